@@ -1,0 +1,73 @@
+"""storage: a small, fast, self-healing store of files, erasure-coded over volumes, with all versions kept.
+
+>>> from storage import FileStorage
+>>> with FileStorage.open("my-store") as store:                        # doctest: +SKIP
+...     version = store.push(b"hello", filename="a.txt", user_id="me")
+...     store.get(version.file_id, user_id="me")
+b'hello'
+"""
+
+from storage.diffs import ManifestDiff, Patch
+from storage.engine import FileStorage
+from storage.erasure import ErasureProfile
+from storage.errors import (
+    ConflictError,
+    DataLossError,
+    FileNotFound,
+    FormatError,
+    InsufficientWorkers,
+    InvalidArgument,
+    PermissionDenied,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    StoreLocked,
+    VersionNotFound,
+)
+from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
+from storage.reading import FileReader
+from storage.reports import (
+    CollectReport,
+    Damage,
+    Progress,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+    VolumeStats,
+)
+from storage.upload import Upload
+from storage.versions import Version
+
+__all__ = [
+    "CHUNK_SIZE_DEFAULT",
+    "CHUNK_SIZE_MAX",
+    "CHUNK_SIZE_MIN",
+    "CollectReport",
+    "ConflictError",
+    "Damage",
+    "DataLossError",
+    "ErasureProfile",
+    "FileNotFound",
+    "FileReader",
+    "FileStorage",
+    "FormatError",
+    "InsufficientWorkers",
+    "InvalidArgument",
+    "ManifestDiff",
+    "Patch",
+    "PermissionDenied",
+    "Progress",
+    "RebuildReport",
+    "RepairReport",
+    "ScrubReport",
+    "StorageError",
+    "StoreClosed",
+    "StoreFull",
+    "StoreLocked",
+    "StoreStats",
+    "Upload",
+    "Version",
+    "VersionNotFound",
+    "VolumeStats",
+]

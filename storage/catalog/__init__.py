@@ -1,0 +1,15 @@
+"""The catalog: the small mutable state of a store, behind one port."""
+
+from storage.catalog.lmdb_catalog import LmdbCatalog
+from storage.catalog.port import Catalog, CatalogTransaction, Counters, FileEntry, StoreSettings, name_key, user_key
+
+__all__ = [
+    "Catalog",
+    "CatalogTransaction",
+    "Counters",
+    "FileEntry",
+    "LmdbCatalog",
+    "StoreSettings",
+    "name_key",
+    "user_key",
+]

@@ -1,0 +1,229 @@
+"""The catalog in LMDB, for one machine."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from storage.catalog.port import USER_KEY_BYTES, CatalogTransaction, Counters, FileEntry, Holding, StoreSettings
+from storage.errors import FormatError
+from storage.keys import STRIPE_KEY_BYTES, StripeKey
+from storage.lmdb_env import Database, Environment, Transaction
+from storage.versions import FILE_ID_BYTES
+
+T = TypeVar("T")
+
+_TABLES = ("meta", "files", "names", "versions", "nodes", "holdings", "tombstones")
+_SETTINGS = b"settings"
+_COUNTERS = b"counters"
+_LEASE = struct.Struct("<q")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_entry = msgspec.msgpack.Decoder(FileEntry).decode
+_decode_counters = msgspec.msgpack.Decoder(Counters).decode
+
+
+class _Transaction:
+    """A :class:`CatalogTransaction` over an LMDB write transaction."""
+
+    __slots__ = ("_databases", "_txn")
+
+    def __init__(self, txn: Transaction, databases: dict[str, Database]) -> None:
+        self._txn = txn
+        self._databases = databases
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        raw = self._txn.get(file_id, db=self._databases["files"])
+        return None if raw is None else _decode_entry(raw)
+
+    def find(self, key: bytes) -> bytes | None:
+        return self._txn.get(key, db=self._databases["names"])
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        return self._txn.get(file_id + version_id, db=self._databases["versions"])
+
+    def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
+        self._txn.put(file_id + version_id, raw, db=self._databases["versions"])
+
+    def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
+        self._txn.put(file_id, _encode(entry), db=self._databases["files"])
+        self._txn.put(key, file_id, db=self._databases["names"])
+
+    def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
+        self.forget_file(file_id)
+        self._txn.delete(key, db=self._databases["names"])
+        self.bury(file_id, tombstone)
+
+    def bury(self, file_id: bytes, tombstone: bytes) -> None:
+        self._txn.put(file_id, tombstone, db=self._databases["tombstones"])
+
+    def forget_file(self, file_id: bytes) -> None:
+        self._txn.delete(file_id, db=self._databases["files"])
+
+    def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
+        for node_id, raw in nodes:
+            self._txn.put(node_id, raw, db=self._databases["nodes"])
+
+    def hold(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
+        database = self._databases["holdings"]
+        lease = _LEASE.pack(lease_ms)
+        for stripe in stripes:
+            key = stripe + user
+            if not self._txn.put(key, lease, db=database, overwrite=False):
+                known = self._txn.get(key, db=database)
+                if known is not None and _LEASE.unpack(known)[0] < lease_ms:
+                    self._txn.put(key, lease, db=database)
+
+    def counters(self) -> Counters:
+        raw = self._txn.get(_COUNTERS, db=self._databases["meta"])
+        return Counters() if raw is None else _decode_counters(raw)
+
+    def set_counters(self, counters: Counters) -> None:
+        self._txn.put(_COUNTERS, _encode(counters), db=self._databases["meta"])
+
+
+class LmdbCatalog:
+    """A :class:`~storage.catalog.port.Catalog` in one LMDB environment.
+
+    Raises:
+        FormatError: the database is damaged (run rebuild) or of a newer format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._environment = Environment(path, _TABLES)
+
+    def settings(self) -> StoreSettings | None:
+        raw = self._environment.get("meta", _SETTINGS)
+        if raw is None:
+            return None
+        try:
+            settings = msgspec.json.decode(raw, type=StoreSettings)
+        except msgspec.DecodeError as error:
+            raise FormatError(
+                f"the catalog's settings are damaged ({error}); move the catalog away and rebuild"
+            ) from error
+        if settings.format > 1:
+            raise FormatError(f"the catalog has format {settings.format}; this version reads format 1: upgrade")
+        return settings
+
+    def save_settings(self, settings: StoreSettings) -> None:
+        raw = msgspec.json.encode(settings)
+        meta = self._environment.databases["meta"]
+        self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=meta))
+
+    def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
+        databases = self._environment.databases
+        return self._environment.write(lambda txn: work(_Transaction(txn, databases)))
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        raw = self._environment.get("files", file_id)
+        return None if raw is None else _decode_entry(raw)
+
+    def find(self, key: bytes) -> bytes | None:
+        return self._environment.get("names", key)
+
+    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[bytes]:
+        base = user + prefix[:440]
+        start = base if after is None else max(base, after + b"\0")
+        database = self._environment.databases["names"]
+
+        def work(txn: Transaction) -> list[bytes]:
+            cursor = txn.cursor(database)
+            found: list[bytes] = []
+            if limit > 0 and cursor.set_range(start):
+                for key, value in cursor:
+                    if not key.startswith(base):
+                        break
+                    found.append(value)
+                    if len(found) == limit:
+                        break
+            return found
+
+        return self._environment.read(work)
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        return self._environment.get("versions", file_id + version_id)
+
+    def node(self, node_id: bytes) -> bytes | None:
+        return self._environment.get("nodes", node_id)
+
+    def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
+        database = self._environment.databases["holdings"]
+        return self._environment.read(
+            lambda txn: [txn.get(stripe + user, db=database) is not None for stripe in stripes]
+        )
+
+    def counters(self) -> Counters:
+        raw = self._environment.get("meta", _COUNTERS)
+        return Counters() if raw is None else _decode_counters(raw)
+
+    def files(self) -> Iterator[tuple[bytes, FileEntry]]:
+        for page in self._environment.pages("files", b""):
+            for key, value in page:
+                yield key, _decode_entry(value)
+
+    def versions(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
+        # Few a page: a version of a large file is 32 KiB.
+        for page in self._environment.pages("versions", start, size=64):
+            for key, value in page:
+                yield key[:FILE_ID_BYTES], key[FILE_ID_BYTES:], value
+
+    def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
+        for page in self._environment.pages("nodes", start, stop, size=64):
+            for key, _ in page:
+                yield key
+
+    def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
+        for page in self._environment.pages("tombstones", b""):
+            yield from page
+
+    def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
+        for page in self._environment.pages("holdings", start, stop):
+            for key, value in page:
+                yield _holding(key, value)
+
+    def claims(self) -> int:
+        return self._environment.entries("holdings")
+
+    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
+        self._drop("versions", [file_id + version_id for file_id, version_id in keys])
+
+    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
+        self._drop("nodes", list(node_ids))
+
+    def _drop(self, table: str, keys: list[bytes]) -> None:
+        if not keys:
+            return
+        database = self._environment.databases[table]
+
+        def work(txn: Transaction) -> None:
+            for key in keys:
+                txn.delete(key, db=database)
+
+        self._environment.write(work)
+
+    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
+        doomed = list(holdings)
+        if not doomed:
+            return
+        database = self._environment.databases["holdings"]
+
+        def work(txn: Transaction) -> None:
+            for holding in doomed:
+                key = holding.stripe + holding.user
+                value = txn.get(key, db=database)
+                if value is not None and _LEASE.unpack(value)[0] == holding.lease_ms:
+                    txn.delete(key, db=database)
+
+        self._environment.write(work)
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def _holding(key: bytes, value: bytes) -> Holding:
+    return Holding(StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:], _LEASE.unpack(value)[0])

@@ -1,0 +1,173 @@
+"""The catalog's port: heads, names, who holds what; versions and nodes for fast reading.
+
+Everything in it but heads and leases can be made again from the volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from storage.keys import StripeKey
+
+T = TypeVar("T")
+
+USER_KEY_BYTES = 16
+_NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
+
+
+class StoreSettings(msgspec.Struct, frozen=True):
+    """What a store was created with. ``incomplete`` are volume slots that wait for repair."""
+
+    store_id: str
+    k: int
+    n: int
+    chunk_size: int
+    volumes: list[str]
+    incomplete: list[int] = []
+    format: int = 1
+
+
+class FileEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A file: its owner, name, head version and that version's size in bytes."""
+
+    user_id: str
+    filename: str
+    head: bytes
+    size: int
+
+
+class Counters(msgspec.Struct, frozen=True, array_like=True):
+    """Totals kept in step with every commit; ``sequence`` is the last one given to a version."""
+
+    files: int = 0
+    versions: int = 0
+    logical_bytes: int = 0
+    sequence: int = 0
+
+
+class Holding(NamedTuple):
+    """A user's claim on a stripe; it lapses at ``lease_ms`` unless a live version of theirs reaches it."""
+
+    stripe: StripeKey
+    user: bytes
+    lease_ms: int
+
+
+def user_key(user_id: bytes) -> bytes:
+    """Fixed-length stand-in for a user id in keys."""
+    return blake3(user_id).digest(USER_KEY_BYTES)
+
+
+def name_key(user: bytes, filename: bytes) -> bytes:
+    """Key of a name; sorts by user, then by name (by its first 440 bytes for longer ones)."""
+    if len(filename) <= _NAME_PLAIN_MAX:
+        return user + filename
+    return user + filename[:_NAME_PLAIN_MAX] + blake3(filename).digest()
+
+
+class CatalogTransaction(Protocol):
+    """Reads and changes that take effect together or not at all."""
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        """A live file."""
+
+    def find(self, key: bytes) -> bytes | None:
+        """File id under a :func:`name_key`."""
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        """Bytes of a version object."""
+
+    def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
+        """Keep a version object."""
+
+    def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
+        """Create a file or move its head; ``key`` is its :func:`name_key`."""
+
+    def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
+        """Remove a file and its name, keeping the tombstone. Its versions stay until collected."""
+
+    def bury(self, file_id: bytes, tombstone: bytes) -> None:
+        """Keep a tombstone."""
+
+    def forget_file(self, file_id: bytes) -> None:
+        """Remove a file's entry; its name and versions stay."""
+
+    def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep manifest nodes (id, bytes)."""
+
+    def hold(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
+        """Record that a user has these stripes, at least until ``lease_ms``."""
+
+    def counters(self) -> Counters:
+        """Current totals."""
+
+    def set_counters(self, counters: Counters) -> None:
+        """Replace the totals."""
+
+
+class Catalog(Protocol):
+    """Thread-safe. ``transact`` serialises writers; readers see the last commit."""
+
+    def settings(self) -> StoreSettings | None:
+        """Settings, None in a catalog that was never set up."""
+
+    def save_settings(self, settings: StoreSettings) -> None:
+        """Durably replace the settings."""
+
+    def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
+        """Run ``work``, then commit durably. ``work`` may be run more than once; if it raises, nothing is kept."""
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        """A live file."""
+
+    def find(self, key: bytes) -> bytes | None:
+        """File id under a :func:`name_key`."""
+
+    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[bytes]:
+        """File ids in name order: those whose name starts with ``prefix``, after name ``after``."""
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        """Bytes of a version object."""
+
+    def node(self, node_id: bytes) -> bytes | None:
+        """Bytes of a manifest node."""
+
+    def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
+        """Which of these stripes the user has a claim on."""
+
+    def counters(self) -> Counters:
+        """Current totals."""
+
+    def files(self) -> Iterator[tuple[bytes, FileEntry]]:
+        """All live files."""
+
+    def versions(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
+        """All version objects kept: (file id, version id, bytes), by file id, from ``start``."""
+
+    def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
+        """Ids of nodes kept, from ``start`` to before ``stop``."""
+
+    def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
+        """All tombstones: (file id, bytes)."""
+
+    def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
+        """All claims, ordered by stripe key."""
+
+    def claims(self) -> int:
+        """Number of claims; about the number of chunks."""
+
+    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
+        """Forget version objects of deleted files: (file id, version id)."""
+
+    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
+        """Forget nodes."""
+
+    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
+        """Forget claims, unless they were renewed meanwhile."""
+
+    def close(self) -> None:
+        """Let go of the database."""

@@ -1,0 +1,96 @@
+"""Sources: anything a user may push, fed into an upload with as few copies as its kind allows."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+from storage.errors import InvalidArgument
+from storage.limits import BytesLike
+
+Source = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
+"""Bytes, a path, a binary file object, or an iterable of bytes."""
+
+_READ_BYTES = 1 << 20
+
+
+class Sink(Protocol):
+    """What takes the bytes: an upload."""
+
+    def write(self, data: BytesLike, *, stable: bool = False) -> None:
+        """Append bytes."""
+
+    def write_file(self, fd: int, size: int) -> None:
+        """Append a regular file's first ``size`` bytes."""
+
+    def free_space(self) -> memoryview:
+        """Where to read the next bytes into."""
+
+    def filled(self, count: int) -> None:
+        """How many were read into it."""
+
+
+def source_size(source: Source) -> int:
+    """Bytes the source will give, 0 if that is not known beforehand."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source).nbytes
+    if isinstance(source, str | os.PathLike):
+        status = Path(source).stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
+def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
+    """Put all of ``source`` into ``sink``.
+
+    Args:
+        source: what to read.
+        sink: where to.
+        in_order: bytes must pass one after another (they are hashed as a whole on the way).
+
+    Raises:
+        InvalidArgument: not a source.
+        OSError: the source cannot be read.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        sink.write(source, stable=True)
+    elif isinstance(source, str | os.PathLike):
+        _feed_path(Path(source), sink, in_order=in_order)
+    elif hasattr(source, "readinto"):
+        _feed_readinto(cast(BinaryIO, source), sink)
+    elif hasattr(source, "read"):
+        _feed_read(cast(BinaryIO, source), sink)
+    elif isinstance(source, Iterable):
+        for piece in source:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise InvalidArgument(f"the iterable gave {type(piece).__name__}, not bytes")
+            sink.write(piece)
+    else:
+        raise InvalidArgument(f"cannot push a {type(source).__name__}; give bytes, a path, a file or an iterable")
+
+
+def _feed_path(path: Path, sink: Sink, *, in_order: bool) -> None:
+    with path.open("rb", buffering=0) as stream:
+        status = os.fstat(stream.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_size > _READ_BYTES and not in_order:
+            sink.write_file(stream.fileno(), status.st_size)
+        else:
+            _feed_readinto(cast(BinaryIO, stream), sink)
+
+
+def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:
+    while True:
+        count = stream.readinto(sink.free_space())  # type: ignore[attr-defined]
+        if not count:
+            return
+        sink.filled(count)
+
+
+def _feed_read(stream: BinaryIO, sink: Sink) -> None:
+    while piece := stream.read(_READ_BYTES):
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise InvalidArgument("the file is open in text mode; open it with mode 'rb'")
+        sink.write(piece)

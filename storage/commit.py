@@ -1,0 +1,348 @@
+"""Group commit: many versions made durable by one flush of the volumes and one catalog transaction.
+
+Order on disk: shards and version objects on all volumes, then the catalog. A version is visible
+exactly when its catalog transaction has committed; a crash before leaves only unreachable shards.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
+from storage.errors import ConflictError, FileNotFound, PermissionDenied
+from storage.keys import Kind, StripeKey
+from storage.manifest import RootNode, object_id
+from storage.pins import Pins
+from storage.shards import Shard
+from storage.stripes import StripeStore, metadata_stripe
+from storage.versions import (
+    FILE_ID_BYTES,
+    RECORD_FORMAT,
+    StoredVersion,
+    Tombstone,
+    VersionRecord,
+    encode_tombstone,
+    read_version,
+    root_id,
+    seal,
+)
+
+_BATCH_MAX = 256
+_ID_RANDOM_BYTES = FILE_ID_BYTES - 6
+
+
+@dataclass(slots=True, eq=False)
+class PendingVersion:
+    """A version whose chunks are written (or ride along in ``shards``) and that waits for its commit.
+
+    Attributes:
+        user_id: the owner.
+        user: key of the owner.
+        filename: the file's name.
+        name: key of the name.
+        root: manifest root.
+        nodes: manifest nodes the catalog has not got yet, (id, bytes).
+        stripes: chunk stripes the user gets a claim on.
+        shards: shards not yet appended, by volume slot.
+        file_id: the file to revise; None finds it by name, or makes a new one.
+        base: version the head must be; None takes whatever the head is.
+        time_ms: author's clock.
+        sha256: digest given by the author.
+        note: free text.
+    """
+
+    user_id: str
+    user: bytes
+    filename: str
+    name: bytes
+    root: RootNode
+    nodes: list[tuple[bytes, bytes]]
+    stripes: list[StripeKey]
+    shards: dict[int, list[Shard]]
+    file_id: bytes | None
+    base: bytes | None
+    time_ms: int
+    sha256: bytes | None
+    note: str
+    _wake: threading.Lock = field(default_factory=threading.Lock)
+    _outcome: StoredVersion | BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self._wake.acquire()
+
+    def settle(self, outcome: StoredVersion | BaseException) -> None:
+        """Set what :meth:`result` gives."""
+        self._outcome = outcome
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is an outcome."""
+        return self._outcome is not None
+
+    def wait(self) -> None:
+        """Sleep until woken."""
+        self._wake.acquire()
+
+    def wake(self) -> None:
+        """Wake the waiting thread."""
+        self._wake.release()
+
+    def result(self) -> StoredVersion:
+        """The committed version, or the error that kept it from being committed."""
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+
+class GroupCommit:
+    """Commits pending versions in batches. The first thread to come leads; the rest wait.
+
+    Args:
+        catalog: where heads live.
+        stripes: where objects go.
+        pins: keeps a collect off version objects that it has not seen in the catalog.
+        metadata_copies: copies kept of each version object.
+    """
+
+    def __init__(self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int) -> None:
+        self._catalog = catalog
+        self._stripes = stripes
+        self._pins = pins
+        self._copies = metadata_copies
+        self._mutex = threading.Lock()
+        self._queue: list[PendingVersion] = []
+        self._leading = False
+
+    def commit(self, pending: PendingVersion) -> StoredVersion:
+        """Make a version durable and visible.
+
+        Returns:
+            the new head; the present head, unchanged, if its content is the same.
+
+        Raises:
+            ConflictError: the head is not ``base``.
+            FileNotFound, PermissionDenied: about ``file_id``.
+            StoreFull, InsufficientWorkers: it could not be stored.
+        """
+        with self._mutex:
+            self._queue.append(pending)
+            lead, self._leading = not self._leading, True
+        if not lead:
+            pending.wait()
+            if pending.settled:
+                return pending.result()
+        self._lead(pending)
+        return pending.result()
+
+    def _lead(self, leader: PendingVersion) -> None:
+        with self._mutex:
+            batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
+        try:
+            self._commit_batch(batch)
+        except BaseException as error:
+            for pending in batch:
+                if not pending.settled:
+                    pending.settle(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._mutex:
+                successor = self._queue[0] if self._queue else None
+                self._leading = successor is not None
+            for pending in batch:
+                if pending is not leader:
+                    pending.wake()
+            if successor is not None:
+                successor.wake()
+
+    def _commit_batch(self, batch: list[PendingVersion]) -> None:
+        pinned: list[StripeKey] = []
+        try:
+            outcomes = self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+        finally:
+            self._pins.unpin(pinned)
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.settle(outcome)
+
+    def _apply_all(
+        self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
+    ) -> list[StoredVersion | BaseException]:
+        state = _BatchState(txn.counters(), pinned)
+        outcomes: list[StoredVersion | BaseException] = []
+        for pending in batch:
+            try:
+                outcomes.append(self._apply(txn, pending, state))
+            except (ConflictError, FileNotFound, PermissionDenied) as error:
+                outcomes.append(error)
+        if state.shards:
+            volumes = self._stripes.volumes
+            volumes.append(state.shards)
+            volumes.sync()
+            for profile in {pending.root.profile for pending in batch}:
+                volumes.require_writable(profile)
+        txn.set_counters(state.counters())
+        return outcomes
+
+    def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
+        """Check one pending version against the heads and enter it; raises before it changes anything."""
+        file_id = pending.file_id or txn.find(pending.name)
+        entry = txn.file(file_id) if file_id is not None else None
+        if pending.file_id is not None:
+            entry = _revisable(entry, pending)
+        identifier, root_raw = root_id(pending.root)
+        if entry is not None and file_id is not None:
+            head = self._head(txn, file_id, entry)
+            if head.record.root_id == identifier:
+                return head
+        else:
+            file_id = _new_file_id()
+        stored = self._seal(pending, file_id, entry, identifier, root_raw, state.next_sequence())
+        self._enter(txn, pending, stored)
+        state.add(stored, entry)
+        state.add_shards(pending.shards)
+        stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
+        self._pins.pin(stripe)
+        state.pinned.append(stripe)
+        state.add_shards(self._stripes.by_volume(stripe, self._stripes.shards_of(stripe, stored.raw, len(stored.raw))))
+        return stored
+
+    @staticmethod
+    def _head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> StoredVersion:
+        raw = txn.version(file_id, entry.head)
+        assert raw is not None, "a head's version is in the catalog"
+        return read_version(raw, entry.head)
+
+    @staticmethod
+    def _seal(
+        pending: PendingVersion,
+        file_id: bytes,
+        entry: FileEntry | None,
+        identifier: bytes,
+        root_raw: bytes,
+        sequence: int,
+    ) -> StoredVersion:
+        record = VersionRecord(
+            RECORD_FORMAT,
+            file_id,
+            entry.head if entry is not None else None,
+            identifier,
+            pending.root.size,
+            pending.user_id,
+            pending.filename,
+            pending.time_ms,
+            sequence,
+            pending.sha256,
+            pending.note,
+        )
+        return seal(record, pending.root, root_raw)
+
+    @staticmethod
+    def _enter(txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion) -> None:
+        file_id = stored.record.file_id
+        txn.put_version(file_id, stored.version_id, stored.raw)
+        txn.put_nodes(pending.nodes)
+        txn.hold(pending.user, pending.stripes, 0)
+        entry = FileEntry(pending.user_id, pending.filename, stored.version_id, stored.record.size)
+        txn.set_file(file_id, entry, pending.name)
+
+    def delete(
+        self, file_id: bytes, check: Callable[[FileEntry | None], FileEntry], name: Callable[[str], bytes]
+    ) -> None:
+        """End a file's chain, durably.
+
+        Args:
+            file_id: the file.
+            check: returns the entry if the caller may delete it, raises otherwise.
+            name: makes the key of a filename.
+        """
+        pinned: list[StripeKey] = []
+
+        def work(txn: CatalogTransaction) -> None:
+            entry = check(txn.file(file_id))
+            counters = txn.counters()
+            raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, _later_than(counters.sequence)))
+            stripe = metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
+            self._pins.pin(stripe)
+            pinned.append(stripe)
+            put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
+            self._stripes.volumes.sync()
+            txn.delete_file(file_id, name(entry.filename), raw)
+            txn.set_counters(
+                Counters(
+                    counters.files - 1,
+                    counters.versions,
+                    counters.logical_bytes - entry.size,
+                    _later_than(counters.sequence),
+                )
+            )
+
+        try:
+            self._catalog.transact(work)
+        finally:
+            self._pins.unpin(pinned)
+
+
+class _BatchState:
+    """What a batch adds up to."""
+
+    def __init__(self, before: Counters, pinned: list[StripeKey]) -> None:
+        self.pinned = pinned
+        self._files = before.files
+        self._versions = before.versions
+        self._logical_bytes = before.logical_bytes
+        self._sequence = before.sequence
+        self.shards: dict[int, list[Shard]] = {}
+
+    def next_sequence(self) -> int:
+        self._sequence = _later_than(self._sequence)
+        return self._sequence
+
+    def add(self, stored: StoredVersion, replaced: FileEntry | None) -> None:
+        self._versions += 1
+        self._files += replaced is None
+        self._logical_bytes += stored.record.size - (replaced.size if replaced is not None else 0)
+
+    def add_shards(self, shards: dict[int, list[Shard]]) -> None:
+        for slot, batch in shards.items():
+            self.shards.setdefault(slot, []).extend(batch)
+
+    def counters(self) -> Counters:
+        return Counters(self._files, self._versions, self._logical_bytes, self._sequence)
+
+
+def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int, *, urgent: bool = False) -> StripeKey:
+    """Append a metadata object to its volumes; not yet durable. Returns its stripe key."""
+    stripe = metadata_stripe(kind, object_id(raw), copies)
+    batches = stripes.by_volume(stripe, stripes.shards_of(stripe, raw, len(raw)))
+    stripes.volumes.append(batches, urgent=urgent)
+    return stripe
+
+
+def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
+    if entry is None:
+        raise FileNotFound("the file was deleted meanwhile")
+    if entry.user_id != pending.user_id:
+        raise PermissionDenied("the file belongs to another user")
+    if pending.base is not None and entry.head != pending.base:
+        raise ConflictError(
+            f"head is {entry.head.hex()}, the change was made against {pending.base.hex()}; "
+            "synchronize, make the change again and retry",
+            head=entry.head.hex(),
+            base=pending.base.hex(),
+        )
+    return entry
+
+
+def _later_than(sequence: int) -> int:
+    """The store's clock in microseconds, or the next number where the clock did not advance."""
+    return max(sequence + 1, time.time_ns() // 1000)
+
+
+def _new_file_id() -> bytes:
+    """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + secrets.token_bytes(_ID_RANDOM_BYTES)

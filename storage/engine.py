@@ -1,0 +1,644 @@
+"""FileStorage: the embeddable store. Files in, verified bytes out, whatever k volumes are left."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from storage import revising
+from storage.catalog import FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
+from storage.chunking import Source, feed, source_size
+from storage.commit import GroupCommit
+from storage.diffs import ManifestDiff
+from storage.erasure import ErasureProfile, accelerator_name
+from storage.errors import (
+    ConflictError,
+    FileNotFound,
+    FormatError,
+    InvalidArgument,
+    PermissionDenied,
+    StoreClosed,
+    VersionNotFound,
+)
+from storage.limits import (
+    MIB,
+    check_chunk_size,
+    check_filename,
+    check_note,
+    check_sha256,
+    check_time_ms,
+    check_user_id,
+)
+from storage.live import node_loader
+from storage.locking import StoreLock
+from storage.maintenance.collect import collect
+from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.heal import Healer
+from storage.maintenance.rebuild import rebuild
+from storage.maintenance.repair import repair
+from storage.maintenance.scrub import scrub
+from storage.manifest import Manifest
+from storage.pins import Pins
+from storage.reading import FileReader
+from storage.reports import (
+    CollectReport,
+    Progress,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+    VolumeStats,
+)
+from storage.settings import load_or_create_settings, with_incomplete
+from storage.stripes import StripeStore
+from storage.upload import PushContext, PushTarget, Upload, chunk_stripe, held_length
+from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.volumes import VolumeOptions, VolumeSet
+
+_SYNC_DATA_BYTES_MAX = 64 * MIB
+_COLLECT_GRACE_S = 86400.0
+
+
+class FileStorage:
+    """A store of files in one directory, erasure-coded over its volumes.
+
+    Thread-safe: all methods may be called from any number of threads at once. One process at a time
+    owns a store directory. When a push or revise returns, its version survives power loss; when it
+    raises, nothing of it is visible. Readers see a version as it was when they opened it.
+
+    Use :meth:`open`; close it, or use it as a context manager.
+
+    Attributes:
+        path: the store directory.
+        profile: erasure profile of new files.
+        chunk_size: bytes of the chunks of new files.
+        needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
+    """
+
+    def __init__(
+        self, path: Path, settings: StoreSettings, catalog: LmdbCatalog, volumes: VolumeSet, lock: StoreLock,
+        *, needs_rebuild: bool,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.profile = ErasureProfile(settings.k, settings.n)
+        self.chunk_size = settings.chunk_size
+        self.needs_rebuild = needs_rebuild
+        self._settings = settings
+        self._catalog = catalog
+        self._volumes = volumes
+        self._lock = lock
+        self._stripes = StripeStore(volumes)
+        self._healer = Healer(self._stripes)
+        self._stripes.on_damage = self._healer.request
+        self._pins = Pins()
+        self._load_node = node_loader(catalog, self._stripes, settings.n)
+        threads = max(2, os.cpu_count() or 1)
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="read-chunks")
+        self._context = PushContext(
+            catalog=catalog,
+            stripes=self._stripes,
+            pins=self._pins,
+            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n),
+            workers=ThreadPoolExecutor(threads, thread_name_prefix="store-chunks"),
+            flusher=ThreadPoolExecutor(1, thread_name_prefix="flush"),
+            metadata_copies=settings.n,
+        )
+        self._maintenance = MaintenanceContext(
+            catalog=catalog,
+            stripes=self._stripes,
+            pins=self._pins,
+            load_node=self._load_node,
+            metadata_copies=settings.n,
+            scratch=path / "scratch",
+        )
+        self._closing = threading.Lock()
+        self._closed = False
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        volumes: Sequence[str | os.PathLike[str]] | None = None,
+        chunk_size: int | None = None,
+        create: bool = True,
+        volume_options: VolumeOptions | None = None,
+    ) -> FileStorage:
+        """Open the store at ``path``, creating it if there is none.
+
+        Args:
+            path: the store directory.
+            profile: default (k, n) of a new store: 4-of-6. An existing store keeps its own.
+            volumes: directories of the volumes, in slot order, ideally one per disk; default
+                ``path/volumes/0`` … ``n-1``. For an existing store: where they are now.
+            chunk_size: default chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
+            create: make a new store if there is none.
+            volume_options: how volumes do their disk access; for tests and tuning.
+
+        Raises:
+            StoreLocked: another process has it open.
+            FormatError: not a store, of a newer format, or a volume belongs elsewhere.
+            InvalidArgument: no store there and ``create`` is False, or bad arguments.
+        """
+        root = Path(path)
+        if not create and not root.is_dir():
+            raise InvalidArgument(f"there is no store at {root}")
+        root.mkdir(parents=True, exist_ok=True)
+        lock = StoreLock(root)
+        catalog: LmdbCatalog | None = None
+        try:
+            catalog = LmdbCatalog(root / "catalog")
+            found = load_or_create_settings(
+                root,
+                catalog,
+                profile=profile,
+                volumes=None if volumes is None else [Path(volume) for volume in volumes],
+                chunk_size=None if chunk_size is None else check_chunk_size(chunk_size),
+                create=create,
+            )
+            volume_set = VolumeSet(found.settings, volume_options or VolumeOptions())
+            volume_set.open_all(expect_data=not found.created and not found.needs_rebuild)
+            store = cls(root, found.settings, catalog, volume_set, lock, needs_rebuild=found.needs_rebuild)
+        except BaseException:
+            if catalog is not None:
+                catalog.close()
+            lock.release()
+            raise
+        if not found.needs_rebuild:
+            store._save_incomplete()
+        return store
+
+    def close(self) -> None:
+        """Finish what is under way, bring the indexes to disk and let go of the directory."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._healer.close()
+        self._context.workers.shutdown()
+        self._context.flusher.shutdown()
+        self._readers.shutdown()
+        if not self.needs_rebuild:
+            self._save_incomplete()
+        self._volumes.close()
+        self._catalog.close()
+        self._lock.release()
+
+    def __enter__(self) -> FileStorage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def volume_paths(self) -> list[Path]:
+        """Directories of the volumes, by slot."""
+        return list(self._volumes.paths)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def push(
+        self,
+        source: Source,
+        *,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Store content under (user, filename); an existing name gets a new version, equal content none.
+
+        Args:
+            source: bytes, a path, a binary file object (read from its position), or an iterable of bytes.
+            filename: 1…1024 bytes of UTF-8.
+            user_id: the owner.
+            profile: erasure profile, default the store's.
+            chunk_size: default the store's.
+            time_ms: author's clock, default now.
+            note: free text kept in the version.
+            sha256: hex SHA-256 of the content, checked before anything becomes visible.
+            progress: called with (bytes stored, bytes in all or 0).
+
+        Raises:
+            InvalidArgument, StoreFull, InsufficientWorkers, and OSError from reading ``source``.
+        """
+        upload = self.upload(
+            filename=filename,
+            user_id=user_id,
+            profile=profile,
+            chunk_size=chunk_size,
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+            size_hint=source_size(source),
+            progress=progress,
+        )
+        try:
+            feed(source, upload, in_order=sha256 is not None)
+            return upload.commit()
+        except BaseException:
+            upload.abort(keep_chunks=False)
+            raise
+
+    def upload(
+        self,
+        *,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        size_hint: int | None = None,
+        progress: Progress | None = None,
+    ) -> Upload:
+        """Begin a push whose bytes come piece by piece; arguments as for :meth:`push`."""
+        self._check_open()
+        self._volumes.check_present()
+        target = self._target(
+            filename,
+            user_id,
+            profile or self.profile,
+            self.chunk_size if chunk_size is None else check_chunk_size(chunk_size),
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+        )
+        self._volumes.require_writable(target.profile)
+        return Upload(self._context, target, progress, size_hint or 0)
+
+    def missing_chunks(
+        self, chunk_ids: Sequence[bytes], *, user_id: str, profile: ErasureProfile | None = None
+    ) -> list[bool]:
+        """Which chunks must be sent in a push: True for those this user has no whole copy of here.
+
+        Chunks that only other users have count as missing.
+        """
+        self._check_open()
+        user = user_key(check_user_id(user_id))
+        chosen = profile or self.profile
+        if any(len(chunk_id) != 32 for chunk_id in chunk_ids):
+            raise InvalidArgument("a chunk id has 32 bytes")
+        return [held_length(self._context, user, chunk_stripe(chunk_id, chosen)) is None for chunk_id in chunk_ids]
+
+    def revise(
+        self,
+        file_id: str,
+        diff: ManifestDiff,
+        *,
+        user_id: str,
+        sha256: str | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+    ) -> Version:
+        """Apply a diff to the head of a file, atomically.
+
+        Args:
+            file_id: the file.
+            diff: from :meth:`diff`, or from outside; checked wholly before anything is kept.
+            user_id: the owner.
+            sha256: hex SHA-256 of the whole resulting content, checked (this reads the whole file).
+            time_ms: author's clock, default now.
+            note: free text kept in the version.
+
+        Raises:
+            ConflictError: the diff's base is not the head.
+            InvalidArgument: the diff is malformed; nothing was kept.
+            FileNotFound, PermissionDenied, VersionNotFound, StoreFull, InsufficientWorkers.
+        """
+        self._check_open()
+        self._volumes.check_present()
+        identifier, entry = self._entry(file_id, user_id)
+        base = self._stored(identifier, entry, diff.base_version_id)
+        if base.version_id != entry.head:
+            raise ConflictError(
+                f"head is {entry.head.hex()}, the change was made against {diff.base_version_id}; "
+                "synchronize, make the change again and retry",
+                head=entry.head.hex(),
+                base=diff.base_version_id,
+            )
+        self._volumes.require_writable(base.root.profile)
+        target = self._target(
+            entry.filename,
+            entry.user_id,
+            base.root.profile,
+            base.root.chunk_size,
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+        )
+        return revising.revise(self._context, target, base, diff, self._load_node)
+
+    def delete(self, file_id: str, *, user_id: str) -> None:
+        """End a file: its name is free at once, its space after the next :meth:`collect`."""
+        self._check_open()
+        self._volumes.check_present()
+        identifier, _ = self._entry(file_id, user_id)
+
+        def check(entry: FileEntry | None) -> FileEntry:
+            return self._permitted(entry, file_id, user_id)
+
+        self._context.commits.delete(identifier, check, partial(_name_of, user_key(check_user_id(user_id))))
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def get(self, file_id: str, *, user_id: str, version_id: str | None = None) -> bytes:
+        """The whole content in memory; for large files use :meth:`open_file`.
+
+        Raises:
+            FileNotFound, VersionNotFound, PermissionDenied.
+            DataLossError: too few intact shards are left.
+        """
+        with self.open_file(file_id, user_id=user_id, version_id=version_id) as reader:
+            return reader.readall()
+
+    def open_file(self, file_id: str, *, user_id: str, version_id: str | None = None) -> FileReader:
+        """A seekable binary stream over a version (default the head), verified as it is read."""
+        self._check_open()
+        self._volumes.check_present()
+        identifier, entry = self._entry(file_id, user_id)
+        stored = self._stored(identifier, entry, version_id)
+        return FileReader(self._stripes, self._readers, stored.public(), Manifest(stored.root, self._load_node))
+
+    def find(self, filename: str, *, user_id: str) -> Version | None:
+        """The head of the file with this name, None if there is none."""
+        self._check_open()
+        user = user_key(check_user_id(user_id))
+        identifier = self._catalog.find(name_key(user, check_filename(filename)))
+        entry = self._catalog.file(identifier) if identifier is not None else None
+        if identifier is None or entry is None:
+            return None
+        return self._stored(identifier, entry, None).public()
+
+    def stat(self, file_id: str, *, user_id: str, version_id: str | None = None) -> Version:
+        """A version's description, default the head's."""
+        self._check_open()
+        identifier, entry = self._entry(file_id, user_id)
+        return self._stored(identifier, entry, version_id).public()
+
+    def chunk_ids(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> list[bytes]:
+        """Ids of chunks start…stop-1 of a version."""
+        self._check_open()
+        identifier, entry = self._entry(file_id, user_id)
+        stored = self._stored(identifier, entry, version_id)
+        if start < 0 or (stop is not None and stop < start):
+            raise InvalidArgument(f"chunk range {start}…{stop} is not a range")
+        return list(Manifest(stored.root, self._load_node).chunk_ids(start, stop))
+
+    def diff(self, file_id: str, source: Source, *, user_id: str, base_version_id: str | None = None) -> ManifestDiff:
+        """What takes a stored version (default the head) to the content of ``source``, for :meth:`revise`.
+
+        The diff holds the changed chunks in memory.
+        """
+        self._check_open()
+        identifier, entry = self._entry(file_id, user_id)
+        return revising.diff_source(self._stored(identifier, entry, base_version_id), self._load_node, source)
+
+    def synchronize(
+        self, file_id: str, *, have_version_id: str, user_id: str, data_bytes_max: int = _SYNC_DATA_BYTES_MAX
+    ) -> ManifestDiff:
+        """What takes a copy at ``have_version_id`` to the head; costs grow with the change.
+
+        Args:
+            file_id: the file.
+            have_version_id: the version the caller has.
+            user_id: the owner.
+            data_bytes_max: patches past this many bytes of data come without it; read those ranges.
+
+        Raises:
+            VersionNotFound: the file never had that version.
+        """
+        self._check_open()
+        identifier, entry = self._entry(file_id, user_id)
+        old = self._stored(identifier, entry, have_version_id)
+        new = self._stored(identifier, entry, None)
+        return revising.diff_versions(self._context, old, new, self._load_node, data_bytes_max)
+
+    def history(
+        self, file_id: str, *, user_id: str, limit: int | None = None, before: str | None = None
+    ) -> list[Version]:
+        """Versions from newest to oldest.
+
+        Args:
+            file_id: the file.
+            user_id: the owner.
+            limit: at most this many.
+            before: continue after this version.
+        """
+        self._check_open()
+        identifier, entry = self._entry(file_id, user_id)
+        current: bytes | None = entry.head
+        if before is not None:
+            current = self._stored(identifier, entry, before).record.parent
+        found: list[Version] = []
+        while current is not None and (limit is None or len(found) < limit):
+            raw = self._catalog.version(identifier, current)
+            if raw is None:
+                break  # a rebuild could not find the older part of the chain
+            stored = read_version(raw, current)
+            found.append(stored.public())
+            current = stored.record.parent
+        return found
+
+    def list_files(
+        self, *, user_id: str, prefix: str = "", after: str | None = None, limit: int | None = None
+    ) -> list[Version]:
+        """Heads of a user's files, ordered by the UTF-8 bytes of their names (the first 440 of them).
+
+        Args:
+            user_id: the owner.
+            prefix: only names that start with this.
+            after: continue after this name.
+            limit: at most this many.
+        """
+        self._check_open()
+        user = user_key(check_user_id(user_id))
+        start = name_key(user, check_filename(after)) if after is not None else None
+        identifiers = self._catalog.names(
+            user, prefix.encode("utf-8", "surrogatepass"), start, (1 << 62) if limit is None else limit
+        )
+        found: list[Version] = []
+        for identifier in identifiers:
+            entry = self._catalog.file(identifier)
+            if entry is not None and entry.filename.startswith(prefix):
+                found.append(self._stored(identifier, entry, None).public())
+        return found
+
+    # -- maintenance -----------------------------------------------------------------------------
+
+    def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
+        """Verify everything stored; rotten shards are quarantined for :meth:`repair` to make anew."""
+        self._check_open()
+        self._volumes.check_present()
+        return scrub(self._maintenance, progress)
+
+    def repair(self, *, progress: Progress | None = None) -> RepairReport:
+        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated."""
+        self._check_open()
+        self._volumes.check_present()
+        report = repair(self._maintenance, progress)
+        self._save_incomplete()
+        return report
+
+    def collect(self, *, progress: Progress | None = None, grace_s: float = _COLLECT_GRACE_S) -> CollectReport:
+        """Free the space of deleted files and of pushes that never committed, beside pushes in flight.
+
+        Args:
+            progress: called with (steps done, steps in all).
+            grace_s: how long chunks of interrupted pushes are kept to be resumed (up to a day).
+        """
+        self._check_open()
+        return collect(self._maintenance, grace_s, progress)
+
+    def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
+        """Make the catalog again from the volumes alone, when it is gone.
+
+        Raises:
+            InvalidArgument: the catalog is there. To make it again anyway, close the store and move its
+                ``catalog`` directory away.
+        """
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+        if not self.needs_rebuild:
+            raise InvalidArgument(
+                f"the catalog of {self.path} is there; to make it again from the volumes, close the store and move "
+                "its 'catalog' directory away first"
+            )
+        report = rebuild(self._catalog, self._stripes, self._settings.n, progress)
+        self._catalog.save_settings(self._settings)
+        self.needs_rebuild = False
+        self._save_incomplete()
+        return report
+
+    def stats(self) -> StoreStats:
+        """The store at a glance; cheap at any size."""
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+        self._volumes.check_present()
+        counters = self._catalog.counters()
+        volumes = [self._volume_stats(slot) for slot in range(len(self._volumes))]
+        absent = sum(volume.state != "ok" for volume in volumes)
+        survivable = self._volumes.layout.losses_survivable(self.profile.k, self.profile.n)
+        return StoreStats(
+            store_id=self._settings.store_id,
+            files=counters.files,
+            versions=counters.versions,
+            logical_bytes=counters.logical_bytes,
+            stored_bytes=sum(volume.bytes_used for volume in volumes),
+            profile=self.profile,
+            accelerator=accelerator_name(self.profile),
+            volumes=volumes,
+            losses_survivable=max(0, survivable - absent),
+            recent_damage=list(self._volumes.recent_damage),
+            needs_rebuild=self.needs_rebuild,
+        )
+
+    def wait_for_healing(self) -> None:
+        """Return when the damage that reads have met so far has been dealt with."""
+        self._healer.drain()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _volume_stats(self, slot: int) -> VolumeStats:
+        volume = self._volumes.volume(slot)
+        path, state = self._volumes.paths[slot], self._volumes.state(slot)
+        if volume is None:
+            return VolumeStats(slot, path, state, 0, 0, 0, 0, 0)
+        usage = volume.usage()
+        return VolumeStats(
+            slot, path, state, usage.segments, usage.bytes_used, usage.bytes_live, usage.bytes_free, usage.shards
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+        if self.needs_rebuild:
+            raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+
+    def _save_incomplete(self) -> None:
+        settings = with_incomplete(self._settings, self._volumes.incomplete)
+        if settings != self._settings:
+            self._catalog.save_settings(settings)
+            self._settings = settings
+
+    def _target(
+        self,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile,
+        chunk_size: int,
+        *,
+        time_ms: int | None,
+        note: str,
+        sha256: str | None,
+    ) -> PushTarget:
+        user = user_key(check_user_id(user_id))
+        check_note(note)
+        return PushTarget(
+            user_id=user_id,
+            user=user,
+            filename=filename,
+            name=name_key(user, check_filename(filename)),
+            profile=profile,
+            chunk_size=chunk_size,
+            time_ms=time.time_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
+            sha256=check_sha256(sha256),
+            note=note,
+        )
+
+    def _entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:
+        check_user_id(user_id)
+        identifier = _parse_hex(file_id, FILE_ID_BYTES)
+        entry = self._catalog.file(identifier) if identifier is not None else None
+        return identifier or b"", self._permitted(entry, file_id, user_id)
+
+    @staticmethod
+    def _permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
+        if entry is None:
+            raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
+        if entry.user_id != user_id:
+            raise PermissionDenied(f"file {file_id} belongs to another user")
+        return entry
+
+    def _stored(self, file_id: bytes, entry: FileEntry, version_id: str | None) -> StoredVersion:
+        identifier = entry.head if version_id is None else _parse_hex(version_id, 32)
+        raw = self._catalog.version(file_id, identifier) if identifier is not None else None
+        if identifier is None or raw is None:
+            raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
+        return read_version(raw, identifier)
+
+
+def _parse_hex(text: str, length: int) -> bytes | None:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return raw if len(raw) == length and len(text) == 2 * length else None
+
+
+def _name_of(user: bytes, filename: str) -> bytes:
+    return name_key(user, filename.encode())

@@ -1,0 +1,87 @@
+"""The one error family of the engine.
+
+Every failure a caller can meet is a :class:`StorageError`; its text says what was wrong and what to
+do about it. Services map the classes to their own status codes.
+"""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Base of all errors raised by ``storage``."""
+
+
+class FileNotFound(StorageError):
+    """No file with this id or name exists (or it has been deleted)."""
+
+
+class VersionNotFound(StorageError):
+    """The file exists, but has no such version in its chain."""
+
+
+class PermissionDenied(StorageError):
+    """The file belongs to another user."""
+
+
+class ConflictError(StorageError):
+    """The head of a file moved on: what was to be applied has another base.
+
+    Attributes:
+        head: version id (hex) that is the head now.
+        base: version id (hex) the refused change was made against, or None.
+    """
+
+    def __init__(self, message: str, *, head: str, base: str | None = None) -> None:
+        super().__init__(message)
+        self.head = head
+        self.base = base
+
+
+class InvalidArgument(StorageError):
+    """An argument or an outside input (a diff, a name, a request) is malformed or out of bounds."""
+
+
+class DataLossError(StorageError):
+    """Fewer intact shards of an object are left than its erasure code needs.
+
+    Attributes:
+        chunk: hex id of the chunk (or metadata object) that cannot be read.
+        found: number of intact shards found.
+        needed: number of shards needed (k).
+        filename: name of the file being read, where known.
+        file_id: id of the file being read, where known.
+    """
+
+    def __init__(
+        self, chunk: str, found: int, needed: int, *, filename: str | None = None, file_id: str | None = None
+    ) -> None:
+        where = f" of file {filename!r} ({file_id})" if filename is not None else ""
+        super().__init__(
+            f"chunk {chunk}{where} is lost: {found} intact shards found, {needed} needed; "
+            "bring back a missing volume and run repair, or delete the file"
+        )
+        self.chunk = chunk
+        self.found = found
+        self.needed = needed
+        self.filename = filename
+        self.file_id = file_id
+
+
+class InsufficientWorkers(StorageError):
+    """Too few volumes (or workers) are available to store data that survives one more loss."""
+
+
+class StoreFull(StorageError):
+    """A disk, quota or file size limit is reached. Nothing of the refused write is visible."""
+
+
+class StoreLocked(StorageError):
+    """Another process has this store directory open."""
+
+
+class FormatError(StorageError):
+    """What is on disk is not what this store or this version of the software wrote there."""
+
+
+class StoreClosed(StorageError):
+    """The store was closed while, or before, it was used."""

@@ -1,0 +1,96 @@
+"""Bounds on everything the engine accepts, in one place, and the checks of names."""
+
+from __future__ import annotations
+
+from storage.errors import InvalidArgument
+
+KIB = 1024
+MIB = 1024 * KIB
+
+CHUNK_SIZE_MIN = 64 * KIB
+CHUNK_SIZE_MAX = 16 * MIB
+CHUNK_SIZE_DEFAULT = 1 * MIB
+
+FILENAME_BYTES_MAX = 1024  # S3's limit for object keys
+USER_ID_BYTES_MAX = 256
+NOTE_BYTES_MAX = 4096
+FILE_SIZE_MAX = 1 << 60  # fits signed 64-bit fields with room to add
+DIFF_PATCHES_MAX = 1 << 20
+SEGMENT_BYTES_MAX = 256 * MIB
+
+BytesLike = bytes | bytearray | memoryview
+
+
+def check_filename(name: str) -> bytes:
+    """Return ``name`` as UTF-8, or raise InvalidArgument saying what is wrong with it.
+
+    Names are opaque keys, compared byte for byte and never normalised; ``.`` and ``..`` as path
+    components are refused because clients write files under these names.
+    """
+    encoded = _utf8(name, "filename")
+    if not encoded:
+        raise InvalidArgument("filename is empty; give the file a name")
+    if len(encoded) > FILENAME_BYTES_MAX:
+        raise InvalidArgument(
+            f"filename has {len(encoded)} bytes of UTF-8, at most {FILENAME_BYTES_MAX} are allowed; shorten it"
+        )
+    if b"\0" in encoded:
+        raise InvalidArgument("filename contains a NUL character; remove it")
+    if b"." in encoded and any(part in (b".", b"..") for part in encoded.split(b"/")):
+        raise InvalidArgument("filename has a '.' or '..' path component; use the plain path without it")
+    return encoded
+
+
+def check_user_id(user_id: str) -> bytes:
+    """Return ``user_id`` as UTF-8 (1 to 256 bytes, no NUL), or raise InvalidArgument."""
+    encoded = _utf8(user_id, "user_id")
+    if not encoded:
+        raise InvalidArgument("user_id is empty; say whose file this is")
+    if len(encoded) > USER_ID_BYTES_MAX:
+        raise InvalidArgument(f"user_id has {len(encoded)} bytes, at most {USER_ID_BYTES_MAX} are allowed")
+    if b"\0" in encoded:
+        raise InvalidArgument("user_id contains a NUL character; remove it")
+    return encoded
+
+
+def check_note(note: str) -> None:
+    """Raise InvalidArgument if the note of a version is too long or not encodable."""
+    size = len(_utf8(note, "note"))
+    if size > NOTE_BYTES_MAX:
+        raise InvalidArgument(f"note has {size} bytes, at most {NOTE_BYTES_MAX} are allowed")
+
+
+def check_chunk_size(chunk_size: int) -> int:
+    """Return ``chunk_size`` (bytes) if it lies in 64 KiB…16 MiB, else raise InvalidArgument."""
+    if not CHUNK_SIZE_MIN <= chunk_size <= CHUNK_SIZE_MAX:
+        raise InvalidArgument(f"chunk size {chunk_size!r} is outside {CHUNK_SIZE_MIN}…{CHUNK_SIZE_MAX} bytes")
+    return chunk_size
+
+
+def check_time_ms(time_ms: int) -> int:
+    """Return an author's clock (ms since the epoch) if it fits a signed 64-bit field."""
+    if not -(1 << 63) <= time_ms < 1 << 63:
+        raise InvalidArgument(f"time {time_ms!r} does not fit a signed 64-bit number of milliseconds")
+    return time_ms
+
+
+def check_sha256(sha256: str | None) -> bytes | None:
+    """Return the 32 bytes of a hex SHA-256, None for None or "", else raise InvalidArgument."""
+    if not sha256:
+        return None
+    try:
+        raw = bytes.fromhex(sha256)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32 or len(sha256) != 64:
+        raise InvalidArgument("sha256 must be 64 hexadecimal digits, the SHA-256 of the whole content")
+    return raw
+
+
+def _utf8(text: str, what: str) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{what} must be text, not {type(text).__name__}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} has characters that UTF-8 cannot encode (lone surrogates)") from None

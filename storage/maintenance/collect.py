@@ -1,0 +1,205 @@
+"""Collect: drop what no version of an existing file reaches, and give the space back.
+
+Mark writes the key of every live object to one of 256 bucket files by its first byte; sweep takes
+one bucket at a time into memory and compares it with the same range of the catalog's claims and of
+each volume's index. Memory is a 256th of the keys, whatever the size of the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.catalog import user_key
+from storage.catalog.port import USER_KEY_BYTES, Holding
+from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
+from storage.live import live_objects, live_versions
+from storage.maintenance.batching import batched
+from storage.maintenance.context import MaintenanceContext
+from storage.reports import CollectReport, Progress
+from storage.shards import LocalVolume
+from storage.stripes import metadata_stripe
+
+log = logging.getLogger(__name__)
+
+_BUCKETS = 256
+_MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
+_REMOVE_BATCH = 512
+_NOBODY = bytes(USER_KEY_BYTES)
+LIVE_RATIO_MAX = 0.6  # rewriting a segment that is 60 % live frees 40 % for 60 % copied
+
+
+def collect(context: MaintenanceContext, grace_s: float, progress: Progress | None = None) -> CollectReport:
+    """Free everything unreachable, beside pushes in flight.
+
+    Args:
+        context: the store.
+        grace_s: leases that end within the next day minus this many seconds count as lapsed; with the
+            default of a day they are honoured in full.
+        progress: called with (steps done, steps in all).
+    """
+    with context.collecting, context.pins.kept_during_collect():
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix="collect-", dir=context.scratch))
+        try:
+            steps = _Steps(progress, context.catalog.counters().versions)
+            _mark(context, directory, steps)
+            tally = _sweep(context, directory, grace_s, steps)
+            _drop_dead_versions(context)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        _compact(context, tally)
+        steps.finish()
+        return CollectReport(len(tally.objects), tally.shards, tally.freed, tally.segments)
+
+
+@dataclass(slots=True)
+class _Tally:
+    objects: _Distinct
+    shards: int = 0
+    freed: int = 0
+    segments: int = 0
+
+
+class _Distinct:
+    """Counts distinct stripe keys that arrive in order within a bucket, without keeping earlier buckets."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._bucket: set[StripeKey] = set()
+
+    def add(self, stripe: StripeKey) -> None:
+        self._bucket.add(stripe)
+
+    def next_bucket(self) -> None:
+        self._count += len(self._bucket)
+        self._bucket = set()
+
+    def __len__(self) -> int:
+        return self._count + len(self._bucket)
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, versions: int) -> None:
+        self._progress = progress
+        self._total = versions + _BUCKETS + 1
+        self._done = 0
+
+    def step(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(min(self._done, self._total), self._total)
+
+    def finish(self) -> None:
+        if self._progress is not None:
+            self._progress(self._total, self._total)
+
+
+def _mark(context: MaintenanceContext, directory: Path, steps: _Steps) -> None:
+    with ExitStack() as stack:
+        files: list[BinaryIO] = [
+            stack.enter_context((directory / f"{bucket:02x}").open("wb", buffering=8192)) for bucket in range(_BUCKETS)
+        ]
+        users: dict[str, bytes] = {}
+        for live in live_objects(context.catalog, context.load_node, context.metadata_copies, steps.step):
+            user = users.get(live.user_id)
+            if user is None:
+                users.clear()  # files come ordered by age, not by owner: keep just the last one
+                user = users[live.user_id] = user_key(live.user_id.encode()) if live.user_id else _NOBODY
+            files[live.stripe[0]].write(live.stripe + user)
+
+
+def _sweep(context: MaintenanceContext, directory: Path, grace_s: float, steps: _Steps) -> _Tally:
+    tally = _Tally(_Distinct())
+    horizon_ms = int((time.time() + max(0.0, 86400.0 - grace_s)) * 1000)
+    for bucket in range(_BUCKETS):
+        marks = _read_marks(directory / f"{bucket:02x}")
+        start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
+        live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
+        live |= _sweep_claims(context, marks, horizon_ms, start, stop)
+        _sweep_nodes(context, live, bucket)
+        for volume in context.stripes.volumes.online():
+            tally.shards += _sweep_volume(context, volume, live, start, stop, tally.objects)
+        tally.objects.next_bucket()
+        steps.step()
+    return tally
+
+
+def _read_marks(path: Path) -> set[bytes]:
+    marks: set[bytes] = set()
+    with path.open("rb") as stream:
+        while block := stream.read(_MARK_BYTES * 4096):
+            marks.update(block[at : at + _MARK_BYTES] for at in range(0, len(block), _MARK_BYTES))
+    return marks
+
+
+def _sweep_claims(
+    context: MaintenanceContext, marks: set[bytes], horizon_ms: int, start: bytes, stop: bytes | None
+) -> set[StripeKey]:
+    """Drop lapsed claims; the stripes of those that stay."""
+    kept: set[StripeKey] = set()
+
+    def lapsed() -> Iterator[Holding]:
+        for holding in context.catalog.holdings(start, stop):
+            if holding.stripe + holding.user in marks or holding.lease_ms > horizon_ms:
+                kept.add(holding.stripe)
+            else:
+                yield holding
+
+    for batch in batched(lapsed(), _REMOVE_BATCH):
+        with context.pins.lock:
+            free = [holding for holding in batch if not context.pins.held(holding.stripe)]
+            kept.update(holding.stripe for holding in batch if context.pins.held(holding.stripe))
+            context.catalog.drop_holdings(free)
+    return kept
+
+
+def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int) -> None:
+    dead = []
+    for node_id in context.catalog.nodes(bytes([bucket]), bytes([bucket + 1]) if bucket < _BUCKETS - 1 else None):
+        stripe = metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
+        if stripe not in live:
+            dead.append((node_id, stripe))
+    with context.pins.lock:
+        context.catalog.drop_nodes(node_id for node_id, stripe in dead if not context.pins.held(stripe))
+
+
+def _sweep_volume(
+    context: MaintenanceContext,
+    volume: LocalVolume,
+    live: set[StripeKey],
+    start: bytes,
+    stop: bytes | None,
+    objects: _Distinct,
+) -> int:
+    dead = (key for key in volume.keys(start, stop) if key[:STRIPE_KEY_BYTES] not in live)
+    removed = 0
+    for batch in batched(dead, _REMOVE_BATCH):
+        with context.pins.lock:
+            free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]
+            removed += volume.remove(free)
+        for key in free:
+            objects.add(StripeKey(key[:STRIPE_KEY_BYTES]))
+    return removed
+
+
+def _drop_dead_versions(context: MaintenanceContext) -> None:
+    dead = (
+        (stored.record.file_id, stored.version_id) for entry, stored in live_versions(context.catalog) if entry is None
+    )
+    for batch in batched(dead, _REMOVE_BATCH):
+        context.catalog.drop_versions(batch)
+
+
+def _compact(context: MaintenanceContext, tally: _Tally) -> None:
+    for volume in context.stripes.volumes.online():
+        segments, freed = volume.compact(LIVE_RATIO_MAX)
+        tally.segments += segments
+        tally.freed += freed

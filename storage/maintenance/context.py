@@ -1,0 +1,25 @@
+"""The parts of a store that maintenance works with."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.catalog import Catalog
+from storage.manifest import LoadNode
+from storage.pins import Pins
+from storage.stripes import StripeStore
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceContext:
+    """A store as scrub, repair and collect see it. ``scratch`` is a directory for their temporary files."""
+
+    catalog: Catalog
+    stripes: StripeStore
+    pins: Pins
+    load_node: LoadNode
+    metadata_copies: int
+    scratch: Path
+    collecting: threading.Lock = field(default_factory=threading.Lock)

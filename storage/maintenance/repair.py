@@ -1,0 +1,95 @@
+"""Repair: make missing and quarantined shards again from the ones that are left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from storage.errors import DataLossError
+from storage.limits import MIB
+from storage.live import LiveObject, live_objects
+from storage.maintenance.context import MaintenanceContext
+from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport
+
+_SYNC_EVERY_BYTES = 64 * MIB
+_IN_FLIGHT_MAX = 6
+_PROGRESS_EVERY = 256
+
+
+def repair(context: MaintenanceContext, progress: Progress | None = None) -> RepairReport:
+    """Bring offline volumes back, then give every live object all its shards again.
+
+    Can be interrupted and started again at any time: what was made stays.
+
+    Args:
+        context: the store.
+        progress: called with (objects examined, objects expected).
+
+    Raises:
+        FormatError: a volume directory holds somebody else's volume.
+        StoreFull: no space for the shards.
+    """
+    volumes = context.stripes.volumes
+    volumes.reattach()
+    total = context.catalog.counters().versions + context.catalog.claims()
+    tally = _Tally()
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="repair") as pool:
+        waiting: deque[tuple[LiveObject, Future[tuple[int, int]]]] = deque()
+        for live in _damaged(context, tally, progress, total):
+            waiting.append((live, pool.submit(context.stripes.heal, live.stripe)))
+            while len(waiting) >= _IN_FLIGHT_MAX:
+                _settle(context, tally, *waiting.popleft())
+        while waiting:
+            _settle(context, tally, *waiting.popleft())
+    volumes.sync()
+    if progress is not None:
+        progress(tally.examined, tally.examined)
+    if not tally.lost_count and len(volumes.online()) == len(volumes):
+        volumes.incomplete.clear()
+    return RepairReport(tally.examined, tally.shards, tally.bytes, tally.lost, tally.lost_count)
+
+
+@dataclass(slots=True)
+class _Tally:
+    examined: int = 0
+    shards: int = 0
+    bytes: int = 0
+    unsynced: int = 0
+    lost: list[Damage] = field(default_factory=list)
+    lost_count: int = 0
+
+
+def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | None, total: int) -> Iterator[LiveObject]:
+    for live in live_objects(context.catalog, context.load_node, context.metadata_copies):
+        tally.examined += 1
+        if progress is not None and tally.examined % _PROGRESS_EVERY == 0:
+            progress(tally.examined, max(total, tally.examined))
+        if context.stripes.absent_slots(live.stripe):
+            yield live
+
+
+def _settle(context: MaintenanceContext, tally: _Tally, live: LiveObject, future: Future[tuple[int, int]]) -> None:
+    try:
+        shards, size = future.result()
+    except DataLossError as error:
+        _note_lost(tally, live, error)
+        return
+    tally.shards += shards
+    tally.bytes += size
+    tally.unsynced += size
+    if tally.unsynced >= _SYNC_EVERY_BYTES:
+        tally.unsynced = 0
+        context.stripes.volumes.sync_each()
+
+
+def _note_lost(tally: _Tally, live: LiveObject, error: DataLossError) -> None:
+    tally.lost_count += 1
+    if len(tally.lost) < DAMAGE_LISTED_MAX:
+        named = DataLossError(
+            error.chunk, error.found, error.needed, filename=live.filename, file_id=live.file_id.hex()
+        )
+        tally.lost.append(Damage(time.time_ns() // 1_000_000, "lost", error.chunk, -1, -1, str(named)))

@@ -1,0 +1,47 @@
+"""Placement: which volume holds which slot of a stripe.
+
+1024 partitions by the first 10 bits of the object id; within a partition the volumes are ordered by
+rendezvous hashing (Thaler and Ravishankar, 1998), so that data and parity, and with them load, spread
+evenly, and so that adding a volume moves only what comes to it.
+"""
+
+from __future__ import annotations
+
+import blake3
+
+PARTITIONS = 1024
+
+
+class Layout:
+    """Immutable table partition → order of volumes; slot i of a stripe lives on the i-th of them.
+
+    With fewer volumes than slots, the order is walked round again: one volume holds several slots.
+    """
+
+    def __init__(self, volume_count: int) -> None:
+        if volume_count < 1:
+            raise ValueError("a layout needs at least one volume")
+        self.volume_count = volume_count
+        self._orders = [self._order(partition) for partition in range(PARTITIONS)]
+        self._placed: dict[int, list[tuple[int, ...]]] = {}
+
+    def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
+        """The volume index of each slot 0…n-1 of the object."""
+        table = self._placed.get(n)
+        if table is None:
+            table = self._placed[n] = [self._cycle(order, n) for order in self._orders]
+        return table[(object_id[0] << 2) | (object_id[1] >> 6)]
+
+    def losses_survivable(self, k: int, n: int) -> int:
+        """How many whole volumes may be lost at once, whichever they are, with k-of-n stripes readable."""
+        per_volume = -(-n // self.volume_count)
+        return (n - k) // per_volume
+
+    def _order(self, partition: int) -> tuple[int, ...]:
+        def score(volume: int) -> bytes:
+            return blake3.blake3(partition.to_bytes(2, "big") + volume.to_bytes(2, "big")).digest()
+
+        return tuple(sorted(range(self.volume_count), key=score, reverse=True))
+
+    def _cycle(self, order: tuple[int, ...], n: int) -> tuple[int, ...]:
+        return tuple(order[slot % self.volume_count] for slot in range(n))

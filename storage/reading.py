@@ -1,0 +1,207 @@
+"""Reading a version: a seekable file whose every byte was verified."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cachetools import LRUCache
+
+from storage.errors import DataLossError
+from storage.keys import StripeKey
+from storage.limits import MIB, BytesLike
+from storage.manifest import FAN_OUT, Manifest, RootNode
+from storage.stripes import StripeStore
+from storage.upload import chunk_stripe
+from storage.versions import Version
+
+_AHEAD_BYTES = 4 * MIB
+_AHEAD_MAX = 4
+_LEAVES_CACHED = 4
+
+
+class FileReader(io.RawIOBase):
+    """A version's content as a seekable binary stream; reads see this version whatever happens to the file.
+
+    Not for use by several threads at once; open one per thread.
+    """
+
+    def __init__(self, stripes: StripeStore, workers: ThreadPoolExecutor, version: Version, manifest: Manifest) -> None:
+        super().__init__()
+        self.version = version
+        self._stripes = stripes
+        self._workers = workers
+        self._manifest = manifest
+        self._root: RootNode = manifest.root
+        self._leaves: LRUCache[int, list[bytes]] = LRUCache(_LEAVES_CACHED)
+        self._position = 0
+        self._cached: tuple[int, memoryview] | None = None
+        self._ahead: dict[int, Future[memoryview]] = {}
+        self._last_index = -2
+        self._depth = max(1, min(_AHEAD_MAX, _AHEAD_BYTES // self._root.chunk_size))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self._root.size
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; past the end is allowed and reads nothing."""
+        self._check_open()
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]
+        """Fill ``buffer`` from the position on; the number of bytes read, 0 at the end.
+
+        A buffer that spans whole chunks is read into directly, several chunks at a time.
+
+        Raises:
+            DataLossError: a chunk is lost; names file and chunk.
+        """
+        self._check_open()
+        target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        done = 0
+        while done < len(target):
+            rest = target[done:]
+            whole = self._whole_chunks(len(rest))
+            done += self._read_whole(rest, whole) if whole >= 2 else self._read_part(rest)
+        return done
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end, in memory."""
+        self._check_open()
+        content = bytearray(max(0, self.size - self._position))
+        self.readinto(content)
+        return bytes(content)
+
+    def iter_chunks(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """Bytes start…stop piece by piece, each piece at most a chunk in a buffer of its own, read ahead."""
+        stop = self.size if stop is None else min(stop, self.size)
+        if start >= stop:
+            return
+        size = self._root.chunk_size
+        first, last = start // size, (stop - 1) // size
+        pending: deque[Future[memoryview]] = deque()
+        upcoming = first
+        for index in range(first, last + 1):
+            while upcoming <= min(last, index + self._depth):
+                pending.append(self._workers.submit(self._load, upcoming, self._stripe(upcoming)))
+                upcoming += 1
+            piece = pending.popleft().result()
+            yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
+
+    def close(self) -> None:
+        """Let go of buffers. Reading afterwards raises ValueError."""
+        self._cached = None
+        self._ahead.clear()
+        super().close()
+
+    # -- whole chunks straight into the caller's buffer --------------------------------------------
+
+    def _whole_chunks(self, room: int) -> int:
+        """How many whole chunks from the position on fit into ``room`` bytes."""
+        size = self._root.chunk_size
+        if self._position % size:
+            return 0
+        if self._position + room >= self.size:
+            return -(-(self.size - self._position) // size)
+        return room // size
+
+    def _read_whole(self, target: memoryview, count: int) -> int:
+        first = self._position // self._root.chunk_size
+        futures: list[Future[None]] = []
+        done = 0
+        for index in range(first, first + count):
+            length = self._root.chunk_length(index)
+            part = target[done : done + length]
+            futures.append(self._workers.submit(self._read_chunk, self._stripe(index), part))
+            done += length
+        for future in futures:
+            future.exception()  # the caller's buffer must not be written to after an error has been raised
+        for future in futures:
+            future.result()
+        self._position += done
+        self._last_index = first + count - 1
+        return done
+
+    # -- one chunk at a time, reading ahead when the reads are sequential --------------------------
+
+    def _read_part(self, target: memoryview) -> int:
+        index, offset = divmod(self._position, self._root.chunk_size)
+        length = self._root.chunk_length(index)
+        if offset == 0 and len(target) >= length and self._root.chunk_count == 1:
+            self._read_chunk(self._stripe(index), target[:length])
+            self._position += length
+            return length
+        chunk = self._chunk(index)
+        count = min(len(target), length - offset)
+        target[:count] = chunk[offset : offset + count]
+        self._position += count
+        return count
+
+    def _chunk(self, index: int) -> memoryview:
+        if self._cached is not None and self._cached[0] == index:
+            return self._cached[1]
+        sequential = index == self._last_index + 1
+        self._last_index = index
+        future = self._ahead.pop(index, None)
+        if not sequential:
+            self._ahead.clear()
+        else:
+            self._read_ahead(index + 1)
+        chunk = future.result() if future is not None else self._load(index, self._stripe(index))
+        self._cached = (index, chunk)
+        return chunk
+
+    def _read_ahead(self, first: int) -> None:
+        for index in range(first, min(first + self._depth, self._root.chunk_count)):
+            if index not in self._ahead:
+                self._ahead[index] = self._workers.submit(self._load, index, self._stripe(index))
+
+    def _load(self, index: int, stripe: StripeKey) -> memoryview:
+        buffer = memoryview(bytearray(self._root.chunk_length(index)))
+        self._read_chunk(stripe, buffer)
+        return buffer
+
+    def _read_chunk(self, stripe: StripeKey, target: memoryview) -> None:
+        try:
+            self._stripes.read_into(stripe, target)
+        except DataLossError as error:
+            raise DataLossError(
+                error.chunk,
+                error.found,
+                error.needed,
+                filename=self.version.filename,
+                file_id=self.version.file_id,
+            ) from error
+
+    def _stripe(self, index: int) -> StripeKey:
+        """Stripe of a chunk, by way of the leaves read last."""
+        leaf, position = divmod(index, FAN_OUT)
+        ids = self._leaves.get(leaf)
+        if ids is None:
+            ids = self._leaves[leaf] = list(self._manifest.chunk_ids(leaf * FAN_OUT, (leaf + 1) * FAN_OUT))
+        return chunk_stripe(ids[position], self._root.profile)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the file is closed")

@@ -1,0 +1,117 @@
+"""What maintenance and statistics tell; all sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.erasure import ErasureProfile
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); bytes for push, get and scrub, objects otherwise; total 0 when unknown."""
+
+DAMAGE_LISTED_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing found wrong.
+
+    Attributes:
+        time_ms: when it was found.
+        kind: ``"rotten"``, ``"missing"``, ``"lost"`` or ``"offline"``.
+        object_id: hex id of the object concerned, "" if it is a whole volume.
+        slot: slot of the shard in its stripe, -1 if unknown or none.
+        volume: slot of the volume, -1 if none.
+        text: one line for people.
+    """
+
+    time_ms: int
+    kind: str
+    object_id: str
+    slot: int
+    volume: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubReport:
+    """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete."""
+
+    shards_checked: int
+    bytes_checked: int
+    rotten: int
+    missing: int
+    damaged: list[Damage]
+
+    @property
+    def clean(self) -> bool:
+        """Whether every shard of every object is there and intact."""
+        return not self.rotten and not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again."""
+
+    objects_examined: int
+    shards_rebuilt: int
+    bytes_rebuilt: int
+    lost: list[Damage]
+    lost_count: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every object has all its shards again."""
+        return not self.lost_count
+
+
+@dataclass(frozen=True, slots=True)
+class CollectReport:
+    """Outcome of a collect."""
+
+    objects_removed: int
+    shards_removed: int
+    bytes_freed: int
+    segments_compacted: int
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """Outcome of a rebuild. ``skipped`` says in words what was found but could not be taken over."""
+
+    files: int
+    versions: int
+    skipped: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStats:
+    """One volume. ``state`` is ``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
+
+    slot: int
+    path: Path
+    state: str
+    segments: int
+    bytes_used: int
+    bytes_live: int
+    bytes_free: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """A store at a glance. ``logical_bytes`` sums the sizes of all heads."""
+
+    store_id: str
+    files: int
+    versions: int
+    logical_bytes: int
+    stored_bytes: int
+    profile: ErasureProfile
+    accelerator: str
+    volumes: list[VolumeStats]
+    losses_survivable: int
+    recent_damage: list[Damage]
+    needs_rebuild: bool

@@ -1,0 +1,140 @@
+"""A store's settings: made once, found again in the catalog, or beside it, or on the volumes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from storage.catalog import Catalog, StoreSettings
+from storage.erasure import ErasureProfile
+from storage.errors import FormatError, InvalidArgument
+from storage.limits import CHUNK_SIZE_DEFAULT
+from storage.shards.filesystem import LocalFileSystem
+from storage.shards.identity import SEGMENT_SUFFIX, VolumeIdentity, read_identity
+
+STORE_FILE = "STORE"
+_VOLUMES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSettings:
+    """Settings and how they were come by."""
+
+    settings: StoreSettings
+    created: bool
+    needs_rebuild: bool
+
+
+def load_or_create_settings(
+    root: Path,
+    catalog: Catalog,
+    *,
+    profile: ErasureProfile | None,
+    volumes: Sequence[Path] | None,
+    chunk_size: int | None,
+    create: bool,
+) -> FoundSettings:
+    """Settings of the store in ``root``; see :meth:`storage.FileStorage.open` for the arguments.
+
+    A store whose catalog is gone is known by the data on its volumes.
+    """
+    settings = catalog.settings()
+    if settings is not None:
+        moved = _relocated(settings, volumes)
+        if moved != settings:
+            catalog.save_settings(moved)
+            _write_store_file(root, moved)
+        return FoundSettings(moved, created=False, needs_rebuild=False)
+    remembered = _read_store_file(root)
+    paths = list(volumes) if volumes is not None else _default_paths(root, remembered)
+    identities = [identity for path in paths if (identity := _identity(path)) is not None]
+    if identities and any(list(path.glob(f"*{SEGMENT_SUFFIX}")) for path in paths if path.is_dir()):
+        return FoundSettings(_from_identity(identities[0], paths, root), created=False, needs_rebuild=True)
+    if not create:
+        raise InvalidArgument(f"there is no store at {root}")
+    fresh = _fresh(root, profile or ErasureProfile(), volumes, chunk_size, identities)
+    _write_store_file(root, fresh)
+    catalog.save_settings(fresh)
+    return FoundSettings(fresh, created=True, needs_rebuild=False)
+
+
+def with_incomplete(settings: StoreSettings, incomplete: Iterable[int]) -> StoreSettings:
+    """The settings with this set of volume slots waiting for repair."""
+    return msgspec.structs.replace(settings, incomplete=sorted(incomplete))
+
+
+def _relocated(settings: StoreSettings, volumes: Sequence[Path] | None) -> StoreSettings:
+    if volumes is None:
+        return settings
+    if len(volumes) != len(settings.volumes):
+        raise InvalidArgument(
+            f"this store has {len(settings.volumes)} volumes, {len(volumes)} directories were given; name them all"
+        )
+    return msgspec.structs.replace(settings, volumes=[str(path.absolute()) for path in volumes])
+
+
+def _fresh(
+    root: Path,
+    profile: ErasureProfile,
+    volumes: Sequence[Path] | None,
+    chunk_size: int | None,
+    identities: list[VolumeIdentity],
+) -> StoreSettings:
+    paths = list(volumes) if volumes is not None else [root / "volumes" / str(slot) for slot in range(profile.n)]
+    if not 1 <= len(paths) <= _VOLUMES_MAX:
+        raise InvalidArgument(f"a store has 1 to {_VOLUMES_MAX} volumes, {len(paths)} directories were given")
+    if len({path.absolute() for path in paths}) != len(paths):
+        raise InvalidArgument("the same directory is given for two volumes")
+    # An opening that was cut short before anything was stored left identities behind: go on with them.
+    store_id = identities[0].store_id if identities else secrets.token_hex(16)
+    return StoreSettings(
+        store_id=store_id,
+        k=profile.k,
+        n=profile.n,
+        chunk_size=chunk_size or CHUNK_SIZE_DEFAULT,
+        volumes=[str(path.absolute()) for path in paths],
+    )
+
+
+def _default_paths(root: Path, remembered: StoreSettings | None) -> list[Path]:
+    if remembered is not None:
+        return [Path(path) for path in remembered.volumes]
+    directories = [path for path in (root / "volumes").glob("*") if path.name.isdigit() and path.is_dir()]
+    identities = [identity for path in directories if (identity := _identity(path)) is not None]
+    if not identities:
+        return []
+    return [root / "volumes" / str(slot) for slot in range(identities[0].volumes)]
+
+
+def _identity(path: Path) -> VolumeIdentity | None:
+    return read_identity(path) if path.is_dir() else None
+
+
+def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> StoreSettings:
+    if len(paths) != identity.volumes:
+        raise FormatError(
+            f"the catalog of {root} is missing and {len(paths)} of {identity.volumes} volumes were named; name them all"
+        )
+    return StoreSettings(
+        store_id=identity.store_id,
+        k=identity.k,
+        n=identity.n,
+        chunk_size=identity.chunk_size,
+        volumes=[str(path.absolute()) for path in paths],
+    )
+
+
+def _read_store_file(root: Path) -> StoreSettings | None:
+    """Settings beside the catalog: a convenience for finding the volumes, never needed."""
+    try:
+        return msgspec.json.decode((root / STORE_FILE).read_bytes(), type=StoreSettings)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _write_store_file(root: Path, settings: StoreSettings) -> None:
+    LocalFileSystem().write_whole(root / STORE_FILE, msgspec.json.encode(settings))

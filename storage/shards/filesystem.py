@@ -1,0 +1,163 @@
+"""The one door to the disk for volumes, small enough to be recorded and replayed by crash tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import StoreFull
+from storage.limits import BytesLike
+
+_IOV_MAX = 1024  # Linux's UIO_MAXIOV
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class VolumeFile(Protocol):
+    """An open segment file. Closed when the last reference goes."""
+
+    def write(self, buffers: Sequence[BytesLike], offset: int) -> None:
+        """Write all buffers one after another from ``offset``. Raises StoreFull or OSError."""
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Read up to the buffers' total length from ``offset``; the number of bytes read."""
+
+    def datasync(self) -> None:
+        """Make the content and the length durable (fdatasync)."""
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend the file to ``size`` bytes."""
+
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def removed(self) -> bool:
+        """Whether the file has no name any more: somebody removed it under us."""
+
+
+class FileSystem(Protocol):
+    """What a volume asks of a file system."""
+
+    def create(self, path: Path) -> VolumeFile:
+        """Create a new file for reading and writing; FileExistsError if there is one."""
+
+    def open(self, path: Path, *, writable: bool) -> VolumeFile:
+        """Open an existing file."""
+
+    def write_whole(self, path: Path, content: bytes) -> None:
+        """Atomically and durably create or replace a small file."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file's name."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Make names created in or removed from a directory durable."""
+
+
+class LocalFile:
+    """A :class:`VolumeFile` on the local file system."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, buffers: Sequence[BytesLike], offset: int) -> None:
+        """See :class:`VolumeFile`."""
+        try:
+            for start in range(0, len(buffers), _IOV_MAX):
+                offset += self._write_all(buffers[start : start + _IOV_MAX], offset)
+        except OSError as error:
+            raise_if_full(error)
+            raise
+
+    def _write_all(self, buffers: Sequence[BytesLike], offset: int) -> int:
+        total = sum(map(len, buffers))
+        written = os.pwritev(self._fd, buffers, offset)
+        if written < total:
+            rest = memoryview(b"".join(buffers))
+            while written < total:
+                written += os.pwrite(self._fd, rest[written:], offset + written)
+        return total
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """See :class:`VolumeFile`."""
+        return os.preadv(self._fd, buffers, offset)
+
+    def datasync(self) -> None:
+        """See :class:`VolumeFile`."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise_if_full(error)
+            raise
+
+    def truncate(self, size: int) -> None:
+        """See :class:`VolumeFile`."""
+        os.ftruncate(self._fd, size)
+
+    def size(self) -> int:
+        """See :class:`VolumeFile`."""
+        return os.fstat(self._fd).st_size
+
+    def removed(self) -> bool:
+        """See :class:`VolumeFile`."""
+        return os.fstat(self._fd).st_nlink == 0
+
+    def __del__(self) -> None:
+        # Readers hold a reference while they read, so a file evicted from a cache closes just in time.
+        os.close(self._fd)
+
+
+class LocalFileSystem:
+    """The real thing."""
+
+    def create(self, path: Path) -> LocalFile:
+        """See :class:`FileSystem`."""
+        try:
+            return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+        except OSError as error:
+            raise_if_full(error)
+            raise
+
+    def open(self, path: Path, *, writable: bool) -> LocalFile:
+        """See :class:`FileSystem`."""
+        return LocalFile(os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
+
+    def write_whole(self, path: Path, content: bytes) -> None:
+        """See :class:`FileSystem`."""
+        temporary = path.with_name(path.name + ".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(fd, content)
+            os.fsync(fd)
+        except OSError as error:
+            raise_if_full(error)
+            raise
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        self.sync_directory(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """See :class:`FileSystem`."""
+        path.unlink()
+
+    def sync_directory(self, path: Path) -> None:
+        """See :class:`FileSystem`."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def raise_if_full(error: OSError) -> None:
+    """Raise StoreFull in place of "no space", "quota" and "file too large"; return for all else."""
+    if error.errno in _FULL:
+        raise StoreFull(
+            f"no space left ({error.strerror}); nothing of this write is kept: delete files and run collect, "
+            "or give the store more room"
+        ) from error

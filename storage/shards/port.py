@@ -1,0 +1,134 @@
+"""The port between the engine and whatever keeps shards (a local volume, later a remote worker)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from storage.errors import StorageError
+from storage.keys import Kind, ShardKey
+from storage.limits import BytesLike
+
+
+class Shard(NamedTuple):
+    """One shard on its way to or from a store. ``digest`` is the BLAKE3 of ``payload``."""
+
+    key: ShardKey
+    object_length: int
+    digest: bytes
+    payload: BytesLike
+
+
+class Location(NamedTuple):
+    """Where a shard's record is: segment number, offset in it, payload and whole object length (bytes)."""
+
+    segment: int
+    offset: int
+    payload_length: int
+    object_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUsage:
+    """Space and content of a volume; sizes in bytes."""
+
+    segments: int
+    bytes_used: int
+    bytes_live: int
+    bytes_free: int
+    shards: int
+
+
+class VolumeFailed(StorageError):
+    """The volume cannot be used any more until it is opened again (I/O error, directory removed)."""
+
+
+class CorruptShard(StorageError):
+    """A stored shard does not match its digest or its key."""
+
+
+class ShardStore(Protocol):
+    """Keeps shards under their keys. Thread-safe. Content is immutable: one key, one content.
+
+    Appended shards can be read at once; they survive power loss after the next :meth:`sync`.
+    """
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        """Store shards, in order. After an error some may be there: nothing refers to them yet.
+
+        Args:
+            shards: what to store.
+            urgent: may use the space kept back for deleting and collecting.
+
+        Raises:
+            StoreFull: no space.
+            VolumeFailed: the volume is unusable.
+        """
+
+    def sync(self) -> None:
+        """Make everything appended before this call durable. Concurrent calls share one flush."""
+
+    def locate(self, key: ShardKey) -> Location | None:
+        """Where the shard is, or None; no payload is read."""
+
+    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
+        """Read the payload into ``buffers`` (``length`` bytes in all) WITHOUT checking it.
+
+        False if the shard is not there or has another length. The caller verifies the whole object.
+        """
+
+    def read(self, key: ShardKey) -> Shard | None:
+        """The shard, its header and digest checked; None if it is not there.
+
+        Raises:
+            CorruptShard: what is stored is not what was written.
+        """
+
+    def remove(self, keys: Iterable[ShardKey]) -> int:
+        """Forget shards; their space is freed by :meth:`compact`. Returns how many were there."""
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk."""
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        """Every intact record of these kinds that is still on disk, by a scan, without the index."""
+
+    def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
+        """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""
+
+    def compact(self, live_ratio_max: float) -> tuple[int, int]:
+        """Rewrite segments with at most this share of live bytes; returns (segments, bytes freed)."""
+
+    def usage(self) -> VolumeUsage:
+        """Space and content."""
+
+    def close(self) -> None:
+        """Flush the index and let go of all files."""
+
+
+class DamagedRanges:
+    """Byte ranges of segments whose content is bad, added in ascending order within a segment."""
+
+    def __init__(self) -> None:
+        self._by_segment: dict[int, list[tuple[int, int]]] = {}
+
+    def add(self, segment: int, start: int, stop: int) -> None:
+        """Note that bytes start…stop of a segment are bad."""
+        ranges = self._by_segment.setdefault(segment, [])
+        if ranges and ranges[-1][1] >= start:
+            ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
+        else:
+            ranges.append((start, stop))
+
+    def hits(self, segment: int, start: int, stop: int) -> bool:
+        """Whether a record at start…stop overlaps a bad range."""
+        ranges = self._by_segment.get(segment)
+        if not ranges:
+            return False
+        at = bisect_left(ranges, (start + 1,))
+        return (at > 0 and ranges[at - 1][1] > start) or (at < len(ranges) and ranges[at][0] < stop)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_segment)

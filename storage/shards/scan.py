@@ -1,0 +1,100 @@
+"""Reading a segment file from front to back without an index, past damage, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from storage.shards.filesystem import VolumeFile
+from storage.shards.record import HEADER_BYTES, RECORD_MAGIC, Header, parse_header
+
+_WINDOW_BYTES = 4 << 20
+
+
+class ScannedRecord(NamedTuple):
+    """A record with an authentic header. ``payload`` is valid until the next step of the scan."""
+
+    offset: int
+    header: Header
+    payload: memoryview
+    intact: bool
+
+
+class Gap(NamedTuple):
+    """Bytes that are no record: a torn tail, a hole, or rot in a header."""
+
+    offset: int
+    stop: int
+
+
+class _Window:
+    """A sliding view of a file: ``view(offset, length)`` with few large reads."""
+
+    def __init__(self, file: VolumeFile, stop: int) -> None:
+        self._file = file
+        self._stop = stop
+        self._buffer = bytearray(_WINDOW_BYTES)
+        self._start = 0
+        self._filled = 0
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Bytes offset…offset+length, fewer at the end of the file."""
+        if not (self._start <= offset and offset + length <= self._start + self._filled):
+            self._fill(offset, length)
+        at = offset - self._start
+        return memoryview(self._buffer)[at : min(at + length, self._filled)]
+
+    def _fill(self, offset: int, length: int) -> None:
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
+        want = min(len(self._buffer), max(self._stop - offset, 0))
+        view = memoryview(self._buffer)
+        filled = 0
+        while filled < want:
+            read = self._file.read_into([view[filled:want]], offset + filled)
+            if read == 0:
+                break
+            filled += read
+        self._start, self._filled = offset, filled
+
+
+def scan_records(file: VolumeFile, volume_key: bytes, start: int, stop: int) -> Iterator[ScannedRecord | Gap]:
+    """Records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them."""
+    window = _Window(file, stop)
+    offset = start
+    while offset < stop:
+        header = parse_header(window.view(offset, HEADER_BYTES), volume_key)
+        if header is None:
+            resumed = _next_record(window, volume_key, offset + 1, stop)
+            yield Gap(offset, resumed)
+            offset = resumed
+            continue
+        payload = window.view(offset + HEADER_BYTES, header.payload_length)
+        whole = len(payload) == header.payload_length
+        intact = whole and blake3(payload).digest() == header.digest
+        end = offset + HEADER_BYTES + header.payload_length
+        if intact:
+            yield ScannedRecord(offset, header, payload, True)
+        else:
+            # A torn payload may have swallowed the start of later records: look inside it, too.
+            end = min(end, _next_record(window, volume_key, offset + HEADER_BYTES, min(end, stop)))
+            yield ScannedRecord(offset, header, payload, False)
+        offset = min(end, stop)
+
+
+def _next_record(window: _Window, volume_key: bytes, offset: int, stop: int) -> int:
+    """Offset of the next authentic record at or after ``offset``, or ``stop``."""
+    step = _WINDOW_BYTES // 2
+    while offset < stop:
+        view = window.view(offset, min(step, stop - offset))
+        block = bytes(view)
+        at = block.find(RECORD_MAGIC)
+        while at >= 0:
+            if parse_header(window.view(offset + at, HEADER_BYTES), volume_key) is not None:
+                return offset + at
+            at = block.find(RECORD_MAGIC, at + 1)
+        # The magic may straddle two blocks.
+        offset += max(len(block) - len(RECORD_MAGIC) + 1, 1)
+    return stop

@@ -1,0 +1,590 @@
+"""A volume: a directory of append-only segment files on one disk, with a derivable index."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from blake3 import blake3
+from cachetools import LRUCache
+
+from storage.errors import FormatError, StorageError, StoreFull
+from storage.keys import Kind, ShardKey
+from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
+from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
+from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, write_identity
+from storage.shards.index import PENDING_MAX, SegmentState, ShardIndex
+from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, VolumeFailed, VolumeUsage
+from storage.shards.record import (
+    HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    SegmentHeader,
+    pack_headers,
+    pack_segment_header,
+    parse_header,
+    parse_segment_header,
+)
+from storage.shards.scan import Gap, ScannedRecord, scan_records
+
+log = logging.getLogger(__name__)
+
+_OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
+_COMPACT_BATCH_BYTES = 8 * MIB
+_RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and collecting can still write
+_RESERVE_BYTES_MIN = 1 * MIB
+_RESERVE_BYTES_MAX = 64 * MIB
+_SPACE_CHECK_BYTES = 4 * MIB
+
+
+class LocalVolume:
+    """A :class:`~storage.shards.port.ShardStore` in a directory. Thread-safe; one process at a time.
+
+    Args:
+        path: the directory; must carry ``identity``.
+        identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
+        filesystem: the door to the disk.
+        segment_bytes_max: a segment is closed when the next record would pass this size.
+
+    Raises:
+        FormatError: the directory cannot be read as a volume.
+        StoreFull: no space for a new index.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: VolumeIdentity,
+        *,
+        filesystem: FileSystem | None = None,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    ) -> None:
+        self.path = path
+        self.identity = identity
+        self._filesystem = filesystem or LocalFileSystem()
+        self._segment_bytes_max = segment_bytes_max
+        self._key = bytes.fromhex(identity.key)
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._compact_lock = threading.Lock()
+        self._files: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
+        self._files_lock = threading.Lock()
+        self._dirty: dict[int, VolumeFile] = {}
+        self._directory_dirty = False
+        self._appended = 0
+        self._synced = 0
+        self._failure: Exception | None = None
+        self._space_checked_at = 0
+        self._dropped_segments: list[int] = []
+        if not (path / IDENTITY_FILE).exists():
+            write_identity(path, identity, self._filesystem)
+        self._index = ShardIndex(path / "index")
+        self._segments = self._load_segments()
+        self._active: VolumeFile | None = None
+        self._active_number = max(self._segments, default=0)
+        self._open_active()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        """See :meth:`ShardStore.append`."""
+        headers = pack_headers(shards, self._key)
+        with self._lock:
+            self._check_usable()
+            start = 0
+            while start < len(shards):
+                start = self._append_run(shards, headers, start, urgent)
+
+    def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
+        """Append as many shards as the active segment takes (at least one); index of the next one."""
+        state = self._segments.get(self._active_number)
+        size = state.size if state else 0
+        if self._active is None or (
+            size > SEGMENT_HEADER_BYTES and size + HEADER_BYTES + len(shards[start].payload) > self._segment_bytes_max
+        ):
+            state = self._roll()
+            size = state.size
+        assert state is not None
+        assert self._active is not None
+        buffers: list[BytesLike] = []
+        offset, stop = size, start
+        for index in range(start, len(shards)):
+            length = HEADER_BYTES + len(shards[index].payload)
+            if index > start and offset + length > self._segment_bytes_max:
+                break
+            buffers.append(headers[index])
+            buffers.append(shards[index].payload)
+            offset += length
+            stop = index + 1
+        if not urgent:
+            self._check_space(offset - size)
+        self._write(buffers, size)
+        at = size
+        for shard in shards[start:stop]:
+            self._enter(shard, self._active_number, at)
+            at += HEADER_BYTES + len(shard.payload)
+        state.size = offset
+        self._appended += offset - size
+        self._dirty[self._active_number] = self._active
+        return stop
+
+    def _write(self, buffers: Sequence[BytesLike], offset: int) -> None:
+        assert self._active is not None
+        try:
+            self._active.write(buffers, offset)
+        except StoreFull:
+            self._cut(offset)
+            raise
+        except OSError as error:
+            raise self._fail(error) from error
+
+    def _cut(self, offset: int) -> None:
+        """Take back a write that did not fit."""
+        assert self._active is not None
+        try:
+            self._active.truncate(offset)
+        except OSError as error:
+            raise self._fail(error) from error
+
+    def _enter(self, shard: Shard, segment: int, offset: int) -> None:
+        """Index a record that was just written, releasing the one it replaces."""
+        # Only recent entries can be replaced here: writers ask for a shard's presence first, so a
+        # second copy comes from a race between them. Looking in memory alone is what that needs.
+        old = self._index.recent(shard.key)
+        if old is not None:
+            self._release(old)
+        self._index.put(shard.key, (segment, offset, len(shard.payload), shard.object_length))
+        self._segments[segment].live += HEADER_BYTES + len(shard.payload)
+
+    def _release(self, location: Location) -> None:
+        state = self._segments.get(location.segment)
+        if state is not None:
+            state.live -= HEADER_BYTES + location.payload_length
+
+    def _check_space(self, length: int) -> None:
+        """Refuse writes that would eat into the reserve that deleting and collecting need."""
+        self._space_checked_at -= length
+        if self._space_checked_at > 0:
+            return
+        status = os.statvfs(self.path)
+        free = status.f_bavail * status.f_frsize
+        reserve = min(max(status.f_blocks * status.f_frsize // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
+        if free - length < reserve:
+            raise StoreFull(
+                f"volume {self.path} has {free} bytes free, of which {reserve} are kept for deleting and collecting; "
+                "delete files and run collect, or add room"
+            )
+        self._space_checked_at = min(_SPACE_CHECK_BYTES, (free - length - reserve) // 8)
+
+    # -- segments --------------------------------------------------------------------------------
+
+    def _segment_path(self, number: int) -> Path:
+        return self.path / f"{number:08d}{SEGMENT_SUFFIX}"
+
+    def _roll(self) -> SegmentState:
+        """Start a new active segment; the old one is synced with everything else."""
+        self._active = None
+        number = self._active_number + 1
+        header = SegmentHeader(
+            store_id=bytes.fromhex(self.identity.store_id),
+            volume_key=self._key,
+            slot=self.identity.slot,
+            volume_count=self.identity.volumes,
+            number=number,
+            created_ms=time.time_ns() // 1_000_000,
+        )
+        path = self._segment_path(number)
+        try:
+            file = self._filesystem.create(path)
+        except StoreFull:
+            raise
+        except OSError as error:
+            raise self._fail(error) from error
+        try:
+            file.write([pack_segment_header(header)], 0)
+        except StoreFull:
+            self._filesystem.remove(path)
+            raise
+        except OSError as error:
+            raise self._fail(error) from error
+        self._active, self._active_number = file, number
+        self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
+        self._dirty[number] = file
+        self._directory_dirty = True
+        with self._files_lock:
+            self._files[number] = file
+        return self._segments[number]
+
+    def _open_active(self) -> None:
+        """Go on with the last segment if it has room; otherwise the next append starts a new one."""
+        state = self._segments.get(self._active_number)
+        if state is None or state.size >= self._segment_bytes_max:
+            return
+        file = self._filesystem.open(self._segment_path(self._active_number), writable=True)
+        if file.size() > state.size:
+            file.truncate(state.size)
+            # The cut must not be undone by a crash after new records were written behind it.
+            self._dirty[self._active_number] = file
+        self._active = file
+        with self._files_lock:
+            self._files[self._active_number] = file
+
+    def _load_segments(self) -> dict[int, SegmentState]:
+        """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
+        numbers = sorted(int(path.stem) for path in self.path.glob(f"*{SEGMENT_SUFFIX}") if path.stem.isdigit())
+        self._segments = {}
+        known = self._index.segments()
+        self._dropped_segments = [number for number in known if number not in set(numbers)]
+        for number in numbers:
+            size = self._segment_path(number).stat().st_size
+            state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
+            if state.size > size:
+                log.warning("segment %s is shorter than its index says; its index is made again", number)
+                state = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
+            self._segments[number] = state
+            if state.size < size:
+                self._replay(number, state, size)
+            if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
+                # A crash came between creating this segment and making its first block durable.
+                self._filesystem.remove(self._segment_path(number))
+                del self._segments[number]
+        return self._segments
+
+    def _has_header(self, number: int) -> bool:
+        with self._segment_path(number).open("rb") as stream:
+            try:
+                return parse_segment_header(stream.read(SEGMENT_HEADER_BYTES)).number == number
+            except FormatError:
+                return False
+
+    def _replay(self, number: int, state: SegmentState, size: int) -> None:
+        """Index the intact records behind the last durable point; what follows the last one is cut."""
+        valid_end = state.size
+        file = self._filesystem.open(self._segment_path(number), writable=False)
+        for found in scan_records(file, self._key, state.size, size):
+            if isinstance(found, ScannedRecord) and found.intact:
+                shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
+                self._replay_record(shard, number, found.offset)
+                valid_end = found.offset + HEADER_BYTES + len(found.payload)
+            if self._index.pending >= PENDING_MAX:
+                state.size = valid_end
+                self._flush_frozen()
+        state.size = valid_end
+
+    def _replay_record(self, shard: Shard, number: int, offset: int) -> None:
+        old = self._index.get(shard.key)
+        if old is not None:
+            self._release(old)
+        self._index.put(shard.key, (number, offset, len(shard.payload), shard.object_length))
+        self._segments[number].live += HEADER_BYTES + len(shard.payload)
+
+    def _file(self, number: int) -> VolumeFile | None:
+        with self._files_lock:
+            file = self._files.get(number)
+            if file is None:
+                try:
+                    file = self._filesystem.open(self._segment_path(number), writable=False)
+                except FileNotFoundError:
+                    return None
+                self._files[number] = file
+            return file
+
+    # -- durability ------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """See :meth:`ShardStore.sync`."""
+        target = self._appended
+        if self._synced >= target and not self._dirty:
+            return
+        with self._sync_lock:
+            if self._synced >= target and not self._dirty:
+                return
+            with self._lock:
+                self._check_usable()
+                upto, dirty, self._dirty = self._appended, self._dirty, {}
+                directory_dirty, self._directory_dirty = self._directory_dirty, False
+                frozen = self._index.pending >= PENDING_MAX and self._index.freeze()
+                checkpoint = self._checkpoint() if frozen else {}
+            self._sync_files(dirty, directory_dirty)
+            self._synced = upto
+            if frozen:
+                self._flush(checkpoint)
+
+    def _sync_files(self, dirty: dict[int, VolumeFile], directory_dirty: bool) -> None:
+        try:
+            for file in dirty.values():
+                file.datasync()
+                if file.removed() and file is self._active:
+                    raise FileNotFoundError(f"{self.path} was removed while in use")
+            if directory_dirty:
+                self._filesystem.sync_directory(self.path)
+        except (OSError, StoreFull) as error:
+            # After a failed fsync the kernel may have dropped the pages: nothing since the last
+            # good one can be trusted until it has been read back, which opening again does.
+            raise self._fail(error) from error
+
+    def _checkpoint(self) -> dict[int, tuple[int, int]]:
+        return {number: (state.size, state.live) for number, state in self._segments.items()}
+
+    def _flush(self, checkpoint: dict[int, tuple[int, int]]) -> None:
+        dropped, self._dropped_segments = self._dropped_segments, []
+        try:
+            self._index.flush(checkpoint, dropped)
+        except StorageError:
+            self._index.thaw()
+            self._dropped_segments += dropped
+            raise
+
+    def _flush_frozen(self) -> None:
+        if self._index.freeze():
+            self._flush(self._checkpoint())
+
+    def flush_index(self) -> None:
+        """Sync, then bring the whole index to disk."""
+        self.sync()
+        with self._sync_lock:
+            with self._lock:
+                self._check_usable()
+                if not self._index.freeze():
+                    return
+                upto, dirty, self._dirty = self._appended, self._dirty, {}
+                directory_dirty, self._directory_dirty = self._directory_dirty, False
+                checkpoint = self._checkpoint()
+            self._sync_files(dirty, directory_dirty)
+            self._synced = upto
+            self._flush(checkpoint)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def locate(self, key: ShardKey) -> Location | None:
+        """See :meth:`ShardStore.locate`."""
+        return self._index.get(key)
+
+    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
+        """See :meth:`ShardStore.read_into`."""
+        location = self._index.get(key)
+        if location is None or location.payload_length != length:
+            return False
+        file = self._file(location.segment)
+        if file is None:
+            return self._moved(key, location) and self.read_into(key, buffers, length)
+        return file.read_into(buffers, location.offset + HEADER_BYTES) == length
+
+    def read(self, key: ShardKey) -> Shard | None:
+        """See :meth:`ShardStore.read`."""
+        location = self._index.get(key)
+        if location is None:
+            return None
+        file = self._file(location.segment)
+        if file is None:
+            if self._moved(key, location):
+                return self.read(key)
+            raise CorruptShard(f"segment {location.segment} of {self.path} is gone")
+        raw = memoryview(bytearray(HEADER_BYTES + location.payload_length))
+        if file.read_into([raw], location.offset) != len(raw):
+            raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is cut short")
+        header = parse_header(raw[:HEADER_BYTES], self._key)
+        payload = raw[HEADER_BYTES:]
+        if header is None or header.key != key or header.payload_length != len(payload):
+            raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is not shard's")
+        if blake3(payload).digest() != header.digest:
+            raise CorruptShard(f"payload at {location.segment}:{location.offset} of {self.path} is rotten")
+        return Shard(key, header.object_length, header.digest, payload)
+
+    def _moved(self, key: ShardKey, location: Location) -> bool:
+        """Whether compaction moved the shard since it was looked up."""
+        return self._index.get(key) not in (None, location)
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        """See :meth:`ShardStore.keys`."""
+        self.flush_index()
+        yield from self._index.keys(start, stop)
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        """See :meth:`ShardStore.records`."""
+        for number in sorted(self._segments):
+            file, state = self._file(number), self._segments.get(number)
+            if file is None or state is None:
+                continue
+            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size):
+                if isinstance(found, ScannedRecord) and found.intact and found.header.key[32] in kinds:
+                    yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
+
+    def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
+        """See :meth:`ShardStore.damaged_ranges`."""
+        bad = DamagedRanges()
+        self.sync()
+        for number in sorted(self._segments):
+            state = self._segments.get(number)
+            if state is None:
+                continue
+            file = self._file(number)
+            size = min(state.size, file.size()) if file else 0
+            if file is not None:
+                self._scrub_segment(file, number, size, bad, progress)
+            if size < state.size and number in self._segments:
+                bad.add(number, size, state.size)
+        return bad
+
+    def _scrub_segment(
+        self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
+    ) -> None:
+        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size):
+            if isinstance(found, Gap):
+                bad.add(number, found.offset, found.stop)
+                progress(found.stop - found.offset)
+                continue
+            stop = found.offset + HEADER_BYTES + len(found.payload)
+            if not found.intact:
+                bad.add(number, found.offset, stop)
+            progress(stop - found.offset)
+
+    def covers(self, segment: int, stop: int) -> bool:
+        """Whether a segment is there and reaches to offset ``stop``."""
+        state = self._segments.get(segment)
+        return state is not None and stop <= state.size
+
+    # -- removal and compaction ------------------------------------------------------------------
+
+    def remove(self, keys: Iterable[ShardKey]) -> int:
+        """See :meth:`ShardStore.remove`."""
+        removed = 0
+        for key in keys:
+            with self._lock:
+                location = self._index.get(key)
+                if location is not None:
+                    self._index.remove(key)
+                    self._release(location)
+                    removed += 1
+            if self._index.pending >= PENDING_MAX:
+                self.flush_index()
+        return removed
+
+    def compact(self, live_ratio_max: float) -> tuple[int, int]:
+        """See :meth:`ShardStore.compact`."""
+        with self._compact_lock:
+            self.flush_index()
+            compacted = freed = 0
+            for number in self._compactable(live_ratio_max):
+                freed += self._compact_segment(number)
+                compacted += 1
+            return compacted, freed
+
+    def _compactable(self, live_ratio_max: float) -> list[int]:
+        """Segments worth rewriting, emptiest first so that space is there for the rest."""
+        with self._lock:
+            active = self._segments.get(self._active_number)
+            if active and self._active is not None and self._worth(active, live_ratio_max):
+                self._active = None  # the next append starts a new segment
+            chosen = [
+                (state.live / state.size, number)
+                for number, state in self._segments.items()
+                if self._worth(state, live_ratio_max) and not (self._active and number == self._active_number)
+            ]
+        return [number for _, number in sorted(chosen)]
+
+    def _worth(self, state: SegmentState, live_ratio_max: float) -> bool:
+        if state.size <= SEGMENT_HEADER_BYTES:
+            return False
+        return state.live <= SEGMENT_HEADER_BYTES or state.live / state.size <= live_ratio_max
+
+    def _compact_segment(self, number: int) -> int:
+        """Move live records away, make that durable, then drop the file. Returns bytes freed."""
+        before = self._segments[number]
+        moved = self._move_live(number, before.size) if before.live > SEGMENT_HEADER_BYTES else 0
+        self.flush_index()
+        with self._lock:
+            self._segments.pop(number, None)
+            self._dirty.pop(number, None)
+            self._dropped_segments.append(number)
+        with self._files_lock:
+            self._files.pop(number, None)
+        self._filesystem.remove(self._segment_path(number))
+        self._filesystem.sync_directory(self.path)
+        return before.size - moved
+
+    def _move_live(self, number: int, size: int) -> int:
+        file = self._file(number)
+        if file is None:
+            return 0
+        moved, batch, batch_bytes = 0, [], 0
+        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size):
+            if not isinstance(found, ScannedRecord) or not found.intact:
+                continue
+            header = found.header
+            here = self._index.get(header.key)
+            if here is None or here[:2] != (number, found.offset):
+                continue
+            batch.append((found.offset, Shard(header.key, header.object_length, header.digest, bytes(found.payload))))
+            batch_bytes += HEADER_BYTES + len(found.payload)
+            if batch_bytes >= _COMPACT_BATCH_BYTES:
+                moved += self._move_batch(number, batch)
+                batch, batch_bytes = [], 0
+        return moved + self._move_batch(number, batch)
+
+    def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
+        """Append copies and point the index at them, unless a record was removed or replaced meanwhile."""
+        shards = [shard for _, shard in batch]
+        headers = pack_headers(shards, self._key)
+        moved = 0
+        with self._lock:
+            self._check_usable()
+            for (offset, shard), header in zip(batch, headers, strict=True):
+                here = self._index.get(shard.key)
+                if here is None or here[:2] != (number, offset):
+                    continue
+                if self._index.recent(shard.key) is None:
+                    self._release(here)
+                self._append_run([shard], [header], 0, True)
+                moved += HEADER_BYTES + len(shard.payload)
+        return moved
+
+    # -- the rest --------------------------------------------------------------------------------
+
+    def usage(self) -> VolumeUsage:
+        """See :meth:`ShardStore.usage`."""
+        status = os.statvfs(self.path)
+        with self._lock:
+            states = list(self._segments.values())
+            return VolumeUsage(
+                segments=len(states),
+                bytes_used=sum(state.size for state in states),
+                bytes_live=sum(state.live for state in states),
+                bytes_free=status.f_bavail * status.f_frsize,
+                shards=self._index.entries(),
+            )
+
+    def present(self) -> bool:
+        """Whether the directory is still there and still ours."""
+        return self._failure is None and (self.path / IDENTITY_FILE).exists()
+
+    def close(self) -> None:
+        """See :meth:`ShardStore.close`. A failed volume is closed without touching its files."""
+        try:
+            if self._failure is None:
+                self.flush_index()
+        finally:
+            self._failure = self._failure or VolumeFailed(f"volume {self.path} is closed")
+            self._index.close()
+            self._active = None
+            self._dirty.clear()
+            with self._files_lock:
+                self._files.clear()
+
+    def abandon(self, reason: str) -> None:
+        """Close without writing anything: the volume failed or is gone."""
+        self._failure = self._failure or VolumeFailed(reason)
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise VolumeFailed(f"volume {self.path} cannot be used: {self._failure}")
+
+    def _fail(self, error: Exception) -> VolumeFailed:
+        if self._failure is None:
+            log.error("volume %s failed: %s", self.path, error)
+            self._failure = error
+        return VolumeFailed(f"volume {self.path} failed: {error}; replace the disk or directory and run repair")

@@ -1,0 +1,313 @@
+"""Stripes: objects to shards on volumes, and back, whatever k volumes are left.
+
+Chunks are coded (k, n) as their file's profile says. Metadata (manifest nodes, versions,
+tombstones) is coded (1, n), which zfec makes plain copies, so that any one volume tells all of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import combinations, islice
+
+from blake3 import blake3
+
+from storage.erasure import ErasureCode, ErasureProfile, code_for
+from storage.errors import DataLossError, StorageError
+from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
+from storage.limits import BytesLike
+from storage.shards import CorruptShard, LocalVolume, Shard
+from storage.volumes import VolumeSet
+
+_COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
+
+_CODES: dict[tuple[int, int], ErasureCode] = {}
+
+HealRequest = Callable[[StripeKey], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Survivors:
+    """Intact-looking shards of a stripe by slot, and the object's length they agree on."""
+
+    payloads: dict[int, memoryview]
+    length: int
+
+
+class StripeStore:
+    """Writes and reads whole objects over a :class:`VolumeSet`. Thread-safe.
+
+    ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard.
+    """
+
+    def __init__(self, volumes: VolumeSet) -> None:
+        self.volumes = volumes
+        self.on_damage: HealRequest = lambda stripe: None
+        self._scratch = threading.local()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def shards_of(
+        self, stripe: StripeKey, data: BytesLike, length: int, scratch: bytearray | None = None
+    ) -> list[Shard]:
+        """All n shards of an object; data shards are views of ``data``.
+
+        Args:
+            stripe: its key.
+            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
+            length: its length in bytes.
+            scratch: buffer for the parity shards, a new one otherwise.
+        """
+        k, n = stripe[33] + 1, stripe[34] + 1
+        if k == 1:
+            digest = blake3(data).digest()
+            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in range(n)]
+        shard_length = -(-length // k)
+        view = memoryview(data)
+        parity = code_for_key(k, n).encode(data, shard_length, scratch)
+        shards = []
+        for slot in range(n):
+            payload = (
+                view[slot * shard_length : (slot + 1) * shard_length]
+                if slot < k
+                else parity[(slot - k) * shard_length : (slot - k + 1) * shard_length]
+            )
+            shards.append(Shard(ShardKey(stripe + BYTE[slot]), length, blake3(payload).digest(), payload))
+        return shards
+
+    def absent_slots(self, stripe: StripeKey) -> list[int]:
+        """Slots whose shard is on no usable volume; empty means the stripe is whole."""
+        absent = []
+        for slot, holder in enumerate(self.volumes.holders(stripe)):
+            volume = self.volumes.volume(holder)
+            if volume is None or volume.locate(ShardKey(stripe + BYTE[slot])) is None:
+                absent.append(slot)
+        return absent
+
+    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
+        """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
+        shards = self.shards_of(stripe, data, length, self._parity(stripe, length))
+        if slots is not None:
+            wanted = set(slots)
+            shards = [shard for shard in shards if shard.key[35] in wanted]
+        self.volumes.append(self.by_volume(stripe, shards))
+
+    def _parity(self, stripe: StripeKey, length: int) -> bytearray:
+        """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
+        needed = (stripe[34] - stripe[33]) * -(-length // (stripe[33] + 1))
+        parity: bytearray | None = getattr(self._scratch, "parity", None)
+        if parity is None or len(parity) < needed:
+            parity = self._scratch.parity = bytearray(needed)
+        return parity
+
+    def by_volume(self, stripe: StripeKey, shards: Iterable[Shard]) -> dict[int, list[Shard]]:
+        """Shards of one stripe grouped by the volume slot they belong to."""
+        holders = self.volumes.holders(stripe)
+        batches: dict[int, list[Shard]] = {}
+        for shard in shards:
+            batches.setdefault(holders[shard.key[35]], []).append(shard)
+        return batches
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read_into(self, stripe: StripeKey, target: memoryview) -> None:
+        """Fill ``target`` (exactly the object's length) with the verified object.
+
+        The healthy path reads the k data shards straight into their places and hashes once.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+        """
+        if self._read_data_shards(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+            return
+        data = self._recover(stripe, expect=len(target))
+        target[:] = data[: len(target)]
+
+    def read(self, stripe: StripeKey) -> bytes:
+        """The verified object, its length taken from its shards.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+        """
+        return bytes(self._recover(stripe, expect=None))
+
+    def object_length(self, stripe: StripeKey) -> int | None:
+        """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
+        for slot, holder in enumerate(self.volumes.holders(stripe)):
+            volume = self.volumes.volume(holder)
+            location = volume.locate(shard_key(stripe, slot)) if volume else None
+            if location is not None:
+                return location.object_length
+        return None
+
+    def _read_data_shards(self, stripe: StripeKey, target: memoryview) -> bool:
+        k = stripe[33] + 1
+        length = len(target)
+        shard_length = -(-length // k)
+        holders = self.volumes.holders(stripe)
+        missing: list[int] = []
+        for slot in range(k):
+            part = target[slot * shard_length : (slot + 1) * shard_length]
+            buffers = [part] if len(part) == shard_length else [part, self._padding(shard_length - len(part))]
+            if not self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), buffers, shard_length):
+                missing.append(slot)
+        return not missing or self._fill_from_parity(stripe, target, shard_length, missing)
+
+    def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
+        volume = self.volumes.volume(holder)
+        if volume is None:
+            return False
+        try:
+            return volume.read_into(key, buffers, length)
+        except (StorageError, OSError) as error:
+            return self._note_unreadable(holder, key, error)
+
+    def _note_unreadable(self, holder: int, key: ShardKey, error: Exception) -> bool:
+        self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
+        return False
+
+    def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
+        """Compute missing data shards in place from parity; False if there is not enough of it."""
+        k, n = stripe[33] + 1, stripe[34] + 1
+        if len(target) != k * shard_length:
+            return False  # padded objects take the careful path: their last shards have no room in target
+        holders = self.volumes.holders(stripe)
+        extra: dict[int, memoryview] = {}
+        for slot in range(k, n):
+            if len(extra) == len(missing):
+                break
+            block = self._block(len(extra), shard_length)
+            if self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), [block], shard_length):
+                extra[slot] = block
+        if len(extra) < len(missing):
+            return False
+        cut = {slot: target[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)}
+        have = {slot: block for slot, block in cut.items() if slot not in missing} | extra
+        slots = sorted(have)
+        code_for_key(k, n).decode_into([have[s] for s in slots], slots, missing, [cut[s] for s in missing])
+        return True
+
+    def _padding(self, length: int) -> memoryview:
+        return memoryview(bytearray(length))
+
+    def _block(self, index: int, length: int) -> memoryview:
+        """A reusable buffer of this thread for the index-th parity shard of a read."""
+        blocks: dict[int, bytearray] = self._scratch.__dict__.setdefault("blocks", {})
+        block = blocks.get(index)
+        if block is None or len(block) < length:
+            block = blocks[index] = bytearray(length)
+        return memoryview(block)[:length]
+
+    # -- recovery --------------------------------------------------------------------------------
+
+    def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
+        """The careful path: check every shard, decode from the intact ones, quarantine the rest."""
+        parts = split_stripe_key(stripe)
+        survivors, rotten = self._survey(stripe)
+        if rotten:
+            self._quarantine(stripe, rotten, "digest differs")
+        if len(survivors.payloads) < parts.k or (expect is not None and survivors.length != expect):
+            raise DataLossError(parts.object_id.hex(), len(survivors.payloads), parts.k)
+        data, liars = self._solve(stripe, survivors)
+        if liars:
+            self._quarantine(stripe, liars, "content differs from what the stripe decodes to")
+        return data[: survivors.length]
+
+    def _survey(self, stripe: StripeKey) -> tuple[_Survivors, list[int]]:
+        """Read all shards with their digests checked; which are intact, and which slots are rotten."""
+        by_length: dict[int, dict[int, memoryview]] = {}
+        rotten: list[int] = []
+        for slot, holder in enumerate(self.volumes.holders(stripe)):
+            volume = self.volumes.volume(holder)
+            if volume is None:
+                continue
+            shard = self._read_checked(volume, shard_key(stripe, slot), rotten)
+            if shard is not None and len(shard.payload) == -(-shard.object_length // (stripe[33] + 1)):
+                by_length.setdefault(shard.object_length, {})[slot] = memoryview(shard.payload)
+        if not by_length:
+            return _Survivors({}, 0), rotten
+        length, payloads = max(by_length.items(), key=lambda item: len(item[1]))
+        return _Survivors(payloads, length), rotten
+
+    def _read_checked(self, volume: LocalVolume, key: ShardKey, rotten: list[int]) -> Shard | None:
+        try:
+            return volume.read(key)
+        except CorruptShard:
+            rotten.append(key[35])
+        except (StorageError, OSError) as error:
+            self._note_unreadable(volume.identity.slot, key, error)
+        return None
+
+    def _solve(self, stripe: StripeKey, survivors: _Survivors) -> tuple[memoryview, list[int]]:
+        """Decode; if intact-looking shards give a wrong object, find the combination that does not."""
+        parts = split_stripe_key(stripe)
+        slots = sorted(survivors.payloads)
+        for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
+            data = self._decode(parts.k, parts.n, survivors, chosen)
+            if blake3(data[: survivors.length]).digest() == parts.object_id:
+                return data, self._liars(stripe, survivors, data)
+        raise DataLossError(parts.object_id.hex(), 0, parts.k)
+
+    def _liars(self, stripe: StripeKey, survivors: _Survivors, data: memoryview) -> list[int]:
+        """Slots whose shard is not what the verified object encodes to."""
+        truth = self.shards_of(stripe, data, survivors.length)
+        return [slot for slot, payload in survivors.payloads.items() if payload != truth[slot].payload]
+
+    @staticmethod
+    def _decode(k: int, n: int, survivors: _Survivors, chosen: tuple[int, ...]) -> memoryview:
+        """The padded object (k * shard length bytes) from k shards."""
+        shard_length = -(-survivors.length // k)
+        data = memoryview(bytearray(k * shard_length))
+        cut = [data[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)]
+        for slot in chosen:
+            if slot < k:
+                cut[slot][:] = survivors.payloads[slot]
+        missing = [slot for slot in range(k) if slot not in chosen]
+        code_for_key(k, n).decode_into(
+            [survivors.payloads[s] for s in chosen], list(chosen), missing, [cut[s] for s in missing]
+        )
+        return data
+
+    def _quarantine(self, stripe: StripeKey, slots: list[int], why: str) -> None:
+        """Forget bad shards, so that nothing reads them again, and ask for the stripe to be healed."""
+        holders = self.volumes.holders(stripe)
+        for slot in slots:
+            key = shard_key(stripe, slot)
+            volume = self.volumes.volume(holders[slot])
+            if volume is not None:
+                volume.remove([key])
+            self.volumes.report("rotten", key, holders[slot], f"shard {slot} quarantined: {why}")
+        self.on_damage(stripe)
+
+    def heal(self, stripe: StripeKey) -> tuple[int, int]:
+        """Make the absent shards of a stripe again; (shards, bytes) appended, not yet durable.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+        """
+        absent = self.absent_slots(stripe)
+        if not absent:
+            return 0, 0
+        data = self._recover(stripe, expect=None)
+        absent = self.absent_slots(stripe)  # recovery may have quarantined more
+        length = len(data)
+        k = stripe[33] + 1
+        padded = memoryview(bytearray(k * -(-length // k)))
+        padded[:length] = data
+        online = [slot for slot in absent if self.volumes.volume(self.volumes.holders(stripe)[slot]) is not None]
+        self.put(stripe, padded, length, online)
+        return len(online), len(online) * -(-length // k)
+
+
+def code_for_key(k: int, n: int) -> ErasureCode:
+    """The erasure code of (k, n), cached without building a profile each time."""
+    code = _CODES.get((k, n))
+    if code is None:
+        code = _CODES[k, n] = code_for(ErasureProfile(k, n))
+    return code
+
+
+def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:
+    """Key of a metadata object, kept in ``copies`` copies."""
+    return stripe_key(kind, object_id, 1, copies)

@@ -1,0 +1,496 @@
+"""Uploads: a push in progress, from the first byte to the commit, in bounded memory.
+
+Chunks are hashed, coded and appended by a few worker threads while the caller reads on. Every so
+many bytes the volumes are synced in the background, so that little is left to wait for at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from blake3 import blake3
+
+from storage.catalog import Catalog, CatalogTransaction
+from storage.catalog.port import Holding
+from storage.commit import GroupCommit, PendingVersion, put_metadata
+from storage.erasure import ErasureProfile
+from storage.errors import InvalidArgument, StorageError, StoreFull
+from storage.keys import BYTE, Kind, StripeKey, stripe_key
+from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
+from storage.manifest import FAN_OUT, ManifestBuilder, RootNode, decode_node
+from storage.pins import Pins
+from storage.reports import Progress
+from storage.shards import Shard
+from storage.stripes import StripeStore, metadata_stripe
+from storage.versions import Version
+
+log = logging.getLogger(__name__)
+
+_INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
+_IN_FLIGHT_BYTES = 8 * MIB
+_IN_FLIGHT_MAX = 6
+_SYNC_EVERY_BYTES = 64 * MIB
+LEASE_S = 24 * 3600  # how long chunks of an interrupted push wait for it to be taken up again
+
+
+@dataclass(frozen=True, slots=True)
+class PushContext:
+    """The parts of a store that uploads work with."""
+
+    catalog: Catalog
+    stripes: StripeStore
+    pins: Pins
+    commits: GroupCommit
+    workers: ThreadPoolExecutor
+    flusher: ThreadPoolExecutor
+    metadata_copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """What is being pushed: whose, named how, coded how, and what goes into its version record."""
+
+    user_id: str
+    user: bytes
+    filename: str
+    name: bytes
+    profile: ErasureProfile
+    chunk_size: int
+    time_ms: int
+    sha256: bytes | None
+    note: str
+
+
+class Upload:
+    """A push in progress. Not for use by several threads at once.
+
+    Use as a context manager: leaving it without :meth:`commit` aborts it.
+    """
+
+    def __init__(
+        self, context: PushContext, target: PushTarget, progress: Progress | None = None, size_hint: int = 0
+    ) -> None:
+        self._context = context
+        self._target = target
+        self._progress = progress
+        self._total = size_hint
+        self._suffix = BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1]
+        self._capacity = target.profile.k * target.profile.shard_length(target.chunk_size)
+        self._depth = max(2, min(_IN_FLIGHT_MAX, _IN_FLIGHT_BYTES // target.chunk_size))
+        self._free: list[bytearray] = []
+        self._small = bytearray()
+        self._buffer: bytearray | None = None
+        self._filled = 0
+        self._in_flight: deque[Future[tuple[StripeKey, int]]] = deque()
+        self._builder = ManifestBuilder(self._store_node)
+        self._stripes: list[StripeKey] = []
+        self._node_stripes: list[StripeKey] = []
+        self._leased_nodes: list[bytes] = []
+        self._nodes: list[tuple[bytes, bytes]] = []
+        self._lease_ms = int((time.time() + LEASE_S) * 1000)
+        self._size = 0
+        self._accepted = 0
+        self._unsynced = 0
+        self._flushing: Future[None] | None = None
+        self._digest = hashlib.sha256() if target.sha256 is not None else None
+        self._ended = False
+        self._short = False
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of each chunk but the last."""
+        return self._target.chunk_size
+
+    @property
+    def size(self) -> int:
+        """Bytes taken in so far, reused chunks included."""
+        return self._size
+
+    # -- input -----------------------------------------------------------------------------------
+
+    def write(self, data: BytesLike, *, stable: bool = False) -> None:
+        """Append bytes.
+
+        Args:
+            data: any amount of bytes.
+            stable: the caller will not change ``data`` before the commit, so whole chunks need no copy.
+
+        Raises:
+            InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
+            StoreFull: a volume has no space; abort.
+        """
+        view = memoryview(data).cast("B")
+        self._take(len(view))
+        if self._digest is not None:
+            self._digest.update(view)
+        if self._buffer is None and self._nothing_submitted() and len(self._small) + len(view) <= _INLINE_BYTES_MAX:
+            self._small += view
+            return
+        self._spill_small()
+        stable = stable or view.readonly
+        while len(view):
+            if stable and self._filled == 0 and len(view) >= self.chunk_size == self._capacity:
+                self._submit(self._store_chunk, view[: self.chunk_size], self.chunk_size, None)
+                view = view[self.chunk_size :]
+                continue
+            view = view[self._fill(view) :]
+
+    def write_file(self, fd: int, size: int) -> None:
+        """Append ``size`` bytes of a regular file, read by the workers in parallel from offset 0."""
+        self._take(size)
+        for offset in range(0, size, self.chunk_size):
+            length = min(self.chunk_size, size - offset)
+            self._submit(self._read_chunk, fd, offset, length)
+        self._drain(0)  # the caller closes the file
+
+    def free_space(self) -> memoryview:
+        """The unfilled rest of the current chunk, to be read into; then call :meth:`filled`."""
+        self._spill_small()
+        if self._buffer is None:
+            self._buffer = self._take_buffer()
+        return memoryview(self._buffer)[self._filled : self.chunk_size]
+
+    def filled(self, count: int) -> None:
+        """Say that ``count`` bytes were read into :meth:`free_space`."""
+        assert self._buffer is not None
+        self._take(count)
+        if self._digest is not None:
+            self._digest.update(memoryview(self._buffer)[self._filled : self._filled + count])
+        self._filled += count
+        if self._filled == self.chunk_size:
+            self._submit_buffer()
+
+    def reuse(self, chunk_ids: Sequence[bytes]) -> None:
+        """Append chunks that this user already has, without their bytes.
+
+        Raises:
+            InvalidArgument: not at a chunk boundary, or a chunk must be sent (unknown to this user, or damaged).
+        """
+        self._spill_small()
+        if self._filled:
+            raise InvalidArgument(f"reuse is possible at multiples of {self.chunk_size} bytes only")
+        for chunk_id in chunk_ids:
+            self._reuse_one(chunk_id)
+
+    def _reuse_one(self, chunk_id: bytes) -> None:
+        if len(chunk_id) != 32:
+            raise InvalidArgument("a chunk id has 32 bytes")
+        stripe = StripeKey(chunk_id + self._suffix)
+        context = self._context
+        context.pins.pin(stripe)
+        try:
+            length = held_length(context, self._target.user, stripe)
+            if length is None or length > self.chunk_size:
+                raise InvalidArgument(f"chunk {chunk_id.hex()} is not here for this user; send its bytes")
+            self._take(length)
+            self._short = length < self.chunk_size
+            if self._digest is not None:
+                self._digest.update(context.stripes.read(stripe))
+        except BaseException:
+            context.pins.unpin([stripe])
+            raise
+        self._drain(0)
+        self._accept(stripe, length)
+
+    def _take(self, count: int) -> None:
+        if self._ended:
+            raise InvalidArgument("this upload has ended")
+        if self._short and count:
+            raise InvalidArgument("a chunk shorter than the chunk size can only be the last")
+        if self._size + count > FILE_SIZE_MAX:
+            raise InvalidArgument(f"a file has at most {FILE_SIZE_MAX} bytes")
+        self._size += count
+
+    def _nothing_submitted(self) -> bool:
+        return not self._accepted and not self._in_flight
+
+    def _spill_small(self) -> None:
+        if self._small:
+            small, self._small = self._small, bytearray()
+            self._fill(memoryview(small))
+
+    def _fill(self, view: memoryview) -> int:
+        """Copy as much of ``view`` as the current chunk takes; how much that was."""
+        if self._buffer is None:
+            self._buffer = self._take_buffer()
+        count = min(len(view), self.chunk_size - self._filled)
+        self._buffer[self._filled : self._filled + count] = view[:count]
+        self._filled += count
+        if self._filled == self.chunk_size:
+            self._submit_buffer()
+        return count
+
+    # -- the pipeline ----------------------------------------------------------------------------
+
+    def _take_buffer(self) -> bytearray:
+        return self._free.pop() if self._free else bytearray(self._capacity)
+
+    def _submit_buffer(self) -> None:
+        buffer, length = self._buffer, self._filled
+        assert buffer is not None
+        self._buffer, self._filled = None, 0
+        self._submit(self._store_chunk, _padded(buffer, length, self._target.profile), length, buffer)
+
+    def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
+        self._drain(self._depth - 1)
+        self._in_flight.append(self._context.workers.submit(work, *arguments))
+
+    def _drain(self, most: int) -> None:
+        """Take in finished chunks, in order, until at most ``most`` are under way."""
+        while len(self._in_flight) > most:
+            stripe, length = self._in_flight.popleft().result()
+            self._accept(stripe, length)
+
+    def _read_chunk(self, fd: int, offset: int, length: int) -> tuple[StripeKey, int]:
+        buffer = self._take_buffer_shared()
+        view, got = memoryview(buffer), 0
+        while got < length:
+            count = os.preadv(fd, [view[got:length]], offset + got)
+            if count == 0:
+                raise InvalidArgument(
+                    f"the file became shorter while it was read (at byte {offset + got}); push it again"
+                )
+            got += count
+        return self._store_chunk(_padded(buffer, length, self._target.profile), length, buffer)
+
+    def _take_buffer_shared(self) -> bytearray:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(self._capacity)
+
+    def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
+        """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
+        stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
+        context = self._context
+        context.pins.pin(stripe)
+        try:
+            absent = context.stripes.absent_slots(stripe)
+            if absent:
+                context.stripes.put(stripe, data, length, absent)
+        except BaseException:
+            context.pins.unpin([stripe])
+            raise
+        if buffer is not None:
+            self._free.append(buffer)
+        return stripe, length
+
+    def _accept(self, stripe: StripeKey, length: int) -> None:
+        self._stripes.append(stripe)
+        self._builder.add(stripe[:32])
+        self._accepted += length
+        self._unsynced += length
+        if self._progress is not None:
+            self._progress(self._accepted, self._total)
+        if len(self._stripes) >= FAN_OUT:
+            self._checkpoint()
+        if self._unsynced >= _SYNC_EVERY_BYTES:
+            self._start_sync()
+
+    def _start_sync(self) -> None:
+        self._wait_for_sync()
+        self._unsynced = 0
+        self._flushing = self._context.flusher.submit(self._context.stripes.volumes.sync_each)
+
+    def _wait_for_sync(self) -> None:
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            flushing.result()
+
+    def _store_node(self, node_id: bytes, raw: bytes) -> None:
+        stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        self._context.pins.pin(stripe)
+        self._node_stripes.append(stripe)
+        if self._context.stripes.absent_slots(stripe):
+            put_metadata(self._context.stripes, Kind.NODE, raw, self._context.metadata_copies)
+        self._nodes.append((node_id, raw))
+
+    def _checkpoint(self) -> None:
+        """Lease what was taken in to the user, so that neither pins nor nodes pile up in memory."""
+        stripes, self._stripes = self._stripes, []
+        nodes, self._nodes = self._nodes, []
+
+        def work(txn: CatalogTransaction) -> None:
+            txn.hold(self._target.user, stripes, self._lease_ms)
+            txn.put_nodes(nodes)
+
+        try:
+            self._context.catalog.transact(work)
+        finally:
+            self._context.pins.unpin(stripes)
+        self._leased_nodes += [node_id for node_id, _ in nodes]
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def commit(self, size: int | None = None, *, file_id: bytes | None = None, base: bytes | None = None) -> Version:
+        """Make everything durable and the version visible.
+
+        Args:
+            size: what the sender says the whole size is; checked.
+            file_id: commit as a new version of this very file instead of finding it by name.
+            base: version the head must be (with ``file_id``).
+
+        Raises:
+            InvalidArgument: another size or SHA-256 than announced.
+            StoreFull, InsufficientWorkers, ConflictError: see :class:`~storage.commit.GroupCommit`.
+        """
+        self._take(0)
+        try:
+            shards = self._finish_input()
+            self._check(size)
+            root = self._builder.root(self._size, self.chunk_size, self._target.profile)
+            self._wait_for_sync()
+            if self._unsynced > _INLINE_BYTES_MAX:
+                self._context.stripes.volumes.sync_each()
+            stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
+        except BaseException as error:
+            self.abort(keep_chunks=not isinstance(error, StoreFull))
+            raise
+        self._end()
+        return stored.public()
+
+    def _finish_input(self) -> dict[int, list[Shard]]:
+        """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
+        if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= _INLINE_BYTES_MAX:
+            self._small, self._filled = bytearray(memoryview(self._buffer)[: self._filled]), 0
+        if self._small and self._nothing_submitted():
+            return self._inline()
+        self._spill_small()
+        if self._filled:
+            self._submit_buffer()
+        self._drain(0)
+        return {}
+
+    def _inline(self) -> dict[int, list[Shard]]:
+        data, length = self._small, len(self._small)
+        self._small = bytearray()
+        profile = self._target.profile
+        data += bytes(profile.k * profile.shard_length(length) - length)
+        content = memoryview(data)[:length]
+        stripe = StripeKey(blake3(content).digest() + self._suffix)
+        self._context.pins.pin(stripe)
+        self._stripes.append(stripe)
+        self._builder.add(stripe[:32])
+        absent = self._context.stripes.absent_slots(stripe)
+        if not absent:
+            return {}
+        shards = self._context.stripes.shards_of(stripe, data, length)
+        if len(absent) < profile.n:
+            shards = [shards[slot] for slot in absent]
+        return self._context.stripes.by_volume(stripe, shards)
+
+    def _check(self, size: int | None) -> None:
+        if size is not None and size != self._size:
+            raise InvalidArgument(f"{size} bytes were announced, {self._size} arrived; send the file again")
+        if self._digest is not None and self._digest.digest() != self._target.sha256:
+            raise InvalidArgument(
+                f"the content's SHA-256 is {self._digest.hexdigest()}, not the one given; nothing was stored"
+            )
+
+    def _pending(
+        self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
+    ) -> PendingVersion:
+        target = self._target
+        return PendingVersion(
+            user_id=target.user_id,
+            user=target.user,
+            filename=target.filename,
+            name=target.name,
+            root=root,
+            nodes=self._nodes,
+            stripes=self._stripes,
+            shards=shards,
+            file_id=file_id,
+            base=base,
+            time_ms=target.time_ms,
+            sha256=target.sha256,
+            note=target.note,
+        )
+
+    def abort(self, *, keep_chunks: bool = True) -> None:
+        """End without a version.
+
+        Args:
+            keep_chunks: hold what arrived for the user for a day, so that a resumed push can reuse it.
+        """
+        if self._ended:
+            return
+        self._settle_in_flight()
+        try:
+            if keep_chunks and self._stripes:
+                self._checkpoint()
+            elif not keep_chunks:
+                self._revoke_leases()
+        except StorageError:
+            # The upload fails for a reason of its own; leases only spare a resumed push some sending.
+            log.warning("leases of an aborted upload could not be written", exc_info=True)
+        self._end()
+
+    def _settle_in_flight(self) -> None:
+        while self._in_flight:
+            try:
+                stripe, _ = self._in_flight.popleft().result()
+            except Exception as error:
+                log.debug("a chunk of an aborted upload failed: %s", error)
+                continue
+            self._stripes.append(stripe)
+        try:
+            self._wait_for_sync()
+        except StorageError as error:
+            log.debug("a sync of an aborted upload failed: %s", error)
+
+    def _revoke_leases(self) -> None:
+        """Give back claims that checkpoints of this upload made."""
+        catalog, user = self._context.catalog, self._target.user
+        for node_id in self._leased_nodes:
+            raw = catalog.node(node_id)
+            if raw is None:
+                continue
+            try:
+                children = decode_node(raw, 0)
+            except StorageError:
+                continue  # a node of a higher level: its leaves are in the list as well
+            keys = [StripeKey(children[at : at + 32] + self._suffix) for at in range(0, len(children), 32)]
+            catalog.drop_holdings(Holding(key, user, self._lease_ms) for key in keys)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._context.pins.unpin(self._stripes)
+        self._context.pins.unpin(self._node_stripes)
+        self._stripes, self._node_stripes, self._free, self._buffer = [], [], [], None
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.abort(keep_chunks=not isinstance(error, StoreFull))
+
+
+def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryview:
+    """The first k * shard length bytes of a buffer, what follows the content zeroed."""
+    whole = profile.k * profile.shard_length(length)
+    if whole > length:
+        buffer[length:whole] = bytes(whole - length)
+    return memoryview(buffer)[:whole]
+
+
+def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
+    """Length of a chunk if this user has a claim on it and all its shards are there, else None."""
+    if not context.catalog.holds(user, [stripe])[0] or context.stripes.absent_slots(stripe):
+        return None
+    return context.stripes.object_length(stripe)
+
+
+def chunk_stripe(chunk_id: bytes, profile: ErasureProfile) -> StripeKey:
+    """Stripe key of a chunk under a profile."""
+    return stripe_key(Kind.CHUNK, chunk_id, profile.k, profile.n)

@@ -1,0 +1,313 @@
+"""The volumes of a store as one: which are usable, writing to and syncing all of them at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from storage.catalog import StoreSettings
+from storage.erasure import ErasureProfile
+from storage.errors import FormatError, InsufficientWorkers, StorageError
+from storage.keys import StripeKey, split_stripe_key
+from storage.placement import Layout
+from storage.reports import Damage
+from storage.shards import LocalVolume, Shard, VolumeFailed
+from storage.shards.filesystem import FileSystem
+from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
+
+log = logging.getLogger(__name__)
+
+_DAMAGE_KEPT = 1000
+_PRESENCE_CHECK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """How volumes are opened; tests inject faults here."""
+
+    filesystem: FileSystem | None = None
+    segment_bytes_max: int | None = None
+
+
+class VolumeSet:
+    """All volumes of a store, by slot. A volume that fails goes offline; the others carry on.
+
+    ``incomplete`` holds the slots that came up empty (a lost or swapped disk) and wait for repair.
+    """
+
+    def __init__(self, settings: StoreSettings, options: VolumeOptions) -> None:
+        self._settings = settings
+        self.store_id = settings.store_id
+        self.paths = [Path(path) for path in settings.volumes]
+        paths = self.paths
+        self.layout = Layout(len(paths))
+        self.incomplete: set[int] = set(settings.incomplete)
+        self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
+        self._options = options
+        self._volumes: list[LocalVolume | None] = [None] * len(paths)
+        self._lock = threading.Lock()
+        self._checked_s = 0.0
+        self._syncers = [_Syncer(f"sync-volume-{slot}") for slot in range(1, len(paths))]
+        self._sync_round = threading.Lock()
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def open_all(self, *, expect_data: bool) -> None:
+        """Open every volume; create those that are missing or empty.
+
+        Args:
+            expect_data: the store has been used: a volume made now waits for repair.
+
+        Raises:
+            FormatError: a directory holds a volume of another store or slot. Nothing is changed.
+        """
+        identities = [self._identify(slot) for slot in range(len(self.paths))]
+        try:
+            for slot, identity in enumerate(identities):
+                self._open(slot, identity, expect_data=expect_data)
+        except BaseException:
+            self.close()
+            raise
+
+    def reattach(self) -> list[int]:
+        """Open again the volumes that went offline; returns the slots brought back."""
+        back = []
+        for slot, volume in enumerate(self._volumes):
+            if volume is None:
+                self._open(slot, self._identify(slot), expect_data=True)
+                back.append(slot)
+        return back
+
+    def _identify(self, slot: int) -> VolumeIdentity | None:
+        path = self.paths[slot]
+        identity = read_identity(path) if path.is_dir() else None
+        if identity is None:
+            return None
+        if identity.store_id != self.store_id:
+            raise FormatError(
+                f"{path} holds a volume of another store ({identity.store_id}, slot {identity.slot}); "
+                f"put slot {slot} of store {self.store_id} there, or an empty directory to have it made again"
+            )
+        if identity.slot != slot or identity.volumes != len(self.paths):
+            raise FormatError(
+                f"{path} holds slot {identity.slot} of {identity.volumes} of this store, but slot {slot} of "
+                f"{len(self.paths)} belongs there; put the directories back in order"
+            )
+        return identity
+
+    def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
+        path = self.paths[slot]
+        if identity is None:
+            path.mkdir(parents=True, exist_ok=True)
+            identity = self._new_identity(slot)
+            if expect_data:
+                log.warning("volume %d at %s is empty; run repair to make its shards again", slot, path)
+                self.incomplete.add(slot)
+        options = self._options
+        keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
+        self._volumes[slot] = LocalVolume(path, identity, filesystem=options.filesystem, **keywords)
+
+    def _new_identity(self, slot: int) -> VolumeIdentity:
+        settings = self._settings
+        return VolumeIdentity(
+            store_id=settings.store_id,
+            slot=slot,
+            volumes=len(self.paths),
+            key=new_volume_key(),
+            k=settings.k,
+            n=settings.n,
+            chunk_size=settings.chunk_size,
+        )
+
+    # -- access ----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def volume(self, slot: int) -> LocalVolume | None:
+        """The volume in a slot, None while it is offline."""
+        return self._volumes[slot]
+
+    def online(self) -> list[LocalVolume]:
+        """The usable volumes."""
+        return [volume for volume in self._volumes if volume is not None]
+
+    def state(self, slot: int) -> str:
+        """``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
+        if self._volumes[slot] is None:
+            return "offline"
+        return "incomplete" if slot in self.incomplete else "ok"
+
+    def holders(self, stripe: StripeKey) -> tuple[int, ...]:
+        """The volume slot that holds each shard 0…n-1 of a stripe."""
+        return self.layout.volumes(stripe, stripe[34] + 1)
+
+    def check_present(self) -> None:
+        """Notice, at most once a second, volumes whose directory was taken away."""
+        now = time.monotonic()
+        if now - self._checked_s < _PRESENCE_CHECK_S:
+            return
+        self._checked_s = now
+        for slot, volume in enumerate(self._volumes):
+            if volume is not None and not volume.present():
+                self.set_offline(slot, "its directory was removed")
+
+    def set_offline(self, slot: int, reason: str) -> None:
+        """Stop using a volume until :meth:`reattach`."""
+        with self._lock:
+            volume, self._volumes[slot] = self._volumes[slot], None
+        if volume is None:
+            return
+        log.error("volume %d at %s is offline: %s", slot, self.paths[slot], reason)
+        self.incomplete.add(slot)
+        self.report("offline", b"", slot, reason)
+        try:
+            volume.abandon(reason)
+        except StorageError:
+            log.exception("closing volume %d", slot)
+
+    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
+        """Keep a note of damage for stats and operators."""
+        self.recent_damage.append(
+            Damage(
+                time_ms=time.time_ns() // 1_000_000,
+                kind=kind,
+                object_id=key[:32].hex(),
+                slot=key[35] if len(key) > 35 else -1,
+                volume=slot,
+                text=text,
+            )
+        )
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
+        """Append each volume's shards; offline volumes are passed over (see :meth:`require_writable`).
+
+        Raises:
+            StoreFull: a volume has no space.
+        """
+        for slot, shards in batches.items():
+            volume = self._volumes[slot]
+            if volume is not None:
+                try:
+                    volume.append(shards, urgent=urgent)
+                except VolumeFailed as error:
+                    self.set_offline(slot, str(error))
+
+    def sync(self) -> None:
+        """Make all online volumes durable, in parallel."""
+        jobs = [
+            partial(self._sync_one, slot, volume) for slot, volume in enumerate(self._volumes) if volume is not None
+        ]
+        with self._sync_round:
+            running = list(zip(self._syncers, jobs[1:], strict=False))
+            for syncer, job in running:
+                syncer.start(job)
+            errors = [_outcome(job) for job in jobs[:1]] + [syncer.wait() for syncer, _ in running]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def sync_each(self) -> None:
+        """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
+        for slot, volume in enumerate(self._volumes):
+            if volume is not None:
+                self._sync_one(slot, volume)
+
+    def _sync_one(self, slot: int, volume: LocalVolume) -> None:
+        try:
+            volume.sync()
+        except VolumeFailed as error:
+            self.set_offline(slot, str(error))
+
+    def require_writable(self, profile: ErasureProfile) -> None:
+        """Refuse a commit whose data one more loss could make unreadable.
+
+        Raises:
+            InsufficientWorkers: too many volumes are offline.
+        """
+        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None]
+        if not offline:
+            return
+        per_volume = -(-profile.n // len(self._volumes))
+        shards = profile.n - min(profile.n, len(offline) * per_volume)
+        if shards < min(profile.n, profile.k + 1):
+            raise InsufficientWorkers(
+                f"{len(offline)} of {len(self._volumes)} volumes are offline ({self._names(offline)}): a {profile} "
+                "file written now would not survive one more loss; bring them back and run repair"
+            )
+
+    def _names(self, slots: list[int]) -> str:
+        return ", ".join(str(self.paths[slot]) for slot in slots)
+
+    # -- closing ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all volumes and end the sync threads."""
+        for syncer in self._syncers:
+            syncer.stop()
+        self._syncers = []
+        for slot, volume in enumerate(self._volumes):
+            self._volumes[slot] = None
+            if volume is not None:
+                try:
+                    volume.close()
+                except StorageError:
+                    # Nothing acknowledged depends on this flush: opening again replays the segments.
+                    log.exception("closing volume %d", slot)
+
+
+class _Syncer:
+    """A thread that runs one job at a time; a bare lock pair wakes faster than a queue or executor."""
+
+    def __init__(self, name: str) -> None:
+        self._go = threading.Lock()
+        self._done = threading.Lock()
+        self._go.acquire()
+        self._done.acquire()
+        self._job: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def start(self, job: Callable[[], None]) -> None:
+        self._job = job
+        self._go.release()
+
+    def wait(self) -> BaseException | None:
+        self._done.acquire()
+        return self._error
+
+    def stop(self) -> None:
+        self._job = None
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._job is None:
+                return
+            self._error = _outcome(self._job)
+            self._done.release()
+
+
+def _outcome(job: Callable[[], None]) -> BaseException | None:
+    try:
+        job()
+    except BaseException as error:
+        return error
+    return None
+
+
+def profile_of(stripe: StripeKey) -> ErasureProfile:
+    """The erasure profile a stripe is coded with."""
+    parts = split_stripe_key(stripe)
+    return ErasureProfile(parts.k, parts.n)
