@@ -57,7 +57,7 @@ from storage.reports import (
 )
 from storage.settings import load_or_create_settings, with_incomplete
 from storage.stripes import StripeStore
-from storage.upload import PushContext, PushTarget, Upload, chunk_stripe, held_length
+from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, held_length, push_small
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
@@ -237,17 +237,10 @@ class FileStorage:
         Raises:
             InvalidArgument, StoreFull, InsufficientWorkers, and OSError from reading ``source``.
         """
-        upload = self.upload(
-            filename=filename,
-            user_id=user_id,
-            profile=profile,
-            chunk_size=chunk_size,
-            time_ms=time_ms,
-            note=note,
-            sha256=sha256,
-            size_hint=source_size(source),
-            progress=progress,
-        )
+        target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
+        if isinstance(source, bytes) and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
+            return push_small(self._context, target, source)
+        upload = Upload(self._context, target, progress, source_size(source))
         try:
             feed(source, upload, in_order=sha256 is not None)
             return upload.commit()
@@ -269,18 +262,7 @@ class FileStorage:
         progress: Progress | None = None,
     ) -> Upload:
         """Begin a push whose bytes come piece by piece; arguments as for :meth:`push`."""
-        self._check_open()
-        self._volumes.check_present()
-        target = self._target(
-            filename,
-            user_id,
-            profile or self.profile,
-            self.chunk_size if chunk_size is None else check_chunk_size(chunk_size),
-            time_ms=time_ms,
-            note=note,
-            sha256=sha256,
-        )
-        self._volumes.require_writable(target.profile)
+        target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
         return Upload(self._context, target, progress, size_hint or 0)
 
     def missing_chunks(
@@ -584,6 +566,31 @@ class FileStorage:
         if settings != self._settings:
             self._catalog.save_settings(settings)
             self._settings = settings
+
+    def _push_target(
+        self,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile | None,
+        chunk_size: int | None,
+        time_ms: int | None,
+        note: str,
+        sha256: str | None,
+    ) -> PushTarget:
+        """Check that a push may begin, and what it is given."""
+        self._check_open()
+        self._volumes.check_present()
+        target = self._target(
+            filename,
+            user_id,
+            profile or self.profile,
+            self.chunk_size if chunk_size is None else check_chunk_size(chunk_size),
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+        )
+        self._volumes.require_writable(target.profile)
+        return target
 
     def _target(
         self,

@@ -55,7 +55,8 @@ class Environment:
         except lmdb.Error as error:
             raise translated(error, path) from error
         self._path = path
-        self._gate = threading.Condition(threading.Lock())
+        self._gate = threading.Lock()
+        self._idle = threading.Condition(self._gate)
         self._active = 0
         self._growing = False
         self._closed = False
@@ -143,13 +144,13 @@ class Environment:
                 return
             self._closed = True
             while self._active:
-                self._gate.wait()
+                self._idle.wait()
             self._env.close()
 
     def _enter(self) -> None:
         with self._gate:
             while self._growing:
-                self._gate.wait()
+                self._idle.wait()
             if self._closed:
                 raise StoreClosed(f"{self._path} is closed")
             self._active += 1
@@ -158,18 +159,18 @@ class Environment:
         with self._gate:
             self._active -= 1
             if (self._growing or self._closed) and not self._active:
-                self._gate.notify_all()
+                self._idle.notify_all()
 
     def _grow(self) -> None:
         with self._gate:
             self._growing = True
             while self._active:
-                self._gate.wait()
+                self._idle.wait()
             try:
                 self._env.set_mapsize(self._env.info()["map_size"] * 2)
             finally:
                 self._growing = False
-                self._gate.notify_all()
+                self._idle.notify_all()
 
 
 def _initial_map(path: Path) -> int:

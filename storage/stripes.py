@@ -76,9 +76,19 @@ class StripeStore:
             shards.append(Shard(ShardKey(stripe + BYTE[slot]), length, blake3(payload).digest(), payload))
         return shards
 
+    def is_new(self, stripe: StripeKey) -> bool:
+        """Whether nothing of a stripe is stored, judged by its first shard alone where all volumes are whole.
+
+        May be wrong for a stripe that has just lost that shard; writing it again does no harm.
+        """
+        if self.volumes.incomplete:
+            return False
+        volume = self.volumes.volume(self.volumes.holders(stripe)[0])
+        return volume is not None and volume.locate(ShardKey(stripe + BYTE[0])) is None
+
     def absent_slots(self, stripe: StripeKey) -> list[int]:
         """Slots whose shard is on no usable volume; empty means the stripe is whole."""
-        absent = []
+        absent: list[int] = []
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None or volume.locate(ShardKey(stripe + BYTE[slot])) is None:

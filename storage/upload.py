@@ -25,7 +25,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument, StorageError, StoreFull
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
-from storage.manifest import FAN_OUT, ManifestBuilder, RootNode, decode_node
+from storage.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, ManifestBuilder, RootNode, decode_node
 from storage.pins import Pins
 from storage.reports import Progress
 from storage.shards import Shard
@@ -34,7 +34,7 @@ from storage.versions import Version
 
 log = logging.getLogger(__name__)
 
-_INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
+INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
 _IN_FLIGHT_BYTES = 8 * MIB
 _IN_FLIGHT_MAX = 6
 _SYNC_EVERY_BYTES = 64 * MIB
@@ -131,7 +131,7 @@ class Upload:
         self._take(len(view))
         if self._digest is not None:
             self._digest.update(view)
-        if self._buffer is None and self._nothing_submitted() and len(self._small) + len(view) <= _INLINE_BYTES_MAX:
+        if self._buffer is None and self._nothing_submitted() and len(self._small) + len(view) <= INLINE_BYTES_MAX:
             self._small += view
             return
         self._spill_small()
@@ -273,8 +273,9 @@ class Upload:
         context = self._context
         context.pins.pin(stripe)
         try:
-            absent = context.stripes.absent_slots(stripe)
-            if absent:
+            if context.stripes.is_new(stripe):
+                context.stripes.put(stripe, data, length)
+            elif absent := context.stripes.absent_slots(stripe):
                 context.stripes.put(stripe, data, length, absent)
         except BaseException:
             context.pins.unpin([stripe])
@@ -348,7 +349,7 @@ class Upload:
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
             self._wait_for_sync()
-            if self._unsynced > _INLINE_BYTES_MAX:
+            if self._unsynced > INLINE_BYTES_MAX:
                 self._context.stripes.volumes.sync_each()
             stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
         except BaseException as error:
@@ -359,7 +360,7 @@ class Upload:
 
     def _finish_input(self) -> dict[int, list[Shard]]:
         """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
-        if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= _INLINE_BYTES_MAX:
+        if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= INLINE_BYTES_MAX:
             self._small, self._filled = bytearray(memoryview(self._buffer)[: self._filled]), 0
         if self._small and self._nothing_submitted():
             return self._inline()
@@ -370,22 +371,12 @@ class Upload:
         return {}
 
     def _inline(self) -> dict[int, list[Shard]]:
-        data, length = self._small, len(self._small)
-        self._small = bytearray()
-        profile = self._target.profile
-        data += bytes(profile.k * profile.shard_length(length) - length)
-        content = memoryview(data)[:length]
-        stripe = StripeKey(blake3(content).digest() + self._suffix)
+        data, self._small = self._small, bytearray()
+        stripe = inline_stripe(data, self._suffix)
         self._context.pins.pin(stripe)
         self._stripes.append(stripe)
         self._builder.add(stripe[:32])
-        absent = self._context.stripes.absent_slots(stripe)
-        if not absent:
-            return {}
-        shards = self._context.stripes.shards_of(stripe, data, length)
-        if len(absent) < profile.n:
-            shards = [shards[slot] for slot in absent]
-        return self._context.stripes.by_volume(stripe, shards)
+        return inline_shards(self._context.stripes, stripe, data)
 
     def _check(self, size: int | None) -> None:
         if size is not None and size != self._size:
@@ -482,6 +473,59 @@ def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryvi
     if whole > length:
         buffer[length:whole] = bytes(whole - length)
     return memoryview(buffer)[:whole]
+
+
+def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
+    """Push up to 64 KiB in one go: like an :class:`Upload`, without what only large files need."""
+    stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
+    root = RootNode(
+        ROOT_FORMAT,
+        len(data),
+        target.chunk_size,
+        target.profile.k,
+        target.profile.n,
+        TRANSFORM_IDENTITY,
+        0,
+        stripe[:32],
+    )
+    context.pins.pin(stripe)
+    try:
+        shards = inline_shards(context.stripes, stripe, data)
+        pending = PendingVersion(
+            user_id=target.user_id,
+            user=target.user,
+            filename=target.filename,
+            name=target.name,
+            root=root,
+            nodes=[],
+            stripes=[stripe],
+            shards=shards,
+            file_id=None,
+            base=None,
+            time_ms=target.time_ms,
+            sha256=target.sha256,
+            note=target.note,
+        )
+        return context.commits.commit(pending).public()
+    finally:
+        context.pins.unpin([stripe])
+
+
+def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
+    """Stripe key of a chunk that is this data."""
+    return StripeKey(blake3(data).digest() + suffix)
+
+
+def inline_shards(stripes: StripeStore, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
+    """Those shards of a small chunk that are not stored yet, by volume slot."""
+    absent = None if stripes.is_new(stripe) else stripes.absent_slots(stripe)
+    if absent == []:
+        return {}
+    k, length = stripe[33] + 1, len(data)
+    whole = k * -(-length // k)
+    padded = data if whole == length else bytes(data) + bytes(whole - length)
+    shards = stripes.shards_of(stripe, padded, length)
+    return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent])
 
 
 def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:

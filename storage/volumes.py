@@ -6,20 +6,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError
-from storage.keys import StripeKey, split_stripe_key
+from storage.flushing import Flusher
+from storage.keys import StripeKey
 from storage.placement import Layout
 from storage.reports import Damage
 from storage.shards import LocalVolume, Shard, VolumeFailed
 from storage.shards.filesystem import FileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
+from storage.shards.volume import PendingSync
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,7 @@ class VolumeSet:
         self._volumes: list[LocalVolume | None] = [None] * len(paths)
         self._lock = threading.Lock()
         self._checked_s = 0.0
-        self._syncers = [_Syncer(f"sync-volume-{slot}") for slot in range(1, len(paths))]
-        self._sync_round = threading.Lock()
+        self._flusher: Flusher
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -72,8 +73,9 @@ class VolumeSet:
             for slot, identity in enumerate(identities):
                 self._open(slot, identity, expect_data=expect_data)
         except BaseException:
-            self.close()
+            self._close_volumes()
             raise
+        self._flusher = Flusher(self.paths, allow_together=self._options.filesystem is None)
 
     def reattach(self) -> list[int]:
         """Open again the volumes that went offline; returns the slots brought back."""
@@ -202,28 +204,38 @@ class VolumeSet:
                     self.set_offline(slot, str(error))
 
     def sync(self) -> None:
-        """Make all online volumes durable, in parallel."""
-        jobs = [
-            partial(self._sync_one, slot, volume) for slot, volume in enumerate(self._volumes) if volume is not None
-        ]
-        with self._sync_round:
-            running = list(zip(self._syncers, jobs[1:], strict=False))
-            for syncer, job in running:
-                syncer.start(job)
-            errors = [_outcome(job) for job in jobs[:1]] + [syncer.wait() for syncer, _ in running]
-        for error in errors:
-            if error is not None:
-                raise error
+        """Make all online volumes durable, at once."""
+        with ExitStack() as stack:
+            begun = [_BegunSync(slot, volume, pending) for slot, volume, pending in self._begin_syncs()]
+            for sync in begun:
+                # Ending is owed to every volume, whatever happens to the others.
+                stack.callback(self._guard, sync.slot, sync.end)
+            if begun:
+                error = self._flusher.flush([sync.flush for sync in begun])
+                for sync in begun:
+                    sync.error = sync.error or error
+
+    def _begin_syncs(self) -> Iterator[tuple[int, LocalVolume, PendingSync]]:
+        for slot, volume in enumerate(self._volumes):
+            if volume is None:
+                continue
+            try:
+                pending = volume.begin_sync()
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error))
+                continue
+            if pending is not None:
+                yield slot, volume, pending
 
     def sync_each(self) -> None:
         """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
         for slot, volume in enumerate(self._volumes):
             if volume is not None:
-                self._sync_one(slot, volume)
+                self._guard(slot, volume.sync)
 
-    def _sync_one(self, slot: int, volume: LocalVolume) -> None:
+    def _guard(self, slot: int, action: Callable[[], None]) -> None:
         try:
-            volume.sync()
+            action()
         except VolumeFailed as error:
             self.set_offline(slot, str(error))
 
@@ -250,10 +262,11 @@ class VolumeSet:
     # -- closing ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close all volumes and end the sync threads."""
-        for syncer in self._syncers:
-            syncer.stop()
-        self._syncers = []
+        """Close all volumes and end the flush threads."""
+        self._flusher.close()
+        self._close_volumes()
+
+    def _close_volumes(self) -> None:
         for slot, volume in enumerate(self._volumes):
             self._volumes[slot] = None
             if volume is not None:
@@ -264,50 +277,19 @@ class VolumeSet:
                     log.exception("closing volume %d", slot)
 
 
-class _Syncer:
-    """A thread that runs one job at a time; a bare lock pair wakes faster than a queue or executor."""
+class _BegunSync:
+    """A volume's sync between its two halves."""
 
-    def __init__(self, name: str) -> None:
-        self._go = threading.Lock()
-        self._done = threading.Lock()
-        self._go.acquire()
-        self._done.acquire()
-        self._job: Callable[[], None] | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+    __slots__ = ("error", "pending", "slot", "volume")
 
-    def start(self, job: Callable[[], None]) -> None:
-        self._job = job
-        self._go.release()
+    def __init__(self, slot: int, volume: LocalVolume, pending: PendingSync) -> None:
+        self.slot = slot
+        self.volume = volume
+        self.pending = pending
+        self.error: Exception | None = None
 
-    def wait(self) -> BaseException | None:
-        self._done.acquire()
-        return self._error
+    def flush(self) -> None:
+        self.error = self.volume.flush(self.pending)
 
-    def stop(self) -> None:
-        self._job = None
-        self._go.release()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            self._go.acquire()
-            if self._job is None:
-                return
-            self._error = _outcome(self._job)
-            self._done.release()
-
-
-def _outcome(job: Callable[[], None]) -> BaseException | None:
-    try:
-        job()
-    except BaseException as error:
-        return error
-    return None
-
-
-def profile_of(stripe: StripeKey) -> ErasureProfile:
-    """The erasure profile a stripe is coded with."""
-    parts = split_stripe_key(stripe)
-    return ErasureProfile(parts.k, parts.n)
+    def end(self) -> None:
+        self.volume.end_sync(self.pending, self.error)

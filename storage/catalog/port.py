@@ -6,6 +6,7 @@ Everything in it but heads and leases can be made again from the volumes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -57,6 +58,7 @@ class Holding(NamedTuple):
     lease_ms: int
 
 
+@lru_cache(maxsize=1024)
 def user_key(user_id: bytes) -> bytes:
     """Fixed-length stand-in for a user id in keys."""
     return blake3(user_id).digest(USER_KEY_BYTES)

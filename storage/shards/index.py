@@ -71,6 +71,17 @@ class ShardIndex:
         """Add or move an entry (in memory until the next flush)."""
         self._pending[key] = _LOCATION.pack(*location)
 
+    def replace(
+        self, key: ShardKey, segment: int, offset: int, payload_length: int, object_length: int
+    ) -> Location | None:
+        """Like :meth:`put`; gives the entry replaced if that had not reached LMDB yet."""
+        pending = self._pending
+        old = pending.get(key)
+        if old is None and self._flushing:
+            old = self._flushing.get(key)
+        pending[key] = _LOCATION.pack(segment, offset, payload_length, object_length)
+        return None if old is None else Location(*_LOCATION.unpack(old))
+
     def remove(self, key: ShardKey) -> None:
         """Drop an entry (in memory until the next flush)."""
         self._pending[key] = None

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 from cachetools import LRUCache
@@ -38,6 +39,14 @@ _RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and c
 _RESERVE_BYTES_MIN = 1 * MIB
 _RESERVE_BYTES_MAX = 64 * MIB
 _SPACE_CHECK_BYTES = 4 * MIB
+
+
+class PendingSync(NamedTuple):
+    """What a sync has to flush: files, whether the directory too, and the index checkpoint to write then."""
+
+    files: dict[int, VolumeFile]
+    directory: bool
+    checkpoint: dict[int, tuple[int, int]] | None
 
 
 class LocalVolume:
@@ -74,8 +83,6 @@ class LocalVolume:
         self._files_lock = threading.Lock()
         self._dirty: dict[int, VolumeFile] = {}
         self._directory_dirty = False
-        self._appended = 0
-        self._synced = 0
         self._failure: Exception | None = None
         self._space_checked_at = 0
         self._dropped_segments: list[int] = []
@@ -122,12 +129,8 @@ class LocalVolume:
         if not urgent:
             self._check_space(offset - size)
         self._write(buffers, size)
-        at = size
-        for shard in shards[start:stop]:
-            self._enter(shard, self._active_number, at)
-            at += HEADER_BYTES + len(shard.payload)
+        self._enter(shards[start:stop], self._active_number, size)
         state.size = offset
-        self._appended += offset - size
         self._dirty[self._active_number] = self._active
         return stop
 
@@ -149,15 +152,20 @@ class LocalVolume:
         except OSError as error:
             raise self._fail(error) from error
 
-    def _enter(self, shard: Shard, segment: int, offset: int) -> None:
-        """Index a record that was just written, releasing the one it replaces."""
-        # Only recent entries can be replaced here: writers ask for a shard's presence first, so a
-        # second copy comes from a race between them. Looking in memory alone is what that needs.
-        old = self._index.recent(shard.key)
-        if old is not None:
-            self._release(old)
-        self._index.put(shard.key, (segment, offset, len(shard.payload), shard.object_length))
-        self._segments[segment].live += HEADER_BYTES + len(shard.payload)
+    def _enter(self, shards: Sequence[Shard], segment: int, offset: int) -> None:
+        """Index records that were just written, releasing those they replace.
+
+        Only recent entries can be replaced here: writers ask for a shard's presence first, so a
+        second copy comes from a race between them. Looking in memory alone is what that needs.
+        """
+        start = offset
+        for key, object_length, _, payload in shards:
+            length = len(payload)
+            replaced = self._index.replace(key, segment, offset, length, object_length)
+            if replaced is not None:
+                self._release(replaced)
+            offset += HEADER_BYTES + length
+        self._segments[segment].live += offset - start
 
     def _release(self, location: Location) -> None:
         state = self._segments.get(location.segment)
@@ -271,8 +279,12 @@ class LocalVolume:
                 valid_end = found.offset + HEADER_BYTES + len(found.payload)
             if self._index.pending >= PENDING_MAX:
                 state.size = valid_end
+                file.datasync()
                 self._flush_frozen()
         state.size = valid_end
+        # These bytes may have survived their writer in memory only; the next commit relies on them.
+        self._dirty[number] = file
+        self._directory_dirty = True
 
     def _replay_record(self, shard: Shard, number: int, offset: int) -> None:
         old = self._index.get(shard.key)
@@ -296,35 +308,63 @@ class LocalVolume:
 
     def sync(self) -> None:
         """See :meth:`ShardStore.sync`."""
-        target = self._appended
-        if self._synced >= target and not self._dirty:
-            return
-        with self._sync_lock:
-            if self._synced >= target and not self._dirty:
-                return
+        pending = self.begin_sync()
+        if pending is not None:
+            self.end_sync(pending, self._sync_files(pending))
+
+    def begin_sync(self, *, whole_index: bool = False) -> PendingSync | None:
+        """First half of a sync, for callers that flush several volumes at once: note what must be flushed.
+
+        None if there is nothing to do. Otherwise this volume's syncs wait until :meth:`end_sync`.
+        """
+        self._sync_lock.acquire()
+        try:
             with self._lock:
                 self._check_usable()
-                upto, dirty, self._dirty = self._appended, self._dirty, {}
-                directory_dirty, self._directory_dirty = self._directory_dirty, False
-                frozen = self._index.pending >= PENDING_MAX and self._index.freeze()
-                checkpoint = self._checkpoint() if frozen else {}
-            self._sync_files(dirty, directory_dirty)
-            self._synced = upto
-            if frozen:
-                self._flush(checkpoint)
+                frozen = bool(self._index.pending) if whole_index else self._index.pending >= PENDING_MAX
+                if not self._dirty and not self._directory_dirty and not frozen:
+                    self._sync_lock.release()
+                    return None
+                frozen = frozen and self._index.freeze()
+                pending = PendingSync(self._dirty, self._directory_dirty, self._checkpoint() if frozen else None)
+                self._dirty, self._directory_dirty = {}, False
+                return pending
+        except BaseException:
+            self._sync_lock.release()
+            raise
 
-    def _sync_files(self, dirty: dict[int, VolumeFile], directory_dirty: bool) -> None:
+    def end_sync(self, pending: PendingSync, error: Exception | None = None) -> None:
+        """Second half: everything noted by :meth:`begin_sync` has been flushed, or that failed.
+
+        Raises:
+            VolumeFailed: flushing failed, or the directory is gone.
+        """
         try:
-            for file in dirty.values():
+            active = self._active
+            if error is None and active is not None and active.removed():
+                error = FileNotFoundError(f"{self.path} was removed while in use")
+            if error is not None:
+                # After a failed fsync the kernel may have dropped the pages: nothing since the last
+                # good one can be trusted until it has been read back, which opening again does.
+                raise self._fail(error) from error
+            if pending.checkpoint is not None:
+                self._flush(pending.checkpoint)
+        finally:
+            self._sync_lock.release()
+
+    def flush(self, pending: PendingSync) -> Exception | None:
+        """Flush what :meth:`begin_sync` noted, file by file; the error to pass to :meth:`end_sync`."""
+        return self._sync_files(pending)
+
+    def _sync_files(self, pending: PendingSync) -> Exception | None:
+        try:
+            for file in pending.files.values():
                 file.datasync()
-                if file.removed() and file is self._active:
-                    raise FileNotFoundError(f"{self.path} was removed while in use")
-            if directory_dirty:
+            if pending.directory:
                 self._filesystem.sync_directory(self.path)
         except (OSError, StoreFull) as error:
-            # After a failed fsync the kernel may have dropped the pages: nothing since the last
-            # good one can be trusted until it has been read back, which opening again does.
-            raise self._fail(error) from error
+            return error
+        return None
 
     def _checkpoint(self) -> dict[int, tuple[int, int]]:
         return {number: (state.size, state.live) for number, state in self._segments.items()}
@@ -343,19 +383,10 @@ class LocalVolume:
             self._flush(self._checkpoint())
 
     def flush_index(self) -> None:
-        """Sync, then bring the whole index to disk."""
-        self.sync()
-        with self._sync_lock:
-            with self._lock:
-                self._check_usable()
-                if not self._index.freeze():
-                    return
-                upto, dirty, self._dirty = self._appended, self._dirty, {}
-                directory_dirty, self._directory_dirty = self._directory_dirty, False
-                checkpoint = self._checkpoint()
-            self._sync_files(dirty, directory_dirty)
-            self._synced = upto
-            self._flush(checkpoint)
+        """Sync, and bring the whole index to disk."""
+        pending = self.begin_sync(whole_index=True)
+        if pending is not None:
+            self.end_sync(pending, self._sync_files(pending))
 
     # -- reading ---------------------------------------------------------------------------------
 
