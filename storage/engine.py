@@ -183,6 +183,7 @@ class FileStorage:
             if self._closed:
                 return
             self._closed = True
+        self._stripes.close()
         self._healer.close()
         self._context.workers.shutdown()
         self._context.flusher.shutdown()

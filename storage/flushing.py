@@ -1,93 +1,196 @@
-"""Making several volumes durable at once, in whichever way is faster here and now.
+"""Flushing several files at once.
 
-Volumes on disks of their own are flushed in parallel, one thread each. Where all volumes share a
-file system, one syncfs may do for all of them: it costs one journal commit in place of one a volume
-(measured here: 0.22 ms against 0.36 ms for six), but it also waits for whatever else is dirty on
-that file system. So both are timed, the faster is used, and the other is tried now and then.
+Linux can take fdatasync as an asynchronous request (IOCB_CMD_FDSYNC of io_submit(2), since 4.18): six
+are handed to the kernel in one call and awaited in another, from one thread. Against six Python
+threads this saves their wake-ups (measured here: 0.20 ms against 0.31 ms for six files). Where it is
+not to be had, threads do it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import threading
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Protocol
 
-_PROBE_EVERY = 64  # rounds between trials of the way not in use
-_PROBE_EVERY_SLOW = 4096  # the same if it was much slower last time
-_MUCH_SLOWER = 4.0
-_WEIGHT = 0.2  # of the newest timing in the moving averages
-_SYNCFS_KERNEL = (5, 8)  # since then syncfs reports write errors, see syncfs(2)
-
-Job = Callable[[], None]
+# System call numbers: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h.
+_SYSCALLS = {"x86_64": (206, 209, 208, 207), "aarch64": (0, 2, 4, 1)}
+_FDSYNC = 3  # IOCB_CMD_FDSYNC, include/uapi/linux/aio_abi.h
+_BATCH_MAX = 32
 
 
-class Flusher:
-    """Runs flush jobs in parallel threads, or one syncfs in their place.
+class FlushError(Exception):
+    """Kernel flushing is not to be had here."""
 
-    Args:
-        paths: the volumes' directories.
-        allow_together: whether syncfs may be used at all.
-    """
 
-    def __init__(self, paths: Sequence[Path], *, allow_together: bool = True) -> None:
-        self._threads = [_FlushThread(f"flush-volume-{slot}") for slot in range(1, len(paths))]
-        self._round_lock = threading.Lock()
-        self._directory = _open_shared(paths) if allow_together and len(paths) > 1 else -1
-        self._apart_s = 0.0
-        self._together_s = 0.0
-        self._rounds = 0
+class Flusher(Protocol):
+    """Makes files durable, all at once."""
 
-    def flush(self, jobs: Sequence[Job]) -> Exception | None:
-        """Do all jobs' work.
-
-        Args:
-            jobs: each makes one volume durable on its own, keeping its error to itself.
-
-        Returns:
-            the error if syncfs was used in their place and failed.
-        """
-        with self._round_lock:
-            self._rounds += 1
-            if len(jobs) > 1 and self._directory >= 0 and self._choose_together():
-                started = time.perf_counter()
-                error = _syncfs(self._directory)
-                self._together_s = _averaged(self._together_s, time.perf_counter() - started)
-                return error
-            started = time.perf_counter()
-            self._flush_apart(jobs)
-            self._apart_s = _averaged(self._apart_s, time.perf_counter() - started)
-            return None
-
-    def _choose_together(self) -> bool:
-        if not self._together_s or not self._apart_s:
-            return not self._together_s
-        together = self._together_s < self._apart_s
-        ratio = max(self._together_s, self._apart_s) / min(self._together_s, self._apart_s)
-        probe = _PROBE_EVERY_SLOW if ratio > _MUCH_SLOWER else _PROBE_EVERY
-        return together != (self._rounds % probe == 0)
-
-    def _flush_apart(self, jobs: Sequence[Job]) -> None:
-        running = list(zip(self._threads, jobs[1:], strict=False))
-        for thread, job in running:
-            thread.start(job)
-        for job in jobs[:1]:
-            job()
-        for thread, _ in running:
-            thread.wait()
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        """Fdatasync each descriptor; the outcome of each."""
 
     def close(self) -> None:
-        """End the threads."""
-        with self._round_lock:
+        """Let go of threads or kernel resources."""
+
+
+def new_flusher(parallel: int) -> Flusher:
+    """The best flusher here, for about this many files at a time."""
+    try:
+        return KernelFlusher()
+    except FlushError:
+        return ThreadFlusher(parallel)
+
+
+class _Iocb(ctypes.Structure):
+    """struct iocb (little-endian layout), include/uapi/linux/aio_abi.h."""
+
+    _fields_ = (
+        ("aio_data", ctypes.c_uint64),
+        ("aio_key", ctypes.c_uint32),
+        ("aio_rw_flags", ctypes.c_int32),
+        ("aio_lio_opcode", ctypes.c_uint16),
+        ("aio_reqprio", ctypes.c_int16),
+        ("aio_fildes", ctypes.c_uint32),
+        ("aio_buf", ctypes.c_uint64),
+        ("aio_nbytes", ctypes.c_uint64),
+        ("aio_offset", ctypes.c_int64),
+        ("aio_reserved2", ctypes.c_uint64),
+        ("aio_flags", ctypes.c_uint32),
+        ("aio_resfd", ctypes.c_uint32),
+    )
+
+
+class _IoEvent(ctypes.Structure):
+    """struct io_event."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint64),
+        ("obj", ctypes.c_uint64),
+        ("res", ctypes.c_int64),
+        ("res2", ctypes.c_int64),
+    )
+
+
+class KernelFlusher:
+    """Flushes by kernel requests. Calls take turns.
+
+    Raises:
+        FlushError: no such system calls here (another system, or a sandbox that forbids them).
+    """
+
+    def __init__(self) -> None:
+        numbers = _SYSCALLS.get(platform.machine()) if platform.system() == "Linux" else None
+        if numbers is None:
+            raise FlushError(f"no kernel flushing on {platform.system()} {platform.machine()}")
+        setup, self._submit, self._getevents, self._destroy = (ctypes.c_long(number) for number in numbers)
+        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._syscall.restype = ctypes.c_long
+        context = ctypes.c_uint64(0)
+        if self._syscall(setup, ctypes.c_long(_BATCH_MAX), ctypes.byref(context)) != 0:
+            raise FlushError(f"io_setup: {os.strerror(ctypes.get_errno())}")
+        self._context = ctypes.c_uint64(context.value)
+        self._lock = threading.Lock()
+        self._requests = (_Iocb * _BATCH_MAX)()
+        addresses = [ctypes.addressof(request) for request in self._requests]
+        self._pointers = (ctypes.c_void_p * _BATCH_MAX)(*addresses)
+        self._events = (_IoEvent * _BATCH_MAX)()
+        for index, request in enumerate(self._requests):
+            request.aio_data = index
+            request.aio_lio_opcode = _FDSYNC
+        self._closed = False
+        self._probe()
+
+    def _probe(self) -> None:
+        """See that the kernel takes this kind of request for a regular file."""
+        descriptor = os.memfd_create("flush-probe", os.MFD_CLOEXEC)
+        try:
+            (outcome,) = self.flush([descriptor])
+        except OSError as error:
+            outcome = error
+        finally:
+            os.close(descriptor)
+        if outcome is not None:
+            self.close()
+            raise FlushError(f"IOCB_CMD_FDSYNC: {outcome}")
+
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        """See :class:`Flusher`."""
+        outcomes: list[OSError | None] = []
+        with self._lock:
+            for start in range(0, len(descriptors), _BATCH_MAX):
+                outcomes += self._flush_batch(descriptors[start : start + _BATCH_MAX])
+        return outcomes
+
+    def _flush_batch(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        count = len(descriptors)
+        for request, descriptor in zip(self._requests, descriptors, strict=False):
+            request.aio_fildes = descriptor
+        submitted = self._syscall(self._submit, self._context, ctypes.c_long(count), self._pointers)
+        outcomes: list[OSError | None] = [None] * count
+        self._reap(max(submitted, 0), outcomes)
+        for index in range(max(submitted, 0), count):
+            # The kernel took fewer than all (out of requests): do the rest one by one.
+            outcomes[index] = _datasync(descriptors[index])
+        return outcomes
+
+    def _reap(self, count: int, outcomes: list[OSError | None]) -> None:
+        reaped = 0
+        while reaped < count:
+            wanted = ctypes.c_long(count - reaped)
+            got = self._syscall(self._getevents, self._context, wanted, wanted, self._events, None)
+            if got < 0:
+                number = ctypes.get_errno()
+                if number == errno.EINTR:
+                    continue
+                raise OSError(number, os.strerror(number), "io_getevents")
+            for event in self._events[:got]:
+                if event.res < 0:
+                    outcomes[event.data] = OSError(-event.res, os.strerror(-event.res), "fdatasync")
+            reaped += got
+
+    def close(self) -> None:
+        """See :class:`Flusher`."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._syscall(self._destroy, self._context)
+
+
+class ThreadFlusher:
+    """Flushes by threads, one per file beyond the first."""
+
+    def __init__(self, parallel: int) -> None:
+        self._lock = threading.Lock()
+        self._threads = [_FlushThread(f"flush-{number}") for number in range(1, parallel)]
+
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        """See :class:`Flusher`."""
+        outcomes: list[OSError | None] = [None] * len(descriptors)
+
+        def job(index: int) -> None:
+            outcomes[index] = _datasync(descriptors[index])
+
+        with self._lock:
+            width = len(self._threads) + 1
+            for start in range(0, len(descriptors), width):
+                indexes = range(start, min(start + width, len(descriptors)))
+                running = list(zip(self._threads, indexes[1:], strict=False))
+                for thread, index in running:
+                    thread.start(lambda index=index: job(index))  # type: ignore[misc]
+                job(start)
+                for thread, _ in running:
+                    thread.wait()
+        return outcomes
+
+    def close(self) -> None:
+        """See :class:`Flusher`."""
+        with self._lock:
             for thread in self._threads:
                 thread.stop()
             self._threads = []
-            if self._directory >= 0:
-                os.close(self._directory)
-                self._directory = -1
 
 
 class _FlushThread:
@@ -98,11 +201,11 @@ class _FlushThread:
         self._done = threading.Lock()
         self._go.acquire()
         self._done.acquire()
-        self._job: Job | None = None
+        self._job: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Callable[[], None]) -> None:
         self._job = job
         self._go.release()
 
@@ -125,25 +228,9 @@ class _FlushThread:
                 self._done.release()
 
 
-def _averaged(average: float, latest: float) -> float:
-    return latest if not average else average + _WEIGHT * (latest - average)
-
-
-def _open_shared(paths: Sequence[Path]) -> int:
-    """A descriptor of the file system that all paths are on; -1 if there is none or syncfs is no good here."""
-    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
-    if platform.system() != "Linux" or release < _SYNCFS_KERNEL:
-        return -1
-    if len({path.stat().st_dev for path in paths}) != 1:
-        return -1
-    return os.open(paths[0].parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _syncfs(descriptor: int) -> Exception | None:
-    if _libc.syncfs(descriptor) == 0:
-        return None
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), "syncfs")
+def _datasync(descriptor: int) -> OSError | None:
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        return error
+    return None

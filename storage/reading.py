@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from cachetools import LRUCache
 
-from storage.errors import DataLossError
+from storage.errors import DataLossError, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.manifest import FAN_OUT, Manifest, RootNode
 from storage.stripes import StripeStore
 from storage.upload import chunk_stripe
 from storage.versions import Version
+
+T = TypeVar("T")
 
 _AHEAD_BYTES = 4 * MIB
 _AHEAD_MAX = 4
@@ -104,7 +107,7 @@ class FileReader(io.RawIOBase):
         upcoming = first
         for index in range(first, last + 1):
             while upcoming <= min(last, index + self._depth):
-                pending.append(self._workers.submit(self._load, upcoming, self._stripe(upcoming)))
+                pending.append(self._submit(self._load, upcoming, self._stripe(upcoming)))
                 upcoming += 1
             piece = pending.popleft().result()
             yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
@@ -133,7 +136,7 @@ class FileReader(io.RawIOBase):
         for index in range(first, first + count):
             length = self._root.chunk_length(index)
             part = target[done : done + length]
-            futures.append(self._workers.submit(self._read_chunk, self._stripe(index), part))
+            futures.append(self._submit(self._read_chunk, self._stripe(index), part))
             done += length
         for future in futures:
             future.exception()  # the caller's buffer must not be written to after an error has been raised
@@ -175,7 +178,7 @@ class FileReader(io.RawIOBase):
     def _read_ahead(self, first: int) -> None:
         for index in range(first, min(first + self._depth, self._root.chunk_count)):
             if index not in self._ahead:
-                self._ahead[index] = self._workers.submit(self._load, index, self._stripe(index))
+                self._ahead[index] = self._submit(self._load, index, self._stripe(index))
 
     def _load(self, index: int, stripe: StripeKey) -> memoryview:
         buffer = memoryview(bytearray(self._root.chunk_length(index)))
@@ -193,6 +196,12 @@ class FileReader(io.RawIOBase):
                 filename=self.version.filename,
                 file_id=self.version.file_id,
             ) from error
+
+    def _submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
+        try:
+            return self._workers.submit(work, *arguments)
+        except RuntimeError as error:  # the executor was shut down
+            raise StoreClosed("the store was closed while a file was being read") from error
 
     def _stripe(self, index: int) -> StripeKey:
         """Stripe of a chunk, by way of the leaves read last."""

@@ -14,7 +14,7 @@ from itertools import combinations, islice
 from blake3 import blake3
 
 from storage.erasure import ErasureCode, ErasureProfile, code_for
-from storage.errors import DataLossError, StorageError
+from storage.errors import DataLossError, StorageError, StoreClosed
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
 from storage.shards import CorruptShard, LocalVolume, Shard
@@ -45,6 +45,11 @@ class StripeStore:
         self.volumes = volumes
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
+        self._closed = False
+
+    def close(self) -> None:
+        """From now on, what cannot be read is said to be closed, not lost."""
+        self._closed = True
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -162,7 +167,25 @@ class StripeStore:
             buffers = [part] if len(part) == shard_length else [part, self._padding(shard_length - len(part))]
             if not self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), buffers, shard_length):
                 missing.append(slot)
-        return not missing or self._fill_from_parity(stripe, target, shard_length, missing)
+        if not missing:
+            return True
+        whole = self._fill_from_parity(stripe, target, shard_length, missing)
+        if whole:
+            self._look_into(stripe, missing)
+        return whole
+
+    def _look_into(self, stripe: StripeKey, slots: list[int]) -> None:
+        """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
+        holders = self.volumes.holders(stripe)
+        for slot in slots:
+            key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
+            if volume is None or (holders[slot] in self.volumes.incomplete and volume.locate(key) is None):
+                continue
+            rotten: list[int] = []
+            if self._read_checked(volume, key, rotten) is None and not rotten:
+                self.on_damage(stripe)
+            if rotten:
+                self._quarantine(stripe, rotten, "cannot be read back")
 
     def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
         volume = self.volumes.volume(holder)
@@ -213,6 +236,8 @@ class StripeStore:
 
     def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
         """The careful path: check every shard, decode from the intact ones, quarantine the rest."""
+        if self._closed:
+            raise StoreClosed("the store was closed while it was being read")
         parts = split_stripe_key(stripe)
         survivors, rotten = self._survey(stripe)
         if rotten:

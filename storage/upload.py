@@ -22,7 +22,7 @@ from storage.catalog import Catalog, CatalogTransaction
 from storage.catalog.port import Holding
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
-from storage.errors import InvalidArgument, StorageError, StoreFull
+from storage.errors import InvalidArgument, StorageError, StoreClosed
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
 from storage.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, ManifestBuilder, RootNode, decode_node
@@ -241,7 +241,10 @@ class Upload:
 
     def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
         self._drain(self._depth - 1)
-        self._in_flight.append(self._context.workers.submit(work, *arguments))
+        try:
+            self._in_flight.append(self._context.workers.submit(work, *arguments))
+        except RuntimeError as error:  # the executor was shut down
+            raise StoreClosed("the store was closed during the push") from error
 
     def _drain(self, most: int) -> None:
         """Take in finished chunks, in order, until at most ``most`` are under way."""
@@ -352,8 +355,8 @@ class Upload:
             if self._unsynced > INLINE_BYTES_MAX:
                 self._context.stripes.volumes.sync_each()
             stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
-        except BaseException as error:
-            self.abort(keep_chunks=not isinstance(error, StoreFull))
+        except BaseException:
+            self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
@@ -464,7 +467,8 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.abort(keep_chunks=not isinstance(error, StoreFull))
+        # Bad input and a full disk leave nothing; a sender that went away may come back.
+        self.abort(keep_chunks=not isinstance(error, StorageError))
 
 
 def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryview:

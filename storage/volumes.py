@@ -14,7 +14,7 @@ from pathlib import Path
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError
-from storage.flushing import Flusher
+from storage.flushing import Flusher, new_flusher
 from storage.keys import StripeKey
 from storage.placement import Layout
 from storage.reports import Damage
@@ -75,7 +75,7 @@ class VolumeSet:
         except BaseException:
             self._close_volumes()
             raise
-        self._flusher = Flusher(self.paths, allow_together=self._options.filesystem is None)
+        self._flusher = new_flusher(len(self.paths))
 
     def reattach(self) -> list[int]:
         """Open again the volumes that went offline; returns the slots brought back."""
@@ -210,10 +210,18 @@ class VolumeSet:
             for sync in begun:
                 # Ending is owed to every volume, whatever happens to the others.
                 stack.callback(self._guard, sync.slot, sync.end)
-            if begun:
-                error = self._flusher.flush([sync.flush for sync in begun])
-                for sync in begun:
-                    sync.error = sync.error or error
+            self._flush_together(begun)
+
+    def _flush_together(self, begun: list[_BegunSync]) -> None:
+        """Flush files that have descriptors all at once, then the rest (directories, after a new segment)."""
+        files = [(sync, file.descriptor()) for sync in begun for file in sync.pending.files.values()]
+        together = [(sync, descriptor) for sync, descriptor in files if descriptor >= 0]
+        if together:
+            outcomes = self._flusher.flush([descriptor for _, descriptor in together])
+            for (sync, _), outcome in zip(together, outcomes, strict=True):
+                sync.error = sync.error or outcome
+        for sync in begun:
+            sync.error = sync.error or sync.volume.flush(sync.pending, files=len(together) < len(files))
 
     def _begin_syncs(self) -> Iterator[tuple[int, LocalVolume, PendingSync]]:
         for slot, volume in enumerate(self._volumes):
@@ -287,9 +295,6 @@ class _BegunSync:
         self.volume = volume
         self.pending = pending
         self.error: Exception | None = None
-
-    def flush(self) -> None:
-        self.error = self.volume.flush(self.pending)
 
     def end(self) -> None:
         self.volume.end_sync(self.pending, self.error)

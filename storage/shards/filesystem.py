@@ -27,6 +27,9 @@ class VolumeFile(Protocol):
     def datasync(self) -> None:
         """Make the content and the length durable (fdatasync)."""
 
+    def descriptor(self) -> int:
+        """The descriptor, so that several files can be flushed together; -1 to be asked by datasync alone."""
+
     def truncate(self, size: int) -> None:
         """Cut or extend the file to ``size`` bytes."""
 
@@ -93,6 +96,10 @@ class LocalFile:
         except OSError as error:
             raise_if_full(error)
             raise
+
+    def descriptor(self) -> int:
+        """See :class:`VolumeFile`."""
+        return self._fd
 
     def truncate(self, size: int) -> None:
         """See :class:`VolumeFile`."""

@@ -39,6 +39,8 @@ _RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and c
 _RESERVE_BYTES_MIN = 1 * MIB
 _RESERVE_BYTES_MAX = 64 * MIB
 _SPACE_CHECK_BYTES = 4 * MIB
+_ZERO_AHEAD_BYTES = 1 * MIB
+_SMALL_APPEND_BYTES = 64 * 1024
 
 
 class PendingSync(NamedTuple):
@@ -84,6 +86,7 @@ class LocalVolume:
         self._dirty: dict[int, VolumeFile] = {}
         self._directory_dirty = False
         self._failure: Exception | None = None
+        self._zeroed = 0
         self._space_checked_at = 0
         self._dropped_segments: list[int] = []
         if not (path / IDENTITY_FILE).exists():
@@ -129,6 +132,8 @@ class LocalVolume:
         if not urgent:
             self._check_space(offset - size)
         self._write(buffers, size)
+        if offset > self._zeroed:
+            self._zero_ahead(offset, offset - size)
         self._enter(shards[start:stop], self._active_number, size)
         state.size = offset
         self._dirty[self._active_number] = self._active
@@ -141,6 +146,25 @@ class LocalVolume:
         except StoreFull:
             self._cut(offset)
             raise
+        except OSError as error:
+            raise self._fail(error) from error
+
+    def _zero_ahead(self, end: int, written: int) -> None:
+        """After a small append, write zeros behind it for the next ones to overwrite.
+
+        A file that does not grow spares each flush a journal commit (measured: 0.26 ms against
+        0.36 ms for six volumes). Readers take zeros at a segment's end for what they are: nothing.
+        """
+        assert self._active is not None
+        self._zeroed = end
+        room = min(_ZERO_AHEAD_BYTES, self._segment_bytes_max - end)
+        if written > _SMALL_APPEND_BYTES or room <= 0:
+            return
+        try:
+            self._active.write([bytes(room)], end)
+            self._zeroed = end + room
+        except StoreFull:
+            self._cut(end)
         except OSError as error:
             raise self._fail(error) from error
 
@@ -194,7 +218,7 @@ class LocalVolume:
 
     def _roll(self) -> SegmentState:
         """Start a new active segment; the old one is synced with everything else."""
-        self._active = None
+        self._seal()
         number = self._active_number + 1
         header = SegmentHeader(
             store_id=bytes.fromhex(self.identity.store_id),
@@ -218,13 +242,26 @@ class LocalVolume:
             raise
         except OSError as error:
             raise self._fail(error) from error
-        self._active, self._active_number = file, number
+        self._active, self._active_number, self._zeroed = file, number, 0
         self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
         self._dirty[number] = file
         self._directory_dirty = True
         with self._files_lock:
             self._files[number] = file
         return self._segments[number]
+
+    def _seal(self) -> None:
+        """Done appending to the active segment: give back the zeros behind its records."""
+        active, self._active = self._active, None
+        state = self._segments.get(self._active_number)
+        if active is None or state is None or self._zeroed <= state.size:
+            return
+        try:
+            active.truncate(state.size)
+        except OSError as error:
+            raise self._fail(error) from error
+        self._dirty[self._active_number] = active
+        self._zeroed = 0
 
     def _open_active(self) -> None:
         """Go on with the last segment if it has room; otherwise the next append starts a new one."""
@@ -310,7 +347,7 @@ class LocalVolume:
         """See :meth:`ShardStore.sync`."""
         pending = self.begin_sync()
         if pending is not None:
-            self.end_sync(pending, self._sync_files(pending))
+            self.end_sync(pending, self.flush(pending))
 
     def begin_sync(self, *, whole_index: bool = False) -> PendingSync | None:
         """First half of a sync, for callers that flush several volumes at once: note what must be flushed.
@@ -348,17 +385,19 @@ class LocalVolume:
                 # good one can be trusted until it has been read back, which opening again does.
                 raise self._fail(error) from error
             if pending.checkpoint is not None:
-                self._flush(pending.checkpoint)
+                self._flush_index(pending.checkpoint)
         finally:
             self._sync_lock.release()
 
-    def flush(self, pending: PendingSync) -> Exception | None:
-        """Flush what :meth:`begin_sync` noted, file by file; the error to pass to :meth:`end_sync`."""
-        return self._sync_files(pending)
+    def flush(self, pending: PendingSync, *, files: bool = True) -> Exception | None:
+        """Flush what :meth:`begin_sync` noted; the error to pass to :meth:`end_sync`.
 
-    def _sync_files(self, pending: PendingSync) -> Exception | None:
+        Args:
+            pending: what to flush.
+            files: flush the files as well as the directory; False if that has been done.
+        """
         try:
-            for file in pending.files.values():
+            for file in pending.files.values() if files else ():
                 file.datasync()
             if pending.directory:
                 self._filesystem.sync_directory(self.path)
@@ -369,10 +408,16 @@ class LocalVolume:
     def _checkpoint(self) -> dict[int, tuple[int, int]]:
         return {number: (state.size, state.live) for number, state in self._segments.items()}
 
-    def _flush(self, checkpoint: dict[int, tuple[int, int]]) -> None:
+    def _flush_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
         dropped, self._dropped_segments = self._dropped_segments, []
         try:
             self._index.flush(checkpoint, dropped)
+        except StoreFull:
+            # The records themselves are durable; their entries stay in memory and are found again
+            # by reading the segments if need be.
+            log.warning("no space for the index of %s; it stays in memory", self.path)
+            self._index.thaw()
+            self._dropped_segments += dropped
         except StorageError:
             self._index.thaw()
             self._dropped_segments += dropped
@@ -380,13 +425,13 @@ class LocalVolume:
 
     def _flush_frozen(self) -> None:
         if self._index.freeze():
-            self._flush(self._checkpoint())
+            self._flush_index(self._checkpoint())
 
     def flush_index(self) -> None:
         """Sync, and bring the whole index to disk."""
         pending = self.begin_sync(whole_index=True)
         if pending is not None:
-            self.end_sync(pending, self._sync_files(pending))
+            self.end_sync(pending, self.flush(pending))
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -509,7 +554,7 @@ class LocalVolume:
         with self._lock:
             active = self._segments.get(self._active_number)
             if active and self._active is not None and self._worth(active, live_ratio_max):
-                self._active = None  # the next append starts a new segment
+                self._seal()  # the next append starts a new segment
             chosen = [
                 (state.live / state.size, number)
                 for number, state in self._segments.items()
@@ -596,6 +641,8 @@ class LocalVolume:
         """See :meth:`ShardStore.close`. A failed volume is closed without touching its files."""
         try:
             if self._failure is None:
+                with self._lock:
+                    self._seal()
                 self.flush_index()
         finally:
             self._failure = self._failure or VolumeFailed(f"volume {self.path} is closed")
