@@ -6,8 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,12 +204,36 @@ class VolumeSet:
 
     def sync(self) -> None:
         """Make all online volumes durable, at once."""
-        with ExitStack() as stack:
-            begun = [_BegunSync(slot, volume, pending) for slot, volume, pending in self._begin_syncs()]
-            for sync in begun:
-                # Ending is owed to every volume, whatever happens to the others.
-                stack.callback(self._guard, sync.slot, sync.end)
+        begun: list[_BegunSync] = []
+        failures: list[StorageError] = []
+        try:
+            for slot, volume in enumerate(self._volumes):
+                if volume is not None:
+                    self._begin_sync(slot, volume, begun)
             self._flush_together(begun)
+        finally:
+            # Ending is owed to every volume, whatever happens to the others.
+            for sync in begun:
+                self._end_sync(sync, failures)
+        if failures:
+            raise failures[0]
+
+    def _begin_sync(self, slot: int, volume: LocalVolume, begun: list[_BegunSync]) -> None:
+        try:
+            pending = volume.begin_sync()
+        except VolumeFailed as error:
+            self.set_offline(slot, str(error))
+            return
+        if pending is not None:
+            begun.append(_BegunSync(slot, volume, pending))
+
+    def _end_sync(self, sync: _BegunSync, failures: list[StorageError]) -> None:
+        try:
+            sync.volume.end_sync(sync.pending, sync.error)
+        except VolumeFailed as error:
+            self.set_offline(sync.slot, str(error))
+        except StorageError as error:
+            failures.append(error)
 
     def _flush_together(self, begun: list[_BegunSync]) -> None:
         """Flush files that have descriptors all at once, then the rest (directories, after a new segment)."""
@@ -222,18 +245,6 @@ class VolumeSet:
                 sync.error = sync.error or outcome
         for sync in begun:
             sync.error = sync.error or sync.volume.flush(sync.pending, files=len(together) < len(files))
-
-    def _begin_syncs(self) -> Iterator[tuple[int, LocalVolume, PendingSync]]:
-        for slot, volume in enumerate(self._volumes):
-            if volume is None:
-                continue
-            try:
-                pending = volume.begin_sync()
-            except VolumeFailed as error:
-                self.set_offline(slot, str(error))
-                continue
-            if pending is not None:
-                yield slot, volume, pending
 
     def sync_each(self) -> None:
         """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
@@ -295,6 +306,3 @@ class _BegunSync:
         self.volume = volume
         self.pending = pending
         self.error: Exception | None = None
-
-    def end(self) -> None:
-        self.volume.end_sync(self.pending, self.error)
