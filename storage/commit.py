@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
-from storage.errors import ConflictError, FileNotFound, PermissionDenied
+from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
@@ -116,7 +116,7 @@ class GroupCommit:
         self._copies = metadata_copies
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
-        self._leading = False
+        self._leader: PendingVersion | None = None
 
     def commit(self, pending: PendingVersion) -> StoredVersion:
         """Make a version durable and visible.
@@ -131,13 +131,33 @@ class GroupCommit:
         """
         with self._mutex:
             self._queue.append(pending)
-            lead, self._leading = not self._leading, True
+            if self._leader is None:
+                self._leader = pending
+            lead = self._leader is pending
         if not lead:
-            pending.wait()
+            self._await_turn(pending)
             if pending.settled:
                 return pending.result()
         self._lead(pending)
         return pending.result()
+
+    def _await_turn(self, pending: PendingVersion) -> None:
+        """Sleep until settled by another leader, or made the leader; an interrupted sleeper passes that on."""
+        try:
+            pending.wait()
+        except BaseException:
+            with self._mutex:
+                if pending in self._queue:
+                    self._queue.remove(pending)
+                successor = self._succeed() if self._leader is pending else None
+            if successor is not None:
+                successor.wake()
+            raise
+
+    def _succeed(self) -> PendingVersion | None:
+        """Make the first in the queue the leader; call with the mutex held, and wake it afterwards."""
+        self._leader = self._queue[0] if self._queue else None
+        return self._leader
 
     def _lead(self, leader: PendingVersion) -> None:
         with self._mutex:
@@ -145,15 +165,15 @@ class GroupCommit:
         try:
             self._commit_batch(batch)
         except BaseException as error:
+            outcome = error if isinstance(error, Exception) else StorageError("the commit was interrupted; try again")
             for pending in batch:
                 if not pending.settled:
-                    pending.settle(error)
+                    pending.settle(outcome)
             if not isinstance(error, Exception):
                 raise
         finally:
             with self._mutex:
-                successor = self._queue[0] if self._queue else None
-                self._leading = successor is not None
+                successor = self._succeed()
             for pending in batch:
                 if pending is not leader:
                     pending.wake()

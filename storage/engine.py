@@ -165,8 +165,8 @@ class FileStorage:
                 chunk_size=None if chunk_size is None else check_chunk_size(chunk_size),
                 create=create,
             )
-            volume_set = VolumeSet(found.settings, volume_options or VolumeOptions())
-            volume_set.open_all(expect_data=not found.created and not found.needs_rebuild)
+            volume_set = VolumeSet(root, found.settings, volume_options or VolumeOptions())
+            volume_set.open_all(expect_data=not found.created)
             store = cls(root, found.settings, catalog, volume_set, lock, needs_rebuild=found.needs_rebuild)
         except BaseException:
             if catalog is not None:

@@ -44,7 +44,7 @@ def load_or_create_settings(
     """
     settings = catalog.settings()
     if settings is not None:
-        moved = _relocated(settings, volumes)
+        moved = _relocated(settings, root, volumes)
         if moved != settings:
             catalog.save_settings(moved)
             _write_store_file(root, moved)
@@ -67,14 +67,23 @@ def with_incomplete(settings: StoreSettings, incomplete: Iterable[int]) -> Store
     return msgspec.structs.replace(settings, incomplete=sorted(incomplete))
 
 
-def _relocated(settings: StoreSettings, volumes: Sequence[Path] | None) -> StoreSettings:
+def _named(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Paths as they are kept: relative to the store where they lie in it, so that it can be moved."""
+    home = root.absolute()
+    return [
+        str(path.absolute().relative_to(home)) if path.absolute().is_relative_to(home) else str(path.absolute())
+        for path in paths
+    ]
+
+
+def _relocated(settings: StoreSettings, root: Path, volumes: Sequence[Path] | None) -> StoreSettings:
     if volumes is None:
         return settings
     if len(volumes) != len(settings.volumes):
         raise InvalidArgument(
             f"this store has {len(settings.volumes)} volumes, {len(volumes)} directories were given; name them all"
         )
-    return msgspec.structs.replace(settings, volumes=[str(path.absolute()) for path in volumes])
+    return msgspec.structs.replace(settings, volumes=_named(root, volumes))
 
 
 def _fresh(
@@ -96,13 +105,13 @@ def _fresh(
         k=profile.k,
         n=profile.n,
         chunk_size=chunk_size or CHUNK_SIZE_DEFAULT,
-        volumes=[str(path.absolute()) for path in paths],
+        volumes=_named(root, paths),
     )
 
 
 def _default_paths(root: Path, remembered: StoreSettings | None) -> list[Path]:
     if remembered is not None:
-        return [Path(path) for path in remembered.volumes]
+        return [root / path for path in remembered.volumes]
     directories = [path for path in (root / "volumes").glob("*") if path.name.isdigit() and path.is_dir()]
     identities = [identity for path in directories if (identity := _identity(path)) is not None]
     if not identities:
@@ -124,7 +133,7 @@ def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> S
         k=identity.k,
         n=identity.n,
         chunk_size=identity.chunk_size,
-        volumes=[str(path.absolute()) for path in paths],
+        volumes=_named(root, paths),
     )
 
 

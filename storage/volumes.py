@@ -42,10 +42,10 @@ class VolumeSet:
     ``incomplete`` holds the slots that came up empty (a lost or swapped disk) and wait for repair.
     """
 
-    def __init__(self, settings: StoreSettings, options: VolumeOptions) -> None:
+    def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
         self._settings = settings
         self.store_id = settings.store_id
-        self.paths = [Path(path) for path in settings.volumes]
+        self.paths = [root / path for path in settings.volumes]
         paths = self.paths
         self.layout = Layout(len(paths))
         self.incomplete: set[int] = set(settings.incomplete)

@@ -21,7 +21,16 @@ _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
 
 
 class StoreSettings(msgspec.Struct, frozen=True):
-    """What a store was created with. ``incomplete`` are volume slots that wait for repair."""
+    """What a store was created with.
+
+    Attributes:
+        store_id: hex id.
+        k, n: default erasure profile.
+        chunk_size: default chunk size in bytes.
+        volumes: directories by slot, relative to the store's where they lie in it.
+        incomplete: volume slots that wait for repair.
+        format: 1.
+    """
 
     store_id: str
     k: int

@@ -38,6 +38,7 @@ def rebuild(catalog: Catalog, stripes: StripeStore, metadata_copies: int, progre
         progress: called with (metadata records and files taken in, 0).
     """
     tally = _Tally(progress)
+    catalog.transact(lambda txn: txn.set_counters(Counters()))  # of a rebuild that was cut short
     _gather(catalog, stripes, tally)
     load_node = node_loader(catalog, stripes, metadata_copies)
     buried = {file_id for file_id, _ in catalog.tombstones()}
