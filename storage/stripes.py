@@ -14,10 +14,11 @@ from itertools import combinations, islice
 from blake3 import blake3
 
 from storage.erasure import ErasureCode, ErasureProfile, code_for
-from storage.errors import DataLossError, StorageError, StoreClosed
-from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
+from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
+from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
 from storage.shards import CorruptShard, LocalVolume, Shard
+from storage.versions import decode_version
 from storage.volumes import VolumeSet
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
@@ -280,7 +281,7 @@ class StripeStore:
         slots = sorted(survivors.payloads)
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
-            if blake3(data[: survivors.length]).digest() == parts.object_id:
+            if _is_object(parts, data[: survivors.length]):
                 return data, self._liars(stripe, survivors, data)
         raise DataLossError(parts.object_id.hex(), 0, parts.k)
 
@@ -333,6 +334,17 @@ class StripeStore:
         online = [slot for slot in absent if self.volumes.volume(self.volumes.holders(stripe)[slot]) is not None]
         self.put(stripe, padded, length, online)
         return len(online), len(online) * -(-length // k)
+
+
+def _is_object(parts: StripeParts, data: memoryview) -> bool:
+    """Whether these bytes are what the id names. A version's id is the hash of the record in its object."""
+    if parts.kind is not Kind.VERSION:
+        return blake3(data).digest() == parts.object_id
+    try:
+        decode_version(bytes(data), parts.object_id)
+    except FormatError:
+        return False
+    return True
 
 
 def code_for_key(k: int, n: int) -> ErasureCode:
