@@ -6,6 +6,7 @@ exactly when its catalog transaction has committed; a crash before leaves only u
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
-from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError
+from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError, StoreFull
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
@@ -30,6 +31,8 @@ from storage.versions import (
     root_id,
     seal,
 )
+
+log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
 _ID_RANDOM_BYTES = FILE_ID_BYTES - 6
@@ -117,6 +120,7 @@ class GroupCommit:
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
+        self._buried: list[bytes] = []
 
     def commit(self, pending: PendingVersion) -> StoredVersion:
         """Make a version durable and visible.
@@ -199,7 +203,7 @@ class GroupCommit:
                 outcomes.append(self._apply(txn, pending, state))
             except (ConflictError, FileNotFound, PermissionDenied) as error:
                 outcomes.append(error)
-        if state.shards:
+        if state.shards or state.restored:
             volumes = self._stripes.volumes
             volumes.append(state.shards)
             volumes.sync()
@@ -218,6 +222,7 @@ class GroupCommit:
         if entry is not None and file_id is not None:
             head = self._head(txn, file_id, entry)
             if head.record.root_id == identifier:
+                state.restore(pending.shards)
                 return head
         else:
             file_id = _new_file_id()
@@ -280,31 +285,56 @@ class GroupCommit:
             check: returns the entry if the caller may delete it, raises otherwise.
             name: makes the key of a filename.
         """
-        pinned: list[StripeKey] = []
+        with self._mutex:
+            buried, self._buried = self._buried, []
 
-        def work(txn: CatalogTransaction) -> None:
+        def work(txn: CatalogTransaction) -> bytes:
             entry = check(txn.file(file_id))
             counters = txn.counters()
-            raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, _later_than(counters.sequence)))
-            stripe = metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
-            self._pins.pin(stripe)
-            pinned.append(stripe)
-            put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
-            self._stripes.volumes.sync()
+            sequence = _later_than(counters.sequence)
+            raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, sequence))
             txn.delete_file(file_id, name(entry.filename), raw)
+            txn.buried(buried)
             txn.set_counters(
-                Counters(
-                    counters.files - 1,
-                    counters.versions,
-                    counters.logical_bytes - entry.size,
-                    _later_than(counters.sequence),
-                )
+                Counters(counters.files - 1, counters.versions, counters.logical_bytes - entry.size, sequence)
             )
+            return raw
 
         try:
-            self._catalog.transact(work)
+            raw = self._catalog.transact(work)
+        except BaseException:
+            with self._mutex:
+                self._buried += buried
+            raise
+        self._bury([(file_id, raw)])
+
+    def bury_leftovers(self) -> None:
+        """Bring to the volumes what tombstones a crash or a full disk kept from them. Call before any delete."""
+        leftovers = self._catalog.unburied()
+        if leftovers:
+            self._bury(leftovers)
+
+    def _bury(self, tombstones: list[tuple[bytes, bytes]]) -> None:
+        """Put tombstones on the volumes, where a rebuild finds them.
+
+        After the catalog, not before: a tombstone of a delete that never happened would have a later
+        rebuild drop the file. One that cannot be written now is written when the store is opened again.
+        """
+        stripes = [metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies) for _, raw in tombstones]
+        for stripe in stripes:
+            self._pins.pin(stripe)
+        try:
+            for stripe, (_, raw) in zip(stripes, tombstones, strict=True):
+                if self._stripes.absent_slots(stripe):
+                    put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
+            self._stripes.volumes.sync()
+        except StoreFull:
+            log.warning("no space for the tombstones of %d deleted files; they wait in the catalog", len(tombstones))
+            return
         finally:
-            self._pins.unpin(pinned)
+            self._pins.unpin(stripes)
+        with self._mutex:
+            self._buried += [file_id for file_id, _ in tombstones]
 
 
 class _BatchState:
@@ -317,6 +347,7 @@ class _BatchState:
         self._logical_bytes = before.logical_bytes
         self._sequence = before.sequence
         self.shards: dict[int, list[Shard]] = {}
+        self.restored = False
 
     def next_sequence(self) -> int:
         self._sequence = _later_than(self._sequence)
@@ -330,6 +361,11 @@ class _BatchState:
     def add_shards(self, shards: dict[int, list[Shard]]) -> None:
         for slot, batch in shards.items():
             self.shards.setdefault(slot, []).extend(batch)
+
+    def restore(self, shards: dict[int, list[Shard]]) -> None:
+        """Content that is the head already: what was missing of it has been sent again."""
+        self.add_shards(shards)
+        self.restored = True
 
     def counters(self) -> Counters:
         return Counters(self._files, self._versions, self._logical_bytes, self._sequence)

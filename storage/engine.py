@@ -175,6 +175,7 @@ class FileStorage:
             raise
         if not found.needs_rebuild:
             store._save_incomplete()
+            store._context.commits.bury_leftovers()
         return store
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ readers and the (single) writer out for that moment.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Environment:
 
     def __init__(self, path: Path, databases: tuple[str, ...], *, sync: bool = True) -> None:
         path.mkdir(parents=True, exist_ok=True)
+        fresh = not (path / "data.mdb").exists()
         try:
             self._env = lmdb.open(
                 str(path),
@@ -54,6 +56,10 @@ class Environment:
             self.databases: dict[str, Database] = {name: self._env.open_db(name.encode()) for name in databases}
         except lmdb.Error as error:
             raise translated(error, path) from error
+        if fresh:
+            # LMDB makes its pages durable, but not the names of a new database's files.
+            _sync_names(path)
+            _sync_names(path.parent)
         self._path = path
         self._gate = threading.Lock()
         self._idle = threading.Condition(self._gate)
@@ -171,6 +177,14 @@ class Environment:
             finally:
                 self._growing = False
                 self._idle.notify_all()
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _initial_map(path: Path) -> int:

@@ -12,6 +12,8 @@ from storage.keys import StripeKey
 class Pins:
     """Counted pins. Hold ``lock`` while removing what is not pinned.
 
+    Commits pin inside their catalog transaction: never begin one with ``lock`` held.
+
     Whoever counts on a stripe pins it first and only then looks whether it is there. While a collect
     runs, pins outlast their owners: its picture of what is live is older than their commits.
     """
@@ -37,6 +39,11 @@ class Pins:
     def held(self, stripe: StripeKey) -> bool:
         """Whether a stripe is pinned; call with ``lock`` held."""
         return stripe in self._counts
+
+    def pinned(self, stripe: StripeKey) -> bool:
+        """Like :meth:`held`, taking ``lock`` itself."""
+        with self.lock:
+            return stripe in self._counts
 
     @contextmanager
     def kept_during_collect(self) -> Iterator[None]:

@@ -87,13 +87,13 @@ class _Revision:
 
     def _check_references(self) -> None:
         """Chunks named without data must be this user's, with the length their place asks for."""
-        given = {patch.chunk_id for patch in self._diff.patches if patch.data is not None}
+        given = {patch.chunk_id: len(patch.data) for patch in self._diff.patches if patch.data is not None}
         for patch in self._diff.patches:
             stripe = self._stripe(patch)
             self._pin(stripe)
-            if patch.data is not None or patch.chunk_id in given:
+            if patch.data is not None:
                 continue
-            length = held_length(self._context, self._target.user, stripe)
+            length = given.get(patch.chunk_id) or held_length(self._context, self._target.user, stripe)
             expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
             # One text for "not stored", "not yours" and "of another length": others' chunks must not show.
             if length != expected:

@@ -18,7 +18,7 @@ from storage.keys import StripeKey
 from storage.placement import Layout
 from storage.reports import Damage
 from storage.shards import LocalVolume, Shard, VolumeFailed
-from storage.shards.filesystem import FileSystem
+from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.volume import PendingSync
 
@@ -105,7 +105,7 @@ class VolumeSet:
     def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
         path = self.paths[slot]
         if identity is None:
-            path.mkdir(parents=True, exist_ok=True)
+            (self._options.filesystem or LocalFileSystem()).make_directory(path)
             identity = self._new_identity(slot)
             if expect_data:
                 log.warning("volume %d at %s is empty; run repair to make its shards again", slot, path)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from storage.catalog.port import USER_KEY_BYTES, CatalogTransaction, Counters, FileEntry, Holding, StoreSettings
+from storage.catalog.port import USER_KEY_BYTES, CatalogTransaction, Counters, FileEntry, Holding, StoreSettings, never
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
 from storage.lmdb_env import Database, Environment, Transaction
@@ -17,7 +17,7 @@ from storage.versions import FILE_ID_BYTES
 
 T = TypeVar("T")
 
-_TABLES = ("meta", "files", "names", "versions", "nodes", "holdings", "tombstones")
+_TABLES = ("meta", "files", "names", "versions", "nodes", "holdings", "tombstones", "unburied")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
 _LEASE = struct.Struct("<q")
@@ -57,9 +57,14 @@ class _Transaction:
         self.forget_file(file_id)
         self._txn.delete(key, db=self._databases["names"])
         self.bury(file_id, tombstone)
+        self._txn.put(file_id, tombstone, db=self._databases["unburied"])
 
     def bury(self, file_id: bytes, tombstone: bytes) -> None:
         self._txn.put(file_id, tombstone, db=self._databases["tombstones"])
+
+    def buried(self, file_ids: Iterable[bytes]) -> None:
+        for file_id in file_ids:
+            self._txn.delete(file_id, db=self._databases["unburied"])
 
     def forget_file(self, file_id: bytes) -> None:
         self._txn.delete(file_id, db=self._databases["files"])
@@ -181,6 +186,9 @@ class LmdbCatalog:
         for page in self._environment.pages("tombstones", b""):
             yield from page
 
+    def unburied(self) -> list[tuple[bytes, bytes]]:
+        return [entry for page in self._environment.pages("unburied", b"") for entry in page]
+
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
         for page in self._environment.pages("holdings", start, stop):
             for key, value in page:
@@ -192,34 +200,40 @@ class LmdbCatalog:
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
         self._drop("versions", [file_id + version_id for file_id, version_id in keys])
 
-    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
-        self._drop("nodes", list(node_ids))
+    def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
+        self._drop("nodes", list(node_ids), unless)
 
-    def _drop(self, table: str, keys: list[bytes]) -> None:
+    def _drop(self, table: str, keys: list[bytes], unless: Callable[[bytes], bool] = never) -> None:
         if not keys:
             return
         database = self._environment.databases[table]
 
         def work(txn: Transaction) -> None:
             for key in keys:
-                txn.delete(key, db=database)
+                if not unless(key):
+                    txn.delete(key, db=database)
 
         self._environment.write(work)
 
-    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
+    def drop_holdings(self, holdings: Iterable[Holding], unless: Callable[[StripeKey], bool] = never) -> list[Holding]:
         doomed = list(holdings)
         if not doomed:
-            return
+            return []
         database = self._environment.databases["holdings"]
 
-        def work(txn: Transaction) -> None:
+        def work(txn: Transaction) -> list[Holding]:
+            kept: list[Holding] = []
             for holding in doomed:
+                if unless(holding.stripe):
+                    kept.append(holding)
+                    continue
                 key = holding.stripe + holding.user
                 value = txn.get(key, db=database)
                 if value is not None and _LEASE.unpack(value)[0] == holding.lease_ms:
                     txn.delete(key, db=database)
+            return kept
 
-        self._environment.write(work)
+        return self._environment.write(work)
 
     def close(self) -> None:
         self._environment.close()

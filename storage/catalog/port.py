@@ -80,6 +80,11 @@ def name_key(user: bytes, filename: bytes) -> bytes:
     return user + filename[:_NAME_PLAIN_MAX] + blake3(filename).digest()
 
 
+def never(key: bytes) -> bool:
+    """No reason to keep anything."""
+    return False
+
+
 class CatalogTransaction(Protocol):
     """Reads and changes that take effect together or not at all."""
 
@@ -99,10 +104,16 @@ class CatalogTransaction(Protocol):
         """Create a file or move its head; ``key`` is its :func:`name_key`."""
 
     def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
-        """Remove a file and its name, keeping the tombstone. Its versions stay until collected."""
+        """Remove a file and its name, keeping the tombstone, which counts as unburied until :meth:`buried`.
+
+        Its versions stay until collected.
+        """
 
     def bury(self, file_id: bytes, tombstone: bytes) -> None:
         """Keep a tombstone."""
+
+    def buried(self, file_ids: Iterable[bytes]) -> None:
+        """The tombstones of these files are on the volumes."""
 
     def forget_file(self, file_id: bytes) -> None:
         """Remove a file's entry; its name and versions stay."""
@@ -165,6 +176,9 @@ class Catalog(Protocol):
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
         """All tombstones: (file id, bytes)."""
 
+    def unburied(self) -> list[tuple[bytes, bytes]]:
+        """Tombstones that may not be on the volumes yet: (file id, bytes)."""
+
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
         """All claims, ordered by stripe key."""
 
@@ -174,11 +188,15 @@ class Catalog(Protocol):
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
         """Forget version objects of deleted files: (file id, version id)."""
 
-    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
-        """Forget nodes."""
+    def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
+        """Forget nodes, unless ``unless`` says True of their id inside the transaction."""
 
-    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
-        """Forget claims, unless they were renewed meanwhile."""
+    def drop_holdings(self, holdings: Iterable[Holding], unless: Callable[[StripeKey], bool] = never) -> list[Holding]:
+        """Forget claims that were not renewed meanwhile.
+
+        Returns:
+            those kept because ``unless``, asked inside the transaction, said True of their stripe.
+        """
 
     def close(self) -> None:
         """Let go of the database."""

@@ -154,21 +154,18 @@ def _sweep_claims(
                 yield holding
 
     for batch in batched(lapsed(), _REMOVE_BATCH):
-        with context.pins.lock:
-            free = [holding for holding in batch if not context.pins.held(holding.stripe)]
-            kept.update(holding.stripe for holding in batch if context.pins.held(holding.stripe))
-            context.catalog.drop_holdings(free)
+        # Pins are asked for inside the transaction: whoever pins later makes its own claim by a later one.
+        kept.update(holding.stripe for holding in context.catalog.drop_holdings(batch, context.pins.pinned))
     return kept
 
 
 def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int) -> None:
-    dead = []
-    for node_id in context.catalog.nodes(bytes([bucket]), bytes([bucket + 1]) if bucket < _BUCKETS - 1 else None):
-        stripe = metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
-        if stripe not in live:
-            dead.append((node_id, stripe))
-    with context.pins.lock:
-        context.catalog.drop_nodes(node_id for node_id, stripe in dead if not context.pins.held(stripe))
+    def stripe(node_id: bytes) -> StripeKey:
+        return metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
+
+    stop = bytes([bucket + 1]) if bucket < _BUCKETS - 1 else None
+    dead = [node_id for node_id in context.catalog.nodes(bytes([bucket]), stop) if stripe(node_id) not in live]
+    context.catalog.drop_nodes(dead, lambda node_id: context.pins.pinned(stripe(node_id)))
 
 
 def _sweep_volume(

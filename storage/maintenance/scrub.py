@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from storage.keys import ShardKey, shard_key
 from storage.live import LiveObject, live_objects
+from storage.maintenance.batching import batched
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
 from storage.shards import LocalVolume, Location
@@ -16,6 +17,7 @@ from storage.shards.port import DamagedRanges
 from storage.shards.record import HEADER_BYTES
 from storage.volumes import VolumeSet
 
+_BATCH = 4096
 _SEEN_MAX = 200_000  # damaged shards remembered so that shared chunks are counted once
 
 
@@ -34,6 +36,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     findings = _Findings()
     for live in live_objects(context.catalog, context.load_node, context.metadata_copies):
         _check_object(volumes, live, bad, findings)
+    _quarantine_unreachable(volumes, bad)
     return ScrubReport(findings.checked, meter.done, findings.rotten, findings.missing, findings.damaged)
 
 
@@ -96,6 +99,17 @@ def _check_object(volumes: VolumeSet, live: LiveObject, bad: dict[int, DamagedRa
             findings.add("rotten", key, holder, live)
         else:
             findings.checked += 1
+
+
+def _quarantine_unreachable(volumes: VolumeSet, bad: dict[int, DamagedRanges]) -> None:
+    """Forget rotten shards that no live object has, too: a push of the same content would count on them."""
+    for slot, ranges in bad.items():
+        volume = volumes.volume(slot)
+        if not ranges or volume is None:
+            continue
+        for batch in batched(volume.keys(), _BATCH):
+            places = [(key, volume.locate(key)) for key in batch]
+            volume.remove(key for key, place in places if place and not _good_place(volume, place, ranges))
 
 
 def _good_place(volume: LocalVolume, location: Location, bad: DamagedRanges | None) -> bool:

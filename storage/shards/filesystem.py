@@ -43,6 +43,9 @@ class VolumeFile(Protocol):
 class FileSystem(Protocol):
     """What a volume asks of a file system."""
 
+    def make_directory(self, path: Path) -> None:
+        """Create a directory where it is missing; its name and those of all above it are durable afterwards."""
+
     def create(self, path: Path) -> VolumeFile:
         """Create a new file for reading and writing; FileExistsError if there is one."""
 
@@ -120,6 +123,16 @@ class LocalFile:
 
 class LocalFileSystem:
     """The real thing."""
+
+    def make_directory(self, path: Path) -> None:
+        """See :class:`FileSystem`."""
+        path.mkdir(parents=True, exist_ok=True)
+        for above in path.absolute().parents:
+            # Those that were there already count, too: a process killed right after mkdir left them unsynced.
+            try:
+                self.sync_directory(above)
+            except PermissionError:
+                return  # not ours, so none of the new ones is in it
 
     def create(self, path: Path) -> LocalFile:
         """See :class:`FileSystem`."""

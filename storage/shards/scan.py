@@ -14,9 +14,13 @@ _WINDOW_BYTES = 4 << 20
 
 
 class ScannedRecord(NamedTuple):
-    """A record with an authentic header. ``payload`` is valid until the next step of the scan."""
+    """A record with an authentic header, up to ``stop``: its end, or where a torn one was written over.
+
+    ``payload`` is valid until the next step of the scan.
+    """
 
     offset: int
+    stop: int
     header: Header
     payload: memoryview
     intact: bool
@@ -75,13 +79,13 @@ def scan_records(file: VolumeFile, volume_key: bytes, start: int, stop: int) -> 
         whole = len(payload) == header.payload_length
         intact = whole and blake3(payload).digest() == header.digest
         end = offset + HEADER_BYTES + header.payload_length
-        if intact:
-            yield ScannedRecord(offset, header, payload, True)
-        else:
+        if not intact:
             # A torn payload may have swallowed the start of later records: look inside it, too.
             end = min(end, _next_record(window, volume_key, offset + HEADER_BYTES, min(end, stop)))
-            yield ScannedRecord(offset, header, payload, False)
-        offset = min(end, stop)
+            payload = payload[:0]  # the search may have moved the window
+        end = min(end, stop)
+        yield ScannedRecord(offset, end, header, payload, intact)
+        offset = end
 
 
 def _next_record(window: _Window, volume_key: bytes, offset: int, stop: int) -> int:

@@ -92,9 +92,9 @@ class LocalVolume:
         if not (path / IDENTITY_FILE).exists():
             write_identity(path, identity, self._filesystem)
         self._index = ShardIndex(path / "index")
-        self._segments = self._load_segments()
         self._active: VolumeFile | None = None
-        self._active_number = max(self._segments, default=0)
+        self._active_number = 0
+        self._segments = self._load_segments()
         self._open_active()
 
     # -- writing ---------------------------------------------------------------------------------
@@ -280,15 +280,18 @@ class LocalVolume:
     def _load_segments(self) -> dict[int, SegmentState]:
         """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
         numbers = sorted(int(path.stem) for path in self.path.glob(f"*{SEGMENT_SUFFIX}") if path.stem.isdigit())
+        sizes = {number: self._segment_path(number).stat().st_size for number in numbers}
         self._segments = {}
         known = self._index.segments()
-        self._dropped_segments = [number for number in known if number not in set(numbers)]
-        for number in numbers:
-            size = self._segment_path(number).stat().st_size
+        if any(_shrunk(state, sizes.get(number)) for number, state in known.items()):
+            log.warning("segments of %s are gone or cut short; its index is made again", self.path)
+            self._index.clear()
+            known = {}
+        self._dropped_segments = [number for number in known if number not in sizes]
+        # Numbers are never used twice, so that a stale entry can't point into a later segment.
+        self._active_number = max([*numbers, *known], default=0)
+        for number, size in sizes.items():
             state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
-            if state.size > size:
-                log.warning("segment %s is shorter than its index says; its index is made again", number)
-                state = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
             self._segments[number] = state
             if state.size < size:
                 self._replay(number, state, size)
@@ -325,7 +328,7 @@ class LocalVolume:
 
     def _replay_record(self, shard: Shard, number: int, offset: int) -> None:
         old = self._index.get(shard.key)
-        if old is not None:
+        if old is not None and old[:2] != (number, offset):
             self._release(old)
         self._index.put(shard.key, (number, offset, len(shard.payload), shard.object_length))
         self._segments[number].live += HEADER_BYTES + len(shard.payload)
@@ -409,7 +412,9 @@ class LocalVolume:
         return {number: (state.size, state.live) for number, state in self._segments.items()}
 
     def _flush_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
-        dropped, self._dropped_segments = self._dropped_segments, []
+        # The row of the last segment stays, be the file gone: it tells the next free number.
+        dropped = [number for number in self._dropped_segments if number != self._active_number]
+        self._dropped_segments = [number for number in self._dropped_segments if number == self._active_number]
         try:
             self._index.flush(checkpoint, dropped)
         except StoreFull:
@@ -513,10 +518,9 @@ class LocalVolume:
                 bad.add(number, found.offset, found.stop)
                 progress(found.stop - found.offset)
                 continue
-            stop = found.offset + HEADER_BYTES + len(found.payload)
             if not found.intact:
-                bad.add(number, found.offset, stop)
-            progress(stop - found.offset)
+                bad.add(number, found.offset, found.stop)
+            progress(found.stop - found.offset)
 
     def covers(self, segment: int, stop: int) -> bool:
         """Whether a segment is there and reaches to offset ``stop``."""
@@ -570,7 +574,10 @@ class LocalVolume:
     def _compact_segment(self, number: int) -> int:
         """Move live records away, make that durable, then drop the file. Returns bytes freed."""
         before = self._segments[number]
-        moved = self._move_live(number, before.size) if before.live > SEGMENT_HEADER_BYTES else 0
+        # Also where no record counts as live: a wrong count must not cost data.
+        moved = self._move_live(number, before.size)
+        if before.live > SEGMENT_HEADER_BYTES:
+            self._forget(number)
         self.flush_index()
         with self._lock:
             self._segments.pop(number, None)
@@ -600,6 +607,13 @@ class LocalVolume:
                 moved += self._move_batch(number, batch)
                 batch, batch_bytes = [], 0
         return moved + self._move_batch(number, batch)
+
+    def _forget(self, number: int) -> None:
+        """Drop entries of records that could not be moved, being rotten, so that repair makes them again."""
+        gone = [key for key in self.keys() if (here := self._index.get(key)) is not None and here.segment == number]
+        if gone:
+            log.warning("segment %d of %s: %d rotten shards were left behind", number, self.path, len(gone))
+            self.remove(gone)
 
     def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
         """Append copies and point the index at them, unless a record was removed or replaced meanwhile."""
@@ -666,3 +680,10 @@ class LocalVolume:
             log.error("volume %s failed: %s", self.path, error)
             self._failure = error
         return VolumeFailed(f"volume {self.path} failed: {error}; replace the disk or directory and run repair")
+
+
+def _shrunk(state: SegmentState, size: int | None) -> bool:
+    """Whether a segment lost indexed bytes: cut short, or gone with live records in it."""
+    if size is None:
+        return state.live > SEGMENT_HEADER_BYTES
+    return size < state.size
