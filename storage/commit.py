@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
 from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError, StoreFull
@@ -199,17 +200,23 @@ class GroupCommit:
         state = _BatchState(txn.counters(), pinned)
         outcomes: list[StoredVersion | BaseException] = []
         for pending in batch:
+            # The next one must see this one's head; the last has the time of the flush to be entered.
+            state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
             except (ConflictError, FileNotFound, PermissionDenied) as error:
                 outcomes.append(error)
+
+        def finish() -> None:
+            state.enter_last()
+            txn.set_counters(state.counters())
+
         if state.shards or state.restored:
             volumes = self._stripes.volumes
             volumes.append(state.shards)
-            volumes.sync()
+            volumes.sync(finish)
             for profile in {pending.root.profile for pending in batch}:
                 volumes.require_writable(profile)
-        txn.set_counters(state.counters())
         return outcomes
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
@@ -227,8 +234,7 @@ class GroupCommit:
         else:
             file_id = _new_file_id()
         stored = self._seal(pending, file_id, entry, identifier, root_raw, state.next_sequence())
-        self._enter(txn, pending, stored)
-        state.add(stored, entry)
+        state.add(stored, entry, partial(self._enter, txn, pending, stored))
         state.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
         self._pins.pin(stripe)
@@ -346,6 +352,7 @@ class _BatchState:
         self._versions = before.versions
         self._logical_bytes = before.logical_bytes
         self._sequence = before.sequence
+        self._enter: Callable[[], None] | None = None
         self.shards: dict[int, list[Shard]] = {}
         self.restored = False
 
@@ -353,7 +360,14 @@ class _BatchState:
         self._sequence = _later_than(self._sequence)
         return self._sequence
 
-    def add(self, stored: StoredVersion, replaced: FileEntry | None) -> None:
+    def enter_last(self) -> None:
+        """Write what the last version added puts into the catalog."""
+        enter, self._enter = self._enter, None
+        if enter is not None:
+            enter()
+
+    def add(self, stored: StoredVersion, replaced: FileEntry | None, enter: Callable[[], None]) -> None:
+        self._enter = enter
         self._versions += 1
         self._files += replaced is None
         self._logical_bytes += stored.record.size - (replaced.size if replaced is not None else 0)

@@ -22,6 +22,9 @@ _FDSYNC = 3  # IOCB_CMD_FDSYNC, include/uapi/linux/aio_abi.h
 _BATCH_MAX = 32
 
 
+Job = Callable[[], None]
+
+
 class FlushError(Exception):
     """Kernel flushing is not to be had here."""
 
@@ -29,8 +32,8 @@ class FlushError(Exception):
 class Flusher(Protocol):
     """Makes files durable, all at once."""
 
-    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
-        """Fdatasync each descriptor; the outcome of each."""
+    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
+        """Fdatasync each descriptor, doing ``meanwhile`` in this thread meanwhile; the outcome of each."""
 
     def close(self) -> None:
         """Let go of threads or kernel resources."""
@@ -116,21 +119,27 @@ class KernelFlusher:
             self.close()
             raise FlushError(f"IOCB_CMD_FDSYNC: {outcome}")
 
-    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
         """See :class:`Flusher`."""
         outcomes: list[OSError | None] = []
         with self._lock:
-            for start in range(0, len(descriptors), _BATCH_MAX):
-                outcomes += self._flush_batch(descriptors[start : start + _BATCH_MAX])
+            for start in range(0, max(1, len(descriptors)), _BATCH_MAX):
+                outcomes += self._flush_batch(descriptors[start : start + _BATCH_MAX], meanwhile)
+                meanwhile = None
         return outcomes
 
-    def _flush_batch(self, descriptors: Sequence[int]) -> list[OSError | None]:
+    def _flush_batch(self, descriptors: Sequence[int], meanwhile: Job | None) -> list[OSError | None]:
         count = len(descriptors)
         for request, descriptor in zip(self._requests, descriptors, strict=False):
             request.aio_fildes = descriptor
         submitted = self._syscall(self._submit, self._context, ctypes.c_long(count), self._pointers)
         outcomes: list[OSError | None] = [None] * count
-        self._reap(max(submitted, 0), outcomes)
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            # The requests are with the kernel: their outcomes must be taken in before anything else.
+            self._reap(max(submitted, 0), outcomes)
         for index in range(max(submitted, 0), count):
             # The kernel took fewer than all (out of requests): do the rest one by one.
             outcomes[index] = _datasync(descriptors[index])
@@ -166,8 +175,10 @@ class ThreadFlusher:
         self._lock = threading.Lock()
         self._threads = [_FlushThread(f"flush-{number}") for number in range(1, parallel)]
 
-    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
         """See :class:`Flusher`."""
+        if meanwhile is not None:
+            meanwhile()
         outcomes: list[OSError | None] = [None] * len(descriptors)
 
         def job(index: int) -> None:
@@ -201,11 +212,11 @@ class _FlushThread:
         self._done = threading.Lock()
         self._go.acquire()
         self._done.acquire()
-        self._job: Callable[[], None] | None = None
+        self._job: Job | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def start(self, job: Callable[[], None]) -> None:
+    def start(self, job: Job) -> None:
         self._job = job
         self._go.release()
 

@@ -92,9 +92,21 @@ class FileReader(io.RawIOBase):
     def readall(self) -> bytes:
         """Everything from the position to the end, in memory."""
         self._check_open()
-        content = bytearray(max(0, self.size - self._position))
-        self.readinto(content)
-        return bytes(content)
+        # A BytesIO gives up its buffer as bytes without a copy.
+        content = io.BytesIO(bytes(max(0, self.size - self._position)))
+        with content.getbuffer() as view:
+            self.readinto(view)
+        return content.getvalue()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to ``size`` bytes from the position on, all that is left by default; b"" at the end."""
+        if size is None or size < 0:
+            return self.readall()
+        self._check_open()
+        content = io.BytesIO(bytes(min(size, max(0, self.size - self._position))))
+        with content.getbuffer() as view:
+            self.readinto(view)
+        return content.getvalue()
 
     def iter_chunks(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
         """Bytes start…stop piece by piece, each piece at most a chunk in a buffer of its own, read ahead."""

@@ -180,7 +180,7 @@ class StripeStore:
         holders = self.volumes.holders(stripe)
         for slot in slots:
             key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
-            if volume is None or (holders[slot] in self.volumes.incomplete and volume.locate(key) is None):
+            if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
             rotten: list[int] = []
             if self._read_checked(volume, key, rotten) is None and not rotten:
@@ -279,16 +279,19 @@ class StripeStore:
         """Decode; if intact-looking shards give a wrong object, find the combination that does not."""
         parts = split_stripe_key(stripe)
         slots = sorted(survivors.payloads)
+        failed = False
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
             if _is_object(parts, data[: survivors.length]):
-                return data, self._liars(stripe, survivors, data)
+                # If the first combination fits, whoever lies was not in it, and is met when it is.
+                return data, self._liars(stripe, survivors, data) if failed else []
+            failed = True
         raise DataLossError(parts.object_id.hex(), 0, parts.k)
 
     def _liars(self, stripe: StripeKey, survivors: _Survivors, data: memoryview) -> list[int]:
         """Slots whose shard is not what the verified object encodes to."""
         truth = self.shards_of(stripe, data, survivors.length)
-        return [slot for slot, payload in survivors.payloads.items() if payload != truth[slot].payload]
+        return [slot for slot, payload in survivors.payloads.items() if blake3(payload).digest() != truth[slot].digest]
 
     @staticmethod
     def _decode(k: int, n: int, survivors: _Survivors, chosen: tuple[int, ...]) -> memoryview:
@@ -322,18 +325,27 @@ class StripeStore:
         Raises:
             DataLossError: fewer than k intact shards are left.
         """
-        absent = self.absent_slots(stripe)
-        if not absent:
+        if not self.absent_slots(stripe):
             return 0, 0
-        data = self._recover(stripe, expect=None)
-        absent = self.absent_slots(stripe)  # recovery may have quarantined more
-        length = len(data)
+        padded, length = self._whole(stripe)
+        holders = self.volumes.holders(stripe)
+        # Asked again: reading may have quarantined more.
+        slots = [slot for slot in self.absent_slots(stripe) if self.volumes.volume(holders[slot]) is not None]
+        self.put(stripe, padded, length, slots)
+        return len(slots), len(slots) * -(-length // (stripe[33] + 1))
+
+    def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
+        """The verified object, zero-padded to k whole shards, and its length."""
         k = stripe[33] + 1
+        length = self.object_length(stripe)
+        if length is None:
+            raise DataLossError(stripe[:ID_BYTES].hex(), 0, k)
+        if stripe[ID_BYTES] == Kind.VERSION:
+            content = self.read(stripe)  # not named by the hash of its bytes
+            return memoryview(content), len(content)
         padded = memoryview(bytearray(k * -(-length // k)))
-        padded[:length] = data
-        online = [slot for slot in absent if self.volumes.volume(self.volumes.holders(stripe)[slot]) is not None]
-        self.put(stripe, padded, length, online)
-        return len(online), len(online) * -(-length // k)
+        self.read_into(stripe, padded[:length])
+        return padded, length
 
 
 def _is_object(parts: StripeParts, data: memoryview) -> bool:

@@ -202,15 +202,19 @@ class VolumeSet:
                 except VolumeFailed as error:
                     self.set_offline(slot, str(error))
 
-    def sync(self) -> None:
-        """Make all online volumes durable, at once."""
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Make all online volumes durable, at once.
+
+        Args:
+            meanwhile: work to do while the disks are at it; it must not count on the outcome.
+        """
         begun: list[_BegunSync] = []
         failures: list[StorageError] = []
         try:
             for slot, volume in enumerate(self._volumes):
                 if volume is not None:
                     self._begin_sync(slot, volume, begun)
-            self._flush_together(begun)
+            self._flush_together(begun, meanwhile)
         finally:
             # Ending is owed to every volume, whatever happens to the others.
             for sync in begun:
@@ -229,22 +233,25 @@ class VolumeSet:
 
     def _end_sync(self, sync: _BegunSync, failures: list[StorageError]) -> None:
         try:
-            sync.volume.end_sync(sync.pending, sync.error)
+            if sync.flushed:
+                sync.volume.end_sync(sync.pending, sync.error)
+            else:
+                sync.volume.cancel_sync(sync.pending)
         except VolumeFailed as error:
             self.set_offline(sync.slot, str(error))
         except StorageError as error:
             failures.append(error)
 
-    def _flush_together(self, begun: list[_BegunSync]) -> None:
+    def _flush_together(self, begun: list[_BegunSync], meanwhile: Callable[[], None] | None) -> None:
         """Flush files that have descriptors all at once, then the rest (directories, after a new segment)."""
         files = [(sync, file.descriptor()) for sync in begun for file in sync.pending.files.values()]
         together = [(sync, descriptor) for sync, descriptor in files if descriptor >= 0]
-        if together:
-            outcomes = self._flusher.flush([descriptor for _, descriptor in together])
-            for (sync, _), outcome in zip(together, outcomes, strict=True):
-                sync.error = sync.error or outcome
+        outcomes = self._flusher.flush([descriptor for _, descriptor in together], meanwhile)
+        for (sync, _), outcome in zip(together, outcomes, strict=True):
+            sync.error = sync.error or outcome
         for sync in begun:
             sync.error = sync.error or sync.volume.flush(sync.pending, files=len(together) < len(files))
+            sync.flushed = True
 
     def sync_each(self) -> None:
         """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
@@ -299,10 +306,11 @@ class VolumeSet:
 class _BegunSync:
     """A volume's sync between its two halves."""
 
-    __slots__ = ("error", "pending", "slot", "volume")
+    __slots__ = ("error", "flushed", "pending", "slot", "volume")
 
     def __init__(self, slot: int, volume: LocalVolume, pending: PendingSync) -> None:
         self.slot = slot
         self.volume = volume
         self.pending = pending
         self.error: Exception | None = None
+        self.flushed = False

@@ -348,9 +348,18 @@ class LocalVolume:
 
     def sync(self) -> None:
         """See :meth:`ShardStore.sync`."""
-        pending = self.begin_sync()
-        if pending is not None:
-            self.end_sync(pending, self.flush(pending))
+        self._sync()
+
+    def _sync(self, *, whole_index: bool = False) -> None:
+        pending = self.begin_sync(whole_index=whole_index)
+        if pending is None:
+            return
+        try:
+            error = self.flush(pending)
+        except BaseException:
+            self.cancel_sync(pending)
+            raise
+        self.end_sync(pending, error)
 
     def begin_sync(self, *, whole_index: bool = False) -> PendingSync | None:
         """First half of a sync, for callers that flush several volumes at once: note what must be flushed.
@@ -391,6 +400,15 @@ class LocalVolume:
                 self._flush_index(pending.checkpoint)
         finally:
             self._sync_lock.release()
+
+    def cancel_sync(self, pending: PendingSync) -> None:
+        """In place of the second half, when flushing was not gone through with: it is all still to do."""
+        with self._lock:
+            self._dirty = {**pending.files, **self._dirty}
+            self._directory_dirty = self._directory_dirty or pending.directory
+            if pending.checkpoint is not None:
+                self._index.thaw()
+        self._sync_lock.release()
 
     def flush(self, pending: PendingSync, *, files: bool = True) -> Exception | None:
         """Flush what :meth:`begin_sync` noted; the error to pass to :meth:`end_sync`.
@@ -434,9 +452,7 @@ class LocalVolume:
 
     def flush_index(self) -> None:
         """Sync, and bring the whole index to disk."""
-        pending = self.begin_sync(whole_index=True)
-        if pending is not None:
-            self.end_sync(pending, self.flush(pending))
+        self._sync(whole_index=True)
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -1,0 +1,172 @@
+"""Work done in processes of its own: tasks whose peak memory counts, and servers.
+
+Peak memory is the kernel's own high-water mark of the process's resident set (VmHWM), which counts
+pages of mapped files as well; the anonymous part (RssAnon), which is what the process really holds, is
+sampled beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+SAMPLE_INTERVAL_S = 0.02
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """Highest resident memory of a process, in bytes."""
+
+    resident: int
+    anonymous: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a task gave back, and the memory it took."""
+
+    values: Mapping[str, float]
+    memory: PeakMemory
+
+
+class MemoryWatch:
+    """Samples the memory of a running process until stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        self._resident = self._anonymous = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def peak(self) -> PeakMemory:
+        """The peaks seen until now."""
+        self._sample()
+        return PeakMemory(self._resident, self._anonymous)
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_INTERVAL_S):
+            self._sample()
+
+    def _sample(self) -> None:
+        try:
+            fields = dict(line.split(":", 1) for line in self._status.read_text().splitlines())
+        except (OSError, ValueError):
+            return
+        if "VmHWM" in fields:
+            self._resident = max(self._resident, _kibibytes(fields["VmHWM"]))
+            self._anonymous = max(self._anonymous, _kibibytes(fields["RssAnon"]))
+
+
+class TaskFailed(Exception):
+    """A child process ended with an error; its error output is the text."""
+
+
+def run_task(
+    name: str, arguments: Mapping[str, object], on_progress: Callable[[int, int], None] | None = None
+) -> Outcome:
+    """Run one of ``benchmarks.tasks`` in a fresh process and return what it found.
+
+    Raises:
+        TaskFailed: the process did not end well.
+    """
+    command = [sys.executable, "-m", "benchmarks.tasks", name, json.dumps(arguments, default=str)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        watch = MemoryWatch(process.pid)
+        try:
+            outcome = _follow(process, watch, on_progress)
+        finally:
+            watch.stop()
+            if process.poll() is None:
+                process.terminate()
+            errors = process.stderr.read() if process.stderr else ""
+            process.wait()
+    if outcome is None:
+        raise TaskFailed(f"task {name} ended with status {process.returncode}:\n{errors}")
+    return outcome
+
+
+def _follow(
+    process: subprocess.Popen[str], watch: MemoryWatch, on_progress: Callable[[int, int], None] | None
+) -> Outcome | None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        message = json.loads(line)
+        if "done" in message:
+            if on_progress is not None:
+                on_progress(int(message["done"]), int(message["total"]))
+        else:
+            seen = watch.peak()
+            resident = max(seen.resident, int(message.pop("peak_resident")))
+            return Outcome(message, PeakMemory(resident, seen.anonymous))
+    return None
+
+
+class ServerProcess:
+    """A server in a process of its own; it prints its port, and ends when its standard input does.
+
+    Args:
+        module: what ``python -m`` runs.
+        arguments: for the module.
+    """
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        self._command = [sys.executable, "-m", module, *map(str, arguments)]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        first_line = self._process.stdout.readline().strip()
+        if not first_line.isdigit():
+            self._end()
+            raise TaskFailed(f"{self._command[2]} did not start")
+        self.address = f"127.0.0.1:{first_line}"
+        self._watch = MemoryWatch(self._process.pid)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.stop()
+        self._end()
+
+    @property
+    def memory(self) -> PeakMemory:
+        """The server's peak memory until now."""
+        return self._watch.peak()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def own_peak_resident() -> int:
+    """VmHWM of this very process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return _kibibytes(line.partition(":")[2])
+    return 0
+
+
+def _kibibytes(text: str) -> int:
+    return int(text.split()[0]) * 1024

@@ -1,0 +1,119 @@
+"""What every suite is given: where to work, how much to do, and how to report progress."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.limits import PhysicalLimits
+from benchmarks.measure import GIB, MIB, PartTimes
+from benchmarks.progress import RunProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much each suite does. The defaults are those the acceptance targets are stated for."""
+
+    rounds: int = 5
+    file_bytes: int = GIB
+    memory_file_bytes: int = 4 * GIB
+    server_pushes: int = 8
+    server_push_bytes: int = GIB
+    repair_bytes: int = GIB // 2
+    small_pushes: int = 500
+    small_threaded_pushes: int = 4000
+    small_gets: int = 5000
+    scale_files_few: int = 10_000
+    scale_files_many: int = 1_000_000
+    scale_operations: int = 200
+    touched_bytes: int = 12 * GIB
+    """Memory touched before the first measurement: the most a suite has in the page cache at once."""
+    reduced: bool = False
+    """True when sizes are below those of the targets."""
+
+
+QUICK = Sizes(
+    rounds=3,
+    file_bytes=128 * MIB,
+    memory_file_bytes=256 * MIB,
+    server_push_bytes=32 * MIB,
+    repair_bytes=64 * MIB,
+    small_pushes=100,
+    small_threaded_pushes=800,
+    small_gets=1000,
+    scale_files_few=2_000,
+    scale_files_many=10_000,
+    scale_operations=50,
+    touched_bytes=GIB,
+    reduced=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run of the benchmarks.
+
+    Attributes:
+        directory: scratch space on the measured file system.
+        sizes: how much to do.
+        progress: where to tell what is going on.
+        peers: whether other tools are measured as well.
+        keep: whether the stores of the scale suite are kept, and used again when found.
+    """
+
+    directory: Path
+    sizes: Sizes
+    progress: RunProgress
+    peers: bool = False
+    keep: bool = False
+
+    @property
+    def limits(self) -> PhysicalLimits:
+        """The physical limits on this session's file system."""
+        return PhysicalLimits(self.directory)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A fresh directory that is removed afterwards."""
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def rounds(self, text: str) -> Iterator[int]:
+        """Number the rounds of a measurement, telling how far it is; each starts with a quiet disk."""
+        with self.progress.counted(text, self.sizes.rounds) as counter:
+            for number in range(self.sizes.rounds):
+                settle()
+                yield number
+                counter.advance()
+
+
+def settle() -> None:
+    """Let the kernel finish writing what earlier steps left, so that no one else pays for it."""
+    os.sync()
+
+
+def sampled(parts: Callable[[], Mapping[str, float]], into: list[Mapping[str, float]]) -> None:
+    """Measure a limit once, after the disk is quiet, and keep its parts in ``into``."""
+    settle()
+    into.append(parts())
+
+
+def times(samples: list[Mapping[str, float]]) -> PartTimes:
+    """The parts of all rounds as one value."""
+    return PartTimes(tuple(samples))
+
+
+def human_size(byte_count: int) -> str:
+    """``1 GiB``, ``128 MiB``, ``4 KiB``: exact multiples in the largest unit."""
+    for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", 1024)):
+        if byte_count >= size and byte_count % size == 0:
+            return f"{byte_count // size} {unit}"
+    return f"{byte_count:,} B"

@@ -1,0 +1,35 @@
+"""TaskWorker: an erasure-coded, versioned file store and the network around it.
+
+Names are loaded when first used, so that ``import taskworker`` costs little.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage import FileStorage
+    from taskworker.client import AsyncClient, Client
+    from taskworker.worker import TaskWorker
+
+__all__ = ["AsyncClient", "Client", "FileStorage", "TaskWorker"]
+
+_HOMES = {
+    "AsyncClient": "taskworker.client",
+    "Client": "taskworker.client",
+    "FileStorage": "storage",
+    "TaskWorker": "taskworker.worker",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

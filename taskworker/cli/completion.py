@@ -1,0 +1,26 @@
+"""What a shell may complete: names of the user's files."""
+
+from __future__ import annotations
+
+import itertools
+
+import typer
+
+_NAMES_MAX = 100
+
+
+def complete_file(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of files that start with ``incomplete``; none when the store cannot be asked."""
+    from taskworker.cli.session import Session, Settings
+
+    try:
+        settings = Settings()
+        for level in (context.parent, context):
+            if level is not None:
+                chosen = {name: level.params.get(name) for name in ("store", "pool", "user")}
+                settings = settings.overridden_by(Settings(**chosen))  # type: ignore[arg-type]
+        with Session(settings).backend() as backend:
+            heads = backend.list_files(incomplete)
+            return [head.filename for head in itertools.islice(heads, _NAMES_MAX)]
+    except Exception:  # a shell's prompt is no place for errors
+        return []

@@ -1,0 +1,25 @@
+"""The command demo."""
+
+from __future__ import annotations
+
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.session import Session
+
+
+def demo(session: Session) -> None:
+    """Show it at work: serve, push, lose two of six volumes, get every byte back, repair.
+
+    All happens in a temporary directory that is removed again.
+
+    Examples:
+        taskworker demo
+    """
+    if session.settings.store or session.settings.pool:
+        raise Failure("the demo makes a store of its own: leave out --store and --pool", ExitCode.USAGE)
+    import tempfile
+    from pathlib import Path
+
+    from taskworker.cli.demonstration import Demonstration
+
+    with tempfile.TemporaryDirectory(prefix="taskworker-demo-") as directory:
+        Demonstration(Path(directory)).run()

@@ -1,0 +1,186 @@
+"""The backend that is a store in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from storage import (
+    CollectReport,
+    ErasureProfile,
+    FileStorage,
+    InvalidArgument,
+    ManifestDiff,
+    Patch,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+    Version,
+)
+from taskworker.cli.backend import BytesLike, Delta, Progress, Source
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.localfile import chunks_of, write_all
+
+_READ_BYTES = 4 << 20
+_CHUNK_IDS_PAGE = 4096
+_VERSIONS_PAGE = 500
+
+
+class EmbeddedBackend:
+    """One user's files in the store at ``path``, which no other process may have open."""
+
+    def __init__(self, path: Path, user: str, *, create: bool, profile: ErasureProfile | None) -> None:
+        try:
+            self._store = FileStorage.open(path, profile=profile or ErasureProfile(), create=create)
+        except InvalidArgument as error:
+            if create:
+                raise
+            raise Failure(str(error), ExitCode.NOT_FOUND) from error
+        self._user = user
+
+    def close(self) -> None:
+        self._store.close()
+
+    def push(
+        self,
+        source: Source,
+        *,
+        filename: str,
+        profile: ErasureProfile | None = None,
+        note: str = "",
+        progress: Progress | None = None,
+    ) -> Version:
+        return self._store.push(
+            source, filename=filename, user_id=self._user, profile=profile, note=note, progress=progress
+        )
+
+    def find(self, filename: str) -> Version | None:
+        return self._store.find(filename, user_id=self._user)
+
+    def stat(self, file_id: str, version_id: str | None = None) -> Version:
+        return self._store.stat(file_id, user_id=self._user, version_id=version_id)
+
+    def write_to(
+        self, target: BinaryIO, version: Version, start: int, stop: int, *, progress: Progress | None = None
+    ) -> None:
+        with self._store.open_file(version.file_id, user_id=self._user, version_id=version.version_id) as reader:
+            reader.seek(start)
+            buffer = memoryview(bytearray(min(_READ_BYTES, stop - start)))
+            position = start
+            while position < stop:
+                count = reader.readinto(buffer[: stop - position])
+                write_all(target, buffer[:count])
+                position += count
+                if progress is not None:
+                    progress(position - start, stop - start)
+
+    def same_content(self, version: Version, path: Path) -> bool:
+        if path.stat().st_size != version.size:
+            return False
+        with path.open("rb", buffering=0) as file:
+            local = (blake3(chunk).digest() for chunk in chunks_of(file, version.chunk_size))
+            return all(here == there for here, there in zip_longest(local, self._chunk_ids(version)))
+
+    def _chunk_ids(self, version: Version) -> Iterator[bytes]:
+        for start in range(0, version.chunk_count, _CHUNK_IDS_PAGE):
+            yield from self._store.chunk_ids(
+                version.file_id,
+                user_id=self._user,
+                version_id=version.version_id,
+                start=start,
+                stop=start + _CHUNK_IDS_PAGE,
+            )
+
+    def revise(
+        self,
+        base: Version,
+        path: Path,
+        *,
+        note: str = "",
+        progress: Progress | None = None,
+    ) -> Version:
+        size, patches = self._stage_changes(base, path, progress)
+        diff = ManifestDiff(
+            base_version_id=base.version_id, new_size=size, chunk_size=base.chunk_size, patches=tuple(patches)
+        )
+        return self._store.revise(base.file_id, diff, user_id=self._user, note=note)
+
+    def _stage_changes(self, base: Version, path: Path, progress: Progress | None) -> tuple[int, list[Patch]]:
+        """What differs from ``base``, as patches without data, so that memory stays bounded.
+
+        The changed chunks are put into the store by an upload that is never committed; the engine keeps
+        such chunks for a day, for this user to name.
+        """
+        patches: list[Patch] = []
+        done, total = 0, path.stat().st_size
+        known = self._chunk_ids(base)
+        with (
+            path.open("rb", buffering=0) as file,
+            self._store.upload(
+                filename=base.filename, user_id=self._user, chunk_size=base.chunk_size, profile=base.profile
+            ) as staging,
+        ):
+            for index, chunk in enumerate(chunks_of(file, base.chunk_size)):
+                chunk_id = blake3(chunk).digest()
+                if chunk_id != next(known, None):
+                    whole = len(chunk) == base.chunk_size
+                    if whole:
+                        staging.write(chunk)
+                    patches.append(Patch(index, chunk_id, None if whole else bytes(chunk)))
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        return done, patches
+
+    def changes_since(self, file_id: str, version_id: str) -> Delta:
+        diff = self._store.synchronize(file_id, have_version_id=version_id, user_id=self._user)
+        head = self.stat(file_id, diff.target_version_id)
+        return Delta(head, self._pieces(head, diff))
+
+    def _pieces(self, head: Version, diff: ManifestDiff) -> Iterator[tuple[int, BytesLike]]:
+        with self._store.open_file(head.file_id, user_id=self._user, version_id=head.version_id) as reader:
+            for patch in diff.patches:
+                offset = patch.index * diff.chunk_size
+                if patch.data is not None:
+                    yield offset, patch.data
+                else:
+                    reader.seek(offset)
+                    yield offset, reader.read(min(diff.chunk_size, head.size - offset))
+
+    def history(self, file_id: str) -> Iterator[Version]:
+        before: str | None = None
+        while page := self._store.history(file_id, user_id=self._user, limit=_VERSIONS_PAGE, before=before):
+            yield from page
+            before = page[-1].version_id
+
+    def list_files(self, prefix: str = "") -> Iterator[Version]:
+        after: str | None = None
+        while page := self._store.list_files(user_id=self._user, prefix=prefix, after=after, limit=_VERSIONS_PAGE):
+            yield from page
+            after = page[-1].filename
+
+    def delete(self, file_id: str) -> None:
+        self._store.delete(file_id, user_id=self._user)
+
+    def stats(self) -> StoreStats:
+        return self._store.stats()
+
+    def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
+        return self._store.scrub(progress=progress)
+
+    def repair(self, *, progress: Progress | None = None) -> RepairReport:
+        return self._store.repair(progress=progress)
+
+    def collect(self, *, grace_s: float | None = None, progress: Progress | None = None) -> CollectReport:
+        if grace_s is None:
+            return self._store.collect(progress=progress)
+        return self._store.collect(progress=progress, grace_s=grace_s)
+
+    def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
+        """Recreate the catalog from the volumes."""
+        return self._store.rebuild(progress=progress)

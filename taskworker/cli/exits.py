@@ -1,0 +1,48 @@
+"""Exit codes, and which error ends a command with which."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command tells the program that ran it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    CONFLICT = 4
+    DATA_LOSS = 5
+    UNAVAILABLE = 6
+    PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells report it
+
+
+class Failure(Exception):
+    """A command cannot do what was asked; the text is shown to the user as it is."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """The exit code for an error of the engine, the client or the operating system."""
+    from storage import errors
+    from taskworker.errors import DeadlineExceeded, StorageUnavailable
+
+    if isinstance(error, Failure):
+        return error.code
+    families: tuple[tuple[type[Exception], ExitCode], ...] = (
+        (errors.InvalidArgument, ExitCode.USAGE),
+        (errors.FileNotFound, ExitCode.NOT_FOUND),
+        (errors.VersionNotFound, ExitCode.NOT_FOUND),
+        (errors.ConflictError, ExitCode.CONFLICT),
+        (errors.DataLossError, ExitCode.DATA_LOSS),
+        (errors.InsufficientWorkers, ExitCode.UNAVAILABLE),
+        (errors.StoreLocked, ExitCode.UNAVAILABLE),
+        (errors.StoreClosed, ExitCode.UNAVAILABLE),
+        (StorageUnavailable, ExitCode.UNAVAILABLE),
+        (DeadlineExceeded, ExitCode.UNAVAILABLE),
+    )
+    return next((code for family, code in families if isinstance(error, family)), ExitCode.FAILED)

@@ -1,0 +1,335 @@
+"""The commands about files: push, get, ls, log, stat, revise, rm."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from taskworker.cli.completion import complete_file
+from taskworker.cli.documents import version_document
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.localfile import copy_stream, replacing, standard_input, standard_output
+from taskworker.cli.profile import K, N, profile_of
+from taskworker.cli.references import resolve_file, resolve_range, resolve_version
+from taskworker.cli.session import Session
+from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
+
+if TYPE_CHECKING:
+    from storage import ErasureProfile, Version
+    from taskworker.cli.backend import Backend
+
+STANDARD_STREAM = "-"
+SHORT_ID_LENGTH = 12
+
+FileReference = Annotated[
+    str,
+    typer.Argument(help="A file's id or name.", metavar="ID|NAME", show_default=False, autocompletion=complete_file),
+]
+VersionReference = Annotated[
+    str | None,
+    typer.Option("--version", help="A version, by its id or the start of it.", metavar="VERSION"),
+]
+Note = Annotated[str, typer.Option(help="A line to keep with the version.", metavar="TEXT", show_default=False)]
+
+
+def push(
+    session: Session,
+    files: Annotated[
+        list[str], typer.Argument(help="Files to store; - is standard input.", metavar="FILE", show_default=False)
+    ],
+    name: Annotated[str | None, typer.Option(help="Store under this name, not the file's own.", metavar="NAME")] = None,
+    k: K = None,
+    n: N = None,
+    note: Note = "",
+) -> None:
+    """Store files. A name that exists gets a new version, or none if the content is the same.
+
+    With --k 4 --n 6 any four of six volumes suffice to read the file. Given with --store and a
+    directory that holds no store yet, the two also become the new store's default.
+
+    Examples:
+        taskworker push report.pdf
+        taskworker push *.csv --note "before the clean-up"
+        tar c photos | taskworker push - --name photos.tar
+    """
+    sources = _named_sources(files, name)
+    profile = profile_of(k, n)
+    stored: list[dict[str, Any]] = []
+    try:
+        with session.backend(create=True, profile=profile) as backend:
+            for filename, path in sources:
+                version, seconds = _push_one(session, backend, filename, path, profile, note)
+                stored.append(version_document(version))
+                if not session.terminal.as_json:
+                    session.terminal.lines(
+                        f"{visible(filename)}: {size_text(version.size)} stored ({pace_text(version.size, seconds)})",
+                        f"  file {version.file_id}  version {version.version_id[:SHORT_ID_LENGTH]}",
+                    )
+    finally:
+        if session.terminal.as_json and stored:
+            session.terminal.document(stored)
+
+
+def _named_sources(files: list[str], name: str | None) -> list[tuple[str, Path | None]]:
+    """(name to store under, path or None for standard input), checked before anything is stored."""
+    if name is not None and len(files) > 1:
+        raise Failure("--name goes with a single file", ExitCode.USAGE)
+    sources: list[tuple[str, Path | None]] = []
+    for file in files:
+        if file == STANDARD_STREAM:
+            if name is None:
+                raise Failure("standard input has no name: say which with --name", ExitCode.USAGE)
+            sources.append((name, None))
+        else:
+            path = existing_file(file)
+            sources.append((path.name if name is None else name, path))
+    names = [filename for filename, _ in sources]
+    twice = {filename for filename in names if names.count(filename) > 1}
+    if twice:
+        raise Failure(f"two files are named '{visible(min(twice))}': store them one by one with --name", ExitCode.USAGE)
+    return sources
+
+
+def existing_file(file: str) -> Path:
+    """The path of a local file to read from."""
+    path = Path(file)
+    if path.is_dir():
+        raise Failure(
+            f"{one_line(file)} is a directory; push its files, or an archive of it: "
+            "`tar c DIR | taskworker push - --name DIR.tar`",
+            ExitCode.USAGE,
+        )
+    if not path.exists():
+        raise Failure(f"{one_line(file)}: no such file", ExitCode.USAGE)
+    return path
+
+
+def _push_one(
+    session: Session, backend: Backend, filename: str, path: Path | None, profile: ErasureProfile | None, note: str
+) -> tuple[Version, float]:
+    started = time.monotonic()
+    with session.terminal.progress(filename) as progress, contextlib.ExitStack() as opened:
+        source = opened.enter_context(standard_input()) if path is None else path
+        version = backend.push(source, filename=filename, profile=profile, note=note, progress=progress)
+    return version, time.monotonic() - started
+
+
+def get(
+    session: Session,
+    file: FileReference,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write: a file, a directory, or - for standard output (default: the file's name, here).",
+            metavar="OUT",
+        ),
+    ] = None,
+    version: VersionReference = None,
+    byte_range: Annotated[
+        str | None, typer.Option("--range", help="Only these bytes: A-B (both included), A- or -N.", metavar="A-B")
+    ] = None,
+) -> None:
+    """Get a file back, verified. The output is there as a whole or not at all.
+
+    A file named with -o is overwritten; without -o a file that is already here is not.
+
+    Examples:
+        taskworker get report.pdf
+        taskworker get report.pdf --version 3f9a21 -o old.pdf
+        taskworker get photos.tar -o - | tar x
+        taskworker get disk.img --range 0-511 -o sector
+    """
+    to_stdout = output is not None and str(output) == STANDARD_STREAM
+    if to_stdout and session.terminal.as_json:
+        raise Failure("--json and -o - cannot both have standard output", ExitCode.USAGE)
+    with session.backend() as backend:
+        found = resolve_version(backend, file, version)
+        start, stop = resolve_range(byte_range, found.size)
+        started = time.monotonic()
+        if to_stdout:
+            with standard_output() as stdout:
+                _write(session, backend, stdout, found, start, stop)
+            return
+        target = _target(output, found)
+        with replacing(target) as part:
+            _write(session, backend, part, found, start, stop)
+    session.terminal.result(
+        version_document(found, output=str(target), start=start, stop=stop),
+        f"{one_line(str(target))}: {size_text(stop - start)} ({pace_text(stop - start, time.monotonic() - started)})",
+    )
+
+
+def _target(output: Path | None, version: Version) -> Path:
+    if output is not None and not output.is_dir():
+        return output
+    name = PurePosixPath(version.filename).name
+    if not name:
+        raise Failure(f"'{visible(version.filename)}' names no file here: say where to write with -o", ExitCode.USAGE)
+    target = (output or Path()) / name
+    if output is None and target.exists():
+        raise Failure(f"{one_line(str(target))} is already here; -o overwrites it or names another place")
+    return target
+
+
+def _write(session: Session, backend: Backend, file: BinaryIO, version: Version, start: int, stop: int) -> None:
+    with session.terminal.progress(version.filename) as progress:
+        backend.write_to(file, version, start, stop, progress=progress)
+
+
+def ls(
+    session: Session,
+    prefix: Annotated[str, typer.Argument(help="Only names that start so.", metavar="PREFIX", show_default=False)] = "",
+) -> None:
+    """List files: size, time of the last change, id, name.
+
+    Examples:
+        taskworker ls
+        taskworker ls photos/ --json | jq -r .[].file_id
+    """
+    with session.backend() as backend:
+        count = session.terminal.listing(
+            f"{'SIZE':>10}  {'CHANGED':19}  {'FILE':32}  NAME",
+            (
+                (
+                    version_document(head),
+                    f"{size_text(head.size):>10}  {time_text(head.time_ms):19}  "
+                    f"{head.file_id}  {visible(head.filename)}",
+                )
+                for head in backend.list_files(prefix)
+            ),
+        )
+    if not count:
+        session.terminal.note("no files" if not prefix else f"no file's name starts with '{visible(prefix)}'")
+
+
+def log(
+    session: Session,
+    file: FileReference,
+    limit: Annotated[int | None, typer.Option(help="Only the newest versions.", min=1, metavar="COUNT")] = None,
+) -> None:
+    """Show the versions of a file, newest first: id, time, size, note.
+
+    Examples:
+        taskworker log report.pdf
+        taskworker log report.pdf --limit 3
+    """
+    with session.backend() as backend:
+        head = resolve_file(backend, file)
+        versions = backend.history(head.file_id)
+        session.terminal.listing(
+            f"{'VERSION':{SHORT_ID_LENGTH}}  {'TIME':19}  {'SIZE':>10}  NOTE",
+            (
+                (
+                    version_document(version),
+                    f"{version.version_id[:SHORT_ID_LENGTH]}  {time_text(version.time_ms):19}  "
+                    f"{size_text(version.size):>10}  {visible(version.note)}".rstrip(),
+                )
+                for version in itertools.islice(versions, limit)
+            ),
+        )
+
+
+def stat(session: Session, file: FileReference, version: VersionReference = None) -> None:
+    """Show all that is known of a file, or of one of its versions.
+
+    Examples:
+        taskworker stat report.pdf
+        taskworker stat report.pdf --version 3f9a21 --json
+    """
+    with session.backend() as backend:
+        found = resolve_version(backend, file, version)
+    facts = {
+        "name": visible(found.filename),
+        "file": found.file_id,
+        "version": found.version_id,
+        "parent": found.parent_id or "none, the first version",
+        "owner": visible(found.user_id),
+        "size": f"{size_text(found.size)} ({found.size:,} bytes)" if found.size >= 1024 else size_text(found.size),
+        "chunks": f"{found.chunk_count:,} of {size_text(found.chunk_size)}",
+        "profile": f"any {found.profile.k} of {found.profile.n} shards suffice",
+        "time": time_text(found.time_ms),
+        "sha256": found.sha256 or "",
+        "note": visible(found.note),
+    }
+    session.terminal.result(
+        version_document(found, chunk_count=found.chunk_count),
+        *(f"{label:8} {fact}" for label, fact in facts.items() if fact),
+    )
+
+
+def revise(
+    session: Session,
+    file: FileReference,
+    source: Annotated[
+        str, typer.Argument(help="The new content; - is standard input.", metavar="FILE", show_default=False)
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Only if this version is still the newest; exit code 4 if not.", metavar="VERSION"),
+    ] = None,
+    note: Note = "",
+) -> None:
+    """Make a local file the newest version of a stored one; only chunks that differ are sent.
+
+    Examples:
+        taskworker revise report.pdf draft7.pdf
+        taskworker revise report.pdf draft7.pdf --base 3f9a21
+    """
+    with session.backend() as backend, _spooled(source) as path:
+        before = resolve_version(backend, file, base)
+        started = time.monotonic()
+        with session.terminal.progress(before.filename) as progress:
+            version = backend.revise(before, path, note=note, progress=progress)
+    name, short = visible(version.filename), version.version_id[:SHORT_ID_LENGTH]
+    line = (
+        f"{name}: version {short} ({pace_text(version.size, time.monotonic() - started)})"
+        if version.version_id != before.version_id
+        else f"{name}: nothing differs from version {short}"
+    )
+    session.terminal.result(version_document(version), line)
+
+
+@contextlib.contextmanager
+def _spooled(source: str) -> Iterator[Path]:
+    """A path to read from; standard input is kept in a temporary file meanwhile."""
+    if source != STANDARD_STREAM:
+        yield existing_file(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="taskworker-") as directory:
+        spool = Path(directory) / "stdin"
+        with standard_input() as stdin, spool.open("wb", buffering=0) as file:
+            copy_stream(stdin, file)
+        yield spool
+
+
+def rm(
+    session: Session,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Ids or names of files.", metavar="ID|NAME", show_default=False, autocompletion=complete_file
+        ),
+    ],
+) -> None:
+    """Delete files with all their versions. `collect` frees their space.
+
+    Examples:
+        taskworker rm report.pdf
+    """
+    with session.backend() as backend:
+        heads = [resolve_file(backend, file) for file in files]
+        for head in heads:
+            backend.delete(head.file_id)
+    session.terminal.result(
+        [version_document(head) for head in heads],
+        f"deleted {plural(len(heads), 'file')}: {', '.join(visible(head.filename) for head in heads)}",
+    )

@@ -1,0 +1,69 @@
+"""Progress bars. Apart from ``terminal``, since only a terminal is worth the import of rich."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from taskworker.cli.text import size_text, visible
+
+_LABEL_WIDTH_MAX = 40
+
+
+@contextlib.contextmanager
+def bar(label: str, unit: Literal["bytes", "objects"]) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with rate and time left; it goes away when the block ends."""
+    amount: list[ProgressColumn] = [_Bytes(), TransferSpeedColumn()] if unit == "bytes" else [_Objects()]
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        *amount,
+        _TimeLeft(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
+        task = progress.add_task(escape(_shortened(visible(label))), total=None)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total or None)
+
+        yield update
+
+
+class _Bytes(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f" of {size_text(int(task.total))}"
+        return Text(size_text(int(task.completed)) + of, style="progress.download")
+
+
+class _Objects(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f" of {int(task.total):,}"
+        return Text(f"{int(task.completed):,}{of}", style="progress.download")
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        seconds = task.time_remaining
+        if seconds is None:
+            return Text(f"since {timedelta(seconds=int(task.elapsed or 0))}", style="progress.elapsed")
+        return Text(f"ETA {timedelta(seconds=int(seconds))}", style="progress.remaining")
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LABEL_WIDTH_MAX else f"{label[: _LABEL_WIDTH_MAX - 1]}…"

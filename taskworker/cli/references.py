@@ -1,0 +1,66 @@
+"""How users point at things: a file by id or name, a version by the start of its id, a range of bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.text import visible
+
+if TYPE_CHECKING:
+    from storage import Version
+    from taskworker.cli.backend import Backend
+
+_FILE_ID = re.compile(r"[0-9a-f]{32}")
+_VERSION_ID = re.compile(r"[0-9a-f]{4,64}")
+_VERSION_ID_LENGTH = 64
+_RANGE = re.compile(r"(\d*)-(\d*)")
+
+
+def resolve_file(backend: Backend, reference: str) -> Version:
+    """The head of the file with this id, or else this name."""
+    from storage import FileNotFound
+
+    if _FILE_ID.fullmatch(reference):
+        with contextlib.suppress(FileNotFound):
+            return backend.stat(reference)
+    found = backend.find(reference)
+    if found is None:
+        raise Failure(f"there is no file '{visible(reference)}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
+    return found
+
+
+def resolve_version(backend: Backend, file_reference: str, version_reference: str | None) -> Version:
+    """A version of a file: its head, or the one whose id starts so."""
+    head = resolve_file(backend, file_reference)
+    if version_reference is None:
+        return head
+    if not _VERSION_ID.fullmatch(version_reference):
+        raise Failure("a version is named by 4 to 64 hex digits of its id; `taskworker log` shows them", ExitCode.USAGE)
+    if len(version_reference) == _VERSION_ID_LENGTH:
+        return backend.stat(head.file_id, version_reference)
+    candidates = [v for v in backend.history(head.file_id) if v.version_id.startswith(version_reference)]
+    if not candidates:
+        raise Failure(
+            f"'{visible(head.filename)}' has no version {version_reference}; `taskworker log` shows what it has",
+            ExitCode.NOT_FOUND,
+        )
+    if len(candidates) > 1:
+        raise Failure(f"{len(candidates)} versions start with {version_reference}: give more of the id", ExitCode.USAGE)
+    return candidates[0]
+
+
+def resolve_range(text: str | None, size: int) -> tuple[int, int]:
+    """``A-B``, ``A-`` or ``-N`` as curl has them, as the first byte and the one after the last."""
+    if text is None:
+        return 0, size
+    match = _RANGE.fullmatch(text)
+    if match is None or text == "-":
+        raise Failure("a range is A-B (both included), A- (to the end) or -N (the last N bytes)", ExitCode.USAGE)
+    first, last = match.groups()
+    start, stop = (int(first), int(last) + 1 if last else size) if first else (max(0, size - int(last)), size)
+    if start >= stop or start >= size:
+        raise Failure(f"the range {text} holds no byte of a file of {size:,} bytes", ExitCode.USAGE)
+    return start, min(stop, size)

@@ -1,0 +1,142 @@
+"""The backend that is a server, reached over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from storage import CollectReport, ErasureProfile, ManifestDiff, RepairReport, ScrubReport, StoreStats, Version
+from taskworker.cli.backend import BytesLike, Delta, Progress, Source
+from taskworker.cli.exits import Failure
+from taskworker.client import Client
+from taskworker.client.channel import Channel, Deadline
+from taskworker.client.differences import LocalDiff
+from taskworker.client.sources import SeekableSource
+from taskworker.errors import MessageTooLarge
+
+_READ_BYTES = 4 << 20
+_VERSIONS_PAGE = 500
+
+
+class RemoteBackend:
+    """One user's files on the server at ``address``."""
+
+    def __init__(self, address: str, user: str) -> None:
+        self._address = address
+        self._client = Client(address)
+        self._user = user
+
+    def close(self) -> None:
+        self._client.close()
+
+    def push(
+        self,
+        source: Source,
+        *,
+        filename: str,
+        profile: ErasureProfile | None = None,
+        note: str = "",
+        progress: Progress | None = None,
+    ) -> Version:
+        return self._client.push(
+            source, filename=filename, user_id=self._user, profile=profile, note=note, progress=progress
+        )
+
+    def find(self, filename: str) -> Version | None:
+        return self._client.find(filename, user_id=self._user)
+
+    def stat(self, file_id: str, version_id: str | None = None) -> Version:
+        return self._client.stat(file_id, user_id=self._user, version_id=version_id)
+
+    def write_to(
+        self, target: BinaryIO, version: Version, start: int, stop: int, *, progress: Progress | None = None
+    ) -> None:
+        self._client.download(
+            version.file_id,
+            target,
+            user_id=self._user,
+            version_id=version.version_id,
+            offset=start,
+            length=stop - start,
+            progress=progress,
+        )
+
+    def same_content(self, version: Version, path: Path) -> bool:
+        channel = Channel(self._address)
+        try:
+            with path.open("rb") as file:
+                local = LocalDiff(channel, version, SeekableSource(file), changed=None, deadline=Deadline(None))
+                return local.is_empty()
+        finally:
+            channel.close()
+
+    def revise(
+        self,
+        base: Version,
+        path: Path,
+        *,
+        note: str = "",
+        progress: Progress | None = None,
+    ) -> Version:
+        with path.open("rb") as file:
+            return self._client.revise(
+                base.file_id,
+                file,
+                user_id=self._user,
+                base_version_id=base.version_id,
+                note=note,
+                progress=progress,
+            )
+
+    def changes_since(self, file_id: str, version_id: str) -> Delta:
+        try:
+            answer = self._client.synchronize(file_id, user_id=self._user, have_version_id=version_id)
+        except MessageTooLarge:
+            head = self.stat(file_id)
+            return Delta(head, self._all_of(head))
+        head = self.stat(file_id, answer.version_id)
+        return Delta(head, self._pieces(head, answer.diff) if answer.diff is not None else iter(()))
+
+    def _pieces(self, head: Version, diff: ManifestDiff) -> Iterator[tuple[int, BytesLike]]:
+        for patch in diff.patches:
+            offset = patch.index * diff.chunk_size
+            data = patch.data if patch.data is not None else self._range(head, offset, diff.chunk_size)
+            if blake3(data).digest() != patch.chunk_id:
+                raise Failure(f"chunk {patch.index} from the server is not what its id says: sync again")
+            yield offset, data
+
+    def _all_of(self, head: Version) -> Iterator[tuple[int, BytesLike]]:
+        for offset in range(0, head.size, _READ_BYTES):
+            yield offset, self._range(head, offset, _READ_BYTES)
+
+    def _range(self, head: Version, offset: int, length: int) -> bytes:
+        return self._client.get(
+            head.file_id, user_id=self._user, version_id=head.version_id, offset=offset, length=length
+        )
+
+    def history(self, file_id: str) -> Iterator[Version]:
+        before: str | None = None
+        while page := self._client.history(file_id, user_id=self._user, limit=_VERSIONS_PAGE, before=before):
+            yield from page
+            before = page[-1].version_id
+
+    def list_files(self, prefix: str = "") -> Iterator[Version]:
+        return self._client.iter_files(user_id=self._user, prefix=prefix)
+
+    def delete(self, file_id: str) -> None:
+        self._client.delete(file_id, user_id=self._user)
+
+    def stats(self) -> StoreStats:
+        return self._client.stats()
+
+    def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
+        return self._client.scrub(progress=progress)
+
+    def repair(self, *, progress: Progress | None = None) -> RepairReport:
+        return self._client.repair(progress=progress)
+
+    def collect(self, *, grace_s: float | None = None, progress: Progress | None = None) -> CollectReport:
+        return self._client.collect(grace_s=grace_s, progress=progress)

@@ -1,0 +1,67 @@
+"""The command serve: an embedded store, offered over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskworker.cli.profile import K, N, profile_of
+from taskworker.cli.session import DEFAULT_ADDRESS, Session
+from taskworker.cli.signals import Stopped, finish_regardless
+from taskworker.cli.text import one_line
+
+_GRACE_S = 5.0
+
+
+def serve(
+    session: Session,
+    listen: Annotated[
+        str,
+        typer.Option(help="Where: HOST:PORT on this machine (port 0: any free one), or unix:PATH.", metavar="ADDR"),
+    ] = DEFAULT_ADDRESS,
+    volume: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A directory for the volumes of a new store, best each on its own disk; give it n times "
+            "(default: n directories in the store's).",
+            metavar="DIR",
+        ),
+    ] = None,
+    k: K = None,
+    n: N = None,
+) -> None:
+    """Offer the store in a directory over gRPC until Ctrl-C. Makes the store if it is not there yet.
+
+    Examples:
+        taskworker --store ./data serve
+        taskworker --store ./data serve --listen unix:./data/socket
+        taskworker --store ./data serve --k 1 --n 2 --volume /a --volume /b
+    """
+    from storage import ErasureProfile, FileStorage
+    from taskworker.services.server import FileServer
+
+    path = session.store_path()
+    profile = profile_of(k, n) or ErasureProfile()
+    with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:
+        server = FileServer(store)
+        port = server.start(listen)
+        address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
+        try:
+            session.terminal.result(
+                {"address": address, "store": str(path.resolve()), "pid": os.getpid()},
+                f"serving {one_line(str(path))} at {address}; Ctrl-C stops it",
+            )
+            session.terminal.note(
+                f"\nTry in another terminal:\n  export TASKWORKER_POOL={address}\n"
+                "  taskworker push FILE\n  taskworker ls\n"
+            )
+            server.wait()
+        except Stopped:
+            finish_regardless()
+            session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
+        finally:
+            server.stop(_GRACE_S)

@@ -1,0 +1,229 @@
+"""What all commands have in common: their options, their store, and one way to end badly."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Concatenate, NoReturn, ParamSpec
+
+import typer
+
+from taskworker.cli.exits import ExitCode, Failure, exit_code_of
+from taskworker.cli.signals import finish_regardless
+from taskworker.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from storage import ErasureProfile
+    from taskworker.cli.backend import Backend
+    from taskworker.cli.embedded import EmbeddedBackend
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_PANEL = "Options of every command"
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Work on the store in this directory, with no server (env: TASKWORKER_STORE).",
+        metavar="DIR",
+        file_okay=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+PoolOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Address of a server (env: TASKWORKER_POOL; else {DEFAULT_ADDRESS}).",
+        metavar="ADDR",
+        rich_help_panel=_PANEL,
+    ),
+]
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose files (env: TASKWORKER_USER; else the login name).",
+        metavar="USER",
+        rich_help_panel=_PANEL,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print results as JSON.", show_default=False, rich_help_panel=_PANEL)
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show where in the code an error came from.", show_default=False, rich_help_panel=_PANEL
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of every command, as given; before the command's name or after it."""
+
+    store: Path | None = None
+    pool: str | None = None
+    user: str | None = None
+    json: bool = False
+    debug: bool = False
+
+    def overridden_by(self, later: Settings) -> Settings:
+        """These, but for what ``later`` has."""
+        place = later if later.store or later.pool else self
+        return Settings(
+            store=place.store,
+            pool=place.pool,
+            user=later.user or self.user,
+            json=later.json or self.json,
+            debug=later.debug or self.debug,
+        )
+
+
+class Session:
+    """One run of a command: its terminal, and the way to its store."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.terminal = Terminal(as_json=settings.json)
+
+    @property
+    def user(self) -> str:
+        """Whose files this command is about."""
+        return self.settings.user or os.environ.get("TASKWORKER_USER") or _login_name()
+
+    @contextlib.contextmanager
+    def backend(self, *, create: bool = False, profile: ErasureProfile | None = None) -> Iterator[Backend]:
+        """The files asked for, by ``--store`` or ``--pool``.
+
+        Args:
+            create: make an embedded store that is not there yet.
+            profile: the default profile of a store made now.
+        """
+        store, pool = self._where()
+        if store is not None:
+            with self._embedded(store, create=create, profile=profile) as embedded:
+                yield embedded
+                finish_regardless()  # what was done is done, even if a signal comes while the store is closed
+            return
+        from taskworker.cli.remote import RemoteBackend
+
+        with contextlib.closing(RemoteBackend(pool or DEFAULT_ADDRESS, self.user)) as remote:
+            yield remote
+            finish_regardless()
+
+    @contextlib.contextmanager
+    def embedded(self) -> Iterator[EmbeddedBackend]:
+        """The embedded store, for what only its owner may do."""
+        with self._embedded(self.store_path(), create=False, profile=None) as embedded:
+            yield embedded
+
+    def store_path(self) -> Path:
+        """The directory of the embedded store, for what is done to no other."""
+        store, _ = self._where()
+        if store is None:
+            raise Failure("this works on an embedded store only: say which with --store DIR", ExitCode.USAGE)
+        return store
+
+    def _where(self) -> tuple[Path | None, str | None]:
+        store, pool = self.settings.store, self.settings.pool
+        if store is None and pool is None:
+            named = os.environ.get("TASKWORKER_STORE")
+            store, pool = Path(named) if named else None, os.environ.get("TASKWORKER_POOL") or None
+        if store is not None and pool is not None:
+            raise Failure("--store and --pool (or their variables) exclude each other: give one", ExitCode.USAGE)
+        return store, pool
+
+    @contextlib.contextmanager
+    def _embedded(self, path: Path, *, create: bool, profile: ErasureProfile | None) -> Iterator[EmbeddedBackend]:
+        from taskworker.cli.embedded import EmbeddedBackend
+
+        if not create and not path.is_dir():
+            raise Failure(f"there is no store at {path}; `push` or `serve` make one", ExitCode.NOT_FOUND)
+        with contextlib.closing(EmbeddedBackend(path, self.user, create=create, profile=profile)) as embedded:
+            yield embedded
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise Failure("this login has no name: say whose files with --user", ExitCode.USAGE) from error
+
+
+P = ParamSpec("P")
+_COMMON = {
+    "store": (StoreOption, None),
+    "pool": (PoolOption, None),
+    "user": (UserOption, None),
+    "json": (JsonOption, False),
+    "debug": (DebugOption, False),
+}
+
+
+def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """Turn a command that wants a session into one that has the options of every command instead."""
+
+    @functools.wraps(command)
+    def run(context: typer.Context, **arguments: object) -> None:
+        here = Settings(**{name: arguments.pop(name) for name in _COMMON})  # type: ignore[arg-type]
+        settings = (context.obj or Settings()).overridden_by(here)
+        _run(Session(settings), functools.partial(command, **arguments))  # type: ignore[arg-type]
+
+    original = inspect.signature(command, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *(parameter.replace(kind=keyword) for parameter in list(original.parameters.values())[1:]),
+        *(
+            inspect.Parameter(name, keyword, annotation=annotation, default=default)
+            for name, (annotation, default) in _COMMON.items()
+        ),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = _help_text(command.__doc__ or "")
+    del run.__wrapped__
+    return run
+
+
+def _help_text(docstring: str) -> str:
+    """A docstring as help, its paragraphs for the terminal to wrap; only examples keep their lines."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith("Examples:") else paragraph.replace("\n", " ") for paragraph in paragraphs
+    )
+
+
+def _run(session: Session, command: Callable[[Session], None]) -> None:
+    """Run a command; an error ends it with the right exit code and one readable line."""
+    try:
+        command(session)
+    except BrokenPipeError:
+        _leave_quietly()
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if session.settings.debug:
+            traceback.print_exc()
+        session.terminal.error(_message(error))
+        raise typer.Exit(exit_code_of(error)) from None
+
+
+def _leave_quietly() -> NoReturn:
+    """Whoever read our output has had enough of it; what is still buffered must not be written at exit."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    raise typer.Exit(ExitCode.PIPE_CLOSED)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,50 @@
+"""SIGINT and SIGTERM unwind the command like an error, so that all that is half done is undone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+_AGAIN_S = 0.25
+
+
+class Stopped(BaseException):
+    """A signal asked the command to end. Not an ``Exception``, as no handler of errors is meant to catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.exit_code = 128 + number  # as shells report it
+
+
+def unwind_on_signals() -> None:
+    """From now on a signal raises ``Stopped`` in the main thread."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def finish_regardless() -> None:
+    """From now on signals are ignored: what is left is short, and must not be cut off half done."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Raise ``Stopped``, and again until it unwinds: in a finalizer, Python drops what is raised."""
+
+    def stop_again(_number: int, frame: FrameType | None) -> None:
+        _stop(number, frame)
+
+    signal.signal(signal.SIGALRM, stop_again)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    if not _unwinding():  # a second one would cut off the clean-up that the first one started
+        raise Stopped(number)
+
+
+def _unwinding() -> bool:
+    error = sys.exception()
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error is not None

@@ -1,0 +1,275 @@
+"""The command sync: a local copy and its stored file, brought into step from either side.
+
+What ties the two together is a small JSON file, ``.taskworker-sync/NAME`` beside the local copy, that
+says which version the copy was when both were last in step. It makes the difference between *changed
+here*, *changed there* and *changed on both sides*.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taskworker.cli.completion import complete_file
+from taskworker.cli.documents import version_document
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.files import SHORT_ID_LENGTH, existing_file
+from taskworker.cli.localfile import copy_into, replacing, write_all
+from taskworker.cli.references import resolve_file
+from taskworker.cli.session import Session
+from taskworker.cli.text import one_line, visible
+
+if TYPE_CHECKING:
+    from storage import Version
+    from taskworker.cli.backend import Backend
+
+TIES_DIRECTORY = ".taskworker-sync"
+_SETTLING_NS = 2_000_000_000  # the coarsest clock among common file systems, FAT's
+
+
+class Side(StrEnum):
+    """Which side's changes become the newest version when both have some."""
+
+    LOCAL = "local"
+    STORED = "stored"
+
+
+class Outcome(StrEnum):
+    """What a sync did."""
+
+    IN_STEP = "already in step"
+    SENT = "local changes stored"
+    FETCHED = "stored changes fetched"
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Which version the local copy was when it was last in step, and how its file looked then."""
+
+    file_id: str
+    version_id: str
+    size: int
+    changed_ns: int
+    seen_ns: int
+
+    @classmethod
+    def between(cls, version: Version, looks: os.stat_result) -> Tie:
+        """The tie of a file that looked so while it was this version."""
+        return cls(version.file_id, version.version_id, looks.st_size, _changed_ns(looks), time.time_ns())
+
+    def surely_still(self, looks: os.stat_result) -> bool:
+        """Whether a file that looks so need not be read to know that it is unchanged.
+
+        A change right after the last one may leave the same time behind; so a time is trusted only if
+        it was already old when it was seen.
+        """
+        settled = self.seen_ns - self.changed_ns > _SETTLING_NS
+        return settled and (looks.st_size, _changed_ns(looks)) == (self.size, self.changed_ns)
+
+
+def _changed_ns(looks: os.stat_result) -> int:
+    return max(looks.st_mtime_ns, looks.st_ctime_ns)
+
+
+def sync(
+    session: Session,
+    path: Annotated[Path, typer.Argument(help="The local copy.", metavar="PATH", show_default=False)],
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            help="The stored file; needed the first time if it is not named like the copy.",
+            metavar="ID|NAME",
+            show_default=False,
+            autocompletion=complete_file,
+        ),
+    ] = None,
+    prefer: Annotated[
+        Side | None, typer.Option(help="If both sides changed: whose content becomes the newest version.")
+    ] = None,
+) -> None:
+    """Bring a local copy and its stored file into step; only what changed is sent or fetched.
+
+    Changed here: stored as a new version. Changed there: fetched. Changed on both sides: exit code 4
+    and nothing is touched, unless --prefer says who wins; the stored loser stays in the history, the
+    local one is kept beside the copy. The first time, the copy is stored, or fetched if it is not here.
+
+    Examples:
+        taskworker sync notes.md
+        taskworker sync work/notes.md notes.md
+        taskworker sync notes.md --prefer local
+    """
+    if path.exists():
+        existing_file(str(path))
+    with session.backend(create=path.exists()) as backend:
+        version, outcome = _Pair(session, backend, path).bring_into_step(file, prefer)
+    session.terminal.result(
+        version_document(version, outcome=outcome.name.lower()),
+        f"{one_line(str(path))}: {outcome}, version {version.version_id[:SHORT_ID_LENGTH]}",
+    )
+
+
+class _Pair:
+    """A local copy and its stored file."""
+
+    def __init__(self, session: Session, backend: Backend, path: Path) -> None:
+        self._session = session
+        self._backend = backend
+        self._path = path
+        self._tie_path = path.parent / TIES_DIRECTORY / path.name
+
+    def bring_into_step(self, reference: str | None, prefer: Side | None) -> tuple[Version, Outcome]:
+        tie = self._tie()
+        if tie is not None and reference is not None and resolve_file(self._backend, reference).file_id != tie.file_id:
+            raise Failure(f"{self._shown} is tied to another file; remove {self._tie_path} to tie it anew")
+        if tie is None:
+            return self._first_time(reference, prefer)
+        return self._again(tie, prefer)
+
+    def _first_time(self, reference: str | None, prefer: Side | None) -> tuple[Version, Outcome]:
+        if reference is None:
+            head = self._backend.find(self._path.name)
+            if head is None and not self._path.exists():
+                raise Failure(f"{self._shown} is neither here nor in the store", ExitCode.NOT_FOUND)
+        else:
+            head = resolve_file(self._backend, reference)
+        if head is None:
+            return self._push(), Outcome.SENT
+        if not self._path.exists():
+            return self._fetch(head), Outcome.FETCHED
+        return self._both_changed(head, prefer)
+
+    def _again(self, tie: Tie, prefer: Side | None) -> tuple[Version, Outcome]:
+        head = self._head(tie)
+        if not self._path.exists():
+            return self._fetch(head), Outcome.FETCHED
+        changed_here = self._changed_since(tie)
+        if head.version_id == tie.version_id:
+            if not changed_here:
+                return head, Outcome.IN_STEP
+            return self._revise(head)
+        if not changed_here:
+            return self._fetch_changes(tie), Outcome.FETCHED
+        return self._both_changed(head, prefer)
+
+    def _both_changed(self, head: Version, prefer: Side | None) -> tuple[Version, Outcome]:
+        if self._backend.same_content(head, self._path):
+            self._keep_tie(head, self._path.stat())
+            return head, Outcome.IN_STEP
+        if prefer is Side.LOCAL:
+            return self._revise(head)
+        if prefer is Side.STORED:
+            return self._fetch_keeping_local(head), Outcome.FETCHED
+        raise Failure(
+            f"{self._shown} and the stored file (version {head.version_id[:SHORT_ID_LENGTH]}) differ, and neither "
+            "was made from the other; --prefer local or --prefer stored decides, the loser is kept",
+            ExitCode.CONFLICT,
+        )
+
+    def _head(self, tie: Tie) -> Version:
+        from storage import FileNotFound
+
+        try:
+            return self._backend.stat(tie.file_id)
+        except FileNotFound as error:
+            raise Failure(
+                f"the file that {self._shown} is tied to is not in this store any more; "
+                f"remove {self._tie_path} to store it anew",
+                ExitCode.NOT_FOUND,
+            ) from error
+
+    # -- the ways into step -------------------------------------------------------------------------
+
+    def _push(self) -> Version:
+        before = self._path.stat()
+        with self._session.terminal.progress(self._path.name) as progress:
+            version = self._backend.push(self._path, filename=self._path.name, progress=progress)
+        self._keep_tie(version, before)
+        return version
+
+    def _revise(self, head: Version) -> tuple[Version, Outcome]:
+        before = self._path.stat()
+        with self._session.terminal.progress(head.filename) as progress:
+            version = self._backend.revise(head, self._path, progress=progress)
+        self._keep_tie(version, before)
+        return version, Outcome.IN_STEP if version.version_id == head.version_id else Outcome.SENT
+
+    def _fetch(self, head: Version) -> Version:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self._path, durable=True) as part, self._session.terminal.progress(head.filename) as progress:
+            self._backend.write_to(part, head, 0, head.size, progress=progress)
+        self._keep_tie(head, self._path.stat())
+        return head
+
+    def _fetch_changes(self, tie: Tie) -> Version:
+        """Patch a copy of the local file, unless it is changed meanwhile."""
+        before = self._path.stat()
+        delta = self._backend.changes_since(tie.file_id, tie.version_id)
+        with replacing(self._path, durable=True) as part:
+            copy_into(self._path, part)
+            part.truncate(delta.head.size)
+            for offset, piece in delta.pieces:
+                part.seek(offset)
+                write_all(part, piece)
+            if not _unchanged(before, self._path.stat()):
+                raise Failure(f"{self._shown} was changed during the sync: sync again", ExitCode.CONFLICT)
+        self._keep_tie(delta.head, self._path.stat())
+        return delta.head
+
+    def _fetch_keeping_local(self, head: Version) -> Version:
+        number = 1
+        while (aside := self._path.with_name(f"{self._path.name}.local-{number}")).exists():
+            number += 1
+        try:
+            aside.hardlink_to(self._path)
+        except OSError:  # a file system without links
+            shutil.copy2(self._path, aside)
+        try:
+            version = self._fetch(head)
+        except BaseException:
+            aside.unlink()
+            raise
+        self._session.terminal.note(f"the local content is kept as {one_line(str(aside))}")
+        return version
+
+    # -- what is known of the local copy --------------------------------------------------------------
+
+    @property
+    def _shown(self) -> str:
+        return f"'{visible(str(self._path))}'"
+
+    def _tie(self) -> Tie | None:
+        try:
+            return Tie(**json.loads(self._tie_path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise Failure(f"{self._tie_path} is damaged; remove it and sync again") from error
+
+    def _keep_tie(self, version: Version, looked: os.stat_result) -> None:
+        tie = Tie.between(version, looked)
+        self._tie_path.parent.mkdir(exist_ok=True)
+        with replacing(self._tie_path, durable=True) as part:
+            write_all(part, json.dumps(asdict(tie)).encode())
+
+    def _changed_since(self, tie: Tie) -> bool:
+        """Whether the content differs from the tied version; read only if the file looks different."""
+        looks = self._path.stat()
+        if tie.surely_still(looks):
+            return False
+        version = self._backend.stat(tie.file_id, tie.version_id)
+        if not self._backend.same_content(version, self._path):
+            return True
+        self._keep_tie(version, looks)
+        return False
+
+
+def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:
+    return (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)

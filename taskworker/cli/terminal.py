@@ -1,0 +1,90 @@
+"""What a command shows: results on stdout as text or JSON, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
+from typing import Literal
+
+from taskworker.cli.text import one_line
+
+Progress = Callable[[int, int], None]
+Json = Mapping[str, object]
+
+
+class Terminal:
+    """The outside of one command. ``as_json`` turns every result into one JSON document."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # A terminal that cannot show a character must not end the command.
+                stream.reconfigure(errors="backslashreplace")
+        logging.basicConfig(handlers=[_WarningLines(logging.WARNING)])
+
+    def result(self, document: object, *lines: str) -> None:
+        """Print a result: ``document`` as JSON, or else ``lines``."""
+        if self.as_json:
+            self.document(document)
+        else:
+            self.lines(*lines)
+
+    def document(self, document: object) -> None:
+        """Print a JSON document."""
+        self.lines(json.dumps(document, ensure_ascii=False, indent=2))
+
+    def lines(self, *lines: str) -> None:
+        """Print lines."""
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
+
+    def listing(self, title: str, rows: Iterable[tuple[Json, str]]) -> int:
+        """Print rows as they come, so that a listing of any length costs no memory; answer their number.
+
+        As JSON they make one array. ``title`` heads them on a terminal, but not in a pipe or a file.
+        """
+        count = 0
+        if self.as_json:
+            sys.stdout.write("[")
+            for count, (document, _) in enumerate(rows, start=1):
+                sys.stdout.write((",\n " if count > 1 else "\n ") + json.dumps(document, ensure_ascii=False))
+            sys.stdout.write("\n]\n" if count else "]\n")
+        else:
+            for count, (_, line) in enumerate(rows, start=1):
+                if count == 1 and sys.stdout.isatty():
+                    sys.stdout.write(f"\x1b[2m{title}\x1b[0m\n")
+                sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        return count
+
+    def note(self, text: str) -> None:
+        """Tell the person, if there is one, what is not part of the result."""
+        if sys.stderr.isatty() and not self.as_json:
+            sys.stderr.write(text + "\n")
+
+    def error(self, text: str) -> None:
+        """Print an error as one line."""
+        sys.stderr.write(f"taskworker: {one_line(text)}\n")
+
+    @contextlib.contextmanager
+    def progress(self, label: str, *, unit: Literal["bytes", "objects"] = "bytes") -> Iterator[Progress | None]:
+        """A progress bar on stderr for as long as the block runs, if stderr is a terminal."""
+        if not sys.stderr.isatty():
+            yield None
+            return
+        from taskworker.cli.progress import bar
+
+        with bar(label, unit) as update:
+            yield update
+
+
+class _WarningLines(logging.Handler):
+    """What the engine logs, each as one line; to the stderr of the moment, which a progress bar replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"taskworker: {one_line(record.getMessage())}\n")

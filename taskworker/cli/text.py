@@ -1,0 +1,68 @@
+"""Values as text for people: names that cannot disturb a terminal, sizes, rates, times."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import UTC, datetime
+
+# Control characters, line and paragraph separators, lone surrogates, and formatting characters such as
+# the ones that turn the direction of text.
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_TELLING_SIZE = 1 << 20  # the start-up of a call outweighs less
+_JOINERS = frozenset("\u200c\u200d")  # part of ordinary words and emoji in many scripts
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def visible(name: str) -> str:
+    """A name with all that is not plainly visible, and the backslash, written as an escape."""
+    return one_line(name.replace("\\", "\\\\"))
+
+
+def one_line(text: str) -> str:
+    """``text`` with all that is not plainly visible written as an escape."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_visible_character(character) for character in text)
+
+
+def _visible_character(character: str) -> str:
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
+    if character in _JOINERS or unicodedata.category(character) not in _HIDDEN_CATEGORIES:
+        return character
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes in binary units: ``64.0 MiB``."""
+    if size < 1024:
+        return f"{size} B"
+    scaled = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        scaled /= 1024
+        if scaled < 1023.95:
+            return f"{scaled:.1f} {unit}"
+    return f"{scaled / 1024:.1f} PiB"
+
+
+def pace_text(size: int, seconds: float) -> str:
+    """How long ``size`` bytes took, and how fast that was if they were enough to tell: ``0.31 s, 206 MB/s``."""
+    if size < _TELLING_SIZE:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.2f} s, {size / 1e6 / max(seconds, 1e-6):,.0f} MB/s"
+
+
+def time_text(time_ms: int) -> str:
+    """A time of an author's clock, in the reader's own zone; a clock may have been anywhere."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):
+        return f"{time_ms} ms"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

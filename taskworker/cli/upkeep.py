@@ -1,0 +1,154 @@
+"""The commands about the store itself: status, scrub, repair, collect, rebuild."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taskworker.cli.documents import document
+from taskworker.cli.exits import ExitCode
+from taskworker.cli.session import Session
+from taskworker.cli.text import one_line, plural, size_text, time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage import Damage, StoreStats, VolumeStats
+
+_DAMAGE_SHOWN_MAX = 10
+
+
+def status(session: Session) -> None:
+    """Show what the store holds, how its volumes are, and what loss it would survive.
+
+    Examples:
+        taskworker status
+        taskworker --store ./data status --json
+    """
+    with session.backend() as backend:
+        stats = backend.stats()
+    session.terminal.result(document(stats), *_status_lines(stats))
+
+
+def _status_lines(stats: StoreStats) -> list[str]:
+    profile = stats.profile
+    ratio = f", {stats.stored_bytes / stats.logical_bytes:.2f} times the files" if stats.logical_bytes else ""
+    lines = [
+        f"store     {stats.store_id}",
+        f"files     {plural(stats.files, 'file')} of {size_text(stats.logical_bytes)}, "
+        f"{plural(stats.versions, 'version')}",
+        f"stored    {size_text(stats.stored_bytes)}{ratio}",
+        f"profile   any {profile.k} of {profile.n} shards suffice, coded with {stats.accelerator}",
+        f"health    {_health(stats)}",
+        "",
+        f"{'VOLUME':>6}  {'STATE':10}  {'SHARDS':>10}  {'USED':>10}  {'LIVE':>10}  {'DISK FREE':>10}  PATH",
+        *(_volume_line(volume) for volume in stats.volumes),
+    ]
+    if stats.recent_damage:
+        lines += ["", "lately found damaged:", *_damage_lines(stats.recent_damage)]
+    return lines
+
+
+def _health(stats: StoreStats) -> str:
+    if stats.needs_rebuild:
+        return "the catalog is missing: run `taskworker rebuild`"
+    waiting = [volume for volume in stats.volumes if volume.state != "ok"]
+    more = "more " if waiting else ""
+    survives = {
+        0: f"survives no {more}loss of a volume",
+        1: f"survives the loss of one {more}volume, whichever it is",
+    }.get(max(0, stats.losses_survivable), f"survives the loss of any {stats.losses_survivable} {more}volumes")
+    return f"{plural(len(waiting), 'volume')} not ok, {survives}; run `taskworker repair`" if waiting else survives
+
+
+def _volume_line(volume: VolumeStats) -> str:
+    return (
+        f"{volume.slot:>6}  {volume.state:10}  {volume.shards:>10,}  {size_text(volume.bytes_used):>10}  "
+        f"{size_text(volume.bytes_live):>10}  {size_text(volume.bytes_free):>10}  {one_line(str(volume.path))}"
+    )
+
+
+def _damage_lines(damaged: Sequence[Damage], total: int | None = None) -> list[str]:
+    shown = [f"  {time_text(damage.time_ms)}  {one_line(damage.text)}" for damage in damaged[:_DAMAGE_SHOWN_MAX]]
+    left = (len(damaged) if total is None else total) - len(shown)
+    return [*shown, f"  and {left:,} more"] if left > 0 else shown
+
+
+def scrub(session: Session) -> None:
+    """Verify every stored shard. Exit code 1 if any is rotten or missing; `repair` makes it anew.
+
+    Examples:
+        taskworker scrub
+        taskworker scrub --json || taskworker repair
+    """
+    with session.backend() as backend, session.terminal.progress("scrub") as progress:
+        report = backend.scrub(progress=progress)
+    checked = f"{plural(report.shards_checked, 'shard')} checked, {size_text(report.bytes_checked)}"
+    found = "all intact" if report.clean else f"{report.rotten:,} rotten, {report.missing:,} missing"
+    lines = [f"{checked}: {found}"]
+    if not report.clean:
+        lines += [*_damage_lines(report.damaged, report.rotten + report.missing), "`taskworker repair` makes them anew"]
+    session.terminal.result(document(report) | {"clean": report.clean}, *lines)
+    if not report.clean:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def repair(session: Session) -> None:
+    """Make missing and rotten shards anew, also on a new, empty volume. Exit code 5 if any object is lost.
+
+    Examples:
+        taskworker repair
+    """
+    with session.backend() as backend, session.terminal.progress("repair", unit="objects") as progress:
+        report = backend.repair(progress=progress)
+    lines = [
+        f"{plural(report.objects_examined, 'object')} examined, {plural(report.shards_rebuilt, 'shard')} made anew, "
+        f"{size_text(report.bytes_rebuilt)}"
+    ]
+    if report.lost_count:
+        lines += [f"{plural(report.lost_count, 'object')} lost:", *_damage_lines(report.lost, report.lost_count)]
+    session.terminal.result(document(report) | {"complete": report.complete}, *lines)
+    if report.lost_count:
+        raise typer.Exit(ExitCode.DATA_LOSS)
+    if not report.complete:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def collect(
+    session: Session,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep what was stored within this time, for pushes that are resumed (default: a day).",
+            metavar="SECONDS",
+            min=0,
+        ),
+    ] = None,
+) -> None:
+    """Free the space of what no file needs any more.
+
+    Examples:
+        taskworker collect
+        taskworker collect --grace 0
+    """
+    with session.backend() as backend, session.terminal.progress("collect", unit="objects") as progress:
+        report = backend.collect(grace_s=grace, progress=progress)
+    session.terminal.result(
+        document(report),
+        f"{plural(report.objects_removed, 'object')} removed, {size_text(report.bytes_freed)} freed",
+    )
+
+
+def rebuild(session: Session) -> None:
+    """Recreate a lost catalog from the volumes alone. With --store only.
+
+    Examples:
+        taskworker --store ./data rebuild
+    """
+    with session.embedded() as backend, session.terminal.progress("rebuild", unit="objects") as progress:
+        report = backend.rebuild(progress=progress)
+    lines = [f"{plural(report.files, 'file')}, {plural(report.versions, 'version')} found"]
+    if report.skipped:
+        lines += ["not taken over:", *(f"  {one_line(text)}" for text in report.skipped)]
+    session.terminal.result(document(report), *lines)

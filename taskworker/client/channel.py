@@ -1,0 +1,344 @@
+"""One connection to a server: every call a client makes, its deadline, cancelling, and errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from storage.errors import InvalidArgument
+from taskworker import store_pb2
+from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
+from taskworker.store_pb2_grpc import StoreServiceStub
+from taskworker.taskworker_pb2_grpc import FileServiceStub
+from taskworker.wire import status
+from taskworker.wire.frames import data_of_frame
+from taskworker.wire.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+
+ResponseT = TypeVar("ResponseT")
+
+_STORE = "taskworker.store.StoreService"
+_READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
+
+# Only calls that change nothing are tried again by gRPC itself: it cannot know whether a server that
+# went away had carried out the others.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "taskworker.FileService", "method": "Get"},
+                *({"service": _STORE, "method": method} for method in _READS),
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+CHANNEL_OPTIONS = (
+    *WINDOW_OPTIONS,
+    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A server that restarts is found again within moments, not after gRPC's usual one to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Servers listen on loopback, where a proxy of the environment has no business.
+    ("grpc.enable_http_proxy", 0),
+)
+
+GetMessage = memoryview | store_pb2.GetPart
+
+_BACKOFF_S = 0.2
+
+
+def target_of(address: str) -> str:
+    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
+    return f"dns:{address}" if not address.startswith("[") else f"ipv6:{address}"
+
+
+class Deadline:
+    """A point in time by which a whole operation, all its calls and retries, must be done."""
+
+    __slots__ = ("_at", "_limit_s")
+
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s
+        self._at = None if limit_s is None else time.monotonic() + limit_s
+
+    def remaining_s(self) -> float | None:
+        """Seconds left, None without a limit.
+
+        Raises:
+            DeadlineExceeded: none are left.
+        """
+        if self._at is None:
+            return None
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"not done within {self._limit_s} s; allow more time, or try again to go on")
+        return left
+
+    def back_off(self, attempt: int) -> None:
+        """Sleep before try number ``attempt`` (1, 2, …), longer each time, not past the deadline."""
+        pause = _BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
+        left = self.remaining_s()
+        time.sleep(pause if left is None else min(pause, left))
+
+
+class _Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+class CallScope:
+    """The calls of one operation, so that another thread can cancel it whatever it is at."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: set[_Cancellable] = set()
+        self._cancelled = False
+
+    @contextmanager
+    def holding(self, call: _Cancellable) -> Iterator[None]:
+        """Let ``cancel`` reach ``call`` meanwhile."""
+        with self._lock:
+            self._calls.add(call)
+            cancelled = self._cancelled
+        if cancelled:
+            call.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def cancel(self) -> None:
+        """Cancel all calls under way and to come."""
+        with self._lock:
+            self._cancelled = True
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+
+current_scope: ContextVar[CallScope | None] = ContextVar("current_scope", default=None)
+"""The scope that calls made from here belong to, if any."""
+
+
+def _read_get_message(raw: bytes) -> GetMessage:
+    data = data_of_frame(raw)
+    return data if data is not None else store_pb2.GetPart.FromString(raw)
+
+
+class Channel:
+    """The calls of a server, raising the engine's errors. Thread-safe; connects when first used."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self.files = FileServiceStub(self._channel)
+        self.store = StoreServiceStub(self._channel)
+        self._push: grpc.StreamUnaryMultiCallable[bytes, store_pb2.PushStreamResponse] = self._channel.stream_unary(
+            f"/{_STORE}/PushStream", response_deserializer=store_pb2.PushStreamResponse.FromString
+        )
+        self._get = self._channel.unary_stream(
+            f"/{_STORE}/GetStream",
+            request_serializer=store_pb2.GetStreamRequest.SerializeToString,
+            response_deserializer=_read_get_message,
+        )
+        self._described: store_pb2.DescribeResponse | None = None
+
+    def close(self) -> None:
+        """End the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def describe(self, deadline: Deadline, scope: CallScope | None = None) -> store_pb2.DescribeResponse:
+        """What the server told of itself, asked once."""
+        if self._described is None:
+            self._described = self.unary(self.store.Describe, store_pb2.DescribeRequest(), deadline, scope)
+        return self._described
+
+    def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Any, ResponseT],
+        request: Message,
+        deadline: Deadline,
+        scope: CallScope | None = None,
+    ) -> ResponseT:
+        """One request, one response."""
+        timeout = deadline.remaining_s()
+        scope = scope or current_scope.get()
+        with self._errors_decoded():
+            if scope is None:
+                return method(request, timeout=timeout)
+            call = method.future(request, timeout=timeout)
+            with scope.holding(call):
+                return call.result()
+
+    def push(self, messages: OutgoingMessages[bytes], deadline: Deadline) -> store_pb2.PushStreamResponse:
+        """PushStream of messages in wire form."""
+        return self._send(self._push, messages, deadline)
+
+    def revise(
+        self, messages: OutgoingMessages[store_pb2.RevisePart], deadline: Deadline
+    ) -> store_pb2.ReviseStreamResponse:
+        """ReviseStream."""
+        return self._send(self.store.ReviseStream, messages, deadline)
+
+    def get(self, request: store_pb2.GetStreamRequest, deadline: Deadline) -> IncomingMessages[GetMessage]:
+        """GetStream: data as views, anything else as messages."""
+        return self.receive(self._get, request, deadline)
+
+    def receive(
+        self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, deadline: Deadline
+    ) -> IncomingMessages[ResponseT]:
+        """One request, many responses; close what is returned when done with it."""
+        with self._errors_decoded():
+            return IncomingMessages(method(request, timeout=deadline.remaining_s()), self.address)
+
+    def _send(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Any, ResponseT],
+        messages: OutgoingMessages[Any],
+        deadline: Deadline,
+    ) -> ResponseT:
+        scope = current_scope.get() or CallScope()
+        with self._errors_decoded():
+            call = method.future(messages, timeout=deadline.remaining_s())
+            try:
+                with scope.holding(call):
+                    return call.result()
+            except grpc.RpcError:
+                messages.raise_error()
+                raise
+            except BaseException:
+                call.cancel()
+                raise
+            finally:
+                messages.stop()
+
+    @contextmanager
+    def _errors_decoded(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.FutureCancelledError:
+            raise CallAbandoned("the call was cancelled") from None
+        except grpc.RpcError as error:
+            raise status.decode(error, self.address) from None
+        except ValueError as error:
+            if "closed channel" not in str(error):
+                raise
+            raise StorageUnavailable("this client is closed; make a new one") from None
+
+
+MessageT = TypeVar("MessageT")
+ResponseT_co = TypeVar("ResponseT_co", covariant=True)
+
+
+class _Responses(Protocol[ResponseT_co]):
+    """A call whose responses are iterated over."""
+
+    def __next__(self) -> ResponseT_co: ...
+
+    def cancel(self) -> object: ...
+
+
+class OutgoingMessages(Generic[MessageT]):
+    """Messages made on the way, for gRPC's sending thread.
+
+    gRPC reports nothing of an error in the iterator it sends from, but logs it; so one ends the
+    stream, which the server refuses for want of a commit message, and is kept for ``raise_error``.
+    """
+
+    def __init__(self, messages: Iterator[MessageT]) -> None:
+        self._messages = messages
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[MessageT]:
+        return self
+
+    def __next__(self) -> MessageT:
+        if self._stopped:
+            raise StopIteration
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except BaseException as error:  # raised where the result is awaited
+            self._error = error
+            raise StopIteration from None
+
+    def stop(self) -> None:
+        """Make no more messages: the call has ended."""
+        self._stopped = True
+
+    def raise_error(self) -> None:
+        """Raise what went wrong in making messages, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+
+class IncomingMessages(Generic[ResponseT]):
+    """The responses of one call; an iterator and a context manager that cancels what is left."""
+
+    def __init__(self, call: _Responses[ResponseT], address: str) -> None:
+        self._call = call
+        self._address = address
+        self._scope = current_scope.get() or CallScope()
+
+    def __iter__(self) -> Iterator[ResponseT]:
+        return self
+
+    def __next__(self) -> ResponseT:
+        try:
+            with self._scope.holding(self._call):
+                return next(self._call)
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+    def __enter__(self) -> IncomingMessages[ResponseT]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the call if it has not ended."""
+        self._call.cancel()
+
+
+def retried(operation: Callable[[], ResponseT], deadline: Deadline, retries: int) -> ResponseT:
+    """``operation()``, tried again while the server is unavailable; only for what may be done twice."""
+    attempt = 0
+    while True:
+        try:
+            return operation()
+        except StorageUnavailable:
+            attempt += 1
+            if attempt > retries:
+                raise
+            deadline.back_off(attempt)

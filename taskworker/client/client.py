@@ -1,0 +1,666 @@
+"""Client: a store on a server, with the methods and errors of an embedded one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from storage import (
+    CollectReport,
+    ConflictError,
+    ErasureProfile,
+    ManifestDiff,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+    Version,
+)
+from storage.errors import InvalidArgument
+from storage.limits import BytesLike
+from storage.reports import Progress
+from taskworker import store_pb2, taskworker_pb2
+from taskworker.client import sources
+from taskworker.client.channel import Channel, Deadline, OutgoingMessages, retried
+from taskworker.client.differences import (
+    Changed,
+    LocalDiff,
+    LocalFile,
+    RevisionOptions,
+    revision_messages,
+    version_of,
+)
+from taskworker.client.fetching import Fetch, RemoteFile, Wanted, replacing, write_to
+from taskworker.client.pushing import PushOptions, push
+from taskworker.client.sources import Pushable
+from taskworker.errors import MessageTooLarge, ServerFault
+from taskworker.wire import convert
+from taskworker.wire.limits import MIB, PAGE_MAX, UNARY_BYTES_MAX
+
+ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
+
+_RETRIES = 3
+
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
+
+
+def _arguments_checked(
+    method: Callable[Concatenate[Client, P], ResultT],
+) -> Callable[Concatenate[Client, P], ResultT]:
+    """Let a text or number that no message can hold raise InvalidArgument, as the engine would."""
+
+    @wraps(method)
+    def checked(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        try:
+            return method(self, *args, **kwargs)
+        except UnicodeEncodeError:
+            raise InvalidArgument("a text has characters that UTF-8 cannot encode (lone surrogates)") from None
+        except ValueError as error:
+            if "out of range" not in str(error):
+                raise
+            raise InvalidArgument(f"a number is too small or too large ({error})") from None
+
+    return checked
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronized:
+    """What Synchronous answered: the head, and the diff that takes the caller's copy there, if any."""
+
+    version_id: str
+    diff: ManifestDiff | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """How a local file and the head came into step, and the version both are now.
+
+    ``outcome``: ``"equal"`` nothing was to be done; ``"pulled"`` the file was brought up to the head;
+    ``"pushed"`` the file's changes became the new head.
+    """
+
+    outcome: Literal["equal", "pulled", "pushed"]
+    version: Version
+
+
+class Client:
+    """A store on a server. Thread-safe; connects when first used; a context manager.
+
+    Errors are those of ``storage``, and ``StorageUnavailable``, ``ServerBusy``, ``DeadlineExceeded``
+    and ``ServerFault`` of ``taskworker.errors``, which belong to the same family. While a server is
+    unavailable, reads are tried again a few times, and so are pushes as long as that cannot store
+    anything twice; everything else fails at once. Every method takes ``timeout_s``, the seconds all of
+    it may take, retries included.
+
+    Args:
+        address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
+        timeout_s: for calls that name none themselves; None: no limit.
+
+    Raises:
+        InvalidArgument: malformed address.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = Channel(address)
+
+    def close(self) -> None:
+        """End the connection. Calls under way in other threads fail."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Whole files
+
+    @_arguments_checked
+    def push(
+        self,
+        source: Pushable,
+        *,
+        user_id: str,
+        filename: str | None = None,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Store content under (user, filename): of any size, in bounded memory.
+
+        Content that can be read again (bytes, regular files) is not sent as far as the server has it
+        from this user already, as after an interrupted push.
+
+        Args:
+            source: bytes, a path, a binary file (from its position on), or an iterable of bytes.
+            user_id: the owner.
+            filename: the name to store it under; may be left out for a path, whose last part it then is.
+            profile: erasure profile; default the store's.
+            chunk_size: bytes; default the store's.
+            time_ms: the author's clock, ms since 1970; default the server's.
+            note: up to 4,096 bytes.
+            sha256: hex digest of the whole content, checked before it becomes visible.
+            progress: called with (bytes done, bytes in all or 0), from another thread.
+            timeout_s: seconds.
+
+        Raises:
+            InvalidArgument, StoreFull, InsufficientWorkers, OSError from reading ``source``.
+        """
+        options = PushOptions(
+            filename=filename if filename is not None else _own_name(source),
+            user_id=user_id,
+            profile=profile,
+            chunk_size=chunk_size,
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+        )
+        with sources.opened(source) as content:
+            return push(
+                self._channel,
+                content,
+                options,
+                deadline=self._deadline(timeout_s),
+                retries=_RETRIES,
+                progress=progress,
+            )
+
+    @_arguments_checked
+    def get(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Bytes of a version in memory; use :meth:`download` or :meth:`open` for large ones.
+
+        Args:
+            file_id: the file.
+            user_id: its owner.
+            version_id: default the head.
+            offset: first byte wanted.
+            length: bytes wanted; default up to the end, where more are cut off.
+            progress: called with (bytes done, bytes in all).
+            timeout_s: seconds.
+
+        Raises:
+            FileNotFound, VersionNotFound, PermissionDenied, DataLossError, InvalidArgument.
+        """
+        with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
+            pieces: list[memoryview] = []
+            done = 0
+            for piece in fetch:
+                pieces.append(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, fetch.size)
+            return b"".join(pieces)
+
+    @_arguments_checked
+    def download(
+        self,
+        file_id: str,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Write a version's bytes to a file, in bounded memory.
+
+        Args:
+            file_id: the file.
+            target: a writable binary file; or a path, which then has all or nothing of it.
+            user_id: its owner.
+            version_id: default the head.
+            offset: first byte wanted.
+            length: bytes wanted; default up to the end.
+            progress: called with (bytes done, bytes in all).
+            timeout_s: seconds.
+
+        Raises:
+            as :meth:`get`, and OSError from writing ``target``.
+        """
+        with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
+            if isinstance(target, str | os.PathLike):
+                with replacing(Path(target)) as file:
+                    write_to(fetch, file, progress)
+            else:
+                write_to(fetch, target, progress)
+            return fetch.version
+
+    @_arguments_checked
+    def open(
+        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
+    ) -> RemoteFile:
+        """A version as a seekable binary file; ``timeout_s`` is for each fetch it makes.
+
+        Raises:
+            FileNotFound, VersionNotFound, PermissionDenied.
+        """
+        return RemoteFile(
+            self._channel,
+            Wanted(file_id, user_id, version_id),
+            timeout_s=timeout_s if timeout_s is not None else self._timeout_s,
+            retries=_RETRIES,
+        )
+
+    # Changes
+
+    @_arguments_checked
+    def diff(
+        self,
+        file_id: str,
+        source: ReadableAnywhere,
+        *,
+        user_id: str,
+        base_version_id: str | None = None,
+        changed: Changed | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> ManifestDiff:
+        """What takes a version (default the head) to local content, with the data the server lacks.
+
+        The data is held in memory; :meth:`revise` sends it as it finds it. Arguments as there.
+        """
+        deadline = self._deadline(timeout_s)
+        base = self._stat(file_id, user_id, base_version_id, deadline)
+        with sources.opened_seekable(source) as content:
+            local = LocalDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
+            return ManifestDiff(base.version_id, content.size, base.chunk_size, tuple(local.patches()))
+
+    @_arguments_checked
+    def revise(
+        self,
+        file_id: str,
+        source: ReadableAnywhere,
+        *,
+        user_id: str,
+        base_version_id: str | None = None,
+        changed: Changed | None = None,
+        sha256: str | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Make local content the file's new version, sending only changed chunks; none if it is the same.
+
+        Args:
+            file_id: the file.
+            source: bytes, a path or a seekable binary file (from its position on).
+            user_id: the owner.
+            base_version_id: the version that must still be the head; default whatever is now.
+            changed: (offset, length) of all places that changed, if known: only they are read.
+            sha256: hex digest of the whole content, checked before it becomes visible.
+            time_ms: the author's clock, ms since 1970; default the server's.
+            note: up to 4,096 bytes.
+            progress: called with (bytes compared, bytes in all), from another thread.
+            timeout_s: seconds.
+
+        Raises:
+            ConflictError: the base is not the head any more.
+            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull, OSError.
+        """
+        deadline = self._deadline(timeout_s)
+        base = self._stat(file_id, user_id, base_version_id, deadline)
+        options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
+        with sources.opened_seekable(source) as content:
+            local = LocalDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
+            return self._send_revision(base, content.size, local, options, deadline)
+
+    @_arguments_checked
+    def apply(
+        self,
+        file_id: str,
+        diff: ManifestDiff,
+        *,
+        user_id: str,
+        sha256: str | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Apply a diff to the head it was made from; ``FileStorage.revise`` on a server.
+
+        Raises:
+            ConflictError, FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull.
+        """
+        options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
+        header = options.header(diff.base_version_id, diff.new_size, diff.chunk_size)
+        messages = OutgoingMessages(revision_messages(header, diff.patches))
+        return version_of(self._channel.revise(messages, self._deadline(timeout_s)))
+
+    @_arguments_checked
+    def synchronize(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        have_version_id: str,
+        diff: ManifestDiff | None = None,
+        timeout_s: float | None = None,
+    ) -> Synchronized:
+        """Bring two copies into step, by one call of the public contract.
+
+        Args:
+            file_id: the file.
+            user_id: the owner.
+            have_version_id: the version the caller's copy was made from.
+            diff: what the caller changed since.
+            timeout_s: seconds.
+
+        Raises:
+            ConflictError: both sides moved.
+            MessageTooLarge: the diff is too large for one call; :meth:`apply` takes any.
+            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull.
+        """
+        state = store_pb2.SyncState(
+            version_id=have_version_id,
+            user_id=user_id,
+            diff=convert.diff_to_proto(diff) if diff is not None else None,
+        )
+        request = taskworker_pb2.SynchronousRequest(file_id=file_id, difference=state.SerializeToString())
+        if request.ByteSize() > UNARY_BYTES_MAX:
+            raise MessageTooLarge(
+                f"diff of {request.ByteSize() / MIB:.1f} MiB is above the limit of {UNARY_BYTES_MAX // MIB} MiB "
+                "for one message; use apply() or revise()"
+            )
+        response = self._channel.unary(self._channel.files.Synchronous, request, self._deadline(timeout_s))
+        return Synchronized(response.version_id, _diff_in(response))
+
+    @_arguments_checked
+    def sync(
+        self,
+        file_id: str,
+        path: str | os.PathLike[str],
+        *,
+        user_id: str,
+        base_version_id: str,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> SyncResult:
+        """Bring a local file into step with the head: whichever of the two changed is carried over.
+
+        Args:
+            file_id: the file on the server.
+            path: the local file; replaced as a whole if the head moved.
+            user_id: the owner.
+            base_version_id: the version the local file was made from, as of the last time.
+            progress: called with (bytes compared, bytes in all).
+            timeout_s: seconds.
+
+        Raises:
+            ConflictError: both changed, differently; neither is touched.
+            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull, OSError.
+        """
+        deadline = self._deadline(timeout_s)
+        base = self._stat(file_id, user_id, base_version_id, deadline)
+        local_file = LocalFile(Path(path))
+        with sources.opened_seekable(path) as content:
+            local = LocalDiff(self._channel, base, content, changed=None, deadline=deadline, progress=progress)
+            if not local.is_empty():
+                return self._push_changes(base, content, local, deadline)
+        return self._pull(base, local_file, deadline)
+
+    # Finding and managing files
+
+    @_arguments_checked
+    def stat(
+        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
+    ) -> Version:
+        """A version by its file's id, the head by default.
+
+        Raises:
+            FileNotFound, VersionNotFound, PermissionDenied.
+        """
+        return self._stat(file_id, user_id, version_id, self._deadline(timeout_s))
+
+    @_arguments_checked
+    def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
+        """The head of the file of that name, None if there is none."""
+        request = store_pb2.StatRequest(user_id=user_id, filename=filename)
+        message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
+        return convert.version_from_proto(message) if message.file_id else None
+
+    @_arguments_checked
+    def history(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        limit: int | None = None,
+        before: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """Versions of a file, newest first: at most ``limit``, after version ``before``.
+
+        Raises:
+            FileNotFound, VersionNotFound, PermissionDenied.
+        """
+        deadline = self._deadline(timeout_s)
+        versions: list[Version] = []
+        while limit is None or len(versions) < limit:
+            request = store_pb2.HistoryRequest(
+                file_id=file_id, user_id=user_id, limit=_page(limit, len(versions)), before=before or ""
+            )
+            page = self._channel.unary(self._channel.store.History, request, deadline)
+            versions += map(convert.version_from_proto, page.versions)
+            before = page.next_before
+            if not before:
+                break
+        return versions
+
+    @_arguments_checked
+    def list_files(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """Heads of a user's files ordered by name: at most ``limit``, named ``prefix…``, after name ``after``."""
+        deadline = self._deadline(timeout_s)
+        files: list[Version] = []
+        while limit is None or len(files) < limit:
+            page = self._files_page(user_id, prefix, after, _page(limit, len(files)), deadline)
+            files += map(convert.version_from_proto, page.files)
+            after = page.next_after
+            if not after:
+                break
+        return files
+
+    def iter_files(self, *, user_id: str, prefix: str = "", timeout_s: float | None = None) -> Iterator[Version]:
+        """As :meth:`list_files`, page by page, however many there are; ``timeout_s`` is for each page."""
+        after: str | None = None
+        while after != "":
+            page = self._files_page(user_id, prefix, after, 0, self._deadline(timeout_s))
+            yield from map(convert.version_from_proto, page.files)
+            after = page.next_after
+
+    @_arguments_checked
+    def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
+        """End a file's chain; ``collect`` frees its space.
+
+        Raises:
+            FileNotFound, PermissionDenied.
+        """
+        request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
+        self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
+
+    # Upkeep of the store
+
+    def stats(self, *, timeout_s: float | None = None) -> StoreStats:
+        """The store at a glance."""
+        response = self._channel.unary(self._channel.store.Stats, store_pb2.StatsRequest(), self._deadline(timeout_s))
+        return convert.stats_from_proto(response)
+
+    def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
+        """Verify all shards; ``progress`` gets (bytes done, bytes in all). Leaving early stops it."""
+        event = self._upkeep(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
+        return convert.scrub_from_proto(event.report)
+
+    def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
+        """Re-make missing and rotten shards; ``progress`` gets (objects done, objects in all)."""
+        event = self._upkeep(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
+        return convert.repair_from_proto(event.report)
+
+    @_arguments_checked
+    def collect(
+        self, *, progress: Progress | None = None, grace_s: float | None = None, timeout_s: float | None = None
+    ) -> CollectReport:
+        """Drop what no version reaches and is older than ``grace_s`` seconds (default a day)."""
+        request = store_pb2.CollectRequest(grace_s=grace_s)
+        event = self._upkeep(self._channel.store.Collect, request, progress, timeout_s)
+        return convert.collect_from_proto(event.report)
+
+    def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
+        """Make the catalog again from the volumes."""
+        event = self._upkeep(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
+        return convert.rebuild_from_proto(event.report)
+
+    # Inside
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(timeout_s if timeout_s is not None else self._timeout_s)
+
+    def _fetch(self, wanted: Wanted, timeout_s: float | None) -> Fetch:
+        if wanted.offset < 0 or (wanted.length is not None and wanted.length < 0):
+            raise InvalidArgument("offset and length cannot be negative")
+        return Fetch(self._channel, wanted, deadline=self._deadline(timeout_s), retries=_RETRIES)
+
+    def _stat(self, file_id: str, user_id: str, version_id: str | None, deadline: Deadline) -> Version:
+        request = store_pb2.StatRequest(user_id=user_id, file_id=file_id, version_id=version_id or "")
+        return convert.version_from_proto(self._channel.unary(self._channel.store.Stat, request, deadline))
+
+    @_arguments_checked
+    def _files_page(
+        self, user_id: str, prefix: str, after: str | None, limit: int, deadline: Deadline
+    ) -> store_pb2.ListFilesResponse:
+        request = store_pb2.ListFilesRequest(user_id=user_id, prefix=prefix, after=after or "", limit=limit)
+        return self._channel.unary(self._channel.store.ListFiles, request, deadline)
+
+    def _send_revision(
+        self, base: Version, size: int, local: LocalDiff, options: RevisionOptions, deadline: Deadline
+    ) -> Version:
+        header = options.header(base.version_id, size, base.chunk_size)
+        messages = OutgoingMessages(revision_messages(header, local.patches()))
+        return version_of(self._channel.revise(messages, deadline))
+
+    def _push_changes(
+        self, base: Version, content: sources.SeekableSource, local: LocalDiff, deadline: Deadline
+    ) -> SyncResult:
+        options = RevisionOptions(base.file_id, base.user_id)
+        try:
+            return SyncResult("pushed", self._send_revision(base, content.size, local, options, deadline))
+        except ConflictError:
+            head = self._stat(base.file_id, base.user_id, None, deadline)
+            theirs = LocalDiff(self._channel, head, content, changed=None, deadline=deadline)
+            if not theirs.is_empty():
+                raise
+            return SyncResult("equal", head)
+
+    def _pull(self, base: Version, local: LocalFile, deadline: Deadline) -> SyncResult:
+        head = self._stat(base.file_id, base.user_id, None, deadline)
+        if head.version_id == base.version_id:
+            return SyncResult("equal", head)
+        wanted = Wanted(head.file_id, head.user_id, head.version_id)
+        if head.chunk_size != base.chunk_size:
+            # Stored anew with other chunks: there is no difference smaller than the file.
+            with Fetch(self._channel, wanted, deadline=deadline, retries=_RETRIES) as fetch, local.replaced() as file:
+                write_to(fetch, file, None)
+            return SyncResult("pulled", head)
+        return self._pull_diff(base, local, deadline)
+
+    def _pull_diff(self, base: Version, local: LocalFile, deadline: Deadline) -> SyncResult:
+        state = store_pb2.SyncState(version_id=base.version_id, user_id=base.user_id)
+        request = taskworker_pb2.SynchronousRequest(file_id=base.file_id, difference=state.SerializeToString())
+        # Without a diff of ours the call changes nothing, so it may be made again.
+        response = retried(
+            lambda: self._channel.unary(self._channel.files.Synchronous, request, deadline), deadline, _RETRIES
+        )
+        diff = _diff_in(response)
+        head = self._stat(base.file_id, base.user_id, response.version_id, deadline)
+        if diff is None:
+            return SyncResult("equal", head)
+
+        def fetch(offset: int, length: int) -> list[memoryview]:
+            wanted = Wanted(head.file_id, head.user_id, head.version_id, offset, length)
+            with Fetch(self._channel, wanted, deadline=deadline, retries=_RETRIES) as pieces:
+                return list(pieces)
+
+        local.apply(diff, fetch)
+        return SyncResult("pulled", head)
+
+    def _upkeep(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Any, EventT],
+        request: Message,
+        progress: Progress | None,
+        timeout_s: float | None,
+    ) -> EventT:
+        with self._channel.receive(method, request, self._deadline(timeout_s)) as events:
+            for event in events:
+                if event.HasField("report"):
+                    return event
+                if progress is not None:
+                    progress(event.progress.done, event.progress.total)
+        raise ServerFault("the server ended the operation without a report; its log tells why")
+
+
+def _own_name(source: Pushable) -> str:
+    if isinstance(source, str | os.PathLike):
+        return Path(source).name
+    raise InvalidArgument("filename is needed for content that is no path; say what to store it as")
+
+
+def _page(limit: int | None, have: int) -> int:
+    """How many more to ask for at once; 0 leaves it to the server."""
+    return 0 if limit is None else min(limit - have, PAGE_MAX)
+
+
+def _diff_in(response: taskworker_pb2.SynchronousResponse) -> ManifestDiff | None:
+    if not response.difference:
+        return None
+    return convert.diff_from_proto(
+        convert.parsed(store_pb2.ManifestDiff.FromString, response.difference, "difference from the server")
+    )
+
+
+class _Event(Protocol):
+    """An event of an upkeep call."""
+
+    @property
+    def progress(self) -> store_pb2.Progress: ...
+
+    def HasField(self, field_name: Literal["report"], /) -> bool: ...  # noqa: N802 - protobuf's name
+
+
+EventT = TypeVar("EventT", bound=_Event)

@@ -1,0 +1,255 @@
+"""Differences found, sent and applied on this side of the wire, so that only changed chunks travel."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from storage import ConflictError, ManifestDiff, Patch, Version
+from storage.errors import InvalidArgument
+from storage.limits import BytesLike
+from storage.reports import Progress
+from taskworker import store_pb2
+from taskworker.client.channel import Channel, Deadline
+from taskworker.client.fetching import replacing
+from taskworker.client.sources import SeekableSource
+from taskworker.wire.convert import patch_to_proto, profile_to_proto, version_from_proto
+from taskworker.wire.limits import CHUNK_IDS_MAX, KIB, MIB
+
+# A patch takes about 45 bytes besides its data: so many make a message of a usual size.
+_PATCHES_PER_MESSAGE = 16 * KIB
+_DATA_PER_MESSAGE = MIB
+
+# As many changed chunks as hold this many bytes are asked about in one go.
+_ASK_BYTES = 16 * MIB
+
+Changed = Iterable[tuple[int, int]]
+"""(offset, length) of the places known to have changed."""
+
+
+class LocalDiff:
+    """What takes a version on the server to local content, found chunk by chunk as it is asked for.
+
+    Args:
+        channel: the way to the server.
+        base: the version to start from.
+        source: the local content.
+        changed: the only places that may differ; None: compare everything.
+        deadline: for the calls needed.
+        progress: called with (bytes compared, bytes in all).
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        base: Version,
+        source: SeekableSource,
+        *,
+        changed: Changed | None,
+        deadline: Deadline,
+        progress: Progress | None = None,
+    ) -> None:
+        self._channel = channel
+        self._base = base
+        self._source = source
+        self._changed = changed
+        self._deadline = deadline
+        self._progress = progress
+
+    def is_empty(self) -> bool:
+        """Whether the content is the version's; stops at the first difference."""
+        return self._source.size == self._base.size and next(self.names(), None) is None
+
+    def names(self) -> Iterator[Patch]:
+        """The changed chunks in order, without data."""
+        compared = self._all() if self._changed is None else self._touched(self._changed)
+        for index, known in compared:
+            chunk_id = blake3(self.chunk(index)).digest()
+            if chunk_id != known:
+                yield Patch(index, chunk_id)
+
+    def patches(self) -> Iterator[Patch]:
+        """The changed chunks in order, with the data the server lacks."""
+        batch: list[Patch] = []
+        batch_max = max(1, min(CHUNK_IDS_MAX, _ASK_BYTES // self._base.chunk_size))
+        for patch in self.names():
+            batch.append(patch)
+            if len(batch) == batch_max:
+                yield from self._with_data(batch)
+                batch = []
+        yield from self._with_data(batch)
+
+    def chunk(self, index: int) -> BytesLike:
+        """The bytes of a chunk of the local content."""
+        start = index * self._base.chunk_size
+        return self._source.read(start, min(self._base.chunk_size, self._source.size - start))
+
+    def _with_data(self, batch: Sequence[Patch]) -> Iterator[Patch]:
+        # Asking whether a single chunk is there costs about what sending it does.
+        missing = [True] * len(batch) if len(batch) < 2 else self._missing([patch.chunk_id for patch in batch])
+        sent: set[bytes] = set()
+        for patch, must_send in zip(batch, missing, strict=True):
+            if must_send and patch.chunk_id not in sent:
+                sent.add(patch.chunk_id)
+                yield Patch(patch.index, patch.chunk_id, bytes(self.chunk(patch.index)))
+            else:
+                yield patch
+
+    def _missing(self, ids: Sequence[bytes]) -> list[bool]:
+        request = store_pb2.MissingChunksRequest(
+            user_id=self._base.user_id, chunk_ids=ids, profile=profile_to_proto(self._base.profile)
+        )
+        return list(self._channel.unary(self._channel.store.MissingChunks, request, self._deadline).missing)
+
+    def _all(self) -> Iterator[tuple[int, bytes | None]]:
+        """(index, the version's chunk id or None past its end) of all chunks of the local content."""
+        known = self._known_ids()
+        for index in range(self._chunk_count()):
+            yield index, next(known, None)
+            if self._progress is not None:
+                self._progress(min((index + 1) * self._base.chunk_size, self._source.size), self._source.size)
+
+    def _known_ids(self) -> Iterator[bytes]:
+        start = 0
+        while start < self._base.chunk_count:
+            request = store_pb2.GetManifestRequest(
+                file_id=self._base.file_id,
+                user_id=self._base.user_id,
+                version_id=self._base.version_id,
+                start=start,
+            )
+            page = self._channel.unary(self._channel.store.GetManifest, request, self._deadline)
+            yield from page.chunk_ids
+            start += len(page.chunk_ids)
+
+    def _touched(self, changed: Changed) -> Iterator[tuple[int, bytes | None]]:
+        """The chunks that overlap a change, and those that the new size adds, cuts or lengthens."""
+        size, count = self._base.chunk_size, self._chunk_count()
+        touched: set[int] = set()
+        for offset, length in changed:
+            if offset < 0 or length < 0:
+                raise InvalidArgument(f"changed range ({offset}, {length}): offset and length cannot be negative")
+            if length:
+                touched.update(range(offset // size, min(count, -(-(offset + length) // size))))
+        if self._source.size != self._base.size:
+            shorter = min(self._source.size, self._base.size)
+            touched.update(range(shorter // size, count))
+        for index in sorted(touched):
+            yield index, None
+
+    def _chunk_count(self) -> int:
+        return -(-self._source.size // self._base.chunk_size)
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionOptions:
+    """What goes with a diff; the meanings are those of ``FileStorage.revise``."""
+
+    file_id: str
+    user_id: str
+    sha256: str | None = None
+    time_ms: int | None = None
+    note: str = ""
+
+    def header(self, base_version_id: str, new_size: int, chunk_size: int) -> store_pb2.ReviseHeader:
+        """The first message of the stream.
+
+        Raises:
+            InvalidArgument: sizes that no file can have.
+        """
+        if not (0 <= new_size < 1 << 64 and 0 <= chunk_size < 1 << 64):
+            raise InvalidArgument(f"a diff with new size {new_size} and chunk size {chunk_size} is not possible")
+        return store_pb2.ReviseHeader(
+            file_id=self.file_id,
+            user_id=self.user_id,
+            base_version=base_version_id,
+            new_size=new_size,
+            chunk_size=chunk_size,
+            sha256=self.sha256 or "",
+            time_ms=self.time_ms,
+            note=self.note,
+        )
+
+
+def revision_messages(header: store_pb2.ReviseHeader, patches: Iterable[Patch]) -> Iterator[store_pb2.RevisePart]:
+    """The messages of one ReviseStream; a small revision is a single one."""
+    part, held, count = store_pb2.RevisePart(header=header), 0, 0
+    for patch in patches:
+        length = len(patch.data or b"")
+        if (held and held + length > _DATA_PER_MESSAGE) or len(part.patches) == _PATCHES_PER_MESSAGE:
+            yield part
+            part, held = store_pb2.RevisePart(), 0
+        part.patches.append(patch_to_proto(patch))
+        held += length
+        count += 1
+    part.commit.patch_count = count
+    yield part
+
+
+FetchRange = Callable[[int, int], Iterable[memoryview]]
+"""(offset, length) → the bytes of that range of the version a diff leads to."""
+
+
+class LocalFile:
+    """A local file about to be brought up to date, as it is when this is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = _identity(path)
+
+    @contextmanager
+    def replaced(self) -> Iterator[BinaryIO]:
+        """A file that takes this one's place when the block ends well.
+
+        Raises:
+            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
+        """
+        with replacing(self._path) as file:
+            yield file
+            if _identity(self._path) != self._seen:
+                raise ConflictError(
+                    f"{self._path} was written to while it was brought up to date, and left as it is; "
+                    "synchronize again",
+                    head="",
+                )
+
+    def apply(self, diff: ManifestDiff, fetch: FetchRange) -> None:
+        """Make the file what ``diff`` leads to: in a copy that then takes its place.
+
+        Chunks the diff only names are fetched; every changed chunk is checked against its id.
+
+        Raises:
+            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
+            InvalidArgument: the diff does not hold what it says.
+        """
+        with self._path.open("rb") as original, self.replaced() as copy:
+            shutil.copyfileobj(original, copy, MIB)
+            for patch in diff.patches:
+                _write_chunk(copy, patch, diff, fetch)
+            copy.truncate(diff.new_size)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _write_chunk(copy: BinaryIO, patch: Patch, diff: ManifestDiff, fetch: FetchRange) -> None:
+    start = patch.index * diff.chunk_size
+    length = min(diff.chunk_size, diff.new_size - start)
+    data = patch.data if patch.data is not None else b"".join(fetch(start, length))
+    if len(data) != length or blake3(data).digest() != patch.chunk_id:
+        raise InvalidArgument(f"chunk {patch.index} from the server is not what its id says; synchronize again")
+    copy.seek(start)
+    copy.write(data)
+
+
+def version_of(response: store_pb2.ReviseStreamResponse) -> Version:
+    """The version a revision made."""
+    return version_from_proto(response.version)

@@ -1,0 +1,294 @@
+"""Reading through GetStream: ranges, taken up again where a connection broke, into memory or files."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from storage import Version
+from storage.limits import BytesLike
+from storage.reports import Progress
+from taskworker import store_pb2
+from taskworker.client.channel import Channel, Deadline, GetMessage, IncomingMessages
+from taskworker.errors import ServerFault, StorageUnavailable
+from taskworker.wire.convert import version_from_proto
+from taskworker.wire.limits import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A range of a version: ``version_id`` None for the head, ``length`` None for up to the end."""
+
+    file_id: str
+    user_id: str
+    version_id: str | None = None
+    offset: int = 0
+    length: int | None = None
+
+
+class Fetch:
+    """The bytes of one range as views, in order; a context manager that cancels what is left.
+
+    The version is known once this is made. If the connection breaks, the rest is asked for again, of
+    the same version.
+    """
+
+    def __init__(self, channel: Channel, wanted: Wanted, *, deadline: Deadline, retries: int) -> None:
+        self._channel = channel
+        self._wanted = wanted
+        self._deadline = deadline
+        self._retries = retries
+        self._attempt = 0
+        self._done = 0
+        self._messages: IncomingMessages[GetMessage] | None = None
+        self._early = memoryview(b"")
+        self.version = self._opened()
+        stop = self.version.size if wanted.length is None else min(wanted.offset + wanted.length, self.version.size)
+        self.size = stop - wanted.offset
+
+    def __iter__(self) -> Iterator[memoryview]:
+        while self._done < self.size:
+            data = self._next()
+            self._attempt = 0
+            self._done += len(data)
+            yield data
+
+    def __enter__(self) -> Fetch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the call if it has not ended."""
+        if self._messages is not None:
+            self._messages.close()
+
+    def _next(self) -> memoryview:
+        early, self._early = self._early, memoryview(b"")
+        if early:
+            return early
+        try:
+            assert self._messages is not None, "opened"
+            message = next(self._messages, None)
+        except StorageUnavailable as error:
+            self._back_off(error)
+            self._opened(self.version.version_id)
+            return self._next()
+        if not isinstance(message, memoryview):
+            raise ServerFault(f"the server's stream ended after {self._done} of {self.size} bytes; get the file again")
+        return message
+
+    def _opened(self, version_id: str | None = None) -> Version:
+        while True:
+            try:
+                return self._open(version_id)
+            except StorageUnavailable as error:
+                self._back_off(error)
+
+    def _open(self, version_id: str | None) -> Version:
+        wanted = self._wanted
+        request = store_pb2.GetStreamRequest(
+            file_id=wanted.file_id,
+            user_id=wanted.user_id,
+            version_id=version_id or wanted.version_id or "",
+            offset=wanted.offset + self._done,
+            length=None if wanted.length is None else wanted.length - self._done,
+        )
+        self._messages = self._channel.get(request, self._deadline)
+        first = next(self._messages, None)
+        if not isinstance(first, store_pb2.GetPart):
+            raise ServerFault("the server's stream does not begin with a version; is it a TaskWorker server?")
+        self._early = memoryview(first.data)
+        return version_from_proto(first.version)
+
+    def _back_off(self, error: StorageUnavailable) -> None:
+        self._attempt += 1
+        if self._attempt > self._retries:
+            raise error
+        self._deadline.back_off(self._attempt)
+
+
+def write_to(fetch: Fetch, target: BinaryIO, progress: Progress | None) -> None:
+    """Write all of ``fetch`` to a binary file."""
+    done = 0
+    for data in fetch:
+        _write_all(target, data)
+        done += len(data)
+        if progress is not None:
+            progress(done, fetch.size)
+
+
+def _write_all(target: BinaryIO, data: memoryview) -> None:
+    while data:
+        # Raw files may take less than they are given; files of other makes may not tell.
+        written = cast(int | None, target.write(data))
+        data = data[len(data) if written is None else written :]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise.
+
+    The content is on disk before the name leads to it; an existing file's permissions are kept. What
+    is no regular file, such as a device or a pipe, is written to directly.
+    """
+    path = path.resolve()  # through links, so that a link goes on being one
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), _mode_for(path))
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _mode_for(path: Path) -> int:
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_AHEAD_BYTES_MIN = 256 * KIB
+_AHEAD_BYTES_MAX = 64 * MIB
+
+
+class RemoteFile(io.RawIOBase):
+    """A version on a server as a seekable binary stream. Not for use by several threads at once.
+
+    What is fetched ahead grows while reads follow one another, and starts small again after a seek.
+
+    Attributes:
+        version: the version read, whatever happens to the file meanwhile.
+    """
+
+    def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
+        super().__init__()
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._position = 0
+        self._ahead = _AHEAD_BYTES_MIN
+        self._fetch: Fetch | None = None
+        self._pieces: Iterator[memoryview] = iter(())
+        self._rest = memoryview(b"")
+        self._rest_at = 0
+        with Fetch(
+            channel,
+            Wanted(wanted.file_id, wanted.user_id, wanted.version_id, 0, 0),
+            deadline=Deadline(timeout_s),
+            retries=retries,
+        ) as probe:
+            self.version = probe.version
+        self._user_id = wanted.user_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self.version.size
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; past the end is allowed and reads nothing."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]  # typeshed's is any buffer
+        """Fill ``buffer`` from the position on; the number of bytes read, 0 at the end.
+
+        Raises:
+            StorageError: as for ``Client.get``.
+        """
+        if self.closed:
+            raise ValueError("read of a closed file")
+        target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        done = 0
+        while done < len(target):
+            self._have_position(len(target) - done)
+            count = min(len(self._rest), len(target) - done)
+            target[done : done + count] = self._rest[:count]
+            self._consume(count)
+            done += count
+        return done
+
+    def close(self) -> None:
+        """End a fetch under way."""
+        self._drop()
+        super().close()
+
+    def _consume(self, count: int) -> None:
+        self._rest = self._rest[count:]
+        self._rest_at += count
+        self._position += count
+
+    def _have_position(self, wanted: int) -> None:
+        """Have at least one byte at the position in ``_rest``."""
+        skip = self._position - self._rest_at
+        if self._rest and 0 <= skip < len(self._rest):
+            self._rest, self._rest_at = self._rest[skip:], self._position
+            return
+        if skip != len(self._rest) or self._fetch is None:
+            self._drop()
+            self._ahead = _AHEAD_BYTES_MIN
+        self._rest, self._rest_at = next(self._pieces, memoryview(b"")), self._position
+        if not self._rest:
+            self._start(max(wanted, self._ahead))
+            self._ahead = min(2 * self._ahead, _AHEAD_BYTES_MAX)
+
+    def _start(self, length: int) -> None:
+        version = self.version
+        self._fetch = Fetch(
+            self._channel,
+            Wanted(version.file_id, self._user_id, version.version_id, self._position, length),
+            deadline=Deadline(self._timeout_s),
+            retries=self._retries,
+        )
+        self._pieces = iter(self._fetch)
+        self._rest, self._rest_at = next(self._pieces), self._position
+
+    def _drop(self) -> None:
+        fetch, self._fetch = self._fetch, None
+        self._pieces, self._rest = iter(()), memoryview(b"")
+        if fetch is not None:
+            fetch.close()

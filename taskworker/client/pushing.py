@@ -1,0 +1,181 @@
+"""Pushing through PushStream: a small file in one message, a large one without what the server has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from storage import ErasureProfile, Version
+from storage.errors import StorageError
+from storage.limits import BytesLike
+from storage.reports import Progress
+from taskworker import store_pb2
+from taskworker.client.channel import CallScope, Channel, Deadline, OutgoingMessages, current_scope
+from taskworker.client.sources import SeekableSource, Source
+from taskworker.errors import ServerBusy, StorageUnavailable
+from taskworker.wire.convert import profile_to_proto, version_from_proto
+from taskworker.wire.frames import data_frame
+from taskworker.wire.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
+
+_TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in one message
+
+# Asking costs hashing and a round trip, which pays only if something is there. So a push asks about
+# little at first, about more while the answers spare it sending, and no more once they do not.
+_PROBE_CHUNKS_MIN = 8
+_PROBE_CHUNKS_MAX = min(1024, CHUNK_IDS_MAX)
+_PROBE_GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What goes with the bytes of a push; the meanings are those of ``FileStorage.push``."""
+
+    filename: str
+    user_id: str
+    profile: ErasureProfile | None = None
+    chunk_size: int | None = None
+    time_ms: int | None = None
+    note: str = ""
+    sha256: str | None = None
+
+    def header(self, size_hint: int) -> store_pb2.PushHeader:
+        """The first message of the stream."""
+        return store_pb2.PushHeader(
+            filename=self.filename,
+            user_id=self.user_id,
+            chunk_size=self.chunk_size or 0,
+            profile=profile_to_proto(self.profile) if self.profile is not None else None,
+            time_ms=self.time_ms,
+            sha256=self.sha256 or "",
+            note=self.note,
+            size_hint=size_hint,
+        )
+
+
+def push(
+    channel: Channel,
+    source: Source,
+    options: PushOptions,
+    *,
+    deadline: Deadline,
+    retries: int,
+    progress: Progress | None = None,
+) -> Version:
+    """Push ``source``, taking an interrupted push up again where that cannot store it twice."""
+    attempt = 0
+    while True:
+        outgoing = _Push(channel, source, options, deadline, progress)
+        try:
+            response = channel.push(OutgoingMessages(outgoing.messages()), deadline)
+            return version_from_proto(response.version)
+        except StorageUnavailable as error:
+            attempt += 1
+            if attempt > retries or not _may_repeat(source, error, committed=outgoing.committed):
+                raise
+        deadline.back_off(attempt)
+
+
+def _may_repeat(source: Source, error: StorageError, *, committed: bool) -> bool:
+    if not isinstance(source, SeekableSource):
+        return False  # what was read of it is gone
+    # A server that turned the call away did nothing. One that vanished after the commit was sent may
+    # have carried it out; repeating it could undo what another client pushed since.
+    return isinstance(error, ServerBusy) or not committed
+
+
+class _Push:
+    """The messages of one try."""
+
+    def __init__(
+        self, channel: Channel, source: Source, options: PushOptions, deadline: Deadline, progress: Progress | None
+    ) -> None:
+        self._channel = channel
+        self._source = source
+        self._options = options
+        self._deadline = deadline
+        self._progress = progress
+        self._total = source.size if isinstance(source, SeekableSource) else 0
+        self._done = 0
+        # The messages are made in gRPC's thread, which does not know whom the call belongs to.
+        self._scope: CallScope | None = current_scope.get()
+        self.committed = False
+
+    def messages(self) -> Iterator[bytes]:
+        """All messages, in wire form."""
+        header = self._options.header(size_hint=self._total)
+        source = self._source
+        if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
+            data = source.read(0, source.size)
+            yield self._last(store_pb2.PushPart(header=header, data=bytes(data)), size=source.size)
+            return
+        yield store_pb2.PushPart(header=header).SerializeToString()
+        if isinstance(source, SeekableSource):
+            yield from self._known_chunks(source)
+            blocks = source.blocks(self._done)
+        else:
+            blocks = source.blocks()
+        for block in blocks:
+            yield self._data(block)
+        yield self._last(store_pb2.PushPart(), size=self._done)
+
+    def _known_chunks(self, source: SeekableSource) -> Iterator[bytes]:
+        """Messages for the chunks up to the first run of them that the server wholly lacks."""
+        chunk_size = self._options.chunk_size or self._channel.describe(self._deadline, self._scope).chunk_size
+        batch = _PROBE_CHUNKS_MIN
+        while (count := min(batch, (source.size - self._done) // chunk_size)) > 0:
+            if self._done == 0 and count < _PROBE_CHUNKS_MIN:
+                return
+            ids = [blake3(source.read(self._done + index * chunk_size, chunk_size)).digest() for index in range(count)]
+            missing = self._missing(ids)
+            if all(missing):
+                return
+            yield from self._reused_or_sent(source, ids, missing, chunk_size)
+            batch = min(batch * _PROBE_GROWTH, _PROBE_CHUNKS_MAX)
+
+    def _missing(self, ids: list[bytes]) -> list[bool]:
+        profile = self._options.profile
+        request = store_pb2.MissingChunksRequest(
+            user_id=self._options.user_id,
+            chunk_ids=ids,
+            profile=profile_to_proto(profile) if profile is not None else None,
+        )
+        response = self._channel.unary(self._channel.store.MissingChunks, request, self._deadline, self._scope)
+        return list(response.missing)
+
+    def _reused_or_sent(
+        self, source: SeekableSource, ids: list[bytes], missing: list[bool], chunk_size: int
+    ) -> Iterator[bytes]:
+        reused: list[bytes] = []
+        for chunk_id, must_send in zip(ids, missing, strict=True):
+            if not must_send:
+                reused.append(chunk_id)
+                continue
+            if reused:
+                yield self._reuse(reused, chunk_size)
+                reused = []
+            start = self._done
+            for at in range(start, start + chunk_size, PUSH_DATA_BYTES):
+                yield self._data(source.read(at, min(PUSH_DATA_BYTES, start + chunk_size - at)))
+        if reused:
+            yield self._reuse(reused, chunk_size)
+
+    def _reuse(self, ids: list[bytes], chunk_size: int) -> bytes:
+        self._advance(len(ids) * chunk_size)
+        return store_pb2.PushPart(reuse=store_pb2.ChunkList(chunk_ids=ids)).SerializeToString()
+
+    def _data(self, block: BytesLike) -> bytes:
+        self._advance(len(block))
+        return data_frame(block)
+
+    def _last(self, part: store_pb2.PushPart, size: int) -> bytes:
+        part.commit.size = size
+        self._advance(size - self._done)
+        self.committed = True
+        return part.SerializeToString()
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None and count:
+            self._progress(self._done, self._total)

@@ -1,0 +1,142 @@
+"""What can be pushed: bytes, paths, files and iterables, seen as blocks of at most 1 MiB."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from storage.errors import InvalidArgument
+from storage.limits import BytesLike
+from taskworker.wire.limits import PUSH_DATA_BYTES
+
+Pushable = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
+
+
+class SeekableSource:
+    """Content of known size that can be read anywhere, and again."""
+
+    def __init__(self, content: BytesLike | BinaryIO) -> None:
+        """Wrap bytes, or a seekable file from its present position to its end."""
+        if isinstance(content, bytes | bytearray | memoryview):
+            self._view: memoryview | None = memoryview(content).cast("B")
+            self.size = self._view.nbytes
+            return
+        self._view = None
+        self._file = content
+        self._start = content.tell()
+        self.size = content.seek(0, os.SEEK_END) - self._start
+
+    def read(self, offset: int, length: int) -> BytesLike:
+        """Exactly ``length`` bytes from ``offset``.
+
+        Raises:
+            InvalidArgument: the content has become shorter than it was.
+        """
+        if self._view is not None:
+            return self._view[offset : offset + length]
+        self._file.seek(self._start + offset)
+        data = self._file.read(length)
+        _bytes_of(data)
+        while len(data) < length:  # raw files may return less than asked for
+            more = self._file.read(length - len(data))
+            if not more:
+                raise InvalidArgument("the source became shorter while it was read; try again when nobody writes to it")
+            data += more
+        return data
+
+    def blocks(self, offset: int = 0) -> Iterator[BytesLike]:
+        """The content from ``offset`` to the end."""
+        while offset < self.size:
+            length = min(PUSH_DATA_BYTES, self.size - offset)
+            yield self.read(offset, length)
+            offset += length
+
+
+class StreamSource:
+    """Content of unknown size that can be read once."""
+
+    def __init__(self, pieces: Iterator[BytesLike]) -> None:
+        self._pieces = pieces
+
+    def blocks(self) -> Iterator[BytesLike]:
+        """The content, small pieces gathered and large ones cut."""
+        gathered = bytearray()
+        for piece in self._pieces:
+            view = _bytes_of(piece)
+            if not gathered and view.nbytes == PUSH_DATA_BYTES:
+                yield view
+                continue
+            for start in range(0, view.nbytes, PUSH_DATA_BYTES):
+                gathered += view[start : start + PUSH_DATA_BYTES]
+                if len(gathered) >= PUSH_DATA_BYTES:
+                    yield bytes(memoryview(gathered)[:PUSH_DATA_BYTES])
+                    del gathered[:PUSH_DATA_BYTES]
+        if gathered:
+            yield bytes(gathered)
+
+
+Source = SeekableSource | StreamSource
+
+
+@contextmanager
+def opened(content: Pushable) -> Iterator[Source]:
+    """``content`` as a source; a file opened here is closed again.
+
+    Raises:
+        InvalidArgument: not something that holds bytes.
+        OSError: a path cannot be opened.
+    """
+    if isinstance(content, str | os.PathLike):
+        with Path(content).open("rb") as file:
+            yield _of_path(file)
+    elif isinstance(content, bytes | bytearray | memoryview):
+        yield SeekableSource(content)
+    elif hasattr(content, "read"):
+        stream = cast(BinaryIO, content)
+        yield SeekableSource(stream) if stream.seekable() else StreamSource(_pieces(stream))
+    elif isinstance(content, Iterable):
+        yield StreamSource(iter(content))
+    else:
+        raise InvalidArgument(
+            f"cannot push a {type(content).__name__}; give bytes, a path, a binary file or an iterable of bytes"
+        )
+
+
+@contextmanager
+def opened_seekable(content: BytesLike | str | os.PathLike[str] | BinaryIO) -> Iterator[SeekableSource]:
+    """``content`` as a source that can be read anywhere.
+
+    Raises:
+        InvalidArgument: it can be read only once.
+    """
+    with opened(content) as source:
+        if isinstance(source, StreamSource):
+            raise InvalidArgument("differences need content that can be read anywhere; give a regular file, or push it")
+        yield source
+
+
+def _bytes_of(piece: BytesLike) -> memoryview:
+    if not isinstance(piece, bytes | bytearray | memoryview):
+        raise InvalidArgument(f"the source gave {type(piece).__name__}, not bytes; open files in binary mode")
+    return memoryview(piece).cast("B")
+
+
+def _of_path(file: BinaryIO) -> Source:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return StreamSource(_pieces(file))
+    if status.st_size:
+        return SeekableSource(file)
+    # Files below /proc and the like say they are empty and are not.
+    first = file.read(PUSH_DATA_BYTES)
+    return StreamSource(chain((first,), _pieces(file))) if first else SeekableSource(first)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(PUSH_DATA_BYTES):
+        yield piece

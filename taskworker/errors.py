@@ -1,0 +1,33 @@
+"""What can go wrong between a client and a server, added to the engine's own error family.
+
+All are ``storage.StorageError``s, so that a program meets one family whether the store is embedded
+or remote; everything the engine itself refuses arrives as the engine's own class.
+"""
+
+from __future__ import annotations
+
+from storage.errors import InvalidArgument, StorageError
+
+
+class StorageUnavailable(StorageError):
+    """No server answers at the address, or it is shutting down. Trying again later may help."""
+
+
+class ServerBusy(StorageUnavailable):
+    """The server has as many calls of this kind under way as it allows; try again in a moment."""
+
+
+class DeadlineExceeded(StorageError):
+    """The time limit of the call ran out. A push cut by it is resumed by pushing again."""
+
+
+class CallAbandoned(StorageError):
+    """The caller cancelled, or went away, before the server was done; nothing was committed."""
+
+
+class MessageTooLarge(InvalidArgument):
+    """A message is above the limit; the text names the streaming call to use instead."""
+
+
+class ServerFault(StorageError):
+    """The server failed in a way it did not foresee; its log has the details."""

@@ -1,0 +1,49 @@
+"""How many calls a server lets in at once. Refusing early keeps the admitted ones fast."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from taskworker.errors import ServerBusy
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of one server.
+
+    Attributes:
+        calls: calls of any kind under way at once, one thread each; more get RESOURCE_EXHAUSTED.
+        streams: transfers (pushes, gets and revisions by stream) at once, fewer than ``calls`` so that
+            short calls always find a thread; each may hold a pipeline's worth of chunks in memory.
+    """
+
+    calls: int = 64
+    streams: int = 32
+
+
+DEFAULT_LIMITS = ServerLimits()
+
+
+class Gate:
+    """Lets a bounded number of callers through at once and turns the others away."""
+
+    def __init__(self, places: int, what: str) -> None:
+        self._places = threading.Semaphore(places)
+        self._refusal = f"{what}; try again in a moment"
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places.
+
+        Raises:
+            ServerBusy: all are taken.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ServerBusy(self._refusal)
+        try:
+            yield
+        finally:
+            self._places.release()

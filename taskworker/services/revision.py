@@ -1,0 +1,124 @@
+"""A revision received by stream: patches in, one atomic change out, memory bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+from blake3 import blake3
+
+from storage import FileStorage, InvalidArgument, ManifestDiff, Patch, Upload, Version
+from storage.limits import DIFF_PATCHES_MAX
+from taskworker import store_pb2
+from taskworker.wire.convert import patch_from_proto
+from taskworker.wire.limits import MIB
+
+_HELD_BYTES_MAX = 8 * MIB
+
+
+class Revision:
+    """Collects the patches of one ReviseStream; a context manager.
+
+    The data of few patches is held until the commit. Of many, whole chunks are put into the store as
+    they come, by an upload that is never committed: its chunks stay known to this user for a day,
+    which is longer than it takes to commit the patches that now only name them, and lets a revision
+    that was cut off go on where it was.
+    """
+
+    def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader) -> None:
+        self._store = store
+        self._header = header
+        self._patches: list[Patch] = []
+        self._held: list[int] = []  # positions of the patches whose data is held
+        self._held_bytes = 0
+        self._staging: Upload | None = None
+
+    def __enter__(self) -> Revision:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._staging is not None:
+            self._staging.abort()
+
+    def add(self, messages: Iterable[store_pb2.Patch]) -> None:
+        """Take some patches.
+
+        Raises:
+            InvalidArgument: data that is not what its chunk id says, or too many patches.
+        """
+        for message in messages:
+            if len(self._patches) >= DIFF_PATCHES_MAX:
+                raise InvalidArgument(f"more than {DIFF_PATCHES_MAX} patches in one revision; push the file instead")
+            patch = patch_from_proto(message)
+            if patch.data is not None:
+                self._held.append(len(self._patches))
+                self._held_bytes += len(patch.data)
+            self._patches.append(patch)
+            if self._held_bytes > _HELD_BYTES_MAX:
+                self._stage()
+
+    def commit(self, patch_count: int) -> Version:
+        """Apply all patches if they are as many as the caller sent.
+
+        Raises:
+            InvalidArgument: patches are missing, or refused by the engine.
+            ConflictError: the base is not the head.
+        """
+        if patch_count != len(self._patches):
+            raise InvalidArgument(f"{len(self._patches)} patches came of {patch_count} sent; send the revision again")
+        header = self._header
+        if self._staging is not None:
+            self._stage()
+            self._staging.abort()
+        diff = ManifestDiff(
+            base_version_id=header.base_version,
+            new_size=header.new_size,
+            chunk_size=header.chunk_size,
+            patches=tuple(self._patches),
+        )
+        return self._store.revise(
+            header.file_id,
+            diff,
+            user_id=header.user_id,
+            sha256=header.sha256 or None,
+            time_ms=header.time_ms if header.HasField("time_ms") else None,
+            note=header.note,
+        )
+
+    def _stage(self) -> None:
+        """Put the whole chunks held into the store and keep only their names."""
+        if self._staging is None:
+            self._staging = self._open_staging()
+        held, self._held, self._held_bytes = self._held, [], 0
+        for position in held:
+            patch = self._patches[position]
+            data = patch.data or b""
+            if len(data) != self._staging.chunk_size:
+                self._keep_last(position, len(data))
+                continue
+            if blake3(data).digest() != patch.chunk_id:
+                raise InvalidArgument(f"the data of patch {patch.index} is not the chunk its id names; send it again")
+            self._staging.write(data)
+            self._patches[position] = Patch(index=patch.index, chunk_id=patch.chunk_id)
+
+    def _keep_last(self, position: int, length: int) -> None:
+        """Go on holding the data of the file's last chunk, the only one that may be shorter."""
+        last = (self._header.new_size - 1) // (self._header.chunk_size or 1)
+        if self._patches[position].index != last:
+            raise InvalidArgument(
+                f"patch {self._patches[position].index} has {length} bytes of data, not a whole chunk, "
+                "and is not the last chunk of the file; cut the file into chunks of its chunk_size"
+            )
+        self._held.append(position)
+        self._held_bytes += length
+
+    def _open_staging(self) -> Upload:
+        version = self._store.stat(self._header.file_id, user_id=self._header.user_id)
+        return self._store.upload(
+            filename=version.filename,
+            user_id=self._header.user_id,
+            chunk_size=version.chunk_size,
+            profile=version.profile,
+        )

@@ -1,0 +1,164 @@
+"""The gRPC server around a store: where it listens, how much it takes on, how it stops.
+
+It is gRPC's synchronous server, a thread for each call under way. The engine is synchronous, and its
+heavy work runs outside the GIL. Measured on 2 cores against ``grpc.aio`` with the engine's work moved
+to threads: 1 MiB messages flow equally fast, and a small call takes 0.35 ms instead of 0.48 ms.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from storage import FileStorage, InvalidArgument
+from taskworker import store_pb2, taskworker_pb2
+from taskworker.errors import StorageUnavailable
+from taskworker.services import store as store_service
+from taskworker.services.admission import DEFAULT_LIMITS, ServerLimits
+from taskworker.services.binding import generic_handler
+from taskworker.services.files import FileService
+from taskworker.services.store import StoreService
+from taskworker.wire.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+
+log = logging.getLogger("taskworker.services")
+
+_FILE_SERVICE = taskworker_pb2.DESCRIPTOR.services_by_name["FileService"]
+_STORE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
+
+_OPTIONS = (
+    *WINDOW_OPTIONS,
+    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    # Without this a second server on the same port starts happily and takes half of the calls.
+    ("grpc.so_reuseport", 0),
+    # A peer that vanished without a word would hold its call's place for ever.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A checked address to listen on: ``target`` for gRPC, ``port`` 0 for a free one or a socket file."""
+
+    target: str
+    socket_file: Path | None = None
+
+    @classmethod
+    def parse(cls, address: str) -> Endpoint:
+        """Read ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+
+        Raises:
+            InvalidArgument: malformed, or reachable from other machines.
+        """
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:").removeprefix("//")
+            if not path:
+                raise InvalidArgument(f"address {address!r} names no socket file; write unix:/path/to/socket")
+            return cls(f"unix:{path}", Path(path))
+        host, separator, port = address.rpartition(":")
+        if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
+        _require_loopback(host.removeprefix("[").removesuffix("]"), address)
+        return cls(address)
+
+
+def _require_loopback(host: str, address: str) -> None:
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)}
+    except (OSError, UnicodeError):
+        raise InvalidArgument(f"address {address!r}: {host!r} is no known host") from None
+    if not all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found):
+        raise InvalidArgument(
+            f"refusing to listen on {address}: it can be reached from other machines, and this server cannot yet tell "
+            "who is calling, so anyone there could read and change all files; listen on 127.0.0.1, [::1] or "
+            "unix:/path, and reach it from elsewhere through an SSH tunnel, until authentication is available"
+        )
+
+
+def _paths_of(store: FileStorage) -> list[str]:
+    """Paths that tell where on this machine the store is: the longest first, as volumes may lie within it."""
+    paths = {path for each in (store.path, *store.volume_paths) for path in (each, each.absolute())}
+    # A relative path may be any word, even a dot: it tells nothing, and hiding it would garble the texts.
+    return sorted((str(path) for path in paths if path.is_absolute() and path.parts[1:]), key=len, reverse=True)
+
+
+class FileServer:
+    """Serves a store on one address; without a store, only health and reflection.
+
+    ``start`` and ``stop`` may be called once each. The store stays open: whoever opened it closes it.
+    """
+
+    def __init__(self, store: FileStorage | None, *, limits: ServerLimits = DEFAULT_LIMITS) -> None:
+        self._threads = ThreadPoolExecutor(limits.calls, thread_name_prefix="call")
+        self._health = health.HealthServicer()
+        self._socket_file: Path | None = None
+        self._stopping = threading.Lock()
+        self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=limits.calls)
+        names = self._add_services(store, limits)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def _add_services(self, store: FileStorage | None, limits: ServerLimits) -> list[str]:
+        names: list[str] = []
+        if store is not None:
+            hide = _paths_of(store)
+            files = generic_handler(_FILE_SERVICE, FileService(store), hide=hide)
+            streams = generic_handler(
+                _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide
+            )
+            self._server.add_generic_rpc_handlers((files, streams))
+            names += (_FILE_SERVICE.full_name, _STORE_SERVICE.full_name)
+        for name in ("", *names):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return names
+
+    def start(self, address: str) -> int:
+        """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.
+
+        A socket file is made for its owner alone.
+
+        Returns:
+            The port bound; 0 for a socket file.
+
+        Raises:
+            InvalidArgument: malformed, or an address other machines can reach.
+            StorageUnavailable: the address is taken or cannot be bound.
+        """
+        endpoint = Endpoint.parse(address)
+        try:
+            port = self._server.add_insecure_port(endpoint.target)
+        except RuntimeError:
+            raise StorageUnavailable(
+                f"cannot listen on {address}: is another server running there? Stop it, or choose another address"
+            ) from None
+        if endpoint.socket_file is not None:
+            endpoint.socket_file.chmod(0o600)
+            self._socket_file, port = endpoint.socket_file, 0
+        self._server.start()
+        log.info("serving on %s", address if port == 0 else f"{address.rpartition(':')[0]}:{port}")
+        return port
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the server has stopped; False if ``timeout_s`` ran out first."""
+        return not self._server.wait_for_termination(timeout_s)
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest, and wait for all."""
+        with self._stopping:
+            self._health.enter_graceful_shutdown()
+            self._server.stop(grace_s).wait()
+            # A cancelled call's thread may still be unwinding in the engine, which closes after this.
+            self._threads.shutdown(wait=True)
+            if self._socket_file is not None:
+                self._socket_file.unlink(missing_ok=True)

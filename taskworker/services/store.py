@@ -1,0 +1,259 @@
+"""StoreService: files of any size by stream, diffs, listings; and the upkeep calls of its base class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TypeVar
+
+from storage import FileReader, FileStorage, InvalidArgument, Upload
+from taskworker import store_pb2
+from taskworker.services.admission import Gate, ServerLimits
+from taskworker.services.binding import Caller, Codec, require_active
+from taskworker.services.revision import Revision
+from taskworker.services.upkeep import UpkeepService
+from taskworker.wire.convert import profile_from_proto, profile_to_proto, version_to_proto
+from taskworker.wire.frames import data_frame, data_of_frame
+from taskworker.wire.limits import CHUNK_IDS_MAX, GET_DATA_BYTES, KIB, PAGE_MAX, PART_BYTES_MAX, UNARY_BYTES_MAX
+
+MessageT = TypeVar("MessageT")
+PushMessage = memoryview | store_pb2.PushPart
+GetMessage = list[memoryview] | store_pb2.GetPart
+
+# A get this small travels in one message with its version: one wake-up of the client, not two.
+_TOGETHER_BYTES_MAX = 64 * KIB
+
+
+def _read_push_message(raw: bytes) -> PushMessage:
+    data = data_of_frame(raw)
+    return data if data is not None else store_pb2.PushPart.FromString(raw)
+
+
+def _write_get_message(message: GetMessage) -> bytes:
+    return message.SerializeToString() if isinstance(message, store_pb2.GetPart) else data_frame(*message)
+
+
+CODECS = {"PushStream": Codec(deserialize=_read_push_message), "GetStream": Codec(serialize=_write_get_message)}
+"""Methods whose messages carry the bulk of the data: a push as views, a get as plain bytes."""
+
+
+class StoreService(UpkeepService):
+    """Serves a store through the messages of ``store.proto``; thread-safe.
+
+    Methods raise the engine's errors; turning them into status codes is the binding's part.
+    """
+
+    def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
+        super().__init__(store)
+        self._transfers = Gate(
+            limits.streams, f"{limits.streams} transfers are under way, as many as this server allows"
+        )
+
+    def Describe(  # noqa: N802 - the names are the contract's
+        self, _request: store_pb2.DescribeRequest, _caller: Caller
+    ) -> store_pb2.DescribeResponse:
+        """What a client needs to know to cut a file as the store would."""
+        return store_pb2.DescribeResponse(
+            chunk_size=self._store.chunk_size,
+            profile=profile_to_proto(self._store.profile),
+            unary_bytes_max=UNARY_BYTES_MAX,
+            part_bytes_max=PART_BYTES_MAX,
+            chunk_ids_max=CHUNK_IDS_MAX,
+        )
+
+    def PushStream(  # noqa: N802
+        self, parts: Iterator[PushMessage], caller: Caller
+    ) -> store_pb2.PushStreamResponse:
+        """Store one file. An error, or a stream without a commit message, leaves nothing visible."""
+        with self._transfers.place():
+            first = _first(parts, "PushStream")
+            if isinstance(first, memoryview) or not first.HasField("header"):
+                raise InvalidArgument("the first message of PushStream must carry the header; send it first")
+            with _upload(self._store, first.header) as upload:
+                first.ClearField("header")
+                for part in chain((first,), parts):
+                    if isinstance(part, memoryview):
+                        upload.write(part)
+                    elif _took(upload, part):
+                        require_active(caller)
+                        version = upload.commit(part.commit.size)
+                        return store_pb2.PushStreamResponse(version=version_to_proto(version))
+                raise InvalidArgument(
+                    f"the stream ended after {upload.size} bytes without a commit message, so nothing was stored; "
+                    "push again and only what is missing needs to be sent"
+                )
+
+    def MissingChunks(  # noqa: N802
+        self, request: store_pb2.MissingChunksRequest, _caller: Caller
+    ) -> store_pb2.MissingChunksResponse:
+        """Which chunks the user would have to send."""
+        _check_count(len(request.chunk_ids))
+        profile = profile_from_proto(request.profile) if request.HasField("profile") else None
+        missing = self._store.missing_chunks(list(request.chunk_ids), user_id=request.user_id, profile=profile)
+        return store_pb2.MissingChunksResponse(missing=missing)
+
+    def GetStream(  # noqa: N802
+        self, request: store_pb2.GetStreamRequest, _caller: Caller
+    ) -> Iterator[GetMessage]:
+        """The version, then the bytes of the range asked for."""
+        with (
+            self._transfers.place(),
+            self._store.open_file(
+                request.file_id, user_id=request.user_id, version_id=request.version_id or None
+            ) as reader,
+        ):
+            start, stop = _range(request, reader.size)
+            head = store_pb2.GetPart(version=version_to_proto(reader.version))
+            if stop - start <= _TOGETHER_BYTES_MAX:
+                reader.seek(start)
+                head.data = reader.read(stop - start)
+                yield head
+                return
+            yield head
+            yield from _data(reader, start, stop)
+
+    def GetManifest(  # noqa: N802
+        self, request: store_pb2.GetManifestRequest, _caller: Caller
+    ) -> store_pb2.GetManifestResponse:
+        """A page of chunk ids."""
+        version = self._store.stat(request.file_id, user_id=request.user_id, version_id=request.version_id or None)
+        limit = min(request.limit or CHUNK_IDS_MAX, CHUNK_IDS_MAX)
+        start = min(request.start, version.chunk_count)
+        ids = self._store.chunk_ids(
+            request.file_id,
+            user_id=request.user_id,
+            version_id=version.version_id,
+            start=start,
+            stop=min(start + limit, version.chunk_count),
+        )
+        return store_pb2.GetManifestResponse(version=version_to_proto(version), chunk_ids=ids)
+
+    def ReviseStream(  # noqa: N802
+        self, parts: Iterator[store_pb2.RevisePart], caller: Caller
+    ) -> store_pb2.ReviseStreamResponse:
+        """Apply a diff of any size to the head it was made from."""
+        with self._transfers.place():
+            first = _first(parts, "ReviseStream")
+            if not first.HasField("header"):
+                raise InvalidArgument("the first message of ReviseStream must carry the header; send it first")
+            with Revision(self._store, first.header) as revision:
+                first.ClearField("header")
+                for part in chain((first,), parts):
+                    if part.HasField("header"):
+                        raise InvalidArgument("ReviseStream got a second header; send one stream for each revision")
+                    revision.add(part.patches)
+                    if part.HasField("commit"):
+                        require_active(caller)
+                        version = revision.commit(part.commit.patch_count)
+                        return store_pb2.ReviseStreamResponse(version=version_to_proto(version))
+                raise InvalidArgument(
+                    "the stream ended without a commit message, so nothing was changed; send it again"
+                )
+
+    def Stat(self, request: store_pb2.StatRequest, _caller: Caller) -> store_pb2.Version:  # noqa: N802
+        """One version of a file, found by id or by name."""
+        file_id = request.file_id
+        if request.WhichOneof("file") == "filename":
+            if request.version_id:
+                raise InvalidArgument("version_id needs file_id beside it, not filename; look up the file_id first")
+            # An empty answer, not an error, says that there is no such file: looking is no failure.
+            found = self._store.find(request.filename, user_id=request.user_id)
+            return version_to_proto(found) if found is not None else store_pb2.Version()
+        return version_to_proto(
+            self._store.stat(file_id, user_id=request.user_id, version_id=request.version_id or None)
+        )
+
+    def History(  # noqa: N802
+        self, request: store_pb2.HistoryRequest, _caller: Caller
+    ) -> store_pb2.HistoryResponse:
+        """A page of a file's versions, newest first."""
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        versions = self._store.history(
+            request.file_id, user_id=request.user_id, limit=limit, before=request.before or None
+        )
+        return store_pb2.HistoryResponse(
+            versions=map(version_to_proto, versions),
+            next_before=versions[-1].version_id if len(versions) == limit else "",
+        )
+
+    def ListFiles(  # noqa: N802
+        self, request: store_pb2.ListFilesRequest, _caller: Caller
+    ) -> store_pb2.ListFilesResponse:
+        """A page of a user's files, by name."""
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        files = self._store.list_files(
+            user_id=request.user_id, prefix=request.prefix, after=request.after or None, limit=limit
+        )
+        return store_pb2.ListFilesResponse(
+            files=map(version_to_proto, files),
+            next_after=files[-1].filename if len(files) == limit else "",
+        )
+
+    def Delete(  # noqa: N802
+        self, request: store_pb2.DeleteRequest, _caller: Caller
+    ) -> store_pb2.DeleteResponse:
+        """End a file's chain."""
+        self._store.delete(request.file_id, user_id=request.user_id)
+        return store_pb2.DeleteResponse()
+
+
+def _first(parts: Iterator[MessageT], call: str) -> MessageT:
+    first = next(parts, None)
+    if first is None:
+        raise InvalidArgument(f"{call} got no message; send a header, then the content, then a commit")
+    return first
+
+
+def _upload(store: FileStorage, header: store_pb2.PushHeader) -> Upload:
+    return store.upload(
+        filename=header.filename,
+        user_id=header.user_id,
+        chunk_size=header.chunk_size or None,
+        profile=profile_from_proto(header.profile) if header.HasField("profile") else None,
+        time_ms=header.time_ms if header.HasField("time_ms") else None,
+        sha256=header.sha256 or None,
+        note=header.note,
+        size_hint=header.size_hint or None,
+    )
+
+
+def _took(upload: Upload, part: store_pb2.PushPart) -> bool:
+    """Take what a message other than plain data carries; whether it asks to commit."""
+    if part.HasField("header"):
+        raise InvalidArgument("PushStream got a second header; send one stream for each file")
+    if part.data:
+        upload.write(part.data)
+    if part.HasField("reuse"):
+        _check_count(len(part.reuse.chunk_ids))
+        upload.reuse(part.reuse.chunk_ids)
+    return part.HasField("commit")
+
+
+def _check_count(count: int) -> None:
+    if count > CHUNK_IDS_MAX:
+        raise InvalidArgument(
+            f"{count} chunk ids in one message, at most {CHUNK_IDS_MAX} are allowed; send more messages"
+        )
+
+
+def _range(request: store_pb2.GetStreamRequest, size: int) -> tuple[int, int]:
+    if request.offset > size:
+        raise InvalidArgument(f"offset {request.offset} is past the end of the file at {size}; start within it")
+    length = request.length if request.HasField("length") else size
+    return request.offset, min(request.offset + length, size)
+
+
+def _data(reader: FileReader, start: int, stop: int) -> Iterator[list[memoryview]]:
+    """The bytes of a range, a message's worth at a time: small chunks gathered, large ones cut."""
+    gathered: list[memoryview] = []
+    room = GET_DATA_BYTES
+    for chunk in reader.iter_chunks(start, stop):
+        while chunk:
+            piece, chunk = chunk[:room], chunk[room:]
+            gathered.append(piece)
+            room -= len(piece)
+            if not room:
+                yield gathered
+                gathered, room = [], GET_DATA_BYTES
+    if gathered:
+        yield gathered

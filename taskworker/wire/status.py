@@ -1,0 +1,186 @@
+"""Errors ↔ gRPC status codes: the one place where either is chosen.
+
+A failed call carries a code, a text for people and, in the trailing metadata, an ``ErrorDetail``
+from which the client makes the very error the engine raised. Peers without it still get the class
+that fits the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from storage.errors import (
+    ConflictError,
+    DataLossError,
+    FileNotFound,
+    FormatError,
+    InsufficientWorkers,
+    InvalidArgument,
+    PermissionDenied,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    StoreLocked,
+    VersionNotFound,
+)
+from taskworker.errors import (
+    CallAbandoned,
+    DeadlineExceeded,
+    MessageTooLarge,
+    ServerBusy,
+    ServerFault,
+    StorageUnavailable,
+)
+from taskworker.store_pb2 import ErrorDetail
+from taskworker.wire.limits import STATUS_TEXT_BYTES_MAX
+
+DETAIL_KEY = "error-detail-bin"
+HEAD_KEY = "head-version"
+BASE_KEY = "base-version"
+
+_CODES: Mapping[type[StorageError], grpc.StatusCode] = {
+    FileNotFound: grpc.StatusCode.NOT_FOUND,
+    VersionNotFound: grpc.StatusCode.NOT_FOUND,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    ConflictError: grpc.StatusCode.ABORTED,
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DataLossError: grpc.StatusCode.DATA_LOSS,
+    InsufficientWorkers: grpc.StatusCode.UNAVAILABLE,
+    StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StoreLocked: grpc.StatusCode.UNAVAILABLE,
+    FormatError: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreClosed: grpc.StatusCode.UNAVAILABLE,
+    StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    CallAbandoned: grpc.StatusCode.CANCELLED,
+    ServerFault: grpc.StatusCode.INTERNAL,
+}
+
+_BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
+
+# For a peer that sends no detail. RESOURCE_EXHAUSTED is told apart by its text.
+_BY_CODE: Mapping[grpc.StatusCode, type[StorageError]] = {
+    grpc.StatusCode.NOT_FOUND: FileNotFound,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.ABORTED: ConflictError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.DATA_LOSS: DataLossError,
+    grpc.StatusCode.FAILED_PRECONDITION: FormatError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: CallAbandoned,
+    grpc.StatusCode.UNAVAILABLE: StorageUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusy,
+}
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it travels: status code, text for people, trailing metadata for programs."""
+
+    code: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Whether ``error`` has a status code of its own; all others are INTERNAL."""
+    return any(cls in _CODES for cls in type(error).__mro__)
+
+
+def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
+    """The status to send for a foreseen ``error``; ``hide`` are paths not to show to callers."""
+    kind = next(cls for cls in type(error).__mro__ if cls in _CODES)
+    text = str(error)
+    for path in hide:
+        text = text.replace(path, "<store>")
+    detail = ErrorDetail(kind=kind.__name__)
+    metadata: list[tuple[str, str | bytes]] = []
+    if isinstance(error, ConflictError):
+        detail.head, detail.base = error.head, error.base or ""
+        metadata += [(HEAD_KEY, detail.head), (BASE_KEY, detail.base)]
+        if error.head not in text:
+            text += f" (head: {error.head})"
+    elif isinstance(error, DataLossError):
+        detail.chunk, detail.found, detail.needed = error.chunk, error.found, error.needed
+        detail.filename, detail.file_id = error.filename or "", error.file_id or ""
+    metadata.append((DETAIL_KEY, detail.SerializeToString()))
+    return Failure(_CODES[kind], _shortened(text), tuple(metadata))
+
+
+def decode(error: grpc.RpcError, address: str) -> StorageError:
+    """The error a failed call to ``address`` stands for, as the engine would have raised it."""
+    code, text = _code_and_text(error)
+    metadata = dict(_trailing(error))
+    detail = _detail(metadata)
+    if detail is not None and detail.kind in _BY_NAME:
+        return _rebuilt(_BY_NAME[detail.kind], text, detail)
+    return _from_code(code, text, metadata, address)
+
+
+def _rebuilt(cls: type[StorageError], text: str, detail: ErrorDetail) -> StorageError:
+    if cls is ConflictError:
+        return ConflictError(text, head=detail.head, base=detail.base or None)
+    if cls is DataLossError:
+        lost = DataLossError(
+            detail.chunk,
+            detail.found,
+            detail.needed,
+            filename=detail.filename or None,
+            file_id=detail.file_id or None,
+        )
+        lost.args = (text,)
+        return lost
+    return cls(text)
+
+
+def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | bytes], address: str) -> StorageError:
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return StorageUnavailable(
+            f"no TaskWorker server answers at {address} ({text}); "
+            "check the address, or start one there with `taskworker serve`"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"the call to {address} took longer than its time limit; allow more time or try again")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return StorageError(f"the server at {address} does not offer this call ({text}); is it a TaskWorker server?")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        return MessageTooLarge(f"{text}; send or fetch files this large with PushStream or GetStream")
+    head, base = str(metadata.get(HEAD_KEY, "")), str(metadata.get(BASE_KEY, ""))
+    return _rebuilt(_BY_CODE.get(code, ServerFault), text, ErrorDetail(head=head, base=base))
+
+
+def _code_and_text(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return grpc.StatusCode.UNKNOWN, str(error)
+    return error.code(), error.details() or ""
+
+
+def _trailing(error: grpc.RpcError) -> Metadata:
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return ()
+    return tuple(error.trailing_metadata() or ())
+
+
+def _detail(metadata: Mapping[str, str | bytes]) -> ErrorDetail | None:
+    raw = metadata.get(DETAIL_KEY)
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        return ErrorDetail.FromString(raw)
+    except DecodeError:
+        return None
+
+
+def _shortened(text: str) -> str:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= STATUS_TEXT_BYTES_MAX:
+        return encoded.decode()
+    return encoded[: STATUS_TEXT_BYTES_MAX - 3].decode("utf-8", "ignore") + "…"

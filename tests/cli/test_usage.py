@@ -1,0 +1,143 @@
+"""What holds for all commands: options, help, errors, completion."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TIMEOUT_S, Cli
+
+COMMANDS = (
+    "push", "get", "ls", "log", "stat", "revise", "sync", "rm", "status", "scrub", "repair", "collect", "rebuild",
+    "serve", "demo",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(embedded: Cli, command: str) -> None:
+    shown = embedded.text(command, "--help")
+    assert "Examples:" in shown
+    assert f"taskworker {command}" in shown or f"taskworker --store ./data {command}" in shown
+    assert "--json" in shown
+    for line in shown.splitlines():
+        assert not re.search(r"\[(default|env)\b", line) or "]" in line
+
+
+def test_help_lists_every_command(embedded: Cli) -> None:
+    shown = embedded.text("--help")
+    assert all(f" {command} " in shown for command in COMMANDS)
+    assert embedded.text("--version").startswith("taskworker")
+
+
+def test_wrong_usage(embedded: Cli) -> None:
+    assert "no such command" in embedded.error("frobnicate", code=2).lower()
+    embedded.error("get", code=2)
+    embedded.error("get", "--frobnicate", "x", code=2)
+    embedded.error("push", "x", "--k", "many", code=2)
+    embedded.run(code=2)
+
+
+def test_options_before_and_after_the_command(embedded: Cli) -> None:
+    embedded.run("push", "-", "--name", "x", "--user", "bob", stdin=b"x")
+    for arguments in (("--user", "bob", "ls", "--json"), ("--json", "ls", "--user", "bob")):
+        assert '"x"' in embedded.text(*arguments)
+    assert embedded.text("--user", "bob", "ls", "--user", "eve", "--json") == "[]\n"
+
+
+def test_where_the_store_is(embedded: Cli, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    embedded.run("push", "-", "--name", "x", "--store", other, stdin=b"x")
+    assert embedded.text("ls", "--store", other).endswith("x\n")
+    embedded.error("ls", "--store", tmp_path / "nowhere", code=3)
+    embedded.error("ls", "--store", other, "--pool", "127.0.0.1:9", code=2)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_directory_that_is_no_store_stays_as_it_is(embedded: Cli, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "mine").write_bytes(b"x")
+    embedded.error("ls", "--store", plain, code=3)
+    assert os.listdir(plain) == ["mine"]
+
+
+def test_no_server(embedded: Cli) -> None:
+    assert "127.0.0.1:9" in embedded.error("ls", "--pool", "127.0.0.1:9", code=6)
+    embedded.error("ls", "--pool", "no address", code=2)
+
+
+def test_debug_shows_the_place_of_an_error(embedded: Cli, tmp_path: Path) -> None:
+    process = embedded.start("ls", "--debug", "--store", str(tmp_path / "nowhere"))
+    _, err = process.communicate()
+    assert process.returncode == 3
+    assert b"Traceback" in err
+
+
+def test_a_reader_that_stops_early(embedded: Cli) -> None:
+    embedded.run("push", "-", "--name", "x", stdin=bytes(5_000_000))
+    with embedded.start("get", "x", "-o", "-") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(10) == bytes(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(TIMEOUT_S) == 141
+
+
+def test_narrow_encodings_do_not_break_output(embedded: Cli) -> None:
+    embedded.run("push", "-", "--name", "文件", stdin=b"x")
+    narrow = Cli(embedded.directory, embedded.variables | {"PYTHONIOENCODING": "ascii"}, embedded.user)
+    assert "\\u6587\\u4ef6" in narrow.text("ls")
+    assert narrow.error("get", "文件夹", code=3)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(embedded: Cli, shell: str) -> None:
+    variables = {"_TASKWORKER_COMPLETE": f"source_{shell}"}
+    script = Cli(embedded.directory, embedded.variables | variables, "ann").text()
+    assert "_TASKWORKER_COMPLETE" in script
+    assert "taskworker" in script
+
+
+def complete(cli: Cli, line: str) -> list[str]:
+    words = line.split(" ")
+    variables = {"_TASKWORKER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    return Cli(cli.directory, cli.variables | variables, cli.user).text().split()
+
+
+def test_completion_of_commands_options_and_names(cli: Cli) -> None:
+    cli.run("push", "-", "--name", "report.pdf", stdin=b"x")
+    cli.run("push", "-", "--name", "other", stdin=b"x")
+    assert complete(cli, "taskworker re") == ["revise", "repair", "rebuild"]
+    assert complete(cli, "taskworker get --ra") == ["--range"]
+    assert complete(cli, "taskworker get rep") == ["report.pdf"]
+    assert complete(cli, "taskworker log --store /nowhere rep") == []
+
+
+def test_light_commands_load_nothing_heavy() -> None:
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "taskworker", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    for heavy in ("grpc", "storage", "rich.progress", "asyncio", "lmdb"):
+        assert not re.search(rf"\| +{re.escape(heavy)}$", imported, re.MULTILINE), heavy
+
+
+def test_embedded_commands_do_without_the_network(embedded: Cli) -> None:
+    embedded.run("push", "-", "--name", "x", stdin=b"x")
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "taskworker", "ls"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=embedded.environment,
+        cwd=embedded.directory,
+    ).stderr
+    assert not re.search(r"\| +(grpc|google\.protobuf)$", imported, re.MULTILINE)

@@ -1,0 +1,229 @@
+"""Lines cut, deadlines, callers gone: nothing visible, nothing lost, and resuming sends only what is missing."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from storage import FileStorage, StorageError
+from taskworker import Client, store_pb2
+from taskworker.errors import DeadlineExceeded, StorageUnavailable
+from tests.services.conftest import CHUNK, Raw
+from tests.services.proxy import Proxy
+
+USER = "u1"
+MIB = 1024 * 1024
+SIZE = 24 * MIB
+
+Part = store_pb2.PushPart
+
+
+@pytest.fixture
+def content() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture
+def proxy(address: str) -> Iterator[Proxy]:
+    with Proxy(address) as between:
+        yield between
+
+
+def wait_until_leased(store: FileStorage, chunk_ids: list[bytes]) -> int:
+    """How many of the chunks the user has once the server has noticed that the pusher is gone."""
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        have = store.missing_chunks(chunk_ids, user_id=USER).count(False)
+        if have:
+            return have
+        time.sleep(0.05)
+    pytest.fail("the server kept nothing of an interrupted push")
+
+
+def ids_of(content: bytes) -> list[bytes]:
+    from blake3 import blake3
+
+    return [blake3(content[at : at + CHUNK]).digest() for at in range(0, len(content), CHUNK)]
+
+
+def test_a_cut_stream_makes_no_version_and_resuming_sends_what_is_missing(
+    store: FileStorage, proxy: Proxy, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(content)
+    proxy.cut_after_sent(16 * MIB)
+
+    def once() -> Iterator[bytes]:  # cannot be read again, so the client cannot resume by itself
+        for at in range(0, SIZE, MIB):
+            yield content[at : at + MIB]
+
+    with Client(proxy.address) as client, pytest.raises(StorageUnavailable):
+        client.push(once(), filename="a", user_id=USER)
+    assert store.find("a", user_id=USER) is None
+    have = wait_until_leased(store, ids_of(content))
+
+    before = proxy.sent
+    with Client(proxy.address) as client:
+        version = client.push(path, filename="a", user_id=USER)
+    missing = SIZE - have * CHUNK
+    assert proxy.sent - before < missing + 2 * MIB
+    assert store.get(version.file_id, user_id=USER) == content
+
+
+def test_a_push_that_can_be_read_again_survives_a_cut_line(store: FileStorage, proxy: Proxy, content: bytes) -> None:
+    proxy.cut_after_sent(16 * MIB)
+    with Client(proxy.address) as client:
+        version = client.push(content, filename="a", user_id=USER)
+    assert store.get(version.file_id, user_id=USER) == content
+    assert len(store.history(version.file_id, user_id=USER)) == 1
+
+
+def test_pushing_the_same_again_sends_almost_nothing(store: FileStorage, proxy: Proxy, content: bytes) -> None:
+    with Client(proxy.address) as client:
+        first = client.push(content, filename="a", user_id=USER)
+        before = proxy.sent
+        again = client.push(content, filename="a", user_id=USER)
+        changed = content[: 10 * MIB] + b"!" + content[10 * MIB + 1 :]
+        other = client.push(changed, filename="a", user_id=USER)
+    assert again == first
+    assert proxy.sent - before < MIB
+    assert store.get(other.file_id, user_id=USER) == changed
+
+
+def test_a_get_survives_a_cut_line(store: FileStorage, proxy: Proxy, content: bytes, tmp_path: Path) -> None:
+    version = store.push(content, filename="a", user_id=USER)
+    proxy.cut_after_received(9 * MIB)
+    with Client(proxy.address) as client:
+        assert client.get(version.file_id, user_id=USER) == content
+        assert proxy.received < SIZE + 9 * MIB
+        proxy.cut_after_received(9 * MIB)
+        client.download(version.file_id, tmp_path / "out", user_id=USER)
+        assert (tmp_path / "out").read_bytes() == content
+
+
+def test_a_resumed_get_goes_on_with_the_same_version(store: FileStorage, proxy: Proxy, content: bytes) -> None:
+    version = store.push(content, filename="a", user_id=USER)
+    with Client(proxy.address) as client:
+        got = bytearray()
+
+        def moved(done: int, _total: int) -> None:
+            if done > 4 * MIB and not got:
+                got.append(1)
+                store.push(b"another head", filename="a", user_id=USER)
+                proxy.cut()
+
+        assert client.get(version.file_id, user_id=USER, progress=moved) == content
+
+
+def test_a_download_that_fails_leaves_what_was_there(
+    store: FileStorage, proxy: Proxy, content: bytes, tmp_path: Path
+) -> None:
+    version = store.push(content, filename="a", user_id=USER)
+    target = tmp_path / "out"
+    target.write_bytes(b"before")
+
+    def fail(_done: int, _total: int) -> None:
+        raise RuntimeError("stop")
+
+    with Client(proxy.address) as client, pytest.raises(RuntimeError, match="stop"):
+        client.download(version.file_id, target, user_id=USER, progress=fail)
+    assert target.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "store"] == ["out"]
+
+
+def slowly(header: store_pb2.PushHeader, chunks: list[bytes], gone: threading.Event) -> Iterator[store_pb2.PushPart]:
+    yield Part(header=header)
+    for chunk in chunks:
+        yield Part(data=chunk)
+    gone.wait(30)
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+def test_a_push_whose_caller_is_gone_is_aborted_and_its_chunks_kept(how: str, raw: Raw, store: FileStorage) -> None:
+    chunks = [bytes([seed]) * CHUNK for seed in range(20)]
+    gone = threading.Event()
+    messages = slowly(store_pb2.PushHeader(filename="a", user_id=USER), chunks, gone)
+    call = raw.store.PushStream.future(messages, timeout=1.0 if how == "deadline" else None)
+    if how == "cancel":
+        time.sleep(0.5)
+        call.cancel()
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        call.result()
+    gone.set()
+    code = grpc.StatusCode.DEADLINE_EXCEEDED if how == "deadline" else grpc.StatusCode.CANCELLED
+    assert call.code() is code
+    assert wait_until_leased(store, ids_of(b"".join(chunks))) == 20
+    assert store.find("a", user_id=USER) is None
+
+
+def test_the_clients_deadline_holds_for_all_of_a_push(store: FileStorage, client: Client, content: bytes) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(1000)
+            time.sleep(0.05)
+
+    with pytest.raises(DeadlineExceeded):
+        client.push(endless(), filename="a", user_id=USER, timeout_s=1.0)
+    assert store.find("a", user_id=USER) is None
+
+
+def test_the_deadline_ends_retries() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(StorageError) as raised:
+        client.push(bytes(2 * MIB), filename="a", user_id=USER, timeout_s=0.3)
+    assert isinstance(raised.value, DeadlineExceeded | StorageUnavailable)
+
+
+def test_an_error_in_the_source_is_raised_as_it_is(store: FileStorage, client: Client) -> None:
+    def broken() -> Iterator[bytes]:
+        yield bytes(2 * MIB)
+        raise OSError("the disk is on fire")
+
+    with pytest.raises(OSError, match="on fire"):
+        client.push(broken(), filename="a", user_id=USER)
+    assert store.find("a", user_id=USER) is None
+
+
+def test_an_error_in_progress_is_raised_as_it_is(store: FileStorage, client: Client) -> None:
+    def fail(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.push(bytes(4 * MIB), filename="a", user_id=USER, progress=fail)
+    assert store.find("a", user_id=USER) is None
+
+
+def test_a_source_that_shrinks_is_refused(store: FileStorage, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "shrinking"
+    path.write_bytes(bytes(8 * MIB))
+
+    def shrink(done: int, _total: int) -> None:
+        if done:
+            with path.open("r+b") as file:
+                file.truncate(0)
+
+    with pytest.raises(StorageError, match="shorter"):
+        client.push(path, filename="a", user_id=USER, progress=shrink)
+    assert store.find("a", user_id=USER) is None
+
+
+def test_a_revision_cut_off_changes_nothing_and_goes_on_where_it_was(
+    store: FileStorage, proxy: Proxy, content: bytes
+) -> None:
+    base = store.push(bytes(SIZE), filename="a", user_id=USER)
+    proxy.cut_after_sent(18 * MIB)
+    with Client(proxy.address) as client:
+        with pytest.raises(StorageUnavailable):
+            client.revise(base.file_id, content, user_id=USER)
+        assert store.stat(base.file_id, user_id=USER) == base
+        have = wait_until_leased(store, ids_of(content))
+        before = proxy.sent
+        version = client.revise(base.file_id, content, user_id=USER)
+    assert have * CHUNK > 4 * MIB
+    assert proxy.sent - before < SIZE - have * CHUNK + 2 * MIB
+    assert store.get(version.file_id, user_id=USER) == content
