@@ -35,13 +35,8 @@ def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode
 
 def live_versions(catalog: Catalog) -> Iterator[tuple[FileEntry | None, StoredVersion]]:
     """Every version kept, by file, with the file's entry (None: the file was deleted). Bounded memory."""
-    files = catalog.files()
-    current = next(files, None)
-    for file_id, version_id, raw in catalog.versions():
-        while current is not None and current[0] < file_id:
-            current = next(files, None)
-        entry = current[1] if current is not None and current[0] == file_id else catalog.file(file_id)
-        yield entry, read_version(raw, version_id)
+    for stored in catalog.versions():
+        yield stored.entry, read_version(stored.raw, stored.version_id)
 
 
 def live_objects(

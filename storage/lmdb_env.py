@@ -21,6 +21,7 @@ from storage.errors import FormatError, StorageError, StoreClosed, StoreFull
 _MAP_BYTES_START = 64 << 20
 _READERS_MAX = 1024
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
 
 Database = Any  # lmdb._Database has no public name
@@ -53,7 +54,9 @@ class Environment:
                 mode=0o640,
             )
             self._env.reader_check()
-            self.databases: dict[str, Database] = {name: self._env.open_db(name.encode()) for name in databases}
+            self.databases: dict[str, Database] = {
+                name: self._env.open_db(None if name == ROOT else name.encode()) for name in databases
+            }
         except lmdb.Error as error:
             raise translated(error, path) from error
         if fresh:

@@ -1,4 +1,8 @@
-"""The catalog in LMDB, for one machine."""
+"""The catalog in LMDB, for one machine.
+
+A commit pays for every tree it touches, so few are touched: settings and counters lie in the root
+tree, and a file's entry lies right before its versions in one tree, under time-ordered ids.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,24 @@ from typing import TypeVar
 
 import msgspec
 
-from storage.catalog.port import USER_KEY_BYTES, CatalogTransaction, Counters, FileEntry, Holding, StoreSettings, never
+from storage.catalog.port import (
+    USER_KEY_BYTES,
+    CatalogTransaction,
+    Counters,
+    FileEntry,
+    Holding,
+    StoredEntry,
+    StoreSettings,
+    never,
+)
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
-from storage.lmdb_env import Database, Environment, Transaction
+from storage.lmdb_env import ROOT, Database, Environment, Transaction
 from storage.versions import FILE_ID_BYTES
 
 T = TypeVar("T")
 
-_TABLES = ("meta", "files", "names", "versions", "nodes", "holdings", "tombstones", "unburied")
+_TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
 _LEASE = struct.Struct("<q")
@@ -44,10 +57,10 @@ class _Transaction:
         return self._txn.get(key, db=self._databases["names"])
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
-        return self._txn.get(file_id + version_id, db=self._databases["versions"])
+        return self._txn.get(file_id + version_id, db=self._databases["files"])
 
     def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
-        self._txn.put(file_id + version_id, raw, db=self._databases["versions"])
+        self._txn.put(file_id + version_id, raw, db=self._databases["files"])
 
     def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
         self._txn.put(file_id, _encode(entry), db=self._databases["files"])
@@ -84,11 +97,11 @@ class _Transaction:
                     self._txn.put(key, lease, db=database)
 
     def counters(self) -> Counters:
-        raw = self._txn.get(_COUNTERS, db=self._databases["meta"])
+        raw = self._txn.get(_COUNTERS, db=self._databases[ROOT])
         return Counters() if raw is None else _decode_counters(raw)
 
     def set_counters(self, counters: Counters) -> None:
-        self._txn.put(_COUNTERS, _encode(counters), db=self._databases["meta"])
+        self._txn.put(_COUNTERS, _encode(counters), db=self._databases[ROOT])
 
 
 class LmdbCatalog:
@@ -102,7 +115,7 @@ class LmdbCatalog:
         self._environment = Environment(path, _TABLES)
 
     def settings(self) -> StoreSettings | None:
-        raw = self._environment.get("meta", _SETTINGS)
+        raw = self._environment.get(ROOT, _SETTINGS)
         if raw is None:
             return None
         try:
@@ -117,7 +130,7 @@ class LmdbCatalog:
 
     def save_settings(self, settings: StoreSettings) -> None:
         raw = msgspec.json.encode(settings)
-        meta = self._environment.databases["meta"]
+        meta = self._environment.databases[ROOT]
         self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=meta))
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
@@ -151,7 +164,7 @@ class LmdbCatalog:
         return self._environment.read(work)
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
-        return self._environment.get("versions", file_id + version_id)
+        return self._environment.get("files", file_id + version_id)
 
     def node(self, node_id: bytes) -> bytes | None:
         return self._environment.get("nodes", node_id)
@@ -163,19 +176,19 @@ class LmdbCatalog:
         )
 
     def counters(self) -> Counters:
-        raw = self._environment.get("meta", _COUNTERS)
+        raw = self._environment.get(ROOT, _COUNTERS)
         return Counters() if raw is None else _decode_counters(raw)
 
-    def files(self) -> Iterator[tuple[bytes, FileEntry]]:
-        for page in self._environment.pages("files", b""):
-            for key, value in page:
-                yield key, _decode_entry(value)
-
-    def versions(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
+    def versions(self) -> Iterator[StoredEntry]:
+        file_id, entry = b"", None
         # Few a page: a version of a large file is 32 KiB.
-        for page in self._environment.pages("versions", start, size=64):
+        for page in self._environment.pages("files", b"", size=64):
             for key, value in page:
-                yield key[:FILE_ID_BYTES], key[FILE_ID_BYTES:], value
+                if len(key) == FILE_ID_BYTES:
+                    file_id, entry = key, _decode_entry(value)
+                else:
+                    owner = key[:FILE_ID_BYTES]
+                    yield StoredEntry(owner, entry if owner == file_id else None, key[FILE_ID_BYTES:], value)
 
     def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
         for page in self._environment.pages("nodes", start, stop, size=64):
@@ -198,7 +211,7 @@ class LmdbCatalog:
         return self._environment.entries("holdings")
 
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
-        self._drop("versions", [file_id + version_id for file_id, version_id in keys])
+        self._drop("files", [file_id + version_id for file_id, version_id in keys])
 
     def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
         self._drop("nodes", list(node_ids), unless)

@@ -59,6 +59,15 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
     sequence: int = 0
 
 
+class StoredEntry(NamedTuple):
+    """A version object in the catalog, and the entry of its file: None if the file was deleted."""
+
+    file_id: bytes
+    entry: FileEntry | None
+    version_id: bytes
+    raw: bytes
+
+
 class Holding(NamedTuple):
     """A user's claim on a stripe; it lapses at ``lease_ms`` unless a live version of theirs reaches it."""
 
@@ -164,11 +173,8 @@ class Catalog(Protocol):
     def counters(self) -> Counters:
         """Current totals."""
 
-    def files(self) -> Iterator[tuple[bytes, FileEntry]]:
-        """All live files."""
-
-    def versions(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
-        """All version objects kept: (file id, version id, bytes), by file id, from ``start``."""
+    def versions(self) -> Iterator[StoredEntry]:
+        """All version objects kept, by file."""
 
     def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
         """Ids of nodes kept, from ``start`` to before ``stop``."""

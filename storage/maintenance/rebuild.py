@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import FormatError, StorageError
@@ -109,8 +109,8 @@ def _take(txn: CatalogTransaction, shard: Shard) -> None:
 
 
 def _files(catalog: Catalog) -> Iterator[tuple[bytes, list[StoredVersion]]]:
-    for file_id, group in groupby(catalog.versions(), key=itemgetter(0)):
-        yield file_id, [read_version(raw, version_id) for _, version_id, raw in group]
+    for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
+        yield file_id, [read_version(stored.raw, stored.version_id) for stored in group]
 
 
 def _choose(
