@@ -15,6 +15,7 @@ Source = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
 """Bytes, a path, a binary file object, or an iterable of bytes."""
 
 _READ_BYTES = 1 << 20
+_NON_BLOCKING = "the file is non-blocking and has no data now, though it has not ended; make it blocking"
 
 
 class Sink(Protocol):
@@ -56,6 +57,8 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
         OSError: the source cannot be read.
     """
     if isinstance(source, bytes | bytearray | memoryview):
+        if isinstance(source, memoryview) and not source.c_contiguous:
+            source = source.tobytes()
         sink.write(source, stable=True)
     elif isinstance(source, str | os.PathLike):
         _feed_path(Path(source), sink, in_order=in_order)
@@ -84,7 +87,9 @@ def _feed_path(path: Path, sink: Sink, *, in_order: bool) -> None:
 def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:
     while True:
         count = stream.readinto(sink.free_space())  # type: ignore[attr-defined]
-        if not count:
+        if count is None:
+            raise InvalidArgument(_NON_BLOCKING)
+        if count == 0:
             return
         sink.filled(count)
 
@@ -94,3 +99,5 @@ def _feed_read(stream: BinaryIO, sink: Sink) -> None:
         if not isinstance(piece, bytes | bytearray | memoryview):
             raise InvalidArgument("the file is open in text mode; open it with mode 'rb'")
         sink.write(piece)
+    if piece is None:
+        raise InvalidArgument(_NON_BLOCKING)

@@ -44,7 +44,7 @@ from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import repair
 from storage.maintenance.scrub import scrub
 from storage.manifest import Manifest
-from storage.pins import Pins
+from storage.pins import Pins, Readings
 from storage.reading import FileReader
 from storage.reports import (
     CollectReport,
@@ -56,6 +56,7 @@ from storage.reports import (
     VolumeStats,
 )
 from storage.settings import load_or_create_settings, with_incomplete
+from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, held_length, push_small
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
@@ -97,6 +98,7 @@ class FileStorage:
         self._healer = Healer(self._stripes)
         self._stripes.on_damage = self._healer.request
         self._pins = Pins()
+        self._readings = Readings()
         self._load_node = node_loader(catalog, self._stripes, settings.n)
         threads = max(2, os.cpu_count() or 1)
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="read-chunks")
@@ -113,6 +115,7 @@ class FileStorage:
             catalog=catalog,
             stripes=self._stripes,
             pins=self._pins,
+            readings=self._readings,
             load_node=self._load_node,
             metadata_copies=settings.n,
             scratch=path / "scratch",
@@ -356,9 +359,16 @@ class FileStorage:
         """A seekable binary stream over a version (default the head), verified as it is read."""
         self._check_open()
         self._volumes.check_present()
-        identifier, entry = self._entry(file_id, user_id)
-        stored = self._stored(identifier, entry, version_id)
-        return FileReader(self._stripes, self._readers, stored.public(), Manifest(stored.root, self._load_node))
+        # Said to be read before it is looked up: a collect that misses this has seen the file alive.
+        done = self._readings.begin(_parse_hex(file_id, FILE_ID_BYTES) or b"")
+        try:
+            identifier, entry = self._entry(file_id, user_id)
+            stored = self._stored(identifier, entry, version_id)
+            manifest = Manifest(stored.root, self._load_node)
+            return FileReader(self._stripes, self._readers, stored.public(), manifest, done)
+        except BaseException:
+            done()
+            raise
 
     def find(self, filename: str, *, user_id: str) -> Version | None:
         """The head of the file with this name, None if there is none."""
@@ -462,14 +472,19 @@ class FileStorage:
         self._check_open()
         user = user_key(check_user_id(user_id))
         start = name_key(user, check_filename(after)) if after is not None else None
-        identifiers = self._catalog.names(
-            user, prefix.encode("utf-8", "surrogatepass"), start, (1 << 62) if limit is None else limit
-        )
+        encoded = prefix.encode("utf-8", "surrogatepass")
+        wanted = (1 << 62) if limit is None else limit
         found: list[Version] = []
-        for identifier in identifiers:
-            entry = self._catalog.file(identifier)
-            if entry is not None and entry.filename.startswith(prefix):
-                found.append(self._stored(identifier, entry, None).public())
+        while len(found) < wanted:
+            page = self._catalog.names(user, encoded, start, wanted)
+            for _, identifier in page:
+                # Keys tell the beginning of long names only, and a file may be deleted meanwhile.
+                entry = self._catalog.file(identifier)
+                if entry is not None and entry.filename.startswith(prefix) and len(found) < wanted:
+                    found.append(self._stored(identifier, entry, None).public())
+            if len(page) < wanted:
+                break
+            start = page[-1][0]
         return found
 
     # -- maintenance -----------------------------------------------------------------------------
@@ -549,10 +564,11 @@ class FileStorage:
 
     def _volume_stats(self, slot: int) -> VolumeStats:
         volume = self._volumes.volume(slot)
-        path, state = self._volumes.paths[slot], self._volumes.state(slot)
-        if volume is None:
-            return VolumeStats(slot, path, state, 0, 0, 0, 0, 0)
-        usage = volume.usage()
+        path, usage = self._volumes.paths[slot], VolumeUsage(0, 0, 0, 0, 0)
+        if volume is not None:
+            with self._volumes.guard(volume):
+                usage = volume.usage()
+        state = self._volumes.state(slot)
         return VolumeStats(
             slot, path, state, usage.segments, usage.bytes_used, usage.bytes_live, usage.bytes_free, usage.shards
         )

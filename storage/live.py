@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from storage.catalog import Catalog, FileEntry
@@ -40,10 +40,19 @@ def live_versions(catalog: Catalog) -> Iterator[tuple[FileEntry | None, StoredVe
 
 
 def live_objects(
-    catalog: Catalog, load_node: LoadNode, copies: int, seen_version: Callable[[], None] = lambda: None
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    seen_version: Callable[[], None] = lambda: None,
+    in_use: Container[bytes] = (),
 ) -> Iterator[LiveObject]:
-    """Every live object at least once; what a version shares with its parent is not told again."""
+    """Every live object at least once; what a version shares with its parent is not told again.
+
+    Deleted files whose id is ``in_use`` count as live and nobody's.
+    """
     for entry, stored in live_versions(catalog):
+        if entry is None and stored.record.file_id in in_use:
+            entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
         if entry is not None:
             yield from _objects_of(catalog, load_node, copies, entry, stored)
         seen_version()

@@ -113,6 +113,8 @@ class Environment:
         if not (cursor.set_range(start) if start else cursor.first()):
             return found
         for key, value in cursor:
+            if found and key <= found[-1][0]:
+                raise lmdb.CorruptedError("keys out of order")
             if (stop is not None and key >= stop) or len(found) == size:
                 break
             found.append((key, value))

@@ -160,6 +160,14 @@ def _child(children: bytes | bytearray, position: int) -> bytes:
     return bytes(children[position * ID_BYTES : (position + 1) * ID_BYTES])
 
 
+def _there(children: bytes, position: int) -> bytes:
+    """Like :func:`_child`, of one that must be there."""
+    child = _child(children, position)
+    if len(child) != ID_BYTES:
+        raise FormatError("manifest node has too few children")
+    return child
+
+
 @dataclass(slots=True)
 class ManifestBuilder:
     """Builds a tree from chunk ids in order, handing out full nodes as they arise (bounded memory)."""
@@ -213,8 +221,8 @@ class Manifest:
         """Id of chunk ``index``."""
         children = self.root.children
         for level in range(self.root.height, 0, -1):
-            children = self.children_of(_child(children, index // _span(level) % FAN_OUT), level - 1)
-        return _child(children, index % FAN_OUT)
+            children = self.children_of(_there(children, index // _span(level) % FAN_OUT), level - 1)
+        return _there(children, index % FAN_OUT)
 
     def chunk_ids(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Ids of chunks start…stop-1, loading one leaf at a time."""
@@ -223,13 +231,13 @@ class Manifest:
             leaf = self._leaf(start)
             upto = min(stop, (start // FAN_OUT + 1) * FAN_OUT)
             for index in range(start, upto):
-                yield _child(leaf, index % FAN_OUT)
+                yield _there(leaf, index % FAN_OUT)
             start = upto
 
     def _leaf(self, index: int) -> bytes:
         children = self.root.children
         for level in range(self.root.height, 0, -1):
-            children = self.children_of(_child(children, index // _span(level) % FAN_OUT), level - 1)
+            children = self.children_of(_there(children, index // _span(level) % FAN_OUT), level - 1)
         return children
 
     def children_of(self, node_id: bytes, level: int) -> bytes:

@@ -1,9 +1,10 @@
-"""Pins: stripes that unfinished pushes count on, which a collect running beside them must not take."""
+"""What a collect running beside pushes and readers must not take, though no version needs it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from storage.keys import StripeKey
@@ -64,3 +65,30 @@ class Pins:
                 self._counts[stripe] = count
             else:
                 del self._counts[stripe]
+
+
+class Readings:
+    """Files that are open for reading: deleted meanwhile, they stay readable until closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a forgotten reader may be closed by the garbage collector at any point
+        self._counts: Counter[bytes] = Counter()
+
+    def begin(self, file_id: bytes) -> Callable[[], None]:
+        """Note a reader of a file; call what is returned once it is done (again does nothing)."""
+        with self._lock:
+            self._counts[file_id] += 1
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            with self._lock:
+                if not ended:
+                    ended = True
+                    self._counts -= Counter((file_id,))
+
+        return end
+
+    def __contains__(self, file_id: object) -> bool:
+        with self._lock:
+            return file_id in self._counts

@@ -31,8 +31,16 @@ class FileReader(io.RawIOBase):
     Not for use by several threads at once; open one per thread.
     """
 
-    def __init__(self, stripes: StripeStore, workers: ThreadPoolExecutor, version: Version, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        stripes: StripeStore,
+        workers: ThreadPoolExecutor,
+        version: Version,
+        manifest: Manifest,
+        done: Callable[[], None],
+    ) -> None:
         super().__init__()
+        self._done = done
         self.version = version
         self._stripes = stripes
         self._workers = workers
@@ -128,6 +136,7 @@ class FileReader(io.RawIOBase):
         """Let go of buffers. Reading afterwards raises ValueError."""
         self._cached = None
         self._ahead.clear()
+        self._done()
         super().close()
 
     # -- whole chunks straight into the caller's buffer --------------------------------------------

@@ -102,7 +102,10 @@ class VolumeStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """A store at a glance. ``logical_bytes`` sums the sizes of all heads."""
+    """A store at a glance.
+
+    ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected.
+    """
 
     store_id: str
     files: int

@@ -17,7 +17,7 @@ from storage.erasure import ErasureCode, ErasureProfile, code_for
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
-from storage.shards import CorruptShard, LocalVolume, Shard
+from storage.shards import CorruptShard, LocalVolume, Location, Shard, VolumeFailed
 from storage.versions import decode_version
 from storage.volumes import VolumeSet
 
@@ -89,17 +89,22 @@ class StripeStore:
         """
         if self.volumes.incomplete:
             return False
-        volume = self.volumes.volume(self.volumes.holders(stripe)[0])
-        return volume is not None and volume.locate(ShardKey(stripe + BYTE[0])) is None
+        holder = self.volumes.holders(stripe)[0]
+        return self._locate(holder, ShardKey(stripe + BYTE[0])) is None and self.volumes.volume(holder) is not None
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
         """Slots whose shard is on no usable volume; empty means the stripe is whole."""
-        absent: list[int] = []
-        for slot, holder in enumerate(self.volumes.holders(stripe)):
-            volume = self.volumes.volume(holder)
-            if volume is None or volume.locate(ShardKey(stripe + BYTE[slot])) is None:
-                absent.append(slot)
-        return absent
+        holders = enumerate(self.volumes.holders(stripe))
+        return [slot for slot, holder in holders if self._locate(holder, ShardKey(stripe + BYTE[slot])) is None]
+
+    def _locate(self, holder: int, key: ShardKey) -> Location | None:
+        volume = self.volumes.volume(holder)
+        if volume is not None:
+            try:
+                return volume.locate(key)
+            except StorageError as error:
+                self.volumes.failed(volume, error)
+        return None
 
     def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
@@ -151,8 +156,7 @@ class StripeStore:
     def object_length(self, stripe: StripeKey) -> int | None:
         """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
         for slot, holder in enumerate(self.volumes.holders(stripe)):
-            volume = self.volumes.volume(holder)
-            location = volume.locate(shard_key(stripe, slot)) if volume else None
+            location = self._locate(holder, shard_key(stripe, slot))
             if location is not None:
                 return location.object_length
         return None
@@ -198,7 +202,10 @@ class StripeStore:
             return self._note_unreadable(holder, key, error)
 
     def _note_unreadable(self, holder: int, key: ShardKey, error: Exception) -> bool:
-        self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
+        if isinstance(error, VolumeFailed):
+            self.volumes.set_offline(holder, str(error))
+        else:
+            self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
         return False
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
@@ -240,31 +247,34 @@ class StripeStore:
         if self._closed:
             raise StoreClosed("the store was closed while it was being read")
         parts = split_stripe_key(stripe)
-        survivors, rotten = self._survey(stripe)
+        found, rotten = self._survey(stripe)
         if rotten:
             self._quarantine(stripe, rotten, "digest differs")
-        if len(survivors.payloads) < parts.k or (expect is not None and survivors.length != expect):
-            raise DataLossError(parts.object_id.hex(), len(survivors.payloads), parts.k)
-        data, liars = self._solve(stripe, survivors)
-        if liars:
-            self._quarantine(stripe, liars, "content differs from what the stripe decodes to")
-        return data[: survivors.length]
+        groups = _by_length(found, parts.k)
+        if expect is not None:
+            groups = [group for group in groups if group.length == expect]
+        for survivors in groups:
+            data = self._solve(parts, survivors)
+            if data is not None:
+                liars = self._liars(stripe, survivors.length, data, found)
+                if liars:
+                    self._quarantine(stripe, liars, "content differs from what the stripe decodes to")
+                return data[: survivors.length]
+        most = max((len(group.payloads) for group in groups), default=0)
+        raise DataLossError(parts.object_id.hex(), most if most < parts.k else 0, parts.k)
 
-    def _survey(self, stripe: StripeKey) -> tuple[_Survivors, list[int]]:
-        """Read all shards with their digests checked; which are intact, and which slots are rotten."""
-        by_length: dict[int, dict[int, memoryview]] = {}
+    def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], list[int]]:
+        """Read all shards with their digests checked: the intact-looking ones by slot, and the rotten slots."""
+        found: dict[int, Shard] = {}
         rotten: list[int] = []
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None:
                 continue
             shard = self._read_checked(volume, shard_key(stripe, slot), rotten)
-            if shard is not None and len(shard.payload) == -(-shard.object_length // (stripe[33] + 1)):
-                by_length.setdefault(shard.object_length, {})[slot] = memoryview(shard.payload)
-        if not by_length:
-            return _Survivors({}, 0), rotten
-        length, payloads = max(by_length.items(), key=lambda item: len(item[1]))
-        return _Survivors(payloads, length), rotten
+            if shard is not None:
+                found[slot] = shard
+        return found, rotten
 
     def _read_checked(self, volume: LocalVolume, key: ShardKey, rotten: list[int]) -> Shard | None:
         try:
@@ -275,23 +285,21 @@ class StripeStore:
             self._note_unreadable(volume.identity.slot, key, error)
         return None
 
-    def _solve(self, stripe: StripeKey, survivors: _Survivors) -> tuple[memoryview, list[int]]:
+    def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
         """Decode; if intact-looking shards give a wrong object, find the combination that does not."""
-        parts = split_stripe_key(stripe)
         slots = sorted(survivors.payloads)
-        failed = False
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
             if _is_object(parts, data[: survivors.length]):
-                # If the first combination fits, whoever lies was not in it, and is met when it is.
-                return data, self._liars(stripe, survivors, data) if failed else []
-            failed = True
-        raise DataLossError(parts.object_id.hex(), 0, parts.k)
+                return data
+        return None
 
-    def _liars(self, stripe: StripeKey, survivors: _Survivors, data: memoryview) -> list[int]:
+    def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
         """Slots whose shard is not what the verified object encodes to."""
-        truth = self.shards_of(stripe, data, survivors.length)
-        return [slot for slot, payload in survivors.payloads.items() if blake3(payload).digest() != truth[slot].digest]
+        truth = self.shards_of(stripe, data, length)
+        return [
+            slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
+        ]
 
     @staticmethod
     def _decode(k: int, n: int, survivors: _Survivors, chosen: tuple[int, ...]) -> memoryview:
@@ -315,7 +323,8 @@ class StripeStore:
             key = shard_key(stripe, slot)
             volume = self.volumes.volume(holders[slot])
             if volume is not None:
-                volume.remove([key])
+                with self.volumes.guard(volume):
+                    volume.remove([key])
             self.volumes.report("rotten", key, holders[slot], f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
@@ -346,6 +355,17 @@ class StripeStore:
         padded = memoryview(bytearray(k * -(-length // k)))
         self.read_into(stripe, padded[:length])
         return padded, length
+
+
+def _by_length(found: dict[int, Shard], k: int) -> list[_Survivors]:
+    """Shards grouped by the object length they claim, the largest group first."""
+    groups: dict[int, dict[int, memoryview]] = {}
+    for slot, shard in found.items():
+        if len(shard.payload) == -(-shard.object_length // k):
+            groups.setdefault(shard.object_length, {})[slot] = memoryview(shard.payload)
+    return sorted(
+        (_Survivors(payloads, length) for length, payloads in groups.items()), key=lambda group: -len(group.payloads)
+    )
 
 
 def _is_object(parts: StripeParts, data: memoryview) -> bool:

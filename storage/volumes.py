@@ -6,13 +6,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, StorageError
+from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed
 from storage.flushing import Flusher, new_flusher
 from storage.keys import StripeKey
 from storage.placement import Layout
@@ -100,7 +103,8 @@ class VolumeSet:
                 f"{path} holds slot {identity.slot} of {identity.volumes} of this store, but slot {slot} of "
                 f"{len(self.paths)} belongs there; put the directories back in order"
             )
-        return identity
+        settings = self._settings
+        return msgspec.structs.replace(identity, k=settings.k, n=settings.n, chunk_size=settings.chunk_size)
 
     def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
         path = self.paths[slot]
@@ -172,6 +176,24 @@ class VolumeSet:
             volume.abandon(reason)
         except StorageError:
             log.exception("closing volume %d", slot)
+
+    @contextmanager
+    def guard(self, volume: LocalVolume) -> Iterator[None]:
+        """If the volume fails inside the block, it goes offline and the work goes on behind the block."""
+        try:
+            yield
+        except (VolumeFailed, StoreClosed) as error:
+            self.failed(volume, error)
+        except OSError as error:
+            self.set_offline(volume.identity.slot, str(error))
+
+    def failed(self, volume: LocalVolume, error: StorageError) -> None:
+        """Take a volume that raised this error offline; raises the error again if it is not the volume's own."""
+        slot = volume.identity.slot
+        if isinstance(error, VolumeFailed):
+            self.set_offline(slot, str(error))
+        elif self._volumes[slot] is volume or not isinstance(error, StoreClosed):
+            raise error  # otherwise the volume has been abandoned meanwhile
 
     def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
         """Keep a note of damage for stats and operators."""

@@ -144,19 +144,19 @@ class LmdbCatalog:
     def find(self, key: bytes) -> bytes | None:
         return self._environment.get("names", key)
 
-    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[bytes]:
+    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         base = user + prefix[:440]
         start = base if after is None else max(base, after + b"\0")
         database = self._environment.databases["names"]
 
-        def work(txn: Transaction) -> list[bytes]:
+        def work(txn: Transaction) -> list[tuple[bytes, bytes]]:
             cursor = txn.cursor(database)
-            found: list[bytes] = []
+            found: list[tuple[bytes, bytes]] = []
             if limit > 0 and cursor.set_range(start):
                 for key, value in cursor:
                     if not key.startswith(base):
                         break
-                    found.append(value)
+                    found.append((key, value))
                     if len(found) == limit:
                         break
             return found
@@ -210,8 +210,19 @@ class LmdbCatalog:
     def claims(self) -> int:
         return self._environment.entries("holdings")
 
-    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
-        self._drop("files", [file_id + version_id for file_id, version_id in keys])
+    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
+        doomed = [file_id + version_id for file_id, version_id in keys]
+        databases = self._environment.databases
+
+        def work(txn: Transaction) -> None:
+            dropped = sum(txn.delete(key, db=databases["files"]) for key in doomed)
+            if counted:
+                totals = _Transaction(txn, databases)
+                counters = totals.counters()
+                totals.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
+
+        if doomed:
+            self._environment.write(work)
 
     def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
         self._drop("nodes", list(node_ids), unless)

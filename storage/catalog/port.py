@@ -158,8 +158,8 @@ class Catalog(Protocol):
     def find(self, key: bytes) -> bytes | None:
         """File id under a :func:`name_key`."""
 
-    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[bytes]:
-        """File ids in name order: those whose name starts with ``prefix``, after name ``after``."""
+    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """(key, file id) in name order: names that start with ``prefix`` (its first 440 bytes), after key ``after``."""
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
         """Bytes of a version object."""
@@ -191,8 +191,8 @@ class Catalog(Protocol):
     def claims(self) -> int:
         """Number of claims; about the number of chunks."""
 
-    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
-        """Forget version objects of deleted files: (file id, version id)."""
+    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
+        """Forget version objects of deleted files: (file id, version id); ``counted`` takes them off the totals."""
 
     def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
         """Forget nodes, unless ``unless`` says True of their id inside the transaction."""

@@ -108,7 +108,8 @@ def _mark(context: MaintenanceContext, directory: Path, steps: _Steps) -> None:
             stack.enter_context((directory / f"{bucket:02x}").open("wb", buffering=8192)) for bucket in range(_BUCKETS)
         ]
         users: dict[str, bytes] = {}
-        for live in live_objects(context.catalog, context.load_node, context.metadata_copies, steps.step):
+        catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
+        for live in live_objects(catalog, context.load_node, copies, steps.step, in_use):
             user = users.get(live.user_id)
             if user is None:
                 users.clear()  # files come ordered by age, not by owner: keep just the last one
@@ -126,7 +127,8 @@ def _sweep(context: MaintenanceContext, directory: Path, grace_s: float, steps: 
         live |= _sweep_claims(context, marks, horizon_ms, start, stop)
         _sweep_nodes(context, live, bucket)
         for volume in context.stripes.volumes.online():
-            tally.shards += _sweep_volume(context, volume, live, start, stop, tally.objects)
+            with context.stripes.volumes.guard(volume):
+                _sweep_volume(context, volume, live, start, stop, tally)
         tally.objects.next_bucket()
         steps.step()
     return tally
@@ -174,29 +176,30 @@ def _sweep_volume(
     live: set[StripeKey],
     start: bytes,
     stop: bytes | None,
-    objects: _Distinct,
-) -> int:
+    tally: _Tally,
+) -> None:
     dead = (key for key in volume.keys(start, stop) if key[:STRIPE_KEY_BYTES] not in live)
-    removed = 0
     for batch in batched(dead, _REMOVE_BATCH):
         with context.pins.lock:
             free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]
-            removed += volume.remove(free)
+            tally.shards += volume.remove(free)
         for key in free:
-            objects.add(StripeKey(key[:STRIPE_KEY_BYTES]))
-    return removed
+            tally.objects.add(StripeKey(key[:STRIPE_KEY_BYTES]))
 
 
 def _drop_dead_versions(context: MaintenanceContext) -> None:
     dead = (
-        (stored.record.file_id, stored.version_id) for entry, stored in live_versions(context.catalog) if entry is None
+        (stored.record.file_id, stored.version_id)
+        for entry, stored in live_versions(context.catalog)
+        if entry is None and stored.record.file_id not in context.readings
     )
     for batch in batched(dead, _REMOVE_BATCH):
-        context.catalog.drop_versions(batch)
+        context.catalog.drop_versions(batch, counted=True)
 
 
 def _compact(context: MaintenanceContext, tally: _Tally) -> None:
     for volume in context.stripes.volumes.online():
-        segments, freed = volume.compact(LIVE_RATIO_MAX)
-        tally.segments += segments
-        tally.freed += freed
+        with context.stripes.volumes.guard(volume):
+            segments, freed = volume.compact(LIVE_RATIO_MAX)
+            tally.segments += segments
+            tally.freed += freed

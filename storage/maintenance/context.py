@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.catalog import Catalog
 from storage.manifest import LoadNode
-from storage.pins import Pins
+from storage.pins import Pins, Readings
 from storage.stripes import StripeStore
 
 
@@ -19,6 +19,7 @@ class MaintenanceContext:
     catalog: Catalog
     stripes: StripeStore
     pins: Pins
+    readings: Readings
     load_node: LoadNode
     metadata_copies: int
     scratch: Path

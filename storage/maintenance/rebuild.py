@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
-from storage.errors import FormatError, StorageError
+from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
 from storage.live import node_loader
@@ -45,6 +45,9 @@ def rebuild(catalog: Catalog, stripes: StripeStore, metadata_copies: int, progre
     for batch in batched(_files(catalog), _BATCH):
         chosen = [_choose(file_id, versions, buried, stripes, load_node, tally) for file_id, versions in batch]
         _enter(catalog, [file for file in chosen if file is not None], load_node, tally)
+        for (file_id, versions), file in zip(batch, chosen, strict=True):
+            if file is None:
+                catalog.drop_versions([(file_id, stored.version_id) for stored in versions])
     return RebuildReport(tally.files, tally.versions, tally.skipped)
 
 
@@ -88,7 +91,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard], tally: _Tally) -> Non
     for shard in batch:
         try:
             _take(txn, shard)
-        except FormatError as error:
+        except (FormatError, InvalidArgument) as error:
             tally.skip(f"object {shard.key[:ID_BYTES].hex()}: {error}")
 
 

@@ -31,7 +31,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
         progress: called with (bytes verified, bytes stored).
     """
     volumes = context.stripes.volumes
-    meter = _Meter(progress, sum(volume.usage().bytes_used for volume in volumes.online()))
+    meter = _Meter(progress, _bytes_used(volumes))
     bad = _verify_volumes(volumes, meter)
     findings = _Findings()
     for live in live_objects(context.catalog, context.load_node, context.metadata_copies):
@@ -58,10 +58,21 @@ class _Meter:
 
 def _verify_volumes(volumes: VolumeSet, meter: _Meter) -> dict[int, DamagedRanges]:
     """Bad byte ranges of each usable volume, two volumes read at a time."""
-    online = {slot: volume for slot in range(len(volumes)) if (volume := volumes.volume(slot)) is not None}
+    found: dict[int, DamagedRanges] = {}
     with ThreadPoolExecutor(2, thread_name_prefix="scrub") as pool:
-        futures = {slot: pool.submit(volume.damaged_ranges, meter.add) for slot, volume in online.items()}
-        return {slot: future.result() for slot, future in futures.items()}
+        futures = [(volume, pool.submit(volume.damaged_ranges, meter.add)) for volume in volumes.online()]
+        for volume, future in futures:
+            with volumes.guard(volume):
+                found[volume.identity.slot] = future.result()
+    return found
+
+
+def _bytes_used(volumes: VolumeSet) -> int:
+    used = 0
+    for volume in volumes.online():
+        with volumes.guard(volume):
+            used += volume.usage().bytes_used
+    return used
 
 
 @dataclass(slots=True)
@@ -90,15 +101,28 @@ def _check_object(volumes: VolumeSet, live: LiveObject, bad: dict[int, DamagedRa
     for slot, holder in enumerate(volumes.holders(live.stripe)):
         key = shard_key(live.stripe, slot)
         volume = volumes.volume(holder)
-        location = volume.locate(key) if volume is not None else None
-        if volume is None or location is None:
-            findings.add("missing", key, holder, live)
-        elif not _good_place(volume, location, bad.get(holder)):
-            volume.remove([key])
-            volumes.report("rotten", key, holder, "found by scrub, quarantined")
-            findings.add("rotten", key, holder, live)
-        else:
+        verdict = "missing"
+        if volume is not None:
+            with volumes.guard(volume):
+                verdict = _verdict(volume, key, bad.get(holder))
+        if verdict == "good":
             findings.checked += 1
+            continue
+        if verdict == "rotten":
+            volumes.report("rotten", key, holder, "found by scrub, quarantined")
+        findings.add(verdict, key, holder, live)
+
+
+def _verdict(volume: LocalVolume, key: ShardKey, bad: DamagedRanges | None) -> str:
+    """``"good"``, ``"missing"``, or ``"rotten"`` and quarantined."""
+    location = volume.locate(key)
+    while location is not None and not _good_place(volume, key, location, bad):
+        again = volume.locate(key)
+        if again == location:
+            volume.remove([key])
+            return "rotten"
+        location = again  # a collect moved it meanwhile
+    return "missing" if location is None else "good"
 
 
 def _quarantine_unreachable(volumes: VolumeSet, bad: dict[int, DamagedRanges]) -> None:
@@ -107,13 +131,14 @@ def _quarantine_unreachable(volumes: VolumeSet, bad: dict[int, DamagedRanges]) -
         volume = volumes.volume(slot)
         if not ranges or volume is None:
             continue
-        for batch in batched(volume.keys(), _BATCH):
-            places = [(key, volume.locate(key)) for key in batch]
-            volume.remove(key for key, place in places if place and not _good_place(volume, place, ranges))
+        with volumes.guard(volume):
+            for batch in batched(volume.keys(), _BATCH):
+                places = [(key, volume.locate(key)) for key in batch]
+                volume.remove(key for key, place in places if place and not _good_place(volume, key, place, ranges))
 
 
-def _good_place(volume: LocalVolume, location: Location, bad: DamagedRanges | None) -> bool:
+def _good_place(volume: LocalVolume, key: ShardKey, location: Location, bad: DamagedRanges | None) -> bool:
     stop = location.offset + HEADER_BYTES + location.payload_length
-    if not volume.covers(location.segment, stop):
+    if not volume.covers(location.segment, stop) or not volume.holds(key, location):
         return False
     return bad is None or not bad.hits(location.segment, location.offset, stop)

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from storage.errors import FormatError
-from storage.limits import CHUNK_SIZE_DEFAULT
+from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 from storage.shards.filesystem import FileSystem
 from storage.shards.record import SEGMENT_HEADER_BYTES, parse_segment_header
 
@@ -34,12 +34,12 @@ class VolumeIdentity(msgspec.Struct, frozen=True):
     """
 
     store_id: _Hex16
-    slot: int
-    volumes: int
+    slot: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    volumes: Annotated[int, msgspec.Meta(ge=1, le=256)]
     key: _Hex32
-    k: int = 4
-    n: int = 6
-    chunk_size: int = CHUNK_SIZE_DEFAULT
+    k: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    n: Annotated[int, msgspec.Meta(ge=1, le=256)] = 6
+    chunk_size: Annotated[int, msgspec.Meta(ge=CHUNK_SIZE_MIN, le=CHUNK_SIZE_MAX)] = CHUNK_SIZE_DEFAULT
     format: int = _FORMAT
 
 
@@ -51,21 +51,17 @@ def new_volume_key() -> str:
 def read_identity(directory: Path) -> VolumeIdentity | None:
     """The identity of the volume in ``directory``; None if there is no volume in it.
 
-    A lost or damaged ``VOLUME`` file is made up for by the first block of any segment.
+    A lost or damaged ``VOLUME`` file is made up for by the first block of any segment, which does not tell
+    the store's defaults.
 
     Raises:
         FormatError: written by a newer version, or damaged beyond that.
     """
     file = directory / IDENTITY_FILE
-    problem = "is missing"
-    if file.exists():
-        try:
-            identity = msgspec.json.decode(file.read_bytes(), type=VolumeIdentity)
-            if identity.format > _FORMAT:
-                raise FormatError(f"{file} has format {identity.format}; this version reads up to {_FORMAT}: upgrade")
-            return identity
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            problem = "is damaged"
+    identity = read_identity_file(directory)
+    if identity is not None:
+        return identity
+    problem = "is damaged" if file.exists() else "is missing"
     found_segment = False
     for segment in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
         found_segment = True
@@ -83,6 +79,22 @@ def read_identity(directory: Path) -> VolumeIdentity | None:
     if file.exists() or found_segment:
         raise FormatError(f"{file} {problem} and no segment of the volume can tell what it was; move it away")
     return None
+
+
+def read_identity_file(directory: Path) -> VolumeIdentity | None:
+    """What the ``VOLUME`` file in ``directory`` says; None if there is none, or a damaged one.
+
+    Raises:
+        FormatError: written by a newer version.
+    """
+    file = directory / IDENTITY_FILE
+    try:
+        identity = msgspec.json.decode(file.read_bytes(), type=VolumeIdentity)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if identity.format > _FORMAT:
+        raise FormatError(f"{file} has format {identity.format}; this version reads up to {_FORMAT}: upgrade")
+    return identity
 
 
 def write_identity(directory: Path, identity: VolumeIdentity, filesystem: FileSystem) -> None:

@@ -9,19 +9,26 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import FormatError
-from storage.keys import ShardKey
+from storage.keys import SHARD_KEY_BYTES, ShardKey
 from storage.lmdb_env import Environment, Transaction
-from storage.shards.port import Location
+from storage.shards.port import Location, VolumeFailed
 
 _LOCATION = struct.Struct("<IIII")
 _CHECKPOINT = struct.Struct("<QQ")
 _SEGMENT_KEY = struct.Struct(">I")
 PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
 
+_CHECK_PAGE = 4096  # entries checked in one transaction
+
 Pending = dict[ShardKey, bytes | None]
+
+
+class IndexDamaged(VolumeFailed):
+    """The index cannot be used; the segments, from which it is made again, may be whole."""
 
 
 class SegmentState:
@@ -39,6 +46,7 @@ class ShardIndex:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._damaged = False
         self._environment = self._open()
         self._pending: Pending = {}
         self._flushing: Pending = {}
@@ -57,8 +65,24 @@ class ShardIndex:
         if value == b"":
             value = self._flushing.get(key, b"")
             if value == b"":
-                value = self._environment.get("shards", key)
+                value = self._stored(key)
         return None if value is None else Location(*_LOCATION.unpack(value))
+
+    def _stored(self, key: ShardKey) -> bytes | None:
+        with self._checked():
+            value = self._environment.get("shards", key)
+            if value is not None and len(value) != _LOCATION.size:
+                raise FormatError("an entry has the wrong length")
+            return value
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """LMDB has no checksums: rot shows itself as errors, or as entries that cannot be."""
+        try:
+            yield
+        except (FormatError, struct.error) as error:
+            self._damaged = True
+            raise IndexDamaged(f"the index in {self._path} is damaged ({error}); repair makes it again") from error
 
     def recent(self, key: ShardKey) -> Location | None:
         """Like :meth:`get`, of what has not reached LMDB yet."""
@@ -76,8 +100,8 @@ class ShardIndex:
     ) -> Location | None:
         """Like :meth:`put`; gives the entry replaced if that had not reached LMDB yet."""
         pending = self._pending
-        old = pending.get(key)
-        if old is None and self._flushing:
+        old = pending.get(key, b"")
+        if old == b"":
             old = self._flushing.get(key)
         pending[key] = _LOCATION.pack(segment, offset, payload_length, object_length)
         return None if old is None else Location(*_LOCATION.unpack(old))
@@ -114,7 +138,8 @@ class ShardIndex:
             for number in dropped:
                 txn.delete(_SEGMENT_KEY.pack(number), db=table)
 
-        self._environment.write(work)
+        with self._checked():
+            self._environment.write(work)
         self._flushing = {}
 
     def thaw(self) -> None:
@@ -125,20 +150,57 @@ class ShardIndex:
     def segments(self) -> dict[int, SegmentState]:
         """The checkpoint of every segment known to LMDB."""
         found: dict[int, SegmentState] = {}
-        for page in self._environment.pages("segments", b""):
-            for key, value in page:
-                found[_SEGMENT_KEY.unpack(key)[0]] = SegmentState(*_CHECKPOINT.unpack(value))
+        with self._checked():
+            for page in self._environment.pages("segments", b""):
+                for key, value in page:
+                    found[_SEGMENT_KEY.unpack(key)[0]] = SegmentState(*_CHECKPOINT.unpack(value))
         return found
 
     def keys(self, start: bytes, stop: bytes | None) -> Iterator[ShardKey]:
         """Keys in order. Pending ones are flushed first by the volume."""
-        for page in self._environment.pages("shards", start, stop):
+        pages = self._environment.pages("shards", start, stop)
+        while True:
+            with self._checked():
+                page = next(pages, None)
+                if page is not None and any(len(key) != SHARD_KEY_BYTES for key, _ in page):
+                    raise FormatError("a key has the wrong length")
+            if page is None:
+                return
             for key, _ in page:
                 yield ShardKey(key)
 
+    def check(self) -> None:
+        """See that every entry LMDB keeps can be looked up, and is in order.
+
+        Raises:
+            IndexDamaged: it is not.
+        """
+        start: bytes | None = b""
+        while start is not None:
+            with self._checked():
+                start = self._environment.read(lambda txn, at=start: self._check_page(txn, at))  # type: ignore[misc]
+
+    def _check_page(self, txn: Transaction, start: bytes) -> bytes | None:
+        """Check entries from ``start`` on; where to go on, None at the end."""
+        database = self._environment.databases["shards"]
+        cursor = txn.cursor(database)
+        last = b""
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return None
+        for count, (key, value) in enumerate(cursor, 1):
+            if len(key) != SHARD_KEY_BYTES or len(value) != _LOCATION.size or key <= last:
+                raise FormatError("entries are out of order")
+            if txn.get(key, db=database) != value:
+                raise FormatError("an entry cannot be looked up")
+            last = key
+            if count == _CHECK_PAGE:
+                return key + b"\0"
+        return None
+
     def entries(self) -> int:
         """Number of entries, pending ones counted as new."""
-        return self._environment.entries("shards") + len(self._pending) + len(self._flushing)
+        with self._checked():
+            return self._environment.entries("shards") + len(self._pending) + len(self._flushing)
 
     def clear(self) -> None:
         """Forget everything, to be made again from the segments."""
@@ -146,7 +208,10 @@ class ShardIndex:
         shutil.rmtree(self._path)
         self._environment = self._open()
         self._pending, self._flushing = {}, {}
+        self._damaged = False
 
     def close(self) -> None:
-        """Close the LMDB environment."""
+        """Close the LMDB environment. A damaged one is dropped, to be made again at the next opening."""
         self._environment.close()
+        if self._damaged:
+            shutil.rmtree(self._path, ignore_errors=True)

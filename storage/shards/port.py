@@ -93,7 +93,7 @@ class ShardStore(Protocol):
         """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk."""
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        """Every intact record of these kinds that is still on disk, by a scan, without the index."""
+        """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
 
     def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
         """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""

@@ -11,6 +11,7 @@ from storage.shards.filesystem import VolumeFile
 from storage.shards.record import HEADER_BYTES, RECORD_MAGIC, Header, parse_header
 
 _WINDOW_BYTES = 4 << 20
+_PAGE_BYTES = 4096
 
 
 class ScannedRecord(NamedTuple):
@@ -57,11 +58,23 @@ class _Window:
         view = memoryview(self._buffer)
         filled = 0
         while filled < want:
-            read = self._file.read_into([view[filled:want]], offset + filled)
+            read = self._read(view[filled:want], offset + filled)
             if read == 0:
                 break
             filled += read
         self._start, self._filled = offset, filled
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        """Bytes that the disk will not give are read as zeros: damage like any other."""
+        try:
+            return self._file.read_into([view], offset)
+        except OSError:
+            part = view[: _PAGE_BYTES - offset % _PAGE_BYTES]
+            try:
+                return self._file.read_into([part], offset)
+            except OSError:
+                part[:] = bytes(len(part))
+                return len(part)
 
 
 def scan_records(file: VolumeFile, volume_key: bytes, start: int, stop: int) -> Iterator[ScannedRecord | Gap]:

@@ -17,8 +17,8 @@ from storage.errors import FormatError, StorageError, StoreFull
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
-from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, write_identity
-from storage.shards.index import PENDING_MAX, SegmentState, ShardIndex
+from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, read_identity_file, write_identity
+from storage.shards.index import PENDING_MAX, IndexDamaged, SegmentState, ShardIndex
 from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, VolumeFailed, VolumeUsage
 from storage.shards.record import (
     HEADER_BYTES,
@@ -89,12 +89,16 @@ class LocalVolume:
         self._zeroed = 0
         self._space_checked_at = 0
         self._dropped_segments: list[int] = []
-        if not (path / IDENTITY_FILE).exists():
+        if read_identity_file(path) is None:
             write_identity(path, identity, self._filesystem)
         self._index = ShardIndex(path / "index")
         self._active: VolumeFile | None = None
         self._active_number = 0
-        self._segments = self._load_segments()
+        try:
+            self._segments = self._load_segments()
+        except IndexDamaged:
+            self._index.clear()
+            self._segments = self._load_segments()
         self._open_active()
 
     # -- writing ---------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ class LocalVolume:
         self._space_checked_at -= length
         if self._space_checked_at > 0:
             return
-        status = os.statvfs(self.path)
+        status = self._status()
         free = status.f_bavail * status.f_frsize
         reserve = min(max(status.f_blocks * status.f_frsize // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
         if free - length < reserve:
@@ -427,7 +431,8 @@ class LocalVolume:
         return None
 
     def _checkpoint(self) -> dict[int, tuple[int, int]]:
-        return {number: (state.size, state.live) for number, state in self._segments.items()}
+        # A count below zero comes of rotten index entries; kept as zero, it has the index made again.
+        return {number: (state.size, max(state.live, 0)) for number, state in self._segments.items()}
 
     def _flush_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
         # The row of the last segment stays, be the file gone: it tells the next free number.
@@ -507,13 +512,17 @@ class LocalVolume:
             if file is None or state is None:
                 continue
             for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size):
-                if isinstance(found, ScannedRecord) and found.intact and found.header.key[32] in kinds:
+                if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
+                    continue
+                # What a collect has dropped must not come back for being still on disk.
+                if self._index.get(found.header.key) is not None:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
 
     def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
         """See :meth:`ShardStore.damaged_ranges`."""
         bad = DamagedRanges()
-        self.sync()
+        self.flush_index()
+        self._index.check()
         for number in sorted(self._segments):
             state = self._segments.get(number)
             if state is None:
@@ -537,6 +546,15 @@ class LocalVolume:
             if not found.intact:
                 bad.add(number, found.offset, found.stop)
             progress(found.stop - found.offset)
+
+    def holds(self, key: ShardKey, location: Location) -> bool:
+        """Whether the record at a location is this shard's, judged by its header."""
+        file = self._file(location.segment)
+        raw = memoryview(bytearray(HEADER_BYTES))
+        if file is None or file.read_into([raw], location.offset) != HEADER_BYTES:
+            return False
+        header = parse_header(raw, self._key)
+        return header is not None and header[:3] == (key, location.object_length, location.payload_length)
 
     def covers(self, segment: int, stop: int) -> bool:
         """Whether a segment is there and reaches to offset ``stop``."""
@@ -601,8 +619,11 @@ class LocalVolume:
             self._dropped_segments.append(number)
         with self._files_lock:
             self._files.pop(number, None)
-        self._filesystem.remove(self._segment_path(number))
-        self._filesystem.sync_directory(self.path)
+        try:
+            self._filesystem.remove(self._segment_path(number))
+            self._filesystem.sync_directory(self.path)
+        except OSError as error:
+            raise self._fail(error) from error
         return before.size - moved
 
     def _move_live(self, number: int, size: int) -> int:
@@ -652,7 +673,7 @@ class LocalVolume:
 
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
-        status = os.statvfs(self.path)
+        status = self._status()
         with self._lock:
             states = list(self._segments.values())
             return VolumeUsage(
@@ -662,6 +683,12 @@ class LocalVolume:
                 bytes_free=status.f_bavail * status.f_frsize,
                 shards=self._index.entries(),
             )
+
+    def _status(self) -> os.statvfs_result:
+        try:
+            return os.statvfs(self.path)
+        except OSError as error:
+            raise self._fail(error) from error
 
     def present(self) -> bool:
         """Whether the directory is still there and still ours."""
@@ -699,7 +726,7 @@ class LocalVolume:
 
 
 def _shrunk(state: SegmentState, size: int | None) -> bool:
-    """Whether a segment lost indexed bytes: cut short, or gone with live records in it."""
+    """Whether a segment is not as indexed: cut short, gone with live records in it, or its counts cannot be."""
     if size is None:
         return state.live > SEGMENT_HEADER_BYTES
-    return size < state.size
+    return size < state.size or not SEGMENT_HEADER_BYTES <= state.live <= state.size

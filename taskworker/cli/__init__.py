@@ -9,9 +9,10 @@ Modules are imported late throughout: what a command does not use must not cost 
 
 from __future__ import annotations
 
+import os
 import sys
 
-from taskworker.cli.signals import Stopped, finish_regardless, unwind_on_signals
+from taskworker.cli.signals import Stopped, unwind_on_signals
 
 
 def main() -> None:
@@ -22,5 +23,6 @@ def main() -> None:
 
         sys.exit(run())
     except Stopped as stopped:
-        finish_regardless()
-        sys.exit(stopped.exit_code)
+        # All is undone by now. Not sys.exit: it waits for threads, and what was interrupted may have
+        # left one waiting for ever.
+        os._exit(stopped.exit_code)

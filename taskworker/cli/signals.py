@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from types import FrameType
 
 _AGAIN_S = 0.25
+_GIVE_UP_S = 30.0
 
 
 class Stopped(BaseException):
@@ -32,13 +35,21 @@ def finish_regardless() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Raise ``Stopped``, and again until it unwinds: in a finalizer, Python drops what is raised."""
+    """Raise ``Stopped``, and again until it unwinds: in a finalizer, Python drops what is raised.
 
-    def stop_again(_number: int, frame: FrameType | None) -> None:
-        _stop(number, frame)
+    What was interrupted may also have left a lock locked that the clean-up waits for. A process that
+    has not ended by then ends the hard way, which a store survives like a power cut.
+    """
+    give_up_at = time.monotonic() + _GIVE_UP_S
+
+    def stop_again(_number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() > give_up_at:
+            os._exit(128 + number)
+        if not _unwinding():
+            raise Stopped(number)
 
     signal.signal(signal.SIGALRM, stop_again)
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
     if not _unwinding():  # a second one would cut off the clean-up that the first one started
         raise Stopped(number)
 

@@ -12,6 +12,7 @@ from random import Random
 from typing import Literal
 
 from tests.crash.events import (
+    CacheDropped,
     Created,
     DirectoryMade,
     Event,
@@ -79,6 +80,9 @@ class _File:
     def doom(self) -> None:
         self.changes = [change if change.at == _DURABLE else replace(change, doomed=True) for change in self.changes]
 
+    def forget(self) -> None:
+        self.changes = [change for change in self.changes if not change.doomed]
+
     def cached(self) -> bytes:
         """What a process reads."""
         content = bytearray(self.base)
@@ -119,17 +123,26 @@ class Disk:
                 disk._names[directory, name] = inode
         return disk
 
-    def after_kill(self) -> Disk:
-        """The same with its log over: the process died, the page cache lives on."""
+    def copy(self) -> Disk:
+        """The same, to go another way from here."""
         disk = Disk()
         disk.files = {inode: file.copy() for inode, file in self.files.items()}
+        disk.directories = dict(self.directories)
+        disk._names = dict(self._names)
+        disk._name_changes = list(self._name_changes)
+        disk._replacing = dict(self._replacing)
+        return disk
+
+    def after_kill(self) -> Disk:
+        """The same with its log over: the process died, the page cache lives on."""
+        disk = self.copy()
         for file in disk.files.values():
             file.changes = [
                 change if change.at == _DURABLE else replace(change, at=_EARLIER) for change in file.changes
             ]
         disk.directories = {path: min(at, _EARLIER) for path, at in self.directories.items()}
-        disk._names = dict(self._names)
         disk._name_changes = [replace(change, at=_EARLIER) for change in self._name_changes]
+        disk._replacing = {}
         return disk
 
     # -- the log ---------------------------------------------------------------------------------
@@ -143,6 +156,8 @@ class Disk:
                 self.files[inode].settle(begun)
             case SyncFailed(inode):
                 self.files[inode].doom()
+            case CacheDropped(inode):
+                self.files[inode].forget()
             case Rotted(inode, offset, value):
                 self.files[inode].changes.append(_Change(_DURABLE, Written(inode, offset, bytes([value]))))
                 self.files[inode].settle(_EARLIER)
@@ -166,7 +181,8 @@ class Disk:
                 self._names[directory, name] = inode
                 self._settle_names(directory, at)
             case DirectoryMade(directory, durable):
-                self.directories[directory] = _DURABLE if durable else at
+                if directory != ".":
+                    self.directories[directory] = _DURABLE if durable else at
             case Lost(directory):
                 self._lose(directory)
             case _:

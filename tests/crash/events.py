@@ -56,6 +56,13 @@ class SyncFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheDropped:
+    """What the kernel counted as clean has been let go of, and is read from the disk again."""
+
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     directory: str
     name: str
@@ -109,6 +116,7 @@ Event = (
     | SyncBegun
     | Synced
     | SyncFailed
+    | CacheDropped
     | Removed
     | WholeBegun
     | WholeWritten

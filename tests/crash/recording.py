@@ -5,11 +5,14 @@ What is durable follows from this log alone (see :mod:`tests.crash.disk`), so no
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
 from storage.limits import BytesLike
@@ -17,6 +20,7 @@ from storage.shards.filesystem import LocalFile, LocalFileSystem, VolumeFile
 from storage.shards.identity import SEGMENT_SUFFIX
 from tests.crash.disk import Disk
 from tests.crash.events import (
+    CacheDropped,
     Created,
     DirectoryMade,
     Event,
@@ -61,9 +65,12 @@ class RecordingFileSystem:
         self.watch = watch
         self.together = together
         self.handles = Handles()
+        self.faults = Faults()
         self._real = LocalFileSystem()
         disk = disk or Disk()
-        self._directories = set(disk.directories)
+        self._disk = disk.copy()
+        self._applied = 0
+        self._directories = {".", *disk.directories}
         self._inodes = disk.seen_names()
         self._next_inode = max(disk.files, default=0) + 1
 
@@ -71,28 +78,32 @@ class RecordingFileSystem:
 
     def create(self, path: Path) -> VolumeFile:
         with self.lock:
+            self.faults.check(self.relative(path.parent), "create")
             file = self._real.create(path)
             directory = self._enter(path.parent)
             inode = self._new_inode(directory, path.name)
             self._note(Created(directory, path.name, inode))
-            return RecordedFile(self, file, inode)
+            return RecordedFile(self, file, inode, directory)
 
     def open(self, path: Path, *, writable: bool) -> VolumeFile:
         with self.lock:
             file = self._real.open(path, writable=writable)
-            return RecordedFile(self, file, self._inodes[self._enter(path.parent), path.name])
+            directory = self._enter(path.parent)
+            return RecordedFile(self, file, self._inodes[directory, path.name], directory)
 
     def write_whole(self, path: Path, content: bytes) -> None:
         with self.lock:
             directory = self._enter(path.parent)
+            self.faults.check(directory, "write")
             self._note(WholeBegun(directory, path.name, content))
             path.write_bytes(content)
             self._note(WholeWritten(directory, path.name, content, self._new_inode(directory, path.name)))
 
     def remove(self, path: Path) -> None:
         with self.lock:
-            self._real.remove(path)
             directory = self._enter(path.parent)
+            self.faults.check(directory, "remove")
+            self._real.remove(path)
             self._inodes.pop((directory, path.name), None)
             self._note(Removed(directory, path.name))
 
@@ -101,13 +112,29 @@ class RecordingFileSystem:
             path.stat()
             directory = self.relative(path)
             begun = self._note(SyncBegun(directory))
+            self.faults.check(directory, "sync_directory")
         with self.lock:
             self._note(Synced(directory, begun))
 
     def make_directory(self, path: Path) -> None:
         with self.lock:
             path.mkdir(parents=True, exist_ok=True)
-            self._enter(path, durable=True)
+            directory = self._enter(path)
+            for made in (directory, *map(str, PurePosixPath(directory).parents)):
+                self._note(DirectoryMade(made, durable=True))
+
+    def drop_cache(self, inode: int) -> None:
+        """What a failed flush left in the cache is gone from it."""
+        with self.lock:
+            self._note(CacheDropped(inode))
+            if not any(isinstance(event, SyncFailed) for event in self.log):
+                return
+            for at in range(self._applied, len(self.log)):
+                self._disk.apply(at, self.log[at])
+            self._applied = len(self.log)
+            directory, name = next(place for place, known in self._inodes.items() if known == inode)
+            with (self.root / directory / name).open("r+b") as stream:
+                stream.truncate(stream.write(self._disk.files[inode].cached()))
 
     # -- for the workload ------------------------------------------------------------------------
 
@@ -157,14 +184,45 @@ class RecordingFileSystem:
         self._inodes[directory, name] = inode
         return inode
 
-    def _enter(self, path: Path, *, durable: bool = False) -> str:
-        """Notice directories that were made without asking."""
+    def _enter(self, path: Path) -> str:
+        """Notice directories that were made meanwhile."""
         directory = self.relative(path)
-        if directory != "." and directory not in self._directories:
-            self._enter(path.parent, durable=durable)
+        if directory not in self._directories:
+            self._enter(path.parent)
             self._directories.add(directory)
-            self._note(DirectoryMade(directory, durable))
+            self._note(DirectoryMade(directory, durable=False))
         return directory
+
+
+Asked = Literal["create", "write", "read", "datasync", "truncate", "remove", "sync_directory"]
+ASKED: tuple[Asked, ...] = get_args(Asked)
+
+
+class Faults:
+    """What fails with EIO, of what is asked of which directory."""
+
+    def __init__(self) -> None:
+        self._broken: set[tuple[str, Asked]] = set()
+
+    def start(self, directory: str, *asked: Asked) -> None:
+        """From now on these fail."""
+        self._broken |= {(directory, what) for what in asked}
+
+    def stop(self) -> None:
+        """All is well again."""
+        self._broken.clear()
+
+    def get(self, directory: str, asked: Asked) -> OSError | None:
+        """The error to raise, if any."""
+        if (directory, asked) not in self._broken:
+            return None
+        return OSError(errno.EIO, os.strerror(errno.EIO), f"{asked} in {directory}")
+
+    def check(self, directory: str, asked: Asked) -> None:
+        """Raise the error, if any."""
+        error = self.get(directory, asked)
+        if error is not None:
+            raise error
 
 
 class Handles:
@@ -198,39 +256,46 @@ class Handles:
 class RecordedFile:
     """A ``VolumeFile`` that writes down what is asked of it."""
 
-    __slots__ = ("__weakref__", "_file", "_handle", "_recorder", "inode")
+    __slots__ = ("__weakref__", "_directory", "_file", "_handle", "_recorder", "inode")
 
-    def __init__(self, recorder: RecordingFileSystem, file: LocalFile, inode: int) -> None:
+    def __init__(self, recorder: RecordingFileSystem, file: LocalFile, inode: int, directory: str) -> None:
         self._recorder = recorder
         self._file = file
+        self._directory = directory
         self._handle = recorder.handles.enter(self)
         self.inode = inode
 
     def write(self, buffers: Sequence[BytesLike], offset: int) -> None:
         with self._recorder.lock:
-            self._file.write(buffers, offset)
-            self._recorder._note(Written(self.inode, offset, b"".join(buffers)))
+            data, fault = b"".join(buffers), self._recorder.faults.get(self._directory, "write")
+            data = data[: len(data) // 2] if fault else data
+            self._file.write([data], offset)
+            self._recorder._note(Written(self.inode, offset, data))
+        if fault:
+            raise fault
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
+        self._recorder.faults.check(self._directory, "read")
         return self._file.read_into(buffers, offset)
 
     def datasync(self) -> None:
         with self._recorder.lock:
             begun = self._recorder._note(SyncBegun(self.inode))
+        fault = self._recorder.faults.get(self._directory, "datasync")
         with self._recorder.lock:
-            self._recorder._note(Synced(self.inode, begun))
+            self._recorder._note(SyncFailed(self.inode) if fault else Synced(self.inode, begun))
+        if fault:
+            raise fault
 
     def descriptor(self) -> int:
         return self._handle if self._recorder.together else -1
 
-    def fail_sync(self) -> None:
-        """A flush that the disk did not take."""
-        with self._recorder.lock:
-            self._recorder._note(SyncBegun(self.inode))
-            self._recorder._note(SyncFailed(self.inode))
+    def drop_cache(self) -> None:
+        self._recorder.drop_cache(self.inode)
 
     def truncate(self, size: int) -> None:
         with self._recorder.lock:
+            self._recorder.faults.check(self._directory, "truncate")
             self._file.truncate(size)
             self._recorder._note(Truncated(self.inode, size))
 
