@@ -215,8 +215,8 @@ class GroupCommit:
             volumes = self._stripes.volumes
             volumes.append(state.shards)
             volumes.sync(finish)
-            for profile in {pending.root.profile for pending in batch}:
-                volumes.require_writable(profile)
+            for pending in batch:
+                volumes.require_writable(pending.root.profile)
         return outcomes
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:

@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 from blake3 import blake3
 
-from storage.erasure import ErasureProfile
+from storage.erasure import ErasureProfile, profile_for
 from storage.errors import FormatError
 from storage.keys import ID_BYTES
 from storage.limits import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX
@@ -66,7 +66,7 @@ class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     @property
     def profile(self) -> ErasureProfile:
         """The erasure profile of the chunks."""
-        return ErasureProfile(self.k, self.n)
+        return profile_for(self.k, self.n)
 
     def chunk_length(self, index: int) -> int:
         """Bytes of chunk ``index`` (0…chunk_count-1)."""

@@ -127,7 +127,11 @@ class StripeStore:
         holders = self.volumes.holders(stripe)
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
-            batches.setdefault(holders[shard.key[35]], []).append(shard)
+            holder = holders[shard[0][35]]
+            if holder in batches:
+                batches[holder].append(shard)
+            else:
+                batches[holder] = [shard]
         return batches
 
     # -- reading ---------------------------------------------------------------------------------

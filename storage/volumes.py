@@ -293,9 +293,9 @@ class VolumeSet:
         Raises:
             InsufficientWorkers: too many volumes are offline.
         """
-        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None]
-        if not offline:
+        if None not in self._volumes:
             return
+        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None]
         per_volume = -(-profile.n // len(self._volumes))
         shards = profile.n - min(profile.n, len(offline) * per_volume)
         if shards < min(profile.n, profile.k + 1):

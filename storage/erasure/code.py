@@ -40,6 +40,12 @@ class ErasureProfile:
         return f"{self.k}-of-{self.n}"
 
 
+@lru_cache(maxsize=1024)
+def profile_for(k: int, n: int) -> ErasureProfile:
+    """The profile (k, n), made and checked once."""
+    return ErasureProfile(k, n)
+
+
 class Codec(Protocol):
     """Multiplies k equally long blocks by a matrix over GF(2^8), as fast as it can."""
 

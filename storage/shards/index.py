@@ -128,7 +128,7 @@ class ShardIndex:
 
         def work(txn: Transaction) -> None:
             shards = txn.cursor(self._environment.databases["shards"])
-            shards.putmulti([(key, value) for key, value in sorted(entries.items()) if value is not None])
+            shards.putmulti([(key, value) for key in sorted(entries) if (value := entries[key]) is not None])
             for key, value in entries.items():
                 if value is None and shards.set_key(key):
                     shards.delete()

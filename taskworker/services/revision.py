@@ -7,7 +7,7 @@ from types import TracebackType
 
 from blake3 import blake3
 
-from storage import FileStorage, InvalidArgument, ManifestDiff, Patch, Upload, Version
+from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Patch, StorageError, Upload, Version
 from storage.limits import DIFF_PATCHES_MAX
 from taskworker import store_pb2
 from taskworker.wire.convert import patch_from_proto
@@ -26,8 +26,15 @@ class Revision:
     """
 
     def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader) -> None:
+        """Begin a revision.
+
+        Raises:
+            ConflictError, InvalidArgument, FileNotFound, VersionNotFound, PermissionDenied: as the engine
+                will when it is applied; before chunks are put into the store for nothing.
+        """
         self._store = store
         self._header = header
+        self._head = _checked_head(store, header)
         self._patches: list[Patch] = []
         self._held: list[int] = []  # positions of the patches whose data is held
         self._held_bytes = 0
@@ -37,10 +44,15 @@ class Revision:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        # Bad input leaves nothing; a sender that went away may come back.
+        self.abort(keep_chunks=not isinstance(error, StorageError))
+
+    def abort(self, *, keep_chunks: bool) -> None:
+        """End without a version; ``keep_chunks``: let the user take the revision up again within a day."""
         if self._staging is not None:
-            self._staging.abort()
+            self._staging.abort(keep_chunks=keep_chunks)
 
     def add(self, messages: Iterable[store_pb2.Patch]) -> None:
         """Take some patches.
@@ -71,7 +83,7 @@ class Revision:
         header = self._header
         if self._staging is not None:
             self._stage()
-            self._staging.abort()
+            self.abort(keep_chunks=True)  # the patches that name them now are applied right away
         diff = ManifestDiff(
             base_version_id=header.base_version,
             new_size=header.new_size,
@@ -115,10 +127,24 @@ class Revision:
         self._held_bytes += length
 
     def _open_staging(self) -> Upload:
-        version = self._store.stat(self._header.file_id, user_id=self._header.user_id)
         return self._store.upload(
-            filename=version.filename,
-            user_id=self._header.user_id,
-            chunk_size=version.chunk_size,
-            profile=version.profile,
+            filename=self._head.filename,
+            user_id=self._head.user_id,
+            chunk_size=self._head.chunk_size,
+            profile=self._head.profile,
         )
+
+
+def _checked_head(store: FileStorage, header: store_pb2.ReviseHeader) -> Version:
+    head = store.stat(header.file_id, user_id=header.user_id)
+    base = store.stat(header.file_id, user_id=header.user_id, version_id=header.base_version)
+    if base.version_id != head.version_id:
+        raise ConflictError(
+            f"head is {head.version_id}, the change was made against {base.version_id}; "
+            "synchronize, make the change again and retry",
+            head=head.version_id,
+            base=base.version_id,
+        )
+    if header.chunk_size != head.chunk_size:
+        raise InvalidArgument(f"the diff has chunks of {header.chunk_size} bytes, the file has {head.chunk_size}")
+    return head

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TypeVar
 
 from storage import FileReader, FileStorage, InvalidArgument, Upload
 from taskworker import store_pb2
 from taskworker.services.admission import Gate, ServerLimits
-from taskworker.services.binding import Caller, Codec, require_active
+from taskworker.services.binding import Caller, Codec
 from taskworker.services.revision import Revision
 from taskworker.services.upkeep import UpkeepService
 from taskworker.wire.convert import profile_from_proto, profile_to_proto, version_to_proto
@@ -70,18 +70,15 @@ class StoreService(UpkeepService):
             if isinstance(first, memoryview) or not first.HasField("header"):
                 raise InvalidArgument("the first message of PushStream must carry the header; send it first")
             with _upload(self._store, first.header) as upload:
-                first.ClearField("header")
-                for part in chain((first,), parts):
-                    if isinstance(part, memoryview):
-                        upload.write(part)
-                    elif _took(upload, part):
-                        require_active(caller)
-                        version = upload.commit(part.commit.size)
-                        return store_pb2.PushStreamResponse(version=version_to_proto(version))
-                raise InvalidArgument(
-                    f"the stream ended after {upload.size} bytes without a commit message, so nothing was stored; "
-                    "push again and only what is missing needs to be sent"
-                )
+                commit = _take_all(upload, chain((first,), parts))
+                if commit is None or not caller.is_active():
+                    upload.abort(keep_chunks=True)  # the sender went away, and may come back
+                    raise InvalidArgument(
+                        f"the stream ended after {upload.size} bytes without a commit message, so nothing was stored; "
+                        "push again and only what is missing needs to be sent"
+                    )
+                version = upload.commit(commit.size)
+                return store_pb2.PushStreamResponse(version=version_to_proto(version))
 
     def MissingChunks(  # noqa: N802
         self, request: store_pb2.MissingChunksRequest, _caller: Caller
@@ -137,18 +134,15 @@ class StoreService(UpkeepService):
             if not first.HasField("header"):
                 raise InvalidArgument("the first message of ReviseStream must carry the header; send it first")
             with Revision(self._store, first.header) as revision:
-                first.ClearField("header")
-                for part in chain((first,), parts):
-                    if part.HasField("header"):
-                        raise InvalidArgument("ReviseStream got a second header; send one stream for each revision")
-                    revision.add(part.patches)
-                    if part.HasField("commit"):
-                        require_active(caller)
-                        version = revision.commit(part.commit.patch_count)
-                        return store_pb2.ReviseStreamResponse(version=version_to_proto(version))
-                raise InvalidArgument(
-                    "the stream ended without a commit message, so nothing was changed; send it again"
-                )
+                commit = _add_all(revision, chain((first,), parts))
+                if commit is None or not caller.is_active():
+                    revision.abort(keep_chunks=True)  # the sender went away, and may come back
+                    raise InvalidArgument(
+                        "the stream ended without a commit message, so nothing was changed; revise again and only what "
+                        "is missing needs to be sent"
+                    )
+                version = revision.commit(commit.patch_count)
+                return store_pb2.ReviseStreamResponse(version=version_to_proto(version))
 
     def Stat(self, request: store_pb2.StatRequest, _caller: Caller) -> store_pb2.Version:  # noqa: N802
         """One version of a file, found by id or by name."""
@@ -217,16 +211,33 @@ def _upload(store: FileStorage, header: store_pb2.PushHeader) -> Upload:
     )
 
 
-def _took(upload: Upload, part: store_pb2.PushPart) -> bool:
-    """Take what a message other than plain data carries; whether it asks to commit."""
-    if part.HasField("header"):
-        raise InvalidArgument("PushStream got a second header; send one stream for each file")
-    if part.data:
-        upload.write(part.data)
-    if part.HasField("reuse"):
-        _check_count(len(part.reuse.chunk_ids))
-        upload.reuse(part.reuse.chunk_ids)
-    return part.HasField("commit")
+def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCommit | None:
+    """Take messages up to the commit; None if they end without one."""
+    for position, part in enumerate(parts):
+        if isinstance(part, memoryview):
+            upload.write(part)
+            continue
+        if position and part.HasField("header"):
+            raise InvalidArgument("PushStream got a second header; send one stream for each file")
+        if part.data:
+            upload.write(part.data)
+        if part.HasField("reuse"):
+            _check_count(len(part.reuse.chunk_ids))
+            upload.reuse(part.reuse.chunk_ids)
+        if part.HasField("commit"):
+            return part.commit
+    return None
+
+
+def _add_all(revision: Revision, parts: Iterable[store_pb2.RevisePart]) -> store_pb2.ReviseCommit | None:
+    """Take patches up to the commit; None if they end without one."""
+    for position, part in enumerate(parts):
+        if position and part.HasField("header"):
+            raise InvalidArgument("ReviseStream got a second header; send one stream for each revision")
+        revision.add(part.patches)
+        if part.HasField("commit"):
+            return part.commit
+    return None
 
 
 def _check_count(count: int) -> None:

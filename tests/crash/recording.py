@@ -87,8 +87,9 @@ class RecordingFileSystem:
 
     def open(self, path: Path, *, writable: bool) -> VolumeFile:
         with self.lock:
-            file = self._real.open(path, writable=writable)
             directory = self._enter(path.parent)
+            self.faults.check(directory, "open")
+            file = self._real.open(path, writable=writable)
             return RecordedFile(self, file, self._inodes[directory, path.name], directory)
 
     def write_whole(self, path: Path, content: bytes) -> None:
@@ -194,7 +195,7 @@ class RecordingFileSystem:
         return directory
 
 
-Asked = Literal["create", "write", "read", "datasync", "truncate", "remove", "sync_directory"]
+Asked = Literal["create", "open", "write", "read", "datasync", "truncate", "remove", "sync_directory"]
 ASKED: tuple[Asked, ...] = get_args(Asked)
 
 
@@ -238,9 +239,12 @@ class Handles:
         return number
 
     def flush(self, descriptors: Sequence[int], meanwhile: Callable[[], None] | None = None) -> list[OSError | None]:
+        files = [self._files[descriptor] for descriptor in descriptors]
+        half = len(files) // 2
+        outcomes = [self._flush_one(file) for file in files[:half]]
         if meanwhile is not None:
             meanwhile()
-        return [self._flush_one(self._files[descriptor]) for descriptor in descriptors]
+        return outcomes + [self._flush_one(file) for file in files[half:]]
 
     def _flush_one(self, file: RecordedFile) -> OSError | None:
         try:
