@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
-from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError, StoreFull
+from storage.errors import ConflictError, FileNotFound, InsufficientWorkers, PermissionDenied, StorageError, StoreFull
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
@@ -57,6 +57,7 @@ class PendingVersion:
         time_ms: author's clock.
         sha256: digest given by the author.
         note: free text.
+        attendance: of the volumes when the first of it was written.
     """
 
     user_id: str
@@ -72,6 +73,7 @@ class PendingVersion:
     time_ms: int
     sha256: bytes | None
     note: str
+    attendance: tuple[int, ...]
     _wake: threading.Lock = field(default_factory=threading.Lock)
     _outcome: StoredVersion | BaseException | None = None
 
@@ -204,7 +206,7 @@ class GroupCommit:
             state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
-            except (ConflictError, FileNotFound, PermissionDenied) as error:
+            except (ConflictError, FileNotFound, PermissionDenied, InsufficientWorkers) as error:
                 outcomes.append(error)
 
         def finish() -> None:
@@ -216,7 +218,7 @@ class GroupCommit:
             volumes.append(state.shards)
             volumes.sync(finish)
             for pending in batch:
-                volumes.require_writable(pending.root.profile)
+                volumes.require_writable(pending.root.profile, pending.attendance)
         return outcomes
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
@@ -233,6 +235,8 @@ class GroupCommit:
                 return head
         else:
             file_id = _new_file_id()
+        # Asked again once all is flushed; here, one that lasted through failures fails alone.
+        self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, state.next_sequence())
         state.add(stored, entry, partial(self._enter, txn, pending, stored))
         state.add_shards(pending.shards)

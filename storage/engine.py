@@ -633,6 +633,7 @@ class FileStorage:
             time_ms=time.time_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
             sha256=check_sha256(sha256),
             note=note,
+            attendance=self._volumes.attendance(),
         )
 
     def _entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:

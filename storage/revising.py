@@ -72,6 +72,7 @@ class _Revision:
                     time_ms=self._target.time_ms,
                     sha256=self._target.sha256,
                     note=self._target.note,
+                    attendance=self._target.attendance,
                 )
             )
             return stored.public()

@@ -67,6 +67,7 @@ class PushTarget:
     time_ms: int
     sha256: bytes | None
     note: str
+    attendance: tuple[int, ...]
 
 
 class Upload:
@@ -407,6 +408,7 @@ class Upload:
             time_ms=target.time_ms,
             sha256=target.sha256,
             note=target.note,
+            attendance=target.attendance,
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:
@@ -509,6 +511,7 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
             time_ms=target.time_ms,
             sha256=target.sha256,
             note=target.note,
+            attendance=target.attendance,
         )
         return context.commits.commit(pending).public()
     finally:

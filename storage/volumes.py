@@ -55,6 +55,7 @@ class VolumeSet:
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
         self._options = options
         self._volumes: list[LocalVolume | None] = [None] * len(paths)
+        self._moves = [0] * len(paths)  # how often each went offline or came back
         self._lock = threading.Lock()
         self._checked_s = 0.0
         self._flusher: Flusher
@@ -85,6 +86,7 @@ class VolumeSet:
         for slot, volume in enumerate(self._volumes):
             if volume is None:
                 self._open(slot, self._identify(slot), expect_data=True)
+                self._moves[slot] += 1
                 back.append(slot)
         return back
 
@@ -167,8 +169,9 @@ class VolumeSet:
         """Stop using a volume until :meth:`reattach`."""
         with self._lock:
             volume, self._volumes[slot] = self._volumes[slot], None
-        if volume is None:
-            return
+            if volume is None:
+                return
+            self._moves[slot] += 1
         log.error("volume %d at %s is offline: %s", slot, self.paths[slot], reason)
         self.incomplete.add(slot)
         self.report("offline", b"", slot, reason)
@@ -287,21 +290,36 @@ class VolumeSet:
         except VolumeFailed as error:
             self.set_offline(slot, str(error))
 
-    def require_writable(self, profile: ErasureProfile) -> None:
+    def attendance(self) -> tuple[int, ...]:
+        """What :meth:`require_writable` can tell from later which volumes were offline at any time since."""
+        return tuple(self._moves)
+
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
         """Refuse a commit whose data one more loss could make unreadable.
 
+        Args:
+            profile: how the data is coded.
+            since: the :meth:`attendance` when the first of it was written. A volume that was away for
+                some of the time may lack shards; it waits for repair.
+
         Raises:
-            InsufficientWorkers: too many volumes are offline.
+            InsufficientWorkers: too many volumes are offline, or were.
         """
-        if None not in self._volumes:
+        now = tuple(self._moves)
+        if None not in self._volumes and (since is None or since == now):
             return
-        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None]
+        since = since or now
+        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None or now[slot] != since[slot]]
+        if not offline:
+            return
+        self.incomplete.update(offline)
         per_volume = -(-profile.n // len(self._volumes))
         shards = profile.n - min(profile.n, len(offline) * per_volume)
         if shards < min(profile.n, profile.k + 1):
             raise InsufficientWorkers(
-                f"{len(offline)} of {len(self._volumes)} volumes are offline ({self._names(offline)}): a {profile} "
-                "file written now would not survive one more loss; bring them back and run repair"
+                f"{len(offline)} of {len(self._volumes)} volumes are offline, or were while this was stored "
+                f"({self._names(offline)}): the {profile} file would not survive one more loss; bring them back, run "
+                "repair and try again"
             )
 
     def _names(self, slots: list[int]) -> str:

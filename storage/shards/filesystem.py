@@ -30,6 +30,13 @@ class VolumeFile(Protocol):
     def descriptor(self) -> int:
         """The descriptor, so that several files can be flushed together; -1 to be asked by datasync alone."""
 
+    def drop_cache(self) -> None:
+        """See to it that reads give what is on the disk, or is still going to be written there.
+
+        After a failed flush the kernel counts its pages as clean: they can be read, but are not on the
+        disk, and no later flush will bring them there.
+        """
+
     def truncate(self, size: int) -> None:
         """Cut or extend the file to ``size`` bytes."""
 
@@ -103,6 +110,11 @@ class LocalFile:
     def descriptor(self) -> int:
         """See :class:`VolumeFile`."""
         return self._fd
+
+    def drop_cache(self) -> None:
+        """See :class:`VolumeFile`. Dirty pages are kept by this call, see posix_fadvise(2)."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, size: int) -> None:
         """See :class:`VolumeFile`."""

@@ -294,6 +294,8 @@ class LocalVolume:
         self._dropped_segments = [number for number in known if number not in sizes]
         # Numbers are never used twice, so that a stale entry can't point into a later segment.
         self._active_number = max([*numbers, *known], default=0)
+        # Segments made by a process that died before its sync have names that are not durable yet.
+        self._directory_dirty = any(number not in known for number in numbers)
         for number, size in sizes.items():
             state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
             self._segments[number] = state
@@ -314,21 +316,26 @@ class LocalVolume:
 
     def _replay(self, number: int, state: SegmentState, size: int) -> None:
         """Index the intact records behind the last durable point; what follows the last one is cut."""
-        valid_end = state.size
         file = self._filesystem.open(self._segment_path(number), writable=False)
+        file.drop_cache()
+        # These bytes may have survived their writer in memory only; the next commit relies on them.
+        self._dirty[number] = file
         for found in scan_records(file, self._key, state.size, size):
             if isinstance(found, ScannedRecord) and found.intact:
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
                 self._replay_record(shard, number, found.offset)
-                valid_end = found.offset + HEADER_BYTES + len(found.payload)
+                state.size = found.stop
+                self._dirty[number] = file
             if self._index.pending >= PENDING_MAX:
-                state.size = valid_end
-                file.datasync()
-                self._flush_frozen()
-        state.size = valid_end
-        # These bytes may have survived their writer in memory only; the next commit relies on them.
-        self._dirty[number] = file
-        self._directory_dirty = True
+                self._flush_replayed()
+
+    def _flush_replayed(self) -> None:
+        """Write the index during a replay; what it then points to must be durable, in whichever segment."""
+        for file in self._dirty.values():
+            file.datasync()
+        self._filesystem.sync_directory(self.path)
+        self._dirty, self._directory_dirty = {}, False
+        self._flush_frozen()
 
     def _replay_record(self, shard: Shard, number: int, offset: int) -> None:
         old = self._index.get(shard.key)
@@ -397,8 +404,8 @@ class LocalVolume:
             if error is None and active is not None and active.removed():
                 error = FileNotFoundError(f"{self.path} was removed while in use")
             if error is not None:
-                # After a failed fsync the kernel may have dropped the pages: nothing since the last
-                # good one can be trusted until it has been read back, which opening again does.
+                # After a failed flush nothing since the last good one can be trusted until it has been
+                # read back from the disk, which opening again does.
                 raise self._fail(error) from error
             if pending.checkpoint is not None:
                 self._flush_index(pending.checkpoint)

@@ -1,0 +1,203 @@
+"""What the storage tests share: small stores, content made from seeds, and damage to volumes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from storage import ErasureProfile, FileStorage, ManifestDiff, Patch, Version
+from storage.keys import Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
+from storage.placement import Layout
+from storage.shards import LocalVolume, Shard
+from storage.shards.filesystem import LocalFileSystem
+from storage.shards.identity import read_identity
+from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
+from storage.shards.scan import ScannedRecord, scan_records
+from storage.volumes import VolumeOptions
+
+CHUNK = 64 * 1024
+USER = "ada"
+SEGMENT = 256 * 1024
+
+
+def content(seed: int, size: int) -> bytes:
+    """The same bytes for the same seed; a shorter size gives a prefix."""
+    return random.Random(seed).randbytes(size)
+
+
+def digest(data: bytes) -> bytes:
+    """The id of a chunk or other object."""
+    return blake3(data).digest()
+
+
+def open_store(
+    root: Path,
+    *,
+    k: int = 4,
+    n: int = 6,
+    volumes: Sequence[Path] | None = None,
+    segment_bytes_max: int | None = None,
+    create: bool = True,
+) -> FileStorage:
+    """A store with the smallest chunks."""
+    return FileStorage.open(
+        root,
+        profile=ErasureProfile(k, n),
+        chunk_size=CHUNK,
+        volumes=volumes,
+        create=create,
+        volume_options=VolumeOptions(segment_bytes_max=segment_bytes_max),
+    )
+
+
+def push(store: FileStorage, data: bytes, name: str = "file", user: str = USER) -> Version:
+    """Push without ceremony."""
+    return store.push(data, filename=name, user_id=user)
+
+
+def get(store: FileStorage, version: Version) -> bytes:
+    """Exactly this version's content."""
+    return store.get(version.file_id, user_id=version.user_id, version_id=version.version_id)
+
+
+def push_many(store: FileStorage, sizes: Iterable[int]) -> dict[str, tuple[Version, bytes]]:
+    """Files of these sizes with different content, by name."""
+    pushed: dict[str, tuple[Version, bytes]] = {}
+    for seed, size in enumerate(sizes):
+        data = content(seed, size)
+        pushed[f"f{seed}"] = push(store, data, f"f{seed}"), data
+    return pushed
+
+
+def check_all(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> None:
+    """Every file reads exactly."""
+    for version, data in pushed.values():
+        assert get(store, version) == data
+
+
+def diff_of(version: Version, new_size: int, patches: Iterable[tuple[int, bytes, bytes | None]]) -> ManifestDiff:
+    """A diff against a version, as a client would make it."""
+    return ManifestDiff(
+        version.version_id, new_size, version.chunk_size, tuple(Patch(index, i, data) for index, i, data in patches)
+    )
+
+
+# -- volumes and what lies in them ----------------------------------------------------------------
+
+
+def volume_dir(root: Path, slot: int) -> Path:
+    """Where a volume is by default."""
+    return root / "volumes" / str(slot)
+
+
+def lose(root: Path, *slots: int) -> None:
+    """Volumes are gone."""
+    for slot in slots:
+        shutil.rmtree(volume_dir(root, slot))
+
+
+def lose_catalog(root: Path) -> None:
+    """The catalog is gone."""
+    shutil.rmtree(root / "catalog")
+
+
+def segments(volume: Path) -> list[Path]:
+    """Segment files in order."""
+    return sorted(volume.glob("*.seg"))
+
+
+class Record(NamedTuple):
+    """Where a shard lies in a volume's segments."""
+
+    segment: Path
+    start: int
+    stop: int
+    key: ShardKey
+
+
+def records(volume: Path) -> list[Record]:
+    """All intact records of a volume, in order."""
+    identity = read_identity(volume)
+    assert identity is not None
+    found: list[Record] = []
+    for path in segments(volume):
+        file = LocalFileSystem().open(path, writable=False)
+        for record in scan_records(file, bytes.fromhex(identity.key), SEGMENT_HEADER_BYTES, file.size()):
+            if isinstance(record, ScannedRecord) and record.intact:
+                stop = record.offset + HEADER_BYTES + record.header.payload_length
+                found.append(Record(path, record.offset, stop, record.header.key))
+    return found
+
+
+def flip(path: Path, offset: int, mask: int = 0x40) -> None:
+    """Flip bits of one byte."""
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ mask]))
+
+
+def flip_bytes(volume: Path, rng: random.Random, count: int) -> set[ShardKey]:
+    """Flip random bytes of a volume's records; the shards that were hit."""
+    there = records(volume)
+    hit: set[ShardKey] = set()
+    places = {(record, rng.randrange(record.start, record.stop)) for record in rng.choices(there, k=count)}
+    for record, offset in places:
+        flip(record.segment, offset, 1 << rng.randrange(8))
+        hit.add(record.key)
+    return hit
+
+
+def rot_shards(root: Path, chunk_id: bytes, k: int, n: int, slots: Iterable[int], kind: Kind = Kind.CHUNK) -> None:
+    """Flip a byte in the payload of some shards of an object, of every copy of them on disk."""
+    stripe = stripe_key(kind, chunk_id, k, n)
+    wanted = {shard_key(stripe, slot) for slot in slots}
+    for volume in sorted((root / "volumes").iterdir()):
+        for record in records(volume):
+            if record.key in wanted:
+                flip(record.segment, record.stop - 1)
+
+
+def holders(chunk_id: bytes, k: int, n: int, volumes: int) -> tuple[int, ...]:
+    """The volume of each slot of a stripe."""
+    return Layout(volumes).volumes(stripe_key(Kind.CHUNK, chunk_id, k, n), n)
+
+
+def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], volumes: int) -> None:
+    """Write records with right framing and digest but any content, as a lying volume would.
+
+    Args:
+        root: the store, closed.
+        stripe: whose shards.
+        shards: (object length, payload) by slot.
+        volumes: number of volumes of the store.
+    """
+    parts = split_stripe_key(stripe)
+    where = Layout(volumes).volumes(parts.object_id, parts.n)
+    for slot, (length, payload) in shards.items():
+        directory = volume_dir(root, where[slot])
+        identity = read_identity(directory)
+        assert identity is not None
+        volume = LocalVolume(directory, identity)
+        volume.append([Shard(shard_key(stripe, slot), length, digest(payload), payload)])
+        volume.close()
+
+
+def copy_store(root: Path, target: Path) -> Path:
+    """A copy of a store directory, as of a machine that lost power and whose disk was copied."""
+    shutil.copytree(root, target)
+    return target
+
+
+def python_environment() -> dict[str, str]:
+    """Environment for a child Python that finds the project as this one does."""
+    import storage
+
+    return {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parent.parent)}
