@@ -55,7 +55,7 @@ from storage.reports import (
     StoreStats,
     VolumeStats,
 )
-from storage.settings import load_or_create_settings, with_incomplete
+from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, held_length, push_small
@@ -153,7 +153,7 @@ class FileStorage:
             InvalidArgument: no store there and ``create`` is False, or bad arguments.
         """
         root = Path(path)
-        if not create and not root.is_dir():
+        if not create and not looks_like_store(root, volumes):
             raise InvalidArgument(f"there is no store at {root}")
         root.mkdir(parents=True, exist_ok=True)
         lock = StoreLock(root)

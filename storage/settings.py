@@ -62,6 +62,13 @@ def load_or_create_settings(
     return FoundSettings(fresh, created=True, needs_rebuild=False)
 
 
+def looks_like_store(root: Path, volumes: Sequence[object] | None) -> bool:
+    """Whether there is anything of a store in ``root``, or volumes are named; nothing is created."""
+    if volumes is not None:
+        return root.is_dir()
+    return any((root / name).exists() for name in (STORE_FILE, "catalog", "volumes"))
+
+
 def with_incomplete(settings: StoreSettings, incomplete: Iterable[int]) -> StoreSettings:
     """The settings with this set of volume slots waiting for repair."""
     return msgspec.structs.replace(settings, incomplete=sorted(incomplete))

@@ -66,15 +66,21 @@ class VolumeSet:
         """Open every volume; create those that are missing or empty.
 
         Args:
-            expect_data: the store has been used: a volume made now waits for repair.
+            expect_data: the store has been used: a volume made now waits for repair, and one whose disk
+                fails stays offline.
 
         Raises:
             FormatError: a directory holds a volume of another store or slot. Nothing is changed.
         """
-        identities = [self._identify(slot) for slot in range(len(self.paths))]
+        tolerate = (OSError, VolumeFailed) if expect_data else ()
+        identities: dict[int, VolumeIdentity | None] = {}
         try:
-            for slot, identity in enumerate(identities):
-                self._open(slot, identity, expect_data=expect_data)
+            for slot in range(len(self.paths)):
+                with self._unusable(slot, tolerate):
+                    identities[slot] = self._identify(slot)
+            for slot, identity in identities.items():
+                with self._unusable(slot, tolerate):
+                    self._open(slot, identity, expect_data=expect_data)
         except BaseException:
             self._close_volumes()
             raise
@@ -85,10 +91,21 @@ class VolumeSet:
         back = []
         for slot, volume in enumerate(self._volumes):
             if volume is None:
-                self._open(slot, self._identify(slot), expect_data=True)
-                self._moves[slot] += 1
-                back.append(slot)
+                with self._unusable(slot, (OSError, VolumeFailed)):
+                    self._open(slot, self._identify(slot), expect_data=True)
+                    self._moves[slot] += 1
+                    back.append(slot)
         return back
+
+    @contextmanager
+    def _unusable(self, slot: int, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+        """A volume whose disk fails like this while it is being opened stays offline; the others carry on."""
+        try:
+            yield
+        except errors as error:
+            log.error("volume %d at %s cannot be opened: %s", slot, self.paths[slot], error)
+            self.incomplete.add(slot)
+            self.report("offline", b"", slot, str(error))
 
     def _identify(self, slot: int) -> VolumeIdentity | None:
         path = self.paths[slot]

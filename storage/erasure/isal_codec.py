@@ -6,7 +6,6 @@ library is taken from the ``pyeclib`` wheel, or from the system (Debian: ``libis
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
@@ -102,5 +101,5 @@ def _candidates() -> list[str]:
     spec = importlib.util.find_spec("pyeclib")
     for place in (spec.submodule_search_locations or []) if spec else []:
         found += sorted(str(path) for path in Path(place).parent.glob("pyeclib.libs/libisal*.so*"))
-    system = ctypes.util.find_library("isal")
-    return [*found, *([system] if system else [])]
+    # By its name, not through ctypes.util.find_library: that runs ldconfig and a compiler.
+    return [*found, "libisal.so.2"]

@@ -95,11 +95,11 @@ class LocalVolume:
         self._active: VolumeFile | None = None
         self._active_number = 0
         try:
-            self._segments = self._load_segments()
-        except IndexDamaged:
-            self._index.clear()
-            self._segments = self._load_segments()
-        self._open_active()
+            self._segments = self._load()
+            self._open_active()
+        except BaseException:
+            self._index.close()
+            raise
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -280,6 +280,13 @@ class LocalVolume:
         self._active = file
         with self._files_lock:
             self._files[self._active_number] = file
+
+    def _load(self) -> dict[int, SegmentState]:
+        try:
+            return self._load_segments()
+        except IndexDamaged:
+            self._index.clear()
+            return self._load_segments()
 
     def _load_segments(self) -> dict[int, SegmentState]:
         """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""

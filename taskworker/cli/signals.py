@@ -9,7 +9,7 @@ import time
 from types import FrameType
 
 _AGAIN_S = 0.25
-_GIVE_UP_S = 30.0
+_GIVE_UP_S = 10.0  # cleaning up takes a fraction of a second, or a few on a slow disk
 
 
 class Stopped(BaseException):

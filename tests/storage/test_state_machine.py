@@ -18,7 +18,14 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from storage import ConflictError, FileNotFound, FileStorage, ManifestDiff, Version
 from tests.storage.helpers import CHUNK, content, copy_store, flip_bytes, lose, lose_catalog, open_store, volume_dir
@@ -194,8 +201,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- upkeep ----------------------------------------------------------------------------------
 
-    @rule()
-    def collect(self) -> None:
+    @rule(reopened=st.booleans())
+    def collect(self, reopened: bool) -> None:
+        if reopened:
+            self.reopen()
         self.store.collect(grace_s=0)
 
     @rule()
@@ -316,5 +325,6 @@ def test_any_sequence_of_uses_and_damage() -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(4 * 3600)
 def test_any_sequence_of_uses_and_damage_at_length() -> None:
     _run(examples=1500, steps=60)

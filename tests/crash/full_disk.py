@@ -1,0 +1,254 @@
+"""What is done on a full disk, in a process of its own: ``python -m tests.crash.full_disk SCENARIO DIRECTORY [LIMIT]``.
+
+DIRECTORY is on a small file system, or files may have at most LIMIT bytes (RLIMIT_FSIZE). Ends with an
+assertion's traceback, or well.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from storage import ErasureProfile, FileStorage, StoreFull
+from storage.volumes import VolumeOptions
+
+USER = "ann"
+CHUNK_BYTES = 65536
+SEGMENT_BYTES_MAX = 2 << 20
+SIZES = (10, 3000, 50_000, 200_000, 700_000)
+
+
+class Shelf:
+    """A store and what is in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "store"
+        self.rng = Random(1)
+        self.contents: dict[str, bytes] = {}
+        self.ids: dict[str, str] = {}
+        self.store = self._open()
+
+    def _open(self) -> FileStorage:
+        return FileStorage.open(
+            self.root,
+            profile=ErasureProfile(4, 6),
+            chunk_size=CHUNK_BYTES,
+            volume_options=VolumeOptions(segment_bytes_max=SEGMENT_BYTES_MAX),
+        )
+
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = self._open()
+
+    def put(self, name: str, content: bytes) -> None:
+        self.ids[name] = self.store.push(content, filename=name, user_id=USER).file_id
+        self.contents[name] = content
+
+    def drop(self, name: str) -> None:
+        self.store.delete(self.ids[name], user_id=USER)
+        del self.contents[name], self.ids[name]
+
+    def fill(self) -> None:
+        """Push until the store is full."""
+        for number in range(10_000):
+            try:
+                self.put(f"file-{number:05}", self.rng.randbytes(self.rng.choice(SIZES)))
+            except StoreFull:
+                assert number > 20, "full before it was filled"
+                return
+        raise AssertionError("never full")
+
+    def free_half(self) -> None:
+        """Delete every other file and collect."""
+        for name in sorted(self.contents)[::2]:
+            self.drop(name)
+        assert self.store.collect().bytes_freed > 0
+
+    def check(self) -> None:
+        """All that was stored is there, as it was, and nothing else."""
+        heads = {head.filename: head.file_id for head in self.store.list_files(user_id=USER)}
+        assert heads == self.ids
+        for name, content in self.contents.items():
+            assert self.store.get(self.ids[name], user_id=USER) == content, name
+            assert len(self.store.history(self.ids[name], user_id=USER)) == 1
+
+    def check_usable(self) -> None:
+        """It can be worked with as ever, and nothing is damaged."""
+        self.put("afterwards", self.rng.randbytes(700_000))
+        self.put("small", b"afterwards")
+        self.check()
+        self.check_whole()
+        self.reopen()
+        self.check()
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        report = self.store.scrub()
+        assert report.clean, report.damaged[:3]
+
+    def bytes_used(self) -> int:
+        return self.store.stats().stored_bytes
+
+
+def push(shelf: Shelf) -> None:
+    """Filled by pushes; deleting and collecting makes room."""
+    shelf.fill()
+    shelf.check()
+    shelf.check_whole()
+    shelf.reopen()
+    shelf.check()
+    shelf.free_half()
+    shelf.check()
+    shelf.check_usable()
+
+
+def revise(shelf: Shelf) -> None:
+    """A revision that does not fit leaves the head."""
+    shelf.fill()
+    name = sorted(shelf.contents)[0]
+    diff = shelf.store.diff(shelf.ids[name], shelf.rng.randbytes(8_000_000), user_id=USER)
+    for _ in range(2):
+        try:
+            shelf.store.revise(shelf.ids[name], diff, user_id=USER)
+        except StoreFull:
+            continue
+        raise AssertionError("8 MB fitted into a full store")
+    shelf.check()
+    shelf.free_half()
+    shelf.check_usable()
+
+
+def repair(shelf: Shelf) -> None:
+    """A volume is lost, its room given to new files, so that its shards find none."""
+    shelf.fill()
+    shutil.rmtree(shelf.store.volume_paths[2])
+    shelf.reopen()
+    filler = 0
+    try:
+        while True:
+            shelf.put(f"filler-{filler:05}", shelf.rng.randbytes(100_000))
+            filler += 1
+    except StoreFull:
+        pass
+    assert filler > 5
+    try:
+        shelf.store.repair()
+    except StoreFull:
+        pass
+    else:
+        raise AssertionError("the shards of a sixth of a full disk fitted into nothing")
+    shelf.check()
+    shelf.free_half()
+    assert shelf.store.repair().complete
+    shelf.check_usable()
+
+
+def others(shelf: Shelf) -> None:
+    """Somebody else takes the last byte; everything is refused or done, and fine once there is room again."""
+    for number in range(40):
+        shelf.put(f"file-{number:05}", shelf.rng.randbytes(shelf.rng.choice(SIZES)))
+    hog = shelf.root.parent / "hog"
+    take_all(hog)
+    refused = 0
+    for attempt in attempts(shelf):
+        try:
+            attempt()
+        except StoreFull:
+            refused += 1
+        shelf.check()
+    assert refused, "nothing was refused"
+    shelf.reopen()
+    shelf.check()
+    hog.unlink()
+    shelf.free_half()
+    shelf.check_usable()
+
+
+def take_all(hog: Path) -> None:
+    """Fill the file system to the last byte."""
+    with hog.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    stream.write(bytes(size))
+            except OSError:
+                continue
+
+
+def attempts(shelf: Shelf) -> Iterator[Callable[[], object]]:
+    for size in (0, 10, 3000, 700_000):
+        yield lambda size=size: shelf.put(f"push-{size}", shelf.rng.randbytes(size))
+    for name in sorted(shelf.contents)[:4]:
+        yield lambda name=name: shelf.drop(name)
+    yield shelf.store.collect
+    yield shelf.store.scrub
+    yield shelf.store.repair
+
+
+def stream(shelf: Shelf) -> None:
+    """A push that is larger than the disk keeps nothing, though its first chunks were leased on the way."""
+    shelf.put("before", shelf.rng.randbytes(300_000))
+    used = shelf.bytes_used()
+    try:
+        shelf.store.push(pieces(shelf.rng), filename="endless", user_id=USER)
+    except StoreFull:
+        pass
+    else:
+        raise AssertionError("never full")
+    check_given_back(shelf, used)
+    # The chunks were not only uncounted: there is room for most of a disk's worth again.
+    shelf.put("large", shelf.rng.randbytes(CHUNK_BYTES * 1024))
+    shelf.check_usable()
+
+
+def cut_off(shelf: Shelf) -> None:
+    """A push whose source fails after more chunks than are leased at once keeps nothing either."""
+    shelf.put("before", shelf.rng.randbytes(300_000))
+    used = shelf.bytes_used()
+
+    def source() -> Iterator[bytes]:
+        for piece, _ in zip(pieces(shelf.rng), range(1300), strict=False):
+            yield piece
+        raise ConnectionResetError
+
+    try:
+        shelf.store.push(source(), filename="cut off", user_id=USER)
+    except ConnectionResetError:
+        pass
+    check_given_back(shelf, used)
+    shelf.check_usable()
+
+
+def pieces(rng: Random) -> Iterator[bytes]:
+    while True:
+        yield rng.randbytes(CHUNK_BYTES)
+
+
+def check_given_back(shelf: Shelf, used: int) -> None:
+    shelf.check()
+    shelf.store.collect()
+    assert shelf.bytes_used() <= used + 100_000
+    shelf.check()
+
+
+SCENARIOS = {scenario.__name__: scenario for scenario in (push, revise, repair, others, stream, cut_off)}
+
+
+def main() -> None:
+    """Run a scenario."""
+    name, directory = sys.argv[1], Path(sys.argv[2])
+    if len(sys.argv) > 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+    shelf = Shelf(directory)
+    SCENARIOS[name](shelf)
+    shelf.store.close()
+    os.write(1, b"done\n")
+
+
+if __name__ == "__main__":
+    main()
