@@ -181,6 +181,11 @@ class ManifestBuilder:
         self._push(0, chunk_id)
         self.count += 1
 
+    @property
+    def newest(self) -> bytes:
+        """Ids of the last chunks, which are in no node handed out yet; concatenated."""
+        return bytes(self._levels[0])
+
     def _push(self, level: int, child: bytes) -> None:
         if level == len(self._levels):
             self._levels.append(bytearray())

@@ -19,10 +19,9 @@ from types import TracebackType
 from blake3 import blake3
 
 from storage.catalog import Catalog, CatalogTransaction
-from storage.catalog.port import Holding
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
-from storage.errors import InvalidArgument, StorageError, StoreClosed
+from storage.errors import FormatError, InvalidArgument, StorageError, StoreClosed
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
 from storage.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, ManifestBuilder, RootNode, decode_node
@@ -444,18 +443,18 @@ class Upload:
             log.debug("a sync of an aborted upload failed: %s", error)
 
     def _revoke_leases(self) -> None:
-        """Give back claims that checkpoints of this upload made."""
-        catalog, user = self._context.catalog, self._target.user
-        for node_id in self._leased_nodes:
-            raw = catalog.node(node_id)
-            if raw is None:
-                continue
+        """End the leases that checkpoints of this upload made."""
+        raws = [raw for node_id in self._leased_nodes if (raw := self._context.catalog.node(node_id)) is not None]
+        self._revoke(self._builder.newest)
+        for raw in (*raws, *(raw for _, raw in self._nodes)):
             try:
-                children = decode_node(raw, 0)
-            except StorageError:
+                self._revoke(decode_node(raw, 0))
+            except FormatError:
                 continue  # a node of a higher level: its leaves are in the list as well
-            keys = [StripeKey(children[at : at + 32] + self._suffix) for at in range(0, len(children), 32)]
-            catalog.drop_holdings(Holding(key, user, self._lease_ms) for key in keys)
+
+    def _revoke(self, chunk_ids: bytes) -> None:
+        stripes = [StripeKey(chunk_ids[at : at + 32] + self._suffix) for at in range(0, len(chunk_ids), 32)]
+        self._context.catalog.transact(lambda txn: txn.end_leases(self._target.user, stripes, self._lease_ms))
 
     def _end(self) -> None:
         self._ended = True

@@ -96,6 +96,15 @@ class _Transaction:
                 if known is not None and _LEASE.unpack(known)[0] < lease_ms:
                     self._txn.put(key, lease, db=database)
 
+    def end_leases(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
+        database = self._databases["holdings"]
+        lease, lapsed = _LEASE.pack(lease_ms), _LEASE.pack(0)
+        for stripe in stripes:
+            key = stripe + user
+            # Not deleted: a live version of the user's may rest on the claim as well.
+            if self._txn.get(key, db=database) == lease:
+                self._txn.put(key, lapsed, db=database)
+
     def counters(self) -> Counters:
         raw = self._txn.get(_COUNTERS, db=self._databases[ROOT])
         return Counters() if raw is None else _decode_counters(raw)

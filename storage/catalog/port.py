@@ -133,6 +133,9 @@ class CatalogTransaction(Protocol):
     def hold(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
         """Record that a user has these stripes, at least until ``lease_ms``."""
 
+    def end_leases(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
+        """Let the user's claims on these stripes lapse that were last leased until exactly ``lease_ms``."""
+
     def counters(self) -> Counters:
         """Current totals."""
 

@@ -1,6 +1,6 @@
 """Collect: drop what no version of an existing file reaches, and give the space back.
 
-Mark writes the key of every live object to one of 256 bucket files by its first byte; sweep takes
+Mark notes the key of every live object in one of 256 buckets by its first byte; sweep takes
 one bucket at a time into memory and compares it with the same range of the catalog's claims and of
 each volume's index. Memory is a 256th of the keys, whatever the size of the store.
 """
@@ -12,25 +12,26 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from storage.catalog import user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
+from storage.limits import MIB
 from storage.live import live_objects, live_versions
 from storage.maintenance.batching import batched
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import CollectReport, Progress
 from storage.shards import LocalVolume
+from storage.shards.filesystem import raise_if_full
 from storage.stripes import metadata_stripe
 
 log = logging.getLogger(__name__)
 
 _BUCKETS = 256
 _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
+_MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
 _REMOVE_BATCH = 512
 _NOBODY = bytes(USER_KEY_BYTES)
 LIVE_RATIO_MAX = 0.6  # rewriting a segment that is 60 % live frees 40 % for 60 % copied
@@ -46,15 +47,14 @@ def collect(context: MaintenanceContext, grace_s: float, progress: Progress | No
         progress: called with (steps done, steps in all).
     """
     with context.collecting, context.pins.kept_during_collect():
-        context.scratch.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="collect-", dir=context.scratch))
+        steps = _Steps(progress, context.catalog.counters().versions)
+        marks = _Marks(context.scratch)
         try:
-            steps = _Steps(progress, context.catalog.counters().versions)
-            _mark(context, directory, steps)
-            tally = _sweep(context, directory, grace_s, steps)
+            _mark(context, marks, steps)
+            tally = _sweep(context, marks, grace_s, steps)
             _drop_dead_versions(context)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            marks.close()
         _compact(context, tally)
         steps.finish()
         return CollectReport(len(tally.objects), tally.shards, tally.freed, tally.segments)
@@ -102,26 +102,65 @@ class _Steps:
             self._progress(self._total, self._total)
 
 
-def _mark(context: MaintenanceContext, directory: Path, steps: _Steps) -> None:
-    with ExitStack() as stack:
-        files: list[BinaryIO] = [
-            stack.enter_context((directory / f"{bucket:02x}").open("wb", buffering=8192)) for bucket in range(_BUCKETS)
-        ]
-        users: dict[str, bytes] = {}
-        catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
-        for live in live_objects(catalog, context.load_node, copies, steps.step, in_use):
-            user = users.get(live.user_id)
-            if user is None:
-                users.clear()  # files come ordered by age, not by owner: keep just the last one
-                user = users[live.user_id] = user_key(live.user_id.encode()) if live.user_id else _NOBODY
-            files[live.stripe[0]].write(live.stripe + user)
+class _Marks:
+    """Live keys by bucket: in memory while they are few, so that a full disk can be collected; then in files."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._directory: Path | None = None
+        self._buckets = [bytearray() for _ in range(_BUCKETS)]
+        self._bytes = 0
+
+    def add(self, mark: bytes) -> None:
+        """Keep a mark."""
+        self._buckets[mark[0]] += mark
+        self._bytes += len(mark)
+        if self._bytes >= _MARKS_BYTES_MAX:
+            self._spill()
+
+    def _spill(self) -> None:
+        try:
+            if self._directory is None:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+                self._directory = Path(tempfile.mkdtemp(prefix="collect-", dir=self._scratch))
+            for bucket, marks in enumerate(self._buckets):
+                with (self._directory / f"{bucket:02x}").open("ab") as stream:
+                    stream.write(marks)
+        except OSError as error:
+            raise_if_full(error)
+            raise
+        self._buckets = [bytearray() for _ in range(_BUCKETS)]
+        self._bytes = 0
+
+    def take(self, bucket: int) -> set[bytes]:
+        """The marks of a bucket, which are not kept any longer."""
+        marks, self._buckets[bucket] = self._buckets[bucket], bytearray()
+        if self._directory is not None:
+            marks = bytearray((self._directory / f"{bucket:02x}").read_bytes()) + marks
+        return {bytes(marks[at : at + _MARK_BYTES]) for at in range(0, len(marks), _MARK_BYTES)}
+
+    def close(self) -> None:
+        """Remove the files."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _sweep(context: MaintenanceContext, directory: Path, grace_s: float, steps: _Steps) -> _Tally:
+def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
+    users: dict[str, bytes] = {}
+    catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
+    for live in live_objects(catalog, context.load_node, copies, steps.step, in_use):
+        user = users.get(live.user_id)
+        if user is None:
+            users.clear()  # files come ordered by age, not by owner: keep just the last one
+            user = users[live.user_id] = user_key(live.user_id.encode()) if live.user_id else _NOBODY
+        marks.add(live.stripe + user)
+
+
+def _sweep(context: MaintenanceContext, all_marks: _Marks, grace_s: float, steps: _Steps) -> _Tally:
     tally = _Tally(_Distinct())
     horizon_ms = int((time.time() + max(0.0, 86400.0 - grace_s)) * 1000)
     for bucket in range(_BUCKETS):
-        marks = _read_marks(directory / f"{bucket:02x}")
+        marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
         live |= _sweep_claims(context, marks, horizon_ms, start, stop)
@@ -132,14 +171,6 @@ def _sweep(context: MaintenanceContext, directory: Path, grace_s: float, steps: 
         tally.objects.next_bucket()
         steps.step()
     return tally
-
-
-def _read_marks(path: Path) -> set[bytes]:
-    marks: set[bytes] = set()
-    with path.open("rb") as stream:
-        while block := stream.read(_MARK_BYTES * 4096):
-            marks.update(block[at : at + _MARK_BYTES] for at in range(0, len(block), _MARK_BYTES))
-    return marks
 
 
 def _sweep_claims(

@@ -137,7 +137,7 @@ class LocalVolume:
             self._check_space(offset - size)
         self._write(buffers, size)
         if offset > self._zeroed:
-            self._zero_ahead(offset, offset - size)
+            self._zero_ahead(offset, offset - size, urgent)
         self._enter(shards[start:stop], self._active_number, size)
         state.size = offset
         self._dirty[self._active_number] = self._active
@@ -153,7 +153,7 @@ class LocalVolume:
         except OSError as error:
             raise self._fail(error) from error
 
-    def _zero_ahead(self, end: int, written: int) -> None:
+    def _zero_ahead(self, end: int, written: int, urgent: bool) -> None:
         """After a small append, write zeros behind it for the next ones to overwrite.
 
         A file that does not grow spares each flush a journal commit (measured: 0.26 ms against
@@ -162,8 +162,12 @@ class LocalVolume:
         assert self._active is not None
         self._zeroed = end
         room = min(_ZERO_AHEAD_BYTES, self._segment_bytes_max - end)
-        if written > _SMALL_APPEND_BYTES or room <= 0:
+        if written > _SMALL_APPEND_BYTES or room <= 0 or urgent:
             return
+        try:
+            self._check_space(room)
+        except StoreFull:
+            return  # zeros are not what the reserve is kept for
         try:
             self._active.write([bytes(room)], end)
             self._zeroed = end + room

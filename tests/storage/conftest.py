@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,44 @@ import pytest
 from storage import FileStorage
 from tests.storage.helpers import open_store
 
-Reopen = Callable[[], FileStorage]
+_MEMORY = Path("/dev/shm")
+_FREE_BYTES_MIN = 1 << 30
+
+
+@pytest.fixture(scope="session")
+def fast() -> Iterator[Path | None]:
+    """A directory in memory, where flushing costs nothing, or None if there is no room."""
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _FREE_BYTES_MIN:
+        yield None
+        return
+    path = Path(tempfile.mkdtemp(prefix="taskworker-storage-", dir=_MEMORY))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def scratch(fast: Path | None, tmp_path: Path) -> Iterator[Path]:
+    """An empty directory of this test."""
+    if fast is None:
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(dir=fast))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def module_scratch(fast: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory of this test module."""
+    return tmp_path_factory.mktemp("module") if fast is None else Path(tempfile.mkdtemp(dir=fast))
+
+
+@pytest.fixture
+def root(scratch: Path) -> Path:
     """Where the store under test is."""
-    return tmp_path / "store"
+    return scratch / "store"
 
 
 @pytest.fixture

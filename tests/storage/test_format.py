@@ -43,9 +43,9 @@ SIZES = (0, 1, 3, 4, 5, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 17)
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+def kept(module_scratch: Path) -> tuple[Path, dict[str, bytes]]:
     """A closed 4-of-6 store, and all its chunks by hex id."""
-    root = tmp_path_factory.mktemp("format") / "store"
+    root = module_scratch / "store"
     chunks: dict[str, bytes] = {}
     with open_store(root, segment_bytes_max=128 * 1024) as store:
         for version, data in push_many(store, SIZES).values():
