@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -49,6 +50,7 @@ class RecordingFileSystem:
         disk: what is there already, as the model knows it.
         watch: told of every event.
         together: give files descriptors, so that the engine flushes them by its flusher; that must be ``handles``.
+        flush_s: how long a flush takes, so that others get to do something meanwhile.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class RecordingFileSystem:
         watch: Watcher = lambda at, event: None,
         *,
         together: bool = False,
+        flush_s: float = 0.0,
     ) -> None:
         self.root = root
         self.log: list[Event] = []
         self.lock = threading.RLock()
         self.watch = watch
         self.together = together
+        self.flush_s = flush_s
         self.handles = Handles()
         self.faults = Faults()
         self._real = LocalFileSystem()
@@ -285,6 +289,8 @@ class RecordedFile:
     def datasync(self) -> None:
         with self._recorder.lock:
             begun = self._recorder._note(SyncBegun(self.inode))
+        if self._recorder.flush_s:
+            time.sleep(self._recorder.flush_s)
         fault = self._recorder.faults.get(self._directory, "datasync")
         with self._recorder.lock:
             self._recorder._note(SyncFailed(self.inode) if fault else Synced(self.inode, begun))
