@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from storage.errors import FormatError, StorageError, StoreClosed, StoreFull
 
 _MAP_BYTES_START = 64 << 20
 _READERS_MAX = 1024
+_SHORT_WRITE_BYTES_MAX = 4 << 20  # LMDB writes up to 64 pages at a time, or one value of a few MiB
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
@@ -203,6 +205,17 @@ def _initial_map(path: Path) -> int:
 
 def translated(error: lmdb.Error, path: Path) -> StorageError:
     """The engine's error for one of LMDB's."""
-    if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in _FULL:
+    text = str(error)  # what py-lmdb tells of the error number
+    full = isinstance(error, lmdb.DiskError) or any(os.strerror(number) in text for number in _FULL)
+    if full or (os.strerror(errno.EIO) in text and _is_full(path)):
         return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
     return FormatError(f"the database in {path} cannot be used: {error}")
+
+
+def _is_full(path: Path) -> bool:
+    """Whether a write may have come out short, which LMDB calls an I/O error."""
+    status = os.statvfs(path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    room = _SHORT_WRITE_BYTES_MAX
+    limited = limit != resource.RLIM_INFINITY and (path / "data.mdb").stat().st_size + room > limit
+    return limited or status.f_bavail * status.f_frsize < room
