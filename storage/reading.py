@@ -116,21 +116,33 @@ class FileReader(io.RawIOBase):
             self.readinto(view)
         return content.getvalue()
 
-    def iter_chunks(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
-        """Bytes start…stop piece by piece, each piece at most a chunk in a buffer of its own, read ahead."""
+    def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
+        """Bytes start…stop piece by piece, each piece at most a chunk, read ahead.
+
+        Args:
+            start: first byte wanted.
+            stop: end of the range, default the end of the file.
+            recycled: a piece is valid only until the next one is asked for; its buffer then serves again,
+                which spares the system handing out and clearing fresh memory for every chunk.
+        """
         stop = self.size if stop is None else min(stop, self.size)
         if start >= stop:
             return
         size = self._root.chunk_size
         first, last = start // size, (stop - 1) // size
-        pending: deque[Future[memoryview]] = deque()
+        free: list[memoryview] = []
+        pending: deque[tuple[memoryview, Future[memoryview]]] = deque()
         upcoming = first
         for index in range(first, last + 1):
             while upcoming <= min(last, index + self._depth):
-                pending.append(self._submit(self._load, upcoming, self._stripe(upcoming)))
+                buffer = free.pop() if free else memoryview(bytearray(size))
+                pending.append((buffer, self._submit(self._load, upcoming, self._stripe(upcoming), buffer)))
                 upcoming += 1
-            piece = pending.popleft().result()
+            buffer, loading = pending.popleft()
+            piece = loading.result()
             yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
+            if recycled:
+                free.append(buffer)
 
     def close(self) -> None:
         """Let go of buffers. Reading afterwards raises ValueError."""
@@ -201,8 +213,9 @@ class FileReader(io.RawIOBase):
             if index not in self._ahead:
                 self._ahead[index] = self._submit(self._load, index, self._stripe(index))
 
-    def _load(self, index: int, stripe: StripeKey) -> memoryview:
-        buffer = memoryview(bytearray(self._root.chunk_length(index)))
+    def _load(self, index: int, stripe: StripeKey, into: memoryview | None = None) -> memoryview:
+        length = self._root.chunk_length(index)
+        buffer = memoryview(bytearray(length)) if into is None else into[:length]
         self._read_chunk(stripe, buffer)
         return buffer
 

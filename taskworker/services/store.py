@@ -258,12 +258,14 @@ def _data(reader: FileReader, start: int, stop: int) -> Iterator[list[memoryview
     """The bytes of a range, a message's worth at a time: small chunks gathered, large ones cut."""
     gathered: list[memoryview] = []
     room = GET_DATA_BYTES
-    for chunk in reader.iter_chunks(start, stop):
+    # Large chunks are sent before the next is asked for, so their buffers may serve again.
+    recycled = reader.version.chunk_size >= GET_DATA_BYTES
+    for chunk in reader.iter_chunks(start, stop, recycled=recycled):
         while chunk:
             piece, chunk = chunk[:room], chunk[room:]
             gathered.append(piece)
             room -= len(piece)
-            if not room:
+            if not room or (recycled and not chunk):
                 yield gathered
                 gathered, room = [], GET_DATA_BYTES
     if gathered:
