@@ -351,14 +351,15 @@ class StripeStore:
         """The verified object, zero-padded to k whole shards, and its length."""
         k = stripe[33] + 1
         length = self.object_length(stripe)
-        if length is None:
-            raise DataLossError(stripe[:ID_BYTES].hex(), 0, k)
-        if stripe[ID_BYTES] == Kind.VERSION:
-            content = self.read(stripe)  # not named by the hash of its bytes
-            return memoryview(content), len(content)
-        padded = memoryview(bytearray(k * -(-length // k)))
-        self.read_into(stripe, padded[:length])
-        return padded, length
+        if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+            padded = memoryview(bytearray(k * -(-length // k)))
+            target = padded[:length]
+            if self._read_data_shards(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+                return padded, length
+        data = self._recover(stripe, expect=None)
+        padded = memoryview(bytearray(k * -(-len(data) // k)))
+        padded[: len(data)] = data
+        return padded, len(data)
 
 
 def _by_length(found: dict[int, Shard], k: int) -> list[_Survivors]:

@@ -40,7 +40,6 @@ _RESERVE_BYTES_MIN = 1 * MIB
 _RESERVE_BYTES_MAX = 64 * MIB
 _SPACE_CHECK_BYTES = 4 * MIB
 _ZERO_AHEAD_BYTES = 1 * MIB
-_LOOK_EVERY_S = 0.1
 _SMALL_APPEND_BYTES = 64 * 1024
 
 
@@ -88,7 +87,6 @@ class LocalVolume:
         self._directory_dirty = False
         self._failure: Exception | None = None
         self._zeroed = 0
-        self._looked_s = 0.0
         self._space_checked_at = 0
         self._dropped_segments: list[int] = []
         if read_identity_file(path) is None:
@@ -413,7 +411,8 @@ class LocalVolume:
             VolumeFailed: flushing failed, or the directory is gone.
         """
         try:
-            if error is None and self._removed():
+            active = self._active
+            if error is None and active is not None and active.removed():
                 error = FileNotFoundError(f"{self.path} was removed while in use")
             if error is not None:
                 # After a failed flush nothing since the last good one can be trusted until it has been
@@ -423,15 +422,6 @@ class LocalVolume:
                 self._flush_index(pending.checkpoint)
         finally:
             self._sync_lock.release()
-
-    def _removed(self) -> bool:
-        """Whether somebody removed the active segment; asked now and then only, as each time costs a call."""
-        now = time.monotonic()
-        if now - self._looked_s < _LOOK_EVERY_S:
-            return False
-        self._looked_s = now
-        active = self._active
-        return active is not None and active.removed()
 
     def cancel_sync(self, pending: PendingSync) -> None:
         """In place of the second half, when flushing was not gone through with: it is all still to do."""

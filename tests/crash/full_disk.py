@@ -22,13 +22,15 @@ from storage.volumes import VolumeOptions
 USER = "ann"
 CHUNK_BYTES = 65536
 SEGMENT_BYTES_MAX = 2 << 20
+LARGE_SEGMENT_BYTES_MAX = 256 << 20
 SIZES = (10, 3000, 50_000, 200_000, 700_000)
 
 
 class Shelf:
     """A store and what is in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, segment_bytes_max: int) -> None:
+        self._options = VolumeOptions(segment_bytes_max=segment_bytes_max)
         self.root = directory / "store"
         self.rng = Random(1)
         self.contents: dict[str, bytes] = {}
@@ -40,7 +42,7 @@ class Shelf:
             self.root,
             profile=ErasureProfile(4, 6),
             chunk_size=CHUNK_BYTES,
-            volume_options=VolumeOptions(segment_bytes_max=SEGMENT_BYTES_MAX),
+            volume_options=self._options,
         )
 
     def reopen(self) -> None:
@@ -108,6 +110,19 @@ def push(shelf: Shelf) -> None:
     shelf.reopen()
     shelf.check()
     shelf.free()
+    shelf.check()
+    shelf.check_usable()
+
+
+def large_segments(shelf: Shelf) -> None:
+    """Segments so large that what is live of one does not fit into the room kept back."""
+    shelf.fill()
+    for number, name in enumerate(sorted(shelf.contents)):
+        if number % 2:
+            shelf.drop(name)
+    used = shelf.bytes_used()
+    shelf.store.collect()
+    assert shelf.bytes_used() < used * 0.9
     shelf.check()
     shelf.check_usable()
 
@@ -239,7 +254,9 @@ def check_given_back(shelf: Shelf, used: int) -> None:
     shelf.check()
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (push, revise, repair, others, stream, cut_off)}
+SCENARIOS = {
+    scenario.__name__: scenario for scenario in (push, large_segments, revise, repair, others, stream, cut_off)
+}
 
 
 def main() -> None:
@@ -247,7 +264,7 @@ def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
     if len(sys.argv) > 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-    shelf = Shelf(directory)
+    shelf = Shelf(directory, LARGE_SEGMENT_BYTES_MAX if name == "large_segments" else SEGMENT_BYTES_MAX)
     SCENARIOS[name](shelf)
     shelf.store.close()
     os.write(1, b"done\n")

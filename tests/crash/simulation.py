@@ -18,7 +18,7 @@ from tests.crash.determinism import Clock, deterministic
 from tests.crash.disk import Disk, PowerLoss
 from tests.crash.events import Event
 from tests.crash.ledger import KEYS, Ledger, check, check_rebuilt
-from tests.crash.stores import SETTINGS, Setting, open_store, pending_max, plain_flushing, write_state
+from tests.crash.stores import SETTINGS, Setting, limits_of, open_store, plain_flushing, write_state
 from tests.crash.users import CrashPoint, Generation, World
 
 _GENERATION_S = 1000  # of the store's clock from one generation to the next
@@ -76,7 +76,7 @@ class Campaign:
         rng = Random(self.rng.random())
         clock = Clock((number + 1) * _GENERATION_S)
         generation = Generation(world, self.setting, rng, clock, steps=self.steps, points_max=10 * self.points)
-        with deterministic(rng, clock), pending_max(self.setting.pending_max):
+        with deterministic(rng, clock), limits_of(self.setting):
             generation.run()
         points = sorted(self.rng.sample(generation.points, min(self.points, len(generation.points))), key=_position)
         successor = self.rng.randrange(len(points))

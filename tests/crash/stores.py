@@ -23,11 +23,19 @@ _META_BYTES = 2 * mmap.PAGESIZE
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What kind of store is simulated; ``pending_max``: index entries kept in memory."""
+    """What kind of store is simulated.
+
+    Attributes:
+        profile: of its files, and how many volumes there are.
+        segment_bytes_max: of its volumes.
+        pending_max: index entries kept in memory.
+        little_room: the disk is taken to be nearly full when segments are rewritten.
+    """
 
     profile: ErasureProfile
     segment_bytes_max: int
     pending_max: int
+    little_room: bool = False
 
     @property
     def volume_count(self) -> int:
@@ -39,7 +47,7 @@ SETTINGS = (
     Setting(ErasureProfile(2, 4), 128 * 1024, 24),
     Setting(ErasureProfile(1, 3), 256 * 1024, 12),
     Setting(ErasureProfile(4, 6), 64 * 1024, 8192),
-    Setting(ErasureProfile(2, 4), 2 << 20, 60),
+    Setting(ErasureProfile(2, 4), 2 << 20, 60, little_room=True),
 )
 
 
@@ -67,6 +75,16 @@ def pending_max(entries: int) -> Iterator[None]:
     """Inside, indexes are written to disk that often."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.shards.volume.PENDING_MAX", entries)
+        yield
+
+
+@contextmanager
+def limits_of(setting: Setting) -> Iterator[None]:
+    """Inside, volumes have the limits of a setting."""
+    with pending_max(setting.pending_max), pytest.MonkeyPatch.context() as patch:
+        if setting.little_room:
+            patch.setattr("storage.shards.volume._ROOM_KEPT_BYTES", 1 << 60)
+            patch.setattr("storage.shards.volume._COMPACT_BATCH_BYTES", 50_000)
         yield
 
 

@@ -46,7 +46,14 @@ def run(command: list[str], scenario: str, directory: Path, *arguments: str) -> 
 
 @pytest.mark.parametrize(
     ("scenario", "size"),
-    [("push", "48m"), ("revise", "48m"), ("repair", "48m"), ("others", "48m"), ("stream", "160m")],
+    [
+        ("push", "48m"),
+        ("large_segments", "48m"),
+        ("revise", "48m"),
+        ("repair", "48m"),
+        ("others", "48m"),
+        ("stream", "160m"),
+    ],
 )
 def test_on_a_small_file_system(tmp_path: Path, scenario: str, size: str) -> None:
     if not can_mount(tmp_path.parent):
