@@ -498,7 +498,7 @@ class FileStorage:
     def repair(self, *, progress: Progress | None = None) -> RepairReport:
         """Bring back offline volumes and make every missing shard again. May be interrupted and repeated."""
         self._check_open()
-        self._volumes.check_present()
+        self._volumes.check_present(at_once=True)
         report = repair(self._maintenance, progress)
         self._save_incomplete()
         return report

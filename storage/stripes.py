@@ -165,7 +165,7 @@ class StripeStore:
                 return location.object_length
         return None
 
-    def _read_data_shards(self, stripe: StripeKey, target: memoryview) -> bool:
+    def _read_data_shards(self, stripe: StripeKey, target: memoryview, *, look_into: bool = True) -> bool:
         k = stripe[33] + 1
         length = len(target)
         shard_length = -(-length // k)
@@ -179,11 +179,11 @@ class StripeStore:
         if not missing:
             return True
         whole = self._fill_from_parity(stripe, target, shard_length, missing)
-        if whole:
-            self._look_into(stripe, missing)
+        if whole and look_into:
+            self._look_into(stripe, missing, len(target))
         return whole
 
-    def _look_into(self, stripe: StripeKey, slots: list[int]) -> None:
+    def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
         """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
         holders = self.volumes.holders(stripe)
         for slot in slots:
@@ -191,7 +191,10 @@ class StripeStore:
             if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
             rotten: list[int] = []
-            if self._read_checked(volume, key, rotten) is None and not rotten:
+            shard = self._read_checked(volume, key, rotten)
+            if shard is not None and shard.object_length != length:
+                rotten.append(slot)
+            if shard is None and not rotten:
                 self.on_damage(stripe)
             if rotten:
                 self._quarantine(stripe, rotten, "cannot be read back")
@@ -354,7 +357,8 @@ class StripeStore:
         if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
             padded = memoryview(bytearray(k * -(-length // k)))
             target = padded[:length]
-            if self._read_data_shards(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+            whole = self._read_data_shards(stripe, target, look_into=False)
+            if whole and blake3(target).digest() == stripe[:ID_BYTES]:
                 return padded, length
         data = self._recover(stripe, expect=None)
         padded = memoryview(bytearray(k * -(-len(data) // k)))

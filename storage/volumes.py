@@ -172,10 +172,10 @@ class VolumeSet:
         """The volume slot that holds each shard 0…n-1 of a stripe."""
         return self.layout.volumes(stripe, stripe[34] + 1)
 
-    def check_present(self) -> None:
-        """Notice, at most once a second, volumes whose directory was taken away."""
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Notice, at most once a second unless ``at_once``, volumes whose directory was taken away."""
         now = time.monotonic()
-        if now - self._checked_s < _PRESENCE_CHECK_S:
+        if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
             return
         self._checked_s = now
         for slot, volume in enumerate(self._volumes):

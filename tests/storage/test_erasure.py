@@ -38,10 +38,8 @@ def _codes(k: int, n: int) -> list[ErasureCode]:
     profile = ErasureProfile(k, n)
     reference = ZfecCodec(profile)
     codes = [ErasureCode(profile, reference)]
-    try:
+    with suppress(CodecUnavailable):
         codes.append(ErasureCode(profile, IsalCodec(profile, reference)))
-    except CodecUnavailable:
-        pass
     return codes
 
 

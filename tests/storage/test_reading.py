@@ -59,9 +59,7 @@ def _step(stream: io.RawIOBase | io.BytesIO, kind: str, value: int) -> object:
 
 @given(steps=_STEPS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_reader_does_what_bytesio_does(
-    file: tuple[FileStorage, Version], steps: list[tuple[str, int, int]]
-) -> None:
+def test_a_reader_does_what_bytesio_does(file: tuple[FileStorage, Version], steps: list[tuple[str, int, int]]) -> None:
     store, version = file
     model = io.BytesIO(DATA)
     with store.open_file(version.file_id, user_id=USER) as reader:

@@ -73,7 +73,9 @@ def test_right_diffs(
 
 def test_from_nothing(store: FileStorage) -> None:
     base = push(store, b"")
-    version = store.revise(base.file_id, diff_of(base, CHUNK + 50, [(0, *_whole(NEW)), (1, *_whole(TAIL))]), user_id=USER)
+    version = store.revise(
+        base.file_id, diff_of(base, CHUNK + 50, [(0, *_whole(NEW)), (1, *_whole(TAIL))]), user_id=USER
+    )
     assert get(store, version) == NEW + TAIL
 
 
@@ -81,14 +83,17 @@ def test_chunks_without_data(store: FileStorage, base: Version) -> None:
     """Of the file itself, of another file of the user, and given once in the same diff."""
     push(store, NEW, "other")
     fresh = content(5, CHUNK)
-    patches = [(0, digest(OLD[CHUNK : 2 * CHUNK]), None), (1, digest(NEW), None), (2, *_whole(fresh)), (3, digest(fresh), None)]
+    patches = [
+        (0, digest(OLD[CHUNK : 2 * CHUNK]), None),
+        (1, digest(NEW), None),
+        (2, *_whole(fresh)),
+        (3, digest(fresh), None),
+    ]
     version = store.revise(base.file_id, diff_of(base, 4 * CHUNK, patches), user_id=USER)
     assert get(store, version) == OLD[CHUNK : 2 * CHUNK] + NEW + fresh + fresh
 
 
-@given(
-    old=st.integers(0, 4 * CHUNK), new=st.integers(0, 4 * CHUNK), same=st.integers(0, 4 * CHUNK), user=st.uuids()
-)
+@given(old=st.integers(0, 4 * CHUNK), new=st.integers(0, 4 * CHUNK), same=st.integers(0, 4 * CHUNK), user=st.uuids())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_diff_then_revise_gives_any_content(kept: FileStorage, old: int, new: int, same: int, user: object) -> None:
     before = content(1, old)
@@ -168,9 +173,7 @@ WRONG: dict[str, Change] = {
     "an unknown chunk": _diff(len(OLD), Patch(1, digest(b"unknown"), None)),
     "a chunk of another length": _diff(len(OLD), Patch(1, digest(OLD[3 * CHUNK :]), None)),
     "a whole chunk where a short one belongs": _diff(len(OLD), Patch(3, digest(OLD[:CHUNK]), None)),
-    "a chunk given here but of another length": _diff(
-        4 * CHUNK + 10, Patch(3, _NEW_ID, NEW), Patch(4, _NEW_ID, None)
-    ),
+    "a chunk given here but of another length": _diff(4 * CHUNK + 10, Patch(3, _NEW_ID, NEW), Patch(4, _NEW_ID, None)),
     "a right patch and a wrong one": _diff(len(OLD), Patch(0, _NEW_ID, NEW), Patch(1, _NEW_ID, NEW[:-1] + b"x")),
 }
 

@@ -1,0 +1,254 @@
+"""Volumes that go while the store is open: reads go on, writes go on while they are safe, repair brings back."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage import DataLossError, FileStorage, FormatError, InsufficientWorkers, Version
+from storage.flushing import ThreadFlusher
+from tests.storage.helpers import (
+    CHUNK,
+    USER,
+    check_all,
+    content,
+    get,
+    lose,
+    open_store,
+    push,
+    push_many,
+    records,
+    volume_dir,
+)
+
+SIZES = (10, 3000, CHUNK + 1, 3 * CHUNK)
+Pushed = dict[str, tuple[Version, bytes]]
+
+
+def _states(store: FileStorage) -> list[str]:
+    return [volume.state for volume in store.stats().volumes]
+
+
+def _notice(store: FileStorage) -> None:
+    """Have the store look whether its directories are there (it does so at most once a second)."""
+    store._volumes._checked_s = 0.0  # no public way: it is time that does it
+    store.stats()
+
+
+@pytest.fixture
+def pushed(store: FileStorage) -> Pushed:
+    return push_many(store, SIZES)
+
+
+def test_a_directory_removed_while_open(root: Path, store: FileStorage, pushed: Pushed) -> None:
+    lose(root, 2)
+    _notice(store)
+    assert _states(store) == ["ok", "ok", "offline", "ok", "ok", "ok"]
+    assert store.stats().losses_survivable == 1
+    assert store.stats().recent_damage[-1].kind == "offline"
+    check_all(store, pushed)
+    more = push(store, content(9, 2 * CHUNK), "more")  # 5 of 6 shards: one more loss is survived
+    assert get(store, more) == content(9, 2 * CHUNK)
+    assert store.scrub().missing > 0
+    assert store.repair().complete
+    assert _states(store) == ["ok"] * 6
+    assert store.scrub().clean
+    assert records(volume_dir(root, 2))
+    check_all(store, pushed)
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_pushes_are_refused_when_one_more_loss_would_be_too_many(
+    root: Path, store: FileStorage, pushed: Pushed, lost: int
+) -> None:
+    lose(root, *range(lost))
+    _notice(store)
+    before = store.stats().stored_bytes
+    for data in (b"small", content(9, 3 * CHUNK)):
+        with pytest.raises(InsufficientWorkers, match="would not survive one more loss"):
+            push(store, data, "new")
+    version, data = pushed["f2"]
+    diff = store.diff(version.file_id, b"x", user_id=USER) if lost == 2 else None
+    if diff is not None:
+        with pytest.raises(InsufficientWorkers):
+            store.revise(version.file_id, diff, user_id=USER)
+        check_all(store, pushed)
+    assert store.find("new", user_id=USER) is None
+    assert store.stats().stored_bytes == before
+    if lost == 3:
+        with pytest.raises(DataLossError):
+            get(store, version)
+    assert data
+
+
+def test_refusal_depends_on_the_profile(root: Path, store: FileStorage) -> None:
+    from storage import ErasureProfile
+
+    lose(root, 0, 1, 2)
+    _notice(store)
+    version = store.push(b"x" * CHUNK, filename="f", user_id=USER, profile=ErasureProfile(2, 6))
+    assert get(store, version) == b"x" * CHUNK
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        FileStorage.stats,
+        FileStorage.scrub,
+        FileStorage.collect,
+        FileStorage.repair,
+        lambda store: push(store, b"small", "new"),
+        lambda store: push(store, content(9, 5 * CHUNK), "new"),
+        lambda store: push(store, content(9, 5 << 20), "new"),
+    ],
+    ids=["stats", "scrub", "collect", "repair", "small push", "push", "large push"],
+)
+def test_whatever_meets_the_removal_first(
+    root: Path, store: FileStorage, pushed: Pushed, work: Callable[[FileStorage], object]
+) -> None:
+    """Before the store has noticed: nothing fails but the volume."""
+    store.stats()  # just looked
+    doomed, _ = pushed.pop("f1")
+    store.delete(doomed.file_id, user_id=USER)
+    lose(root, 4)
+    work(store)
+    check_all(store, pushed)
+    store.repair()
+    assert _states(store) == ["ok"] * 6
+    assert store.scrub().clean
+    check_all(store, pushed)
+
+
+def test_a_volume_that_comes_back_as_it_was(root: Path, scratch: Path, store: FileStorage, pushed: Pushed) -> None:
+    """It lacks what was written meanwhile, and has what was deleted: both are put right."""
+    volume_dir(root, 1).rename(scratch / "unplugged")
+    _notice(store)
+    pushed |= {"later": (push(store, content(7, CHUNK), "later"), content(7, CHUNK))}
+    doomed, _ = pushed.pop("f0")
+    store.delete(doomed.file_id, user_id=USER)
+    store.collect(grace_s=0)
+    (scratch / "unplugged").rename(volume_dir(root, 1))
+    check_all(store, pushed)
+    report = store.repair()
+    assert report.complete
+    assert report.shards_rebuilt > 0
+    assert store.scrub().clean
+    store.collect(grace_s=0)
+    shards = [volume.shards for volume in store.stats().volumes]
+    assert len(set(shards)) == 1
+
+
+def test_somebody_elses_volume_is_not_taken_in(root: Path, scratch: Path, store: FileStorage, pushed: Pushed) -> None:
+    lose(root, 1)
+    _notice(store)
+    with open_store(scratch / "other") as other:
+        push(other, b"x")
+    shutil.copytree(volume_dir(scratch / "other", 1), volume_dir(root, 1))
+    with pytest.raises(FormatError, match="another store"):
+        store.repair()
+    check_all(store, pushed)
+    shutil.rmtree(volume_dir(root, 1))
+    assert store.repair().complete
+    assert store.scrub().clean
+
+
+def test_all_volumes_gone(root: Path, store: FileStorage, pushed: Pushed) -> None:
+    lose(root, *range(6))
+    _notice(store)
+    assert _states(store) == ["offline"] * 6
+    version, _ = pushed["f0"]
+    with pytest.raises(DataLossError):
+        get(store, version)
+    with pytest.raises(InsufficientWorkers):
+        push(store, b"x", "new")
+    assert [listed.filename for listed in store.list_files(user_id=USER)] == list(pushed)
+
+
+def test_fewer_volumes_than_shards(scratch: Path) -> None:
+    """4 of 6 on three volumes, two shards each: one volume may go."""
+    root, disks = scratch / "store", [scratch / str(slot) for slot in range(3)]
+    with open_store(root, volumes=disks) as store:
+        pushed = push_many(store, SIZES)
+        assert store.stats().losses_survivable == 1
+    shutil.rmtree(disks[1])
+    with open_store(root, volumes=disks) as store:
+        check_all(store, pushed)
+        assert store.stats().losses_survivable == 0
+        assert store.repair().complete
+        assert store.scrub().clean
+    shutil.rmtree(disks[2])
+    shutil.rmtree(disks[0])
+    with open_store(root, volumes=disks) as store:
+        version, _ = pushed["f1"]
+        with pytest.raises(DataLossError):
+            get(store, version)
+
+
+def test_more_volumes_than_shards(scratch: Path) -> None:
+    """2 of 3 on eight volumes: any volume may go, and most shards are not on it."""
+    root, disks = scratch / "store", [scratch / str(slot) for slot in range(8)]
+    with open_store(root, k=2, n=3, volumes=disks) as store:
+        pushed = push_many(store, [CHUNK] * 40)
+        assert min(volume.shards for volume in store.stats().volumes) > 0
+    shutil.rmtree(disks[random.Random(1).randrange(8)])
+    with open_store(root, k=2, n=3, volumes=disks) as store:
+        check_all(store, pushed)
+        assert store.repair().complete
+        assert store.scrub().clean
+
+
+def test_repair_can_be_interrupted_and_repeated(root: Path) -> None:
+    with open_store(root) as store:
+        pushed = push_many(store, [100] * 300)
+    lose(root, 0)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with open_store(root) as store:
+        with pytest.raises(KeyboardInterrupt):
+            store.repair(progress=stop)
+        assert _states(store)[0] == "incomplete"
+        check_all(store, pushed)
+        first = store.repair()
+        assert first.complete
+        assert 0 < first.shards_rebuilt <= 600
+        assert store.repair().shards_rebuilt == 0
+        assert store.scrub().clean
+
+
+def test_statistics(root: Path, store: FileStorage, pushed: Pushed) -> None:
+    push(store, content(50, 20), "f0")
+    stats = store.stats()
+    assert (stats.files, stats.versions) == (4, 5)
+    assert stats.logical_bytes == sum(SIZES) + 10
+    assert stats.stored_bytes == sum(volume.bytes_used for volume in stats.volumes)
+    assert stats.accelerator in {"isa-l", "zfec"}
+    assert stats.losses_survivable == 2
+    assert not stats.needs_rebuild
+    for volume in stats.volumes:
+        assert volume.bytes_live <= volume.bytes_used
+        assert volume.bytes_free > 0
+        assert volume.path == volume_dir(root, volume.slot)
+        assert volume.segments == 1
+    for version, _ in pushed.values():
+        store.delete(version.file_id, user_id=USER)
+    store.collect(grace_s=0)
+    assert (store.stats().files, store.stats().versions, store.stats().logical_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_flushing_by_threads(scratch: Path, parallel: int) -> None:
+    """Where the kernel takes no flush requests."""
+    flusher = ThreadFlusher(parallel)
+    files = [(scratch / str(number)).open("wb") for number in range(7)]
+    outcomes = flusher.flush([*(file.fileno() for file in files), 10_000])
+    assert outcomes[:7] == [None] * 7
+    assert isinstance(outcomes[7], OSError)
+    flusher.close()
+    for file in files:
+        file.close()
