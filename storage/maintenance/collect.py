@@ -17,6 +17,7 @@ from pathlib import Path
 
 from storage.catalog import user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
+from storage.errors import StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import live_objects, live_versions
@@ -229,8 +230,16 @@ def _drop_dead_versions(context: MaintenanceContext) -> None:
 
 
 def _compact(context: MaintenanceContext, tally: _Tally) -> None:
-    for volume in context.stripes.volumes.online():
-        with context.stripes.volumes.guard(volume):
-            segments, freed = volume.compact(LIVE_RATIO_MAX)
-            tally.segments += segments
-            tally.freed += freed
+    full: StoreFull | None = None
+    # Segments without anything live first, on all volumes: that makes the room for moving the rest.
+    for ratio in (0.0, LIVE_RATIO_MAX):
+        for volume in context.stripes.volumes.online():
+            try:
+                with context.stripes.volumes.guard(volume):
+                    segments, freed = volume.compact(ratio)
+                    tally.segments += segments
+                    tally.freed += freed
+            except StoreFull as error:
+                full = error
+    if full is not None and not tally.freed:
+        raise full

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
 _COMPACT_BATCH_BYTES = 8 * MIB
+_ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and collecting can still write
 _RESERVE_BYTES_MIN = 1 * MIB
 _RESERVE_BYTES_MAX = 64 * MIB
@@ -489,19 +490,25 @@ class LocalVolume:
         if location is None or location.payload_length != length:
             return False
         file = self._file(location.segment)
-        if file is None:
-            return self._moved(key, location) and self.read_into(key, buffers, length)
-        return file.read_into(buffers, location.offset + HEADER_BYTES) == length
+        if file is not None and file.read_into(buffers, location.offset + HEADER_BYTES) == length:
+            return True
+        return self._moved(key, location) and self.read_into(key, buffers, length)
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""
         location = self._index.get(key)
         if location is None:
             return None
-        file = self._file(location.segment)
-        if file is None:
+        try:
+            return self._read_at(key, location)
+        except CorruptShard:
             if self._moved(key, location):
                 return self.read(key)
+            raise
+
+    def _read_at(self, key: ShardKey, location: Location) -> Shard:
+        file = self._file(location.segment)
+        if file is None:
             raise CorruptShard(f"segment {location.segment} of {self.path} is gone")
         raw = memoryview(bytearray(HEADER_BYTES + location.payload_length))
         if file.read_into([raw], location.offset) != len(raw):
@@ -601,7 +608,12 @@ class LocalVolume:
             self.flush_index()
             compacted = freed = 0
             for number in self._compactable(live_ratio_max):
-                freed += self._compact_segment(number)
+                try:
+                    freed += self._compact_segment(number)
+                except StoreFull:
+                    if not compacted:
+                        raise
+                    break
                 compacted += 1
             return compacted, freed
 
@@ -626,8 +638,13 @@ class LocalVolume:
     def _compact_segment(self, number: int) -> int:
         """Move live records away, make that durable, then drop the file. Returns bytes freed."""
         before = self._segments[number]
+        size = before.size
         # Also where no record counts as live: a wrong count must not cost data.
-        moved = self._move_live(number, before.size)
+        room = self._room()
+        if room > before.live + _ROOM_KEPT_BYTES:
+            moved = self._move_live(number, before.size)
+        else:
+            moved = self._move_from_end(number, before, room // 4)
         if before.live > SEGMENT_HEADER_BYTES:
             self._forget(number)
         self.flush_index()
@@ -642,7 +659,7 @@ class LocalVolume:
             self._filesystem.sync_directory(self.path)
         except OSError as error:
             raise self._fail(error) from error
-        return before.size - moved
+        return size - moved
 
     def _move_live(self, number: int, size: int) -> int:
         file = self._file(number)
@@ -662,6 +679,48 @@ class LocalVolume:
                 moved += self._move_batch(number, batch)
                 batch, batch_bytes = [], 0
         return moved + self._move_batch(number, batch)
+
+    def _move_from_end(self, number: int, state: SegmentState, batch_bytes_max: int) -> int:
+        """Like :meth:`_move_live` for want of room: each piece is cut off before the next one is moved."""
+        file = self._file(number)
+        if file is None:
+            return 0
+        keys = [
+            (found.offset, found.header.key)
+            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size)
+            if isinstance(found, ScannedRecord) and found.intact and self._is_at(found.header.key, number, found.offset)
+        ]
+        moved = 0
+        while keys:
+            batch: list[tuple[int, Shard]] = []
+            batch_bytes = 0
+            while keys and (not batch or batch_bytes < min(batch_bytes_max, _COMPACT_BATCH_BYTES)):
+                offset, key = keys.pop()
+                shard = self.read(key) if self._is_at(key, number, offset) else None
+                if shard is not None:
+                    batch.append((offset, shard))
+                    batch_bytes += HEADER_BYTES + len(shard.payload)
+            moved += self._move_batch(number, batch)
+            self._cut_end(number, state, offset)
+        return moved
+
+    def _is_at(self, key: ShardKey, number: int, offset: int) -> bool:
+        here = self._index.get(key)
+        return here is not None and here[:2] == (number, offset)
+
+    def _cut_end(self, number: int, state: SegmentState, size: int) -> None:
+        """Give back the end of a segment that nothing points into any more."""
+        with self._lock:
+            state.size = size
+        # The index must not count on more than is left, and must know where everything has gone.
+        self.flush_index()
+        try:
+            file = self._filesystem.open(self._segment_path(number), writable=True)
+            file.truncate(size)
+        except OSError as error:
+            raise self._fail(error) from error
+        with self._lock:
+            self._dirty[number] = file
 
     def _forget(self, number: int) -> None:
         """Drop entries of records that could not be moved, being rotten, so that repair makes them again."""
@@ -701,6 +760,10 @@ class LocalVolume:
                 bytes_free=status.f_bavail * status.f_frsize,
                 shards=self._index.entries(),
             )
+
+    def _room(self) -> int:
+        status = self._status()
+        return status.f_bavail * status.f_frsize
 
     def _status(self) -> os.statvfs_result:
         try:
