@@ -14,7 +14,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument
 from storage.limits import CHUNK_SIZE_DEFAULT
 from storage.shards.filesystem import LocalFileSystem
-from storage.shards.identity import SEGMENT_SUFFIX, VolumeIdentity, read_identity, read_identity_file
+from storage.shards.identity import SEGMENT_SUFFIX, VolumeIdentity, read_identity
 
 STORE_FILE = "STORE"
 _VOLUMES_MAX = 256
@@ -53,7 +53,7 @@ def load_or_create_settings(
     paths = list(volumes) if volumes is not None else _default_paths(root, remembered)
     identities = [identity for path in paths if (identity := _identity(path)) is not None]
     if identities and any(list(path.glob(f"*{SEGMENT_SUFFIX}")) for path in paths if path.is_dir()):
-        return FoundSettings(_found(identities[0], remembered, paths, root), created=False, needs_rebuild=True)
+        return FoundSettings(_from_identity(identities[0], paths, root), created=False, needs_rebuild=True)
     if not create:
         raise InvalidArgument(f"there is no store at {root}")
     fresh = _fresh(root, profile or ErasureProfile(), volumes, chunk_size, identities)
@@ -130,20 +130,16 @@ def _identity(path: Path) -> VolumeIdentity | None:
     return read_identity(path) if path.is_dir() else None
 
 
-def _found(identity: VolumeIdentity, remembered: StoreSettings | None, paths: list[Path], root: Path) -> StoreSettings:
-    """Settings of a store without a catalog; ``VOLUME`` files and ``STORE`` tell its defaults, segments do not."""
+def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> StoreSettings:
     if len(paths) != identity.volumes:
         raise FormatError(
             f"the catalog of {root} is missing and {len(paths)} of {identity.volumes} volumes were named; name them all"
         )
-    told = [told for path in paths if (told := read_identity_file(path)) is not None]
-    same = [source for source in (*told, remembered) if source is not None and source.store_id == identity.store_id]
-    defaults = same[0] if same else identity
     return StoreSettings(
         store_id=identity.store_id,
-        k=defaults.k,
-        n=defaults.n,
-        chunk_size=defaults.chunk_size,
+        k=identity.k,
+        n=identity.n,
+        chunk_size=identity.chunk_size,
         volumes=_named(root, paths),
     )
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed
@@ -122,8 +120,7 @@ class VolumeSet:
                 f"{path} holds slot {identity.slot} of {identity.volumes} of this store, but slot {slot} of "
                 f"{len(self.paths)} belongs there; put the directories back in order"
             )
-        settings = self._settings
-        return msgspec.structs.replace(identity, k=settings.k, n=settings.n, chunk_size=settings.chunk_size)
+        return identity
 
     def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
         path = self.paths[slot]

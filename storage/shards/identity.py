@@ -51,8 +51,7 @@ def new_volume_key() -> str:
 def read_identity(directory: Path) -> VolumeIdentity | None:
     """The identity of the volume in ``directory``; None if there is no volume in it.
 
-    A lost or damaged ``VOLUME`` file is made up for by the first block of any segment, which does not tell
-    the store's defaults.
+    A lost or damaged ``VOLUME`` file is made up for by the first block of any segment.
 
     Raises:
         FormatError: written by a newer version, or damaged beyond that.
@@ -75,6 +74,9 @@ def read_identity(directory: Path) -> VolumeIdentity | None:
             slot=header.slot,
             volumes=header.volume_count,
             key=header.volume_key.hex(),
+            k=header.k,
+            n=header.n,
+            chunk_size=header.chunk_size,
         )
     if file.exists() or found_segment:
         raise FormatError(f"{file} {problem} and no segment of the volume can tell what it was; move it away")

@@ -26,7 +26,7 @@ HEADER_BYTES = _BODY.size + _TAG_BYTES
 PAYLOAD_BYTES_MAX = CHUNK_SIZE_MAX
 
 SEGMENT_MAGIC = b"TwSegmt1"
-_SEGMENT = struct.Struct("<8s16s32sHHIQ")
+_SEGMENT = struct.Struct("<8s16s32sHHIQIBB")
 SEGMENT_HEADER_BYTES = 128
 _SEGMENT_PAD = SEGMENT_HEADER_BYTES - 32 - _SEGMENT.size
 
@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
 
 class SegmentHeader(NamedTuple):
-    """First block of a segment file: which volume of which store it belongs to."""
+    """First block of a segment file: which volume of which store it belongs to, and the store's defaults."""
 
     store_id: bytes
     volume_key: bytes
@@ -53,6 +53,9 @@ class SegmentHeader(NamedTuple):
     volume_count: int
     number: int
     created_ms: int
+    chunk_size: int
+    k: int
+    n: int
 
 
 def pack_headers(shards: Iterable[Shard], volume_key: bytes) -> list[bytes]:
@@ -87,7 +90,7 @@ def record_bytes(payload_length: int) -> int:
 
 def pack_segment_header(header: SegmentHeader) -> bytes:
     """The 128-byte block that starts a segment file."""
-    body = _SEGMENT.pack(SEGMENT_MAGIC, *header) + bytes(_SEGMENT_PAD)
+    body = _SEGMENT.pack(SEGMENT_MAGIC, *header[:-2], header.k - 1, header.n - 1) + bytes(_SEGMENT_PAD)
     return body + blake3(body).digest()
 
 
@@ -102,7 +105,8 @@ def parse_segment_header(raw: bytes) -> SegmentHeader:
     body, check = raw[: SEGMENT_HEADER_BYTES - 32], raw[SEGMENT_HEADER_BYTES - 32 : SEGMENT_HEADER_BYTES]
     if blake3(body).digest() != check:
         raise FormatError("segment header is damaged")
-    return SegmentHeader(*_SEGMENT.unpack_from(raw)[1:])
+    header = SegmentHeader(*_SEGMENT.unpack_from(raw)[1:])
+    return header._replace(k=header.k + 1, n=header.n + 1)
 
 
 assert SHARD_KEY_BYTES == 36

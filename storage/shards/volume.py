@@ -236,6 +236,9 @@ class LocalVolume:
             volume_count=self.identity.volumes,
             number=number,
             created_ms=time.time_ns() // 1_000_000,
+            chunk_size=self.identity.chunk_size,
+            k=self.identity.k,
+            n=self.identity.n,
         )
         path = self._segment_path(number)
         try:

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 
 from storage import ErasureProfile, FileStorage, StoreFull
+from storage.manifest import FAN_OUT
 from storage.volumes import VolumeOptions
 
 USER = "ann"
@@ -227,18 +229,18 @@ def stream(shelf: Shelf) -> None:
 
 
 def cut_off(shelf: Shelf) -> None:
-    """A push whose source fails after more chunks than are leased at once keeps nothing either."""
+    """A push whose source fails after as many chunks as are leased at once, or more, keeps nothing either."""
     shelf.put("before", shelf.rng.randbytes(300_000))
     used = shelf.bytes_used()
 
-    def source() -> Iterator[bytes]:
-        for piece, _ in zip(pieces(shelf.rng), range(1300), strict=False):
-            yield piece
+    def source(count: int) -> Iterator[bytes]:
+        yield from islice(pieces(shelf.rng), count)
         raise ConnectionResetError
 
-    with suppress(ConnectionResetError):
-        shelf.store.push(source(), filename="cut off", user_id=USER)
-    check_given_back(shelf, used)
+    for count in (FAN_OUT, FAN_OUT + 1, FAN_OUT + 300):
+        with suppress(ConnectionResetError):
+            shelf.store.push(source(count), filename="cut off", user_id=USER)
+        check_given_back(shelf, used)
     shelf.check_usable()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from storage import DataLossError, ErasureProfile, FileStorage
 from storage.lmdb_env import Environment
 from storage.shards.identity import SEGMENT_SUFFIX
+from storage.shards.record import SEGMENT_HEADER_BYTES
 from tests.crash.determinism import Clock, deterministic
 from tests.crash.disk import Disk, PowerLoss
 from tests.crash.ledger import Key, Ledger, check
@@ -171,8 +173,9 @@ def test_a_delete_that_a_crash_undid_stays_undone(fast_directory: Path) -> None:
 def test_a_version_that_was_collected_does_not_come_back(fast_directory: Path) -> None:
     """A push was cut off after all of it had reached the volumes; a collect has cleared it away."""
     session = Session(fresh(fast_directory / "first"), SETTING)
+    acknowledged = CHUNKS[:CHUNK_BYTES]  # enough to spare its segment from being rewritten
     with session.open() as store:
-        push(store, b"the acknowledged one")
+        push(store, acknowledged)
         with session.noting():
             push(store, SMALL, Key("bob", "file-1"))
     *_, (moment, disk) = session.disks()
@@ -185,21 +188,30 @@ def test_a_version_that_was_collected_does_not_come_back(fast_directory: Path) -
     shutil.rmtree(root / "catalog")
     with open_store(root, SETTING) as store:
         store.rebuild()
-        assert get(store) == b"the acknowledged one"
+        assert get(store) == acknowledged
         assert store.find("file-1", user_id="bob") is None
         assert store.scrub().clean
 
 
 @pytest.mark.parametrize("content", [SMALL, CHUNKS], ids=["small", "chunks"])
-def test_what_was_lost_with_its_segments_can_be_pushed_again(fast_directory: Path, content: bytes) -> None:
+@pytest.mark.parametrize("cut", [None, 0, SEGMENT_HEADER_BYTES])
+@pytest.mark.parametrize("missed", [False, True])
+def test_what_was_lost_with_its_segments_can_be_pushed_again(
+    fast_directory: Path, content: bytes, cut: int | None, missed: bool
+) -> None:
+    """Indexes tell of shards that are not there: segments are gone, or were cut."""
     root = fast_directory / "store"
     with open_store(root, SETTING) as store:
         file_id = push(store, content)
     for segment in root.glob(f"volumes/*/*{SEGMENT_SUFFIX}"):
-        segment.unlink()
+        if cut is None:
+            segment.unlink()
+        else:
+            os.truncate(segment, cut)
     with open_store(root, SETTING) as store:
-        with pytest.raises(DataLossError):
-            store.get(file_id, user_id=KEY.user)
+        if missed:
+            with pytest.raises(DataLossError):
+                store.get(file_id, user_id=KEY.user)
         push(store, content)
         assert get(store) == content
     with open_store(root, SETTING) as store:

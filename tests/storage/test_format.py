@@ -124,14 +124,14 @@ def test_record_header() -> None:
 
 
 def test_segment_header() -> None:
-    header = SegmentHeader(bytes(range(16)), VOLUME_KEY, 3, 6, 7, 1_700_000_000_123)
+    header = SegmentHeader(bytes(range(16)), VOLUME_KEY, 3, 6, 7, 1_700_000_000_123, CHUNK, 4, 6)
     golden = (
         b"TwSegmt1"
         + bytes(range(16))
         + VOLUME_KEY
-        + bytes.fromhex("0300 0600 07000000 7b68e5cf8b010000")
-        + bytes(24)
-        + bytes.fromhex("06980564f94c589d5f5ec64a2f4226af86e9d7005267714cf7d65b7ab1f8df16")
+        + bytes.fromhex("0300 0600 07000000 7b68e5cf8b010000 00000100 03 05")
+        + bytes(18)
+        + bytes.fromhex("44c46cb63273ade507567fe058e62ac9f7156f73c0d9830d55625194dd73a101")
     )
     assert pack_segment_header(header) == golden
     assert parse_segment_header(golden) == header
@@ -211,6 +211,7 @@ def test_files_of_a_store(tmp_path: Path) -> None:
         }  # fmt: skip
         header = parse_segment_header((directory / "00000001.seg").read_bytes())
         assert header[:5] == (bytes.fromhex(store_id), bytes.fromhex(key), slot, 5, 1)
+        assert header[6:] == (CHUNK, 3, 5)
 
 
 def test_a_complete_segment_ends_with_its_last_record(tmp_path: Path) -> None:
