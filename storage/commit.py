@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
 from storage.errors import ConflictError, FileNotFound, InsufficientWorkers, PermissionDenied, StorageError, StoreFull
 from storage.keys import Kind, StripeKey
@@ -124,6 +126,7 @@ class GroupCommit:
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
         self._buried: list[bytes] = []
+        self._sequence = 0
 
     def commit(self, pending: PendingVersion) -> StoredVersion:
         """Make a version durable and visible.
@@ -237,7 +240,8 @@ class GroupCommit:
             file_id = _new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
-        stored = self._seal(pending, file_id, entry, identifier, root_raw, state.next_sequence())
+        state.sequence = self._next_sequence(state.sequence)
+        stored = self._seal(pending, file_id, entry, identifier, root_raw, state.sequence)
         state.add(stored, entry, partial(self._enter, txn, pending, stored))
         state.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
@@ -301,7 +305,7 @@ class GroupCommit:
         def work(txn: CatalogTransaction) -> bytes:
             entry = check(txn.file(file_id))
             counters = txn.counters()
-            sequence = _later_than(counters.sequence)
+            sequence = self._next_sequence(counters.sequence)
             raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, sequence))
             txn.delete_file(file_id, name(entry.filename), raw)
             txn.buried(buried)
@@ -318,6 +322,29 @@ class GroupCommit:
             raise
         self._bury([(file_id, raw)])
 
+    def _next_sequence(self, last: int) -> int:
+        """The store's clock in microseconds, or the next number where the clock did not advance.
+
+        Greater than any that a failed commit has put on the volumes; within a transaction.
+        """
+        self._sequence = max(last + 1, self._sequence + 1, time.time_ns() // 1000)
+        return self._sequence
+
+    def catch_up(self, sequence: int) -> None:
+        """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
+
+        Otherwise a rebuild would take that one for the newer, should the clock have been set back.
+        """
+        self._sequence = max(self._sequence, sequence)
+        if self._catalog.counters().sequence >= sequence:
+            return
+        try:
+            self._catalog.transact(
+                lambda txn: txn.set_counters(msgspec.structs.replace(txn.counters(), sequence=sequence))
+            )
+        except StoreFull:
+            log.warning("no space to note the latest sequence number; the next commit does")
+
     def bury_leftovers(self) -> None:
         """Bring to the volumes what tombstones a crash or a full disk kept from them. Call before any delete."""
         leftovers = self._catalog.unburied()
@@ -328,7 +355,8 @@ class GroupCommit:
         """Put tombstones on the volumes, where a rebuild finds them.
 
         After the catalog, not before: a tombstone of a delete that never happened would have a later
-        rebuild drop the file. One that cannot be written now is written when the store is opened again.
+        rebuild drop the file. One that cannot be written now is written by a repair, or when the store is
+        opened again.
         """
         stripes = [metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies) for _, raw in tombstones]
         for stripe in stripes:
@@ -340,11 +368,15 @@ class GroupCommit:
             self._stripes.volumes.sync()
         except StoreFull:
             log.warning("no space for the tombstones of %d deleted files; they wait in the catalog", len(tombstones))
-            return
+        else:
+            with self._mutex:
+                self._buried += [
+                    file_id
+                    for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
+                    if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
+                ]
         finally:
             self._pins.unpin(stripes)
-        with self._mutex:
-            self._buried += [file_id for file_id, _ in tombstones]
 
 
 class _BatchState:
@@ -355,14 +387,10 @@ class _BatchState:
         self._files = before.files
         self._versions = before.versions
         self._logical_bytes = before.logical_bytes
-        self._sequence = before.sequence
+        self.sequence = before.sequence
         self._enter: Callable[[], None] | None = None
         self.shards: dict[int, list[Shard]] = {}
         self.restored = False
-
-    def next_sequence(self) -> int:
-        self._sequence = _later_than(self._sequence)
-        return self._sequence
 
     def enter_last(self) -> None:
         """Write what the last version added puts into the catalog."""
@@ -386,7 +414,7 @@ class _BatchState:
         self.restored = True
 
     def counters(self) -> Counters:
-        return Counters(self._files, self._versions, self._logical_bytes, self._sequence)
+        return Counters(self._files, self._versions, self._logical_bytes, self.sequence)
 
 
 def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int, *, urgent: bool = False) -> StripeKey:
@@ -410,11 +438,6 @@ def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
             base=pending.base.hex(),
         )
     return entry
-
-
-def _later_than(sequence: int) -> int:
-    """The store's clock in microseconds, or the next number where the clock did not advance."""
-    return max(sequence + 1, time.time_ns() // 1000)
 
 
 def _new_file_id() -> bytes:

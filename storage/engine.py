@@ -178,6 +178,7 @@ class FileStorage:
             raise
         if not found.needs_rebuild:
             store._save_incomplete()
+            store._context.commits.catch_up(volume_set.replayed_sequence)
             store._context.commits.bury_leftovers()
         return store
 
@@ -499,6 +500,8 @@ class FileStorage:
         """Bring back offline volumes and make every missing shard again. May be interrupted and repeated."""
         self._check_open()
         self._volumes.check_present(at_once=True)
+        self._volumes.reattach()
+        self._context.commits.bury_leftovers()
         report = repair(self._maintenance, progress)
         self._save_incomplete()
         return report

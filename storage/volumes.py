@@ -15,13 +15,14 @@ from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed
 from storage.flushing import Flusher, new_flusher
-from storage.keys import StripeKey
+from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.placement import Layout
 from storage.reports import Damage
 from storage.shards import LocalVolume, Shard, VolumeFailed
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.volume import PendingSync
+from storage.versions import decode_version
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class VolumeSet:
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
         self._options = options
         self._volumes: list[LocalVolume | None] = [None] * len(paths)
+        self.replayed_sequence = 0  # the latest of the versions that were read in after a crash
         self._moves = [0] * len(paths)  # how often each went offline or came back
         self._lock = threading.Lock()
         self._checked_s = 0.0
@@ -132,7 +134,17 @@ class VolumeSet:
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
-        self._volumes[slot] = LocalVolume(path, identity, filesystem=options.filesystem, **keywords)
+        self._volumes[slot] = LocalVolume(
+            path, identity, filesystem=options.filesystem, on_replay=self._note_replayed, **keywords
+        )
+
+    def _note_replayed(self, shard: Shard) -> None:
+        if shard.key[ID_BYTES] == Kind.VERSION:
+            try:
+                record = decode_version(bytes(shard.payload)).record
+            except FormatError:
+                return
+            self.replayed_sequence = max(self.replayed_sequence, record.sequence)
 
     def _new_identity(self, slot: int) -> VolumeIdentity:
         settings = self._settings

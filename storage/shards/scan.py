@@ -37,8 +37,9 @@ class Gap(NamedTuple):
 class _Window:
     """A sliding view of a file: ``view(offset, length)`` with few large reads."""
 
-    def __init__(self, file: VolumeFile, stop: int) -> None:
+    def __init__(self, file: VolumeFile, stop: int, *, past_errors: bool) -> None:
         self._file = file
+        self._past_errors = past_errors
         self._stop = stop
         self._buffer = bytearray(_WINDOW_BYTES)
         self._start = 0
@@ -69,6 +70,8 @@ class _Window:
         try:
             return self._file.read_into([view], offset)
         except OSError:
+            if not self._past_errors:
+                raise
             part = view[: _PAGE_BYTES - offset % _PAGE_BYTES]
             try:
                 return self._file.read_into([part], offset)
@@ -77,9 +80,23 @@ class _Window:
                 return len(part)
 
 
-def scan_records(file: VolumeFile, volume_key: bytes, start: int, stop: int) -> Iterator[ScannedRecord | Gap]:
-    """Records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them."""
-    window = _Window(file, stop)
+def scan_records(
+    file: VolumeFile, volume_key: bytes, start: int, stop: int, *, past_errors: bool = False
+) -> Iterator[ScannedRecord | Gap]:
+    """Records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them.
+
+    Args:
+        file: a segment.
+        volume_key: key of its records' tags.
+        start: where the first record or gap begins.
+        stop: where the last one ends.
+        past_errors: take bytes that the disk will not give for a gap. For readers only: whoever drops or
+            cuts off what is no record must have seen it.
+
+    Raises:
+        OSError: the disk will not give some bytes.
+    """
+    window = _Window(file, stop, past_errors=past_errors)
     offset = start
     while offset < stop:
         header = parse_header(window.view(offset, HEADER_BYTES), volume_key)

@@ -37,7 +37,7 @@ _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descripto
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and collecting can still write
-_RESERVE_BYTES_MIN = 1 * MIB
+_RESERVE_BYTES_MIN = 4 * MIB
 _RESERVE_BYTES_MAX = 64 * MIB
 _SPACE_CHECK_BYTES = 4 * MIB
 _ZERO_AHEAD_BYTES = 1 * MIB
@@ -60,6 +60,7 @@ class LocalVolume:
         identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
         filesystem: the door to the disk.
         segment_bytes_max: a segment is closed when the next record would pass this size.
+        on_replay: told of every record that the index did not know; its payload is valid during the call.
 
     Raises:
         FormatError: the directory cannot be read as a volume.
@@ -73,11 +74,13 @@ class LocalVolume:
         *,
         filesystem: FileSystem | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        on_replay: Callable[[Shard], None] = lambda shard: None,
     ) -> None:
         self.path = path
         self.identity = identity
         self._filesystem = filesystem or LocalFileSystem()
         self._segment_bytes_max = segment_bytes_max
+        self._on_replay = on_replay
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -339,6 +342,7 @@ class LocalVolume:
             if isinstance(found, ScannedRecord) and found.intact:
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
                 self._replay_record(shard, number, found.offset)
+                self._on_replay(shard)
                 state.size = found.stop
                 self._dirty[number] = file
             if self._index.pending >= PENDING_MAX:
@@ -539,7 +543,7 @@ class LocalVolume:
             file, state = self._file(number), self._segments.get(number)
             if file is None or state is None:
                 continue
-            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size):
+            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, past_errors=True):
                 if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
                     continue
                 # What a collect has dropped must not come back for being still on disk.
@@ -566,7 +570,7 @@ class LocalVolume:
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
     ) -> None:
-        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size):
+        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size, past_errors=True):
             if isinstance(found, Gap):
                 bad.add(number, found.offset, found.stop)
                 progress(found.stop - found.offset)
@@ -617,6 +621,10 @@ class LocalVolume:
                     if not compacted:
                         raise
                     break
+                except OSError as error:
+                    # It may hold what can be read at another time, or on another controller.
+                    log.warning("segment %d of %s cannot be read and stays: %s", number, self.path, error)
+                    continue
                 compacted += 1
             return compacted, freed
 

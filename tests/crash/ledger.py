@@ -59,15 +59,17 @@ class Ledger:
         deleted: ids of files that were deleted.
         ghosts: operations that a crash undid; a rebuild may find their versions on the volumes.
         whole: every shard of every object should be in its place.
+        rotten: bytes have changed on a disk at some time.
     """
 
     files: dict[Key, FileModel] = field(default_factory=dict)
     deleted: set[tuple[str, str]] = field(default_factory=set)
     ghosts: list[Operation] = field(default_factory=list)
     whole: bool = True
+    rotten: bool = False
 
     def copy(self) -> Ledger:
-        return Ledger(dict(self.files), set(self.deleted), list(self.ghosts), self.whole)
+        return Ledger(dict(self.files), set(self.deleted), list(self.ghosts), self.whole, self.rotten)
 
     def saved(self, key: Key, version: Version, content: bytes) -> None:
         """A push or revise has returned."""

@@ -134,9 +134,10 @@ def first_flush(session: Session) -> int:
 def test_a_segment_that_was_emptied_lends_nothing_to_its_successor(fast_directory: Path, reopened: bool) -> None:
     root = fast_directory / "store"
     store = open_store(root, SETTING)
-    file_id = push(store, CHUNKS[: 2 * CHUNK_BYTES])
-    store.delete(file_id, user_id=KEY.user)
+    with store.upload(filename=KEY.name, user_id=KEY.user) as upload:
+        upload.write(CHUNKS[: 2 * CHUNK_BYTES])  # and that is all: not even a tombstone will be left of it
     store.collect(grace_s=0)
+    assert not list(root.glob(f"volumes/*/*{SEGMENT_SUFFIX}"))
     if reopened:
         store.close()
         store = open_store(root, SETTING)
@@ -170,27 +171,51 @@ def test_a_delete_that_a_crash_undid_stays_undone(fast_directory: Path) -> None:
         shutil.rmtree(root)
 
 
-def test_a_version_that_was_collected_does_not_come_back(fast_directory: Path) -> None:
+@pytest.mark.parametrize("undone", [SMALL, b"", CHUNKS[:CHUNK_BYTES]], ids=["small", "empty", "shared"])
+def test_a_version_that_was_collected_does_not_come_back(fast_directory: Path, undone: bytes) -> None:
     """A push was cut off after all of it had reached the volumes; a collect has cleared it away."""
     session = Session(fresh(fast_directory / "first"), SETTING)
     acknowledged = CHUNKS[:CHUNK_BYTES]  # enough to spare its segment from being rewritten
     with session.open() as store:
         push(store, acknowledged)
         with session.noting():
-            push(store, SMALL, Key("bob", "file-1"))
+            push(store, undone, Key("bob", "file-1"))
     *_, (moment, disk) = session.disks()
     before = {**moment.databases, "catalog": session.moments[0].databases["catalog"]}
     root = fast_directory / "killed"
     write_state(disk.cached(), before, root)
     with open_store(root, SETTING) as store:
         assert store.find("file-1", user_id="bob") is None
-        assert store.collect(grace_s=0).objects_removed == 2
+        assert store.collect(grace_s=0).objects_removed
     shutil.rmtree(root / "catalog")
     with open_store(root, SETTING) as store:
         store.rebuild()
         assert get(store) == acknowledged
         assert store.find("file-1", user_id="bob") is None
         assert store.scrub().clean
+
+
+def test_a_clock_set_back_by_the_crash_does_not_bring_an_undone_version_to_the_head(
+    fast_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boards without a battery start in the past; what is stored then is later nevertheless."""
+    session = Session(fresh(fast_directory / "first"), SETTING)
+    with session.open() as store:
+        push(store, b"the first")
+        with session.noting():
+            push(store, b"the undone")
+    *_, (moment, disk) = session.disks()
+    root = fast_directory / "killed"
+    write_state(disk.cached(), {**moment.databases, "catalog": session.moments[0].databases["catalog"]}, root)
+    monkeypatch.setattr("storage.commit.time", Clock(1000))
+    with open_store(root, SETTING) as store:
+        assert get(store) == b"the first"
+        file_id = push(store, b"the second")
+    shutil.rmtree(root / "catalog")
+    with open_store(root, SETTING) as store:
+        store.rebuild()
+        assert get(store) == b"the second"
+        assert len(store.history(file_id, user_id=KEY.user)) == 2
 
 
 @pytest.mark.parametrize("content", [SMALL, CHUNKS], ids=["small", "chunks"])

@@ -48,7 +48,7 @@ def run(command: list[str], scenario: str, directory: Path, *arguments: str) -> 
     ("scenario", "size"),
     [
         ("push", "48m"),
-        ("large_segments", "48m"),
+        ("large_segments", "160m"),
         ("revise", "48m"),
         ("repair", "48m"),
         ("others", "48m"),
@@ -62,7 +62,7 @@ def test_on_a_small_file_system(tmp_path: Path, scenario: str, size: str) -> Non
     assert not list(tmp_path.iterdir()), "the file system was mounted for everybody"
 
 
-@pytest.mark.parametrize("scenario", ["push", "revise"])
+@pytest.mark.parametrize("scenario", ["push", "revise", "names"])
 def test_with_a_limit_on_file_sizes(tmp_path: Path, scenario: str) -> None:
     run([], scenario, tmp_path, str(FILE_BYTES_MAX))
 

@@ -103,6 +103,57 @@ def test_a_disk_that_fails_when_the_store_is_opened_costs_nothing_but_itself(
         check(store, ledger)
 
 
+def test_what_cannot_be_read_for_a_while_is_not_thrown_away(fast_directory: Path) -> None:
+    """A collect, and an opening that reads in what its index lacks, meet more failing disks than may be lost."""
+    rng = Random(6)
+    world = fresh(fast_directory / "store")
+    session = Session(world, SETTING)
+    ledger = Ledger()
+    with session.open() as store:
+        for key in KEYS:
+            push(store, ledger, key, contents(rng))
+        for key in KEYS[::2]:
+            store.delete(ledger.files[key].file_id, user_id=key.user)
+            ledger.removed(key)
+        fail_to_read(session)
+        store.collect(grace_s=0)
+        session.recorder.faults.stop()
+        mend(store, session)
+        check(store, ledger)
+        shutil.copytree(world.root, fast_directory / "killed")
+    shutil.rmtree(world.root)
+    (fast_directory / "killed").rename(world.root)
+    fail_to_read(session)
+    with session.open() as store:
+        mend(store, session)
+        check(store, ledger)
+
+
+def fail_to_read(session: Session) -> None:
+    for slot in range(SETTING.profile.n - SETTING.profile.k + 1):
+        session.recorder.faults.start(directory(slot), "read")
+
+
+def test_a_delete_while_no_volume_can_be_written(fast_directory: Path) -> None:
+    rng = Random(7)
+    session = Session(fresh(fast_directory / "store"), SETTING)
+    ledger = Ledger()
+    with session.open() as store:
+        for key in KEYS[:3]:
+            push(store, ledger, key, contents(rng))
+        for slot in range(SETTING.volume_count):
+            session.recorder.faults.start(directory(slot), "write")
+        for key in KEYS[:2]:
+            store.delete(ledger.files[key].file_id, user_id=key.user)
+            ledger.removed(key)
+        mend(store, session)
+        check(store, ledger)
+    shutil.rmtree(fast_directory / "store" / "catalog")
+    with open_store(fast_directory / "store", SETTING) as store:
+        store.rebuild()
+        check(store, ledger)
+
+
 @pytest.mark.parametrize("asked", ["write", "datasync"])
 def test_what_one_more_loss_could_cost_is_refused(fast_directory: Path, asked: Asked) -> None:
     rng = Random(2)

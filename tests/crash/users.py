@@ -144,7 +144,7 @@ class Generation:
         segments = self.recorder.segments()
         if not self.ledger.whole or not segments:
             return
-        self.ledger.whole = False
+        self.ledger.whole, self.ledger.rotten = False, True
         path = self._rng.choice(segments)
         self.recorder.rot(path, self._rng.randrange(path.stat().st_size))
 
