@@ -25,6 +25,9 @@ _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded agai
 
 _CODES: dict[tuple[int, int], ErasureCode] = {}
 
+_Places = dict[int, Location | None]
+"""Where shards of a stripe were found, by slot."""
+
 HealRequest = Callable[[StripeKey], None]
 
 
@@ -190,10 +193,11 @@ class StripeStore:
             key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
             if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
-            rotten: list[int] = []
-            shard = self._read_checked(volume, key, rotten)
+            rotten: _Places = {}
+            place = self._locate(holders[slot], key)
+            shard = self._read_checked(volume, key, place, rotten)
             if shard is not None and shard.object_length != length:
-                rotten.append(slot)
+                rotten[slot] = place
             if shard is None and not rotten:
                 self.on_damage(stripe)
             if rotten:
@@ -254,7 +258,7 @@ class StripeStore:
         if self._closed:
             raise StoreClosed("the store was closed while it was being read")
         parts = split_stripe_key(stripe)
-        found, rotten = self._survey(stripe)
+        found, places, rotten = self._survey(stripe)
         if rotten:
             self._quarantine(stripe, rotten, "digest differs")
         groups = _by_length(found, parts.k)
@@ -265,29 +269,38 @@ class StripeStore:
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
                 if liars:
-                    self._quarantine(stripe, liars, "content differs from what the stripe decodes to")
+                    self._quarantine(
+                        stripe,
+                        {slot: places[slot] for slot in liars},
+                        "content differs from what the stripe decodes to",
+                    )
                 return data[: survivors.length]
         most = max((len(group.payloads) for group in groups), default=0)
         raise DataLossError(parts.object_id.hex(), most if most < parts.k else 0, parts.k)
 
-    def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], list[int]]:
-        """Read all shards with their digests checked: the intact-looking ones by slot, and the rotten slots."""
+    def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], _Places, _Places]:
+        """Read all shards with their digests checked: the intact-looking ones, where all were, and the rotten ones."""
         found: dict[int, Shard] = {}
-        rotten: list[int] = []
+        places: _Places = {}
+        rotten: _Places = {}
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None:
                 continue
-            shard = self._read_checked(volume, shard_key(stripe, slot), rotten)
+            key = shard_key(stripe, slot)
+            places[slot] = self._locate(holder, key)
+            shard = self._read_checked(volume, key, places[slot], rotten)
             if shard is not None:
                 found[slot] = shard
-        return found, rotten
+        return found, places, rotten
 
-    def _read_checked(self, volume: LocalVolume, key: ShardKey, rotten: list[int]) -> Shard | None:
+    def _read_checked(
+        self, volume: LocalVolume, key: ShardKey, place: Location | None, rotten: _Places
+    ) -> Shard | None:
         try:
             return volume.read(key)
         except CorruptShard:
-            rotten.append(key[35])
+            rotten[key[35]] = place
         except (StorageError, OSError) as error:
             self._note_unreadable(volume.identity.slot, key, error)
         return None
@@ -323,15 +336,18 @@ class StripeStore:
         )
         return data
 
-    def _quarantine(self, stripe: StripeKey, slots: list[int], why: str) -> None:
-        """Forget bad shards, so that nothing reads them again, and ask for the stripe to be healed."""
+    def _quarantine(self, stripe: StripeKey, places: _Places, why: str) -> None:
+        """Forget bad shards, so that nothing reads them again, and ask for the stripe to be healed.
+
+        Those that were collected and written anew meanwhile are others, and stay.
+        """
         holders = self.volumes.holders(stripe)
-        for slot in slots:
+        for slot, place in places.items():
             key = shard_key(stripe, slot)
             volume = self.volumes.volume(holders[slot])
-            if volume is not None:
+            if volume is not None and place is not None:
                 with self.volumes.guard(volume):
-                    volume.remove([key])
+                    volume.discard(key, place)
             self.volumes.report("rotten", key, holders[slot], f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 

@@ -58,6 +58,7 @@ class VolumeSet:
         self._moves = [0] * len(paths)  # how often each went offline or came back
         self._lock = threading.Lock()
         self._checked_s = 0.0
+        self._closed = False
         self._flusher: Flusher
 
     # -- opening ---------------------------------------------------------------------------------
@@ -330,7 +331,10 @@ class VolumeSet:
 
         Raises:
             InsufficientWorkers: too many volumes are offline, or were.
+            StoreClosed: the volumes are being closed: some may have passed the data over.
         """
+        if self._closed:
+            raise StoreClosed("the store was closed during the push")
         now = tuple(self._moves)
         if None not in self._volumes and (since is None or since == now):
             return
@@ -355,6 +359,7 @@ class VolumeSet:
 
     def close(self) -> None:
         """Close all volumes and end the flush threads."""
+        self._closed = True
         self._flusher.close()
         self._close_volumes()
 

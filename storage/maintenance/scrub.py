@@ -118,8 +118,7 @@ def _verdict(volume: LocalVolume, key: ShardKey, bad: DamagedRanges | None) -> s
     location = volume.locate(key)
     while location is not None and not _good_place(volume, key, location, bad):
         again = volume.locate(key)
-        if again == location:
-            volume.remove([key])
+        if again == location and volume.discard(key, location):
             return "rotten"
         location = again  # a collect moved it meanwhile
     return "missing" if location is None else "good"
@@ -133,8 +132,10 @@ def _quarantine_unreachable(volumes: VolumeSet, bad: dict[int, DamagedRanges]) -
             continue
         with volumes.guard(volume):
             for batch in batched(volume.keys(), _BATCH):
-                places = [(key, volume.locate(key)) for key in batch]
-                volume.remove(key for key, place in places if place and not _good_place(volume, key, place, ranges))
+                for key in batch:
+                    place = volume.locate(key)
+                    if place is not None and not _good_place(volume, key, place, ranges):
+                        volume.discard(key, place)
 
 
 def _good_place(volume: LocalVolume, key: ShardKey, location: Location, bad: DamagedRanges | None) -> bool:

@@ -89,6 +89,9 @@ class ShardStore(Protocol):
     def remove(self, keys: Iterable[ShardKey]) -> int:
         """Forget shards; their space is freed by :meth:`compact`. Returns how many were there."""
 
+    def discard(self, key: ShardKey, location: Location) -> bool:
+        """Forget a shard found bad, unless it is not where it was any more: another copy may be good."""
+
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk."""
 

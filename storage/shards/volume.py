@@ -142,8 +142,8 @@ class LocalVolume:
         self._write(buffers, size)
         if offset > self._zeroed:
             self._zero_ahead(offset, offset - size, urgent)
+        state.size = offset  # before any entry points there: a scrub takes what lies beyond for rotten
         self._enter(shards[start:stop], self._active_number, size)
-        state.size = offset
         self._dirty[self._active_number] = self._active
         return stop
 
@@ -560,11 +560,12 @@ class LocalVolume:
             if state is None:
                 continue
             file = self._file(number)
-            size = min(state.size, file.size()) if file else 0
+            indexed = state.size  # once: what is appended during the scan is none of its business
+            size = min(indexed, file.size()) if file else 0
             if file is not None:
                 self._scrub_segment(file, number, size, bad, progress)
-            if size < state.size and number in self._segments:
-                bad.add(number, size, state.size)
+            if size < indexed and number in self._segments:
+                bad.add(number, size, indexed)
         return bad
 
     def _scrub_segment(
@@ -608,6 +609,15 @@ class LocalVolume:
             if self._index.pending >= PENDING_MAX:
                 self.flush_index()
         return removed
+
+    def discard(self, key: ShardKey, location: Location) -> bool:
+        """See :meth:`ShardStore.discard`."""
+        with self._lock:
+            if self._index.get(key) != location:
+                return False
+            self._index.remove(key)
+            self._release(location)
+            return True
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
@@ -735,10 +745,11 @@ class LocalVolume:
 
     def _forget(self, number: int) -> None:
         """Drop entries of records that could not be moved, being rotten, so that repair makes them again."""
-        gone = [key for key in self.keys() if (here := self._index.get(key)) is not None and here.segment == number]
-        if gone:
-            log.warning("segment %d of %s: %d rotten shards were left behind", number, self.path, len(gone))
-            self.remove(gone)
+        left = [(key, here) for key in self.keys() if (here := self._index.get(key)) and here.segment == number]
+        if left:
+            log.warning("segment %d of %s: %d rotten shards were left behind", number, self.path, len(left))
+        for key, here in left:
+            self.discard(key, here)
 
     def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
         """Append copies and point the index at them, unless a record was removed or replaced meanwhile."""

@@ -307,7 +307,8 @@ def test_a_hundred_gibibytes_by_arithmetic(root: Path) -> None:
     with open_store(root, k=1, n=1) as store:
         store.push(chunk, filename="one", user_id=USER, chunk_size=LARGE)
         base = store.push(b"", filename="file", user_id=USER, chunk_size=LARGE)
-        patches = tuple(Patch(index, digest(chunk), None) for index in range(size // LARGE))
+        chunk_id = digest(chunk)
+        patches = tuple(Patch(index, chunk_id) for index in range(size // LARGE))
         version = store.revise(base.file_id, ManifestDiff(base.version_id, size, LARGE, patches), user_id=USER)
         assert (version.size, version.chunk_count) == (size, 25_600)
         with store.open_file(version.file_id, user_id=USER) as reader:

@@ -98,7 +98,8 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
     def _pick(self, choice: int) -> tuple[str, File]:
-        return sorted(self.files.items())[choice % len(self.files)]
+        """A file by age: ids are random, and a run must be the same when it is repeated."""
+        return list(self.files.items())[choice % len(self.files)]
 
     def _damageable(self, choice: int) -> int:
         """A volume that may be damaged now without harm."""
@@ -249,6 +250,17 @@ class StoreMachine(RuleBasedStateMachine):
         lose(self.root, slot)
         self.damaged.add(slot)
         self.store = self._opened()
+
+    @precondition(lambda self: self.n > self.k)
+    @rule(choice=st.integers(0, 99), read_first=st.booleans())
+    def lose_volume_open(self, choice: int, read_first: bool) -> None:
+        slot = self._damageable(choice)
+        self.store.wait_for_healing()
+        lose(self.root, slot)
+        self.damaged.add(slot)
+        if read_first:
+            self.everything_reads_exactly()
+        assert self.store.repair().complete
 
     @rule()
     def reopen(self) -> None:

@@ -146,6 +146,19 @@ def test_a_resumed_push_sends_only_what_is_missing(store: FileStorage, collected
     assert get(store, version) == DATA
 
 
+def test_a_push_can_be_resumed_across_openings(root: Path) -> None:
+    with open_store(root) as store:
+        _interrupted(store, 3)
+    with open_store(root) as store:
+        store.collect()
+        with store.upload(filename="f", user_id=USER) as upload:
+            upload.reuse(IDS[:3])
+            upload.write(b"".join(CHUNKS[3:]))
+            version = upload.commit()
+        assert get(store, version) == DATA
+        assert store.scrub().clean
+
+
 def test_leases_end(store: FileStorage) -> None:
     _interrupted(store, 3)
     store.collect(grace_s=0)

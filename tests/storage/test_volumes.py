@@ -11,11 +11,15 @@ import pytest
 
 from storage import DataLossError, FileStorage, FormatError, InsufficientWorkers, Version
 from storage.flushing import ThreadFlusher
+from storage.keys import Kind, shard_key, stripe_key
+from storage.shards import LocalVolume, Shard
+from storage.shards.identity import VolumeIdentity
 from tests.storage.helpers import (
     CHUNK,
     USER,
     check_all,
     content,
+    digest,
     get,
     lose,
     open_store,
@@ -239,6 +243,24 @@ def test_statistics(root: Path, store: FileStorage, pushed: Pushed) -> None:
         store.delete(version.file_id, user_id=USER)
     store.collect(grace_s=0)
     assert (store.stats().files, store.stats().versions, store.stats().logical_bytes) == (0, 0, 0)
+
+
+def test_only_the_shard_found_bad_is_discarded(scratch: Path) -> None:
+    """Between finding it bad and forgetting it, it may have been removed and written anew."""
+    identity = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
+    volume = LocalVolume(scratch, identity)
+    shard = Shard(shard_key(stripe_key(Kind.CHUNK, bytes(32), 1, 1), 0), 1, digest(b"x"), b"x")
+    volume.append([shard])
+    first = volume.locate(shard.key)
+    assert first is not None
+    volume.remove([shard.key])
+    volume.append([shard])
+    assert not volume.discard(shard.key, first)
+    second = volume.locate(shard.key)
+    assert second is not None
+    assert volume.discard(shard.key, second)
+    assert volume.locate(shard.key) is None
+    volume.close()
 
 
 @pytest.mark.parametrize("parallel", [1, 4])
