@@ -230,6 +230,7 @@ class Channel:
             call = method.future(messages, timeout=deadline.remaining_s())
             try:
                 with scope.holding(call):
+                    messages.wait_for_last(call)
                     return call.result()
             except grpc.RpcError:
                 messages.raise_error()
@@ -267,7 +268,10 @@ class _Responses(Protocol[ResponseT_co]):
 
 
 class OutgoingMessages(Generic[MessageT]):
-    """Messages made on the way, for gRPC's sending thread.
+    """Messages made on the way, for gRPC's sending thread, each once the next one is known or there is none.
+
+    The last one, which commits, waits until the calling thread lets it go: a signal that came before
+    the end of the input must stop the call, though another thread reads the input.
 
     gRPC reports nothing of an error in the iterator it sends from, but logs it; so one ends the
     stream, which the server refuses for want of a commit message, and is kept for ``raise_error``.
@@ -275,26 +279,50 @@ class OutgoingMessages(Generic[MessageT]):
 
     def __init__(self, messages: Iterator[MessageT]) -> None:
         self._messages = messages
+        self._held: list[MessageT] = []
         self._error: BaseException | None = None
         self._stopped = False
+        self._at_last = threading.Event()
+        self._let_go = threading.Event()
+        self.last_sent = False
 
     def __iter__(self) -> Iterator[MessageT]:
         return self
 
     def __next__(self) -> MessageT:
-        if self._stopped:
+        if self._stopped or self.last_sent:
             raise StopIteration
         try:
-            return next(self._messages)
+            return self._after_lookahead()
         except StopIteration:
             raise
         except BaseException as error:  # raised where the result is awaited
             self._error = error
             raise StopIteration from None
 
+    def _after_lookahead(self) -> MessageT:
+        if not self._held:
+            self._held.append(next(self._messages))
+        for following in self._messages:
+            self._held.append(following)
+            return self._held.pop(0)
+        self._at_last.set()
+        self._let_go.wait()
+        if self._stopped:
+            raise StopIteration
+        self.last_sent = True
+        return self._held.pop()
+
+    def wait_for_last(self, call: grpc.Future[Any]) -> None:
+        """Return when only the last message is left to send, or the call has ended; then let it go."""
+        call.add_done_callback(lambda _: self._at_last.set())
+        self._at_last.wait()
+        self._let_go.set()
+
     def stop(self) -> None:
         """Make no more messages: the call has ended."""
         self._stopped = True
+        self._let_go.set()
 
     def raise_error(self) -> None:
         """Raise what went wrong in making messages, if anything did."""

@@ -66,13 +66,13 @@ def push(
     """Push ``source``, taking an interrupted push up again where that cannot store it twice."""
     attempt = 0
     while True:
-        outgoing = _Push(channel, source, options, deadline, progress)
+        messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
         try:
-            response = channel.push(OutgoingMessages(outgoing.messages()), deadline)
+            response = channel.push(messages, deadline)
             return version_from_proto(response.version)
         except StorageUnavailable as error:
             attempt += 1
-            if attempt > retries or not _may_repeat(source, error, committed=outgoing.committed):
+            if attempt > retries or not _may_repeat(source, error, committed=messages.last_sent):
                 raise
         deadline.back_off(attempt)
 
@@ -100,7 +100,6 @@ class _Push:
         self._done = 0
         # The messages are made in gRPC's thread, which does not know whom the call belongs to.
         self._scope: CallScope | None = current_scope.get()
-        self.committed = False
 
     def messages(self) -> Iterator[bytes]:
         """All messages, in wire form."""
@@ -172,7 +171,6 @@ class _Push:
     def _last(self, part: store_pb2.PushPart, size: int) -> bytes:
         part.commit.size = size
         self._advance(size - self._done)
-        self.committed = True
         return part.SerializeToString()
 
     def _advance(self, count: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -193,6 +195,19 @@ def test_the_deadline_ends_retries() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(StorageError) as raised:
         client.push(bytes(2 * MIB), filename="a", user_id=USER, timeout_s=0.3)
     assert isinstance(raised.value, DeadlineExceeded | StorageUnavailable)
+
+
+def test_a_signal_before_the_end_of_the_input_leaves_no_version(store: FileStorage, client: Client) -> None:
+    """Ctrl-C ends a whole pipeline: the end of its output, which comes with it, does not mean that it is whole."""
+
+    def interrupted() -> Iterator[bytes]:
+        yield bytes(2 * MIB)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for attempt in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            client.push(interrupted(), filename=f"cut-{attempt}", user_id=USER)
+    assert store.list_files(user_id=USER) == []
 
 
 def test_an_error_in_the_source_is_raised_as_it_is(store: FileStorage, client: Client) -> None:
