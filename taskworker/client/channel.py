@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -64,6 +64,7 @@ CHANNEL_OPTIONS = (
 GetMessage = memoryview | store_pb2.GetPart
 
 _BACKOFF_S = 0.2
+_CLOSE_S_MAX = 5.0
 
 
 def target_of(address: str) -> str:
@@ -173,7 +174,10 @@ class Channel:
 
     def close(self) -> None:
         """End the connection; calls under way are cancelled."""
-        self._channel.close()
+        # gRPC waits for its own threads, for ever if a signal's exception left one of its locks held.
+        closing = threading.Thread(target=self._channel.close, name="close-channel", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S_MAX)
 
     def describe(self, deadline: Deadline, scope: CallScope | None = None) -> store_pb2.DescribeResponse:
         """What the server told of itself, asked once."""
@@ -226,17 +230,23 @@ class Channel:
         deadline: Deadline,
     ) -> ResponseT:
         scope = current_scope.get() or CallScope()
-        with self._errors_decoded():
+
+        def work() -> ResponseT:
             call = method.future(messages, timeout=deadline.remaining_s())
+            call.add_done_callback(lambda _: messages.ended())
+            with scope.holding(call):
+                return call.result()
+
+        with self._errors_decoded():
+            sending = _Shielded(work, messages.ended)
             try:
-                with scope.holding(call):
-                    messages.wait_for_last(call)
-                    return call.result()
+                messages.wait_for_last()
+                return sending.result()
             except grpc.RpcError:
                 messages.raise_error()
                 raise
             except BaseException:
-                call.cancel()
+                scope.cancel()
                 raise
             finally:
                 messages.stop()
@@ -267,6 +277,56 @@ class _Responses(Protocol[ResponseT_co]):
     def cancel(self) -> object: ...
 
 
+class _Latch:
+    """Opens once, for one waiting thread. A bare lock, which a signal's exception cannot leave half taken."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let the waiting thread go on; again does nothing."""
+        with suppress(RuntimeError):  # it is open
+            self._lock.release()
+
+    def wait(self) -> None:
+        """Return once it is open."""
+        self._lock.acquire()
+        self.open()
+
+
+class _Shielded(Generic[ResponseT]):
+    """Work in a thread of its own, away from signals.
+
+    Python raises what a signal's handler raises wherever the main thread happens to be; within gRPC it
+    would leave a lock held that gRPC's own threads then wait for.
+    """
+
+    def __init__(self, work: Callable[[], ResponseT], ended: Callable[[], None]) -> None:
+        self._work = work
+        self._ended = ended
+        self._done = _Latch()
+        self._result: list[ResponseT] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="call", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._work())
+        except BaseException as error:  # raised by result()
+            self._error = error
+        finally:
+            self._ended()
+            self._done.open()
+
+    def result(self) -> ResponseT:
+        """What the work returned; raises what it raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+
 class OutgoingMessages(Generic[MessageT]):
     """Messages made on the way, for gRPC's sending thread, each once the next one is known or there is none.
 
@@ -282,8 +342,8 @@ class OutgoingMessages(Generic[MessageT]):
         self._held: list[MessageT] = []
         self._error: BaseException | None = None
         self._stopped = False
-        self._at_last = threading.Event()
-        self._let_go = threading.Event()
+        self._at_last = _Latch()
+        self._let_go = _Latch()
         self.last_sent = False
 
     def __iter__(self) -> Iterator[MessageT]:
@@ -306,23 +366,26 @@ class OutgoingMessages(Generic[MessageT]):
         for following in self._messages:
             self._held.append(following)
             return self._held.pop(0)
-        self._at_last.set()
+        self._at_last.open()
         self._let_go.wait()
         if self._stopped:
             raise StopIteration
         self.last_sent = True
         return self._held.pop()
 
-    def wait_for_last(self, call: grpc.Future[Any]) -> None:
+    def wait_for_last(self) -> None:
         """Return when only the last message is left to send, or the call has ended; then let it go."""
-        call.add_done_callback(lambda _: self._at_last.set())
         self._at_last.wait()
-        self._let_go.set()
+        self._let_go.open()
+
+    def ended(self) -> None:
+        """Say that the call has ended: there is nothing to wait for."""
+        self._at_last.open()
 
     def stop(self) -> None:
         """Make no more messages: the call has ended."""
         self._stopped = True
-        self._let_go.set()
+        self._let_go.open()
 
     def raise_error(self) -> None:
         """Raise what went wrong in making messages, if anything did."""
