@@ -197,6 +197,15 @@ def test_the_deadline_ends_retries() -> None:
     assert isinstance(raised.value, DeadlineExceeded | StorageUnavailable)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal; a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_before_the_end_of_the_input_leaves_no_version(store: FileStorage, client: Client) -> None:
     """Ctrl-C ends a whole pipeline: the end of its output, which comes with it, does not mean that it is whole."""
 
