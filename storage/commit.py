@@ -218,8 +218,7 @@ class GroupCommit:
 
         if state.shards or state.restored:
             volumes = self._stripes.volumes
-            volumes.append(state.shards)
-            volumes.sync(finish)
+            volumes.append_and_sync(state.shards, finish)
             for pending in batch:
                 volumes.require_writable(pending.root.profile, pending.attendance)
         return outcomes

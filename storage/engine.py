@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from storage import revising
-from storage.catalog import FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
+from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
 from storage.diffs import ManifestDiff
@@ -26,6 +27,7 @@ from storage.errors import (
     StoreClosed,
     VersionNotFound,
 )
+from storage.fleet import Fleet
 from storage.limits import (
     MIB,
     check_chunk_size,
@@ -58,7 +60,7 @@ from storage.reports import (
 from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
-from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, held_length, push_small
+from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
@@ -83,7 +85,7 @@ class FileStorage:
     """
 
     def __init__(
-        self, path: Path, settings: StoreSettings, catalog: LmdbCatalog, volumes: VolumeSet, lock: StoreLock,
+        self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool,
     ) -> None:  # fmt: skip
         self.path = path
@@ -182,6 +184,23 @@ class FileStorage:
             store._context.commits.bury_leftovers()
         return store
 
+    @classmethod
+    def over(
+        cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock
+    ) -> FileStorage:
+        """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
+
+        The store closes what it is given.
+
+        Args:
+            path: a directory of its own, for scratch files.
+            settings: as kept in ``catalog``.
+            catalog: the open catalog.
+            volumes: the shard stores.
+            lock: held on ``path``.
+        """
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False)
+
     def close(self) -> None:
         """Finish what is under way, bring the indexes to disk and let go of the directory."""
         with self._closing:
@@ -209,8 +228,8 @@ class FileStorage:
 
     @property
     def volume_paths(self) -> list[Path]:
-        """Directories of the volumes, by slot."""
-        return list(self._volumes.paths)
+        """Directories of the volumes, by slot; none where the shards are on workers."""
+        return self._volumes.directories()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -283,7 +302,10 @@ class FileStorage:
         chosen = profile or self.profile
         if any(len(chunk_id) != 32 for chunk_id in chunk_ids):
             raise InvalidArgument("a chunk id has 32 bytes")
-        return [held_length(self._context, user, chunk_stripe(chunk_id, chosen)) is None for chunk_id in chunk_ids]
+        stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
+        held = self._catalog.holds(user, stripes)
+        absent = iter(self._stripes.absent([stripe for stripe, holds in zip(stripes, held, strict=True) if holds]))
+        return [bool(next(absent)) if holds else True for holds in held]
 
     def revise(
         self,
@@ -536,15 +558,24 @@ class FileStorage:
         self._save_incomplete()
         return report
 
+    def counts(self) -> Counters:
+        """Numbers of files and versions and their bytes, without asking the volumes."""
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+        return self._catalog.counters()
+
+    @property
+    def accelerator(self) -> str:
+        """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
+        return accelerator_name(self.profile)
+
     def stats(self) -> StoreStats:
         """The store at a glance; cheap at any size."""
         if self._closed:
             raise StoreClosed(f"the store at {self.path} is closed")
         self._volumes.check_present()
         counters = self._catalog.counters()
-        volumes = [self._volume_stats(slot) for slot in range(len(self._volumes))]
-        absent = sum(volume.state != "ok" for volume in volumes)
-        survivable = self._volumes.layout.losses_survivable(self.profile.k, self.profile.n)
+        volumes = [self._volume_stats(slot) for slot in self._volumes.slots]
         return StoreStats(
             store_id=self._settings.store_id,
             files=counters.files,
@@ -554,7 +585,7 @@ class FileStorage:
             profile=self.profile,
             accelerator=accelerator_name(self.profile),
             volumes=volumes,
-            losses_survivable=max(0, survivable - absent),
+            losses_survivable=self._volumes.losses_survivable(self.profile),
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
         )
@@ -567,9 +598,9 @@ class FileStorage:
 
     def _volume_stats(self, slot: int) -> VolumeStats:
         volume = self._volumes.volume(slot)
-        path, usage = self._volumes.paths[slot], VolumeUsage(0, 0, 0, 0, 0)
+        path, usage = Path(self._volumes.place(slot)), VolumeUsage(0, 0, 0, 0, 0)
         if volume is not None:
-            with self._volumes.guard(volume):
+            with self._volumes.guard(slot, volume):
                 usage = volume.usage()
         state = self._volumes.state(slot)
         return VolumeStats(
@@ -581,6 +612,10 @@ class FileStorage:
             raise StoreClosed(f"the store at {self.path} is closed")
         if self.needs_rebuild:
             raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+
+    def save_incomplete(self) -> None:
+        """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
+        self._save_incomplete()
 
     def _save_incomplete(self) -> None:
         settings = with_incomplete(self._settings, self._volumes.incomplete)

@@ -7,26 +7,26 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from typing import Any
 
 from blake3 import blake3
 
-from storage.erasure import ErasureCode, ErasureProfile, code_for
+from storage.erasure import code_for_key
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
+from storage.fleet import Fleet
+from storage.hedging import HedgedReader
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
-from storage.shards import CorruptShard, LocalVolume, Location, Shard, VolumeFailed
+from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.versions import decode_version
-from storage.volumes import VolumeSet
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
-_CODES: dict[tuple[int, int], ErasureCode] = {}
-
-_Places = dict[int, Location | None]
-"""Where shards of a stripe were found, by slot."""
+_Places = dict[int, tuple[int, Location | None]]
+"""Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
 HealRequest = Callable[[StripeKey], None]
 
@@ -40,20 +40,23 @@ class _Survivors:
 
 
 class StripeStore:
-    """Writes and reads whole objects over a :class:`VolumeSet`. Thread-safe.
+    """Writes and reads whole objects over a :class:`~storage.fleet.Fleet`. Thread-safe.
 
     ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard.
     """
 
-    def __init__(self, volumes: VolumeSet) -> None:
+    def __init__(self, volumes: Fleet[Any]) -> None:
         self.volumes = volumes
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
+        self._hedged = HedgedReader(self._fetch) if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
         self._closed = True
+        if self._hedged is not None:
+            self._hedged.close()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -96,17 +99,40 @@ class StripeStore:
         return self._locate(holder, ShardKey(stripe + BYTE[0])) is None and self.volumes.volume(holder) is not None
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is on no usable volume; empty means the stripe is whole."""
-        holders = enumerate(self.volumes.holders(stripe))
-        return [slot for slot, holder in holders if self._locate(holder, ShardKey(stripe + BYTE[slot])) is None]
+        """Slots whose shard is not where it should be put now; empty means the stripe is whole."""
+        targets = enumerate(self.volumes.targets(stripe))
+        return [slot for slot, target in targets if self._locate(target, ShardKey(stripe + BYTE[slot])) is None]
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """:meth:`absent_slots` of many stripes, asking each store once."""
+        asked: dict[int, list[tuple[int, ShardKey]]] = {}
+        for index, stripe in enumerate(stripes):
+            for slot, target in enumerate(self.volumes.targets(stripe)):
+                asked.setdefault(target, []).append((index, ShardKey(stripe + BYTE[slot])))
+        absent: list[list[int]] = [[] for _ in stripes]
+        for target, shards in asked.items():
+            locations = self._locate_all(target, [key for _, key in shards])
+            for (index, key), location in zip(shards, locations, strict=True):
+                if location is None:
+                    absent[index].append(key[35])
+        return [sorted(slots) for slots in absent]
+
+    def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
+        volume = self.volumes.volume(holder)
+        if volume is not None:
+            try:
+                return list(volume.locate_all(keys))
+            except StorageError as error:
+                self.volumes.failed(holder, volume, error)
+        return [None] * len(keys)
 
     def _locate(self, holder: int, key: ShardKey) -> Location | None:
-        volume = self.volumes.volume(holder)
+        volume: ShardStore | None = self.volumes.volume(holder)
         if volume is not None:
             try:
                 return volume.locate(key)
             except StorageError as error:
-                self.volumes.failed(volume, error)
+                self.volumes.failed(holder, volume, error)
         return None
 
     def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
@@ -126,8 +152,8 @@ class StripeStore:
         return parity
 
     def by_volume(self, stripe: StripeKey, shards: Iterable[Shard]) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the volume slot they belong to."""
-        holders = self.volumes.holders(stripe)
+        """Shards of one stripe grouped by the volume slot to put them on."""
+        holders = self.volumes.targets(stripe)
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
             holder = holders[shard[0][35]]
@@ -147,7 +173,8 @@ class StripeStore:
         Raises:
             DataLossError: fewer than k intact shards are left.
         """
-        if self._read_data_shards(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+        read = self._read_data_shards if self._hedged is None else self._read_hedged
+        if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
             return
         data = self._recover(stripe, expect=len(target))
         target[:] = data[: len(target)]
@@ -186,6 +213,28 @@ class StripeStore:
             self._look_into(stripe, missing, len(target))
         return whole
 
+    def _read_hedged(self, stripe: StripeKey, target: memoryview) -> bool:
+        """Fill ``target`` from the k fastest shards; stores that say they lack theirs get the stripe healed."""
+        assert self._hedged is not None
+        holders = self.volumes.targets(stripe)
+        missing = self._hedged.read_into(stripe, holders, target)
+        if missing is None:
+            return False
+        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
+            self.on_damage(stripe)
+        return True
+
+    def _fetch(self, holder: int, key: ShardKey, length: int) -> memoryview | None:
+        volume = self.volumes.volume(holder)
+        if volume is None:
+            return None
+        try:
+            payload: memoryview | None = volume.fetch(key, length)
+        except (StorageError, OSError) as error:
+            self._note_unreadable(holder, key, error)
+            return None
+        return payload
+
     def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
         """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
         holders = self.volumes.holders(stripe)
@@ -195,16 +244,16 @@ class StripeStore:
                 continue
             rotten: _Places = {}
             place = self._locate(holders[slot], key)
-            shard = self._read_checked(volume, key, place, rotten)
+            shard = self._read_checked(holders[slot], volume, key, place, rotten)
             if shard is not None and shard.object_length != length:
-                rotten[slot] = place
+                rotten[slot] = (holders[slot], place)
             if shard is None and not rotten:
                 self.on_damage(stripe)
             if rotten:
                 self._quarantine(stripe, rotten, "cannot be read back")
 
     def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
-        volume = self.volumes.volume(holder)
+        volume: ShardStore | None = self.volumes.volume(holder)
         if volume is None:
             return False
         try:
@@ -288,21 +337,39 @@ class StripeStore:
             if volume is None:
                 continue
             key = shard_key(stripe, slot)
-            places[slot] = self._locate(holder, key)
-            shard = self._read_checked(volume, key, places[slot], rotten)
+            place = self._locate(holder, key)
+            places[slot] = (holder, place)
+            shard = self._read_checked(holder, volume, key, place, rotten)
             if shard is not None:
                 found[slot] = shard
+        if len(found) < stripe[34] + 1:
+            self._survey_elsewhere(stripe, found, places)
         return found, places, rotten
 
+    def _survey_elsewhere(self, stripe: StripeKey, found: dict[int, Shard], places: _Places) -> None:
+        """Look for the shards that are not where they belong on stores that may have them all the same."""
+        for holder in self.volumes.elsewhere(stripe):
+            slots = [slot for slot in range(stripe[34] + 1) if slot not in found]
+            if not slots:
+                return
+            locations = self._locate_all(holder, [shard_key(stripe, slot) for slot in slots])
+            for slot, place in zip(slots, locations, strict=True):
+                volume = self.volumes.volume(holder)
+                if place is None or volume is None:
+                    continue
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, {})
+                if shard is not None:
+                    found[slot], places[slot] = shard, (holder, place)
+
     def _read_checked(
-        self, volume: LocalVolume, key: ShardKey, place: Location | None, rotten: _Places
+        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, rotten: _Places
     ) -> Shard | None:
         try:
             return volume.read(key)
         except CorruptShard:
-            rotten[key[35]] = place
+            rotten[key[35]] = (holder, place)
         except (StorageError, OSError) as error:
-            self._note_unreadable(volume.identity.slot, key, error)
+            self._note_unreadable(holder, key, error)
         return None
 
     def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
@@ -341,14 +408,13 @@ class StripeStore:
 
         Those that were collected and written anew meanwhile are others, and stay.
         """
-        holders = self.volumes.holders(stripe)
-        for slot, place in places.items():
+        for slot, (holder, place) in places.items():
             key = shard_key(stripe, slot)
-            volume = self.volumes.volume(holders[slot])
+            volume = self.volumes.volume(holder)
             if volume is not None and place is not None:
-                with self.volumes.guard(volume):
+                with self.volumes.guard(holder, volume):
                     volume.discard(key, place)
-            self.volumes.report("rotten", key, holders[slot], f"shard {slot} quarantined: {why}")
+            self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
     def heal(self, stripe: StripeKey) -> tuple[int, int]:
@@ -360,9 +426,9 @@ class StripeStore:
         if not self.absent_slots(stripe):
             return 0, 0
         padded, length = self._whole(stripe)
-        holders = self.volumes.holders(stripe)
+        targets = self.volumes.targets(stripe)
         # Asked again: reading may have quarantined more.
-        slots = [slot for slot in self.absent_slots(stripe) if self.volumes.volume(holders[slot]) is not None]
+        slots = [slot for slot in self.absent_slots(stripe) if self.volumes.volume(targets[slot]) is not None]
         self.put(stripe, padded, length, slots)
         return len(slots), len(slots) * -(-length // (stripe[33] + 1))
 
@@ -373,7 +439,11 @@ class StripeStore:
         if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
             padded = memoryview(bytearray(k * -(-length // k)))
             target = padded[:length]
-            whole = self._read_data_shards(stripe, target, look_into=False)
+            whole = (
+                self._read_data_shards(stripe, target, look_into=False)
+                if self._hedged is None
+                else self._hedged.read_into(stripe, self.volumes.targets(stripe), target) is not None
+            )
             if whole and blake3(target).digest() == stripe[:ID_BYTES]:
                 return padded, length
         data = self._recover(stripe, expect=None)
@@ -402,14 +472,6 @@ def _is_object(parts: StripeParts, data: memoryview) -> bool:
     except FormatError:
         return False
     return True
-
-
-def code_for_key(k: int, n: int) -> ErasureCode:
-    """The erasure code of (k, n), cached without building a profile each time."""
-    code = _CODES.get((k, n))
-    if code is None:
-        code = _CODES[k, n] = code_for(ErasureProfile(k, n))
-    return code
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:

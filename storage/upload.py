@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,12 +24,21 @@ from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument, StorageError, StoreClosed
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
-from storage.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, ManifestBuilder, RootNode, decode_node
+from storage.manifest import (
+    FAN_OUT,
+    ROOT_FORMAT,
+    TRANSFORM_IDENTITY,
+    Manifest,
+    ManifestBuilder,
+    RootNode,
+    decode_node,
+)
 from storage.pins import Pins
 from storage.reports import Progress
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import Version
+from storage.wholeness import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +112,7 @@ class Upload:
         self._digest = hashlib.sha256() if target.sha256 is not None else None
         self._ended = False
         self._short = False
+        self._attendance = target.attendance
 
     @property
     def chunk_size(self) -> int:
@@ -351,15 +361,35 @@ class Upload:
             shards = self._finish_input()
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-            self._wait_for_sync()
-            if self._unsynced > INLINE_BYTES_MAX:
-                self._context.stripes.volumes.sync_each()
+            self._make_durable(root)
             stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
         except BaseException:
             self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
+
+    def _make_durable(self, root: RootNode) -> None:
+        """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
+        volumes = self._context.stripes.volumes
+        self._wait_for_sync()
+        if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
+            volumes.sync_each()
+        self._attendance = make_whole(self._context.stripes, lambda: self._written(root), self._attendance)
+
+    def _written(self, root: RootNode) -> Iterator[StripeKey]:
+        """Every stripe of what was pushed but its version."""
+        own = dict(self._nodes)
+        manifest = Manifest(root, lambda node_id: own.get(node_id) or self._node(node_id))
+        for node_id in manifest.node_ids():
+            yield metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        for chunk_id in manifest.chunk_ids():
+            yield chunk_stripe(chunk_id, root.profile)
+
+    def _node(self, node_id: bytes) -> bytes:
+        raw = self._context.catalog.node(node_id)
+        assert raw is not None, "nodes of this upload are here or were leased with their chunks"
+        return raw
 
     def _finish_input(self) -> dict[int, list[Shard]]:
         """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
@@ -407,7 +437,7 @@ class Upload:
             time_ms=target.time_ms,
             sha256=target.sha256,
             note=target.note,
-            attendance=target.attendance,
+            attendance=self._attendance,
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
+_DOCUMENT = b"document:"
 _LEASE = struct.Struct("<q")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -141,6 +142,13 @@ class LmdbCatalog:
         raw = msgspec.json.encode(settings)
         meta = self._environment.databases[ROOT]
         self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=meta))
+
+    def document(self, name: str) -> bytes | None:
+        return self._environment.get(ROOT, _DOCUMENT + name.encode())
+
+    def save_document(self, name: str, raw: bytes) -> None:
+        meta = self._environment.databases[ROOT]
+        self._environment.write(lambda txn: txn.put(_DOCUMENT + name.encode(), raw, db=meta))
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         databases = self._environment.databases

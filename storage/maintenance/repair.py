@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from storage.batching import batched
 from storage.errors import DataLossError
 from storage.limits import MIB
 from storage.live import LiveObject, live_objects
@@ -35,6 +36,7 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     """
     volumes = context.stripes.volumes
     volumes.reattach()
+    attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
     total = context.catalog.counters().versions + context.catalog.claims()
     tally = _Tally()
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="repair") as pool:
@@ -48,8 +50,8 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     volumes.sync()
     if progress is not None:
         progress(tally.examined, tally.examined)
-    if not tally.lost_count and len(volumes.online()) == len(volumes):
-        volumes.incomplete.clear()
+    if not tally.lost_count and volumes.attendance() == attendance:
+        volumes.incomplete.difference_update(online)
     return RepairReport(tally.examined, tally.shards, tally.bytes, tally.lost, tally.lost_count)
 
 
@@ -64,12 +66,12 @@ class _Tally:
 
 
 def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | None, total: int) -> Iterator[LiveObject]:
-    for live in live_objects(context.catalog, context.load_node, context.metadata_copies):
-        tally.examined += 1
-        if progress is not None and tally.examined % _PROGRESS_EVERY == 0:
+    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _PROGRESS_EVERY):
+        tally.examined += len(batch)
+        if progress is not None:
             progress(tally.examined, max(total, tally.examined))
-        if context.stripes.absent_slots(live.stripe):
-            yield live
+        absent = context.stripes.absent([live.stripe for live in batch])
+        yield from (live for live, slots in zip(batch, absent, strict=True) if slots)
 
 
 def _settle(context: MaintenanceContext, tally: _Tally, live: LiveObject, future: Future[tuple[int, int]]) -> None:

@@ -27,13 +27,16 @@ from storage.errors import (
     StoreLocked,
     VersionNotFound,
 )
+from storage.shards import VolumeFailed
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
     MessageTooLarge,
+    NotJoined,
     ServerBusy,
     ServerFault,
     StorageUnavailable,
+    WorkerRefused,
 )
 from taskworker.store_pb2 import ErrorDetail
 from taskworker.wire.limits import STATUS_TEXT_BYTES_MAX
@@ -55,11 +58,14 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     StoreLocked: grpc.StatusCode.UNAVAILABLE,
     FormatError: grpc.StatusCode.FAILED_PRECONDITION,
     StoreClosed: grpc.StatusCode.UNAVAILABLE,
+    VolumeFailed: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
     ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallAbandoned: grpc.StatusCode.CANCELLED,
     ServerFault: grpc.StatusCode.INTERNAL,
+    WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}

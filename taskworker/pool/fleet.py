@@ -1,0 +1,289 @@
+"""The workers' volumes behind the engine: where shards go and come from while workers come and go."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from storage.erasure import ErasureProfile
+from storage.errors import InsufficientWorkers, StorageError, StoreClosed
+from storage.fleet import Fleet
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.layout import Layout, Member
+from storage.placement import partition_of
+from storage.shards import Shard, VolumeFailed
+from taskworker.pool.remote_volume import RemoteVolume, SyncTicket
+
+log = logging.getLogger(__name__)
+
+
+class WorkerFleet(Fleet[RemoteVolume]):
+    """See :class:`storage.fleet.Fleet`. Slots are those of the layout's members.
+
+    A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
+    all n whenever enough workers are there to keep it readable after the loss of any one of them.
+
+    Args:
+        allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
+    """
+
+    remote = True
+    stand_ins = True
+
+    def __init__(self, *, allow_fragile: bool = False) -> None:
+        super().__init__()
+        self._layouts: tuple[Layout, ...] = ()
+        self._allow_fragile = allow_fragile
+        self._epoch = 0
+        self._lies: Counter[int] = Counter()
+        self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
+        """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
+        with self._lock:
+            self._layouts = (current, *former)
+            for member in current.members:
+                self._stores.setdefault(member.slot, None)
+                self._moves.setdefault(member.slot, 0)
+            self._changed()
+
+    def attach(self, slot: int, volume: RemoteVolume) -> None:
+        """Take a member's volume into use."""
+        with self._lock:
+            before, self._stores[slot] = self._stores.get(slot), volume
+            self._moves[slot] = self._moves.get(slot, 0) + 1
+            self._changed()
+        if before is not None:
+            before.abandon(f"worker {self.name(slot)} connected again")
+
+    def remove(self, slot: int) -> None:
+        """Forget a member that is in no layout any more."""
+        with self._lock:
+            volume = self._stores.pop(slot, None)
+            self._moves.pop(slot, None)
+            self.incomplete.discard(slot)
+            self._changed()
+        if volume is not None:
+            volume.close()
+
+    def set_offline(self, slot: int, reason: str) -> None:
+        """See :meth:`Fleet.set_offline`."""
+        super().set_offline(slot, reason)
+        with self._lock:
+            self._changed()
+
+    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
+        """See :meth:`Fleet.report`. Wrong shards are counted by worker."""
+        super().report(kind, key, slot, text)
+        if kind == "rotten" and slot >= 0:
+            with self._lock:
+                self._lies[slot] += 1
+
+    def lies(self) -> dict[int, int]:
+        """How many wrong or rotten shards each worker gave out since the pool started."""
+        with self._lock:
+            return dict(self._lies)
+
+    def _changed(self) -> None:
+        self._epoch += 1
+        self._targets = {}
+
+    def attendance(self) -> tuple[int, ...]:
+        """See :meth:`Fleet.attendance`."""
+        return (self._epoch,)
+
+    def reattach(self) -> list[int]:
+        """Workers come back by themselves: their heartbeats tell."""
+        return []
+
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Whether workers are there is told by their heartbeats and by calls to them."""
+
+    # -- where things are ------------------------------------------------------------------------
+
+    @property
+    def placement(self) -> Layout:
+        """The current layout."""
+        if not self._layouts:
+            raise InsufficientWorkers("no worker has joined this pool yet; start some with `taskworker worker`")
+        return self._layouts[0]
+
+    def member(self, slot: int) -> Member | None:
+        """The member in a slot, by the newest layout that has it."""
+        return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
+
+    def name(self, slot: int) -> str:
+        """The worker's id."""
+        member = self.member(slot)
+        return member.worker if member is not None else f"#{slot}"
+
+    def place(self, slot: int) -> str:
+        """The worker's id."""
+        return self.name(slot)
+
+    def directories(self) -> list[Path]:
+        """None: the volumes are elsewhere."""
+        return []
+
+    def targets(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
+        partition, n = partition_of(stripe), stripe[34] + 1
+        table = self._targets
+        found = table.get((partition, n))
+        if found is None:
+            found = table[partition, n] = self._stand_in(self.holders(stripe), self.placement.order(partition))
+        return found
+
+    def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+        """Holders with those that are away replaced by the ones that hold the least of the stripe, in order."""
+        online = [slot for slot in order if self._stores.get(slot) is not None]
+        if not online or all(holder in online for holder in holders):
+            return holders
+        held = Counter(holder for holder in holders if holder in online)
+        targets = []
+        for holder in holders:
+            if holder not in online:
+                holder = min(online, key=lambda slot: held[slot])  # the first of equals: the order decides
+                held[holder] += 1
+            targets.append(holder)
+        return tuple(targets)
+
+    def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.elsewhere`: holders by former layouts, then all others in handoff order."""
+        seen: dict[int, None] = {}
+        for layout in self._layouts[1:]:
+            seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
+        seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
+        return tuple(slot for slot in seen if self._stores.get(slot) is not None)
+
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """See :meth:`Fleet.losses_survivable`, in workers."""
+        if not self._layouts:
+            return 0
+        absent = [slot for slot in self.slots if self.state(slot) != "ok"]
+        return max(0, self.placement.losses_survivable(profile.k, lambda member: member.worker, absent))
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
+        """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
+        while batches:
+            left: list[Shard] = []
+            for slot, shards in batches.items():
+                volume = self._stores.get(slot)
+                if volume is not None:
+                    try:
+                        volume.append(shards, urgent=urgent)
+                        continue
+                    except VolumeFailed as error:
+                        self.set_offline(slot, str(error))
+                left += shards
+            batches = self._again(left)
+
+    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
+        done = meanwhile
+        others = True
+        while batches or others:
+            tickets: list[tuple[int, SyncTicket]] = []
+            left: list[Shard] = []
+            for slot, volume in self.online():
+                if others or slot in batches:
+                    self._start(slot, volume, batches.get(slot, []), tickets, left)
+            left += [shard for slot, shards in batches.items() if self._stores.get(slot) is None for shard in shards]
+            if done is not None:
+                done()
+                done = None
+            for slot, failed in self._await(tickets):
+                left += batches.get(slot, []) if failed else []
+            batches, others = self._again(_distinct(left)), False
+
+    def _start(
+        self, slot: int, volume: RemoteVolume, shards: list[Shard], tickets: list[tuple[int, SyncTicket]],
+        left: list[Shard],
+    ) -> None:  # fmt: skip
+        try:
+            tickets.append((slot, volume.start_sync(shards)))
+        except VolumeFailed as error:
+            self.set_offline(slot, str(error))
+            left += shards
+
+    def _await(self, tickets: list[tuple[int, SyncTicket]]) -> list[tuple[int, bool]]:
+        """(slot, whether it failed) of every sync, all of which have ended.
+
+        Raises:
+            StoreFull: a worker has no space.
+        """
+        outcomes: list[tuple[int, bool]] = []
+        refused: StorageError | None = None
+        for slot, ticket in tickets:
+            try:
+                ticket.wait()
+                outcomes.append((slot, False))
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error))
+                outcomes.append((slot, True))
+            except StorageError as error:
+                # The appends refused may be another push's: whoever began before now looks what is missing.
+                self._note_refusal()
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return outcomes
+
+    def _note_refusal(self) -> None:
+        with self._lock:
+            self._epoch += 1
+
+    def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
+        """Shards that could not be delivered, by where to put them now."""
+        batches: dict[int, list[Shard]] = {}
+        for shard in shards:
+            target = self.targets(_stripe_of(shard.key))[shard.key[STRIPE_KEY_BYTES]]
+            if self._stores.get(target) is None:
+                raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+            batches.setdefault(target, []).append(shard)
+        return batches
+
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.sync`."""
+        self.append_and_sync({}, meanwhile)
+
+    def sync_each(self) -> None:
+        """See :meth:`Fleet.sync_each`."""
+        self.append_and_sync({})
+
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
+        """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
+        if self._closed:
+            raise StoreClosed("the pool is shutting down; try again when it is back")
+        online = [slot for slot, _ in self.online()]
+        workers = len({member.worker for slot in online if (member := self.member(slot)) is not None})
+        if not workers:
+            self.placement  # noqa: B018 - raises if none ever joined
+            raise InsufficientWorkers(f"none of the {len(self)} workers answers; start them again")
+        if self._allow_fragile:
+            return
+        left = profile.n - -(-profile.n // workers)
+        if left < profile.k and profile.n > profile.k:
+            raise InsufficientWorkers(
+                f"{workers} of {len(self)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would not "
+                "survive the loss of one of them; start more workers, or the pool with --allow-fragile"
+            )
+
+    def close(self) -> None:
+        """See :meth:`Fleet.close`."""
+        self._closed = True
+        self._close_stores()
+
+
+def _stripe_of(key: ShardKey) -> StripeKey:
+    return StripeKey(key[:STRIPE_KEY_BYTES])
+
+
+def _distinct(shards: list[Shard]) -> list[Shard]:
+    return list({shard.key: shard for shard in shards}.values())
