@@ -38,6 +38,7 @@ ResponseT = TypeVar("ResponseT")
 _CALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
+_SILENT_S = 5.0
 
 
 class VolumeWorker:
@@ -201,7 +202,7 @@ class VolumeWorker:
         return max(1, usage.total >> 30) << 30
 
     def _keep_lease(self) -> None:
-        pause_s = self._heartbeat_s
+        pause_s, silent_s = self._heartbeat_s, 0.0
         while not self._stopping.wait(pause_s * random.uniform(0.9, 1.0)):
             try:
                 if self._joined.is_set():
@@ -214,9 +215,13 @@ class VolumeWorker:
                 pause_s = 0.05
                 continue
             except StorageUnavailable as error:
-                log.warning("the pool does not answer: %s", error)
+                silent_s += self._heartbeat_s
+                # A restart of the pool is nothing to worry about.
+                log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)
             except StorageError as error:
                 log.error("the pool does not take this worker: %s", error)
+            else:
+                silent_s = 0.0
             pause_s = self._heartbeat_s
 
     def _beat(self) -> None:
@@ -247,13 +252,16 @@ class VolumeWorker:
         try:
             self._call(lambda: self._pool.Leave(request, timeout=_LEAVE_TIMEOUT_S))
         except StorageError as error:
-            log.warning("the pool could not be told that this worker stops: %s", error)
+            log.info("the pool could not be told that this worker stops: %s", error)
 
     def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
         try:
             return call()
         except grpc.RpcError as error:
-            raise status.decode(error, self.pool_address) from None
+            failure = status.decode(error, self.pool_address)
+            if type(failure) is StorageUnavailable:
+                failure = StorageUnavailable(f"no pool answers at {self.pool_address}")
+            raise failure from None
 
 
 def _version() -> str:

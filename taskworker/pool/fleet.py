@@ -38,6 +38,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
         self._allow_fragile = allow_fragile
         self._epoch = 0
         self._lies: Counter[int] = Counter()
+        self._mended: tuple[int, ...] | None = None
         self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -162,10 +163,29 @@ class WorkerFleet(Fleet[RemoteVolume]):
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
         """See :meth:`Fleet.losses_survivable`, in workers."""
+        return max(0, self.domain_losses_survivable(profile.k, lambda member: member.worker))
+
+    def domain_losses_survivable(self, k: int, domain: Callable[[Member], str]) -> int:
+        """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
+
+        Stand-ins count from when all has been mended since they took over.
+        """
         if not self._layouts:
-            return 0
-        absent = [slot for slot in self.slots if self.state(slot) != "ok"]
-        return max(0, self.placement.losses_survivable(profile.k, lambda member: member.worker, absent))
+            return -1
+        layout = self.placement
+        lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
+        if lacking and self.is_mended():
+            rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
+            layout = Layout(layout.version, layout.width, layout.members, rows)
+        return layout.losses_survivable(k, domain, lacking)
+
+    def is_mended(self) -> bool:
+        """Whether nothing has come or gone since all was mended."""
+        return self._mended == self.attendance()
+
+    def note_mended(self, attendance: tuple[int, ...]) -> None:
+        """Every shard is where it should be put while this attendance lasts."""
+        self._mended = attendance
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from storage.erasure import ErasureProfile
-from storage.layout import Layout, Member
 from taskworker.pool.mending import WorkView
 
 
@@ -16,21 +14,16 @@ def losses_in_words(count: int, what: str) -> str:
     return f"all files survive the loss of any {count} {what}{'s' if count > 1 else ''}"
 
 
-def health_line(
-    layout: Layout | None, profile: ErasureProfile, lacking: list[int], offline: int, work: WorkView
-) -> str:
+def health_line(survivable: int | None, offline: int, work: WorkView) -> str:
     """One sentence: what may be lost, and what is being done about it.
 
     Args:
-        layout: the current one; None before the first worker joined.
-        profile: the pool's default profile.
-        lacking: member slots that are away, or may lack shards.
+        survivable: how many more workers may be lost; None before the first one joined.
         offline: how many workers are away.
         work: what the mender is at.
     """
-    if layout is None:
+    if survivable is None:
         return "no worker has joined yet; start some with `taskworker worker`"
-    survivable = layout.losses_survivable(profile.k, _worker, lacking)
     parts = [losses_in_words(survivable, "worker")]
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
@@ -41,10 +34,6 @@ def health_line(
     elif work.state in ("failed", "waiting"):
         parts.append(f"repair waits: {work.note}")
     return "; ".join(parts)
-
-
-def _worker(member: Member) -> str:
-    return member.worker
 
 
 def _duration(seconds: float) -> str:

@@ -57,7 +57,6 @@ class Mender:
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._view = WorkView("repair", "idle")
-        self._tidied: tuple[int, ...] | None = None
         self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
 
     def start(self) -> None:
@@ -119,14 +118,14 @@ class Mender:
             return True
         self._tidy()
         if self._fleet.attendance() == attendance:
-            self._tidied = attendance
+            self._fleet.note_mended(attendance)
             self._settled()
         self._view = WorkView("repair", "idle", note=_summary(report, time.monotonic() - started))
         return True
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]
-        return bool(online) and self._tidied != self._fleet.attendance()
+        return bool(online) and not self._fleet.is_mended()
 
     def _progress(self, started: float) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
@@ -172,5 +171,6 @@ def _in_ms(pause_s: float) -> int:
 
 def _summary(report: RepairReport, taken_s: float) -> str:
     if not report.shards_rebuilt:
-        return f"all {report.objects_examined} objects have all their shards"
-    return f"made {report.shards_rebuilt} shards ({report.bytes_rebuilt} bytes) in {taken_s:.1f} s"
+        return f"all {report.objects_examined:,} objects have all their shards"
+    megabytes = report.bytes_rebuilt / 1e6
+    return f"made {report.shards_rebuilt:,} shards of {megabytes:,.1f} MB in {taken_s:.1f} s"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -327,14 +327,13 @@ class NodePool:
         """The pool at a glance; cheap at any size."""
         stats = self.store.counts()
         layout = self._layouts[0] if self._layouts else None
-        views = self.membership.views()
-        lacking = [member.slot for member in layout.members if self.fleet.state(member.slot) != "ok"] if layout else []
+        views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
         work = self._mender.view()
-        k = self.profile.k
+        workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
         return PoolView(
             pool_id=self.pool_id,
-            health=health_line(layout, self.profile, lacking, len(away), work),
+            health=health_line(workers_survivable if layout is not None else None, len(away), work),
             profile=self.profile,
             files=stats.files,
             versions=stats.versions,
@@ -342,13 +341,19 @@ class NodePool:
             layout=layout,
             workers=views,
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
-            workers_survivable=layout.losses_survivable(k, lambda member: member.worker, lacking) if layout else -1,
-            zones_survivable=layout.losses_survivable(k, lambda member: member.zone, lacking) if layout else -1,
+            workers_survivable=workers_survivable,
+            zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
             work=[work],
             events=list(self._events),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
         )
+
+    def _seen(self, view: WorkerView) -> WorkerView:
+        """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
+        if view.state is WorkerState.ALIVE and self.fleet.volume(view.record.slot) is None:
+            return replace(view, state=WorkerState.SUSPECT)
+        return view
 
     def _note(self, kind: str, text: str) -> None:
         log.info("%s", text)

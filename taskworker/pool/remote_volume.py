@@ -22,6 +22,7 @@ from storage.limits import MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.client.channel import target_of
+from taskworker.errors import DeadlineExceeded, StorageUnavailable
 from taskworker.wire import status
 from taskworker.wire.limits import WINDOW_OPTIONS
 from taskworker.wire.shards import (
@@ -177,8 +178,8 @@ class RemoteVolume:
         try:
             append(frame.message(), timeout=self._timeout_s)
         except grpc.RpcError as error:
-            failure = status.decode(error, self._address)
-            return failure if isinstance(failure, StoreFull) else VolumeFailed(f"worker {self.name}: {failure}")
+            failure = self._meaning(error)
+            return failure if isinstance(failure, StoreFull | VolumeFailed) else VolumeFailed(str(failure))
         return None
 
     # -- reading ---------------------------------------------------------------------------------
@@ -337,9 +338,16 @@ class RemoteVolume:
             return VolumeFailed(str(self._failure))
         if isinstance(error, ValueError):  # gRPC's word for a closed channel
             return VolumeFailed(f"the connection to worker {self.name} was closed")
+        return self._meaning(error)
+
+    def _meaning(self, error: grpc.RpcError) -> StorageError:
         failure = status.decode(error, self._address)
         if isinstance(failure, StoreFull | InvalidArgument):
             return failure
+        if type(failure) is StorageUnavailable:
+            return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
+        if isinstance(failure, DeadlineExceeded):
+            return VolumeFailed(f"worker {self.name} took longer than {self._timeout_s:g} s to answer")
         return VolumeFailed(f"worker {self.name}: {failure}")
 
     def _checked(self, parse: Callable[[], ResultT]) -> ResultT:

@@ -121,6 +121,11 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))
 
 
+def is_unknown_call(error: grpc.RpcError) -> bool:
+    """Whether the server does not offer this call at all."""
+    return _code_and_text(error)[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
 def decode(error: grpc.RpcError, address: str) -> StorageError:
     """The error a failed call to ``address`` stands for, as the engine would have raised it."""
     code, text = _code_and_text(error)
