@@ -361,7 +361,8 @@ class Upload:
             shards = self._finish_input()
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-            self._make_durable(root)
+            if not shards:  # those that ride along are put where they belong by the commit itself
+                self._make_durable(root)
             stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
         except BaseException:
             self.abort(keep_chunks=False)

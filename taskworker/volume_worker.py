@@ -101,7 +101,8 @@ class VolumeWorker:
         self._lock = StoreLock(self.directory)
         try:
             self._volume = self._open_volume(description)
-            self._server = FileServer(None, added={SHARD_SERVICE: shard_handler(self._volume, (str(self.directory),))})
+            handler = shard_handler(self._volume, self._instance, (str(self.directory),))
+            self._server = FileServer(None, added={SHARD_SERVICE: handler})
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             self._join(description.pool_id)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.errors import StorageError
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.pool_status import pool_status_lines, watch
@@ -60,6 +59,8 @@ def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watc
         return
     if session.terminal.as_json:
         raise Failure("--watch and --json exclude each other: give one", ExitCode.USAGE)
+
+    from storage.errors import StorageError
 
     def look() -> list[str]:
         try:

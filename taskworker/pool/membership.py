@@ -114,6 +114,14 @@ class WorkerView:
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """Another process with the same id."""
+
+    instance: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """The outcome of a join."""
 
@@ -173,6 +181,14 @@ class Membership:
     def members(self) -> list[Member]:
         """Those that have a part in the layout."""
         return [record.member for record in self.records if record.standing is Standing.IN]
+
+    def rival(self, application: Application) -> Rival | None:
+        """The process that holds the id asked for by an unexpired lease, if there is one."""
+        with self._lock:
+            presence = self._presence.get(application.worker)
+            if presence is None or presence.instance == application.instance or not self._is_alive(presence):
+                return None
+            return Rival(presence.instance, self._records[application.worker].address)
 
     def join(self, application: Application) -> Admission:
         """Let a worker in.

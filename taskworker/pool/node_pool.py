@@ -43,6 +43,7 @@ _RUNNING = "pool-running"
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _TICK_S = 0.25
 _EVENTS_KEPT = 200
+_PROBE_S = 1.0
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
 _LAYOUT_SETTLE_S = 0.3
 
@@ -174,6 +175,7 @@ class NodePool:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
+        self._bury_dead_rival(application)
         admission = self.membership.join(application)
         record = admission.record
         volume = RemoteVolume(record.address, record.worker)
@@ -196,6 +198,21 @@ class NodePool:
             self._change_layout_soon()
         self._mender.wake()
         return record
+
+    def _bury_dead_rival(self, application: Application) -> None:
+        """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
+        rival = self.membership.rival(application)
+        if rival is None:
+            return
+        probe = RemoteVolume(rival.address, application.worker, timeout_s=_PROBE_S)
+        try:
+            gone = probe.instance() != rival.instance
+        except StorageError:
+            gone = True
+        finally:
+            probe.abandon("it was only looked for")
+        if gone:
+            self.leave(application.worker, rival.instance)
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False: the worker must join again."""

@@ -274,6 +274,10 @@ class RemoteVolume:
         except msgspec.DecodeError as error:
             raise self._broken(error) from None
 
+    def instance(self) -> str:
+        """Random name of the process that answers."""
+        return self._call("Instance", b"").decode("ascii", "replace")
+
     # -- ending ----------------------------------------------------------------------------------
 
     def abandon(self, reason: str) -> None:

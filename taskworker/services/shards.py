@@ -44,12 +44,22 @@ _COMPACTED = struct.Struct("<IQ")
 
 
 class ShardService:
-    """Serves one volume. Every method takes and returns frames, or iterators of them."""
+    """Serves one volume. Every method takes and returns frames, or iterators of them.
 
-    def __init__(self, volume: ShardStore) -> None:
+    Args:
+        volume: what to serve.
+        instance: random name of this process, by which the pool tells it from another at its address.
+    """
+
+    def __init__(self, volume: ShardStore, instance: str) -> None:
         self._volume = volume
+        self._instance = instance.encode()
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
+
+    def Instance(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
+        """Which process this is."""
+        return self._instance
 
     def Append(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
         """Store shards and, if asked to, make them and all before them durable."""
@@ -164,13 +174,13 @@ class ShardService:
         return msgspec.msgpack.encode(self._volume.usage())
 
 
-UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Compact", "Usage")
+UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Compact", "Usage", "Instance")
 STREAMS = ("Keys", "Records", "Verify", "Rest")
 
 
-def shard_handler(volume: ShardStore, hide: tuple[str, ...] = ()) -> grpc.GenericRpcHandler:
-    """The handlers of a volume's service."""
-    return raw_handler(SHARD_SERVICE, ShardService(volume), unary=UNARY, streams=STREAMS, hide=hide)
+def shard_handler(volume: ShardStore, instance: str = "", hide: tuple[str, ...] = ()) -> grpc.GenericRpcHandler:
+    """The handlers of a volume's service; see :class:`ShardService`. ``hide``: paths not to show to callers."""
+    return raw_handler(SHARD_SERVICE, ShardService(volume, instance), unary=UNARY, streams=STREAMS, hide=hide)
 
 
 def _parse_range(request: bytes) -> tuple[bytes, bytes | None]:

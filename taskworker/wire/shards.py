@@ -10,6 +10,7 @@ Locate     keys (36 each)                                                       
 Fetch      key and payload length (40) each                                      a byte each, then payloads
 Read       keys                                                                  a byte and entry (81) each,
                                                                                  then payloads
+Instance   empty                                                                 the worker process's own name
 =========  ====================================================================  ==========================
 """
 
