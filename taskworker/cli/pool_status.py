@@ -33,7 +33,7 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         "",
         f"{'WORKER':16}  {'STATE':9}  {'SHARDS':>10}  {'USED':>10}  {'DISK FREE':>10}  {'SHARE':>6}  {'CPU':>5}  "
         f"{'SEEN':>7}  ADDRESS",
-        *(_worker_line(worker) for worker in status.workers),
+        *(_worker_line(worker) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
     ]
     liars = [worker for worker in status.workers if worker.lies]
     lines += [f"! {worker.worker_id} gave out {plural(worker.lies, 'wrong shard')}" for worker in liars]
@@ -157,7 +157,7 @@ def _layout_lines(current: LayoutStatus) -> list[str]:
         f"{'WORKER':16}  {'ZONE':12}  {'CAPACITY':>10}  {'SHARE':>6}",
         *(
             f"{one.worker_id:16}  {one.zone or '-':12}  {size_text(one.capacity):>10}  {one.share:>6.1%}"
-            for one in current.members
+            for one in sorted(current.members, key=lambda one: one.worker_id)
         ),
     ]
 

@@ -39,6 +39,8 @@ class WorkerFleet(Fleet[RemoteVolume]):
         self._epoch = 0
         self._lies: Counter[int] = Counter()
         self._mended: tuple[int, ...] | None = None
+        self._mended_layout: Layout | None = None
+        self._emptied: set[int] = set()  # came with an empty volume since
         self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -60,6 +62,11 @@ class WorkerFleet(Fleet[RemoteVolume]):
             self._changed()
         if before is not None:
             before.abandon(f"worker {self.name(slot)} connected again")
+
+    def note_emptied(self, slot: int) -> None:
+        """A member came back with an empty volume."""
+        self.incomplete.add(slot)
+        self._emptied.add(slot)
 
     def remove(self, slot: int) -> None:
         """Forget a member that is in no layout any more."""
@@ -168,16 +175,26 @@ class WorkerFleet(Fleet[RemoteVolume]):
     def domain_losses_survivable(self, k: int, domain: Callable[[Member], str]) -> int:
         """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
 
-        Stand-ins count from when all has been mended since they took over.
+        What was there when all was last mended is where it was then; what came since is on the targets.
         """
         if not self._layouts:
             return -1
-        layout = self.placement
+        offline = [slot for slot in self.slots if self.volume(slot) is None]
+        latest = self._target_layout()
+        if self.is_mended():
+            return latest.losses_survivable(k, domain, offline)
         lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
-        if lacking and self.is_mended():
-            rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
-            layout = Layout(layout.version, layout.width, layout.members, rows)
-        return layout.losses_survivable(k, domain, lacking)
+        survivable = self.placement.losses_survivable(k, domain, lacking)
+        if self._mended_layout is not None:
+            older = self._mended_layout.losses_survivable(k, domain, [*offline, *self._emptied])
+            survivable = max(survivable, min(older, latest.losses_survivable(k, domain, offline)))
+        return survivable
+
+    def _target_layout(self) -> Layout:
+        """Where shards are put now, as a layout."""
+        layout = self.placement
+        rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
+        return Layout(layout.version, layout.width, layout.members, rows)
 
     def is_mended(self) -> bool:
         """Whether nothing has come or gone since all was mended."""
@@ -185,7 +202,8 @@ class WorkerFleet(Fleet[RemoteVolume]):
 
     def note_mended(self, attendance: tuple[int, ...]) -> None:
         """Every shard is where it should be put while this attendance lasts."""
-        self._mended = attendance
+        self._mended, self._mended_layout = attendance, self._target_layout()
+        self._emptied.clear()
 
     # -- writing ---------------------------------------------------------------------------------
 

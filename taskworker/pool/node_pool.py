@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 _MEMBERS = "pool-members"
 _LAYOUTS = "pool-layouts"
+_RETIRED = "pool-retired-layouts"
 _RUNNING = "pool-running"
+_RETIRED_KEPT = 8
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _TICK_S = 0.25
 _EVENTS_KEPT = 200
@@ -124,7 +126,8 @@ class NodePool:
             catalog = LmdbCatalog(root / "catalog")
             settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size)
             self._catalog = catalog
-            self._layouts = _kept_layouts(catalog)
+            self._layouts = _kept_layouts(catalog, _LAYOUTS)
+            self._retired = _kept_layouts(catalog, _RETIRED)
             self.membership = Membership(
                 settings.store_id,
                 _kept_members(catalog),
@@ -191,7 +194,7 @@ class NodePool:
         self._keep_members()
         self.fleet.attach(record.slot, volume)
         if admission.emptied:
-            self.fleet.incomplete.add(record.slot)
+            self.fleet.note_emptied(record.slot)
             self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
         self._note("joined", f"worker {record.worker} joined at {record.address}")
         if admission.layout_changes:
@@ -283,17 +286,26 @@ class NodePool:
             members = self.membership.members()
             if not members or (self._layouts and self._layouts[0].members == tuple(members)):
                 return
-            if self._layouts:
-                layouts = [self._layouts[0].after(members), *self._layouts]
-            else:
-                layouts = [Layout.first(members, self.profile.n)]
-            self._use(layouts)
-            self._note("layout", f"layout {layouts[0].version} over {len(members)} workers")
+            layout = self._next_layout(members)
+            self._use([layout, *self._layouts])
+            self._note("layout", f"layout {layout.version} over {len(members)} workers")
         self._mender.wake()
 
+    def _next_layout(self, members: list[Member]) -> Layout:
+        """The layout over these members: if they made one before, the same table, as they still have its shards."""
+        if not self._layouts:
+            return Layout.first(members, self.profile.n)
+        current = self._layouts[0]
+        before = next((one for one in (*self._layouts, *self._retired) if one.members == tuple(members)), None)
+        if before is not None:
+            return Layout(current.version + 1, current.width, members, before.rows)
+        return current.after(members)
+
     def _use(self, layouts: list[Layout]) -> None:
-        self._catalog.save_document(_LAYOUTS, msgspec.msgpack.encode([layout.record() for layout in layouts]))
-        self._layouts = layouts
+        retired = [one for one in (*self._layouts, *self._retired) if one not in layouts][:_RETIRED_KEPT]
+        self._catalog.save_document(_RETIRED, _packed(retired))
+        self._catalog.save_document(_LAYOUTS, _packed(layouts))
+        self._layouts, self._retired = layouts, retired
         self.fleet.use_layouts(layouts[0], layouts[1:])
 
     def _settled(self) -> None:
@@ -405,8 +417,12 @@ def _kept_members(catalog: LmdbCatalog) -> list[MemberRecord]:
         raise FormatError(f"the pool's list of members is damaged ({error}); restore the catalog") from error
 
 
-def _kept_layouts(catalog: LmdbCatalog) -> list[Layout]:
-    raw = catalog.document(_LAYOUTS)
+def _packed(layouts: list[Layout]) -> bytes:
+    return msgspec.msgpack.encode([layout.record() for layout in layouts])
+
+
+def _kept_layouts(catalog: LmdbCatalog, name: str) -> list[Layout]:
+    raw = catalog.document(name)
     try:
         records = [] if raw is None else msgspec.msgpack.decode(raw, type=list[LayoutRecord])
     except msgspec.DecodeError as error:
