@@ -8,7 +8,7 @@ method     request                                                              
 Append     flags (1), then shards: entry (80), payload                           empty
 Locate     keys (36 each)                                                        a location (25) each
 Fetch      key and payload length (40) each                                      a byte each, then payloads
-Read       keys                                                                  a byte and entry (81) each,
+Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
 Instance   empty                                                                 the worker process's own name
 =========  ====================================================================  ==========================
