@@ -119,6 +119,7 @@ def parse_append(message: bytes) -> tuple[int, list[Shard]]:
         at += _ENTRY.size
         if at + length > len(message):
             raise FrameError("an append frame ends within a payload")
+        _checked_length(length)
         shards.append(Shard(_checked_key(key), _checked_length(object_length), digest, view[at : at + length]))
         at += length
     return flags, shards
