@@ -72,6 +72,10 @@ class AppendFrame:
         """Bytes so far."""
         return self._buffer.tell()
 
+    def takes(self, shard: Shard) -> bool:
+        """Whether a shard still fits into the message; an empty one takes any."""
+        return not self.keys or self.size + _ENTRY.size + _length(shard) <= MESSAGE_BYTES_MAX
+
     def add(self, shard: Shard) -> None:
         """Put in a shard; its payload is copied and free for other use afterwards."""
         length = _length(shard)
