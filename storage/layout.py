@@ -102,11 +102,23 @@ class Layout:
         placed = self._placed.setdefault(n, {})
         found = placed.get(partition)
         if found is None:
-            order = self.order(partition)
-            first = (self.rows[partition] + tuple(slot for slot in order if slot not in self.rows[partition]))[:n]
-            cycle = tuple(order[slot % len(order)] for slot in range(n - len(first)))
-            found = placed[partition] = first + cycle
+            found = placed[partition] = self._spread(partition, n)
         return found
+
+    def _spread(self, partition: int, n: int) -> tuple[int, ...]:
+        """The row, cut or made longer to n slots such that no member holds more of them than it must."""
+        limit = -(-n // len(self.members))
+        held: Counter[int] = Counter()
+        spread: list[int] = []
+        for slot in (self.rows[partition] + (-1,) * n)[:n]:
+            kept = slot if held[slot] < limit else -1
+            held[kept] += kept >= 0
+            spread.append(kept)
+        for index, slot in enumerate(spread):
+            if slot < 0:
+                spread[index] = min(self.order(partition), key=held.__getitem__)  # of equals the first in order
+                held[spread[index]] += 1
+        return tuple(spread)
 
     def order(self, partition: int) -> tuple[int, ...]:
         """All members: those of the partition's row first, then the others in the order they take handoffs."""
@@ -178,13 +190,17 @@ class Layout:
         """The layout that was kept.
 
         Raises:
-            FormatError: the table does not fit the members.
+            FormatError: the table does not fit the members, or they are not such as a layout can have.
         """
         width, table = record.width, record.table
         if width < 1 or len(table) != PARTITIONS * width * _SLOT_BYTES:
             raise FormatError(f"the table of layout {record.version} has {len(table)} bytes; restore the catalog")
         slots = [int.from_bytes(table[at : at + _SLOT_BYTES], "big") for at in range(0, len(table), _SLOT_BYTES)]
-        if not set(slots) <= {member.slot for member in record.members}:
+        try:
+            known = {member.slot for member in _checked(record.members)}
+        except InvalidArgument as error:
+            raise FormatError(f"layout {record.version} is damaged ({error}); restore the catalog") from error
+        if not set(slots) <= known:
             raise FormatError(f"layout {record.version} names a member it has not got; restore the catalog")
         rows = [tuple(slots[at : at + width]) for at in range(0, len(slots), width)]
         return cls(record.version, width, record.members, rows)
@@ -201,6 +217,10 @@ def _checked(members: Iterable[Member]) -> list[Member]:
     for member in chosen:
         if member.capacity < 1:
             raise InvalidArgument(f"worker {member.worker}: a capacity is at least 1 byte, not {member.capacity}")
+    zones: dict[str, str] = {}
+    for member in chosen:
+        if zones.setdefault(member.worker, member.zone) != member.zone:
+            raise InvalidArgument(f"worker {member.worker} is in two zones, {zones[member.worker]} and {member.zone}")
     return chosen
 
 
@@ -248,6 +268,8 @@ class _Assignment:
         self._domains = _domains(members, before.width)
         self._quota = self._quotas()
         self._load: Counter[int] = Counter()
+        self._old_rows = before.rows
+        self._old_members = before.by_slot
         self._rows = [[slot if slot in self._members else -1 for slot in row] for row in before.rows]
         self._scores = [
             {member.slot: _score(partition, member) for member in members} for partition in range(PARTITIONS)
@@ -317,50 +339,72 @@ class _Assignment:
         """The best-ranked member with quota left; the one least over it if there is none."""
         scores = self._scores[partition]
         allowed = [slot for slot in self._members if self._allowed(row, slot)]
-        # With several levels of domains the limits may not all be kept at once: the lowest level gives way last.
-        candidates = allowed or list(self._members)
-        with_quota = [slot for slot in candidates if self._load[slot] + 1 <= self._quota[slot] + 0.5]
+        with_quota = [slot for slot in allowed if self._load[slot] + 1 <= self._quota[slot] + 0.5]
         if with_quota:
             return max(with_quota, key=scores.__getitem__)
-        return min(candidates, key=lambda slot: (self._load[slot] / self._quota[slot], -scores[slot]))
+        return min(allowed, key=lambda slot: (self._load[slot] / self._quota[slot], -scores[slot]))
 
     def _level(self) -> None:
-        """Give members short of their quota slots of members over it, as far as the domains let them."""
-        for short in sorted(self._members, key=lambda slot: self._load[slot] - self._quota[slot]):
-            wanting = math.floor(self._quota[short] - self._load[short] + 0.5)
-            if wanting <= 0:
-                continue
-            ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][short], reverse=True)
-            for partition in ranked:
-                if wanting <= 0:
-                    break
-                wanting -= self._take_over(self._rows[partition], short)
+        """Give members short of their quota slots of members over it, as far as the domains let them.
 
-    def _take_over(self, row: list[int], short: int) -> int:
-        """Let ``short`` have the place of the member most over its quota, if one may leave; how many it got."""
-        surplus = {slot: self._load[slot] - self._quota[slot] for slot in set(row)}
+        First slots that move anyway, then others of members over their quota: who gives without being over
+        takes from yet another, and that moves twice.
+        """
+        for moving, over in ((True, 0.5), (True, -math.inf), (False, 0.5), (False, -math.inf)):
+            for short in sorted(self._members, key=lambda slot: self._load[slot] - self._quota[slot]):
+                if self._wanting(short) > 0:
+                    self._give(short, over, moving=moving)
+
+    def _wanting(self, slot: int) -> int:
+        return math.floor(self._quota[slot] - self._load[slot] + 0.5)
+
+    def _give(self, short: int, over: float, *, moving: bool) -> None:
+        """Go through the rows, those that ``short`` ranks highest in first, again while it gets some."""
+        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][short], reverse=True)
+        before = -1
+        while before < self._load[short]:
+            before = self._load[short]
+            for partition in ranked:
+                if self._wanting(short) <= 0:
+                    return
+                self._take_over(partition, short, over, moving=moving)
+
+    def _take_over(self, partition: int, short: int, over: float, *, moving: bool) -> None:
+        """Let ``short`` have the place of the member most over its quota, if by ``over`` at least and it may leave."""
+        # By less they would only change places, or, where nothing moves anyway, move for the rounding.
+        gain_min = 1 if moving or short not in self._old_members else 2
+        row, old = self._rows[partition], self._old_rows[partition]
+        places = {slot: index for index, slot in enumerate(row) if not moving or slot != old[index]}
+        surplus = {slot: self._load[slot] - self._quota[slot] for slot in places}
         for slot in sorted(surplus, key=surplus.__getitem__, reverse=True):
-            if surplus[slot] - (self._load[short] - self._quota[short]) <= 1:
-                return 0  # it would only change places with the one that is short
+            if surplus[slot] < over or surplus[slot] - (self._load[short] - self._quota[short]) <= gain_min:
+                return
             if self._allowed(row, short, leaving=slot):
-                row[row.index(slot)] = short
+                row[places[slot]] = short
                 self._load[slot] -= 1
                 self._load[short] += 1
-                return 1
-        return 0
+                return
 
 
 def _domains(members: list[Member], width: int) -> list[_Domain]:
-    """Volumes, workers and zones, each with its limit per row."""
-    per_volume = -(-width // len(members))
+    """Volumes, workers and zones, each with its limit per row.
+
+    What a domain can take at most follows from the limits of those inside it, so that all limits can be
+    kept at once: volumes are inside of workers, workers inside of zones.
+    """
     names: list[Callable[[Member], str]] = [
         lambda member: str(member.slot),
         lambda member: member.worker,
         lambda member: member.zone,
     ]
+    inner = Counter({str(member.slot): width for member in members})
+    name_inside = names[0]
     domains = []
     for name in names:
-        of = {member.slot: name(member) for member in members}
-        sizes = Counter({domain: count * per_volume for domain, count in Counter(of.values()).items()})
-        domains.append(_Domain(of, sizes, width))
+        sizes: Counter[str] = Counter()
+        for inside, outside in {name_inside(member): name(member) for member in members}.items():
+            sizes[outside] += inner[inside]
+        domain = _Domain({member.slot: name(member) for member in members}, sizes, width)
+        domains.append(domain)
+        inner, name_inside = Counter({each: min(domain.limit, size) for each, size in sizes.items()}), name
     return domains

@@ -171,6 +171,7 @@ class Membership:
         # After a restart of the pool, everybody gets the time to notice and join again.
         self._presence = {record.worker: _Presence("", now, 0, since_s=now) for record in records}
         self._told: dict[str, WorkerState] = {}
+        self._slots_given = max((record.slot for record in records), default=-1) + 1
 
     @property
     def records(self) -> list[MemberRecord]:
@@ -200,7 +201,10 @@ class Membership:
         with self._lock:
             self._check(application)
             known = self._records.get(application.worker)
-            slot = known.slot if known is not None else self._next_slot()
+            if known is not None:
+                slot = known.slot
+            else:
+                slot, self._slots_given = self._slots_given, self._slots_given + 1
             standing = known.standing if known is not None else Standing.IN
             if standing is Standing.OUT:
                 standing = Standing.IN
@@ -244,9 +248,6 @@ class Membership:
     def _is_alive(self, presence: _Presence) -> bool:
         return not presence.left and self._clock_s() < presence.expires_s
 
-    def _next_slot(self) -> int:
-        return max((record.slot for record in self._records.values()), default=-1) + 1
-
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False if there is none to renew: the worker must join again."""
         with self._lock:
@@ -264,9 +265,10 @@ class Membership:
             presence = self._presence.get(worker)
             if presence is None or presence.instance != instance:
                 return None
-            presence.left = True
-            presence.since_s = self._clock_s()
-            self._told[worker] = WorkerState.LEFT
+            if not presence.left and self._told.get(worker) is not WorkerState.LOST:
+                presence.left = True
+                presence.since_s = self._clock_s()
+                self._told[worker] = WorkerState.LEFT
             return self._records[worker]
 
     def set_standing(self, worker: str, standing: Standing) -> MemberRecord:

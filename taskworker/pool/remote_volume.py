@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -65,6 +66,8 @@ CALL_TIMEOUT_S = 5.0
 _LONG_TIMEOUT_S = 600.0
 # Frames waiting for one worker; appends wait beyond that, which bounds the pool's memory.
 _QUEUED_BYTES_MAX = 4 * MIB
+# Calls that a worker may refuse without being broken: it keeps few verifications.
+_REFUSABLE = ("Judge", "Rest")
 
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
@@ -114,6 +117,8 @@ class RemoteVolume:
         self._failure: StorageError | None = None
         self._changed = threading.Condition()
         self._frame = AppendFrame()
+        self._full: deque[AppendFrame] = deque()  # frames before that one
+        self._delivered = 0  # frames whose sending has ended
         self._tickets: list[SyncTicket] = []
         self._sent: AppendFrame | None = None
         self._unreported: StorageError | None = None
@@ -126,7 +131,7 @@ class RemoteVolume:
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         """See :meth:`ShardStore.append`: queued when it returns. A failure shows at the next sync."""
         with self._changed:
-            while self._failure is None and not self._closing and self._frame.size > _QUEUED_BYTES_MAX:
+            while self._failure is None and not self._closing and self._is_crowded():
                 self._changed.wait()
             self._put(shards, FLAG_URGENT if urgent else 0)
 
@@ -145,26 +150,60 @@ class RemoteVolume:
     def _put(self, shards: Sequence[Shard], flags: int) -> None:
         self._check_usable()
         for shard in shards:
+            if not self._frame.takes(shard):
+                self._frame.mark(flags & FLAG_URGENT)
+                self._full.append(self._frame)
+                self._frame = AppendFrame()
+                if self._tickets:
+                    self._frame.mark(FLAG_SYNC)  # they are settled with the last frame
             self._frame.add(shard)
         self._frame.mark(flags)
         self._changed.notify_all()
+
+    def _is_crowded(self) -> bool:
+        return bool(self._full) or self._frame.size > _QUEUED_BYTES_MAX
+
+    def _on_its_way(self) -> list[AppendFrame]:
+        """Frames not delivered yet; with the lock held."""
+        sent = [self._sent] if self._sent is not None else []
+        return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
+
+    def _await_delivery(self, key: ShardKey | None = None) -> None:
+        """Return when all that was appended has been sent, so that the worker can tell of it.
+
+        Args:
+            key: wait only if this shard is among it.
+        """
+        with self._changed:
+            frames = self._on_its_way()
+            if key is not None and not any(key in frame.keys for frame in frames):
+                return
+            until = self._delivered + len(frames)
+            while self._failure is None and self._delivered < until:
+                self._changed.wait()
 
     def _send_all(self) -> None:
         """The sender thread: one frame after another, until the volume is closed or has failed."""
         append = self._method("Append")
         while True:
             with self._changed:
-                while self._failure is None and not self._frame.pending and not self._closing:
+                while self._failure is None and not self._on_its_way() and not self._closing:
                     self._changed.wait()
-                if self._failure is not None or not self._frame.pending:
+                if self._failure is not None or not self._on_its_way():
                     return
-                frame, self._frame = self._frame, AppendFrame()
-                tickets, self._tickets = self._tickets, []
+                tickets: list[SyncTicket] = []
+                if self._full:
+                    frame = self._full.popleft()
+                else:
+                    frame, self._frame = self._frame, AppendFrame()
+                    tickets, self._tickets = self._tickets, []
                 self._sent = frame
                 self._changed.notify_all()
             error = self._send(append, frame)
             with self._changed:
                 self._sent = None
+                self._delivered += 1
+                self._changed.notify_all()
                 if isinstance(error, VolumeFailed):
                     self._fail(error)
                 self._unreported = self._unreported or error
@@ -176,11 +215,10 @@ class RemoteVolume:
 
     def _send(self, append: Callable[..., bytes], frame: AppendFrame) -> StorageError | None:
         try:
-            append(frame.message(), timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            failure = self._meaning(error)
-            return failure if isinstance(failure, StoreFull | VolumeFailed) else VolumeFailed(str(failure))
-        return None
+            answer = append(frame.message(), timeout=self._timeout_s)
+        except (grpc.RpcError, ValueError) as error:
+            return self._translated("Append", error)
+        return self._broken(ValueError(f"{len(answer)} bytes instead of none")) if answer else None
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -193,7 +231,7 @@ class RemoteVolume:
         found: list[Location | None] = []
         for batch in batched(keys, KEYS_MAX):
             with self._changed:
-                queued = self._frame.keys | (self._sent.keys if self._sent is not None else {})
+                queued = {key: place for frame in self._on_its_way() for key, place in frame.keys.items()}
             unknown = [key for key in batch if key not in queued]
             there = dict(zip(unknown, self._ask_locations(unknown), strict=True)) if unknown else {}
             found += [queued.get(key) or there.get(key) for key in batch]
@@ -215,11 +253,13 @@ class RemoteVolume:
 
     def fetch(self, key: ShardKey, length: int) -> memoryview | None:
         """The payload, unchecked; None if it is not there or of another length."""
+        self._await_delivery(key)
         wanted = [Wanted(key, length)]
         return self._checked(lambda: parse_fetched(self._call("Fetch", pack_wanted(wanted)), wanted))[0]
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`. That the digest is the written one is the worker's word, no more."""
+        self._await_delivery(key)
         found = self._checked(lambda: parse_found(self._call("Read", key), [key]))[0]
         if found == CORRUPT:
             raise CorruptShard(f"worker {self.name} says that its shard {key.hex()} is rotten")
@@ -231,11 +271,13 @@ class RemoteVolume:
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         """See :meth:`ShardStore.keys`."""
+        self._await_delivery()
         for message in self._stream("Keys", bytes([len(start)]) + start + (stop or b"")):
             yield from self._checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """See :meth:`ShardStore.records`."""
+        self._await_delivery()
         for message in self._stream("Records", bytes(sorted(kinds))):
             yield from self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
 
@@ -243,6 +285,7 @@ class RemoteVolume:
 
     def remove(self, keys: Iterable[ShardKey]) -> int:
         """See :meth:`ShardStore.remove`."""
+        self._await_delivery()
         removed = 0
         for batch in batched(keys, KEYS_MAX):
             removed += self._number(_PROGRESS, self._call("Remove", join_keys(batch)))[0]
@@ -250,10 +293,14 @@ class RemoteVolume:
 
     def discard(self, key: ShardKey, location: Location) -> bool:
         """See :meth:`ShardStore.discard`."""
-        return self._call("Discard", key + pack_locations([location])) == b"\1"
+        answer = self._call("Discard", key + pack_locations([location]))
+        if answer not in (b"\0", b"\1"):
+            raise self._broken(ValueError("neither yes nor no"))
+        return answer == b"\1"
 
     def verify(self, progress: Callable[[int], None]) -> Verification:
         """See :meth:`ShardStore.verify`."""
+        self._await_delivery()
         for message in self._stream("Verify", b""):
             if len(message) == 1 + _PROGRESS.size:
                 return _RemoteVerification(self, message[1:])
@@ -271,7 +318,7 @@ class RemoteVolume:
         """See :meth:`ShardStore.usage`."""
         try:
             return msgspec.msgpack.decode(self._call("Usage", b""), type=VolumeUsage)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._broken(error) from None
 
     def instance(self) -> str:
@@ -322,7 +369,7 @@ class RemoteVolume:
         try:
             answer: bytes = self._method(name)(request, timeout=timeout_s or self._timeout_s)
         except (grpc.RpcError, ValueError) as error:
-            raise self._translated(error) from None
+            raise self._translated(name, error) from None
         return answer
 
     def _stream(self, name: str, request: bytes) -> Iterator[bytes]:
@@ -334,19 +381,19 @@ class RemoteVolume:
             finally:
                 call.cancel()
         except (grpc.RpcError, ValueError) as error:
-            raise self._translated(error) from None
+            raise self._translated(name, error) from None
 
-    def _translated(self, error: grpc.RpcError | ValueError) -> StorageError:
-        """What a failed call means: all but plain refusals make the volume unusable."""
+    def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:
+        """What a failed call means: all but a full disk and plain refusals make the volume unusable."""
         if self._failure is not None:
             return VolumeFailed(str(self._failure))
         if isinstance(error, ValueError):  # gRPC's word for a closed channel
             return VolumeFailed(f"the connection to worker {self.name} was closed")
-        return self._meaning(error)
+        return self._meaning(name, error)
 
-    def _meaning(self, error: grpc.RpcError) -> StorageError:
+    def _meaning(self, name: str, error: grpc.RpcError) -> StorageError:
         failure = status.decode(error, self._address)
-        if isinstance(failure, StoreFull | InvalidArgument):
+        if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and name in _REFUSABLE):
             return failure
         if type(failure) is StorageUnavailable:
             return VolumeFailed(f"worker {self.name} does not answer at {self._address}")

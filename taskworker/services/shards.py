@@ -13,7 +13,7 @@ import msgspec
 
 from storage.batching import batched
 from storage.errors import InvalidArgument
-from storage.keys import Kind
+from storage.keys import SHARD_KEY_BYTES, Kind
 from storage.shards import CorruptShard, Shard, ShardStore
 from storage.shards.port import Verification
 from taskworker.services.binding import Caller, raw_handler, require_active, stop_when_abandoned
@@ -101,8 +101,10 @@ class ShardService:
 
     def Discard(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Forget a bad shard if it is still where it was: key, location."""
-        (key,) = parse_keys(request[:36])
-        (location,) = parse_locations(request[36:], 1)
+        if len(request) < SHARD_KEY_BYTES:
+            raise InvalidArgument("a discard request is a key and a location")
+        (key,) = parse_keys(request[:SHARD_KEY_BYTES])
+        (location,) = parse_locations(request[SHARD_KEY_BYTES:], 1)
         if location is None:
             raise InvalidArgument("a location to discard is needed")
         return bytes([self._volume.discard(key, location)])

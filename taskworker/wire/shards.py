@@ -73,6 +73,10 @@ class AppendFrame:
         """Bytes so far."""
         return self._buffer.tell()
 
+    def takes(self, shard: Shard) -> bool:
+        """Whether a shard still fits into the message; an empty one takes any."""
+        return not self.keys or self.size + _ENTRY.size + _length(shard) <= MESSAGE_BYTES_MAX
+
     def add(self, shard: Shard) -> None:
         """Put in a shard; its payload is copied and free for other use afterwards."""
         length = _length(shard)
@@ -120,6 +124,7 @@ def parse_append(message: bytes) -> tuple[int, list[Shard]]:
         at += _ENTRY.size
         if at + length > len(message):
             raise FrameError("an append frame ends within a payload")
+        _checked_length(length)
         shards.append(Shard(_checked_key(key), _checked_length(object_length), digest, view[at : at + length]))
         at += length
     return flags, shards
