@@ -7,9 +7,7 @@ exactly when its catalog transaction has committed; a crash before leaves only u
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +19,7 @@ from storage.errors import ConflictError, FileNotFound, InsufficientWorkers, Per
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
+from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import (
@@ -115,13 +114,17 @@ class GroupCommit:
         stripes: where objects go.
         pins: keeps a collect off version objects that it has not seen in the catalog.
         metadata_copies: copies kept of each version object.
+        runtime: the clock, and the random part of file ids.
     """
 
-    def __init__(self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int) -> None:
+    def __init__(
+        self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime
+    ) -> None:
         self._catalog = catalog
         self._stripes = stripes
         self._pins = pins
         self._copies = metadata_copies
+        self._runtime = runtime
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
@@ -236,7 +239,7 @@ class GroupCommit:
                 state.restore(pending.shards)
                 return head
         else:
-            file_id = _new_file_id()
+            file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
         state.sequence = self._next_sequence(state.sequence)
@@ -326,8 +329,13 @@ class GroupCommit:
 
         Greater than any that a failed commit has put on the volumes; within a transaction.
         """
-        self._sequence = max(last + 1, self._sequence + 1, time.time_ns() // 1000)
+        self._sequence = max(last + 1, self._sequence + 1, self._runtime.wall_ns() // 1000)
         return self._sequence
+
+    def _new_file_id(self) -> bytes:
+        """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
+        milliseconds = self._runtime.wall_ns() // 1_000_000
+        return milliseconds.to_bytes(6, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
 
     def catch_up(self, sequence: int) -> None:
         """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
@@ -437,8 +445,3 @@ def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
             base=pending.base.hex(),
         )
     return entry
-
-
-def _new_file_id() -> bytes:
-    """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + secrets.token_bytes(_ID_RANDOM_BYTES)

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from storage.batching import batched
@@ -39,7 +39,7 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
     total = context.catalog.counters().versions + context.catalog.claims()
     tally = _Tally()
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="repair") as pool:
+    with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
         waiting: deque[tuple[LiveObject, Future[tuple[int, int]]]] = deque()
         for live in _damaged(context, tally, progress, total):
             waiting.append((live, pool.submit(context.stripes.heal, live.stripe)))

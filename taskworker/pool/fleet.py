@@ -14,12 +14,12 @@ from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.layout import Layout, Member
 from storage.placement import partition_of
 from storage.shards import Shard, VolumeFailed
-from taskworker.pool.remote_volume import RemoteVolume, SyncTicket
+from taskworker.pool.port import Ticket, WorkerVolume
 
 log = logging.getLogger(__name__)
 
 
-class WorkerFleet(Fleet[RemoteVolume]):
+class WorkerFleet(Fleet[WorkerVolume]):
     """See :class:`storage.fleet.Fleet`. Slots are those of the layout's members.
 
     A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
@@ -51,7 +51,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
                 self._moves.setdefault(member.slot, 0)
             self._changed()
 
-    def attach(self, slot: int, volume: RemoteVolume) -> None:
+    def attach(self, slot: int, volume: WorkerVolume) -> None:
         """Take a member's volume into use."""
         with self._lock:
             before, self._stores[slot] = self._stores.get(slot), volume
@@ -189,7 +189,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
         done = meanwhile
         others = True
         while batches or others:
-            tickets: list[tuple[int, SyncTicket]] = []
+            tickets: list[tuple[int, Ticket]] = []
             left: list[Shard] = []
             for slot, volume in self.online():
                 if others or slot in batches:
@@ -203,7 +203,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
             batches, others = self._again(_distinct(left)), False
 
     def _start(
-        self, slot: int, volume: RemoteVolume, shards: list[Shard], tickets: list[tuple[int, SyncTicket]],
+        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[tuple[int, Ticket]],
         left: list[Shard],
     ) -> None:  # fmt: skip
         try:
@@ -212,7 +212,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
             self.set_offline(slot, str(error))
             left += shards
 
-    def _await(self, tickets: list[tuple[int, SyncTicket]]) -> list[tuple[int, bool]]:
+    def _await(self, tickets: list[tuple[int, Ticket]]) -> list[tuple[int, bool]]:
         """(slot, whether it failed) of every sync, all of which have ended.
 
         Raises:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import LmdbCatalog, StoreSettings
+from storage.catalog import Catalog, LmdbCatalog, StoreSettings
 from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.layout import Layout, LayoutRecord, Member, Moves
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
+from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.health import health_line
@@ -33,6 +32,7 @@ from taskworker.pool.membership import (
     WorkerView,
 )
 from taskworker.pool.mending import Mender, WorkView
+from taskworker.pool.port import Connect
 from taskworker.pool.remote_volume import RemoteVolume
 
 log = logging.getLogger(__name__)
@@ -92,36 +92,42 @@ class PoolView:
     accelerator: str
 
 
-class NodePool:
-    """Opens or makes the pool in a directory; thread-safe. ``store`` is the engine that users' calls go to.
+class PoolCore:
+    """What a pool knows and does, without threads of its own: whoever drives it calls :meth:`tick` and ``mender``.
+
+    Thread-safe. ``store`` is the engine that users' calls go to.
 
     Args:
-        directory: for the catalog.
+        root: the pool's directory.
+        catalog: open; closed with the pool, or if it cannot be used.
+        lock: held on ``root``; let go of likewise.
         profile: of a new pool; an existing one keeps its own.
         chunk_size: of a new pool.
         options: how to run it.
+        connect: how to reach workers.
+        runtime: threads of the engine, clocks and random bytes; the machine's own by default.
 
     Raises:
-        StoreLocked: another process runs it.
         FormatError: not a pool's directory.
     """
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        root: Path,
+        catalog: Catalog,
+        lock: StoreLock,
         *,
         profile: ErasureProfile | None = None,
         chunk_size: int | None = None,
         options: PoolOptions | None = None,
+        connect: Connect = RemoteVolume,
+        runtime: Runtime | None = None,
     ) -> None:
         self._options = options or PoolOptions()
-        root = Path(directory)
-        root.mkdir(parents=True, exist_ok=True)
-        lock = StoreLock(root)
-        catalog: LmdbCatalog | None = None
+        self._connect = connect
+        self._runtime = runtime = runtime or Runtime()
         try:
-            catalog = LmdbCatalog(root / "catalog")
-            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size)
+            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size, runtime)
             self._catalog = catalog
             self._layouts = _kept_layouts(catalog)
             self.membership = Membership(
@@ -129,12 +135,11 @@ class NodePool:
                 _kept_members(catalog),
                 lease_s=self._options.lease_s,
                 grace_s=self._options.grace_s,
-                clock_s=time.monotonic,
-                wall_ms=_now_ms,
+                clock_s=runtime.monotonic_s,
+                wall_ms=self._now_ms,
             )
         except BaseException:
-            if catalog is not None:
-                catalog.close()
+            catalog.close()
             lock.release()
             raise
         self.pool_id = settings.store_id
@@ -148,21 +153,15 @@ class NodePool:
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         catalog.save_document(_RUNNING, b"1")
-        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock)
+        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self._mender = Mender(self.store, self.fleet, self._settled)
-        self._closing = threading.Event()
-        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
-        self._mender.start()
-        self._ticker.start()
+        self.mender = Mender(self.store, self.fleet, self._settled)
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
-        self._closing.set()
-        self._ticker.join()
-        self._mender.close()
+        self.mender.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
 
@@ -176,7 +175,7 @@ class NodePool:
         """
         admission = self.membership.join(application)
         record = admission.record
-        volume = RemoteVolume(record.address, record.worker)
+        volume = self._connect(record.address, record.worker)
         try:
             volume.usage()
         except StorageError as error:
@@ -194,7 +193,7 @@ class NodePool:
         self._note("joined", f"worker {record.worker} joined at {record.address}")
         if admission.layout_changes:
             self._change_layout_soon()
-        self._mender.wake()
+        self.mender.wake()
         return record
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
@@ -211,7 +210,7 @@ class NodePool:
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
             self._note("left", f"worker {worker} was stopped")
-            self._mender.wake()
+            self.mender.wake()
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
@@ -257,7 +256,7 @@ class NodePool:
         return after, self._layouts[0].moves_to(after)
 
     def _change_layout_soon(self) -> None:
-        self._change_due_s = time.monotonic() + _LAYOUT_SETTLE_S
+        self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_SETTLE_S
 
     def _change_layout(self) -> None:
         """Make the layout fit the members."""
@@ -272,7 +271,7 @@ class NodePool:
                 layouts = [Layout.first(members, self.profile.n)]
             self._use(layouts)
             self._note("layout", f"layout {layouts[0].version} over {len(members)} workers")
-        self._mender.wake()
+        self.mender.wake()
 
     def _use(self, layouts: list[Layout]) -> None:
         self._catalog.save_document(_LAYOUTS, msgspec.msgpack.encode([layout.record() for layout in layouts]))
@@ -288,14 +287,8 @@ class NodePool:
 
     # -- the clock -------------------------------------------------------------------------------
 
-    def _tick_all(self) -> None:
-        while not self._closing.wait(_TICK_S):
-            try:
-                self._tick()
-            except Exception:
-                log.exception("membership could not be brought up to date; it is tried again")
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
         expiry = self.membership.expire()
         for record in expiry.suspect:
             self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
@@ -303,8 +296,8 @@ class NodePool:
         for record in expiry.lost:
             self._lose(record)
         if expiry.suspect or expiry.lost:
-            self._mender.wake()
-        if self._change_due_s is not None and time.monotonic() >= self._change_due_s:
+            self.mender.wake()
+        if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
     def _lose(self, record: MemberRecord) -> None:
@@ -330,7 +323,7 @@ class NodePool:
         views = self.membership.views()
         lacking = [member.slot for member in layout.members if self.fleet.state(member.slot) != "ok"] if layout else []
         away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
-        work = self._mender.view()
+        work = self.mender.view()
         k = self.profile.k
         return PoolView(
             pool_id=self.pool_id,
@@ -352,30 +345,81 @@ class NodePool:
 
     def _note(self, kind: str, text: str) -> None:
         log.info("%s", text)
-        self._events.append(PoolEvent(_now_ms(), kind, text))
+        self._events.append(PoolEvent(self._now_ms(), kind, text))
 
     def _keep_members(self) -> None:
         self._catalog.save_document(_MEMBERS, msgspec.msgpack.encode(self.membership.records))
 
+    def _now_ms(self) -> int:
+        return self._runtime.wall_ns() // 1_000_000
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+
+class NodePool(PoolCore):
+    """The pool in a directory, opened or made, and running: membership and mending have their threads.
+
+    Args:
+        directory: for the catalog.
+        profile: of a new pool; an existing one keeps its own.
+        chunk_size: of a new pool.
+        options: how to run it.
+
+    Raises:
+        StoreLocked: another process runs it.
+        FormatError: not a pool's directory.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        options: PoolOptions | None = None,
+    ) -> None:
+        root = Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = StoreLock(root)
+        try:
+            catalog = LmdbCatalog(root / "catalog")
+        except BaseException:
+            lock.release()
+            raise
+        super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
+        self._closing = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
+        self.mender.start()
+        self._ticker.start()
+
+    def close(self) -> None:
+        """See :meth:`PoolCore.close`."""
+        self._closing.set()
+        self._ticker.join()
+        super().close()
+
+    def _tick_all(self) -> None:
+        while not self._closing.wait(_TICK_S):
+            try:
+                self.tick()
+            except Exception:
+                log.exception("membership could not be brought up to date; it is tried again")
 
 
-def _settings(catalog: LmdbCatalog, root: Path, profile: ErasureProfile, chunk_size: int | None) -> StoreSettings:
+def _settings(
+    catalog: Catalog, root: Path, profile: ErasureProfile, chunk_size: int | None, runtime: Runtime
+) -> StoreSettings:
     settings = catalog.settings()
     if settings is None:
         if (root / "volumes").exists():
             raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
         size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
-        settings = StoreSettings(secrets.token_hex(16), profile.k, profile.n, size, [])
+        settings = StoreSettings(runtime.token_bytes(16).hex(), profile.k, profile.n, size, [])
         catalog.save_settings(settings)
     elif settings.volumes:
         raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
     return settings
 
 
-def _kept_members(catalog: LmdbCatalog) -> list[MemberRecord]:
+def _kept_members(catalog: Catalog) -> list[MemberRecord]:
     raw = catalog.document(_MEMBERS)
     try:
         return [] if raw is None else msgspec.msgpack.decode(raw, type=list[MemberRecord])
@@ -383,7 +427,7 @@ def _kept_members(catalog: LmdbCatalog) -> list[MemberRecord]:
         raise FormatError(f"the pool's list of members is damaged ({error}); restore the catalog") from error
 
 
-def _kept_layouts(catalog: LmdbCatalog) -> list[Layout]:
+def _kept_layouts(catalog: Catalog) -> list[Layout]:
     raw = catalog.document(_LAYOUTS)
     try:
         records = [] if raw is None else msgspec.msgpack.decode(raw, type=list[LayoutRecord])
