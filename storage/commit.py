@@ -373,8 +373,8 @@ class GroupCommit:
                 if self._stripes.absent_slots(stripe):
                     put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
             self._stripes.volumes.sync()
-        except StoreFull:
-            log.warning("no space for the tombstones of %d deleted files; they wait in the catalog", len(tombstones))
+        except (StoreFull, InsufficientWorkers) as error:
+            log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
         else:
             with self._mutex:
                 self._buried += [
