@@ -261,18 +261,18 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
         if self._closed:
             raise StoreClosed("the pool is shutting down; try again when it is back")
-        online = [slot for slot, _ in self.online()]
-        workers = len({member.worker for slot in online if (member := self.member(slot)) is not None})
+        # Only those with a part in the layout take shards: one that is being drained does not count.
+        members = self.placement.members
+        workers = len({member.worker for member in members if self._stores.get(member.slot) is not None})
         if not workers:
-            self.placement  # noqa: B018 - raises if none ever joined
-            raise InsufficientWorkers(f"none of the {len(self)} workers answers; start them again")
+            raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
         if self._allow_fragile:
             return
         left = profile.n - -(-profile.n // workers)
         if left < profile.k and profile.n > profile.k:
             raise InsufficientWorkers(
-                f"{workers} of {len(self)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would not "
-                "survive the loss of one of them; start more workers, or the pool with --allow-fragile"
+                f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
+                "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
             )
 
     def close(self) -> None:
