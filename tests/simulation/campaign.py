@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from storage import ErasureProfile
 from storage.layout import Layout
+from taskworker.pool.membership import Standing
 from tests.simulation.faults import Faults, NothingToDo
 from tests.simulation.invariants import check_durable, require
 from tests.simulation.model import Model
 from tests.simulation.network import Connection, PoolCrashed
 from tests.simulation.operations import Users
 from tests.simulation.pool import GRACE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
 
 STEPS = 240
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
@@ -50,15 +50,10 @@ class Simulation:
 
     def run(self) -> None:
         """Live through it; an error is told with what led to it."""
-        with quiet():
-            try:
-                self.users.push_large()
-                for _ in range(self.steps):
-                    self._step()
-                self._end()
-            except BaseException as error:
-                error.add_note(f"seed {self.seed}, {self.steps} steps")
-                raise
+        self.users.push_large()
+        for _ in range(self.steps):
+            self._step()
+        self._end()
 
     def _note(self, what: str, outcome: str) -> None:
         self.trace.append(f"{len(self.trace):4} {self.cluster.clock.monotonic_s():8.2f} s  {what}: {outcome}")
@@ -166,6 +161,10 @@ class Simulation:
         for worker in cluster.workers:
             if not worker.up:
                 worker.start()
+        present = {worker.name for worker in cluster.workers}
+        for record in cluster.pool.membership.records:
+            if record.standing is Standing.DRAINING and record.worker in present:
+                cluster.pool.drain(record.worker, cancel=True)
         cluster.pass_time(GRACE_S + 10.0)
 
 
@@ -180,17 +179,6 @@ def _check_layouts(before: list[Layout], after: list[Layout]) -> None:
     require(bool(after) or not before, "the layouts are gone after a restart")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What the pool logs of simulated faults is no news."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What went wrong in a seed, in one line, and all that led to it."""
@@ -202,10 +190,11 @@ class Failure:
 
 def run_seed(seed: int, steps: int = STEPS) -> Failure | None:
     """Run one seed; None if all went well."""
-    simulation = Simulation(seed, steps)
-    try:
-        simulation.run()
-    except (Exception, PoolCrashed) as error:
-        told = [*simulation.trace, "", *traceback.format_exception(error)]
-        return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
+    with simulated_surroundings():
+        simulation = Simulation(seed, steps)
+        try:
+            simulation.run()
+        except (Exception, PoolCrashed) as error:
+            told = [*simulation.trace, "", *traceback.format_exception(error)]
+            return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
     return None
