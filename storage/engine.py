@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +55,7 @@ from storage.reports import (
     StoreStats,
     VolumeStats,
 )
+from storage.runtime import Runtime
 from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
@@ -86,7 +85,7 @@ class FileStorage:
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        *, needs_rebuild: bool,
+        *, needs_rebuild: bool, runtime: Runtime | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.profile = ErasureProfile(settings.k, settings.n)
@@ -96,22 +95,24 @@ class FileStorage:
         self._catalog = catalog
         self._volumes = volumes
         self._lock = lock
-        self._stripes = StripeStore(volumes)
-        self._healer = Healer(self._stripes)
+        self._runtime = runtime = runtime or Runtime()
+        self._stripes = StripeStore(volumes, runtime)
+        self._healer = Healer(self._stripes, runtime)
         self._stripes.on_damage = self._healer.request
         self._pins = Pins()
         self._readings = Readings()
         self._load_node = node_loader(catalog, self._stripes, settings.n)
         threads = max(2, os.cpu_count() or 1)
-        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="read-chunks")
+        self._readers = runtime.executor(threads, "read-chunks")
         self._context = PushContext(
             catalog=catalog,
             stripes=self._stripes,
             pins=self._pins,
-            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n),
-            workers=ThreadPoolExecutor(threads, thread_name_prefix="store-chunks"),
-            flusher=ThreadPoolExecutor(1, thread_name_prefix="flush"),
+            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n, runtime),
+            workers=runtime.executor(threads, "store-chunks"),
+            flusher=runtime.executor(1, "flush"),
             metadata_copies=settings.n,
+            runtime=runtime,
         )
         self._maintenance = MaintenanceContext(
             catalog=catalog,
@@ -121,6 +122,7 @@ class FileStorage:
             load_node=self._load_node,
             metadata_copies=settings.n,
             scratch=path / "scratch",
+            runtime=runtime,
         )
         self._closing = threading.Lock()
         self._closed = False
@@ -186,8 +188,9 @@ class FileStorage:
 
     @classmethod
     def over(
-        cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock
-    ) -> FileStorage:
+        cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
+        runtime: Runtime | None = None,
+    ) -> FileStorage:  # fmt: skip
         """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
 
         The store closes what it is given.
@@ -198,8 +201,9 @@ class FileStorage:
             catalog: the open catalog.
             volumes: the shard stores.
             lock: held on ``path``.
+            runtime: threads, clocks and random bytes; the machine's own by default.
         """
-        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False)
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False, runtime=runtime)
 
     def close(self) -> None:
         """Finish what is under way, bring the indexes to disk and let go of the directory."""
@@ -668,7 +672,7 @@ class FileStorage:
             name=name_key(user, check_filename(filename)),
             profile=profile,
             chunk_size=chunk_size,
-            time_ms=time.time_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
+            time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
             sha256=check_sha256(sha256),
             note=note,
             attendance=self._volumes.attendance(),

@@ -10,14 +10,13 @@ from __future__ import annotations
 import bisect
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey
+from storage.runtime import Runtime
 
 _THREADS = 32
 _SAMPLES = 256
@@ -53,11 +52,13 @@ class HedgedReader:
 
     Args:
         fetch: gets one shard; called from threads of this object's own.
+        runtime: where those and the time come from.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, runtime: Runtime) -> None:
         self._fetch = fetch
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch-shard")
+        self._now_s = runtime.monotonic_s
+        self._threads = runtime.executor(_THREADS, "fetch-shard")
         self._lock = threading.Lock()
         self._recent: deque[float] = deque(maxlen=_SAMPLES)
         self._sorted: list[float] = []
@@ -94,13 +95,13 @@ class HedgedReader:
         """Stripe slots in the order to ask: data before parity, but stores that were slow lately last."""
         if not self._shunned:
             return list(range(len(holders)))
-        now = time.monotonic()
+        now = self._now_s()
         slow = {store for store, until in list(self._shunned.items()) if until > now}
         self._shunned = {store: until for store, until in list(self._shunned.items()) if until > now}
         return sorted(range(len(holders)), key=lambda slot: holders[slot] in slow)
 
     def _ask(self, reading: _Reading, slot: int) -> None:
-        reading.asked[slot] = time.monotonic()
+        reading.asked[slot] = self._now_s()
         self._threads.submit(self._run, reading, slot)
 
     def _run(self, reading: _Reading, slot: int) -> None:
@@ -128,16 +129,16 @@ class HedgedReader:
                     self._ask(reading, spare.pop(0))
                 return bool(reading.waiting)
             reading.payloads[slot] = payload
-            self._note(time.monotonic() - reading.asked[slot])
+            self._note(self._now_s() - reading.asked[slot])
             return True
 
     def _patience_s(self, reading: _Reading) -> float:
         """How long to wait for the shards under way before asking for another."""
         latest = max(reading.asked[slot] for slot in reading.waiting)
-        return max(0.0, latest + self._hedge_after_s() - time.monotonic())
+        return max(0.0, latest + self._hedge_after_s() - self._now_s())
 
     def _hedge(self, reading: _Reading, spare: list[int]) -> None:
-        now = time.monotonic()
+        now = self._now_s()
         for slot in reading.waiting:
             if spare and now - reading.asked[slot] >= self._hedge_after_s():
                 self._shunned[reading.holders[slot]] = now + _SHUNNED_S

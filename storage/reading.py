@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 from cachetools import LRUCache
@@ -34,7 +34,7 @@ class FileReader(io.RawIOBase):
     def __init__(
         self,
         stripes: StripeStore,
-        workers: ThreadPoolExecutor,
+        workers: Executor,
         version: Version,
         manifest: Manifest,
         done: Callable[[], None],

@@ -20,6 +20,7 @@ from storage.fleet import Fleet
 from storage.hedging import HedgedReader
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
+from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.versions import decode_version
 
@@ -45,12 +46,12 @@ class StripeStore:
     ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard.
     """
 
-    def __init__(self, volumes: Fleet[Any]) -> None:
+    def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
         self.volumes = volumes
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
-        self._hedged = HedgedReader(self._fetch) if volumes.remote else None
+        self._hedged = HedgedReader(self._fetch, runtime) if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -377,7 +378,8 @@ class StripeStore:
         slots = sorted(survivors.payloads)
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
-            if _is_object(parts, data[: survivors.length]):
+            # The padding, too: what a liar put there would make liars of the shards that are coded from it.
+            if _is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
                 return data
         return None
 

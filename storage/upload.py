@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -35,6 +34,7 @@ from storage.manifest import (
 )
 from storage.pins import Pins
 from storage.reports import Progress
+from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import Version
@@ -57,9 +57,10 @@ class PushContext:
     stripes: StripeStore
     pins: Pins
     commits: GroupCommit
-    workers: ThreadPoolExecutor
-    flusher: ThreadPoolExecutor
+    workers: Executor
+    flusher: Executor
     metadata_copies: int
+    runtime: Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Upload:
         self._node_stripes: list[StripeKey] = []
         self._leased_nodes: list[bytes] = []
         self._nodes: list[tuple[bytes, bytes]] = []
-        self._lease_ms = int((time.time() + LEASE_S) * 1000)
+        self._lease_ms = context.runtime.wall_ns() // 1_000_000 + LEASE_S * 1000
         self._size = 0
         self._accepted = 0
         self._unsynced = 0

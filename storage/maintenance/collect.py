@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +158,7 @@ def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
 
 def _sweep(context: MaintenanceContext, all_marks: _Marks, grace_s: float, steps: _Steps) -> _Tally:
     tally = _Tally(_Distinct())
-    horizon_ms = int((time.time() + max(0.0, 86400.0 - grace_s)) * 1000)
+    horizon_ms = context.runtime.wall_ns() // 1_000_000 + int(max(0.0, 86400.0 - grace_s) * 1000)
     for bucket in range(_BUCKETS):
         marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None

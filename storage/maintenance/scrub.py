@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +30,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     """
     volumes = context.stripes.volumes
     meter = _Meter(progress, _bytes_used(volumes))
-    verified = _verify_volumes(volumes, meter)
+    verified = _verify_volumes(context, meter)
     findings = _Findings()
     for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _BATCH):
         _check_objects(volumes, batch, verified, findings)
@@ -61,10 +60,11 @@ class _Meter:
                 self._progress(self.done, max(self._total, self.done))
 
 
-def _verify_volumes(volumes: Fleet[Any], meter: _Meter) -> dict[int, Verification]:
+def _verify_volumes(context: MaintenanceContext, meter: _Meter) -> dict[int, Verification]:
     """Every usable store verified, two at a time."""
+    volumes = context.stripes.volumes
     found: dict[int, Verification] = {}
-    with ThreadPoolExecutor(2, thread_name_prefix="scrub") as pool:
+    with context.runtime.executor(2, "scrub") as pool:
         futures = [(slot, store, pool.submit(store.verify, meter.add)) for slot, store in volumes.online()]
         for slot, store, future in futures:
             with volumes.guard(slot, store):

@@ -14,12 +14,12 @@ from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.layout import Layout, Member
 from storage.placement import partition_of
 from storage.shards import Shard, VolumeFailed
-from taskworker.pool.remote_volume import RemoteVolume, SyncTicket
+from taskworker.pool.port import Ticket, WorkerVolume
 
 log = logging.getLogger(__name__)
 
 
-class WorkerFleet(Fleet[RemoteVolume]):
+class WorkerFleet(Fleet[WorkerVolume]):
     """See :class:`storage.fleet.Fleet`. Slots are those of the layout's members.
 
     A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
@@ -54,7 +54,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
                 self._moves.setdefault(member.slot, 0)
             self._changed()
 
-    def attach(self, slot: int, volume: RemoteVolume) -> None:
+    def attach(self, slot: int, volume: WorkerVolume) -> None:
         """Take a member's volume into use."""
         with self._lock:
             before, self._stores[slot] = self._stores.get(slot), volume
@@ -161,11 +161,15 @@ class WorkerFleet(Fleet[RemoteVolume]):
         return tuple(targets)
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.elsewhere`: holders by former layouts, then all others in handoff order."""
+        """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
+
+        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
+        """
         seen: dict[int, None] = {}
         for layout in self._layouts[1:]:
             seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
         seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
+        seen.update(dict.fromkeys(self.slots))
         return tuple(slot for slot in seen if self._stores.get(slot) is not None)
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
@@ -227,7 +231,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
         done = meanwhile
         others = True
         while batches or others:
-            tickets: list[tuple[int, SyncTicket]] = []
+            tickets: list[tuple[int, Ticket]] = []
             left: list[Shard] = []
             for slot, volume in self.online():
                 if others or slot in batches:
@@ -241,7 +245,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
             batches, others = self._again(_distinct(left)), False
 
     def _start(
-        self, slot: int, volume: RemoteVolume, shards: list[Shard], tickets: list[tuple[int, SyncTicket]],
+        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[tuple[int, Ticket]],
         left: list[Shard],
     ) -> None:  # fmt: skip
         try:
@@ -250,7 +254,7 @@ class WorkerFleet(Fleet[RemoteVolume]):
             self.set_offline(slot, str(error))
             left += shards
 
-    def _await(self, tickets: list[tuple[int, SyncTicket]]) -> list[tuple[int, bool]]:
+    def _await(self, tickets: list[tuple[int, Ticket]]) -> list[tuple[int, bool]]:
         """(slot, whether it failed) of every sync, all of which have ended.
 
         Raises:
@@ -299,18 +303,18 @@ class WorkerFleet(Fleet[RemoteVolume]):
         """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
         if self._closed:
             raise StoreClosed("the pool is shutting down; try again when it is back")
-        online = [slot for slot, _ in self.online()]
-        workers = len({member.worker for slot in online if (member := self.member(slot)) is not None})
+        # Only those with a part in the layout take shards: one that is being drained does not count.
+        members = self.placement.members
+        workers = len({member.worker for member in members if self._stores.get(member.slot) is not None})
         if not workers:
-            self.placement  # noqa: B018 - raises if none ever joined
-            raise InsufficientWorkers(f"none of the {len(self)} workers answers; start them again")
+            raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
         if self._allow_fragile:
             return
         left = profile.n - -(-profile.n // workers)
         if left < profile.k and profile.n > profile.k:
             raise InsufficientWorkers(
-                f"{workers} of {len(self)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would not "
-                "survive the loss of one of them; start more workers, or the pool with --allow-fragile"
+                f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
+                "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
             )
 
     def close(self) -> None:

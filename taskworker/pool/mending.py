@@ -19,7 +19,7 @@ from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.reports import RepairReport
 from taskworker.errors import CallAbandoned
 from taskworker.pool.fleet import WorkerFleet
-from taskworker.pool.remote_volume import RemoteVolume
+from taskworker.pool.port import WorkerVolume
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class Mender:
         """Stop at the next sign of progress, and wait for that."""
         self._closed.set()
         self._wanted.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def view(self) -> WorkView:
         """What it is at."""
@@ -88,7 +89,7 @@ class Mender:
                 continue
             pause_s = None
             try:
-                if not self._pass():
+                if not self.mend():
                     pause_s = _RETRY_S
             except CallAbandoned:
                 return
@@ -101,8 +102,12 @@ class Mender:
                 pause_s = _RETRY_S
                 self._view = WorkView("repair", "failed", note=repr(error), next_ms=_in_ms(pause_s))
 
-    def _pass(self) -> bool:
-        """Mend once; False if not all could be mended, for now."""
+    def mend(self) -> bool:
+        """One pass; False if not all could be mended, for now.
+
+        Raises:
+            StorageError: it came to no end; what was made stays.
+        """
         if not self._needed():
             self._view = WorkView("repair", "idle", note=self._view.note)
             return True
@@ -147,7 +152,7 @@ class Mender:
                         raise CallAbandoned("the pool is shutting down")
                     self._drop_misplaced(slot, volume, batch)
 
-    def _drop_misplaced(self, slot: int, volume: RemoteVolume, keys: list[ShardKey]) -> None:
+    def _drop_misplaced(self, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
         """Remove those that another store holds as it should, and has."""
         by_holder: dict[int, list[ShardKey]] = {}
         for key in keys:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import LmdbCatalog, StoreSettings
+from storage.catalog import Catalog, LmdbCatalog, StoreSettings
 from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.layout import Layout, LayoutRecord, Member, Moves
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
+from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.health import health_line
@@ -33,7 +32,8 @@ from taskworker.pool.membership import (
     WorkerView,
 )
 from taskworker.pool.mending import Mender, WorkView
-from taskworker.pool.remote_volume import RemoteVolume
+from taskworker.pool.port import Connect, Identify
+from taskworker.pool.remote_volume import RemoteVolume, identify_process
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _RETIRED_KEPT = 8
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _TICK_S = 0.25
 _EVENTS_KEPT = 200
-_PROBE_S = 1.0
+
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
 _LAYOUT_SETTLE_S = 0.3
 
@@ -95,36 +95,45 @@ class PoolView:
     accelerator: str
 
 
-class NodePool:
-    """Opens or makes the pool in a directory; thread-safe. ``store`` is the engine that users' calls go to.
+class PoolCore:
+    """What a pool knows and does, without threads of its own: whoever drives it calls :meth:`tick` and ``mender``.
+
+    Thread-safe. ``store`` is the engine that users' calls go to.
 
     Args:
-        directory: for the catalog.
+        root: the pool's directory.
+        catalog: open; closed with the pool, or if it cannot be used.
+        lock: held on ``root``; let go of likewise.
         profile: of a new pool; an existing one keeps its own.
         chunk_size: of a new pool.
         options: how to run it.
+        connect: how to reach workers.
+        identify: how to ask which process answers at a worker's address.
+        runtime: threads of the engine, clocks and random bytes; the machine's own by default.
 
     Raises:
-        StoreLocked: another process runs it.
         FormatError: not a pool's directory.
     """
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        root: Path,
+        catalog: Catalog,
+        lock: StoreLock,
         *,
         profile: ErasureProfile | None = None,
         chunk_size: int | None = None,
         options: PoolOptions | None = None,
+        connect: Connect = RemoteVolume,
+        identify: Identify = identify_process,
+        runtime: Runtime | None = None,
     ) -> None:
         self._options = options or PoolOptions()
-        root = Path(directory)
-        root.mkdir(parents=True, exist_ok=True)
-        lock = StoreLock(root)
-        catalog: LmdbCatalog | None = None
+        self._connect = connect
+        self._identify = identify
+        self._runtime = runtime = runtime or Runtime()
         try:
-            catalog = LmdbCatalog(root / "catalog")
-            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size)
+            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size, runtime)
             self._catalog = catalog
             self._layouts = _kept_layouts(catalog, _LAYOUTS)
             self._retired = _kept_layouts(catalog, _RETIRED)
@@ -133,12 +142,11 @@ class NodePool:
                 _kept_members(catalog),
                 lease_s=self._options.lease_s,
                 grace_s=self._options.grace_s,
-                clock_s=time.monotonic,
-                wall_ms=_now_ms,
+                clock_s=runtime.monotonic_s,
+                wall_ms=self._now_ms,
             )
         except BaseException:
-            if catalog is not None:
-                catalog.close()
+            catalog.close()
             lock.release()
             raise
         self.pool_id = settings.store_id
@@ -148,25 +156,19 @@ class NodePool:
         self.fleet.incomplete.update(settings.incomplete)
         if self._layouts:
             self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
-        if catalog.document(_RUNNING) is not None:
+        if catalog.document(_RUNNING):
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         catalog.save_document(_RUNNING, b"1")
-        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock)
+        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self._mender = Mender(self.store, self.fleet, self._settled)
-        self._closing = threading.Event()
-        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
-        self._mender.start()
-        self._ticker.start()
+        self.mender = Mender(self.store, self.fleet, self._settled)
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
-        self._closing.set()
-        self._ticker.join()
-        self._mender.close()
+        self.mender.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
 
@@ -181,7 +183,7 @@ class NodePool:
         self._bury_dead_rival(application)
         admission = self.membership.join(application)
         record = admission.record
-        volume = RemoteVolume(record.address, record.worker)
+        volume = self._connect(record.address, record.worker)
         try:
             volume.usage()
         except StorageError as error:
@@ -199,7 +201,7 @@ class NodePool:
         self._note("joined", f"worker {record.worker} joined at {record.address}")
         if admission.layout_changes:
             self._change_layout_soon()
-        self._mender.wake()
+        self.mender.wake()
         return record
 
     def _bury_dead_rival(self, application: Application) -> None:
@@ -207,13 +209,10 @@ class NodePool:
         rival = self.membership.rival(application)
         if rival is None:
             return
-        probe = RemoteVolume(rival.address, application.worker, timeout_s=_PROBE_S)
         try:
-            gone = probe.instance() != rival.instance
+            gone = self._identify(rival.address, application.worker) != rival.instance
         except StorageError:
             gone = True
-        finally:
-            probe.abandon("it was only looked for")
         if gone:
             self.leave(application.worker, rival.instance)
 
@@ -231,7 +230,7 @@ class NodePool:
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
             self._note("left", f"worker {worker} was stopped")
-            self._mender.wake()
+            self.mender.wake()
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
@@ -277,7 +276,7 @@ class NodePool:
         return after, self._layouts[0].moves_to(after)
 
     def _change_layout_soon(self) -> None:
-        self._change_due_s = time.monotonic() + _LAYOUT_SETTLE_S
+        self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_SETTLE_S
 
     def _change_layout(self) -> None:
         """Make the layout fit the members."""
@@ -289,7 +288,7 @@ class NodePool:
             layout = self._next_layout(members)
             self._use([layout, *self._layouts])
             self._note("layout", f"layout {layout.version} over {len(members)} workers")
-        self._mender.wake()
+        self.mender.wake()
 
     def _next_layout(self, members: list[Member]) -> Layout:
         """The layout over these members: if they made one before, the same table, as they still have its shards."""
@@ -317,37 +316,32 @@ class NodePool:
 
     # -- the clock -------------------------------------------------------------------------------
 
-    def _tick_all(self) -> None:
-        while not self._closing.wait(_TICK_S):
-            try:
-                self._tick()
-            except Exception:
-                log.exception("membership could not be brought up to date; it is tried again")
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
         expiry = self.membership.expire()
         for record in expiry.suspect:
             self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
             self.fleet.set_offline(record.slot, "its heartbeats stopped")
         for record in expiry.lost:
-            self._lose(record)
+            self._note("lost", f"worker {record.worker} is lost")
+        self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
-            self._mender.wake()
-        if self._change_due_s is not None and time.monotonic() >= self._change_due_s:
+            self.mender.wake()
+        if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
-    def _lose(self, record: MemberRecord) -> None:
-        """Go on without a worker, unless those left could not keep files readable after one more loss."""
-        left = {member.worker for member in self.membership.members()} - {record.worker}
-        enough = left and self.profile.n - -(-self.profile.n // len(left)) >= self.profile.k
-        if record.standing is not Standing.IN:
+    def _do_without(self, lost: list[MemberRecord]) -> None:
+        """Go on without lost workers, unless those left could not keep files readable after one more loss.
+
+        Asked again at every tick: others may have joined meanwhile.
+        """
+        left = {member.worker for member in self.membership.members()} - {record.worker for record in lost}
+        if not lost or not left or self.profile.n - -(-self.profile.n // len(left)) < self.profile.k:
             return
-        if not enough:
-            self._note("lost", f"worker {record.worker} is lost; too few are left to do without it")
-            return
-        self.membership.set_standing(record.worker, Standing.OUT)
+        for record in lost:
+            self.membership.set_standing(record.worker, Standing.OUT)
+            self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
         self._keep_members()
-        self._note("lost", f"worker {record.worker} is lost; its shards are made again on the others")
         self._change_layout_soon()
 
     # -- looking ---------------------------------------------------------------------------------
@@ -358,7 +352,7 @@ class NodePool:
         layout = self._layouts[0] if self._layouts else None
         views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
-        work = self._mender.view()
+        work = self.mender.view()
         workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
         return PoolView(
             pool_id=self.pool_id,
@@ -386,30 +380,81 @@ class NodePool:
 
     def _note(self, kind: str, text: str) -> None:
         log.info("%s", text)
-        self._events.append(PoolEvent(_now_ms(), kind, text))
+        self._events.append(PoolEvent(self._now_ms(), kind, text))
 
     def _keep_members(self) -> None:
         self._catalog.save_document(_MEMBERS, msgspec.msgpack.encode(self.membership.records))
 
+    def _now_ms(self) -> int:
+        return self._runtime.wall_ns() // 1_000_000
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+
+class NodePool(PoolCore):
+    """The pool in a directory, opened or made, and running: membership and mending have their threads.
+
+    Args:
+        directory: for the catalog.
+        profile: of a new pool; an existing one keeps its own.
+        chunk_size: of a new pool.
+        options: how to run it.
+
+    Raises:
+        StoreLocked: another process runs it.
+        FormatError: not a pool's directory.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        options: PoolOptions | None = None,
+    ) -> None:
+        root = Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = StoreLock(root)
+        try:
+            catalog = LmdbCatalog(root / "catalog")
+        except BaseException:
+            lock.release()
+            raise
+        super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
+        self._closing = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
+        self.mender.start()
+        self._ticker.start()
+
+    def close(self) -> None:
+        """See :meth:`PoolCore.close`."""
+        self._closing.set()
+        self._ticker.join()
+        super().close()
+
+    def _tick_all(self) -> None:
+        while not self._closing.wait(_TICK_S):
+            try:
+                self.tick()
+            except Exception:
+                log.exception("membership could not be brought up to date; it is tried again")
 
 
-def _settings(catalog: LmdbCatalog, root: Path, profile: ErasureProfile, chunk_size: int | None) -> StoreSettings:
+def _settings(
+    catalog: Catalog, root: Path, profile: ErasureProfile, chunk_size: int | None, runtime: Runtime
+) -> StoreSettings:
     settings = catalog.settings()
     if settings is None:
         if (root / "volumes").exists():
             raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
         size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
-        settings = StoreSettings(secrets.token_hex(16), profile.k, profile.n, size, [])
+        settings = StoreSettings(runtime.token_bytes(16).hex(), profile.k, profile.n, size, [])
         catalog.save_settings(settings)
     elif settings.volumes:
         raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
     return settings
 
 
-def _kept_members(catalog: LmdbCatalog) -> list[MemberRecord]:
+def _kept_members(catalog: Catalog) -> list[MemberRecord]:
     raw = catalog.document(_MEMBERS)
     try:
         return [] if raw is None else msgspec.msgpack.decode(raw, type=list[MemberRecord])
@@ -421,7 +466,7 @@ def _packed(layouts: list[Layout]) -> bytes:
     return msgspec.msgpack.encode([layout.record() for layout in layouts])
 
 
-def _kept_layouts(catalog: LmdbCatalog, name: str) -> list[Layout]:
+def _kept_layouts(catalog: Catalog, name: str) -> list[Layout]:
     raw = catalog.document(name)
     try:
         records = [] if raw is None else msgspec.msgpack.decode(raw, type=list[LayoutRecord])

@@ -1,0 +1,1 @@
+"""A pool, its workers, their disks, network and clock in one thread, all decided by one seed."""
