@@ -225,3 +225,35 @@ def test_a_volume_of_another_pool_is_refused(cluster: Cluster, tmp_path: Path) -
         arguments = ["worker", "--id", "w9", "--dir", str(other_home / "w0"), "--listen", "127.0.0.1:0"]
         with pytest.raises(AssertionError, match="holds shards of pool"):
             Process([*arguments, "--pool", cluster.address], tmp_path / "w9.log")
+
+
+def test_rot_on_a_worker_is_found_and_healed(cluster: Cluster) -> None:
+    data = content(6 * MIB)
+    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    for segment in (cluster.directory / "w3" / "volume").glob("*.seg"):
+        raw = bytearray(segment.read_bytes())
+        for at in range(9000, 1_500_000, 100_000):
+            raw[at] ^= 0xFF
+        segment.write_bytes(raw)
+    assert cluster.client.get(file_id, user_id=USER) == data
+    report = cluster.client.scrub()
+    assert report.rotten + report.missing > 0
+    assert {damage.volume for damage in report.damaged} == {_slot(cluster.status(), "w3")}
+    cluster.client.repair()
+    assert cluster.client.scrub().clean
+    assert next(worker.lies for worker in cluster.status().workers if worker.worker_id == "w3") > 0
+
+
+def _slot(status: PoolStatus, name: str) -> int:
+    return next(worker.slot for worker in status.workers if worker.worker_id == name)
+
+
+def test_space_of_deleted_files_comes_back_on_the_workers(cluster: Cluster) -> None:
+    kept = content(2 * MIB)
+    kept_id = cluster.client.push(kept, filename="kept", user_id=USER).file_id
+    file_id = cluster.client.push(content(20 * MIB, 2), filename="dropped", user_id=USER).file_id
+    cluster.client.delete(file_id, user_id=USER)
+    report = cluster.client.collect(grace_s=0)
+    assert report.shards_removed >= 20 * 6
+    assert cluster.client.get(kept_id, user_id=USER) == kept
+    cluster.await_status(lambda status: all(worker.bytes_live < 2 * MIB for worker in status.workers))
