@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from storage import revising
+from storage.activity import Activity
 from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
@@ -101,6 +102,7 @@ class FileStorage:
         self._stripes.on_damage = self._healer.request
         self._pins = Pins()
         self._readings = Readings()
+        self._activity = Activity(runtime.monotonic_s)
         self._load_node = node_loader(catalog, self._stripes, settings.n)
         threads = max(2, os.cpu_count() or 1)
         self._readers = runtime.executor(threads, "read-chunks")
@@ -113,6 +115,7 @@ class FileStorage:
             flusher=runtime.executor(1, "flush"),
             metadata_copies=settings.n,
             runtime=runtime,
+            activity=self._activity,
         )
         self._maintenance = MaintenanceContext(
             catalog=catalog,
@@ -392,7 +395,7 @@ class FileStorage:
             identifier, entry = self._entry(file_id, user_id)
             stored = self._stored(identifier, entry, version_id)
             manifest = Manifest(stored.root, self._load_node)
-            return FileReader(self._stripes, self._readers, stored.public(), manifest, done)
+            return FileReader(self._stripes, self._readers, stored.public(), manifest, done, self._activity)
         except BaseException:
             done()
             raise
@@ -522,13 +525,18 @@ class FileStorage:
         self._volumes.check_present()
         return scrub(self._maintenance, progress)
 
-    def repair(self, *, progress: Progress | None = None) -> RepairReport:
-        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated."""
+    def repair(self, *, progress: Progress | None = None, pace: Callable[[float], None] | None = None) -> RepairReport:
+        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
+
+        Args:
+            progress: called with (objects done, objects in all).
+            pace: called with the seconds that each object took; may sleep, to leave room for others.
+        """
         self._check_open()
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
         self._context.commits.bury_leftovers()
-        report = repair(self._maintenance, progress)
+        report = repair(self._maintenance, progress, pace)
         self._save_incomplete()
         return report
 
@@ -593,6 +601,10 @@ class FileStorage:
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
         )
+
+    def is_busy(self, within_s: float = 0.25) -> bool:
+        """Whether users' data moved within the last ``within_s`` seconds."""
+        return self._activity.is_busy(within_s)
 
     def wait_for_healing(self) -> None:
         """Return when the damage that reads have met so far has been dealt with."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cachetools import LRUCache
 
+from storage.activity import Activity
 from storage.errors import DataLossError, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
@@ -38,9 +39,11 @@ class FileReader(io.RawIOBase):
         version: Version,
         manifest: Manifest,
         done: Callable[[], None],
+        activity: Activity,
     ) -> None:
         super().__init__()
         self._done = done
+        self._activity = activity
         self.version = version
         self._stripes = stripes
         self._workers = workers
@@ -220,6 +223,7 @@ class FileReader(io.RawIOBase):
         return buffer
 
     def _read_chunk(self, stripe: StripeKey, target: memoryview) -> None:
+        self._activity.note()
         try:
             self._stripes.read_into(stripe, target)
         except DataLossError as error:

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from blake3 import blake3
 
+from storage.activity import Activity
 from storage.catalog import Catalog, CatalogTransaction
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
@@ -61,6 +62,7 @@ class PushContext:
     flusher: Executor
     metadata_copies: int
     runtime: Runtime
+    activity: Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,7 @@ class Upload:
         """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
         stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
         context = self._context
+        context.activity.note()
         context.pins.pin(stripe)
         try:
             if context.stripes.is_new(stripe):
@@ -525,6 +528,7 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
         0,
         stripe[:32],
     )
+    context.activity.note()
     context.pins.pin(stripe)
     try:
         shards = inline_shards(context.stripes, stripe, data)

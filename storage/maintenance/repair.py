@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -22,9 +22,12 @@ from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport
 _SYNC_EVERY_BYTES = 64 * MIB
 _IN_FLIGHT_MAX = 6
 _PROGRESS_EVERY = 256
+_SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
 
 
-def repair(context: MaintenanceContext, progress: Progress | None = None) -> RepairReport:
+def repair(
+    context: MaintenanceContext, progress: Progress | None = None, pace: Callable[[float], None] | None = None
+) -> RepairReport:
     """Bring offline volumes back, then give every live object all its shards again.
 
     Can be interrupted and started again at any time: what was made stays.
@@ -32,6 +35,7 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     Args:
         context: the store.
         progress: called with (objects examined, objects expected).
+        pace: called with the seconds that each object took; may sleep, to leave room for others.
 
     Raises:
         FormatError: a volume directory holds somebody else's volume.
@@ -45,7 +49,7 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
         waiting: deque[tuple[LiveObject, Future[tuple[int, int]]]] = deque()
         for live in _damaged(context, tally, progress, total):
-            waiting.append((live, pool.submit(_make, context, live)))
+            waiting.append((live, pool.submit(_make_at_pace, context, live, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(context, tally, *waiting.popleft())
         while waiting:
@@ -69,12 +73,38 @@ class _Tally:
 
 
 def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | None, total: int) -> Iterator[LiveObject]:
+    """Objects that lack shards: of every so many, those with the fewest left first."""
+    found: list[tuple[int, LiveObject]] = []
     for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _PROGRESS_EVERY):
         tally.examined += len(batch)
         if progress is not None:
             progress(tally.examined, max(total, tally.examined))
         absent = context.stripes.absent([live.stripe for live in batch])
-        yield from (live for live, slots in zip(batch, absent, strict=True) if slots)
+        found += [(_spare(live, slots), live) for live, slots in zip(batch, absent, strict=True) if slots]
+        if len(found) >= _SORTED_AT_ONCE:
+            yield from _most_urgent_first(found)
+            found = []
+    yield from _most_urgent_first(found)
+
+
+def _spare(live: LiveObject, absent: list[int]) -> int:
+    """How many more shards of an object may be lost."""
+    k, n = live.stripe[ID_BYTES + 1] + 1, live.stripe[ID_BYTES + 2] + 1
+    return n - len(absent) - k
+
+
+def _most_urgent_first(found: list[tuple[int, LiveObject]]) -> Iterator[LiveObject]:
+    return (live for _, live in sorted(found, key=lambda entry: entry[0]))
+
+
+def _make_at_pace(
+    context: MaintenanceContext, live: LiveObject, pace: Callable[[float], None] | None
+) -> tuple[int, int]:
+    began_s = time.perf_counter()
+    made = _make(context, live)
+    if pace is not None:
+        pace(time.perf_counter() - began_s)
+    return made
 
 
 def _make(context: MaintenanceContext, live: LiveObject) -> tuple[int, int]:

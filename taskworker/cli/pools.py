@@ -48,6 +48,14 @@ def pool(
             show_default=False,
         ),
     ] = False,
+    tranquility: Annotated[
+        float,
+        typer.Option(
+            help="While users are at work, how long repair rests after each object, in multiples of the time it took.",
+            metavar="N",
+            min=0,
+        ),
+    ] = 4.0,
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -62,7 +70,7 @@ def pool(
     from taskworker.services.pool_server import PoolServer
 
     path = directory or data_home() / "pool"
-    options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile)
+    options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
     server = PoolServer(path, profile=profile_of(k, n), options=options)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"

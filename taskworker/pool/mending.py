@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 0.5  # after a change, others often follow
 _RETRY_S = 5.0
 _BATCH = 2048
+_REST_S_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,15 @@ class Mender:
         store: the engine over ``fleet``.
         fleet: the workers.
         settled: called after a pass that left everything in its place, under one and the same attendance.
+        tranquility: while users are at work, how long to rest after each object, in multiples of the time
+            that it took (the word and the idea are Garage's).
     """
 
-    def __init__(self, store: FileStorage, fleet: WorkerFleet, settled: Callable[[], None]) -> None:
+    def __init__(
+        self, store: FileStorage, fleet: WorkerFleet, settled: Callable[[], None], tranquility: float = 0.0
+    ) -> None:
         self._store = store
+        self._tranquility = tranquility
         self._fleet = fleet
         self._settled = settled
         self._wanted = threading.Event()
@@ -113,7 +119,7 @@ class Mender:
             return True
         attendance = self._fleet.attendance()
         started = time.monotonic()
-        report = self._store.repair(progress=self._progress(started))
+        report = self._store.repair(progress=self._progress(started), pace=self._rest)
         if report.lost_count:
             note = f"{report.lost_count} objects have too few shards left; bring lost workers back"
             self._view = WorkView("repair", "waiting", note=note, next_ms=_in_ms(_RETRY_S))
@@ -127,6 +133,11 @@ class Mender:
             self._settled()
         self._view = WorkView("repair", "idle", note=_summary(report, time.monotonic() - started))
         return True
+
+    def _rest(self, taken_s: float) -> None:
+        """Make way for users, if there are any."""
+        if self._tranquility and self._store.is_busy():
+            self._closed.wait(min(_REST_S_MAX, self._tranquility * taken_s))
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]

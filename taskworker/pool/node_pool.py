@@ -58,11 +58,14 @@ class PoolOptions:
         lease_s: how long a worker's heartbeat counts.
         grace_s: how long a silent worker keeps its part in the layout.
         allow_fragile: take files that the loss of one worker would make unreadable, too.
+        tranquility: while users are at work, how long background work rests after each object, in
+            multiples of the time that it took. 0 mends as fast as can be.
     """
 
     lease_s: float = 3.0
     grace_s: float = 30.0
     allow_fragile: bool = False
+    tranquility: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class PoolCore:
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self.mender = Mender(self.store, self.fleet, self._settled)
+        self.mender = Mender(self.store, self.fleet, self._settled, self._options.tranquility)
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
