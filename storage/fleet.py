@@ -115,14 +115,21 @@ class Fleet(ABC, Generic[StoreT]):
 
     # -- failures --------------------------------------------------------------------------------
 
-    def set_offline(self, slot: int, reason: str) -> None:
-        """Stop using a store until it is attached again."""
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """Stop using a store until it is attached again.
+
+        Args:
+            slot: where it is.
+            reason: why, for people.
+            failed: the store that failed: another that has taken its place meanwhile stays.
+        """
         with self._lock:
             store = self._stores.get(slot)
-            if store is None:
+            if store is None or (failed is not None and store is not failed):
                 return
             self._stores[slot] = None
             self._moves[slot] += 1
+            self._changed()
         log.error("volume %s is offline: %s", self.name(slot), reason)
         self.incomplete.add(slot)
         self.report("offline", b"", slot, reason)
@@ -130,6 +137,9 @@ class Fleet(ABC, Generic[StoreT]):
             store.abandon(reason)
         except StorageError:
             log.exception("closing volume %s", self.name(slot))
+
+    def _changed(self) -> None:
+        """A store came or went; called with the lock held."""
 
     @contextmanager
     def guard(self, slot: int, store: ShardStore) -> Iterator[None]:
@@ -139,12 +149,12 @@ class Fleet(ABC, Generic[StoreT]):
         except (VolumeFailed, StoreClosed) as error:
             self.failed(slot, store, error)
         except OSError as error:
-            self.set_offline(slot, str(error))
+            self.set_offline(slot, str(error), store)
 
     def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
         """Take a store that raised this error offline; raises the error again if it is not the store's own."""
         if isinstance(error, VolumeFailed):
-            self.set_offline(slot, str(error))
+            self.set_offline(slot, str(error), store)
         elif self._stores.get(slot) is store or not isinstance(error, StoreClosed):
             raise error  # otherwise the store has been abandoned meanwhile
 

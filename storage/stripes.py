@@ -232,7 +232,7 @@ class StripeStore:
         try:
             payload: memoryview | None = volume.fetch(key, length)
         except (StorageError, OSError) as error:
-            self._note_unreadable(holder, key, error)
+            self._note_unreadable(holder, volume, key, error)
             return None
         return payload
 
@@ -260,11 +260,11 @@ class StripeStore:
         try:
             return volume.read_into(key, buffers, length)
         except (StorageError, OSError) as error:
-            return self._note_unreadable(holder, key, error)
+            return self._note_unreadable(holder, volume, key, error)
 
-    def _note_unreadable(self, holder: int, key: ShardKey, error: Exception) -> bool:
+    def _note_unreadable(self, holder: int, volume: ShardStore, key: ShardKey, error: Exception) -> bool:
         if isinstance(error, VolumeFailed):
-            self.volumes.set_offline(holder, str(error))
+            self.volumes.set_offline(holder, str(error), volume)
         else:
             self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
         return False
@@ -370,7 +370,7 @@ class StripeStore:
         except CorruptShard:
             rotten[key[35]] = (holder, place)
         except (StorageError, OSError) as error:
-            self._note_unreadable(holder, key, error)
+            self._note_unreadable(holder, volume, key, error)
         return None
 
     def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:

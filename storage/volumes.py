@@ -205,7 +205,7 @@ class VolumeSet(Fleet[LocalVolume]):
                 try:
                     volume.append(shards, urgent=urgent)
                 except VolumeFailed as error:
-                    self.set_offline(slot, str(error))
+                    self.set_offline(slot, str(error), volume)
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Make all online volumes durable, at once.
@@ -230,7 +230,7 @@ class VolumeSet(Fleet[LocalVolume]):
         try:
             pending = volume.begin_sync()
         except VolumeFailed as error:
-            self.set_offline(slot, str(error))
+            self.set_offline(slot, str(error), volume)
             return
         if pending is not None:
             begun.append(_BegunSync(slot, volume, pending))
@@ -242,7 +242,7 @@ class VolumeSet(Fleet[LocalVolume]):
             else:
                 sync.volume.cancel_sync(sync.pending)
         except VolumeFailed as error:
-            self.set_offline(sync.slot, str(error))
+            self.set_offline(sync.slot, str(error), sync.volume)
         except StorageError as error:
             failures.append(error)
 
@@ -260,13 +260,10 @@ class VolumeSet(Fleet[LocalVolume]):
     def sync_each(self) -> None:
         """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
         for slot, volume in self.online():
-            self._guard(slot, volume.sync)
-
-    def _guard(self, slot: int, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except VolumeFailed as error:
-            self.set_offline(slot, str(error))
+            try:
+                volume.sync()
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error), volume)
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
         """See :meth:`Fleet.require_writable`."""

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed
@@ -17,6 +18,14 @@ from storage.shards import Shard, VolumeFailed
 from taskworker.pool.port import Ticket, WorkerVolume
 
 log = logging.getLogger(__name__)
+
+
+class _Started(NamedTuple):
+    """A sync under way."""
+
+    slot: int
+    volume: WorkerVolume
+    ticket: Ticket
 
 
 class WorkerFleet(Fleet[WorkerVolume]):
@@ -78,12 +87,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
         if volume is not None:
             volume.close()
 
-    def set_offline(self, slot: int, reason: str) -> None:
-        """See :meth:`Fleet.set_offline`."""
-        super().set_offline(slot, reason)
-        with self._lock:
-            self._changed()
-
     def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
         """See :meth:`Fleet.report`. Wrong shards are counted by worker."""
         super().report(kind, key, slot, text)
@@ -97,6 +100,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             return dict(self._lies)
 
     def _changed(self) -> None:
+        """See :meth:`Fleet._changed`."""
         self._epoch += 1
         self._targets = {}
 
@@ -222,7 +226,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                         volume.append(shards, urgent=urgent)
                         continue
                     except VolumeFailed as error:
-                        self.set_offline(slot, str(error))
+                        self.set_offline(slot, str(error), volume)
                 left += shards
             batches = self._again(left)
 
@@ -231,30 +235,29 @@ class WorkerFleet(Fleet[WorkerVolume]):
         done = meanwhile
         others = True
         while batches or others:
-            tickets: list[tuple[int, Ticket]] = []
-            left: list[Shard] = []
-            for slot, volume in self.online():
+            tickets: list[_Started] = []
+            online = dict(self.online())
+            left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
+            for slot, volume in online.items():
                 if others or slot in batches:
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
-            left += [shard for slot, shards in batches.items() if self._stores.get(slot) is None for shard in shards]
             if done is not None:
                 done()
                 done = None
             for slot, failed in self._await(tickets):
                 left += batches.get(slot, []) if failed else []
-            batches, others = self._again(_distinct(left)), False
+            batches, others = self._again(left), False
 
     def _start(
-        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[tuple[int, Ticket]],
-        left: list[Shard],
-    ) -> None:  # fmt: skip
+        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
+    ) -> None:
         try:
-            tickets.append((slot, volume.start_sync(shards)))
+            tickets.append(_Started(slot, volume, volume.start_sync(shards)))
         except VolumeFailed as error:
-            self.set_offline(slot, str(error))
+            self.set_offline(slot, str(error), volume)
             left += shards
 
-    def _await(self, tickets: list[tuple[int, Ticket]]) -> list[tuple[int, bool]]:
+    def _await(self, tickets: list[_Started]) -> list[tuple[int, bool]]:
         """(slot, whether it failed) of every sync, all of which have ended.
 
         Raises:
@@ -262,12 +265,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """
         outcomes: list[tuple[int, bool]] = []
         refused: StorageError | None = None
-        for slot, ticket in tickets:
+        for slot, volume, ticket in tickets:
             try:
                 ticket.wait()
                 outcomes.append((slot, False))
             except VolumeFailed as error:
-                self.set_offline(slot, str(error))
+                self.set_offline(slot, str(error), volume)
                 outcomes.append((slot, True))
             except StorageError as error:
                 # The appends refused may be another push's: whoever began before now looks what is missing.
@@ -325,7 +328,3 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
 def _stripe_of(key: ShardKey) -> StripeKey:
     return StripeKey(key[:STRIPE_KEY_BYTES])
-
-
-def _distinct(shards: list[Shard]) -> list[Shard]:
-    return list({shard.key: shard for shard in shards}.values())

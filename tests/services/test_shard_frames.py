@@ -301,7 +301,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardService]:
         tmp_path_factory.mktemp("volume"), VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
     )
     volume.append([SHARD])
-    yield ShardService(volume)
+    yield ShardService(volume, "")
     volume.close()
 
 
