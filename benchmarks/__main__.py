@@ -35,6 +35,7 @@ SUITES = {
     "repair": "repair",
     "scale": "scale",
     "memory": "memory",
+    "cluster": "cluster",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6
