@@ -39,7 +39,7 @@ class Cluster:
     """A pool and its workers in processes of their own; all of them are killed at the end.
 
     Args:
-        home: an empty directory.
+        home: a directory for it, which may not be there yet.
         lease_s: how long a silent worker passes for a living one; it is lost right after. By default nobody
             is lost, and nothing is mended, while a benchmark lasts.
     """

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,7 +168,7 @@ class ServerProcess:
 
 
 @contextmanager
-def started_together(servers: Sequence[ServerProcess]) -> Iterator[None]:
+def started_together(servers: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
     """All of ``servers`` running; they start at the same time, as each takes a while."""
     with ExitStack() as stack:
         with ThreadPoolExecutor(len(servers)) as threads:

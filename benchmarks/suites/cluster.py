@@ -15,6 +15,7 @@ from benchmarks.bare_relay import BareRelay
 from benchmarks.cluster_peers import ClusterPeer
 from benchmarks.cluster_processes import ClientProcess, Cluster
 from benchmarks.measure import MIB, Better, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate, seconds_of
+from benchmarks.processes import started_together
 from benchmarks.session import Session, human_size, settle
 from benchmarks.workload import USER, Digest, Discard, RandomContent, small_content
 from taskworker import Client
@@ -80,7 +81,7 @@ def run(session: Session) -> SuiteResult:
         sources = _sources(session, root)
         _rounds(session, root, sources, bare, found.peers, samples)
         _repairs(session, sources, bare, found.peers, samples)
-    return _result(session, samples, found)
+    return result_of(session, samples, found)
 
 
 def _sources(session: Session, root: Path) -> list[Path]:
@@ -104,19 +105,18 @@ def _rounds(
 ) -> None:
     session.progress.step("starting two pools and the clients")
     with ExitStack() as stack:
-        (root / "healthy").mkdir()
-        (root / "degraded").mkdir()
-        healthy = stack.enter_context(Cluster(root / "healthy"))
-        degraded = stack.enter_context(Cluster(root / "degraded"))
+        healthy, degraded = Cluster(root / "healthy"), Cluster(root / "degraded")
+        clients = [ClientProcess() for _ in range(CLIENTS)]
+        stack.enter_context(started_together([healthy, degraded, *clients]))
         client = stack.enter_context(Client(healthy.address))
         survivor = stack.enter_context(Client(degraded.address))
-        clients = [stack.enter_context(ClientProcess()) for _ in range(CLIENTS)]
         for connected in [each.begin("connect", address=healthy.address) for each in clients]:
             connected()
         for number in range(session.sizes.rounds):
             survivor.push(sources[number], filename=f"file-{number}", user_id=USER)
         degraded.kill(*degraded.workers[:LOST])
         _check(survivor, "file-0", session.sizes.cluster_bytes)
+        _warm_up(client, session.sizes.cluster_bytes)
         for number in session.rounds(f"push and get of {human_size(session.sizes.cluster_bytes)}"):
             _round(session, number, sources[number], client, survivor, bare, samples)
             for peer in peers:
@@ -151,6 +151,13 @@ def _peer_round(session: Session, number: int, source: Path, peer: ClusterPeer, 
     into.get.append(peer.get())
     into.small.append(peer.push_small(f"peer-{number}", session.sizes.cluster_small_pushes, SMALL_BYTES))
     settle()
+
+
+def _warm_up(client: Client, size: int) -> None:
+    """Once through everything that the first round would otherwise be the first to do."""
+    client.push(RandomContent("warm-up", size).pieces(), filename="warm-up", user_id=USER)
+    _seconds_of_get(client, "warm-up")
+    _push_each(client, "warm-up", [small_content("warm-up", 0, SMALL_BYTES)])
 
 
 def _push_each(client: Client, series: str, contents: list[bytes]) -> None:
@@ -266,7 +273,8 @@ def _repair(pool: Cluster, samples: Samples) -> None:
 # -- the outcome -----------------------------------------------------------------------------------
 
 
-def _result(session: Session, samples: Samples, found: cluster_peers.Found) -> SuiteResult:
+def result_of(session: Session, samples: Samples, found: cluster_peers.Found) -> SuiteResult:
+    """Figures and targets of what was measured."""
     sizes = session.sizes
     push, get, degraded, *_ = own = _figures(session, "pool", samples.pool, samples)
     whole = Figure(
