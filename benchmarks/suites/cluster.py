@@ -282,7 +282,8 @@ def result_of(session: Session, samples: Samples, found: cluster_peers.Found) ->
         "s",
         tuple(samples.kill_to_whole),
         "lower",
-        note=f"with the {LEASE_S:g} s that a silent worker passes for a living one",
+        Limit(MEND_LIMIT, tuple(samples.bare.repair)),
+        f"with the {LEASE_S:g} s that a silent worker passes for a living one",
     )
     slower = tuple(mine / other for mine, other in zip(degraded.samples, get.samples, strict=True))
     targets = [
@@ -305,7 +306,9 @@ def result_of(session: Session, samples: Samples, found: cluster_peers.Found) ->
     for who, bound in (("pool", POOL_MIB_MAX), ("client", CLIENT_MIB_MAX)):
         peak, floor = samples.peaks[who]
         name = f"{who}: push and get of {human_size(sizes.cluster_memory_bytes)}"
-        figure = Figure(name, "MiB", (peak,), "lower", Limit(f"the same {who} before its first byte", (floor,)))
+        before = Limit(f"the same {who} before its first byte", (floor,))
+        note = "all the rounds and clients above included" if who == "pool" else ""
+        figure = Figure(name, "MiB", (peak,), "lower", before, note)
         figures.append(figure)
         targets.append(Target(MARK, f"peak memory of the {who}", "at most", bound, "MiB", (peak,), name, sizes.reduced))
     remarks = (
