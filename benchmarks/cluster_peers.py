@@ -109,12 +109,14 @@ class Tahoe:
 
     def repair(self) -> float:
         """See :class:`ClusterPeer`."""
-        shutil.rmtree(self._home / "server-0" / "storage" / "shares")
+        path = f"/uri/{self._capability}?t=check&output=JSON"
+        index = json.loads(self._request("POST", path))["storage-index"]
+        shutil.rmtree(self._home / "server-0" / "storage" / "shares" / index[:2] / index)
         answers: list[bytes] = []
-        path = f"/uri/{self._capability}?t=check&repair=true&output=JSON"
+        path += "&repair=true"
         seconds = seconds_of(lambda: answers.append(self._request("POST", path)))
         if not json.loads(answers[0])["repair-successful"]:
-            raise PeerFailed("Tahoe-LAFS did not repair the file")
+            raise PeerFailed("it did not repair the file")
         return seconds
 
     def close(self) -> None:
@@ -160,7 +162,7 @@ class Tahoe:
             connection.request(method, path, body, {"Content-Length": str(size)})
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
-                raise PeerFailed(f"Tahoe-LAFS answered {method} with {response.status} {response.reason}")
+                raise PeerFailed(f"it answered {method} with {response.status} {response.reason}")
             if keep:
                 return response.read()
             while response.read(MIB):
@@ -304,6 +306,15 @@ class Found:
 
     peers: list[ClusterPeer]
     remarks: list[str]
+
+    def each(self, action: Callable[[ClusterPeer], None]) -> None:
+        """Do something with every peer; one that fails takes no further part."""
+        for peer in list(self.peers):
+            try:
+                action(peer)
+            except (PeerFailed, OSError, http.client.HTTPException) as error:
+                self.peers.remove(peer)
+                self.remarks.append(f"{peer.name} was left out: {error}.")
 
 
 def start(home: Path) -> Found:

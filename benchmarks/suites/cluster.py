@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 
 from benchmarks import cluster_peers
 from benchmarks.bare_relay import BareRelay
-from benchmarks.cluster_peers import ClusterPeer
+from benchmarks.cluster_peers import ClusterPeer, Found
 from benchmarks.cluster_processes import ClientProcess, Cluster
 from benchmarks.measure import MIB, Better, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate, seconds_of
 from benchmarks.processes import started_together
@@ -75,12 +76,12 @@ def run(session: Session) -> SuiteResult:
         root = stack.enter_context(session.scratch("cluster"))
         session.progress.step("starting the bare relay" + (" and the peers" if session.peers else ""))
         bare = stack.enter_context(BareRelay(root))
-        found = cluster_peers.start(root) if session.peers else cluster_peers.Found([], [])
+        found = cluster_peers.start(root) if session.peers else Found([], [])
         for peer in found.peers:
             stack.callback(peer.close)
         sources = _sources(session, root)
-        _rounds(session, root, sources, bare, found.peers, samples)
-        _repairs(session, sources, bare, found.peers, samples)
+        _rounds(session, root, sources, bare, found, samples)
+        _repairs(session, sources, bare, found, samples)
     return result_of(session, samples, found)
 
 
@@ -100,7 +101,7 @@ def _rounds(
     root: Path,
     sources: list[Path],
     bare: BareRelay,
-    peers: Sequence[ClusterPeer],
+    found: Found,
     samples: Samples,
 ) -> None:
     session.progress.step("starting two pools and the clients")
@@ -119,8 +120,7 @@ def _rounds(
         _warm_up(client, session.sizes.cluster_bytes)
         for number in session.rounds(f"push and get of {human_size(session.sizes.cluster_bytes)}"):
             _round(session, number, sources[number], client, survivor, bare, samples)
-            for peer in peers:
-                _peer_round(session, number, sources[number], peer, samples.peers[peer.name])
+            found.each(partial(_peer_round, session, number, sources[number], samples))
             _many_clients(session, number, healthy, clients, samples)
         _memory(session, root, healthy, samples)
 
@@ -145,7 +145,8 @@ def _round(
     settle()
 
 
-def _peer_round(session: Session, number: int, source: Path, peer: ClusterPeer, into: Series) -> None:
+def _peer_round(session: Session, number: int, source: Path, samples: Samples, peer: ClusterPeer) -> None:
+    into = samples.peers[peer.name]
     into.push.append(peer.push(source))
     settle()
     into.get.append(peer.get())
@@ -236,9 +237,7 @@ def _memory(session: Session, root: Path, pool: Cluster, samples: Samples) -> No
 # -- repair ----------------------------------------------------------------------------------------
 
 
-def _repairs(
-    session: Session, sources: list[Path], bare: BareRelay, peers: Sequence[ClusterPeer], samples: Samples
-) -> None:
+def _repairs(session: Session, sources: list[Path], bare: BareRelay, found: Found, samples: Samples) -> None:
     """Each time a fresh pool with one file: one worker is killed, and five have all of it in the end."""
     count = session.sizes.cluster_repairs
     with session.progress.counted(f"repairs of {human_size(session.sizes.cluster_bytes)}", count) as counter:
@@ -252,12 +251,15 @@ def _repairs(
             settle()
             samples.bare.repair.append(seconds_of(lambda: bare.mend(session.sizes.cluster_bytes)))
             bare.forget()
-            for peer in peers:
-                if peer.repairs:
-                    peer.push(sources[number])
-                    settle()
-                    samples.peers[peer.name].repair.append(peer.repair())
+            found.each(partial(_peer_repair, sources[number], samples))
             counter.advance()
+
+
+def _peer_repair(source: Path, samples: Samples, peer: ClusterPeer) -> None:
+    if peer.repairs:
+        peer.push(source)
+        settle()
+        samples.peers[peer.name].repair.append(peer.repair())
 
 
 def _repair(pool: Cluster, samples: Samples) -> None:
@@ -273,7 +275,7 @@ def _repair(pool: Cluster, samples: Samples) -> None:
 # -- the outcome -----------------------------------------------------------------------------------
 
 
-def result_of(session: Session, samples: Samples, found: cluster_peers.Found) -> SuiteResult:
+def result_of(session: Session, samples: Samples, found: Found) -> SuiteResult:
     """Figures and targets of what was measured."""
     sizes = session.sizes
     push, get, degraded, *_ = own = _figures(session, "pool", samples.pool, samples)
