@@ -33,7 +33,7 @@ def commit_before_sync(patch: Patch) -> None:
         volumes = commits._stripes.volumes
         append_and_sync = volumes.append_and_sync
 
-        def append(batches: dict[int, list[object]], meanwhile: Callable[[], None] | None = None) -> None:
+        def append(batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
             volumes.append(batches)
             if meanwhile is not None:
                 meanwhile()
