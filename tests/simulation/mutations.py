@@ -8,6 +8,7 @@ import pytest
 
 from storage.commit import GroupCommit, PendingVersion
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.shards import Shard
 from storage.stripes import StripeStore
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.mending import Mender
