@@ -88,8 +88,8 @@ class HedgedReader:
         return sorted(reading.failed)
 
     def close(self) -> None:
-        """End the threads; reads under way end first."""
-        self._threads.shutdown(cancel_futures=True)
+        """End the threads; what is being fetched is waited for, and reads that ask for more get nothing."""
+        self._threads.shutdown()
 
     def _order(self, holders: tuple[int, ...]) -> list[int]:
         """Stripe slots in the order to ask: data before parity, but stores that were slow lately last."""
@@ -102,7 +102,10 @@ class HedgedReader:
 
     def _ask(self, reading: _Reading, slot: int) -> None:
         reading.asked[slot] = self._now_s()
-        self._threads.submit(self._run, reading, slot)
+        try:
+            self._threads.submit(self._run, reading, slot)
+        except RuntimeError:  # closed
+            reading.arrivals.put((slot, None))
 
     def _run(self, reading: _Reading, slot: int) -> None:
         payload: memoryview | None = None
