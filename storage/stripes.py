@@ -17,12 +17,16 @@ from blake3 import blake3
 from storage.erasure import code_for_key
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
 from storage.fleet import Fleet
-from storage.hedging import HedgedReader
+from storage.hedging import HedgedReader, StripeRead, Wanted
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.versions import decode_version
+
+# Read together from stores that cost a round trip: several shards a message, in bounded memory.
+_TOGETHER_BYTES = 6 << 20
+_TOGETHER_MAX = 64
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
@@ -51,7 +55,7 @@ class StripeStore:
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
-        self._hedged = HedgedReader(self._fetch, runtime) if volumes.remote else None
+        self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -106,17 +110,24 @@ class StripeStore:
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
+        return [absent for absent, _ in self._look_for(stripes)]
+
+    def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
+        """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
         asked: dict[int, list[tuple[int, ShardKey]]] = {}
         for index, stripe in enumerate(stripes):
             for slot, target in enumerate(self.volumes.targets(stripe)):
                 asked.setdefault(target, []).append((index, ShardKey(stripe + BYTE[slot])))
         absent: list[list[int]] = [[] for _ in stripes]
+        lengths: list[int | None] = [None] * len(stripes)
         for target, shards in asked.items():
             locations = self._locate_all(target, [key for _, key in shards])
             for (index, key), location in zip(shards, locations, strict=True):
                 if location is None:
                     absent[index].append(key[35])
-        return [sorted(slots) for slots in absent]
+                else:
+                    lengths[index] = location.object_length
+        return [(sorted(slots), length) for slots, length in zip(absent, lengths, strict=True)]
 
     def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
         volume = self.volumes.volume(holder)
@@ -221,20 +232,44 @@ class StripeStore:
         missing = self._hedged.read_into(stripe, holders, target)
         if missing is None:
             return False
-        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
-            self.on_damage(stripe)
+        self._note_missing(stripe, holders, missing)
         return True
 
-    def _fetch(self, holder: int, key: ShardKey, length: int) -> memoryview | None:
-        volume = self.volumes.volume(holder)
+    def _note_missing(self, stripe: StripeKey, holders: tuple[int, ...], missing: list[int]) -> None:
+        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
+            self.on_damage(stripe)
+
+    def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
+        """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
+
+        Raises:
+            DataLossError: fewer than k intact shards of one of them are left.
+        """
+        if self._hedged is None:
+            for stripe, target in reads:
+                self.read_into(stripe, target)
+            return
+        wanted = [StripeRead(stripe, self.volumes.targets(stripe), target) for stripe, target in reads]
+        for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
+            good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            if not good:
+                self.read_into(read.stripe, read.target)
+            elif missing:
+                self._note_missing(read.stripe, read.holders, missing)
+
+    def together(self, object_bytes: int) -> int:
+        """How many objects of this size :meth:`read_all` should best be given at a time."""
+        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
+
+    def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
+        volume: ShardStore | None = self.volumes.volume(holder)
         if volume is None:
-            return None
+            return [None] * len(wanted)
         try:
-            payload: memoryview | None = volume.fetch(key, length)
+            return volume.fetch_all(wanted)
         except (StorageError, OSError) as error:
-            self._note_unreadable(holder, volume, key, error)
-            return None
-        return payload
+            self._note_unreadable(holder, volume, wanted[0][0], error)
+            return [None] * len(wanted)
 
     def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
         """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
@@ -442,14 +477,55 @@ class StripeStore:
         Raises:
             DataLossError: fewer than k intact shards are left.
         """
-        if not self.absent_slots(stripe):
-            return 0, 0
-        padded, length = self._whole(stripe)
+        (made,) = self.heal_all([stripe])
+        if isinstance(made, DataLossError):
+            raise made
+        return made
+
+    def heal_all(self, stripes: Sequence[StripeKey]) -> list[tuple[int, int] | DataLossError]:
+        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made."""
+        looked = self._look_for(stripes)
+        objects = self._read_together(
+            [(stripe, length) for stripe, (absent, length) in zip(stripes, looked, strict=True) if absent]
+        )
+        made: list[tuple[int, int] | DataLossError] = []
+        for stripe, (absent, _) in zip(stripes, looked, strict=True):
+            try:
+                made.append(self._make_absent(stripe, absent, objects.get(stripe)) if absent else (0, 0))
+            except DataLossError as error:
+                made.append(error)
+        return made
+
+    def _read_together(self, wanted: list[tuple[StripeKey, int | None]]) -> dict[StripeKey, memoryview]:
+        """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
+        if self._hedged is None:
+            return {}
+        reads: list[StripeRead] = []
+        for stripe, length in wanted:
+            if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+                k = stripe[33] + 1
+                target = memoryview(bytearray(k * -(-length // k)))[:length]
+                reads.append(StripeRead(stripe, self.volumes.targets(stripe), target))
+        outcomes = self._hedged.read_all(reads)
+        return {
+            read.stripe: read.target
+            for read, missing in zip(reads, outcomes, strict=True)
+            if missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+        }
+
+    def _make_absent(self, stripe: StripeKey, absent: list[int], content: memoryview | None) -> tuple[int, int]:
+        k = stripe[33] + 1
+        if content is None:
+            padded, length = self._whole(stripe)
+            absent = self.absent_slots(stripe)  # asked again: reading may have quarantined more
+        else:
+            length = len(content)
+            assert isinstance(content.obj, bytearray)
+            padded = memoryview(content.obj)
         targets = self.volumes.targets(stripe)
-        # Asked again: reading may have quarantined more.
-        slots = [slot for slot in self.absent_slots(stripe) if self.volumes.volume(targets[slot]) is not None]
+        slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         self.put(stripe, padded, length, slots)
-        return len(slots), len(slots) * -(-length // (stripe[33] + 1))
+        return len(slots), len(slots) * -(-length // k)
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """The verified object, zero-padded to k whole shards, and its length."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from storage.batching import batched
 from storage.errors import DataLossError, InsufficientWorkers
 from storage.keys import StripeKey
+from storage.limits import MIB
 from storage.stripes import StripeStore
 
 _AT_ONCE = 256
@@ -33,14 +34,13 @@ def make_whole(
     volumes = stripes.volumes
     while volumes.stand_ins and since != volumes.attendance():
         since = volumes.attendance()
-        try:
-            for batch in batched(written(), _AT_ONCE):
-                for stripe, absent in zip(batch, stripes.absent(batch), strict=True):
-                    if absent:
-                        stripes.heal(stripe)
-        except DataLossError as error:
-            raise InsufficientWorkers(
-                f"workers that held parts of this push went away before it was committed ({error}); push it again"
-            ) from error
+        for batch in batched(written(), _AT_ONCE):
+            lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
+            for group in batched(lacking, stripes.together(MIB)):
+                lost = next((made for made in stripes.heal_all(group) if isinstance(made, DataLossError)), None)
+                if lost is not None:
+                    raise InsufficientWorkers(
+                        f"workers that held parts of this push went away before it was committed ({lost}); push again"
+                    )
         volumes.sync_each()
     return since

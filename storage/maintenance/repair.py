@@ -47,13 +47,16 @@ def repair(
     total = context.catalog.counters().versions + context.catalog.claims()
     tally = _Tally()
     with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
-        waiting: deque[tuple[LiveObject, Future[tuple[int, int]]]] = deque()
-        for live in _damaged(context, tally, progress, total):
-            waiting.append((live, pool.submit(_make_at_pace, context, live, pace)))
+        waiting: deque[tuple[list[LiveObject], Future[list[_Made]]]] = deque()
+        together = context.stripes.together(MIB)
+        for group in batched(_damaged(context, tally, progress, total), together):
+            waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(context, tally, *waiting.popleft())
+                _tell(tally, progress, total)
         while waiting:
             _settle(context, tally, *waiting.popleft())
+            _tell(tally, progress, total)
     volumes.sync()
     if progress is not None:
         progress(tally.examined, tally.examined)
@@ -62,9 +65,14 @@ def repair(
     return RepairReport(tally.examined, tally.shards, tally.bytes, tally.lost, tally.lost_count)
 
 
+_Made = tuple[int, int] | DataLossError
+"""(shards, bytes) made of an object, or why none could be."""
+
+
 @dataclass(slots=True)
 class _Tally:
     examined: int = 0
+    waiting: int = 0  # found damaged, and not dealt with yet
     shards: int = 0
     bytes: int = 0
     unsynced: int = 0
@@ -76,11 +84,12 @@ def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | No
     """Objects that lack shards: of every so many, those with the fewest left first."""
     found: list[tuple[int, LiveObject]] = []
     for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _PROGRESS_EVERY):
-        tally.examined += len(batch)
-        if progress is not None:
-            progress(tally.examined, max(total, tally.examined))
         absent = context.stripes.absent([live.stripe for live in batch])
-        found += [(_spare(live, slots), live) for live, slots in zip(batch, absent, strict=True) if slots]
+        damaged = [(_spare(live, slots), live) for live, slots in zip(batch, absent, strict=True) if slots]
+        found += damaged
+        tally.examined += len(batch)
+        tally.waiting += len(damaged)
+        _tell(tally, progress, total)
         if len(found) >= _SORTED_AT_ONCE:
             yield from _most_urgent_first(found)
             found = []
@@ -97,24 +106,30 @@ def _most_urgent_first(found: list[tuple[int, LiveObject]]) -> Iterator[LiveObje
     return (live for _, live in sorted(found, key=lambda entry: entry[0]))
 
 
+def _tell(tally: _Tally, progress: Progress | None, total: int) -> None:
+    if progress is not None:
+        progress(tally.examined - tally.waiting, max(total, tally.examined))
+
+
 def _make_at_pace(
-    context: MaintenanceContext, live: LiveObject, pace: Callable[[float], None] | None
-) -> tuple[int, int]:
+    context: MaintenanceContext, group: list[LiveObject], pace: Callable[[float], None] | None
+) -> list[_Made]:
+    """Make the absent shards of a few objects."""
     began_s = time.perf_counter()
-    made = _make(context, live)
+    made = context.stripes.heal_all([live.stripe for live in group])
+    made = [
+        _make_from_catalog(context, live, one) if isinstance(one, DataLossError) else one
+        for live, one in zip(group, made, strict=True)
+    ]
     if pace is not None:
         pace(time.perf_counter() - began_s)
     return made
 
 
-def _make(context: MaintenanceContext, live: LiveObject) -> tuple[int, int]:
-    """Make the absent shards of an object; (shards, bytes) appended."""
-    try:
-        return context.stripes.heal(live.stripe)
-    except DataLossError:
-        raw = _from_catalog(context.catalog, live)
-        if raw is None:
-            raise
+def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: DataLossError) -> _Made:
+    raw = _from_catalog(context.catalog, live)
+    if raw is None:
+        return error
     absent = context.stripes.absent_slots(live.stripe)
     context.stripes.put(live.stripe, raw, len(raw), absent)
     return len(absent), len(absent) * len(raw)
@@ -132,15 +147,15 @@ def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
     return None
 
 
-def _settle(context: MaintenanceContext, tally: _Tally, live: LiveObject, future: Future[tuple[int, int]]) -> None:
-    try:
-        shards, size = future.result()
-    except DataLossError as error:
-        _note_lost(tally, live, error)
-        return
-    tally.shards += shards
-    tally.bytes += size
-    tally.unsynced += size
+def _settle(context: MaintenanceContext, tally: _Tally, group: list[LiveObject], future: Future[list[_Made]]) -> None:
+    for live, made in zip(group, future.result(), strict=True):
+        tally.waiting -= 1
+        if isinstance(made, DataLossError):
+            _note_lost(tally, live, made)
+            continue
+        tally.shards += made[0]
+        tally.bytes += made[1]
+        tally.unsynced += made[1]
     if tally.unsynced >= _SYNC_EVERY_BYTES:
         tally.unsynced = 0
         context.stripes.volumes.sync_each()

@@ -101,8 +101,12 @@ class ShardStore(Protocol):
         False if the shard is not there or has another length. The caller verifies the whole object.
         """
 
-    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
-        """Like :meth:`read_into`, into memory of the store's own; None where that gives False."""
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        """Payloads, unchecked like those of :meth:`read_into`, in memory of the store's own.
+
+        Args:
+            wanted: key and payload length of each. One that is not there, or has another length, gives None.
+        """
 
     def read(self, key: ShardKey) -> Shard | None:
         """The shard, its header and digest checked; None if it is not there.

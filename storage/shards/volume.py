@@ -506,10 +506,13 @@ class LocalVolume:
             return True
         return self._moved(key, location) and self.read_into(key, buffers, length)
 
-    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
-        """See :meth:`ShardStore.fetch`."""
-        payload = memoryview(bytearray(length))
-        return payload if self.read_into(key, [payload], length) else None
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        """See :meth:`ShardStore.fetch_all`."""
+        payloads: list[memoryview | None] = []
+        for key, length in wanted:
+            payload = memoryview(bytearray(length))
+            payloads.append(payload if self.read_into(key, [payload], length) else None)
+        return payloads
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""

@@ -89,6 +89,11 @@ class AppendFrame:
         self._flags |= flags
 
     @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._flags != 0
+
+    @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
         return bool(self.keys) or bool(self._flags & FLAG_SYNC)

@@ -212,8 +212,8 @@ class Connection:
             at += len(buffer)
         return True
 
-    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
-        return self.call(lambda volume: volume.fetch(key, length))
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        return self.call(lambda volume: [volume.fetch(key, length) for key, length in wanted])
 
     def read(self, key: ShardKey) -> Shard | None:
         return self.call(lambda volume: volume.read(key))
