@@ -283,6 +283,8 @@ class _Assignment:
         for partition, row in enumerate(self._rows):
             self._fill(partition, row)
         self._level()
+        for row, old in zip(self._rows, self._old_rows, strict=True):
+            _put_back(row, old)
         return [tuple(row) for row in self._rows]
 
     def _quotas(self) -> dict[int, float]:
@@ -384,6 +386,16 @@ class _Assignment:
                 self._load[slot] -= 1
                 self._load[short] += 1
                 return
+
+
+def _put_back(row: list[int], old: tuple[int, ...]) -> None:
+    """Let members that lost one place of a row and got another have the one they had."""
+    for index, slot in enumerate(old):
+        if row[index] != slot and slot in row:
+            for other, taken in enumerate(row):
+                if taken == slot and old[other] != slot:
+                    row[index], row[other] = slot, row[index]
+                    break
 
 
 def _domains(members: list[Member], width: int) -> list[_Domain]:
