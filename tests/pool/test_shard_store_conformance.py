@@ -117,7 +117,7 @@ def test_an_appended_shard_can_be_read_at_once(store: ShardStore, size: int) -> 
     place = store.locate(shard.key)
     assert place is not None
     assert (place.payload_length, place.object_length) == (size, 4 * size)
-    payload = store.fetch(shard.key, size)
+    payload = store.fetch_all([(shard.key, size)])[0]
     assert payload is not None
     assert bytes(payload) == shard.payload
     assert same(store.read(shard.key), shard)
@@ -142,7 +142,7 @@ def _sees(store: ShardStore, look: str, shard: Shard) -> bool:
     if look == "read_into":
         return store.read_into(shard.key, [memoryview(bytearray(size))], size)
     if look == "fetch":
-        return store.fetch(shard.key, size) is not None
+        return store.fetch_all([(shard.key, size)])[0] is not None
     if look == "keys":
         return shard.key in list(store.keys())
     if look == "records":
@@ -155,7 +155,7 @@ def test_what_is_not_there(store: ShardStore) -> None:
     key = key_of(2)
     assert store.locate(key) is None
     assert store.read(key) is None
-    assert store.fetch(key, 100) is None
+    assert store.fetch_all([(key, 100)])[0] is None
     assert not store.read_into(key, [memoryview(bytearray(100))], 100)
     assert store.remove([key]) == 0
     assert not store.discard(key, Location(1, 128, 100, 400))
@@ -165,7 +165,7 @@ def test_a_shard_of_another_length_is_not_the_one_wanted(store: ShardStore) -> N
     shard = shard_of(1, 100)
     store.append([shard])
     for length in (0, 99, 101):
-        assert store.fetch(shard.key, length) is None
+        assert store.fetch_all([(shard.key, length)])[0] is None
         assert not store.read_into(shard.key, [memoryview(bytearray(length))], length)
 
 
@@ -341,7 +341,7 @@ def test_rot_is_met_by_reading(stand: Stand) -> None:
     rot(stand.directory, shard.key)
     with pytest.raises(CorruptShard):
         store.read(shard.key)
-    payload = store.fetch(shard.key, 1000)  # unverified, as said
+    payload = store.fetch_all([(shard.key, 1000)])[0]  # unverified, as said
     assert payload is not None
     assert bytes(payload) != shard.payload
     assert same(store.read(key_of(2)), shard_of(2))
@@ -412,7 +412,7 @@ CALLS: dict[str, Callable[[ShardStore], object]] = {
     "sync": lambda store: store.sync(),
     "locate": lambda store: store.locate(key_of(1)),
     "locate_all": lambda store: store.locate_all([key_of(1), key_of(2)]),
-    "fetch": lambda store: store.fetch(key_of(1), 100),
+    "fetch": lambda store: store.fetch_all([(key_of(1), 100)])[0],
     "read_into": lambda store: store.read_into(key_of(1), [memoryview(bytearray(100))], 100),
     "read": lambda store: store.read(key_of(1)),
     "remove": lambda store: store.remove([key_of(1)]),

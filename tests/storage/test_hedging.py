@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from storage import hedging
 from storage.hedging import HedgedReader
 from storage.keys import Kind, ShardKey, StripeKey, stripe_key
+from storage.runtime import Runtime
 from tests.storage.helpers import content
 
 
@@ -50,6 +52,9 @@ class Workers:
         for event in self.hanging.values():
             event.set()
 
+    def fetch_all(self, store: int, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
+        return [self.fetch(store, key, length) for key, length in wanted]
+
     def fetch(self, store: int, key: ShardKey, length: int) -> memoryview | None:
         slot = key[35]
         assert store == self.holders[slot]
@@ -81,7 +86,7 @@ def set_up(exits: ExitStack, size: int = 1000, k: int = 4, n: int = 6) -> tuple[
     """An object, its workers, and a reader of them; at the end nobody hangs and the reader is closed."""
     data = content(size, size)
     workers = Workers(data, k, n)
-    reader = HedgedReader(workers.fetch)
+    reader = HedgedReader(workers.fetch_all, Runtime())
     exits.callback(reader.close)
     exits.callback(workers.let_go)
     return data, workers, reader
@@ -226,7 +231,9 @@ def test_a_read_that_waits_for_a_thread_ends_when_the_reader_is_closed(exits: Ex
         workers.hanging[0].wait(0.01)
     closing = threading.Thread(target=reader.close)
     closing.start()
-    while not reader._threads._shutdown:
+    threads_of_reader = reader._threads
+    assert isinstance(threads_of_reader, ThreadPoolExecutor)
+    while not threads_of_reader._shutdown:
         workers.hanging[0].wait(0.01)
     workers.let_go()
     for thread in (*threads, closing):
