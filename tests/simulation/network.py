@@ -203,7 +203,7 @@ class Connection:
         return [queued.get(key) or place for key, place in zip(keys, there, strict=True)]
 
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
-        payload = self.fetch(key, length)
+        payload = self.fetch_all([(key, length)])[0]
         if payload is None:
             return False
         at = 0
