@@ -33,6 +33,7 @@ from storage.versions import (
     root_id,
     seal,
 )
+from storage.wholeness import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -222,9 +223,18 @@ class GroupCommit:
         if state.shards or state.restored:
             volumes = self._stripes.volumes
             volumes.append_and_sync(state.shards, finish)
+            self._make_whole(batch, state)
             for pending in batch:
                 volumes.require_writable(pending.root.profile, pending.attendance)
         return outcomes
+
+    def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
+        """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
+        stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
+        stripes.update((stripe, None) for pending in batch for stripe in pending.stripes)
+        present = self._stripes.volumes.attendance()
+        since = next((pending.attendance for pending in batch if pending.attendance != present), present)
+        make_whole(self._stripes, lambda: stripes, since)
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
         """Check one pending version against the heads and enter it; raises before it changes anything."""

@@ -378,7 +378,8 @@ class StripeStore:
         slots = sorted(survivors.payloads)
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
-            if _is_object(parts, data[: survivors.length]):
+            # The padding, too: what a liar put there would make liars of the shards that are coded from it.
+            if _is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
                 return data
         return None
 

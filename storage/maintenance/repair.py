@@ -10,10 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from storage.batching import batched
+from storage.catalog import Catalog
 from storage.errors import DataLossError
+from storage.keys import ID_BYTES, Kind
 from storage.limits import MIB
 from storage.live import LiveObject, live_objects
 from storage.maintenance.context import MaintenanceContext
+from storage.manifest import object_id
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport
 
 _SYNC_EVERY_BYTES = 64 * MIB
@@ -42,7 +45,7 @@ def repair(context: MaintenanceContext, progress: Progress | None = None) -> Rep
     with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
         waiting: deque[tuple[LiveObject, Future[tuple[int, int]]]] = deque()
         for live in _damaged(context, tally, progress, total):
-            waiting.append((live, pool.submit(context.stripes.heal, live.stripe)))
+            waiting.append((live, pool.submit(_make, context, live)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(context, tally, *waiting.popleft())
         while waiting:
@@ -72,6 +75,31 @@ def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | No
             progress(tally.examined, max(total, tally.examined))
         absent = context.stripes.absent([live.stripe for live in batch])
         yield from (live for live, slots in zip(batch, absent, strict=True) if slots)
+
+
+def _make(context: MaintenanceContext, live: LiveObject) -> tuple[int, int]:
+    """Make the absent shards of an object; (shards, bytes) appended."""
+    try:
+        return context.stripes.heal(live.stripe)
+    except DataLossError:
+        raw = _from_catalog(context.catalog, live)
+        if raw is None:
+            raise
+    absent = context.stripes.absent_slots(live.stripe)
+    context.stripes.put(live.stripe, raw, len(raw), absent)
+    return len(absent), len(absent) * len(raw)
+
+
+def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
+    """A metadata object of which the volumes have nothing left; None if the catalog has not got it either."""
+    identifier, kind = live.stripe[:ID_BYTES], live.stripe[ID_BYTES]
+    if kind == Kind.VERSION:
+        return catalog.version(live.file_id, identifier)
+    if kind == Kind.NODE:
+        return catalog.node(identifier)
+    if kind == Kind.TOMBSTONE:
+        return next((raw for _, raw in catalog.tombstones() if object_id(raw) == identifier), None)
+    return None
 
 
 def _settle(context: MaintenanceContext, tally: _Tally, live: LiveObject, future: Future[tuple[int, int]]) -> None:

@@ -153,11 +153,15 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return tuple(targets)
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.elsewhere`: holders by former layouts, then all others in handoff order."""
+        """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
+
+        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
+        """
         seen: dict[int, None] = {}
         for layout in self._layouts[1:]:
             seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
         seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
+        seen.update(dict.fromkeys(self.slots))
         return tuple(slot for slot in seen if self._stores.get(slot) is not None)
 
     def losses_survivable(self, profile: ErasureProfile) -> int:

@@ -292,6 +292,12 @@ class Membership:
                     lost.append(record)
         return Expiry(suspect, lost)
 
+    def lost(self) -> list[MemberRecord]:
+        """Those that are lost and have a part in the layout all the same, by slot."""
+        with self._lock:
+            lost = (self._records[worker] for worker, told in self._told.items() if told is WorkerState.LOST)
+            return sorted((record for record in lost if record.standing is Standing.IN), key=lambda record: record.slot)
+
     def views(self) -> list[WorkerView]:
         """All members, by slot."""
         with self._lock:

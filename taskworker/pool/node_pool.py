@@ -294,24 +294,25 @@ class PoolCore:
             self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
             self.fleet.set_offline(record.slot, "its heartbeats stopped")
         for record in expiry.lost:
-            self._lose(record)
+            self._note("lost", f"worker {record.worker} is lost")
+        self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
             self.mender.wake()
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
-    def _lose(self, record: MemberRecord) -> None:
-        """Go on without a worker, unless those left could not keep files readable after one more loss."""
-        left = {member.worker for member in self.membership.members()} - {record.worker}
-        enough = left and self.profile.n - -(-self.profile.n // len(left)) >= self.profile.k
-        if record.standing is not Standing.IN:
+    def _do_without(self, lost: list[MemberRecord]) -> None:
+        """Go on without lost workers, unless those left could not keep files readable after one more loss.
+
+        Asked again at every tick: others may have joined meanwhile.
+        """
+        left = {member.worker for member in self.membership.members()} - {record.worker for record in lost}
+        if not lost or not left or self.profile.n - -(-self.profile.n // len(left)) < self.profile.k:
             return
-        if not enough:
-            self._note("lost", f"worker {record.worker} is lost; too few are left to do without it")
-            return
-        self.membership.set_standing(record.worker, Standing.OUT)
+        for record in lost:
+            self.membership.set_standing(record.worker, Standing.OUT)
+            self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
         self._keep_members()
-        self._note("lost", f"worker {record.worker} is lost; its shards are made again on the others")
         self._change_layout_soon()
 
     # -- looking ---------------------------------------------------------------------------------

@@ -368,7 +368,7 @@ class _RemoteVerification:
         """See :meth:`storage.shards.port.Verification.judge`."""
         verdicts: list[Verdict] = []
         for batch in batched(keys, KEYS_MAX):
-            answer = self._volume._call("Judge", self._token + join_keys(batch))
+            answer = self._ask(lambda batch=batch: self._volume._call("Judge", self._token + join_keys(batch)))  # type: ignore[misc]
             if len(answer) != len(batch) or max(answer, default=0) > max(Verdict):
                 raise self._volume._broken(ValueError("verdicts that do not fit the keys"))
             verdicts += map(Verdict, answer)
@@ -376,5 +376,12 @@ class _RemoteVerification:
 
     def quarantine_rest(self) -> Iterator[ShardKey]:
         """See :meth:`storage.shards.port.Verification.quarantine_rest`."""
-        for message in self._volume._stream("Rest", self._token):
+        messages = self._volume._stream("Rest", self._token)
+        while (message := self._ask(lambda: next(messages, None))) is not None:
             yield from self._volume._checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
+
+    def _ask(self, ask: Callable[[], ResultT]) -> ResultT:
+        try:
+            return ask()
+        except InvalidArgument as error:
+            raise VolumeFailed(f"worker {self._volume.name} was started anew during a verification ({error})") from None

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from storage import ErasureProfile
+from storage.layout import Layout
+from taskworker.pool.membership import Standing
 from tests.simulation.faults import Faults, NothingToDo
 from tests.simulation.invariants import check_durable, require
 from tests.simulation.model import Model
 from tests.simulation.network import Connection, PoolCrashed
 from tests.simulation.operations import Users
 from tests.simulation.pool import GRACE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
 
 STEPS = 240
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
@@ -49,15 +50,10 @@ class Simulation:
 
     def run(self) -> None:
         """Live through it; an error is told with what led to it."""
-        with quiet():
-            try:
-                self.users.push_large()
-                for _ in range(self.steps):
-                    self._step()
-                self._end()
-            except BaseException as error:
-                error.add_note(f"seed {self.seed}, {self.steps} steps")
-                raise
+        self.users.push_large()
+        for _ in range(self.steps):
+            self._step()
+        self._end()
 
     def _note(self, what: str, outcome: str) -> None:
         self.trace.append(f"{len(self.trace):4} {self.cluster.clock.monotonic_s():8.2f} s  {what}: {outcome}")
@@ -81,7 +77,7 @@ class Simulation:
 
     def _step(self) -> None:
         action = self.rng.choices(self._actions, self._weights)[0]
-        what = action.__name__  # type: ignore[attr-defined]
+        what = action.__name__
         try:
             if not self.model.files:
                 self.users.push_small()
@@ -118,25 +114,17 @@ class Simulation:
         return "stopped and started"
 
     def _start_pool_again(self) -> None:
-        before = [(layout.version, layout.rows, layout.members) for layout in self.cluster.pool.layouts]
-        kept_of_old = self.cluster.pool
+        before = self.cluster.pool.layouts
         while True:
             self.cluster.crash_pool()
             try:
                 self.cluster.start_pool()
-                after = [(layout.version, layout.rows, layout.members) for layout in self.cluster.pool.layouts]
-                if not self._changing(kept_of_old):
-                    require(before == after, "the layouts are other ones after a restart")
+                _check_layouts(before, self.cluster.pool.layouts)
                 self.cluster.pass_time(self.rng.choice((0.3, 2.0)))
                 self._note("start_pool", self.users.find_out())
                 return
             except PoolCrashed:
                 self._note("start_pool", "the pool crashed again")
-
-    @staticmethod
-    def _changing(pool: object) -> bool:
-        """Whether the pool died while it was keeping other layouts than it used."""
-        return False
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -173,18 +161,22 @@ class Simulation:
         for worker in cluster.workers:
             if not worker.up:
                 worker.start()
-        cluster.pass_time(10.0)
+        present = {worker.name for worker in cluster.workers}
+        for record in cluster.pool.membership.records:
+            if record.standing is Standing.DRAINING and record.worker in present:
+                cluster.pool.drain(record.worker, cancel=True)
+        cluster.pass_time(GRACE_S + 10.0)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What the pool logs of simulated faults is no news."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _check_layouts(before: list[Layout], after: list[Layout]) -> None:
+    """A pool that was started again goes on with its layouts; it may have died between keeping and using one."""
+    tables = {layout.version: (layout.rows, layout.members) for layout in before}
+    newest = max(tables, default=0)
+    for layout in after:
+        known = tables.get(layout.version)
+        require(layout.version == newest + 1 if known is None else known == (layout.rows, layout.members),
+                f"layout {layout.version} is another one after a restart")  # fmt: skip
+    require(bool(after) or not before, "the layouts are gone after a restart")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +190,11 @@ class Failure:
 
 def run_seed(seed: int, steps: int = STEPS) -> Failure | None:
     """Run one seed; None if all went well."""
-    simulation = Simulation(seed, steps)
-    try:
-        simulation.run()
-    except (Exception, PoolCrashed) as error:
-        told = [*simulation.trace, "", *traceback.format_exception(error)]
-        return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
+    with simulated_surroundings():
+        simulation = Simulation(seed, steps)
+        try:
+            simulation.run()
+        except (Exception, PoolCrashed) as error:
+            told = [*simulation.trace, "", *traceback.format_exception(error)]
+            return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
     return None

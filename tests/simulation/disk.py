@@ -68,6 +68,8 @@ class MemoryVolume:
     def _set(self, key: ShardKey, record: Record | None) -> None:
         before = self.records_by_key.get(key)
         self._unsynced.setdefault(key, before)
+        if before is not None and before.health is not Health.GOOD:
+            self._wounds.add(key)  # from now on there is nothing left that tells of it
         if record is None:
             self.records_by_key.pop(key, None)
         else:

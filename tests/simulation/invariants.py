@@ -76,11 +76,14 @@ def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
 
 
 def check_in_place(cluster: Cluster, model: Model) -> None:
-    """Every shard of every live version is where the layout wants it, good and durable."""
+    """Every shard of every live version is where the layout wants it, good and durable.
+
+    A machine that was taken away may keep its part in the layout where too few are left to do without it.
+    """
     fleet = cluster.pool.fleet
     by_name = {worker.name: worker for worker in cluster.workers}
     for stripe in model.stripes():
-        for slot, holder in enumerate(fleet.holders(stripe)):
+        for slot, holder in enumerate(fleet.targets(stripe)):
             name = fleet.name(holder)
             worker = by_name.get(name)
             there = worker is not None and worker.volume.is_durable(shard_key(stripe, slot))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import TypeVar
 
-from storage.errors import InvalidArgument, StorageError, StoreFull
+from storage.errors import StorageError, StoreFull
 from storage.keys import Kind, ShardKey
 from storage.shards import Location, Shard, VolumeFailed, VolumeUsage
 from storage.shards.port import Verdict, Verification
@@ -262,5 +262,5 @@ class _Verification:
 
     def _of(self, volume: MemoryVolume) -> MemoryVerification:
         if volume.boots != self._boots:
-            raise InvalidArgument("this verification has ended; verify again")
+            raise VolumeFailed("the worker was started anew during a verification")
         return self._verification

@@ -8,6 +8,7 @@ from random import Random
 
 from storage import FileStorage, Version
 from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, StorageError, StoreFull
+from storage.keys import StripeKey
 from storage.upload import Upload
 from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
 from tests.simulation.model import NAMES, File, Kept, Model, Name, edited, large_content, small_content
@@ -18,10 +19,14 @@ _UPLOADS_MAX = 2
 
 @dataclass(slots=True)
 class Flying:
-    """What is being done to a name; content None: its file is being deleted."""
+    """What is being done to a name; content None: its file is being deleted.
+
+    ``unchanged`` is of an earlier version, and not written again.
+    """
 
     name: Name
     content: bytes | None
+    unchanged: frozenset[StripeKey] = frozenset()
 
 
 @dataclass(slots=True)
@@ -65,7 +70,8 @@ class Users:
         name, file = self._some_file()
         content = edited(file.head.content, self.rng)
         diff = self.store.diff(file.file_id, content, user_id=name.user)
-        return self._write(name, content, lambda: self.store.revise(file.file_id, diff, user_id=name.user))
+        unchanged = frozenset(file.head.stripes)
+        return self._write(name, content, lambda: self.store.revise(file.file_id, diff, user_id=name.user), unchanged)
 
     def begin_upload(self) -> str:
         if len(self.uploads) == _UPLOADS_MAX:
@@ -105,20 +111,23 @@ class Users:
         self.uploads.remove(uploading)
         uploading.upload.abort(keep_chunks=self.rng.random() < 0.5)
 
-    def _write(self, name: Name, content: bytes, work: Callable[[], Version]) -> str:
-        self.flying = Flying(name, content)
+    def _write(
+        self, name: Name, content: bytes, work: Callable[[], Version], unchanged: frozenset[StripeKey] = frozenset()
+    ) -> str:
+        self.flying = Flying(name, content, unchanged)
         try:
             version = work()
         except StorageError as error:
             return self._refused(name, error)
-        self._acknowledged(name, version, content)
+        self._acknowledged(self.flying, version)
         return f"{name} {len(content)} bytes -> {version.version_id[:8]}"
 
-    def _acknowledged(self, name: Name, version: Version, content: bytes) -> None:
+    def _acknowledged(self, flying: Flying, version: Version) -> None:
+        assert flying.content is not None
         self.flying = None
-        kept = self.model.acknowledged(name, version.file_id, version.version_id, content)
+        kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
         check_durable(self.cluster, kept.stripes)
-        check_spread(self.cluster, kept.stripes)
+        check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in flying.unchanged))
 
     def _refused(self, name: Name, error: StorageError) -> str:
         """Something could not be done: it must be as if it had not been tried."""
@@ -166,9 +175,9 @@ class Users:
         require(got == kept.content[start:stop], f"{name} {kept.version_id[:8]} was read wrong")
         return f"{name} {kept.version_id[:8]} {start}-{stop}"
 
-    def _all_enough(self, stripes: tuple[bytes, ...]) -> bool:
+    def _all_enough(self, stripes: tuple[StripeKey, ...]) -> bool:
         volumes = self.cluster.usable_volumes()
-        return all(enough(stripe, volumes) for stripe in stripes)  # type: ignore[arg-type]
+        return all(enough(stripe, volumes) for stripe in stripes)
 
     def _some_file(self) -> tuple[Name, File]:
         return self.rng.choice(list(self.model.files.items()))
@@ -241,7 +250,7 @@ class Users:
             if head is None:
                 del self.model.files[name]
         elif head is not None and (known is None or head.version_id != known.head.version_id):
-            self._acknowledged(name, head, flying.content)
+            self._acknowledged(flying, head)
 
     def check_head(self, name: Name) -> None:
         """A name's head is what was acknowledged last."""
