@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from storage.batching import batched
 from storage.errors import StorageError
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.reports import RepairReport
+from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.port import WorkerVolume
@@ -48,12 +48,14 @@ class Mender:
         store: the engine over ``fleet``.
         fleet: the workers.
         settled: called after a pass that left everything in its place, under one and the same attendance.
+        runtime: clocks.
     """
 
-    def __init__(self, store: FileStorage, fleet: WorkerFleet, settled: Callable[[], None]) -> None:
+    def __init__(self, store: FileStorage, fleet: WorkerFleet, settled: Callable[[], None], runtime: Runtime) -> None:
         self._store = store
         self._fleet = fleet
         self._settled = settled
+        self._runtime = runtime
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._view = WorkView("repair", "idle")
@@ -97,11 +99,11 @@ class Mender:
             except StorageError as error:
                 log.warning("repair failed and is tried again: %s", error)
                 pause_s = _RETRY_S
-                self._view = WorkView("repair", "failed", note=str(error), next_ms=_in_ms(pause_s))
+                self._view = WorkView("repair", "failed", note=str(error), next_ms=self._in_ms(pause_s))
             except Exception as error:
                 log.exception("repair failed unexpectedly")
                 pause_s = _RETRY_S
-                self._view = WorkView("repair", "failed", note=repr(error), next_ms=_in_ms(pause_s))
+                self._view = WorkView("repair", "failed", note=repr(error), next_ms=self._in_ms(pause_s))
 
     def mend(self) -> bool:
         """One pass; False if not all could be mended, for now.
@@ -113,11 +115,11 @@ class Mender:
             self._view = WorkView("repair", "idle", note=self._view.note)
             return True
         attendance = self._fleet.attendance()
-        started = time.monotonic()
+        started = self._runtime.monotonic_s()
         report = self._store.repair(progress=self._progress(started))
         if report.lost_count:
             note = f"{report.lost_count} objects have too few shards left; bring lost workers back"
-            self._view = WorkView("repair", "waiting", note=note, next_ms=_in_ms(_RETRY_S))
+            self._view = WorkView("repair", "waiting", note=note, next_ms=self._in_ms(_RETRY_S))
             return False
         if self._fleet.attendance() != attendance:
             self._wanted.set()
@@ -126,7 +128,7 @@ class Mender:
         if self._fleet.attendance() == attendance:
             self._tidied = attendance
             self._settled()
-        self._view = WorkView("repair", "idle", note=_summary(report, time.monotonic() - started))
+        self._view = WorkView("repair", "idle", note=_summary(report, self._runtime.monotonic_s() - started))
         return True
 
     def _needed(self) -> bool:
@@ -137,7 +139,7 @@ class Mender:
         def progress(done: int, total: int) -> None:
             if self._closed.is_set():
                 raise CallAbandoned("the pool is shutting down")
-            taken = time.monotonic() - started
+            taken = self._runtime.monotonic_s() - started
             left = taken * (total - done) / done if done else -1.0
             self._view = WorkView("repair", "running", done, total, "looking for missing shards", left)
 
@@ -170,9 +172,8 @@ class Mender:
                 there = proper.locate_all(misplaced)
                 volume.remove([key for key, place in zip(misplaced, there, strict=True) if place is not None])
 
-
-def _in_ms(pause_s: float) -> int:
-    return int((time.time() + pause_s) * 1000)
+    def _in_ms(self, pause_s: float) -> int:
+        return self._runtime.wall_ns() // 1_000_000 + int(pause_s * 1000)
 
 
 def _summary(report: RepairReport, taken_s: float) -> str:

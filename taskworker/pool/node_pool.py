@@ -157,7 +157,7 @@ class PoolCore:
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self.mender = Mender(self.store, self.fleet, self._settled)
+        self.mender = Mender(self.store, self.fleet, self._settled, runtime)
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""

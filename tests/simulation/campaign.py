@@ -10,9 +10,9 @@ from random import Random
 from storage import ErasureProfile
 from storage.layout import Layout
 from taskworker.pool.membership import Standing
-from tests.simulation.faults import Faults, NothingToDo
+from tests.simulation.faults import Faults
 from tests.simulation.invariants import check_durable, require
-from tests.simulation.model import Model
+from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection, PoolCrashed
 from tests.simulation.operations import Users
 from tests.simulation.pool import GRACE_S, Cluster
@@ -21,7 +21,6 @@ from tests.simulation.surroundings import simulated_surroundings
 STEPS = 240
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
-_FILES_MAX_VERSIONS = 30
 
 Action = Callable[[], str]
 
@@ -51,8 +50,9 @@ class Simulation:
     def run(self) -> None:
         """Live through it; an error is told with what led to it."""
         self.users.push_large()
-        for _ in range(self.steps):
-            self._step()
+        done = 0
+        while done < self.steps:
+            done += self._step()
         self._end()
 
     def _note(self, what: str, outcome: str) -> None:
@@ -68,33 +68,30 @@ class Simulation:
             users.get: 12, users.get_part: 5,
             users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 0.5,
             self.pass_some_time: 12, self.pass_much_time: 1, self.restart_pool: 0.5,
-            faults.cut_off: 4, faults.reconnect: 6, faults.kill: 2, faults.power_off: 3, faults.start: 7,
+            faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.start: 8,
             faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
-            faults.fill: 1, faults.make_room: 3, faults.crash_pool: 1.5,
+            faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
         return list(weights), list(weights.values())
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """One thing happens; False if it had nothing to befall."""
         action = self.rng.choices(self._actions, self._weights)[0]
         what = action.__name__
         try:
-            if not self.model.files:
-                self.users.push_small()
             outcome = action()
         except NothingToDo:
-            return
-        except IndexError:
-            outcome = "no file"
-            require(not self.model.files, "there is a file")
+            return False
         except PoolCrashed:
             self._note(what, "the pool crashed")
             self._start_pool_again()
-            return
+            return True
         except BaseException:
             self._note(what, "!")
             raise
         self._note(what, outcome)
+        return True
 
     def pass_some_time(self) -> str:
         seconds = self.rng.choice((0.3, 1.0, 4.0))

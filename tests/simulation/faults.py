@@ -11,7 +11,7 @@ from storage.errors import InvalidArgument
 from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey, shard_key
 from taskworker.pool.membership import Standing
 from tests.simulation.invariants import check_durable, spare
-from tests.simulation.model import Model
+from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
 from tests.simulation.pool import LEASE_S, Cluster
 from tests.simulation.workers import Worker
@@ -21,10 +21,6 @@ T = TypeVar("T")
 _WORKERS_MAX = 9
 _CALLS_AHEAD = 40
 _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
-
-
-class NothingToDo(Exception):
-    """There is nothing that this fault could befall now."""
 
 
 @dataclass(slots=True)
@@ -98,7 +94,7 @@ class Faults:
 
     def add_worker(self) -> str:
         if len(self.cluster.workers) >= _WORKERS_MAX:
-            return "enough"
+            raise NothingToDo
         return self.cluster.add_worker().name
 
     def leave(self) -> str:
@@ -110,7 +106,7 @@ class Faults:
     def remove_worker(self) -> str:
         """A machine is taken away for good."""
         if len(self.cluster.workers) <= self.workers_min:
-            return "too few"
+            raise NothingToDo
         worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
         worker.leave(self.cluster.pool)
         worker.volume.wounded()

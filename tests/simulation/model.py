@@ -17,6 +17,10 @@ from tests.simulation.pool import CHUNK_BYTES
 _BLOCKS = [Random(f"block {number}").randbytes(CHUNK_BYTES) for number in range(8)]
 
 
+class NothingToDo(Exception):
+    """There is nothing now that this could befall."""
+
+
 @dataclass(frozen=True, slots=True)
 class Name:
     """Whose file, called how."""

@@ -11,7 +11,17 @@ from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, Sto
 from storage.keys import StripeKey
 from storage.upload import Upload
 from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
-from tests.simulation.model import NAMES, File, Kept, Model, Name, edited, large_content, small_content
+from tests.simulation.model import (
+    NAMES,
+    File,
+    Kept,
+    Model,
+    Name,
+    NothingToDo,
+    edited,
+    large_content,
+    small_content,
+)
 from tests.simulation.pool import Cluster
 
 _UPLOADS_MAX = 2
@@ -75,7 +85,7 @@ class Users:
 
     def begin_upload(self) -> str:
         if len(self.uploads) == _UPLOADS_MAX:
-            return "enough under way"
+            raise NothingToDo
         name, content = self.rng.choice(NAMES), large_content(self.rng)
         try:
             upload = self.store.upload(filename=name.filename, user_id=name.user)
@@ -86,7 +96,7 @@ class Users:
 
     def go_on_uploading(self) -> str:
         if not self.uploads:
-            return "none"
+            raise NothingToDo
         uploading = self.rng.choice(self.uploads)
         name, upload, content = uploading.name, uploading.upload, uploading.content
         if uploading.sent < len(content):
@@ -103,7 +113,7 @@ class Users:
 
     def abort_upload(self) -> str:
         if not self.uploads:
-            return "none"
+            raise NothingToDo
         self._drop(self.uploads[0])
         return "gone"
 
@@ -180,6 +190,8 @@ class Users:
         return all(enough(stripe, volumes) for stripe in stripes)
 
     def _some_file(self) -> tuple[Name, File]:
+        if not self.model.files:
+            raise NothingToDo
         return self.rng.choice(list(self.model.files.items()))
 
     # -- upkeep ----------------------------------------------------------------------------------
