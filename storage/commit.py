@@ -386,12 +386,13 @@ class GroupCommit:
         except (StoreFull, InsufficientWorkers) as error:
             log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
         else:
+            told = [
+                file_id
+                for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
+                if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
+            ]
             with self._mutex:
-                self._buried += [
-                    file_id
-                    for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
-                    if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
-                ]
+                self._buried += told
         finally:
             self._pins.unpin(stripes)
 

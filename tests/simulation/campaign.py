@@ -12,6 +12,7 @@ from storage.layout import Layout
 from taskworker.pool.membership import Standing
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import check_durable, require
+from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection, PoolCrashed
 from tests.simulation.operations import Users
@@ -21,6 +22,8 @@ from tests.simulation.surroundings import simulated_surroundings
 STEPS = 240
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
+
+_THREADS = {"mend": "mender", "heal": "healer", "pass_some_time": "membership", "pass_much_time": "membership"}
 
 Action = Callable[[], str]
 
@@ -43,7 +46,8 @@ class Simulation:
         self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)))
         self.model = Model(profile)
         self.users = Users(self.cluster, self.model, self.rng)
-        self.faults = Faults(self.cluster, self.model, self.rng, profile.k + 1)
+        self.meanwhile = Meanwhile(self.cluster)
+        self.faults = Faults(self.cluster, self.model, self.rng, profile.k + 1, self.users, self.meanwhile)
         self._actions, self._weights = self._weighted()
         self._note("begin", f"{profile} over {count} workers")
 
@@ -71,6 +75,7 @@ class Simulation:
             faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.start: 8,
             faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
+            faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
         return list(weights), list(weights.values())
@@ -79,7 +84,9 @@ class Simulation:
         """One thing happens; False if it had nothing to befall."""
         action = self.rng.choices(self._actions, self._weights)[0]
         what = action.__name__
+        threads = {_THREADS.get(what, "")} - {""}
         try:
+            self.meanwhile.running.update(threads)
             outcome = action()
         except NothingToDo:
             return False
@@ -90,6 +97,8 @@ class Simulation:
         except BaseException:
             self._note(what, "!")
             raise
+        finally:
+            self.meanwhile.running.clear()
         self._note(what, outcome)
         return True
 

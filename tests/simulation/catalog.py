@@ -94,6 +94,7 @@ class MemoryEnvironment:
     def __init__(self, database: Database, reach: Callable[[str], None]) -> None:
         self._database = database
         self._reach = reach
+        self.writing = False  # whether a transaction is open for which others would wait
         self.databases: dict[str, Any] = {name: name for name in _TABLES}
 
     def get(self, database: str, key: bytes) -> bytes | None:
@@ -106,7 +107,11 @@ class MemoryEnvironment:
 
     def write(self, work: Callable[[Any], T]) -> T:
         transaction = _Transaction(self._database)
-        outcome = work(transaction)
+        self.writing = True
+        try:
+            outcome = work(transaction)
+        finally:
+            self.writing = False
         self._reach("catalog: before a commit")
         self._database.commit(transaction.changes)
         self._reach("catalog: after a commit")

@@ -11,9 +11,11 @@ from storage.errors import InvalidArgument
 from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey, shard_key
 from taskworker.pool.membership import Standing
 from tests.simulation.invariants import check_durable, spare
+from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
-from tests.simulation.pool import LEASE_S, Cluster
+from tests.simulation.operations import Users
+from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
 from tests.simulation.workers import Worker
 
 T = TypeVar("T")
@@ -31,6 +33,8 @@ class Faults:
     model: Model
     rng: Random
     workers_min: int
+    users: Users
+    meanwhile: Meanwhile
 
     # -- workers come and go ---------------------------------------------------------------------
 
@@ -121,6 +125,24 @@ class Faults:
         except InvalidArgument as error:
             return str(error)
         return f"{worker.name}, moves {moved:.2f}"
+
+    # -- other threads of the pool ---------------------------------------------------------------
+
+    def time_meanwhile(self) -> str:
+        """Time passes in the midst of an operation: leases run out, workers join, layouts change."""
+        seconds, calls = self.rng.choice((1.0, LEASE_S + 1, GRACE_S + 5)), self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "membership", lambda: self.cluster.pass_time(seconds))
+        return f"{seconds} s in {calls} calls"
+
+    def mend_meanwhile(self) -> str:
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "mender", self.users.mend)
+        return f"in {calls} calls"
+
+    def heal_meanwhile(self) -> str:
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "healer", self.users.heal)
+        return f"in {calls} calls"
 
     # -- calls -----------------------------------------------------------------------------------
 

@@ -74,10 +74,10 @@ class Cluster:
         """Start the pool's process over the catalog as it is."""
         self.process = Process(self.network)
         self.runtime = SimulatedRuntime(self.clock, self.rng)
-        catalog = MemoryCatalog(MemoryEnvironment(self.database, self.process.reach))
+        self.environment = MemoryEnvironment(self.database, self.process.reach)
         self.pool = PoolCore(
             Path("/nonexistent/pool"),
-            catalog,
+            MemoryCatalog(self.environment),
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,
