@@ -304,11 +304,29 @@ class StripeStore:
     # -- recovery --------------------------------------------------------------------------------
 
     def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
-        """The careful path: check every shard, decode from the intact ones, quarantine the rest."""
-        if self._closed:
-            raise StoreClosed("the store was closed while it was being read")
+        """The careful path: check every shard, decode from the intact ones, quarantine the rest.
+
+        Where shards move between stores, one may go from where was not looked yet to where was looked
+        already: it is looked again as long as that brings up others than before.
+        """
+        seen: set[int] | None = None
+        while True:
+            if self._closed:
+                raise StoreClosed("the store was closed while it was being read")
+            found, places, rotten = self._survey(stripe)
+            data = self._recover_from(stripe, expect, found, places, rotten)
+            if data is not None:
+                return data
+            if not self.volumes.stand_ins or (seen is not None and found.keys() <= seen):
+                most = max((len(group.payloads) for group in _by_length(found, stripe[33] + 1)), default=0)
+                raise DataLossError(stripe[:ID_BYTES].hex(), most if most <= stripe[33] else 0, stripe[33] + 1)
+            seen = (seen or set()) | found.keys()
+
+    def _recover_from(
+        self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places, rotten: _Places
+    ) -> memoryview | None:
+        """The object from what a survey found; None if that is not enough of it."""
         parts = split_stripe_key(stripe)
-        found, places, rotten = self._survey(stripe)
         if rotten:
             self._quarantine(stripe, rotten, "digest differs")
         groups = _by_length(found, parts.k)
@@ -325,8 +343,7 @@ class StripeStore:
                         "content differs from what the stripe decodes to",
                     )
                 return data[: survivors.length]
-        most = max((len(group.payloads) for group in groups), default=0)
-        raise DataLossError(parts.object_id.hex(), most if most < parts.k else 0, parts.k)
+        return None
 
     def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], _Places, _Places]:
         """Read all shards with their digests checked: the intact-looking ones, where all were, and the rotten ones."""

@@ -59,6 +59,7 @@ class Process:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.dead = False
+        self.failures = 0  # calls that seemed to fail
         self.dies_at = ""  # the moment at which it is to die
 
     def reach(self, moment: str) -> None:
@@ -130,10 +131,14 @@ class Connection:
     def call(self, work: Callable[[MemoryVolume], T]) -> T:
         """Have the worker do something with its volume."""
         self._check_usable()
-        outcome = self._process.call(self._address, self._name, work)
-        if self.lost_replies:
-            self.lost_replies -= 1
-            raise VolumeFailed(f"worker {self._name} took too long")
+        try:
+            outcome = self._process.call(self._address, self._name, work)
+            if self.lost_replies:
+                self.lost_replies -= 1
+                raise VolumeFailed(f"worker {self._name} took too long")
+        except VolumeFailed:
+            self._process.failures += 1
+            raise
         return outcome
 
     def _check_usable(self) -> None:

@@ -173,13 +173,14 @@ class Users:
     def read(self, name: Name, file: File, kept: Kept, start: int = 0, stop: int | None = None) -> str:
         """Read a version; it must be right, and there if enough of it is within reach."""
         chunks = kept.stripes[:-1]
-        within_reach = self._all_enough(chunks)
+        within_reach, failures = self._all_enough(chunks), self.cluster.process.failures
         try:
             with self.store.open_file(file.file_id, user_id=name.user, version_id=kept.version_id) as reader:
                 reader.seek(start)
                 got = reader.read(-1 if stop is None else stop - start)
         except DataLossError as error:
-            within_reach = within_reach and self._all_enough(chunks)
+            # One that failed a call may have come back meanwhile, too late for this reader.
+            within_reach = within_reach and failures == self.cluster.process.failures and self._all_enough(chunks)
             require(not within_reach, f"{name} {kept.version_id[:8]} cannot be read: {error}")
             return f"{name} {kept.version_id[:8]} is out of reach"
         require(got == kept.content[start:stop], f"{name} {kept.version_id[:8]} was read wrong")
