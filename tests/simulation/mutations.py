@@ -8,6 +8,7 @@ import pytest
 
 from storage.commit import GroupCommit, PendingVersion
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.shards import Shard
 from storage.stripes import StripeStore
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.mending import Mender
@@ -33,7 +34,7 @@ def commit_before_sync(patch: Patch) -> None:
         volumes = commits._stripes.volumes
         append_and_sync = volumes.append_and_sync
 
-        def append(batches: dict[int, list[object]], meanwhile: Callable[[], None] | None = None) -> None:
+        def append(batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
             volumes.append(batches)
             if meanwhile is not None:
                 meanwhile()

@@ -135,9 +135,13 @@ class Users:
     def _acknowledged(self, flying: Flying, version: Version) -> None:
         assert flying.content is not None
         self.flying = None
+        known = self.model.files.get(flying.name)
+        unchanged = flying.unchanged
+        if known is not None and known.head.version_id == version.version_id:
+            unchanged |= {known.head.stripes[-1]}  # a version that is the head already is not written again
         kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
         check_durable(self.cluster, kept.stripes)
-        check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in flying.unchanged))
+        check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in unchanged))
 
     def _refused(self, name: Name, error: StorageError) -> str:
         """Something could not be done: it must be as if it had not been tried."""
