@@ -14,6 +14,7 @@ from storage.flushing import ThreadFlusher
 from storage.keys import Kind, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard
 from storage.shards.identity import VolumeIdentity
+from storage.volumes import VolumeSet
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -39,6 +40,7 @@ def _states(store: FileStorage) -> list[str]:
 
 def _notice(store: FileStorage) -> None:
     """Have the store look whether its directories are there (it does so at most once a second)."""
+    assert isinstance(store._volumes, VolumeSet)
     store._volumes._checked_s = 0.0  # no public way: it is time that does it
     store.stats()
 
