@@ -23,7 +23,13 @@ STEPS = 240
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
 
-_THREADS = {"mend": "mender", "heal": "healer", "pass_some_time": "membership", "pass_much_time": "membership"}
+_THREADS = {
+    "mend": {"mender"},
+    "heal": {"healer"},
+    "pass_some_time": {"membership"},
+    "pass_much_time": {"membership"},
+    "restart_pool": {"mender", "healer", "membership"},  # they end before the pool is closed
+}
 
 Action = Callable[[], str]
 
@@ -84,9 +90,8 @@ class Simulation:
         """One thing happens; False if it had nothing to befall."""
         action = self.rng.choices(self._actions, self._weights)[0]
         what = action.__name__
-        threads = {_THREADS.get(what, "")} - {""}
+        self.meanwhile.running.update(_THREADS.get(what, ()))
         try:
-            self.meanwhile.running.update(threads)
             outcome = action()
         except NothingToDo:
             return False
