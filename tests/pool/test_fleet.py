@@ -370,7 +370,7 @@ def test_before_the_first_worker() -> None:
 @pytest.mark.parametrize("allow_fragile", [False, True])
 def test_none_answers(allow_fragile: bool) -> None:
     fleet = manned(3, away=[0, 1, 2], allow_fragile=allow_fragile)
-    with pytest.raises(InsufficientWorkers, match="none of the 3 workers answers; start them again"):
+    with pytest.raises(InsufficientWorkers, match="none of the 3 workers in the layout answers; start them again"):
         fleet.require_writable(PROFILE)
 
 

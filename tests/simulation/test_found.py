@@ -11,6 +11,7 @@ from storage import ErasureProfile
 from storage.errors import InsufficientWorkers
 from storage.keys import Kind, StripeKey, shard_key
 from storage.stripes import metadata_stripe
+from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
@@ -118,6 +119,18 @@ def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
     assert cluster.pool.store._stripes.read(stripe) == b"x"
     for slot in (0, 1, 2, 4, 5):
         assert holders[slot].volume.is_good(shard_key(stripe, slot))
+
+
+@pytest.mark.parametrize("calls", range(1, 25))
+def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None:
+    cluster = cluster_of(6, 2, 3)
+    data = CONTENT[:1000]
+    version = cluster.pool.store.push(data, filename="f", user_id="u")
+    (stripe,) = chunks_of(data, cluster.profile)
+    for slot in cluster.pool.fleet.holders(stripe):
+        cluster.pool.drain(cluster.pool.fleet.name(slot))
+    Meanwhile(cluster).after_calls(calls, "mender", cluster.pool.mender.mend)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
 
 
 def test_metadata_that_no_worker_has_any_more_is_made_again_from_the_catalog() -> None:
