@@ -13,6 +13,7 @@ from itertools import combinations, islice
 from typing import Any
 
 from blake3 import blake3
+from cachetools import LRUCache
 
 from storage.erasure import code_for_key
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
@@ -27,6 +28,7 @@ from storage.versions import decode_version
 # Read together from stores that cost a round trip: several shards a message, in bounded memory.
 _TOGETHER_BYTES = 6 << 20
 _TOGETHER_MAX = 64
+_LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
@@ -55,6 +57,8 @@ class StripeStore:
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
+        self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
+        self._lately_lock = threading.Lock()
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
 
     def close(self) -> None:
@@ -103,6 +107,11 @@ class StripeStore:
         holder = self.volumes.holders(stripe)[0]
         return self._locate(holder, ShardKey(stripe + BYTE[0])) is None and self.volumes.volume(holder) is not None
 
+    def was_put_lately(self, stripe: StripeKey) -> bool:
+        """Whether :meth:`put` had this stripe among the last few thousand."""
+        with self._lately_lock:
+            return stripe in self._lately
+
     def absent_slots(self, stripe: StripeKey) -> list[int]:
         """Slots whose shard is not where it should be put now; empty means the stripe is whole."""
         targets = enumerate(self.volumes.targets(stripe))
@@ -149,6 +158,9 @@ class StripeStore:
 
     def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
+        if self.volumes.remote:
+            with self._lately_lock:
+                self._lately[stripe] = None
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length))
         if slots is not None:
             wanted = set(slots)

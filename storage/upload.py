@@ -290,7 +290,7 @@ class Upload:
         context.activity.note()
         context.pins.pin(stripe)
         try:
-            if context.stripes.is_new(stripe):
+            if _is_new(context, stripe):
                 context.stripes.put(stripe, data, length)
             elif absent := context.stripes.absent_slots(stripe):
                 context.stripes.put(stripe, data, length, absent)
@@ -414,7 +414,7 @@ class Upload:
         self._context.pins.pin(stripe)
         self._stripes.append(stripe)
         self._builder.add(stripe[:32])
-        return inline_shards(self._context.stripes, stripe, data)
+        return inline_shards(self._context, stripe, data)
 
     def _check(self, size: int | None) -> None:
         if size is not None and size != self._size:
@@ -531,7 +531,7 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
     context.activity.note()
     context.pins.pin(stripe)
     try:
-        shards = inline_shards(context.stripes, stripe, data)
+        shards = inline_shards(context, stripe, data)
         pending = PendingVersion(
             user_id=target.user_id,
             user=target.user,
@@ -558,9 +558,21 @@ def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
     return StripeKey(blake3(data).digest() + suffix)
 
 
-def inline_shards(stripes: StripeStore, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
+def _is_new(context: PushContext, stripe: StripeKey) -> bool:
+    """Whether a stripe is not stored; it may be all the same, and writing it again does no harm.
+
+    Where asking the stores costs a round trip, the catalog tells: what nobody has a claim on is not
+    counted on to be there, unless it was put there a moment ago.
+    """
+    if not context.stripes.volumes.remote:
+        return context.stripes.is_new(stripe)
+    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
+
+
+def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
     """Those shards of a small chunk that are not stored yet, by volume slot."""
-    absent = None if stripes.is_new(stripe) else stripes.absent_slots(stripe)
+    stripes = context.stripes
+    absent = None if _is_new(context, stripe) else stripes.absent_slots(stripe)
     if absent == []:
         return {}
     k, length = stripe[33] + 1, len(data)

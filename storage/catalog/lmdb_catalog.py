@@ -186,6 +186,15 @@ class LmdbCatalog:
     def node(self, node_id: bytes) -> bytes | None:
         return self._environment.get("nodes", node_id)
 
+    def is_held(self, stripe: StripeKey) -> bool:
+        database = self._environment.databases["holdings"]
+
+        def work(txn: Transaction) -> bool:
+            cursor = txn.cursor(database)
+            return bool(cursor.set_range(stripe)) and next(iter(cursor))[0].startswith(stripe)
+
+        return self._environment.read(work)
+
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         database = self._environment.databases["holdings"]
         return self._environment.read(

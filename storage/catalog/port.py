@@ -176,6 +176,9 @@ class Catalog(Protocol):
     def node(self, node_id: bytes) -> bytes | None:
         """Bytes of a manifest node."""
 
+    def is_held(self, stripe: StripeKey) -> bool:
+        """Whether anybody at all has a claim on a stripe."""
+
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         """Which of these stripes the user has a claim on."""
 
