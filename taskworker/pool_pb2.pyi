@@ -203,12 +203,15 @@ class Load(_message.Message):
     BYTES_LIVE_FIELD_NUMBER: _builtins.int
     BYTES_FREE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    ROTTEN_FIELD_NUMBER: _builtins.int
     cpu: _builtins.float
     """share of one processor the process took since the last heartbeat"""
     bytes_used: _builtins.int
     bytes_live: _builtins.int
     bytes_free: _builtins.int
     shards: _builtins.int
+    rotten: _builtins.int
+    """rotten shards that it found on its disk, and forgot, since it started"""
     def __init__(
         self,
         *,
@@ -217,10 +220,11 @@ class Load(_message.Message):
         bytes_live: _builtins.int = ...,
         bytes_free: _builtins.int = ...,
         shards: _builtins.int = ...,
+        rotten: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cpu", b"cpu", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cpu", b"cpu", "rotten", b"rotten", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,7 @@ from taskworker import pool_pb2
 from taskworker.client.channel import CHANNEL_OPTIONS, target_of
 from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
 from taskworker.pool_pb2_grpc import PoolServiceStub
+from taskworker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
 from taskworker.services.server import FileServer
 from taskworker.services.shards import shard_handler
 from taskworker.wire import status
@@ -49,7 +50,8 @@ class VolumeWorker:
         pool_address: ``host:port`` or ``unix:path`` of the pool.
         directory: of the volume, made if absent.
         zone: what fails together with this worker.
-        capacity: its weight in the layout, in bytes; default what the disk has free or holds of it.
+        capacity: its weight in the layout, in bytes; default the size of the disk.
+        scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class VolumeWorker:
         *,
         zone: str = "",
         capacity: int | None = None,
+        scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
     ) -> None:
         self.worker_id = worker_id
         self.pool_address = pool_address
@@ -76,6 +79,7 @@ class VolumeWorker:
         self._lock: StoreLock | None = None
         self._server: FileServer | None = None
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
+        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping)
         self._heartbeat_s = 1.0
         self._cpu_s = (time.monotonic(), 0.0)
 
@@ -110,6 +114,7 @@ class VolumeWorker:
             self.stop(0.0)
             raise
         self._pulse.start()
+        self._scrubber.start(self._volume)
         return port
 
     def wait(self) -> None:
@@ -126,6 +131,7 @@ class VolumeWorker:
             self._server.stop(grace_s)
         if self._pulse.is_alive():
             self._pulse.join()
+        self._scrubber.join()
         self._channel.close()
         if self._volume is not None:
             self._volume.close()
@@ -246,6 +252,7 @@ class VolumeWorker:
             bytes_live=usage.bytes_live,
             bytes_free=usage.bytes_free,
             shards=usage.shards,
+            rotten=self._scrubber.found,
         )
 
     def _leave(self) -> None:

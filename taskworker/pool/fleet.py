@@ -47,6 +47,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._allow_fragile = allow_fragile
         self._epoch = 0
         self._lies: Counter[int] = Counter()
+        self._rot = 0  # rotten shards met so far
+        self.on_rot: Callable[[], None] = lambda: None
         self._mended: tuple[int, ...] | None = None
         self._mended_layout: Layout | None = None
         self._emptied: set[int] = set()  # came with an empty volume since
@@ -91,8 +93,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.report`. Wrong shards are counted by worker."""
         super().report(kind, key, slot, text)
         if kind == "rotten" and slot >= 0:
-            with self._lock:
-                self._lies[slot] += 1
+            self.note_rot(slot, 1)
+
+    def note_rot(self, slot: int, count: int) -> None:
+        """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
+        with self._lock:
+            self._lies[slot] += count
+            self._rot += count
+        self.on_rot()
 
     def lies(self) -> dict[int, int]:
         """How many wrong or rotten shards each worker gave out since the pool started."""
@@ -204,13 +212,17 @@ class WorkerFleet(Fleet[WorkerVolume]):
         rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
         return Layout(layout.version, layout.width, layout.members, rows)
 
-    def is_mended(self) -> bool:
-        """Whether nothing has come or gone since all was mended."""
-        return self._mended == self.attendance()
+    def mark(self) -> tuple[int, ...]:
+        """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
+        return (*self.attendance(), self._rot)
 
-    def note_mended(self, attendance: tuple[int, ...]) -> None:
-        """Every shard is where it should be put while this attendance lasts."""
-        self._mended, self._mended_layout = attendance, self._target_layout()
+    def is_mended(self) -> bool:
+        """Whether nothing of that kind has happened since all was mended."""
+        return self._mended == self.mark()
+
+    def note_mended(self, mark: tuple[int, ...]) -> None:
+        """Every shard was where it should be put when this was the :meth:`mark`."""
+        self._mended, self._mended_layout = mark, self._target_layout()
         self._emptied.clear()
 
     # -- writing ---------------------------------------------------------------------------------

@@ -67,13 +67,14 @@ class MemberRecord(msgspec.Struct, frozen=True):
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
-    """How a worker is doing; bytes, and the share of a processor it takes."""
+    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started."""
 
     cpu: float = 0.0
     bytes_used: int = 0
     bytes_live: int = 0
     bytes_free: int = 0
     shards: int = 0
+    rotten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,12 @@ class Membership:
             presence.seen_ms = self._wall_ms()
             presence.load = load
             return True
+
+    def load(self, worker: str) -> WorkerLoad:
+        """What a worker told in its last heartbeat since it joined."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            return presence.load if presence is not None else WorkerLoad()
 
     def leave(self, worker: str, instance: str) -> MemberRecord | None:
         """A worker stops in good order; None if that one is not here."""

@@ -125,7 +125,7 @@ class Mender:
         if not self._needed():
             self._view = WorkView("repair", "idle", note=self._view.note)
             return True
-        attendance = self._fleet.attendance()
+        attendance, mark = self._fleet.attendance(), self._fleet.mark()
         started = self._runtime.monotonic_s()
         report = self._store.repair(progress=self._progress(started), pace=self._rest)
         if report.lost_count:
@@ -137,7 +137,7 @@ class Mender:
             return True
         self._tidy()
         if self._fleet.attendance() == attendance:
-            self._fleet.note_mended(attendance)
+            self._fleet.note_mended(mark)
             self._settled()
         self._view = WorkView("repair", "idle", note=_summary(report, self._runtime.monotonic_s() - started))
         return True

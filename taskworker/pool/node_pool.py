@@ -170,6 +170,7 @@ class PoolCore:
         self.mender = Mender(
             self.store, self.fleet, self._settled, tranquility=self._options.tranquility, runtime=runtime
         )
+        self.fleet.on_rot = self.mender.wake
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
@@ -223,10 +224,15 @@ class PoolCore:
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False: the worker must join again."""
+        before = self.membership.load(worker)
         if not self.membership.heartbeat(worker, instance, load):
             return False
-        # A worker whose volume failed a call while its process lives is connected again by a new join.
         record = next((record for record in self.membership.records if record.worker == worker), None)
+        if record is not None and load.rotten > before.rotten:
+            found = load.rotten - before.rotten
+            self._note("rot", f"worker {worker} found {found} rotten shards on its disk; they are made anew")
+            self.fleet.note_rot(record.slot, found)
+        # A worker whose volume failed a call while its process lives is connected again by a new join.
         return record is not None and self.fleet.volume(record.slot) is not None
 
     def leave(self, worker: str, instance: str) -> None:

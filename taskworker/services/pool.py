@@ -60,7 +60,7 @@ class PoolService:
     ) -> pool_pb2.HeartbeatResponse:
         """Renew a lease."""
         load = request.load
-        told = WorkerLoad(load.cpu, load.bytes_used, load.bytes_live, load.bytes_free, load.shards)
+        told = WorkerLoad(load.cpu, load.bytes_used, load.bytes_live, load.bytes_free, load.shards, load.rotten)
         if not self._pool.heartbeat(request.worker_id, request.instance, told):
             raise NotJoined(f"the pool holds no lease of worker {request.worker_id}; join again")
         return pool_pb2.HeartbeatResponse(lease_ms=int(self._pool.membership.lease_s * 1000))
