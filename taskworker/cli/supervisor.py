@@ -19,6 +19,7 @@ from taskworker.cli.text import one_line
 
 _PROGRAM = (sys.executable, "-m", "taskworker")
 _START_S = 60.0
+_LAYOUT_S = 20.0
 _STOP_S = 15.0
 _LOOK_S = 0.3
 _RESTART_S = 1.0
@@ -87,6 +88,7 @@ class Supervisor:
             self._launch(child)
         for child in self._workers:
             self._await(child)
+        self._await_layout()
         self._tell()
 
     def watch(self) -> None:
@@ -109,6 +111,17 @@ class Supervisor:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+    def _await_layout(self) -> None:
+        """Return once every worker has its part in the layout: it is made moments after they have joined."""
+        from taskworker.client.pool import PoolClient
+
+        give_up_at_s = time.monotonic() + _LAYOUT_S
+        with PoolClient(self._pool.address) as client:
+            while not set(self._names) <= {member.worker_id for member in client.layout().members}:
+                if time.monotonic() > give_up_at_s:
+                    raise Failure("the workers joined, but the pool made no layout over them", ExitCode.FAILED)
+                time.sleep(_LOOK_S / 10)
 
     # -- one process -----------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,8 @@ from storage.shards import Shard, VolumeFailed
 from taskworker.pool.port import Ticket, WorkerVolume
 
 log = logging.getLogger(__name__)
+
+_TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
 
 
 class _Started(NamedTuple):
@@ -51,6 +53,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.on_rot: Callable[[], None] = lambda: None
         self._mended: tuple[int, ...] | None = None
         self._mended_layout: Layout | None = None
+        self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
         self._emptied: set[int] = set()  # came with an empty volume since
         self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -111,6 +114,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet._changed`."""
         self._epoch += 1
         self._targets = {}
+        if self._layouts:
+            self._targets_since.append(self._target_layout())
 
     def attendance(self) -> tuple[int, ...]:
         """See :meth:`Fleet.attendance`."""
@@ -191,7 +196,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def domain_losses_survivable(self, k: int, domain: Callable[[Member], str]) -> int:
         """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
 
-        What was there when all was last mended is where it was then; what came since is on the targets.
+        What was there when all was last mended is where it was then; what came since is on the targets of
+        its time.
         """
         if not self._layouts:
             return -1
@@ -202,8 +208,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
         survivable = self.placement.losses_survivable(k, domain, lacking)
         if self._mended_layout is not None:
-            older = self._mended_layout.losses_survivable(k, domain, [*offline, *self._emptied])
-            survivable = max(survivable, min(older, latest.losses_survivable(k, domain, offline)))
+            gone = [*offline, *self._emptied]
+            places = (self._mended_layout, *self._targets_since, latest)
+            survivable = max(survivable, min(layout.losses_survivable(k, domain, gone) for layout in places))
         return survivable
 
     def _target_layout(self) -> Layout:
@@ -224,6 +231,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Every shard was where it should be put when this was the :meth:`mark`."""
         self._mended, self._mended_layout = mark, self._target_layout()
         self._emptied.clear()
+        self._targets_since.clear()
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class Cluster:
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
+        arguments += ["--tranquility", "0"]  # the tests wait for what is mended
         return Process(arguments, self.directory / "pool.log")
 
     def start_worker(self, name: str, *more: str) -> Process:
