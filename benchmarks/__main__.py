@@ -35,6 +35,7 @@ SUITES = {
     "repair": "repair",
     "scale": "scale",
     "memory": "memory",
+    "cluster": "cluster",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="directory for results.json, results.md and a plot for each suite")
     parser.add_argument("--svg", action="store_true", help="write plots as SVG instead of PNG")
-    parser.add_argument("--peers", action="store_true", help="measure other installed tools as well")
+    parser.add_argument("--peers", action="store_true", help="measure other installed tools and clusters as well")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each measurement (default 5, quick 3)")
     parser.add_argument("--scale-files", type=int, metavar="N", help="files in the large store of the scale suite")
     parser.add_argument("--keep", action="store_true", help="keep the stores of the scale suite in --dir, and use them")

@@ -11,7 +11,9 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,6 +150,11 @@ class ServerProcess:
         """The server's peak memory until now."""
         return self._watch.peak()
 
+    def kill(self) -> None:
+        """End it without a word, as a crash would; it has ended when this returns."""
+        self._process.kill()
+        self._process.wait()
+
     def _end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -158,6 +165,16 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+
+
+@contextmanager
+def started_together(servers: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+    """All of ``servers`` running; they start at the same time, as each takes a while."""
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(len(servers)) as threads:
+            for entered in [threads.submit(stack.enter_context, server) for server in servers]:
+                entered.result()
+        yield
 
 
 def own_peak_resident() -> int:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from benchmarks.measure import MIB
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 USER = "benchmark"
 
@@ -52,3 +57,27 @@ class RandomContent:
 def small_content(series: str, index: int, size: int) -> bytes:
     """A small content, distinct for each ``series`` and ``index``."""
     return blake3(f"{series}/{index}".encode()).digest(size)
+
+
+class Discard(RawIOBase):
+    """Takes bytes and forgets them."""
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Take all of ``data``."""
+        return memoryview(data).nbytes
+
+
+class Digest(Discard):
+    """Takes bytes and keeps their BLAKE3."""
+
+    def __init__(self) -> None:
+        self.hasher = blake3()
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Take all of ``data`` and hash it."""
+        self.hasher.update(memoryview(data))
+        return super().write(data)

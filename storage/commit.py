@@ -7,9 +7,7 @@ exactly when its catalog transaction has committed; a crash before leaves only u
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +19,7 @@ from storage.errors import ConflictError, FileNotFound, InsufficientWorkers, Per
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
+from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import (
@@ -34,6 +33,7 @@ from storage.versions import (
     root_id,
     seal,
 )
+from storage.wholeness import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +115,17 @@ class GroupCommit:
         stripes: where objects go.
         pins: keeps a collect off version objects that it has not seen in the catalog.
         metadata_copies: copies kept of each version object.
+        runtime: the clock, and the random part of file ids.
     """
 
-    def __init__(self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int) -> None:
+    def __init__(
+        self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime
+    ) -> None:
         self._catalog = catalog
         self._stripes = stripes
         self._pins = pins
         self._copies = metadata_copies
+        self._runtime = runtime
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
@@ -218,11 +222,19 @@ class GroupCommit:
 
         if state.shards or state.restored:
             volumes = self._stripes.volumes
-            volumes.append(state.shards)
-            volumes.sync(finish)
+            volumes.append_and_sync(state.shards, finish)
+            self._make_whole(batch, state)
             for pending in batch:
                 volumes.require_writable(pending.root.profile, pending.attendance)
         return outcomes
+
+    def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
+        """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
+        stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
+        stripes.update((stripe, None) for pending in batch for stripe in pending.stripes)
+        present = self._stripes.volumes.attendance()
+        since = next((pending.attendance for pending in batch if pending.attendance != present), present)
+        make_whole(self._stripes, lambda: stripes, since)
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
         """Check one pending version against the heads and enter it; raises before it changes anything."""
@@ -237,7 +249,7 @@ class GroupCommit:
                 state.restore(pending.shards)
                 return head
         else:
-            file_id = _new_file_id()
+            file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
         state.sequence = self._next_sequence(state.sequence)
@@ -327,8 +339,13 @@ class GroupCommit:
 
         Greater than any that a failed commit has put on the volumes; within a transaction.
         """
-        self._sequence = max(last + 1, self._sequence + 1, time.time_ns() // 1000)
+        self._sequence = max(last + 1, self._sequence + 1, self._runtime.wall_ns() // 1000)
         return self._sequence
+
+    def _new_file_id(self) -> bytes:
+        """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
+        milliseconds = self._runtime.wall_ns() // 1_000_000
+        return milliseconds.to_bytes(6, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
 
     def catch_up(self, sequence: int) -> None:
         """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
@@ -366,15 +383,16 @@ class GroupCommit:
                 if self._stripes.absent_slots(stripe):
                     put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
             self._stripes.volumes.sync()
-        except StoreFull:
-            log.warning("no space for the tombstones of %d deleted files; they wait in the catalog", len(tombstones))
+        except (StoreFull, InsufficientWorkers) as error:
+            log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
         else:
+            told = [
+                file_id
+                for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
+                if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
+            ]
             with self._mutex:
-                self._buried += [
-                    file_id
-                    for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
-                    if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
-                ]
+                self._buried += told
         finally:
             self._pins.unpin(stripes)
 
@@ -438,8 +456,3 @@ def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
             base=pending.base.hex(),
         )
     return entry
-
-
-def _new_file_id() -> bytes:
-    """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + secrets.token_bytes(_ID_RANDOM_BYTES)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from storage import revising
-from storage.catalog import FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
+from storage.activity import Activity
+from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
 from storage.diffs import ManifestDiff
@@ -26,6 +26,7 @@ from storage.errors import (
     StoreClosed,
     VersionNotFound,
 )
+from storage.fleet import Fleet
 from storage.limits import (
     MIB,
     check_chunk_size,
@@ -55,10 +56,11 @@ from storage.reports import (
     StoreStats,
     VolumeStats,
 )
+from storage.runtime import Runtime
 from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
-from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, held_length, push_small
+from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
@@ -83,8 +85,8 @@ class FileStorage:
     """
 
     def __init__(
-        self, path: Path, settings: StoreSettings, catalog: LmdbCatalog, volumes: VolumeSet, lock: StoreLock,
-        *, needs_rebuild: bool,
+        self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
+        *, needs_rebuild: bool, runtime: Runtime | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.profile = ErasureProfile(settings.k, settings.n)
@@ -94,22 +96,26 @@ class FileStorage:
         self._catalog = catalog
         self._volumes = volumes
         self._lock = lock
-        self._stripes = StripeStore(volumes)
-        self._healer = Healer(self._stripes)
+        self._runtime = runtime = runtime or Runtime()
+        self._stripes = StripeStore(volumes, runtime)
+        self._healer = Healer(self._stripes, runtime)
         self._stripes.on_damage = self._healer.request
         self._pins = Pins()
         self._readings = Readings()
+        self._activity = Activity(runtime.monotonic_s)
         self._load_node = node_loader(catalog, self._stripes, settings.n)
         threads = max(2, os.cpu_count() or 1)
-        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="read-chunks")
+        self._readers = runtime.executor(threads, "read-chunks")
         self._context = PushContext(
             catalog=catalog,
             stripes=self._stripes,
             pins=self._pins,
-            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n),
-            workers=ThreadPoolExecutor(threads, thread_name_prefix="store-chunks"),
-            flusher=ThreadPoolExecutor(1, thread_name_prefix="flush"),
+            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n, runtime),
+            workers=runtime.executor(threads, "store-chunks"),
+            flusher=runtime.executor(1, "flush"),
             metadata_copies=settings.n,
+            runtime=runtime,
+            activity=self._activity,
         )
         self._maintenance = MaintenanceContext(
             catalog=catalog,
@@ -119,6 +125,7 @@ class FileStorage:
             load_node=self._load_node,
             metadata_copies=settings.n,
             scratch=path / "scratch",
+            runtime=runtime,
         )
         self._closing = threading.Lock()
         self._closed = False
@@ -182,6 +189,25 @@ class FileStorage:
             store._context.commits.bury_leftovers()
         return store
 
+    @classmethod
+    def over(
+        cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
+        runtime: Runtime | None = None,
+    ) -> FileStorage:  # fmt: skip
+        """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
+
+        The store closes what it is given.
+
+        Args:
+            path: a directory of its own, for scratch files.
+            settings: as kept in ``catalog``.
+            catalog: the open catalog.
+            volumes: the shard stores.
+            lock: held on ``path``.
+            runtime: threads, clocks and random bytes; the machine's own by default.
+        """
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False, runtime=runtime)
+
     def close(self) -> None:
         """Finish what is under way, bring the indexes to disk and let go of the directory."""
         with self._closing:
@@ -209,8 +235,8 @@ class FileStorage:
 
     @property
     def volume_paths(self) -> list[Path]:
-        """Directories of the volumes, by slot."""
-        return list(self._volumes.paths)
+        """Directories of the volumes, by slot; none where the shards are on workers."""
+        return self._volumes.directories()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -283,7 +309,10 @@ class FileStorage:
         chosen = profile or self.profile
         if any(len(chunk_id) != 32 for chunk_id in chunk_ids):
             raise InvalidArgument("a chunk id has 32 bytes")
-        return [held_length(self._context, user, chunk_stripe(chunk_id, chosen)) is None for chunk_id in chunk_ids]
+        stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
+        held = self._catalog.holds(user, stripes)
+        absent = iter(self._stripes.absent([stripe for stripe, holds in zip(stripes, held, strict=True) if holds]))
+        return [bool(next(absent)) if holds else True for holds in held]
 
     def revise(
         self,
@@ -366,7 +395,7 @@ class FileStorage:
             identifier, entry = self._entry(file_id, user_id)
             stored = self._stored(identifier, entry, version_id)
             manifest = Manifest(stored.root, self._load_node)
-            return FileReader(self._stripes, self._readers, stored.public(), manifest, done)
+            return FileReader(self._stripes, self._readers, stored.public(), manifest, done, self._activity)
         except BaseException:
             done()
             raise
@@ -496,13 +525,18 @@ class FileStorage:
         self._volumes.check_present()
         return scrub(self._maintenance, progress)
 
-    def repair(self, *, progress: Progress | None = None) -> RepairReport:
-        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated."""
+    def repair(self, *, progress: Progress | None = None, pace: Callable[[float], None] | None = None) -> RepairReport:
+        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
+
+        Args:
+            progress: called with (objects done, objects in all).
+            pace: called with the seconds that each object took; may sleep, to leave room for others.
+        """
         self._check_open()
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
         self._context.commits.bury_leftovers()
-        report = repair(self._maintenance, progress)
+        report = repair(self._maintenance, progress, pace)
         self._save_incomplete()
         return report
 
@@ -536,15 +570,24 @@ class FileStorage:
         self._save_incomplete()
         return report
 
+    def counts(self) -> Counters:
+        """Numbers of files and versions and their bytes, without asking the volumes."""
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+        return self._catalog.counters()
+
+    @property
+    def accelerator(self) -> str:
+        """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
+        return accelerator_name(self.profile)
+
     def stats(self) -> StoreStats:
         """The store at a glance; cheap at any size."""
         if self._closed:
             raise StoreClosed(f"the store at {self.path} is closed")
         self._volumes.check_present()
         counters = self._catalog.counters()
-        volumes = [self._volume_stats(slot) for slot in range(len(self._volumes))]
-        absent = sum(volume.state != "ok" for volume in volumes)
-        survivable = self._volumes.layout.losses_survivable(self.profile.k, self.profile.n)
+        volumes = [self._volume_stats(slot) for slot in self._volumes.slots]
         return StoreStats(
             store_id=self._settings.store_id,
             files=counters.files,
@@ -554,10 +597,14 @@ class FileStorage:
             profile=self.profile,
             accelerator=accelerator_name(self.profile),
             volumes=volumes,
-            losses_survivable=max(0, survivable - absent),
+            losses_survivable=self._volumes.losses_survivable(self.profile),
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
         )
+
+    def is_busy(self, within_s: float = 0.25) -> bool:
+        """Whether users' data moved within the last ``within_s`` seconds."""
+        return self._activity.is_busy(within_s)
 
     def wait_for_healing(self) -> None:
         """Return when the damage that reads have met so far has been dealt with."""
@@ -567,9 +614,9 @@ class FileStorage:
 
     def _volume_stats(self, slot: int) -> VolumeStats:
         volume = self._volumes.volume(slot)
-        path, usage = self._volumes.paths[slot], VolumeUsage(0, 0, 0, 0, 0)
+        path, usage = Path(self._volumes.place(slot)), VolumeUsage(0, 0, 0, 0, 0)
         if volume is not None:
-            with self._volumes.guard(volume):
+            with self._volumes.guard(slot, volume):
                 usage = volume.usage()
         state = self._volumes.state(slot)
         return VolumeStats(
@@ -581,6 +628,10 @@ class FileStorage:
             raise StoreClosed(f"the store at {self.path} is closed")
         if self.needs_rebuild:
             raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+
+    def save_incomplete(self) -> None:
+        """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
+        self._save_incomplete()
 
     def _save_incomplete(self) -> None:
         settings = with_incomplete(self._settings, self._volumes.incomplete)
@@ -633,7 +684,7 @@ class FileStorage:
             name=name_key(user, check_filename(filename)),
             profile=profile,
             chunk_size=chunk_size,
-            time_ms=time.time_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
+            time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
             sha256=check_sha256(sha256),
             note=note,
             attendance=self._volumes.attendance(),

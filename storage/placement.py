@@ -12,7 +12,12 @@ import blake3
 PARTITIONS = 1024
 
 
-class Layout:
+def partition_of(object_id: bytes) -> int:
+    """The partition (0…1023) of an object: the first 10 bits of its id."""
+    return (object_id[0] << 2) | (object_id[1] >> 6)
+
+
+class FixedLayout:
     """Immutable table partition → order of volumes; slot i of a stripe lives on the i-th of them.
 
     With fewer volumes than slots, the order is walked round again: one volume holds several slots.
@@ -30,7 +35,7 @@ class Layout:
         table = self._placed.get(n)
         if table is None:
             table = self._placed[n] = [self._cycle(order, n) for order in self._orders]
-        return table[(object_id[0] << 2) | (object_id[1] >> 6)]
+        return table[partition_of(object_id)]
 
     def losses_survivable(self, k: int, n: int) -> int:
         """How many whole volumes may be lost at once, whichever they are, with k-of-n stripes readable."""

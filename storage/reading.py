@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 from cachetools import LRUCache
 
+from storage.activity import Activity
 from storage.errors import DataLossError, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
@@ -34,13 +35,15 @@ class FileReader(io.RawIOBase):
     def __init__(
         self,
         stripes: StripeStore,
-        workers: ThreadPoolExecutor,
+        workers: Executor,
         version: Version,
         manifest: Manifest,
         done: Callable[[], None],
+        activity: Activity,
     ) -> None:
         super().__init__()
         self._done = done
+        self._activity = activity
         self.version = version
         self._stripes = stripes
         self._workers = workers
@@ -52,6 +55,8 @@ class FileReader(io.RawIOBase):
         self._ahead: dict[int, Future[memoryview]] = {}
         self._last_index = -2
         self._depth = max(1, min(_AHEAD_MAX, _AHEAD_BYTES // self._root.chunk_size))
+        self._together = stripes.together(self._root.chunk_size)
+        self._lookahead = self._depth if self._together == 1 else self._together
 
     @property
     def size(self) -> int:
@@ -131,18 +136,20 @@ class FileReader(io.RawIOBase):
         size = self._root.chunk_size
         first, last = start // size, (stop - 1) // size
         free: list[memoryview] = []
-        pending: deque[tuple[memoryview, Future[memoryview]]] = deque()
-        upcoming = first
-        for index in range(first, last + 1):
-            while upcoming <= min(last, index + self._depth):
-                buffer = free.pop() if free else memoryview(bytearray(size))
-                pending.append((buffer, self._submit(self._load, upcoming, self._stripe(upcoming), buffer)))
-                upcoming += 1
-            buffer, loading = pending.popleft()
-            piece = loading.result()
-            yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
-            if recycled:
-                free.append(buffer)
+        pending: deque[tuple[list[memoryview], Future[list[memoryview]]]] = deque()
+        upcoming = index = first
+        while index <= last:
+            while upcoming <= min(last, index + self._lookahead):
+                count = min(self._together, last + 1 - upcoming)
+                buffers = [free.pop() if free else memoryview(bytearray(size)) for _ in range(count)]
+                pending.append((buffers, self._submit(self._load_all, self._stripes_of(upcoming, buffers))))
+                upcoming += count
+            buffers, loading = pending.popleft()
+            for buffer, piece in zip(buffers, loading.result(), strict=True):
+                yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
+                index += 1
+                if recycled:
+                    free.append(buffer)
 
     def close(self) -> None:
         """Let go of buffers. Reading afterwards raises ValueError."""
@@ -165,12 +172,15 @@ class FileReader(io.RawIOBase):
     def _read_whole(self, target: memoryview, count: int) -> int:
         first = self._position // self._root.chunk_size
         futures: list[Future[None]] = []
+        reads: list[tuple[StripeKey, memoryview]] = []
         done = 0
         for index in range(first, first + count):
             length = self._root.chunk_length(index)
-            part = target[done : done + length]
-            futures.append(self._submit(self._read_chunk, self._stripe(index), part))
+            reads.append((self._stripe(index), target[done : done + length]))
             done += length
+            if len(reads) == self._together or index == first + count - 1:
+                futures.append(self._submit(self._read_all, reads))
+                reads = []
         for future in futures:
             future.exception()  # the caller's buffer must not be written to after an error has been raised
         for future in futures:
@@ -219,9 +229,24 @@ class FileReader(io.RawIOBase):
         self._read_chunk(stripe, buffer)
         return buffer
 
+    def _stripes_of(self, first: int, buffers: list[memoryview]) -> list[tuple[StripeKey, memoryview]]:
+        """The stripes of the chunks from ``first`` on, each with room for it in one of the buffers."""
+        return [
+            (self._stripe(index), buffer[: self._root.chunk_length(index)])
+            for index, buffer in enumerate(buffers, first)
+        ]
+
+    def _load_all(self, reads: list[tuple[StripeKey, memoryview]]) -> list[memoryview]:
+        self._read_all(reads)
+        return [target for _, target in reads]
+
     def _read_chunk(self, stripe: StripeKey, target: memoryview) -> None:
+        self._read_all([(stripe, target)])
+
+    def _read_all(self, reads: list[tuple[StripeKey, memoryview]]) -> None:
+        self._activity.note()
         try:
-            self._stripes.read_into(stripe, target)
+            self._stripes.read_all(reads)
         except DataLossError as error:
             raise DataLossError(
                 error.chunk,

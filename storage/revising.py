@@ -15,6 +15,7 @@ from storage.manifest import LoadNode, Manifest, differing_chunks, edited, objec
 from storage.stripes import metadata_stripe
 from storage.upload import PushContext, PushTarget, chunk_stripe, held_length
 from storage.versions import StoredVersion, Version
+from storage.wholeness import make_whole
 
 _BULK_BYTES = 64 * 1024
 
@@ -55,8 +56,10 @@ class _Revision:
             stored_bytes = self._store_chunks()
             changes = [(patch.index, patch.chunk_id) for patch in self._diff.patches]
             root = edited(self._manifest, self._diff.new_size, changes, self._store_node)
-            if stored_bytes > _BULK_BYTES:
-                self._context.stripes.volumes.sync()
+            volumes = self._context.stripes.volumes
+            if stored_bytes > _BULK_BYTES or volumes.stand_ins:
+                volumes.sync()
+            attendance = make_whole(self._context.stripes, lambda: self._pinned, self._target.attendance)
             stored = self._context.commits.commit(
                 PendingVersion(
                     user_id=self._target.user_id,
@@ -72,7 +75,7 @@ class _Revision:
                     time_ms=self._target.time_ms,
                     sha256=self._target.sha256,
                     note=self._target.note,
-                    attendance=self._target.attendance,
+                    attendance=attendance,
                 )
             )
             return stored.public()

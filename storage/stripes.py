@@ -7,26 +7,33 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from typing import Any
 
 from blake3 import blake3
+from cachetools import LRUCache
 
-from storage.erasure import ErasureCode, ErasureProfile, code_for
+from storage.erasure import code_for_key
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
+from storage.fleet import Fleet
+from storage.hedging import HedgedReader, StripeRead, Wanted
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
 from storage.limits import BytesLike
-from storage.shards import CorruptShard, LocalVolume, Location, Shard, VolumeFailed
+from storage.runtime import Runtime
+from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.versions import decode_version
-from storage.volumes import VolumeSet
+
+# Read together from stores that cost a round trip: several shards a message, in bounded memory.
+_TOGETHER_BYTES = 6 << 20
+_TOGETHER_MAX = 64
+_LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
-_CODES: dict[tuple[int, int], ErasureCode] = {}
-
-_Places = dict[int, Location | None]
-"""Where shards of a stripe were found, by slot."""
+_Places = dict[int, tuple[int, Location | None]]
+"""Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
 HealRequest = Callable[[StripeKey], None]
 
@@ -40,20 +47,25 @@ class _Survivors:
 
 
 class StripeStore:
-    """Writes and reads whole objects over a :class:`VolumeSet`. Thread-safe.
+    """Writes and reads whole objects over a :class:`~storage.fleet.Fleet`. Thread-safe.
 
     ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard.
     """
 
-    def __init__(self, volumes: VolumeSet) -> None:
+    def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
         self.volumes = volumes
         self.on_damage: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
+        self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
+        self._lately_lock = threading.Lock()
+        self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
         self._closed = True
+        if self._hedged is not None:
+            self._hedged.close()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -95,22 +107,60 @@ class StripeStore:
         holder = self.volumes.holders(stripe)[0]
         return self._locate(holder, ShardKey(stripe + BYTE[0])) is None and self.volumes.volume(holder) is not None
 
+    def was_put_lately(self, stripe: StripeKey) -> bool:
+        """Whether :meth:`put` had this stripe among the last few thousand."""
+        with self._lately_lock:
+            return stripe in self._lately
+
     def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is on no usable volume; empty means the stripe is whole."""
-        holders = enumerate(self.volumes.holders(stripe))
-        return [slot for slot, holder in holders if self._locate(holder, ShardKey(stripe + BYTE[slot])) is None]
+        """Slots whose shard is not where it should be put now; empty means the stripe is whole."""
+        targets = enumerate(self.volumes.targets(stripe))
+        return [slot for slot, target in targets if self._locate(target, ShardKey(stripe + BYTE[slot])) is None]
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """:meth:`absent_slots` of many stripes, asking each store once."""
+        return [absent for absent, _ in self._look_for(stripes)]
+
+    def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
+        """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
+        asked: dict[int, list[tuple[int, ShardKey]]] = {}
+        for index, stripe in enumerate(stripes):
+            for slot, target in enumerate(self.volumes.targets(stripe)):
+                asked.setdefault(target, []).append((index, ShardKey(stripe + BYTE[slot])))
+        absent: list[list[int]] = [[] for _ in stripes]
+        lengths: list[int | None] = [None] * len(stripes)
+        for target, shards in asked.items():
+            locations = self._locate_all(target, [key for _, key in shards])
+            for (index, key), location in zip(shards, locations, strict=True):
+                if location is None:
+                    absent[index].append(key[35])
+                else:
+                    lengths[index] = location.object_length
+        return [(sorted(slots), length) for slots, length in zip(absent, lengths, strict=True)]
+
+    def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
+        volume = self.volumes.volume(holder)
+        if volume is not None:
+            try:
+                return list(volume.locate_all(keys))
+            except StorageError as error:
+                self.volumes.failed(holder, volume, error)
+        return [None] * len(keys)
 
     def _locate(self, holder: int, key: ShardKey) -> Location | None:
-        volume = self.volumes.volume(holder)
+        volume: ShardStore | None = self.volumes.volume(holder)
         if volume is not None:
             try:
                 return volume.locate(key)
             except StorageError as error:
-                self.volumes.failed(volume, error)
+                self.volumes.failed(holder, volume, error)
         return None
 
     def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
+        if self.volumes.remote:
+            with self._lately_lock:
+                self._lately[stripe] = None
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length))
         if slots is not None:
             wanted = set(slots)
@@ -126,8 +176,8 @@ class StripeStore:
         return parity
 
     def by_volume(self, stripe: StripeKey, shards: Iterable[Shard]) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the volume slot they belong to."""
-        holders = self.volumes.holders(stripe)
+        """Shards of one stripe grouped by the volume slot to put them on."""
+        holders = self.volumes.targets(stripe)
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
             holder = holders[shard[0][35]]
@@ -147,7 +197,8 @@ class StripeStore:
         Raises:
             DataLossError: fewer than k intact shards are left.
         """
-        if self._read_data_shards(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+        read = self._read_data_shards if self._hedged is None else self._read_hedged
+        if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
             return
         data = self._recover(stripe, expect=len(target))
         target[:] = data[: len(target)]
@@ -186,6 +237,52 @@ class StripeStore:
             self._look_into(stripe, missing, len(target))
         return whole
 
+    def _read_hedged(self, stripe: StripeKey, target: memoryview) -> bool:
+        """Fill ``target`` from the k fastest shards; stores that say they lack theirs get the stripe healed."""
+        assert self._hedged is not None
+        holders = self.volumes.targets(stripe)
+        missing = self._hedged.read_into(stripe, holders, target)
+        if missing is None:
+            return False
+        self._note_missing(stripe, holders, missing)
+        return True
+
+    def _note_missing(self, stripe: StripeKey, holders: tuple[int, ...], missing: list[int]) -> None:
+        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
+            self.on_damage(stripe)
+
+    def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
+        """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
+
+        Raises:
+            DataLossError: fewer than k intact shards of one of them are left.
+        """
+        if self._hedged is None:
+            for stripe, target in reads:
+                self.read_into(stripe, target)
+            return
+        wanted = [StripeRead(stripe, self.volumes.targets(stripe), target) for stripe, target in reads]
+        for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
+            good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            if not good:
+                self.read_into(read.stripe, read.target)
+            elif missing:
+                self._note_missing(read.stripe, read.holders, missing)
+
+    def together(self, object_bytes: int) -> int:
+        """How many objects of this size :meth:`read_all` should best be given at a time."""
+        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
+
+    def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
+        volume: ShardStore | None = self.volumes.volume(holder)
+        if volume is None:
+            return [None] * len(wanted)
+        try:
+            return volume.fetch_all(wanted)
+        except (StorageError, OSError) as error:
+            self._note_unreadable(holder, volume, wanted[0][0], error)
+            return [None] * len(wanted)
+
     def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
         """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
         holders = self.volumes.holders(stripe)
@@ -195,26 +292,26 @@ class StripeStore:
                 continue
             rotten: _Places = {}
             place = self._locate(holders[slot], key)
-            shard = self._read_checked(volume, key, place, rotten)
+            shard = self._read_checked(holders[slot], volume, key, place, rotten)
             if shard is not None and shard.object_length != length:
-                rotten[slot] = place
+                rotten[slot] = (holders[slot], place)
             if shard is None and not rotten:
                 self.on_damage(stripe)
             if rotten:
                 self._quarantine(stripe, rotten, "cannot be read back")
 
     def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
-        volume = self.volumes.volume(holder)
+        volume: ShardStore | None = self.volumes.volume(holder)
         if volume is None:
             return False
         try:
             return volume.read_into(key, buffers, length)
         except (StorageError, OSError) as error:
-            return self._note_unreadable(holder, key, error)
+            return self._note_unreadable(holder, volume, key, error)
 
-    def _note_unreadable(self, holder: int, key: ShardKey, error: Exception) -> bool:
+    def _note_unreadable(self, holder: int, volume: ShardStore, key: ShardKey, error: Exception) -> bool:
         if isinstance(error, VolumeFailed):
-            self.volumes.set_offline(holder, str(error))
+            self.volumes.set_offline(holder, str(error), volume)
         else:
             self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
         return False
@@ -254,11 +351,29 @@ class StripeStore:
     # -- recovery --------------------------------------------------------------------------------
 
     def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
-        """The careful path: check every shard, decode from the intact ones, quarantine the rest."""
-        if self._closed:
-            raise StoreClosed("the store was closed while it was being read")
+        """The careful path: check every shard, decode from the intact ones, quarantine the rest.
+
+        Where shards move between stores, one may go from where was not looked yet to where was looked
+        already: it is looked again as long as that brings up others than before.
+        """
+        seen: set[int] | None = None
+        while True:
+            if self._closed:
+                raise StoreClosed("the store was closed while it was being read")
+            found, places, rotten = self._survey(stripe)
+            data = self._recover_from(stripe, expect, found, places, rotten)
+            if data is not None:
+                return data
+            if not self.volumes.stand_ins or (seen is not None and found.keys() <= seen):
+                most = max((len(group.payloads) for group in _by_length(found, stripe[33] + 1)), default=0)
+                raise DataLossError(stripe[:ID_BYTES].hex(), most if most <= stripe[33] else 0, stripe[33] + 1)
+            seen = (seen or set()) | found.keys()
+
+    def _recover_from(
+        self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places, rotten: _Places
+    ) -> memoryview | None:
+        """The object from what a survey found; None if that is not enough of it."""
         parts = split_stripe_key(stripe)
-        found, places, rotten = self._survey(stripe)
         if rotten:
             self._quarantine(stripe, rotten, "digest differs")
         groups = _by_length(found, parts.k)
@@ -275,8 +390,7 @@ class StripeStore:
                         "content differs from what the stripe decodes to",
                     )
                 return data[: survivors.length]
-        most = max((len(group.payloads) for group in groups), default=0)
-        raise DataLossError(parts.object_id.hex(), most if most < parts.k else 0, parts.k)
+        return None
 
     def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], _Places, _Places]:
         """Read all shards with their digests checked: the intact-looking ones, where all were, and the rotten ones."""
@@ -288,21 +402,39 @@ class StripeStore:
             if volume is None:
                 continue
             key = shard_key(stripe, slot)
-            places[slot] = self._locate(holder, key)
-            shard = self._read_checked(volume, key, places[slot], rotten)
+            place = self._locate(holder, key)
+            places[slot] = (holder, place)
+            shard = self._read_checked(holder, volume, key, place, rotten)
             if shard is not None:
                 found[slot] = shard
+        if len(found) < stripe[34] + 1:
+            self._survey_elsewhere(stripe, found, places)
         return found, places, rotten
 
+    def _survey_elsewhere(self, stripe: StripeKey, found: dict[int, Shard], places: _Places) -> None:
+        """Look for the shards that are not where they belong on stores that may have them all the same."""
+        for holder in self.volumes.elsewhere(stripe):
+            slots = [slot for slot in range(stripe[34] + 1) if slot not in found]
+            if not slots:
+                return
+            locations = self._locate_all(holder, [shard_key(stripe, slot) for slot in slots])
+            for slot, place in zip(slots, locations, strict=True):
+                volume = self.volumes.volume(holder)
+                if place is None or volume is None:
+                    continue
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, {})
+                if shard is not None:
+                    found[slot], places[slot] = shard, (holder, place)
+
     def _read_checked(
-        self, volume: LocalVolume, key: ShardKey, place: Location | None, rotten: _Places
+        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, rotten: _Places
     ) -> Shard | None:
         try:
             return volume.read(key)
         except CorruptShard:
-            rotten[key[35]] = place
+            rotten[key[35]] = (holder, place)
         except (StorageError, OSError) as error:
-            self._note_unreadable(volume.identity.slot, key, error)
+            self._note_unreadable(holder, volume, key, error)
         return None
 
     def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
@@ -310,7 +442,8 @@ class StripeStore:
         slots = sorted(survivors.payloads)
         for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
             data = self._decode(parts.k, parts.n, survivors, chosen)
-            if _is_object(parts, data[: survivors.length]):
+            # The padding, too: what a liar put there would make liars of the shards that are coded from it.
+            if _is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
                 return data
         return None
 
@@ -341,14 +474,13 @@ class StripeStore:
 
         Those that were collected and written anew meanwhile are others, and stay.
         """
-        holders = self.volumes.holders(stripe)
-        for slot, place in places.items():
+        for slot, (holder, place) in places.items():
             key = shard_key(stripe, slot)
-            volume = self.volumes.volume(holders[slot])
+            volume = self.volumes.volume(holder)
             if volume is not None and place is not None:
-                with self.volumes.guard(volume):
+                with self.volumes.guard(holder, volume):
                     volume.discard(key, place)
-            self.volumes.report("rotten", key, holders[slot], f"shard {slot} quarantined: {why}")
+            self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
     def heal(self, stripe: StripeKey) -> tuple[int, int]:
@@ -357,14 +489,55 @@ class StripeStore:
         Raises:
             DataLossError: fewer than k intact shards are left.
         """
-        if not self.absent_slots(stripe):
-            return 0, 0
-        padded, length = self._whole(stripe)
-        holders = self.volumes.holders(stripe)
-        # Asked again: reading may have quarantined more.
-        slots = [slot for slot in self.absent_slots(stripe) if self.volumes.volume(holders[slot]) is not None]
+        (made,) = self.heal_all([stripe])
+        if isinstance(made, DataLossError):
+            raise made
+        return made
+
+    def heal_all(self, stripes: Sequence[StripeKey]) -> list[tuple[int, int] | DataLossError]:
+        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made."""
+        looked = self._look_for(stripes)
+        objects = self._read_together(
+            [(stripe, length) for stripe, (absent, length) in zip(stripes, looked, strict=True) if absent]
+        )
+        made: list[tuple[int, int] | DataLossError] = []
+        for stripe, (absent, _) in zip(stripes, looked, strict=True):
+            try:
+                made.append(self._make_absent(stripe, absent, objects.get(stripe)) if absent else (0, 0))
+            except DataLossError as error:
+                made.append(error)
+        return made
+
+    def _read_together(self, wanted: list[tuple[StripeKey, int | None]]) -> dict[StripeKey, memoryview]:
+        """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
+        if self._hedged is None:
+            return {}
+        reads: list[StripeRead] = []
+        for stripe, length in wanted:
+            if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+                k = stripe[33] + 1
+                target = memoryview(bytearray(k * -(-length // k)))[:length]
+                reads.append(StripeRead(stripe, self.volumes.targets(stripe), target))
+        outcomes = self._hedged.read_all(reads)
+        return {
+            read.stripe: read.target
+            for read, missing in zip(reads, outcomes, strict=True)
+            if missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+        }
+
+    def _make_absent(self, stripe: StripeKey, absent: list[int], content: memoryview | None) -> tuple[int, int]:
+        k = stripe[33] + 1
+        if content is None:
+            padded, length = self._whole(stripe)
+            absent = self.absent_slots(stripe)  # asked again: reading may have quarantined more
+        else:
+            length = len(content)
+            assert isinstance(content.obj, bytearray)
+            padded = memoryview(content.obj)
+        targets = self.volumes.targets(stripe)
+        slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         self.put(stripe, padded, length, slots)
-        return len(slots), len(slots) * -(-length // (stripe[33] + 1))
+        return len(slots), len(slots) * -(-length // k)
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """The verified object, zero-padded to k whole shards, and its length."""
@@ -373,7 +546,11 @@ class StripeStore:
         if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
             padded = memoryview(bytearray(k * -(-length // k)))
             target = padded[:length]
-            whole = self._read_data_shards(stripe, target, look_into=False)
+            whole = (
+                self._read_data_shards(stripe, target, look_into=False)
+                if self._hedged is None
+                else self._hedged.read_into(stripe, self.volumes.targets(stripe), target) is not None
+            )
             if whole and blake3(target).digest() == stripe[:ID_BYTES]:
                 return padded, length
         data = self._recover(stripe, expect=None)
@@ -402,14 +579,6 @@ def _is_object(parts: StripeParts, data: memoryview) -> bool:
     except FormatError:
         return False
     return True
-
-
-def code_for_key(k: int, n: int) -> ErasureCode:
-    """The erasure code of (k, n), cached without building a profile each time."""
-    code = _CODES.get((k, n))
-    if code is None:
-        code = _CODES[k, n] = code_for(ErasureProfile(k, n))
-    return code
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:

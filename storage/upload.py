@@ -9,27 +9,37 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from types import TracebackType
 
 from blake3 import blake3
 
+from storage.activity import Activity
 from storage.catalog import Catalog, CatalogTransaction
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument, StorageError, StoreClosed
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
-from storage.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, ManifestBuilder, RootNode, decode_node
+from storage.manifest import (
+    FAN_OUT,
+    ROOT_FORMAT,
+    TRANSFORM_IDENTITY,
+    Manifest,
+    ManifestBuilder,
+    RootNode,
+    decode_node,
+)
 from storage.pins import Pins
 from storage.reports import Progress
+from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import Version
+from storage.wholeness import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +58,11 @@ class PushContext:
     stripes: StripeStore
     pins: Pins
     commits: GroupCommit
-    workers: ThreadPoolExecutor
-    flusher: ThreadPoolExecutor
+    workers: Executor
+    flusher: Executor
     metadata_copies: int
+    runtime: Runtime
+    activity: Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ class Upload:
         self._node_stripes: list[StripeKey] = []
         self._leased_nodes: list[bytes] = []
         self._nodes: list[tuple[bytes, bytes]] = []
-        self._lease_ms = int((time.time() + LEASE_S) * 1000)
+        self._lease_ms = context.runtime.wall_ns() // 1_000_000 + LEASE_S * 1000
         self._size = 0
         self._accepted = 0
         self._unsynced = 0
@@ -103,6 +115,7 @@ class Upload:
         self._digest = hashlib.sha256() if target.sha256 is not None else None
         self._ended = False
         self._short = False
+        self._attendance = target.attendance
 
     @property
     def chunk_size(self) -> int:
@@ -274,9 +287,10 @@ class Upload:
         """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
         stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
         context = self._context
+        context.activity.note()
         context.pins.pin(stripe)
         try:
-            if context.stripes.is_new(stripe):
+            if _is_new(context, stripe):
                 context.stripes.put(stripe, data, length)
             elif absent := context.stripes.absent_slots(stripe):
                 context.stripes.put(stripe, data, length, absent)
@@ -351,15 +365,36 @@ class Upload:
             shards = self._finish_input()
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-            self._wait_for_sync()
-            if self._unsynced > INLINE_BYTES_MAX:
-                self._context.stripes.volumes.sync_each()
+            if not shards:  # those that ride along are put where they belong by the commit itself
+                self._make_durable(root)
             stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
         except BaseException:
             self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
+
+    def _make_durable(self, root: RootNode) -> None:
+        """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
+        volumes = self._context.stripes.volumes
+        self._wait_for_sync()
+        if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
+            volumes.sync_each()
+        self._attendance = make_whole(self._context.stripes, lambda: self._written(root), self._attendance)
+
+    def _written(self, root: RootNode) -> Iterator[StripeKey]:
+        """Every stripe of what was pushed but its version."""
+        own = dict(self._nodes)
+        manifest = Manifest(root, lambda node_id: own.get(node_id) or self._node(node_id))
+        for node_id in manifest.node_ids():
+            yield metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        for chunk_id in manifest.chunk_ids():
+            yield chunk_stripe(chunk_id, root.profile)
+
+    def _node(self, node_id: bytes) -> bytes:
+        raw = self._context.catalog.node(node_id)
+        assert raw is not None, "nodes of this upload are here or were leased with their chunks"
+        return raw
 
     def _finish_input(self) -> dict[int, list[Shard]]:
         """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
@@ -379,7 +414,7 @@ class Upload:
         self._context.pins.pin(stripe)
         self._stripes.append(stripe)
         self._builder.add(stripe[:32])
-        return inline_shards(self._context.stripes, stripe, data)
+        return inline_shards(self._context, stripe, data)
 
     def _check(self, size: int | None) -> None:
         if size is not None and size != self._size:
@@ -407,7 +442,7 @@ class Upload:
             time_ms=target.time_ms,
             sha256=target.sha256,
             note=target.note,
-            attendance=target.attendance,
+            attendance=self._attendance,
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:
@@ -493,9 +528,10 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
         0,
         stripe[:32],
     )
+    context.activity.note()
     context.pins.pin(stripe)
     try:
-        shards = inline_shards(context.stripes, stripe, data)
+        shards = inline_shards(context, stripe, data)
         pending = PendingVersion(
             user_id=target.user_id,
             user=target.user,
@@ -522,9 +558,21 @@ def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
     return StripeKey(blake3(data).digest() + suffix)
 
 
-def inline_shards(stripes: StripeStore, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
+def _is_new(context: PushContext, stripe: StripeKey) -> bool:
+    """Whether a stripe is not stored; it may be all the same, and writing it again does no harm.
+
+    Where asking the stores costs a round trip, the catalog tells: what nobody has a claim on is not
+    counted on to be there, unless it was put there a moment ago.
+    """
+    if not context.stripes.volumes.remote:
+        return context.stripes.is_new(stripe)
+    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
+
+
+def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
     """Those shards of a small chunk that are not stored yet, by volume slot."""
-    absent = None if stripes.is_new(stripe) else stripes.absent_slots(stripe)
+    stripes = context.stripes
+    absent = None if _is_new(context, stripe) else stripes.absent_slots(stripe)
     if absent == []:
         return {}
     k, length = stripe[33] + 1, len(data)

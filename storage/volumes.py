@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from pathlib import Path
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed
+from storage.fleet import Fleet
 from storage.flushing import Flusher, new_flusher
 from storage.keys import ID_BYTES, Kind, StripeKey
-from storage.placement import Layout
-from storage.reports import Damage
+from storage.placement import FixedLayout
 from storage.shards import LocalVolume, Shard, VolumeFailed
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
@@ -26,7 +24,6 @@ from storage.versions import decode_version
 
 log = logging.getLogger(__name__)
 
-_DAMAGE_KEPT = 1000
 _PRESENCE_CHECK_S = 1.0
 
 
@@ -38,28 +35,51 @@ class VolumeOptions:
     segment_bytes_max: int | None = None
 
 
-class VolumeSet:
-    """All volumes of a store, by slot. A volume that fails goes offline; the others carry on.
+class VolumeSet(Fleet[LocalVolume]):
+    """All volumes of a store on this machine, by slot.
 
-    ``incomplete`` holds the slots that came up empty (a lost or swapped disk) and wait for repair.
+    A slot that came up empty (a lost or swapped disk) is ``incomplete``.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
+        super().__init__()
         self._settings = settings
         self.store_id = settings.store_id
         self.paths = [root / path for path in settings.volumes]
-        paths = self.paths
-        self.layout = Layout(len(paths))
-        self.incomplete: set[int] = set(settings.incomplete)
-        self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
-        self._options = options
-        self._volumes: list[LocalVolume | None] = [None] * len(paths)
+        self.layout = FixedLayout(len(self.paths))
+        self.incomplete = set(settings.incomplete)
         self.replayed_sequence = 0  # the latest of the versions that were read in after a crash
-        self._moves = [0] * len(paths)  # how often each went offline or came back
-        self._lock = threading.Lock()
+        self._options = options
+        self._stores = dict.fromkeys(range(len(self.paths)))
+        self._moves = dict.fromkeys(range(len(self.paths)), 0)
         self._checked_s = 0.0
-        self._closed = False
         self._flusher: Flusher
+
+    @property
+    def placement(self) -> FixedLayout:
+        """Fixed when the store was made."""
+        return self.layout
+
+    def holders(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.holders`."""
+        return self.layout.volumes(stripe, stripe[34] + 1)
+
+    def name(self, slot: int) -> str:
+        """Slot and directory."""
+        return f"{slot} at {self.paths[slot]}"
+
+    def place(self, slot: int) -> str:
+        """The volume's directory."""
+        return str(self.paths[slot])
+
+    def directories(self) -> list[Path]:
+        """All volumes' directories, by slot."""
+        return list(self.paths)
+
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """See :meth:`Fleet.losses_survivable`."""
+        absent = sum(self.state(slot) != "ok" for slot in self.slots)
+        return max(0, self.layout.losses_survivable(profile.k, profile.n) - absent)
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -83,14 +103,14 @@ class VolumeSet:
                 with self._unusable(slot, tolerate):
                     self._open(slot, identity, expect_data=expect_data)
         except BaseException:
-            self._close_volumes()
+            self._close_stores()
             raise
         self._flusher = new_flusher(len(self.paths))
 
     def reattach(self) -> list[int]:
         """Open again the volumes that went offline; returns the slots brought back."""
         back = []
-        for slot, volume in enumerate(self._volumes):
+        for slot, volume in self._stores.items():
             if volume is None:
                 with self._unusable(slot, (OSError, VolumeFailed)):
                     self._open(slot, self._identify(slot), expect_data=True)
@@ -135,7 +155,7 @@ class VolumeSet:
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
-        self._volumes[slot] = LocalVolume(
+        self._stores[slot] = LocalVolume(
             path, identity, filesystem=options.filesystem, on_replay=self._note_replayed, **keywords
         )
 
@@ -161,82 +181,15 @@ class VolumeSet:
 
     # -- access ----------------------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def volume(self, slot: int) -> LocalVolume | None:
-        """The volume in a slot, None while it is offline."""
-        return self._volumes[slot]
-
-    def online(self) -> list[LocalVolume]:
-        """The usable volumes."""
-        return [volume for volume in self._volumes if volume is not None]
-
-    def state(self, slot: int) -> str:
-        """``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
-        if self._volumes[slot] is None:
-            return "offline"
-        return "incomplete" if slot in self.incomplete else "ok"
-
-    def holders(self, stripe: StripeKey) -> tuple[int, ...]:
-        """The volume slot that holds each shard 0…n-1 of a stripe."""
-        return self.layout.volumes(stripe, stripe[34] + 1)
-
     def check_present(self, *, at_once: bool = False) -> None:
         """Notice, at most once a second unless ``at_once``, volumes whose directory was taken away."""
         now = time.monotonic()
         if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
             return
         self._checked_s = now
-        for slot, volume in enumerate(self._volumes):
-            if volume is not None and not volume.present():
+        for slot, volume in self.online():
+            if not volume.present():
                 self.set_offline(slot, "its directory was removed")
-
-    def set_offline(self, slot: int, reason: str) -> None:
-        """Stop using a volume until :meth:`reattach`."""
-        with self._lock:
-            volume, self._volumes[slot] = self._volumes[slot], None
-            if volume is None:
-                return
-            self._moves[slot] += 1
-        log.error("volume %d at %s is offline: %s", slot, self.paths[slot], reason)
-        self.incomplete.add(slot)
-        self.report("offline", b"", slot, reason)
-        try:
-            volume.abandon(reason)
-        except StorageError:
-            log.exception("closing volume %d", slot)
-
-    @contextmanager
-    def guard(self, volume: LocalVolume) -> Iterator[None]:
-        """If the volume fails inside the block, it goes offline and the work goes on behind the block."""
-        try:
-            yield
-        except (VolumeFailed, StoreClosed) as error:
-            self.failed(volume, error)
-        except OSError as error:
-            self.set_offline(volume.identity.slot, str(error))
-
-    def failed(self, volume: LocalVolume, error: StorageError) -> None:
-        """Take a volume that raised this error offline; raises the error again if it is not the volume's own."""
-        slot = volume.identity.slot
-        if isinstance(error, VolumeFailed):
-            self.set_offline(slot, str(error))
-        elif self._volumes[slot] is volume or not isinstance(error, StoreClosed):
-            raise error  # otherwise the volume has been abandoned meanwhile
-
-    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
-        """Keep a note of damage for stats and operators."""
-        self.recent_damage.append(
-            Damage(
-                time_ms=time.time_ns() // 1_000_000,
-                kind=kind,
-                object_id=key[:32].hex(),
-                slot=key[35] if len(key) > 35 else -1,
-                volume=slot,
-                text=text,
-            )
-        )
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -247,12 +200,12 @@ class VolumeSet:
             StoreFull: a volume has no space.
         """
         for slot, shards in batches.items():
-            volume = self._volumes[slot]
+            volume = self._stores[slot]
             if volume is not None:
                 try:
                     volume.append(shards, urgent=urgent)
                 except VolumeFailed as error:
-                    self.set_offline(slot, str(error))
+                    self.set_offline(slot, str(error), volume)
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Make all online volumes durable, at once.
@@ -263,9 +216,8 @@ class VolumeSet:
         begun: list[_BegunSync] = []
         failures: list[StorageError] = []
         try:
-            for slot, volume in enumerate(self._volumes):
-                if volume is not None:
-                    self._begin_sync(slot, volume, begun)
+            for slot, volume in self.online():
+                self._begin_sync(slot, volume, begun)
             self._flush_together(begun, meanwhile)
         finally:
             # Ending is owed to every volume, whatever happens to the others.
@@ -278,7 +230,7 @@ class VolumeSet:
         try:
             pending = volume.begin_sync()
         except VolumeFailed as error:
-            self.set_offline(slot, str(error))
+            self.set_offline(slot, str(error), volume)
             return
         if pending is not None:
             begun.append(_BegunSync(slot, volume, pending))
@@ -290,7 +242,7 @@ class VolumeSet:
             else:
                 sync.volume.cancel_sync(sync.pending)
         except VolumeFailed as error:
-            self.set_offline(sync.slot, str(error))
+            self.set_offline(sync.slot, str(error), sync.volume)
         except StorageError as error:
             failures.append(error)
 
@@ -307,47 +259,29 @@ class VolumeSet:
 
     def sync_each(self) -> None:
         """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
-        for slot, volume in enumerate(self._volumes):
-            if volume is not None:
-                self._guard(slot, volume.sync)
-
-    def _guard(self, slot: int, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except VolumeFailed as error:
-            self.set_offline(slot, str(error))
-
-    def attendance(self) -> tuple[int, ...]:
-        """What :meth:`require_writable` can tell from later which volumes were offline at any time since."""
-        return tuple(self._moves)
+        for slot, volume in self.online():
+            try:
+                volume.sync()
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error), volume)
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
-        """Refuse a commit whose data one more loss could make unreadable.
-
-        Args:
-            profile: how the data is coded.
-            since: the :meth:`attendance` when the first of it was written. A volume that was away for
-                some of the time may lack shards; it waits for repair.
-
-        Raises:
-            InsufficientWorkers: too many volumes are offline, or were.
-            StoreClosed: the volumes are being closed: some may have passed the data over.
-        """
+        """See :meth:`Fleet.require_writable`."""
         if self._closed:
             raise StoreClosed("the store was closed during the push")
-        now = tuple(self._moves)
-        if None not in self._volumes and (since is None or since == now):
+        now = self.attendance()
+        if None not in self._stores.values() and (since is None or since == now):
             return
         since = since or now
-        offline = [slot for slot, volume in enumerate(self._volumes) if volume is None or now[slot] != since[slot]]
+        offline = [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
         if not offline:
             return
         self.incomplete.update(offline)
-        per_volume = -(-profile.n // len(self._volumes))
+        per_volume = -(-profile.n // len(self._stores))
         shards = profile.n - min(profile.n, len(offline) * per_volume)
         if shards < min(profile.n, profile.k + 1):
             raise InsufficientWorkers(
-                f"{len(offline)} of {len(self._volumes)} volumes are offline, or were while this was stored "
+                f"{len(offline)} of {len(self._stores)} volumes are offline, or were while this was stored "
                 f"({self._names(offline)}): the {profile} file would not survive one more loss; bring them back, run "
                 "repair and try again"
             )
@@ -361,17 +295,7 @@ class VolumeSet:
         """Close all volumes and end the flush threads."""
         self._closed = True
         self._flusher.close()
-        self._close_volumes()
-
-    def _close_volumes(self) -> None:
-        for slot, volume in enumerate(self._volumes):
-            self._volumes[slot] = None
-            if volume is not None:
-                try:
-                    volume.close()
-                except StorageError:
-                    # Nothing acknowledged depends on this flush: opening again replays the segments.
-                    log.exception("closing volume %d", slot)
+        self._close_stores()
 
 
 class _BegunSync:

@@ -31,3 +31,11 @@ class MessageTooLarge(InvalidArgument):
 
 class ServerFault(StorageError):
     """The server failed in a way it did not foresee; its log has the details."""
+
+
+class WorkerRefused(StorageError):
+    """A pool does not let a worker in; the text says why and what to do."""
+
+
+class NotJoined(StorageError):
+    """A heartbeat of a worker that the pool does not know, or whose lease ran out; it joins again."""

@@ -1,4 +1,4 @@
-"""TaskWorker: a store with a gRPC server around it, or a way to a node pool, for asyncio programs."""
+"""TaskWorker: a store with a gRPC server around it, or a member of a node pool, for asyncio programs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from taskworker.taskworker_pb2 import (
     SynchronousResponse,
 )
 from taskworker.taskworker_pb2_grpc import FileServiceStub
+from taskworker.volume_worker import VolumeWorker
 from taskworker.wire import status
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ class WorkerStorage(Protocol):
 class TaskWorker:
     """A worker: standalone with an embedded store, or a member of a node pool.
 
-    ``worker.storage`` works without a server; ``start_server`` offers the same store to others
-    through gRPC. Use it as an async context manager, or call ``close``, to release the store.
+    ``worker.storage`` works without a server. ``start_server`` of a standalone worker offers the same
+    store to others through gRPC; that of a pool's worker joins the pool and offers it a volume for
+    shards. Use it as an async context manager, or call ``close``, to release what it holds.
 
     Args:
         worker_id: name of the worker: letters, digits, ``.``, ``_``, ``-``, at most 64.
@@ -75,6 +77,10 @@ class TaskWorker:
         store: the directory of the embedded store (made if absent), or an open ``FileStorage``, which
             stays open when the worker closes. Default for a standalone worker:
             ``$XDG_DATA_HOME/taskworker/<worker_id>``, that is ``~/.local/share/taskworker/<worker_id>``.
+            A worker of a pool has no store of its own.
+        volume: the directory of the volume for the pool's shards; the default is the same place.
+        zone: what fails together with this worker, such as a rack; the pool spreads shards over zones.
+        capacity: bytes, the worker's weight among the others; default the size of the volume's disk.
         host: what to listen on: ``127.0.0.1`` or another loopback address.
 
     Raises:
@@ -87,18 +93,28 @@ class TaskWorker:
         node_pool_address: str | None = None,
         *,
         store: str | os.PathLike[str] | FileStorage | None = None,
+        volume: str | os.PathLike[str] | None = None,
+        zone: str = "",
+        capacity: int | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         if not _WORKER_ID.fullmatch(worker_id):
             raise InvalidArgument(
                 f"worker_id {worker_id!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
             )
+        if node_pool_address is not None and store is not None:
+            raise InvalidArgument("a worker of a pool has no store of its own: give node_pool_address or store")
+        if node_pool_address is None and volume is not None:
+            raise InvalidArgument("a volume is for a pool's shards: give node_pool_address as well, or store instead")
         self.worker_id = worker_id
         self.node_pool_address = node_pool_address
         self.address: str | None = None
         self._host = host
         self._server: FileServer | None = None
-        self._embedded = _embedded_store(worker_id, node_pool_address, store)
+        self._member: VolumeWorker | None = None
+        self._volume = Path(volume) if volume is not None else default_store(worker_id)
+        self._zone, self._capacity = zone, capacity
+        self._embedded = _embedded_store(worker_id, store) if node_pool_address is None else None
         self._pool = _PoolStorage(node_pool_address) if node_pool_address is not None else None
 
     @property
@@ -110,40 +126,55 @@ class TaskWorker:
         return self._embedded
 
     async def start_server(self, port: int = 50052) -> int:
-        """Serve the embedded store, health and reflection on ``port`` (0: any free one).
-
-        A worker of a pool that was given no ``store`` serves health and reflection only.
+        """Serve on ``port`` (0: any free one): the embedded store, or for a pool's worker its volume, joining the pool.
 
         Returns:
             The port bound; ``address`` has it with the host.
 
         Raises:
             InvalidArgument: a host other machines can reach, or the server runs already.
-            StorageUnavailable: the port is taken.
-            StoreLocked: another process has the store open.
+            StorageUnavailable: the port is taken, or no pool answers.
+            StoreLocked: another process has the store or volume open.
+            WorkerRefused: the pool does not take this worker; the text says why.
         """
-        if self._server is not None:
+        if self._server is not None or self._member is not None:
             raise InvalidArgument(f"the server of {self.worker_id} runs already on {self.address}; stop it first")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        if self.node_pool_address is not None:
+            bound = await self._join(self.node_pool_address, f"{host}:{port}")
+        else:
+            bound = await self._serve_store(f"{host}:{port}")
+        self.address = f"{host}:{bound}"
+        return bound
+
+    async def _join(self, pool_address: str, address: str) -> int:
+        member = VolumeWorker(self.worker_id, pool_address, self._volume, zone=self._zone, capacity=self._capacity)
+        bound = await asyncio.to_thread(member.start, address)
+        self._member = member
+        return bound
+
+    async def _serve_store(self, address: str) -> int:
         store = await asyncio.to_thread(self._embedded.open) if self._embedded is not None else None
         server = FileServer(store)
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        bound = await asyncio.to_thread(server.start, f"{host}:{port}")
-        self._server, self.address = server, f"{host}:{bound}"
+        bound = await asyncio.to_thread(server.start, address)
+        self._server = server
         return bound
 
     async def wait_for_termination(self) -> None:
         """Return when the server has been stopped, at once if none runs."""
-        if self._server is not None:
-            await asyncio.to_thread(self._server.wait)
+        serving = self._server or self._member
+        if serving is not None:
+            await asyncio.to_thread(serving.wait)
 
     async def stop_server(self, grace_s: float = 5.0) -> None:
-        """Let calls under way end within ``grace_s`` seconds, stop the server and close the store.
+        """Let calls under way end within ``grace_s`` seconds, stop the server and close the store or volume.
 
-        Using ``storage`` afterwards opens the store again; without a running server only that is done.
+        A worker leaves its pool; its shards stay with it for its return. Using ``storage`` afterwards
+        opens the store again; without a running server only that is done.
         """
-        server, self._server, self.address = self._server, None, None
-        if server is not None:
-            await asyncio.to_thread(server.stop, grace_s)
+        serving, self._server, self._member, self.address = self._server or self._member, None, None, None
+        if serving is not None:
+            await asyncio.to_thread(serving.stop, grace_s)
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.close)
 
@@ -162,16 +193,12 @@ class TaskWorker:
         await self.close()
 
 
-def _embedded_store(
-    worker_id: str, node_pool_address: str | None, store: str | os.PathLike[str] | FileStorage | None
-) -> _EmbeddedStorage | None:
-    if store is not None:
-        return _EmbeddedStorage(store)
-    return _EmbeddedStorage(default_store(worker_id)) if node_pool_address is None else None
+def _embedded_store(worker_id: str, store: str | os.PathLike[str] | FileStorage | None) -> _EmbeddedStorage:
+    return _EmbeddedStorage(default_store(worker_id) if store is None else store)
 
 
 def default_store(worker_id: str) -> Path:
-    """Where a standalone worker keeps its store when none is named."""
+    """Where a worker keeps its store, or its volume, when no place is named."""
     data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data_home) / "taskworker" / worker_id
 

@@ -6,21 +6,15 @@ import statistics
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BufferedWriter, RawIOBase
+from io import BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from blake3 import blake3
 
 from benchmarks.bare_stream import BareClient
 from benchmarks.measure import Figure, Limit, SuiteResult, Target, megabytes_per_second, seconds_of
 from benchmarks.processes import ServerProcess
 from benchmarks.session import Session, human_size, settle
-from benchmarks.workload import USER, RandomContent, small_content
+from benchmarks.workload import USER, Digest, Discard, RandomContent, small_content
 from taskworker import Client
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 RATIO_MIN = 0.7
 SMALL_BYTES = 4096
@@ -28,30 +22,6 @@ SMALL_GETS = 100
 PUSH_LIMIT = "bare stream of 1 MiB messages; its handler writes and fsyncs 1.5x the bytes"
 GET_LIMIT = "bare stream of 1 MiB messages; its handler reads the file"
 CALL_LIMIT = "bare unary call, 4 KiB back"
-
-
-class Discard(RawIOBase):
-    """Takes bytes and forgets them."""
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def write(self, data: ReadableBuffer) -> int:
-        """Take all of ``data``."""
-        return memoryview(data).nbytes
-
-
-class Digest(Discard):
-    """Takes bytes and keeps their BLAKE3."""
-
-    def __init__(self) -> None:
-        self.hasher = blake3()
-
-    def write(self, data: ReadableBuffer) -> int:
-        """Take all of ``data`` and hash it."""
-        self.hasher.update(memoryview(data))
-        return super().write(data)
 
 
 @dataclass(slots=True)

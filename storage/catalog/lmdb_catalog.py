@@ -33,6 +33,7 @@ T = TypeVar("T")
 _TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
+_DOCUMENT = b"document:"
 _LEASE = struct.Struct("<q")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -142,6 +143,13 @@ class LmdbCatalog:
         meta = self._environment.databases[ROOT]
         self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=meta))
 
+    def document(self, name: str) -> bytes | None:
+        return self._environment.get(ROOT, _DOCUMENT + name.encode())
+
+    def save_document(self, name: str, raw: bytes) -> None:
+        meta = self._environment.databases[ROOT]
+        self._environment.write(lambda txn: txn.put(_DOCUMENT + name.encode(), raw, db=meta))
+
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         databases = self._environment.databases
         return self._environment.write(lambda txn: work(_Transaction(txn, databases)))
@@ -177,6 +185,15 @@ class LmdbCatalog:
 
     def node(self, node_id: bytes) -> bytes | None:
         return self._environment.get("nodes", node_id)
+
+    def is_held(self, stripe: StripeKey) -> bool:
+        database = self._environment.databases["holdings"]
+
+        def work(txn: Transaction) -> bool:
+            cursor = txn.cursor(database)
+            return bool(cursor.set_range(stripe)) and next(iter(cursor))[0].startswith(stripe)
+
+        return self._environment.read(work)
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         database = self._environment.databases["holdings"]

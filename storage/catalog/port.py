@@ -152,6 +152,12 @@ class Catalog(Protocol):
     def save_settings(self, settings: StoreSettings) -> None:
         """Durably replace the settings."""
 
+    def document(self, name: str) -> bytes | None:
+        """What was kept under a name by :meth:`save_document`: a pool's members and layouts."""
+
+    def save_document(self, name: str, raw: bytes) -> None:
+        """Durably keep a small document, in place of the one before."""
+
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         """Run ``work``, then commit durably. ``work`` may be run more than once; if it raises, nothing is kept."""
 
@@ -169,6 +175,9 @@ class Catalog(Protocol):
 
     def node(self, node_id: bytes) -> bytes | None:
         """Bytes of a manifest node."""
+
+    def is_held(self, stripe: StripeKey) -> bool:
+        """Whether anybody at all has a claim on a stripe."""
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         """Which of these stripes the user has a claim on."""

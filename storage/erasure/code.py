@@ -112,6 +112,17 @@ def code_for(profile: ErasureProfile) -> ErasureCode:
     return ErasureCode(profile, fast)
 
 
+def code_for_key(k: int, n: int) -> ErasureCode:
+    """The erasure code of (k, n), cached without building a profile each time."""
+    code = _CODES.get((k, n))
+    if code is None:
+        code = _CODES[k, n] = code_for(ErasureProfile(k, n))
+    return code
+
+
+_CODES: dict[tuple[int, int], ErasureCode] = {}
+
+
 def accelerator_name(profile: ErasureProfile) -> str:
     """``"isa-l"`` or ``"zfec"``: what computes the code of this profile in this process."""
     return code_for(profile).codec.name

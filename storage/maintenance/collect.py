@@ -10,21 +10,20 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.batching import batched
 from storage.catalog import user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import live_objects, live_versions
-from storage.maintenance.batching import batched
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import CollectReport, Progress
-from storage.shards import LocalVolume
+from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
 from storage.stripes import metadata_stripe
 
@@ -159,15 +158,15 @@ def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
 
 def _sweep(context: MaintenanceContext, all_marks: _Marks, grace_s: float, steps: _Steps) -> _Tally:
     tally = _Tally(_Distinct())
-    horizon_ms = int((time.time() + max(0.0, 86400.0 - grace_s)) * 1000)
+    horizon_ms = context.runtime.wall_ns() // 1_000_000 + int(max(0.0, 86400.0 - grace_s) * 1000)
     for bucket in range(_BUCKETS):
         marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
         live |= _sweep_claims(context, marks, horizon_ms, start, stop)
         _sweep_nodes(context, live, bucket)
-        for volume in context.stripes.volumes.online():
-            with context.stripes.volumes.guard(volume):
+        for slot, volume in context.stripes.volumes.online():
+            with context.stripes.volumes.guard(slot, volume):
                 _sweep_volume(context, volume, live, start, stop, tally)
         tally.objects.next_bucket()
         steps.step()
@@ -204,7 +203,7 @@ def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int)
 
 def _sweep_volume(
     context: MaintenanceContext,
-    volume: LocalVolume,
+    volume: ShardStore,
     live: set[StripeKey],
     start: bytes,
     stop: bytes | None,
@@ -233,9 +232,9 @@ def _compact(context: MaintenanceContext, tally: _Tally) -> None:
     full: StoreFull | None = None
     # Segments without anything live first, on all volumes: that makes the room for moving the rest.
     for ratio in (0.0, LIVE_RATIO_MAX):
-        for volume in context.stripes.volumes.online():
+        for slot, volume in context.stripes.volumes.online():
             try:
-                with context.stripes.volumes.guard(volume):
+                with context.stripes.volumes.guard(slot, volume):
                     segments, freed = volume.compact(ratio)
                     tally.segments += segments
                     tally.freed += freed

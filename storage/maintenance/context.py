@@ -9,6 +9,7 @@ from pathlib import Path
 from storage.catalog import Catalog
 from storage.manifest import LoadNode
 from storage.pins import Pins, Readings
+from storage.runtime import Runtime
 from storage.stripes import StripeStore
 
 
@@ -23,4 +24,5 @@ class MaintenanceContext:
     load_node: LoadNode
     metadata_copies: int
     scratch: Path
+    runtime: Runtime
     collecting: threading.Lock = field(default_factory=threading.Lock)

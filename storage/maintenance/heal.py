@@ -3,64 +3,50 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from concurrent.futures import Future
 
 from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
+from storage.runtime import Runtime
 from storage.stripes import StripeStore
 
 log = logging.getLogger(__name__)
 
-_QUEUE_MAX = 10_000  # damage beyond this is left to repair
+_WAITING_MAX = 10_000  # damage beyond this is left to repair
 
 
 class Healer:
-    """One thread that repairs stripes as damage reports come in; starts with the first of them."""
+    """Repairs stripes one after another as damage reports come in. Thread-safe."""
 
-    def __init__(self, stripes: StripeStore) -> None:
+    def __init__(self, stripes: StripeStore, runtime: Runtime) -> None:
         self._stripes = stripes
-        self._queue: queue.Queue[StripeKey | None] = queue.Queue(_QUEUE_MAX)
+        self._thread = runtime.executor(1, "healer")
         self._waiting: set[StripeKey] = set()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._closed = False
 
     def request(self, stripe: StripeKey) -> None:
         """Ask for a stripe to be healed soon; asking again while it waits changes nothing."""
         with self._lock:
-            if self._closed or stripe in self._waiting or len(self._waiting) >= _QUEUE_MAX - 1:
+            if self._closed or stripe in self._waiting or len(self._waiting) >= _WAITING_MAX:
                 return
             self._waiting.add(stripe)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="healer", daemon=True)
-                self._thread.start()
-        self._queue.put(stripe)
+        try:
+            self._thread.submit(self._heal, stripe).add_done_callback(_tell_fault)
+        except RuntimeError:
+            log.debug("%s is not healed: the store was closed meanwhile", stripe[:32].hex())
 
     def drain(self) -> None:
         """Wait until everything asked for so far has been dealt with."""
-        self._queue.join()
+        if not self._closed:
+            self._thread.submit(lambda: None).result()
 
     def close(self) -> None:
         """End after the stripe in hand."""
         with self._lock:
             self._closed = True
-            self._waiting.clear()
-            thread = self._thread
-        if thread is not None:
-            self._queue.put(None)
-            thread.join()
-
-    def _run(self) -> None:
-        while True:
-            stripe = self._queue.get()
-            try:
-                if stripe is None:
-                    return
-                if not self._closed:
-                    self._heal(stripe)
-            finally:
-                self._queue.task_done()
+        self._thread.shutdown(cancel_futures=True)
 
     def _heal(self, stripe: StripeKey) -> None:
         with self._lock:
@@ -75,3 +61,8 @@ class Healer:
         else:
             if shards:
                 log.info("healed %d shards of %s", shards, stripe[:32].hex())
+
+
+def _tell_fault(healed: Future[None]) -> None:
+    if not healed.cancelled() and (error := healed.exception()) is not None:
+        log.error("healing failed unexpectedly", exc_info=error)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
+from storage.batching import batched
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
 from storage.live import node_loader
-from storage.maintenance.batching import batched
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
 from storage.shards import Shard
@@ -81,7 +81,7 @@ class _File:
 
 def _gather(catalog: Catalog, stripes: StripeStore, tally: _Tally) -> None:
     """Copy every intact metadata object into the catalog; copies on further volumes change nothing."""
-    for volume in stripes.volumes.online():
+    for _, volume in stripes.volumes.online():
         for batch in batched(volume.records(_METADATA), _BATCH):
             catalog.transact(lambda txn, batch=batch: _take_all(txn, batch, tally))  # type: ignore[misc]
             tally.step(len(batch))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+from storage.batching import batched
+from storage.fleet import Fleet
 from storage.keys import ShardKey, shard_key
 from storage.live import LiveObject, live_objects
-from storage.maintenance.batching import batched
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
-from storage.shards import LocalVolume, Location
-from storage.shards.port import DamagedRanges
-from storage.shards.record import HEADER_BYTES
-from storage.volumes import VolumeSet
+from storage.shards.port import Verdict, Verification
 
-_BATCH = 4096
+_BATCH = 512
 _SEEN_MAX = 200_000  # damaged shards remembered so that shared chunks are counted once
 
 
@@ -32,11 +30,17 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     """
     volumes = context.stripes.volumes
     meter = _Meter(progress, _bytes_used(volumes))
-    bad = _verify_volumes(volumes, meter)
+    verified = _verify_volumes(context, meter)
     findings = _Findings()
-    for live in live_objects(context.catalog, context.load_node, context.metadata_copies):
-        _check_object(volumes, live, bad, findings)
-    _quarantine_unreachable(volumes, bad)
+    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _BATCH):
+        _check_objects(volumes, batch, verified, findings)
+    for slot, verification in verified.items():
+        store = volumes.volume(slot)
+        if store is None:
+            continue
+        with volumes.guard(slot, store):
+            for key in verification.quarantine_rest():
+                volumes.report("rotten", key, slot, "found by scrub, quarantined")
     return ScrubReport(findings.checked, meter.done, findings.rotten, findings.missing, findings.damaged)
 
 
@@ -56,22 +60,23 @@ class _Meter:
                 self._progress(self.done, max(self._total, self.done))
 
 
-def _verify_volumes(volumes: VolumeSet, meter: _Meter) -> dict[int, DamagedRanges]:
-    """Bad byte ranges of each usable volume, two volumes read at a time."""
-    found: dict[int, DamagedRanges] = {}
-    with ThreadPoolExecutor(2, thread_name_prefix="scrub") as pool:
-        futures = [(volume, pool.submit(volume.damaged_ranges, meter.add)) for volume in volumes.online()]
-        for volume, future in futures:
-            with volumes.guard(volume):
-                found[volume.identity.slot] = future.result()
+def _verify_volumes(context: MaintenanceContext, meter: _Meter) -> dict[int, Verification]:
+    """Every usable store verified, two at a time."""
+    volumes = context.stripes.volumes
+    found: dict[int, Verification] = {}
+    with context.runtime.executor(2, "scrub") as pool:
+        futures = [(slot, store, pool.submit(store.verify, meter.add)) for slot, store in volumes.online()]
+        for slot, store, future in futures:
+            with volumes.guard(slot, store):
+                found[slot] = future.result()
     return found
 
 
-def _bytes_used(volumes: VolumeSet) -> int:
+def _bytes_used(volumes: Fleet[Any]) -> int:
     used = 0
-    for volume in volumes.online():
-        with volumes.guard(volume):
-            used += volume.usage().bytes_used
+    for slot, store in volumes.online():
+        with volumes.guard(slot, store):
+            used += store.usage().bytes_used
     return used
 
 
@@ -97,49 +102,28 @@ class _Findings:
             self.damaged.append(Damage(now, kind, key[:32].hex(), key[35], holder, text))
 
 
-def _check_object(volumes: VolumeSet, live: LiveObject, bad: dict[int, DamagedRanges], findings: _Findings) -> None:
-    for slot, holder in enumerate(volumes.holders(live.stripe)):
-        key = shard_key(live.stripe, slot)
-        volume = volumes.volume(holder)
-        verdict = "missing"
-        if volume is not None:
-            with volumes.guard(volume):
-                verdict = _verdict(volume, key, bad.get(holder))
-        if verdict == "good":
-            findings.checked += 1
-            continue
-        if verdict == "rotten":
-            volumes.report("rotten", key, holder, "found by scrub, quarantined")
-        findings.add(verdict, key, holder, live)
+def _check_objects(
+    volumes: Fleet[Any], batch: list[LiveObject], verified: dict[int, Verification], findings: _Findings
+) -> None:
+    """See that every shard of these objects is there and good, asking each store once."""
+    wanted: dict[int, list[tuple[ShardKey, LiveObject]]] = {}
+    for live in batch:
+        for slot, holder in enumerate(volumes.targets(live.stripe)):
+            wanted.setdefault(holder, []).append((shard_key(live.stripe, slot), live))
+    for holder, shards in wanted.items():
+        verdicts = _judged(volumes, holder, verified.get(holder), [key for key, _ in shards])
+        for (key, live), verdict in zip(shards, verdicts, strict=True):
+            if verdict is Verdict.GOOD:
+                findings.checked += 1
+                continue
+            if verdict is Verdict.ROTTEN:
+                volumes.report("rotten", key, holder, "found by scrub, quarantined")
+            findings.add(verdict.name.lower(), key, holder, live)
 
 
-def _verdict(volume: LocalVolume, key: ShardKey, bad: DamagedRanges | None) -> str:
-    """``"good"``, ``"missing"``, or ``"rotten"`` and quarantined."""
-    location = volume.locate(key)
-    while location is not None and not _good_place(volume, key, location, bad):
-        again = volume.locate(key)
-        if again == location and volume.discard(key, location):
-            return "rotten"
-        location = again  # a collect moved it meanwhile
-    return "missing" if location is None else "good"
-
-
-def _quarantine_unreachable(volumes: VolumeSet, bad: dict[int, DamagedRanges]) -> None:
-    """Forget rotten shards that no live object has, too: a push of the same content would count on them."""
-    for slot, ranges in bad.items():
-        volume = volumes.volume(slot)
-        if not ranges or volume is None:
-            continue
-        with volumes.guard(volume):
-            for batch in batched(volume.keys(), _BATCH):
-                for key in batch:
-                    place = volume.locate(key)
-                    if place is not None and not _good_place(volume, key, place, ranges):
-                        volume.discard(key, place)
-
-
-def _good_place(volume: LocalVolume, key: ShardKey, location: Location, bad: DamagedRanges | None) -> bool:
-    stop = location.offset + HEADER_BYTES + location.payload_length
-    if not volume.covers(location.segment, stop) or not volume.holds(key, location):
-        return False
-    return bad is None or not bad.hits(location.segment, location.offset, stop)
+def _judged(volumes: Fleet[Any], holder: int, verification: Verification | None, keys: list[ShardKey]) -> list[Verdict]:
+    store = volumes.volume(holder)
+    if store is not None and verification is not None:
+        with volumes.guard(holder, store):
+            return verification.judge(keys)
+    return [Verdict.MISSING] * len(keys)

@@ -50,6 +50,7 @@ class ShardIndex:
         self._environment = self._open()
         self._pending: Pending = {}
         self._flushing: Pending = {}
+        self._gone: set[ShardKey] = set()  # pending removals of entries that LMDB has or is getting
 
     def _open(self) -> Environment:
         try:
@@ -108,6 +109,8 @@ class ShardIndex:
 
     def remove(self, key: ShardKey) -> None:
         """Drop an entry (in memory until the next flush)."""
+        if self._flushing.get(key) is not None or self._stored(key) is not None:
+            self._gone.add(key)
         self._pending[key] = None
 
     @property
@@ -120,6 +123,7 @@ class ShardIndex:
         if self._flushing:
             return False
         self._flushing, self._pending = self._pending, {}
+        self._gone = set()
         return True
 
     def flush(self, segments: dict[int, tuple[int, int]], dropped: list[int]) -> None:
@@ -198,16 +202,18 @@ class ShardIndex:
         return None
 
     def entries(self) -> int:
-        """Number of entries, pending ones counted as new."""
+        """Number of entries; one that is being written anew may count twice, one being dropped not yet."""
         with self._checked():
-            return self._environment.entries("shards") + len(self._pending) + len(self._flushing)
+            stored = self._environment.entries("shards")
+        added = sum(value is not None for entries in (self._pending, self._flushing) for value in entries.values())
+        return stored + added - sum(self._pending.get(key, b"") is None for key in self._gone)
 
     def clear(self) -> None:
         """Forget everything, to be made again from the segments."""
         self._environment.close()
         shutil.rmtree(self._path)
         self._environment = self._open()
-        self._pending, self._flushing = {}, {}
+        self._pending, self._flushing, self._gone = {}, {}, set()
         self._damaged = False
 
     def close(self) -> None:

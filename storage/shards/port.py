@@ -1,10 +1,11 @@
-"""The port between the engine and whatever keeps shards (a local volume, later a remote worker)."""
+"""The port between the engine and whatever keeps shards: a local volume, or a worker's over the network."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from storage.errors import StorageError
@@ -49,6 +50,24 @@ class CorruptShard(StorageError):
     """A stored shard does not match its digest or its key."""
 
 
+class Verdict(IntEnum):
+    """What a verification found of a shard."""
+
+    GOOD = 0
+    ROTTEN = 1
+    MISSING = 2
+
+
+class Verification(Protocol):
+    """A store after everything in it was read and verified."""
+
+    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """How these shards are; rotten ones are forgotten, so that they are missing from now on."""
+
+    def quarantine_rest(self) -> Iterator[ShardKey]:
+        """Forget all other rotten shards, too: a push of the same content would count on them."""
+
+
 class ShardStore(Protocol):
     """Keeps shards under their keys. Thread-safe. Content is immutable: one key, one content.
 
@@ -73,10 +92,20 @@ class ShardStore(Protocol):
     def locate(self, key: ShardKey) -> Location | None:
         """Where the shard is, or None; no payload is read."""
 
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        """:meth:`locate` for many shards."""
+
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """Read the payload into ``buffers`` (``length`` bytes in all) WITHOUT checking it.
 
         False if the shard is not there or has another length. The caller verifies the whole object.
+        """
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        """Payloads, unchecked like those of :meth:`read_into`, in memory of the store's own.
+
+        Args:
+            wanted: key and payload length of each. One that is not there, or has another length, gives None.
         """
 
     def read(self, key: ShardKey) -> Shard | None:
@@ -98,14 +127,17 @@ class ShardStore(Protocol):
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
 
-    def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
-        """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""
+    def verify(self, progress: Callable[[int], None]) -> Verification:
+        """Read and verify everything that is stored. ``progress`` gets numbers of bytes read."""
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """Rewrite segments with at most this share of live bytes; returns (segments, bytes freed)."""
 
     def usage(self) -> VolumeUsage:
         """Space and content."""
+
+    def abandon(self, reason: str) -> None:
+        """Let go of everything after a failure; what is under way fails with VolumeFailed."""
 
     def close(self) -> None:
         """Flush the index and let go of all files."""

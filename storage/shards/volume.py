@@ -19,7 +19,7 @@ from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, read_identity_file, write_identity
 from storage.shards.index import PENDING_MAX, IndexDamaged, SegmentState, ShardIndex
-from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, VolumeFailed, VolumeUsage
+from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, Verification, VolumeFailed, VolumeUsage
 from storage.shards.record import (
     HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -30,6 +30,7 @@ from storage.shards.record import (
     parse_segment_header,
 )
 from storage.shards.scan import Gap, ScannedRecord, scan_records
+from storage.shards.verification import LocalVerification
 
 log = logging.getLogger(__name__)
 
@@ -491,6 +492,10 @@ class LocalVolume:
         """See :meth:`ShardStore.locate`."""
         return self._index.get(key)
 
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        """See :meth:`ShardStore.locate_all`."""
+        return [self._index.get(key) for key in keys]
+
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """See :meth:`ShardStore.read_into`."""
         location = self._index.get(key)
@@ -500,6 +505,14 @@ class LocalVolume:
         if file is not None and file.read_into(buffers, location.offset + HEADER_BYTES) == length:
             return True
         return self._moved(key, location) and self.read_into(key, buffers, length)
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        """See :meth:`ShardStore.fetch_all`."""
+        payloads: list[memoryview | None] = []
+        for key, length in wanted:
+            payload = memoryview(bytearray(length))
+            payloads.append(payload if self.read_into(key, [payload], length) else None)
+        return payloads
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""
@@ -551,7 +564,7 @@ class LocalVolume:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
 
     def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
-        """See :meth:`ShardStore.damaged_ranges`."""
+        """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""
         bad = DamagedRanges()
         self.flush_index()
         self._index.check()
@@ -567,6 +580,10 @@ class LocalVolume:
             if size < indexed and number in self._segments:
                 bad.add(number, size, indexed)
         return bad
+
+    def verify(self, progress: Callable[[int], None]) -> Verification:
+        """See :meth:`ShardStore.verify`."""
+        return LocalVerification(self, self.damaged_ranges(progress))
 
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
@@ -813,7 +830,7 @@ class LocalVolume:
                 self._files.clear()
 
     def abandon(self, reason: str) -> None:
-        """Close without writing anything: the volume failed or is gone."""
+        """See :meth:`ShardStore.abandon`: close without writing anything."""
         self._failure = self._failure or VolumeFailed(reason)
         self.close()
 

@@ -7,7 +7,7 @@ from taskworker.cli.session import Session
 
 
 def demo(session: Session) -> None:
-    """Show it at work: serve, push, lose two of six volumes, get every byte back, repair.
+    """Show it at work: a pool of six workers, two of them killed, every byte back, all repaired.
 
     All happens in a temporary directory that is removed again.
 
@@ -15,7 +15,7 @@ def demo(session: Session) -> None:
         taskworker demo
     """
     if session.settings.store or session.settings.pool:
-        raise Failure("the demo makes a store of its own: leave out --store and --pool", ExitCode.USAGE)
+        raise Failure("the demo makes a pool of its own: leave out --store and --pool", ExitCode.USAGE)
     import tempfile
     from pathlib import Path
 

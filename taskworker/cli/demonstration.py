@@ -9,20 +9,26 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.text import pace_text, size_text
 
-_LOST_VOLUMES = (1, 4)  # any two would do
+_LOST_WORKERS = ("worker_002", "worker_005")  # any two would do
+_GRACE_S = 4.0  # far shorter than in earnest, so that the demonstration need not wait
 _ARCHIVE_SIZE_MAX = 256 << 20
+_START_TIMEOUT_S = 60.0
+_MEND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
+_LOOK_S = 0.2
 _PROGRAM = (sys.executable, "-m", "taskworker")
 
 
@@ -34,9 +40,10 @@ class Demonstration:
         self._original = directory / "python.tar"
         self._back = directory / "back.tar"
         self._step = 0
+        self._returned: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
-        """Serve, push, lose two volumes, get, repair.
+        """Bring up a pool, push, kill two workers, get, watch the repair, have the two back.
 
         Raises:
             Failure: a command failed, or gave something else than was stored.
@@ -44,38 +51,43 @@ class Demonstration:
         self._title("A real file: this Python's own library, as one tar archive")
         _make_archive(self._original)
         before = self._told_digest(self._original)
-        self._title("A server on a new store of six volumes; the file goes there through gRPC")
-        with self._server() as address:
-            push_s = self._call(address, "push", self._original.name)
-            self._call(address, "ls")
-        self._title("Two of the six volumes are destroyed while the server is down")
-        for slot in _LOST_VOLUMES:
-            self._show(f"rm -r store/volumes/{slot}")
-            shutil.rmtree(self._directory / "store" / "volumes" / str(slot))
-        self._title("The server starts again, and the file comes back through gRPC, compared byte for byte")
-        with self._server() as address:
-            get_s = self._call(address, "get", self._original.name, "-o", self._back.name)
+        self._title("A node pool and six workers, each a process of its own")
+        with self._cluster() as cluster:
+            self._title("The file goes there: cut into chunks, each coded into six shards, any four of which suffice")
+            push_s = self._call(cluster.address, "push", self._original.name)
+            self._title("Two workers are killed")
+            killed_at = time.monotonic()
+            for name in _LOST_WORKERS:
+                self._show(f"kill -9 {cluster.pids[name]}    # {name}")
+                os.kill(cluster.pids[name], signal.SIGKILL)
+            self._title("The file comes back all the same, compared byte for byte")
+            get_s = self._call(cluster.address, "get", self._original.name, "-o", self._back.name)
             if self._told_digest(self._back) != before or not filecmp.cmp(self._original, self._back, shallow=False):
                 raise Failure("the file that came back is not the one stored", ExitCode.DATA_LOSS)
             self._say("byte for byte the same")
-            self._title("Repair fills the two empty volumes; scrub verifies every shard of all six")
-            repair_s = self._call(address, "repair")
-            self._call(address, "scrub")
-            self._call(address, "status")
-        self._sum_up(push_s, get_s, repair_s)
+            self._title("Nobody asks for it, but the pool makes the lost shards again on the four that are left")
+            self._watch(cluster.address, until=1)
+            mend_s = time.monotonic() - killed_at
+            self._title("The two come back with what they had, and are given only what they missed")
+            for name in _LOST_WORKERS:
+                self._start_again(cluster.address, name)
+            self._watch(cluster.address, until=2)
+            self._call(cluster.address, "status")
+        self._sum_up(push_s, get_s, mend_s)
 
-    def _sum_up(self, push_s: float, get_s: float, repair_s: float) -> None:
+    def _sum_up(self, push_s: float, get_s: float, mend_s: float) -> None:
         size = self._original.stat().st_size
         self._title("What happened")
-        self._say(f"stored    {size_text(size)} through gRPC, durable on six volumes: {pace_text(size, push_s)}")
-        self._say(f"got back  the same {size_text(size)} from four of the six: {pace_text(size, get_s)}")
-        self._say(f"repaired  in {repair_s:.2f} s; any two volumes may be lost again")
+        self._say(f"stored    {size_text(size)} through the pool, durable on six workers: {pace_text(size, push_s)}")
+        self._say(f"got back  the same {size_text(size)} from the four left: {pace_text(size, get_s)}")
+        self._say(f"repaired  by itself, {mend_s:.1f} s after the two were killed: any one more could have gone")
         self._say("(times of whole commands, the start of Python and gRPC included)")
         self._say("")
-        self._say("Next, a store of your own:")
-        self._say(f"  {_script()} --store ./data serve")
+        self._say("Next, a pool of your own, whose data stay:")
+        self._say(f"  {_script()} up")
         self._say("and in another terminal:")
         self._say(f"  {_script()} push FILE")
+        self._say(f"  {_script()} status --watch")
 
     def _told_digest(self, path: Path) -> str:
         with path.open("rb") as file:
@@ -84,24 +96,65 @@ class Demonstration:
         return digest
 
     @contextlib.contextmanager
-    def _server(self) -> Iterator[str]:
-        """A server process on a free port; stopped like by Ctrl-C when the block ends."""
-        arguments = ["--store", "store", "serve", "--listen", "127.0.0.1:0"]
+    def _cluster(self) -> Iterator[_Running]:
+        """A pool and its workers; ended like by Ctrl-C when the block ends."""
+        arguments = ["up", "--dir", "cluster", "--listen", "127.0.0.1:0", "--grace", f"{_GRACE_S:g}"]
         self._show(_command_line(*arguments))
         process = subprocess.Popen(
-            [*_PROGRAM, *arguments, "--json"], cwd=self._directory, stdout=subprocess.PIPE, env=_environment()
+            [*_PROGRAM, *arguments, "--json"],
+            cwd=self._directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it tells of the deaths that this demonstration itself causes
+            env=_environment(),
         )
         try:
-            address = _announced_address(process)
-            self._say(f"serving at {address}")
-            yield address
+            running = _announced(process)
+            for name, pid in running.pids.items():
+                self._say(f"{name:11} process {pid}")
+            yield running
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            for child in (*self._returned, process):
+                child.terminate()
+            for child in (*self._returned, process):
+                try:
+                    child.wait(_STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def _start_again(self, address: str, name: str) -> None:
+        """Start a killed worker as a user would."""
+        arguments = ["worker", "--id", name, "--dir", f"cluster/{name}", "--listen", "127.0.0.1:0"]
+        self._show(_command_line(*arguments, "--pool", address))
+        self._returned.append(
+            subprocess.Popen(
+                [*_PROGRAM, *arguments, "--pool", address, "--json"],
+                cwd=self._directory,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+            )
+        )
+
+    def _watch(self, address: str, until: int) -> float:
+        """Show the pool's health as it changes until any ``until`` workers may be lost; the seconds it took."""
+        from taskworker.client.pool import PoolClient
+
+        self._show(_command_line("status", "--watch", "--pool", address) + "    # its first line, as it changes")
+        started = time.monotonic()
+        told = ""
+        with PoolClient(address) as client:
+            while time.monotonic() - started < _MEND_TIMEOUT_S:
+                status = client.status()
+                if status is None:
+                    break
+                if status.health != told:
+                    told = status.health
+                    self._say(f"{time.monotonic() - started:5.1f} s  {told}")
+                if status.workers_survivable >= until and all(work.state == "idle" for work in status.work):
+                    return time.monotonic() - started
+                time.sleep(_LOOK_S)
+        raise Failure(f"the pool was not repaired in time: {told}")
 
     def _call(self, address: str, *arguments: str) -> float:
         """Run one command as a user would; answer how long it took."""
@@ -138,12 +191,24 @@ def _make_archive(path: Path) -> None:
                     return
 
 
-def _announced_address(process: subprocess.Popen[bytes]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A pool that is up: its address, and every process by name."""
+
+    address: str
+    pids: dict[str, int]
+
+
+def _announced(process: subprocess.Popen[bytes]) -> _Running:
+    """What `up` tells once all is up."""
     assert process.stdout is not None
-    announced = os.read(process.stdout.fileno(), 4096)
-    if not announced:
-        raise Failure("the server did not start")
-    return str(json.loads(announced)["address"])
+    told = b""
+    while piece := os.read(process.stdout.fileno(), 4096):
+        told += piece
+        with contextlib.suppress(ValueError):
+            document = json.loads(told)
+            return _Running(document["pool"], {one["name"]: one["pid"] for one in document["processes"]})
+    raise Failure("the pool did not start")
 
 
 def _command_line(*arguments: str) -> str:

@@ -124,6 +124,17 @@ class Session:
         with self._embedded(self.store_path(), create=False, profile=None) as embedded:
             yield embedded
 
+    def is_embedded(self) -> bool:
+        """Whether an embedded store is meant, by ``--store``."""
+        return self._where()[0] is not None
+
+    def pool_address(self) -> str:
+        """The address of the pool, for what is done to no other."""
+        store, pool = self._where()
+        if store is not None:
+            raise Failure("this works with a pool only: say which with --pool ADDR", ExitCode.USAGE)
+        return pool or DEFAULT_ADDRESS
+
     def store_path(self) -> Path:
         """The directory of the embedded store, for what is done to no other."""
         store, _ = self._where()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.documents import document
-from taskworker.cli.exits import ExitCode
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.pool_status import pool_status_lines, watch
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
@@ -15,20 +16,59 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from storage import Damage, StoreStats, VolumeStats
+    from taskworker.client.pool import PoolClient, PoolStatus
 
 _DAMAGE_SHOWN_MAX = 10
 
 
-def status(session: Session) -> None:
-    """Show what the store holds, how its volumes are, and what loss it would survive.
+def status(
+    session: Session,
+    watched: Annotated[
+        bool, typer.Option("--watch", help="Show it anew until Ctrl-C (a pool only).", show_default=False)
+    ] = False,
+) -> None:
+    """Show what the pool or store holds, how its workers or volumes are, and what loss it would survive.
 
     Examples:
         taskworker status
+        taskworker status --watch
         taskworker --store ./data status --json
     """
+    if session.is_embedded():
+        with session.backend() as backend:
+            _show_store(session, backend.stats())
+        return
+    from taskworker.client.pool import PoolClient
+
+    with PoolClient(session.pool_address()) as client:
+        pool = client.status()
+        if pool is not None:
+            _show_pool(session, client, pool, watched=watched)
+            return
     with session.backend() as backend:
-        stats = backend.stats()
+        _show_store(session, backend.stats())
+
+
+def _show_store(session: Session, stats: StoreStats) -> None:
     session.terminal.result(document(stats), *_status_lines(stats))
+
+
+def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watched: bool) -> None:
+    if not watched:
+        session.terminal.result(document(status), *pool_status_lines(status))
+        return
+    if session.terminal.as_json:
+        raise Failure("--watch and --json exclude each other: give one", ExitCode.USAGE)
+
+    from storage.errors import StorageError
+
+    def look() -> list[str]:
+        try:
+            return pool_status_lines(client.status() or status)
+        except StorageError as error:
+            return [f"the pool does not answer ({one_line(str(error))}); it is asked again"]
+
+    watch(look)
 
 
 def _status_lines(stats: StoreStats) -> list[str]:

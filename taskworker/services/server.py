@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import socket
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,18 +95,33 @@ def _paths_of(store: FileStorage) -> list[str]:
 
 
 class FileServer:
-    """Serves a store on one address; without a store, only health and reflection.
+    """Serves a store on one address; without a store, only health and reflection, and what is ``added``.
 
     ``start`` and ``stop`` may be called once each. The store stays open: whoever opened it closes it.
+
+    Args:
+        store: what to serve.
+        limits: how many calls at once.
+        added: further services, by full name.
     """
 
-    def __init__(self, store: FileStorage | None, *, limits: ServerLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        store: FileStorage | None,
+        *,
+        limits: ServerLimits = DEFAULT_LIMITS,
+        added: Mapping[str, grpc.GenericRpcHandler] | None = None,
+    ) -> None:
         self._threads = ThreadPoolExecutor(limits.calls, thread_name_prefix="call")
         self._health = health.HealthServicer()
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
         self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=limits.calls)
         names = self._add_services(store, limits)
+        for name, handler in (added or {}).items():
+            self._server.add_generic_rpc_handlers((handler,))
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            names.append(name)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -27,13 +27,16 @@ from storage.errors import (
     StoreLocked,
     VersionNotFound,
 )
+from storage.shards import VolumeFailed
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
     MessageTooLarge,
+    NotJoined,
     ServerBusy,
     ServerFault,
     StorageUnavailable,
+    WorkerRefused,
 )
 from taskworker.store_pb2 import ErrorDetail
 from taskworker.wire.limits import STATUS_TEXT_BYTES_MAX
@@ -55,11 +58,14 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     StoreLocked: grpc.StatusCode.UNAVAILABLE,
     FormatError: grpc.StatusCode.FAILED_PRECONDITION,
     StoreClosed: grpc.StatusCode.UNAVAILABLE,
+    VolumeFailed: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
     ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallAbandoned: grpc.StatusCode.CANCELLED,
     ServerFault: grpc.StatusCode.INTERNAL,
+    WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
@@ -113,6 +119,11 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
         detail.filename, detail.file_id = error.filename or "", error.file_id or ""
     metadata.append((DETAIL_KEY, detail.SerializeToString()))
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))
+
+
+def is_unknown_call(error: grpc.RpcError) -> bool:
+    """Whether the server does not offer this call at all."""
+    return _code_and_text(error)[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 def decode(error: grpc.RpcError, address: str) -> StorageError:

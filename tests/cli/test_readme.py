@@ -70,5 +70,5 @@ def test_demo(desk: Cli) -> None:
     del desk.variables["TASKWORKER_STORE"]
     shown = desk.text("demo")
     assert "byte for byte the same" in shown
-    assert "all intact" in shown
+    assert shown.count("all files survive the loss of any 2 workers") >= 2
     assert os.listdir(desk.directory.parent) == ["here"]

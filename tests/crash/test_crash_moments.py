@@ -207,7 +207,7 @@ def test_a_clock_set_back_by_the_crash_does_not_bring_an_undone_version_to_the_h
     *_, (moment, disk) = session.disks()
     root = fast_directory / "killed"
     write_state(disk.cached(), {**moment.databases, "catalog": session.moments[0].databases["catalog"]}, root)
-    monkeypatch.setattr("storage.commit.time", Clock(1000))
+    monkeypatch.setattr("storage.runtime.time", Clock(1000))
     with open_store(root, SETTING) as store:
         assert get(store) == b"the first"
         file_id = push(store, b"the second")

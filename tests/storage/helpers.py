@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from storage import ErasureProfile, FileStorage, ManifestDiff, Patch, Version
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
-from storage.placement import Layout
+from storage.placement import FixedLayout
 from storage.shards import LocalVolume, Shard
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import read_identity
@@ -167,7 +167,7 @@ def rot_shards(root: Path, chunk_id: bytes, k: int, n: int, slots: Iterable[int]
 
 def holders(chunk_id: bytes, k: int, n: int, volumes: int) -> tuple[int, ...]:
     """The volume of each slot of a stripe."""
-    return Layout(volumes).volumes(stripe_key(Kind.CHUNK, chunk_id, k, n), n)
+    return FixedLayout(volumes).volumes(stripe_key(Kind.CHUNK, chunk_id, k, n), n)
 
 
 def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], volumes: int) -> None:
@@ -180,7 +180,7 @@ def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], v
         volumes: number of volumes of the store.
     """
     parts = split_stripe_key(stripe)
-    where = Layout(volumes).volumes(parts.object_id, parts.n)
+    where = FixedLayout(volumes).volumes(parts.object_id, parts.n)
     for slot, (length, payload) in shards.items():
         directory = volume_dir(root, where[slot])
         identity = read_identity(directory)

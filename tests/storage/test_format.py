@@ -14,7 +14,7 @@ import pytest
 from storage import FileStorage, Version
 from storage.keys import Kind, shard_key, stripe_key
 from storage.manifest import RootNode, decode_node, decode_root, encode_node, encode_root, object_id
-from storage.placement import Layout
+from storage.placement import FixedLayout
 from storage.shards import Shard
 from storage.shards.record import (
     Header,
@@ -190,8 +190,8 @@ def test_tombstone() -> None:
     ],
 )
 def test_placement(prefix: bytes, six: tuple[int, ...], three: tuple[int, ...]) -> None:
-    assert Layout(6).volumes(prefix + bytes(30), 6) == six
-    assert Layout(3).volumes(prefix + bytes(30), 5) == three
+    assert FixedLayout(6).volumes(prefix + bytes(30), 6) == six
+    assert FixedLayout(3).volumes(prefix + bytes(30), 5) == three
 
 
 def test_files_of_a_store(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.placement import PARTITIONS, Layout
+from storage.placement import PARTITIONS, FixedLayout
 
 
 def _id(partition: int, rest: bytes = bytes(30)) -> bytes:
@@ -17,7 +17,7 @@ def _id(partition: int, rest: bytes = bytes(30)) -> bytes:
 
 
 def test_the_first_ten_bits_decide() -> None:
-    layout = Layout(7)
+    layout = FixedLayout(7)
     for partition in (0, 1, 511, 1023):
         expected = layout.volumes(_id(partition), 5)
         assert layout.volumes(((partition << 6) | 63).to_bytes(2, "big") + b"\xff" * 30, 5) == expected
@@ -26,7 +26,7 @@ def test_the_first_ten_bits_decide() -> None:
 @given(volumes=st.integers(1, 40), n=st.integers(1, 60))
 @settings(max_examples=30, deadline=None)
 def test_slots_are_on_different_volumes_while_there_are_enough(volumes: int, n: int) -> None:
-    layout = Layout(volumes)
+    layout = FixedLayout(volumes)
     for partition in range(0, PARTITIONS, 97):
         placed = layout.volumes(_id(partition), n)
         assert len(placed) == n
@@ -37,7 +37,7 @@ def test_slots_are_on_different_volumes_while_there_are_enough(volumes: int, n: 
 
 @pytest.mark.parametrize("volumes", [2, 6, 13])
 def test_every_volume_gets_its_share_of_every_slot(volumes: int) -> None:
-    layout = Layout(volumes)
+    layout = FixedLayout(volumes)
     for slot in range(min(volumes, 6)):
         counts = Counter(layout.volumes(_id(partition), 6)[slot] for partition in range(PARTITIONS))
         fair = PARTITIONS / volumes
@@ -48,7 +48,7 @@ def test_every_volume_gets_its_share_of_every_slot(volumes: int) -> None:
 @pytest.mark.parametrize("volumes", [1, 5, 6, 20])
 def test_a_new_volume_only_takes(volumes: int) -> None:
     """The order of the old volumes among themselves stays: what moves makes room for the new one."""
-    before, after = Layout(volumes), Layout(volumes + 1)
+    before, after = FixedLayout(volumes), FixedLayout(volumes + 1)
     for partition in range(PARTITIONS):
         old = before.volumes(_id(partition), volumes)
         new = after.volumes(_id(partition), volumes + 1)
@@ -59,7 +59,7 @@ def test_a_new_volume_only_takes(volumes: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_losses_survivable(volumes: int, k: int, extra: int) -> None:
     n = k + extra
-    layout = Layout(volumes)
+    layout = FixedLayout(volumes)
     placed = [layout.volumes(_id(partition), n) for partition in range(0, PARTITIONS, 61)]
 
     def survives(lost: int) -> bool:
@@ -74,4 +74,4 @@ def test_losses_survivable(volumes: int, k: int, extra: int) -> None:
 
 def test_a_layout_needs_a_volume() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        Layout(0)
+        FixedLayout(0)

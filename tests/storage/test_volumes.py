@@ -39,8 +39,7 @@ def _states(store: FileStorage) -> list[str]:
 
 def _notice(store: FileStorage) -> None:
     """Have the store look whether its directories are there (it does so at most once a second)."""
-    store._volumes._checked_s = 0.0  # no public way: it is time that does it
-    store.stats()
+    store._volumes.check_present(at_once=True)
 
 
 @pytest.fixture

@@ -1,0 +1,203 @@
+"""A pool, its workers and its clients, each a process of its own on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from benchmarks.measure import GIB, seconds_of
+from benchmarks.processes import (
+    STOP_TIMEOUT_S,
+    PeakMemory,
+    ServerProcess,
+    TaskFailed,
+    own_peak_resident,
+    started_together,
+)
+from benchmarks.workload import USER, Discard, RandomContent
+from taskworker import Client, pool_pb2
+from taskworker.pool_pb2_grpc import PoolServiceStub
+
+WORKERS = 6
+CAPACITY = 1024 * GIB
+POLL_S = 0.01
+SETTLED_TIMEOUT_S = 600.0
+LONG_LEASE_S = 3600.0
+
+
+class Cluster:
+    """A pool and its workers in processes of their own; all of them are killed at the end.
+
+    Args:
+        home: a directory for it, which may not be there yet.
+        lease_s: how long a silent worker passes for a living one; it is lost right after. By default nobody
+            is lost, and nothing is mended, while a benchmark lasts.
+    """
+
+    def __init__(self, home: Path, lease_s: float = LONG_LEASE_S) -> None:
+        self._home = home
+        self._pool = ServerProcess("benchmarks.pool_process", home / "pool", lease_s, 0.0)
+        self._workers: dict[str, ServerProcess] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._pool)
+            self._channel = grpc.insecure_channel(self._pool.address)
+            stack.callback(self._channel.close)
+            self._stub = PoolServiceStub(self._channel)
+            self._workers = {name: self._worker(name) for name in (f"worker-{number}" for number in range(WORKERS))}
+            stack.enter_context(started_together(list(self._workers.values())))
+            stack.callback(self._kill_all)
+            self.await_settled(self._workers)
+            self.idle_memory = self._pool.memory
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, trace)
+
+    @property
+    def address(self) -> str:
+        """Where clients reach the pool."""
+        return self._pool.address
+
+    @property
+    def pool_memory(self) -> PeakMemory:
+        """The pool's peak memory until now."""
+        return self._pool.memory
+
+    @property
+    def workers(self) -> list[str]:
+        """The names of the workers, living or not."""
+        return list(self._workers)
+
+    def kill(self, *names: str) -> None:
+        """End workers without a word."""
+        for name in names:
+            self._workers[name].kill()
+
+    def await_settled(self, workers: Collection[str]) -> None:
+        """Wait until the layout is of just these workers, and every shard is in its place by it.
+
+        Raises:
+            TaskFailed: that does not come about.
+        """
+        until = time.monotonic() + SETTLED_TIMEOUT_S
+        while not self._settled(set(workers)):
+            if time.monotonic() > until:
+                raise TaskFailed(f"the pool is not whole after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
+            time.sleep(POLL_S)
+
+    def lost_at(self, name: str) -> float:
+        """When the pool gave a worker up, in seconds since 1970."""
+        events = [event for event in self._status().events if event.kind == "lost" and name in event.text]
+        return events[-1].time_ms / 1000
+
+    def _worker(self, name: str) -> ServerProcess:
+        arguments = (name, self._pool.address, self._home / name, CAPACITY)
+        return ServerProcess("benchmarks.worker_process", *arguments)
+
+    def _status(self) -> pool_pb2.PoolStatus:
+        return self._stub.Status(pool_pb2.StatusRequest())
+
+    def _settled(self, workers: set[str]) -> bool:
+        layout = self._stub.GetLayout(pool_pb2.GetLayoutRequest())
+        return {member.worker_id for member in layout.members} == workers and layout.former == 0
+
+    def _kill_all(self) -> None:
+        self._pool.kill()
+        self.kill(*self._workers)
+
+
+class ClientProcess:
+    """A client in a process of its own that does what it is told."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "benchmarks.cluster_processes"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, float]]:
+        """Have it do a task; what comes back waits for the outcome."""
+        assert self._process.stdin is not None
+        print(json.dumps([task, arguments], default=str), file=self._process.stdin, flush=True)
+        return self._outcome
+
+    def run(self, task: str, **arguments: object) -> dict[str, float]:
+        """Have it do a task; its outcome."""
+        return self.begin(task, **arguments)()
+
+    def _outcome(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise TaskFailed(f"a client ended with status {self._process.wait()}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+
+class _Tasks:
+    """What a client process can do; its channels stay open."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, Client] = {}
+
+    def connect(self, address: str) -> None:
+        """Connect to a pool."""
+        self._clients[address] = Client(address)
+        self._clients[address].find("none", user_id=USER)
+
+    def push(self, address: str, name: str, source: str) -> None:
+        """Push a file of the disk."""
+        self._clients[address].push(Path(source), filename=name, user_id=USER)
+
+    def push_random(self, address: str, name: str, size: int) -> None:
+        """Push ``size`` random bytes, others for every name."""
+        pieces: Iterator[bytes] = RandomContent(name, size).pieces()
+        self._clients[address].push(pieces, filename=name, user_id=USER)
+
+    def get(self, address: str, name: str) -> None:
+        """Read a file to its end."""
+        client = self._clients[address]
+        found = client.find(name, user_id=USER)
+        if found is None:
+            raise FileNotFoundError(f"the pool has no {name}")
+        client.download(found.file_id, BufferedWriter(Discard()), user_id=USER)
+
+
+def _obey() -> None:
+    tasks = _Tasks()
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        task: Callable[..., Any] = getattr(tasks, name)
+        seconds = seconds_of(lambda: task(**arguments))  # noqa: B023 - called at once
+        print(json.dumps({"seconds": seconds, "peak_resident": own_peak_resident()}), flush=True)
+
+
+if __name__ == "__main__":
+    _obey()

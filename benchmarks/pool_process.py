@@ -1,0 +1,29 @@
+"""A node pool in a process of its own; it prints its port and ends with its standard input."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from taskworker import pool_pb2
+from taskworker.pool.node_pool import NodePool, PoolOptions
+from taskworker.services.binding import generic_handler
+from taskworker.services.pool import PoolService
+from taskworker.services.server import FileServer
+
+_SERVICE = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+
+
+def serve(directory: str, lease_s: float, grace_s: float) -> None:
+    """Run the pool in ``directory``."""
+    pool = NodePool(directory, options=PoolOptions(lease_s=lease_s, grace_s=grace_s))
+    server = FileServer(pool.store, added={_SERVICE.full_name: generic_handler(_SERVICE, PoolService(pool))})
+    print(server.start("127.0.0.1:0"), flush=True)
+    sys.stdin.read()
+    server.stop(0.0)
+    pool.close()
+
+
+if __name__ == "__main__":
+    logging.disable(logging.ERROR)  # workers are killed on purpose here
+    serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

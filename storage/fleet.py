@@ -1,0 +1,241 @@
+"""The shard stores of one store, by slot: which are usable, and what happens when one is not.
+
+What is common to the volumes on this machine's disks (:mod:`storage.volumes`) and to a pool's workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from storage.erasure import ErasureProfile
+from storage.errors import StorageError, StoreClosed
+from storage.keys import StripeKey
+from storage.reports import Damage
+from storage.shards import Shard, ShardStore, VolumeFailed
+
+log = logging.getLogger(__name__)
+
+StoreT = TypeVar("StoreT", bound=ShardStore)
+
+_DAMAGE_KEPT = 1000
+
+
+class Placement(Protocol):
+    """Where the shards of a stripe belong."""
+
+    def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
+        """The slot of the store that holds each shard 0…n-1 of the object."""
+
+
+class Fleet(ABC, Generic[StoreT]):
+    """Shard stores by slot. One that fails goes offline; the others carry on.
+
+    ``incomplete`` holds the slots that may lack shards they should have, and wait for repair.
+    ``recent_damage`` is what was met lately, for stats and operators.
+    """
+
+    remote = False
+    """Whether each access costs a round trip, so that reads are sent out together and appends gathered."""
+
+    stand_ins = False
+    """Whether others take the shards of a store that is away, so that a push can always leave all n."""
+
+    def __init__(self) -> None:
+        self.incomplete: set[int] = set()
+        self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
+        self._stores: dict[int, StoreT | None] = {}
+        self._moves: dict[int, int] = {}  # how often each went offline or came back
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # -- access ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def placement(self) -> Placement:
+        """Where shards belong now."""
+
+    @abstractmethod
+    def name(self, slot: int) -> str:
+        """What people call the store in a slot."""
+
+    @abstractmethod
+    def place(self, slot: int) -> str:
+        """The directory or worker that a store is in."""
+
+    @abstractmethod
+    def directories(self) -> list[Path]:
+        """The directories on this machine that stores are in."""
+
+    @abstractmethod
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """How many more whole stores may be lost at once, whichever, with files of this profile readable."""
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    @property
+    def slots(self) -> list[int]:
+        """All slots there are, online or not."""
+        return list(self._stores)
+
+    def volume(self, slot: int) -> StoreT | None:
+        """The store in a slot, None while it is offline."""
+        return self._stores.get(slot)
+
+    def online(self) -> list[tuple[int, StoreT]]:
+        """The usable stores with their slots."""
+        return [(slot, store) for slot, store in list(self._stores.items()) if store is not None]
+
+    def state(self, slot: int) -> str:
+        """``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
+        if self._stores.get(slot) is None:
+            return "offline"
+        return "incomplete" if slot in self.incomplete else "ok"
+
+    def holders(self, stripe: StripeKey) -> tuple[int, ...]:
+        """The slot of the store that each shard 0…n-1 of a stripe belongs to."""
+        return self.placement.volumes(stripe, stripe[34] + 1)
+
+    def targets(self, stripe: StripeKey) -> tuple[int, ...]:
+        """Where to put each shard now: its holder, or another where that is away and others stand in."""
+        return self.holders(stripe)
+
+    def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        """Further stores that may hold shards of a stripe, the likeliest first."""
+        return ()
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """Stop using a store until it is attached again.
+
+        Args:
+            slot: where it is.
+            reason: why, for people.
+            failed: the store that failed: another that has taken its place meanwhile stays.
+        """
+        with self._lock:
+            store = self._stores.get(slot)
+            if store is None or (failed is not None and store is not failed):
+                return
+            self._stores[slot] = None
+            self._moves[slot] += 1
+            self._changed()
+        log.error("volume %s is offline: %s", self.name(slot), reason)
+        self.incomplete.add(slot)
+        self.report("offline", b"", slot, reason)
+        try:
+            store.abandon(reason)
+        except StorageError:
+            log.exception("closing volume %s", self.name(slot))
+
+    def _changed(self) -> None:
+        """A store came or went; called with the lock held."""
+
+    @contextmanager
+    def guard(self, slot: int, store: ShardStore) -> Iterator[None]:
+        """If the store fails inside the block, it goes offline and the work goes on behind the block."""
+        try:
+            yield
+        except (VolumeFailed, StoreClosed) as error:
+            self.failed(slot, store, error)
+        except OSError as error:
+            self.set_offline(slot, str(error), store)
+
+    def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
+        """Take a store that raised this error offline; raises the error again if it is not the store's own."""
+        if isinstance(error, VolumeFailed):
+            self.set_offline(slot, str(error), store)
+        elif self._stores.get(slot) is store or not isinstance(error, StoreClosed):
+            raise error  # otherwise the store has been abandoned meanwhile
+
+    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
+        """Keep a note of damage for stats and operators."""
+        self.recent_damage.append(
+            Damage(
+                time_ms=time.time_ns() // 1_000_000,
+                kind=kind,
+                object_id=key[:32].hex(),
+                slot=key[35] if len(key) > 35 else -1,
+                volume=slot,
+                text=text,
+            )
+        )
+
+    @abstractmethod
+    def reattach(self) -> list[int]:
+        """Try the stores that are offline again; returns the slots brought back."""
+
+    @abstractmethod
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Notice stores that were taken away."""
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
+        """Append each store's shards; those that are offline are passed over (see :meth:`require_writable`).
+
+        Raises:
+            StoreFull: a store has no space.
+        """
+
+    @abstractmethod
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Make all online stores durable, at once.
+
+        Args:
+            meanwhile: work to do while the disks are at it; it must not count on the outcome.
+        """
+
+    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+        """:meth:`append`, then :meth:`sync`."""
+        self.append(batches)
+        self.sync(meanwhile)
+
+    @abstractmethod
+    def sync_each(self) -> None:
+        """Make all online stores durable without haste, leaving the fast way to commits."""
+
+    def attendance(self) -> tuple[int, ...]:
+        """What :meth:`require_writable` can tell from later which stores were offline at any time since."""
+        return tuple(self._moves.values())
+
+    @abstractmethod
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
+        """Refuse a commit whose data one more loss could make unreadable.
+
+        Args:
+            profile: how the data is coded.
+            since: the :meth:`attendance` when the first of it was written. A store that was away for
+                some of the time may lack shards; it waits for repair.
+
+        Raises:
+            InsufficientWorkers: too many stores are offline, or were.
+            StoreClosed: the stores are being closed: some may have passed the data over.
+        """
+
+    # -- closing ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all stores."""
+
+    def _close_stores(self) -> None:
+        for slot, store in list(self._stores.items()):
+            self._stores[slot] = None
+            if store is not None:
+                try:
+                    store.close()
+                except StorageError:
+                    # Nothing acknowledged depends on this flush: opening again replays the segments.
+                    log.exception("closing volume %s", self.name(slot))

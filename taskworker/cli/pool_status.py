@@ -1,0 +1,185 @@
+"""The commands that look at a node pool and change who takes part: status, layout, drain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from taskworker.cli.documents import document
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.session import Session
+from taskworker.cli.text import one_line, plural, size_text, time_text
+
+if TYPE_CHECKING:
+    from taskworker.client.pool import LayoutPreview, LayoutShare, LayoutStatus, PoolStatus, WorkerStatus
+
+_EVENTS_SHOWN = 8
+_WATCH_S = 0.5
+
+
+def pool_status_lines(status: PoolStatus) -> list[str]:
+    """A pool at a glance, the health in the first line."""
+    lines = [
+        one_line(status.health),
+        "",
+        f"pool      {status.pool_id}, layout {status.layout_version}",
+        f"files     {plural(status.files, 'file')} of {size_text(status.logical_bytes)}, "
+        f"{plural(status.versions, 'version')}",
+        f"profile   any {status.k} of {status.n} shards suffice, coded with {status.accelerator}",
+        *(_work_line(work.name, work.state, work.done, work.total, work.note) for work in status.work),
+        "",
+        f"{'WORKER':16}  {'STATE':9}  {'SHARDS':>10}  {'USED':>10}  {'DISK FREE':>10}  {'SHARE':>6}  {'CPU':>5}  "
+        f"{'SEEN':>7}  ADDRESS",
+        *(_worker_line(worker) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
+    ]
+    liars = [worker for worker in status.workers if worker.lies]
+    lines += [f"! {worker.worker_id} gave out {plural(worker.lies, 'wrong shard')}" for worker in liars]
+    if status.events:
+        lines += ["", "lately:"]
+        lines += [f"  {time_text(event.time_ms)}  {one_line(event.text)}" for event in status.events[-_EVENTS_SHOWN:]]
+    return lines
+
+
+def _work_line(name: str, state: str, done: int, total: int, note: str) -> str:
+    share = f" {done:,} of {total:,}" if state == "running" and total else ""
+    return f"{name:8}  {state}{share}{': ' if note else ''}{one_line(note)}"
+
+
+def _worker_line(worker: WorkerStatus) -> str:
+    state = worker.state if worker.complete or worker.state != "alive" else "mending"
+    seen = max(0.0, time.time() - worker.seen_ms / 1000) if worker.seen_ms else None
+    return (
+        f"{worker.worker_id:16}  {state:9}  {worker.shards:>10,}  {size_text(worker.bytes_used):>10}  "
+        f"{size_text(worker.bytes_free):>10}  {worker.share:>6.1%}  {worker.cpu:>5.0%}  "
+        f"{'never' if seen is None else f'{seen:.0f} s':>7}  {one_line(worker.address)}"
+    )
+
+
+def watch(look: Callable[[], list[str]]) -> None:
+    """Show what ``look`` gives anew twice a second until interrupted."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(look())), refresh=True)
+            time.sleep(_WATCH_S)
+
+
+def layout(
+    session: Session,
+    what: Annotated[
+        Literal["show", "preview"],
+        typer.Argument(help="What there is, or what a change would do.", show_default=True),
+    ] = "show",
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="preview: a worker to add, NAME, NAME@ZONE or NAME@ZONE:GIB; repeatable.", metavar="WORKER"),
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="preview: a worker to take away; repeatable.", metavar="NAME")
+    ] = None,
+) -> None:
+    """Show how shards are shared out among the workers and what loss that survives; now, or after a change.
+
+    A preview changes nothing: it tells what would move, and what loss would be survivable then.
+
+    Examples:
+        taskworker layout
+        taskworker layout preview --add worker_007
+        taskworker layout preview --add big@rack2:4000 --remove worker_001
+    """
+    from taskworker.client.pool import PoolClient
+
+    if (what == "preview") != bool(add or remove):
+        raise Failure("say what to change: `taskworker layout preview` with --add or --remove", ExitCode.USAGE)
+    with PoolClient(session.pool_address()) as client:
+        current = client.layout()
+        if what == "show":
+            session.terminal.result(document(current), *_layout_lines(current))
+            return
+        usual = _usual_capacity(current)
+        preview = client.preview([_member(text, usual) for text in add or ()], remove or ())
+    session.terminal.result(document(preview), *_preview_lines(preview))
+
+
+def drain(
+    session: Session,
+    worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")],
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Let it take part again instead.", show_default=False)
+    ] = False,
+) -> None:
+    """Move a worker's shards to the others, so that it can be stopped for good. `status` shows how far it is.
+
+    Examples:
+        taskworker drain worker_003
+        taskworker drain worker_003 --cancel
+    """
+    from taskworker.client.pool import PoolClient
+
+    with PoolClient(session.pool_address()) as client:
+        moved = client.drain(worker, cancel=cancel)
+    what = "takes part again" if cancel else "is being drained"
+    session.terminal.result(
+        {"worker": worker, "draining": not cancel, "moved": moved},
+        f"{one_line(worker)} {what}: {moved:.1%} of all shards move; see `taskworker status --watch`",
+    )
+
+
+def _member(text: str, usual_capacity: int) -> LayoutShare:
+    from taskworker.client.pool import LayoutShare
+
+    name, _, rest = text.partition("@")
+    zone, _, gib = rest.partition(":")
+    if not name or (gib and not gib.isdecimal()):
+        raise Failure(f"{text!r} is not NAME, NAME@ZONE or NAME@ZONE:GIB", ExitCode.USAGE)
+    return LayoutShare(name, zone, int(gib) << 30 if gib else usual_capacity, 0.0)
+
+
+def _usual_capacity(current: LayoutStatus) -> int:
+    capacities = sorted(member.capacity for member in current.members)
+    return capacities[len(capacities) // 2] if capacities else 1 << 30
+
+
+def _layout_lines(current: LayoutStatus) -> list[str]:
+    if not current.members:
+        return ["no worker has joined yet"]
+    moving = f", {plural(current.former, 'former layout')} still to move from" if current.former else ""
+    return [
+        f"layout {current.version} over {plural(len(current.members), 'worker')}{moving}",
+        _survival(current),
+        "",
+        f"{'WORKER':16}  {'ZONE':12}  {'CAPACITY':>10}  {'SHARE':>6}",
+        *(
+            f"{one.worker_id:16}  {one.zone or '-':12}  {size_text(one.capacity):>10}  {one.share:>6.1%}"
+            for one in sorted(current.members, key=lambda one: one.worker_id)
+        ),
+    ]
+
+
+def _survival(current: LayoutStatus) -> str:
+    zones = len({member.zone for member in current.members})
+    workers = _any_of(current.workers_survivable, "worker")
+    return f"survives the loss of {workers}" + (
+        f", or of {_any_of(current.zones_survivable, 'zone')}" if zones > 1 else ""
+    )
+
+
+def _any_of(count: int, what: str) -> str:
+    return f"no {what}" if count <= 0 else f"any {plural(count, what)}"
+
+
+def _preview_lines(preview: LayoutPreview) -> list[str]:
+    before = [f"now:   {_survival(preview.before)}"] if preview.before is not None else []
+    return [
+        f"moves {preview.moved:.1%} of all shards, about {size_text(preview.bytes_moved)}",
+        *before,
+        f"then:  {_survival(preview.after)}",
+        "",
+        *_layout_lines(preview.after)[3:],
+    ]

@@ -1,0 +1,207 @@
+"""The commands that run a node pool: pool, worker, up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskworker.cli.profile import K, N, profile_of
+from taskworker.cli.session import DEFAULT_ADDRESS, Session
+from taskworker.cli.signals import Stopped, finish_regardless
+from taskworker.cli.text import one_line
+
+DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
+_GRACE_S = 5.0
+
+Supervised = Annotated[
+    bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)
+]
+
+
+def pool(
+    session: Session,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where the pool keeps its catalog.", metavar="DIR", file_okay=False)
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(help="Where: HOST:PORT on this machine (port 0: any free one), or unix:PATH.", metavar="ADDR")
+    ] = DEFAULT_ADDRESS,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="How long a silent worker keeps its part before its shards are made again on the others.",
+            metavar="SECONDS",
+            min=0,
+        ),
+    ] = 30.0,
+    allow_fragile: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fragile",
+            help="Take files that the loss of one worker would make unreadable, too (one or two workers).",
+            show_default=False,
+        ),
+    ] = False,
+    tranquility: Annotated[
+        float,
+        typer.Option(
+            help="While users are at work, how long repair rests after each object, in multiples of the time it took.",
+            metavar="N",
+            min=0,
+        ),
+    ] = 4.0,
+    k: K = None,
+    n: N = None,
+    supervised: Supervised = False,
+) -> None:
+    """Run a node pool: users talk to it, workers keep its data. Ctrl-C stops it; workers wait for its return.
+
+    Examples:
+        taskworker pool --dir ./pool
+        taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
+    """
+    from taskworker.pool.node_pool import PoolOptions
+    from taskworker.services.pool_server import PoolServer
+
+    path = directory or data_home() / "pool"
+    options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
+    server = PoolServer(path, profile=profile_of(k, n), options=options)
+    port = server.start(listen)
+    address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
+    try:
+        _watch_parent(wanted=supervised)
+        session.terminal.result(
+            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()},
+            f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
+        )
+        session.terminal.note(f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n")
+        server.wait()
+    except Stopped:
+        finish_regardless()
+        session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
+    finally:
+        server.stop(_GRACE_S)
+
+
+def worker(
+    session: Session,
+    worker_id: Annotated[str, typer.Option("--id", help="Its name in the pool.", metavar="NAME")] = "worker_001",
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", help="Where its shards are kept, best a disk of its own.", metavar="DIR", file_okay=False
+        ),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(help="Where the pool reaches it: HOST:PORT (0: any free port) or unix:PATH.", metavar="ADDR"),
+    ] = DEFAULT_WORKER_ADDRESS,
+    zone: Annotated[
+        str,
+        typer.Option(help="What fails together with it: a rack, a room; shards spread over zones.", metavar="ZONE"),
+    ] = "",
+    capacity: Annotated[
+        int | None,
+        typer.Option(help="Its weight against the others (default: the size of its disk).", metavar="GIB", min=1),
+    ] = None,
+    supervised: Supervised = False,
+) -> None:
+    """Offer a directory's disk to a node pool until Ctrl-C. Started again, it is itself again.
+
+    Examples:
+        taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
+        taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
+    """
+    from taskworker.volume_worker import VolumeWorker
+
+    pool_address = session.pool_address()
+    path = directory or data_home() / worker_id
+    capacity_bytes = None if capacity is None else capacity << 30
+    member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes)
+    member.start(listen)
+    try:
+        _watch_parent(wanted=supervised)
+        session.terminal.result(
+            {"worker": worker_id, "address": member.address, "dir": str(path.resolve()), "pid": os.getpid()},
+            f"worker {worker_id} at {member.address} joined the pool at {pool_address}, shards in "
+            f"{one_line(str(path))}; Ctrl-C stops it",
+        )
+        member.wait()
+    except Stopped:
+        finish_regardless()
+        session.terminal.note("leaving the pool; its shards stay here for its return")
+    finally:
+        member.stop(_GRACE_S)
+
+
+def up(
+    session: Session,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where all data are kept, for the next time too.", metavar="DIR", file_okay=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="How many workers.", metavar="N", min=1, max=64)] = 6,
+    listen: Annotated[str, typer.Option(help="Where the pool listens.", metavar="ADDR")] = DEFAULT_ADDRESS,
+    grace: Annotated[
+        float,
+        typer.Option(help="How long a silent worker keeps its part (see `taskworker pool`).", metavar="SECONDS", min=0),
+    ] = 30.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start a process that died again.", show_default=False)
+    ] = False,
+    k: K = None,
+    n: N = None,
+) -> None:
+    """Bring up a node pool and its workers on this machine, to try it out or to develop with. Ctrl-C ends all.
+
+    Examples:
+        taskworker up
+        taskworker up --dir ./cluster --workers 8 --grace 5
+    """
+    from taskworker.cli.supervisor import Supervisor
+
+    profile = profile_of(k, n)
+    supervisor = Supervisor(
+        session.terminal,
+        directory or data_home() / "up",
+        workers=workers,
+        listen=listen,
+        grace_s=grace,
+        restart=restart,
+        profile=None if profile is None else (profile.k, profile.n),
+    )
+    try:
+        supervisor.start()
+        supervisor.watch()
+    except Stopped:
+        finish_regardless()
+        session.terminal.note("stopping the pool and its workers")
+    finally:
+        supervisor.stop()
+
+
+def data_home() -> Path:
+    """Where data go that nobody named a place for."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "taskworker"
+
+
+def _watch_parent(*, wanted: bool) -> None:
+    """End like by Ctrl-C once standard input ends: the supervisor holds its other end."""
+    if not wanted:
+        return
+
+    def watch() -> None:
+        # Not through sys.stdin: a thread that holds its lock would keep the interpreter from shutting down.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

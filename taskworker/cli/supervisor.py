@@ -1,0 +1,226 @@
+"""A node pool and its workers as processes of one supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.terminal import Terminal
+from taskworker.cli.text import one_line
+
+_PROGRAM = (sys.executable, "-m", "taskworker")
+_START_S = 60.0
+_LAYOUT_S = 20.0
+_STOP_S = 15.0
+_LOOK_S = 0.3
+_RESTART_S = 1.0
+
+
+@dataclass(slots=True)
+class _Child:
+    """One process: how it is started, and what runs now."""
+
+    name: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    address: str = ""
+    told_dead: bool = False
+    restart_at_s: float = 0.0
+
+
+class Supervisor:
+    """Starts, watches and ends the processes.
+
+    Args:
+        terminal: to say who is where.
+        directory: for all data.
+        workers: how many.
+        listen: the pool's address.
+        grace_s: see ``taskworker pool``.
+        restart: start a process that died again.
+        profile: (k, n) of a new pool.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        directory: Path,
+        *,
+        workers: int,
+        listen: str,
+        grace_s: float,
+        restart: bool,
+        profile: tuple[int, int] | None,
+    ) -> None:
+        self._terminal = terminal
+        self._directory = directory
+        self._restart = restart
+        chosen = [] if profile is None else ["--k", str(profile[0]), "--n", str(profile[1])]
+        self._pool = _Child(
+            "pool", ["pool", "--dir", str(directory / "pool"), "--listen", listen, "--grace", str(grace_s), *chosen]
+        )
+        self._names = [f"worker_{number:03}" for number in range(1, workers + 1)]
+        self._workers: list[_Child] = []
+
+    def start(self) -> None:
+        """Start all, wait until all have joined, and say who is where.
+
+        Raises:
+            Failure: one of them did not start; what it said is on stderr.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._launch(self._pool)
+        self._await(self._pool)
+        for name in self._names:
+            home = str(self._directory / name)
+            arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self._pool.address]
+            child = _Child(name, arguments)
+            self._workers.append(child)
+            self._launch(child)
+        for child in self._workers:
+            self._await(child)
+        self._await_layout()
+        self._tell()
+
+    def watch(self) -> None:
+        """Report processes that die, until interrupted."""
+        while True:
+            time.sleep(_LOOK_S)
+            for child in (self._pool, *self._workers):
+                self._look_after(child)
+
+    def stop(self) -> None:
+        """End all: the pool first, so that it does not take its workers' going for a loss."""
+        for children in ([self._pool], self._workers):
+            running = [child.process for child in children if child.process is not None]
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+            for process in running:
+                try:
+                    process.wait(_STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _await_layout(self) -> None:
+        """Return once every worker has its part in the layout: it is made moments after they have joined."""
+        from taskworker.client.pool import PoolClient
+
+        give_up_at_s = time.monotonic() + _LAYOUT_S
+        with PoolClient(self._pool.address) as client:
+            while not set(self._names) <= {member.worker_id for member in client.layout().members}:
+                if time.monotonic() > give_up_at_s:
+                    raise Failure("the workers joined, but the pool made no layout over them", ExitCode.FAILED)
+                time.sleep(_LOOK_S / 10)
+
+    # -- one process -----------------------------------------------------------------------------
+
+    def _launch(self, child: _Child) -> None:
+        # A session of its own: Ctrl-C in the terminal is for the supervisor, which ends the others in order.
+        child.process = subprocess.Popen(
+            [*_PROGRAM, *child.arguments, "--supervised", "--json"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=_environment(),
+        )
+        child.told_dead = False
+
+    def _await(self, child: _Child) -> None:
+        """Take in the announcement of a process that has started."""
+        assert child.process is not None
+        assert child.process.stdout is not None
+        overdue = threading.Timer(_START_S, child.process.kill)
+        overdue.start()
+        try:
+            announced = _read_document(child.process.stdout.fileno())
+        finally:
+            overdue.cancel()
+        if announced is None:
+            raise Failure(f"{child.name} did not start; what it said is above", ExitCode.FAILED)
+        child.address = str(announced["address"])
+        if child is self._pool:
+            child.arguments[child.arguments.index("--listen") + 1] = child.address  # the same when started again
+
+    def _look_after(self, child: _Child) -> None:
+        process = child.process
+        if process is None or process.poll() is None:
+            return
+        if not child.told_dead:
+            child.told_dead = True
+            child.restart_at_s = time.monotonic() + _RESTART_S
+            again = "it is started again" if self._restart else f"start it again with: {_command(child.arguments)}"
+            self._say(f"{child.name} (process {process.pid}) ended {_how(process.returncode)}; {again}")
+        elif self._restart and time.monotonic() >= child.restart_at_s:
+            self._launch(child)
+            self._await(child)
+            self._say(
+                f"{child.name} is back as process {child.process.pid if child.process else 0}, at {child.address}"
+            )
+
+    # -- words -----------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        children = (self._pool, *self._workers)
+        documents = [
+            {"name": child.name, "address": child.address, "pid": child.process.pid}
+            for child in children
+            if child.process is not None
+        ]
+        lines = [
+            f"{'NAME':12}  {'PROCESS':>8}  ADDRESS",
+            *(f"{one['name']:12}  {one['pid']:>8}  {one['address']}" for one in documents),
+            "",
+            f"data in {one_line(str(self._directory))}; Ctrl-C ends all of it, the data stay for the next `up`",
+        ]
+        self._terminal.result({"pool": self._pool.address, "processes": documents}, *lines)
+        victim = documents[-1]["pid"]
+        self._terminal.note(
+            f"\nTry in another terminal:\n  export TASKWORKER_POOL={self._pool.address}\n"
+            f"  taskworker push FILE\n  taskworker status --watch\nand kill a worker or two:\n  kill -9 {victim}\n"
+        )
+
+    def _say(self, text: str) -> None:
+        if self._terminal.as_json:
+            self._terminal.error(text)
+        else:
+            self._terminal.lines(text)
+
+
+def _read_document(descriptor: int) -> dict[str, object] | None:
+    """The JSON document that a process prints once it is ready; None if it ends before."""
+    told = b""
+    while piece := os.read(descriptor, 4096):
+        told += piece
+        try:
+            document: dict[str, object] = json.loads(told)
+        except ValueError:
+            continue
+        return document
+    return None
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"by signal {signal.Signals(-code).name}"
+    return f"with exit code {code}"
+
+
+def _command(arguments: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(("taskworker", *arguments))
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}

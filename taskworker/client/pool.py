@@ -1,0 +1,247 @@
+"""The operator's side of a node pool: status, layout, drain, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from taskworker import pool_pb2
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.pool_pb2_grpc import PoolServiceStub
+from taskworker.wire import status
+
+ResponseT = TypeVar("ResponseT")
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker as the pool sees it; sizes in bytes, ``share`` 0…1 of all shards, ``seen_ms`` of its last heartbeat."""
+
+    worker_id: str
+    slot: int
+    address: str
+    zone: str
+    state: str
+    complete: bool
+    capacity: int
+    bytes_used: int
+    bytes_live: int
+    bytes_free: int
+    shards: int
+    cpu: float
+    seen_ms: int
+    share: float
+    lies: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkStatus:
+    """A piece of background work; ``seconds_left`` is None where it cannot be told."""
+
+    name: str
+    state: str
+    done: int
+    total: int
+    note: str
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """Something that happened in the pool."""
+
+    time_ms: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool at a glance."""
+
+    pool_id: str
+    health: str
+    workers_survivable: int
+    zones_survivable: int
+    files: int
+    versions: int
+    logical_bytes: int
+    k: int
+    n: int
+    accelerator: str
+    layout_version: int
+    workers: list[WorkerStatus]
+    work: list[WorkStatus]
+    events: list[EventStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutShare:
+    """A member of a layout; ``share`` is 0…1 of all shards."""
+
+    worker_id: str
+    zone: str
+    capacity: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutStatus:
+    """A layout; ``former`` counts earlier ones whose shards have not all moved yet."""
+
+    version: int
+    width: int
+    members: list[LayoutShare]
+    workers_survivable: int
+    zones_survivable: int
+    former: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutPreview:
+    """What a change of members would do; ``moved`` is 0…1 of all shards, ``bytes_moved`` about as many bytes."""
+
+    before: LayoutStatus | None
+    after: LayoutStatus
+    moved: float
+    bytes_moved: int
+
+
+class PoolClient:
+    """Asks a node pool; thread-safe. Close it, or use it as a context manager.
+
+    Args:
+        address: ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._stub = PoolServiceStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> PoolClient:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def status(self) -> PoolStatus | None:
+        """The pool at a glance; None if the server is a standalone store, not a pool.
+
+        Raises:
+            StorageUnavailable: nobody answers there.
+        """
+        try:
+            answer = self._stub.Status(pool_pb2.StatusRequest(), timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if status.is_unknown_call(error):
+                return None
+            raise status.decode(error, self._address) from None
+        return _pool_status(answer)
+
+    def layout(self) -> LayoutStatus:
+        """The current layout."""
+        request = pool_pb2.GetLayoutRequest()
+        return _layout_status(self._call(lambda: self._stub.GetLayout(request, timeout=_TIMEOUT_S)))
+
+    def preview(self, add: Sequence[LayoutShare], remove: Sequence[str]) -> LayoutPreview:
+        """What a change of members would move; changes nothing.
+
+        Raises:
+            InvalidArgument: a worker to remove is not there, or nobody would be left.
+        """
+        members = [pool_pb2.LayoutMember(worker_id=one.worker_id, zone=one.zone, capacity=one.capacity) for one in add]
+        request = pool_pb2.PreviewLayoutRequest(add=members, remove=remove)
+        answer = self._call(lambda: self._stub.PreviewLayout(request, timeout=_TIMEOUT_S))
+        before = _layout_status(answer.before) if answer.HasField("before") else None
+        return LayoutPreview(before, _layout_status(answer.after), answer.moved, answer.bytes)
+
+    def drain(self, worker_id: str, *, cancel: bool = False) -> float:
+        """Have a worker's shards moved off it (or take it back into the layout); the share of all that moves.
+
+        Raises:
+            InvalidArgument: no such worker, or the only one.
+        """
+        request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
+        return self._call(lambda: self._stub.Drain(request, timeout=_TIMEOUT_S)).moved
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+
+def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:
+    return PoolStatus(
+        pool_id=answer.pool_id,
+        health=answer.health,
+        workers_survivable=answer.workers_survivable,
+        zones_survivable=answer.zones_survivable,
+        files=answer.files,
+        versions=answer.versions,
+        logical_bytes=answer.logical_bytes,
+        k=answer.k,
+        n=answer.n,
+        accelerator=answer.accelerator,
+        layout_version=answer.layout_version,
+        workers=[_worker_status(worker) for worker in answer.workers],
+        work=[
+            WorkStatus(
+                work.name,
+                work.state,
+                work.done,
+                work.total,
+                work.note,
+                work.seconds_left if work.seconds_left >= 0 else None,
+            )
+            for work in answer.work
+        ],
+        events=[EventStatus(event.time_ms, event.kind, event.text) for event in answer.events],
+    )
+
+
+def _worker_status(worker: pool_pb2.Worker) -> WorkerStatus:
+    return WorkerStatus(
+        worker_id=worker.worker_id,
+        slot=worker.slot,
+        address=worker.address,
+        zone=worker.zone,
+        state=worker.state,
+        complete=worker.complete,
+        capacity=worker.capacity,
+        bytes_used=worker.load.bytes_used,
+        bytes_live=worker.load.bytes_live,
+        bytes_free=worker.load.bytes_free,
+        shards=worker.load.shards,
+        cpu=worker.load.cpu,
+        seen_ms=worker.seen_ms,
+        share=worker.share,
+        lies=worker.lies,
+    )
+
+
+def _layout_status(view: pool_pb2.LayoutView) -> LayoutStatus:
+    return LayoutStatus(
+        version=view.version,
+        width=view.width,
+        members=[LayoutShare(one.worker_id, one.zone, one.capacity, one.share) for one in view.members],
+        workers_survivable=view.workers_survivable,
+        zones_survivable=view.zones_survivable,
+        former=view.former,
+    )

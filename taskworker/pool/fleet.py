@@ -1,0 +1,350 @@
+"""The workers' volumes behind the engine: where shards go and come from while workers come and go."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.erasure import ErasureProfile
+from storage.errors import InsufficientWorkers, StorageError, StoreClosed
+from storage.fleet import Fleet
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.layout import Layout, Member
+from storage.placement import partition_of
+from storage.shards import Shard, VolumeFailed
+from taskworker.pool.port import Ticket, WorkerVolume
+
+log = logging.getLogger(__name__)
+
+_TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
+
+
+class _Started(NamedTuple):
+    """A sync under way."""
+
+    slot: int
+    volume: WorkerVolume
+    ticket: Ticket
+
+
+class WorkerFleet(Fleet[WorkerVolume]):
+    """See :class:`storage.fleet.Fleet`. Slots are those of the layout's members.
+
+    A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
+    all n whenever enough workers are there to keep it readable after the loss of any one of them.
+
+    Args:
+        allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
+    """
+
+    remote = True
+    stand_ins = True
+
+    def __init__(self, *, allow_fragile: bool = False) -> None:
+        super().__init__()
+        self._layouts: tuple[Layout, ...] = ()
+        self._allow_fragile = allow_fragile
+        self._epoch = 0
+        self._lies: Counter[int] = Counter()
+        self._rot = 0  # rotten shards met so far
+        self.on_rot: Callable[[], None] = lambda: None
+        self._mended: tuple[int, ...] | None = None
+        self._mended_layout: Layout | None = None
+        self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
+        self._emptied: set[int] = set()  # came with an empty volume since
+        self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
+        """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
+        with self._lock:
+            self._layouts = (current, *former)
+            for member in current.members:
+                self._stores.setdefault(member.slot, None)
+                self._moves.setdefault(member.slot, 0)
+            self._changed()
+
+    def attach(self, slot: int, volume: WorkerVolume) -> None:
+        """Take a member's volume into use."""
+        with self._lock:
+            before, self._stores[slot] = self._stores.get(slot), volume
+            self._moves[slot] = self._moves.get(slot, 0) + 1
+            self._changed()
+        if before is not None:
+            before.abandon(f"worker {self.name(slot)} connected again")
+
+    def note_emptied(self, slot: int) -> None:
+        """A member came back with an empty volume."""
+        self.incomplete.add(slot)
+        self._emptied.add(slot)
+
+    def remove(self, slot: int) -> None:
+        """Forget a member that is in no layout any more."""
+        with self._lock:
+            volume = self._stores.pop(slot, None)
+            self._moves.pop(slot, None)
+            self.incomplete.discard(slot)
+            self._changed()
+        if volume is not None:
+            volume.close()
+
+    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
+        """See :meth:`Fleet.report`. Wrong shards are counted by worker."""
+        super().report(kind, key, slot, text)
+        if kind == "rotten" and slot >= 0:
+            self.note_rot(slot, 1)
+
+    def note_rot(self, slot: int, count: int) -> None:
+        """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
+        with self._lock:
+            self._lies[slot] += count
+            self._rot += count
+        self.on_rot()
+
+    def lies(self) -> dict[int, int]:
+        """How many wrong or rotten shards each worker gave out since the pool started."""
+        with self._lock:
+            return dict(self._lies)
+
+    def _changed(self) -> None:
+        """See :meth:`Fleet._changed`."""
+        self._epoch += 1
+        self._targets = {}
+        if self._layouts:
+            self._targets_since.append(self._target_layout())
+
+    def attendance(self) -> tuple[int, ...]:
+        """See :meth:`Fleet.attendance`."""
+        return (self._epoch,)
+
+    def reattach(self) -> list[int]:
+        """Workers come back by themselves: their heartbeats tell."""
+        return []
+
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Whether workers are there is told by their heartbeats and by calls to them."""
+
+    # -- where things are ------------------------------------------------------------------------
+
+    @property
+    def placement(self) -> Layout:
+        """The current layout."""
+        if not self._layouts:
+            raise InsufficientWorkers("no worker has joined this pool yet; start some with `taskworker worker`")
+        return self._layouts[0]
+
+    def member(self, slot: int) -> Member | None:
+        """The member in a slot, by the newest layout that has it."""
+        return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
+
+    def name(self, slot: int) -> str:
+        """The worker's id."""
+        member = self.member(slot)
+        return member.worker if member is not None else f"#{slot}"
+
+    def place(self, slot: int) -> str:
+        """The worker's id."""
+        return self.name(slot)
+
+    def directories(self) -> list[Path]:
+        """None: the volumes are elsewhere."""
+        return []
+
+    def targets(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
+        partition, n = partition_of(stripe), stripe[34] + 1
+        table = self._targets
+        found = table.get((partition, n))
+        if found is None:
+            found = table[partition, n] = self._stand_in(self.holders(stripe), self.placement.order(partition))
+        return found
+
+    def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+        """Holders with those that are away replaced by the ones that hold the least of the stripe, in order."""
+        online = [slot for slot in order if self._stores.get(slot) is not None]
+        if not online or all(holder in online for holder in holders):
+            return holders
+        held = Counter(holder for holder in holders if holder in online)
+        targets = []
+        for holder in holders:
+            if holder not in online:
+                holder = min(online, key=lambda slot: held[slot])  # the first of equals: the order decides
+                held[holder] += 1
+            targets.append(holder)
+        return tuple(targets)
+
+    def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
+
+        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
+        """
+        seen: dict[int, None] = {}
+        for layout in self._layouts[1:]:
+            seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
+        seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
+        seen.update(dict.fromkeys(self.slots))
+        return tuple(slot for slot in seen if self._stores.get(slot) is not None)
+
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """See :meth:`Fleet.losses_survivable`, in workers."""
+        return max(0, self.domain_losses_survivable(profile.k, lambda member: member.worker))
+
+    def domain_losses_survivable(self, k: int, domain: Callable[[Member], str]) -> int:
+        """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
+
+        What was there when all was last mended is where it was then; what came since is on the targets of
+        its time.
+        """
+        if not self._layouts:
+            return -1
+        offline = [slot for slot in self.slots if self.volume(slot) is None]
+        latest = self._target_layout()
+        if self.is_mended():
+            return latest.losses_survivable(k, domain, offline)
+        lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
+        survivable = self.placement.losses_survivable(k, domain, lacking)
+        if self._mended_layout is not None:
+            gone = [*offline, *self._emptied]
+            places = (self._mended_layout, *self._targets_since, latest)
+            survivable = max(survivable, min(layout.losses_survivable(k, domain, gone) for layout in places))
+        return survivable
+
+    def _target_layout(self) -> Layout:
+        """Where shards are put now, as a layout."""
+        layout = self.placement
+        rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
+        return Layout(layout.version, layout.width, layout.members, rows)
+
+    def mark(self) -> tuple[int, ...]:
+        """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
+        return (*self.attendance(), self._rot)
+
+    def is_mended(self) -> bool:
+        """Whether nothing of that kind has happened since all was mended."""
+        return self._mended == self.mark()
+
+    def note_mended(self, mark: tuple[int, ...]) -> None:
+        """Every shard was where it should be put when this was the :meth:`mark`."""
+        self._mended, self._mended_layout = mark, self._target_layout()
+        self._emptied.clear()
+        self._targets_since.clear()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
+        """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
+        while batches:
+            left: list[Shard] = []
+            for slot, shards in batches.items():
+                volume = self._stores.get(slot)
+                if volume is not None:
+                    try:
+                        volume.append(shards, urgent=urgent)
+                        continue
+                    except VolumeFailed as error:
+                        self.set_offline(slot, str(error), volume)
+                left += shards
+            batches = self._again(left)
+
+    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
+        done = meanwhile
+        others = True
+        while batches or others:
+            tickets: list[_Started] = []
+            online = dict(self.online())
+            left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
+            for slot, volume in online.items():
+                if others or slot in batches:
+                    self._start(slot, volume, batches.get(slot, []), tickets, left)
+            if done is not None:
+                done()
+                done = None
+            for slot, failed in self._await(tickets):
+                left += batches.get(slot, []) if failed else []
+            batches, others = self._again(left), False
+
+    def _start(
+        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
+    ) -> None:
+        try:
+            tickets.append(_Started(slot, volume, volume.start_sync(shards)))
+        except VolumeFailed as error:
+            self.set_offline(slot, str(error), volume)
+            left += shards
+
+    def _await(self, tickets: list[_Started]) -> list[tuple[int, bool]]:
+        """(slot, whether it failed) of every sync, all of which have ended.
+
+        Raises:
+            StoreFull: a worker has no space.
+        """
+        outcomes: list[tuple[int, bool]] = []
+        refused: StorageError | None = None
+        for slot, volume, ticket in tickets:
+            try:
+                ticket.wait()
+                outcomes.append((slot, False))
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error), volume)
+                outcomes.append((slot, True))
+            except StorageError as error:
+                # The appends refused may be another push's: whoever began before now looks what is missing.
+                self._note_refusal()
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return outcomes
+
+    def _note_refusal(self) -> None:
+        with self._lock:
+            self._epoch += 1
+
+    def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
+        """Shards that could not be delivered, by where to put them now."""
+        batches: dict[int, list[Shard]] = {}
+        for shard in shards:
+            target = self.targets(_stripe_of(shard.key))[shard.key[STRIPE_KEY_BYTES]]
+            if self._stores.get(target) is None:
+                raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+            batches.setdefault(target, []).append(shard)
+        return batches
+
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.sync`."""
+        self.append_and_sync({}, meanwhile)
+
+    def sync_each(self) -> None:
+        """See :meth:`Fleet.sync_each`."""
+        self.append_and_sync({})
+
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
+        """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
+        if self._closed:
+            raise StoreClosed("the pool is shutting down; try again when it is back")
+        # Only those with a part in the layout take shards: one that is being drained does not count.
+        members = self.placement.members
+        workers = len({member.worker for member in members if self._stores.get(member.slot) is not None})
+        if not workers:
+            raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
+        if self._allow_fragile:
+            return
+        left = profile.n - -(-profile.n // workers)
+        if left < profile.k and profile.n > profile.k:
+            raise InsufficientWorkers(
+                f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
+                "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
+            )
+
+    def close(self) -> None:
+        """See :meth:`Fleet.close`."""
+        self._closed = True
+        self._close_stores()
+
+
+def _stripe_of(key: ShardKey) -> StripeKey:
+    return StripeKey(key[:STRIPE_KEY_BYTES])

@@ -1,0 +1,339 @@
+"""Membership: who takes part in the pool, by leases; pure bookkeeping over a clock, no network.
+
+A worker joins, then renews its lease by heartbeats. Missing the lease makes it suspect (its shards are
+stood in for), missing the grace time makes it lost (the layout goes on without it). It is itself again
+whenever it comes back with its id: its slot is kept for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from storage.errors import InvalidArgument
+from storage.layout import Member
+from taskworker.errors import WorkerRefused
+from taskworker.wire.protocol import PROTOCOL
+
+
+class Standing(StrEnum):
+    """Whether a member has a part in the layout; kept over restarts."""
+
+    IN = "in"
+    DRAINING = "draining"  # its shards move off; it serves them meanwhile
+    OUT = "out"  # lost, left for good, or drained
+
+
+class WorkerState(StrEnum):
+    """How a worker is, for people."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    LOST = "lost"
+    LEFT = "left"
+    DRAINING = "draining"
+    DRAINED = "drained"
+
+
+class MemberRecord(msgspec.Struct, frozen=True):
+    """A member as it is kept in the catalog.
+
+    Attributes:
+        slot: its number, given once.
+        worker: its id.
+        zone: its failure domain.
+        capacity: its weight in the layout, in bytes.
+        address: where it was reached last.
+        volume_id: of the volume it came with last.
+        standing: its part in the layout.
+    """
+
+    slot: int
+    worker: str
+    zone: str
+    capacity: int
+    address: str
+    volume_id: str
+    standing: Standing = Standing.IN
+
+    @property
+    def member(self) -> Member:
+        """As the layout sees it."""
+        return Member(self.slot, self.worker, self.zone, self.capacity)
+
+
+class WorkerLoad(msgspec.Struct, frozen=True):
+    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started."""
+
+    cpu: float = 0.0
+    bytes_used: int = 0
+    bytes_live: int = 0
+    bytes_free: int = 0
+    shards: int = 0
+    rotten: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A worker's request to join."""
+
+    worker: str
+    address: str
+    zone: str
+    capacity: int
+    instance: str
+    volume_id: str
+    pool_id: str
+    protocol: int
+    version: str
+
+
+@dataclass(slots=True)
+class _Presence:
+    """What is known of a worker's process."""
+
+    instance: str
+    expires_s: float
+    seen_ms: int
+    load: WorkerLoad = field(default_factory=WorkerLoad)
+    left: bool = False
+    since_s: float = 0.0  # when it stopped being alive
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A member with what is known of its process."""
+
+    record: MemberRecord
+    state: WorkerState
+    load: WorkerLoad
+    seen_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """Another process with the same id."""
+
+    instance: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The outcome of a join."""
+
+    record: MemberRecord
+    emptied: bool  # it came with another volume than before
+    layout_changes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Workers whose lease, or grace time, has run out since the last look."""
+
+    suspect: list[MemberRecord]
+    lost: list[MemberRecord]
+
+
+class Membership:
+    """Thread-safe.
+
+    Args:
+        pool_id: a worker of another pool is refused.
+        records: the members kept.
+        lease_s: how long a heartbeat counts.
+        grace_s: how long a silent worker keeps its part in the layout.
+        clock_s: monotonic seconds.
+        wall_ms: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        pool_id: str,
+        records: list[MemberRecord],
+        *,
+        lease_s: float,
+        grace_s: float,
+        clock_s: Callable[[], float],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._pool_id = pool_id
+        self.lease_s = lease_s
+        self._grace_s = grace_s
+        self._clock_s = clock_s
+        self._wall_ms = wall_ms
+        self._lock = threading.Lock()
+        self._records = {record.worker: record for record in records}
+        now = clock_s()
+        # After a restart of the pool, everybody gets the time to notice and join again.
+        self._presence = {record.worker: _Presence("", now, 0, since_s=now) for record in records}
+        self._told: dict[str, WorkerState] = {}
+        self._slots_given = max((record.slot for record in records), default=-1) + 1
+
+    @property
+    def records(self) -> list[MemberRecord]:
+        """All members ever, by slot."""
+        with self._lock:
+            return sorted(self._records.values(), key=lambda record: record.slot)
+
+    def members(self) -> list[Member]:
+        """Those that have a part in the layout."""
+        return [record.member for record in self.records if record.standing is Standing.IN]
+
+    def rival(self, application: Application) -> Rival | None:
+        """The process that holds the id asked for by an unexpired lease, if there is one."""
+        with self._lock:
+            presence = self._presence.get(application.worker)
+            if presence is None or presence.instance == application.instance or not self._is_alive(presence):
+                return None
+            return Rival(presence.instance, self._records[application.worker].address)
+
+    def join(self, application: Application) -> Admission:
+        """Let a worker in.
+
+        Raises:
+            WorkerRefused: version skew, another pool's volume, or a living worker has this id.
+            InvalidArgument: no capacity.
+        """
+        with self._lock:
+            self._check(application)
+            known = self._records.get(application.worker)
+            if known is not None:
+                slot = known.slot
+            else:
+                slot, self._slots_given = self._slots_given, self._slots_given + 1
+            standing = known.standing if known is not None else Standing.IN
+            if standing is Standing.OUT:
+                standing = Standing.IN
+            record = MemberRecord(
+                slot,
+                application.worker,
+                application.zone,
+                application.capacity,
+                application.address,
+                application.volume_id,
+                standing,
+            )
+            emptied = known is not None and known.volume_id != application.volume_id
+            changes = known is None or known.member != record.member or known.standing != standing
+            self._records[application.worker] = record
+            now = self._clock_s()
+            self._presence[application.worker] = _Presence(application.instance, now + self.lease_s, self._wall_ms())
+            self._told.pop(application.worker, None)
+            return Admission(record, emptied, changes)
+
+    def _check(self, application: Application) -> None:
+        if application.protocol != PROTOCOL:
+            raise WorkerRefused(
+                f"worker {application.worker} speaks protocol {application.protocol} (version "
+                f"{application.version}), this pool {PROTOCOL}; install the same version of taskworker on both"
+            )
+        if application.pool_id not in ("", self._pool_id):
+            raise WorkerRefused(
+                f"the volume of worker {application.worker} belongs to pool {application.pool_id}, this is pool "
+                f"{self._pool_id}; give the worker an empty directory, or start it with the address of its own pool"
+            )
+        if application.capacity < 1:
+            raise InvalidArgument(f"worker {application.worker}: a capacity is at least 1 byte")
+        presence = self._presence.get(application.worker)
+        if presence is not None and presence.instance != application.instance and self._is_alive(presence):
+            raise WorkerRefused(
+                f"a living worker has the id {application.worker} (at {self._records[application.worker].address}); "
+                "choose another id, or stop that one first"
+            )
+
+    def _is_alive(self, presence: _Presence) -> bool:
+        return not presence.left and self._clock_s() < presence.expires_s
+
+    def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
+        """Renew a lease; False if there is none to renew: the worker must join again."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            if presence is None or presence.instance != instance or not self._is_alive(presence):
+                return False
+            presence.expires_s = self._clock_s() + self.lease_s
+            presence.seen_ms = self._wall_ms()
+            presence.load = load
+            return True
+
+    def load(self, worker: str) -> WorkerLoad:
+        """What a worker told in its last heartbeat since it joined."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            return presence.load if presence is not None else WorkerLoad()
+
+    def leave(self, worker: str, instance: str) -> MemberRecord | None:
+        """A worker stops in good order; None if that one is not here."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            if presence is None or presence.instance != instance:
+                return None
+            if not presence.left and self._told.get(worker) is not WorkerState.LOST:
+                presence.left = True
+                presence.since_s = self._clock_s()
+                self._told[worker] = WorkerState.LEFT
+            return self._records[worker]
+
+    def set_standing(self, worker: str, standing: Standing) -> MemberRecord:
+        """Change a member's part in the layout.
+
+        Raises:
+            InvalidArgument: no such worker.
+        """
+        with self._lock:
+            record = self._records.get(worker)
+            if record is None:
+                raise InvalidArgument(f"there is no worker {worker!r} in this pool; see `taskworker status`")
+            record = self._records[worker] = msgspec.structs.replace(record, standing=standing)
+            return record
+
+    def forget(self, worker: str) -> None:
+        """Drop a member that has no shards any more and is gone."""
+        with self._lock:
+            self._records.pop(worker, None)
+            self._presence.pop(worker, None)
+            self._told.pop(worker, None)
+
+    def expire(self) -> Expiry:
+        """Who has become suspect or lost since the last look."""
+        suspect: list[MemberRecord] = []
+        lost: list[MemberRecord] = []
+        with self._lock:
+            now = self._clock_s()
+            for worker, presence in self._presence.items():
+                record, told = self._records[worker], self._told.get(worker)
+                if self._is_alive(presence):
+                    continue
+                if told is None:
+                    self._told[worker] = told = WorkerState.SUSPECT
+                    presence.since_s = now
+                    suspect.append(record)
+                if told is not WorkerState.LOST and now - presence.since_s >= self._grace_s:
+                    self._told[worker] = WorkerState.LOST
+                    lost.append(record)
+        return Expiry(suspect, lost)
+
+    def lost(self) -> list[MemberRecord]:
+        """Those that are lost and have a part in the layout all the same, by slot."""
+        with self._lock:
+            lost = (self._records[worker] for worker, told in self._told.items() if told is WorkerState.LOST)
+            return sorted((record for record in lost if record.standing is Standing.IN), key=lambda record: record.slot)
+
+    def views(self) -> list[WorkerView]:
+        """All members, by slot."""
+        with self._lock:
+            return [self._view(record) for record in sorted(self._records.values(), key=lambda record: record.slot)]
+
+    def _view(self, record: MemberRecord) -> WorkerView:
+        presence = self._presence[record.worker]
+        if self._is_alive(presence):
+            state = WorkerState.ALIVE
+            if record.standing is not Standing.IN:
+                state = WorkerState.DRAINING if record.standing is Standing.DRAINING else WorkerState.DRAINED
+        else:
+            state = self._told.get(record.worker, WorkerState.SUSPECT)
+        return WorkerView(record, state, presence.load, presence.seen_ms)

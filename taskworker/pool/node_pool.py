@@ -1,0 +1,486 @@
+"""The node pool: the engine over a fleet of workers, their membership, and the layout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from storage import ErasureProfile, FileStorage
+from storage.catalog import Catalog, LmdbCatalog, StoreSettings
+from storage.errors import FormatError, InvalidArgument, StorageError
+from storage.layout import Layout, LayoutRecord, Member, Moves
+from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
+from storage.locking import StoreLock
+from storage.runtime import Runtime
+from taskworker.errors import WorkerRefused
+from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.health import health_line
+from taskworker.pool.membership import (
+    Application,
+    MemberRecord,
+    Membership,
+    Standing,
+    WorkerLoad,
+    WorkerState,
+    WorkerView,
+)
+from taskworker.pool.mending import Mender, WorkView
+from taskworker.pool.port import Connect, Identify
+from taskworker.pool.remote_volume import RemoteVolume, identify_process
+
+log = logging.getLogger(__name__)
+
+_MEMBERS = "pool-members"
+_LAYOUTS = "pool-layouts"
+_RETIRED = "pool-retired-layouts"
+_RUNNING = "pool-running"
+_RETIRED_KEPT = 8
+_AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
+_TICK_S = 0.25
+_EVENTS_KEPT = 200
+
+# Workers of one site start within moments of each other: one layout for all of them, not one each.
+_LAYOUT_SETTLE_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """How a pool is run.
+
+    Attributes:
+        lease_s: how long a worker's heartbeat counts.
+        grace_s: how long a silent worker keeps its part in the layout.
+        allow_fragile: take files that the loss of one worker would make unreadable, too.
+        tranquility: while users are at work, how long background work rests after each object, in
+            multiples of the time that it took. 0 mends as fast as can be.
+    """
+
+    lease_s: float = 3.0
+    grace_s: float = 30.0
+    allow_fragile: bool = False
+    tranquility: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """Something an operator may want to know."""
+
+    time_ms: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """The pool at a glance."""
+
+    pool_id: str
+    health: str
+    profile: ErasureProfile
+    files: int
+    versions: int
+    logical_bytes: int
+    layout: Layout | None
+    workers: list[WorkerView]
+    complete: set[int]
+    workers_survivable: int
+    zones_survivable: int
+    work: list[WorkView]
+    events: list[PoolEvent]
+    lies: dict[int, int]
+    accelerator: str
+
+
+class PoolCore:
+    """What a pool knows and does, without threads of its own: whoever drives it calls :meth:`tick` and ``mender``.
+
+    Thread-safe. ``store`` is the engine that users' calls go to.
+
+    Args:
+        root: the pool's directory.
+        catalog: open; closed with the pool, or if it cannot be used.
+        lock: held on ``root``; let go of likewise.
+        profile: of a new pool; an existing one keeps its own.
+        chunk_size: of a new pool.
+        options: how to run it.
+        connect: how to reach workers.
+        identify: how to ask which process answers at a worker's address.
+        runtime: threads of the engine, clocks and random bytes; the machine's own by default.
+
+    Raises:
+        FormatError: not a pool's directory.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        catalog: Catalog,
+        lock: StoreLock,
+        *,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        options: PoolOptions | None = None,
+        connect: Connect = RemoteVolume,
+        identify: Identify = identify_process,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._options = options or PoolOptions()
+        self._connect = connect
+        self._identify = identify
+        self._runtime = runtime = runtime or Runtime()
+        try:
+            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size, runtime)
+            self._catalog = catalog
+            self._layouts = _kept_layouts(catalog, _LAYOUTS)
+            self._retired = _kept_layouts(catalog, _RETIRED)
+            self.membership = Membership(
+                settings.store_id,
+                _kept_members(catalog),
+                lease_s=self._options.lease_s,
+                grace_s=self._options.grace_s,
+                clock_s=runtime.monotonic_s,
+                wall_ms=self._now_ms,
+            )
+        except BaseException:
+            catalog.close()
+            lock.release()
+            raise
+        self.pool_id = settings.store_id
+        self.profile = ErasureProfile(settings.k, settings.n)
+        self.chunk_size = settings.chunk_size
+        self.fleet = WorkerFleet(allow_fragile=self._options.allow_fragile)
+        self.fleet.incomplete.update(settings.incomplete)
+        if self._layouts:
+            self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
+        if catalog.document(_RUNNING):
+            # The last run was cut off: who missed what then was not kept.
+            self.fleet.incomplete.update(record.slot for record in self.membership.records)
+        catalog.save_document(_RUNNING, b"1")
+        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
+        self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
+        self._lock = threading.Lock()  # of layout changes
+        self._change_due_s: float | None = None
+        self.mender = Mender(
+            self.store, self.fleet, self._settled, tranquility=self._options.tranquility, runtime=runtime
+        )
+        self.fleet.on_rot = self.mender.wake
+
+    def close(self) -> None:
+        """Finish calls under way and let go of the directory; workers wait for the pool's return."""
+        self.mender.close()
+        self._catalog.save_document(_RUNNING, b"")
+        self.store.close()
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def join(self, application: Application) -> MemberRecord:
+        """Let a worker in and take its volume into use.
+
+        Raises:
+            WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
+        """
+        self._bury_dead_rival(application)
+        admission = self.membership.join(application)
+        record = admission.record
+        volume = self._connect(record.address, record.worker)
+        try:
+            volume.usage()
+        except StorageError as error:
+            volume.abandon("cannot be reached")
+            self.membership.leave(record.worker, application.instance)
+            raise WorkerRefused(
+                f"the pool cannot reach worker {record.worker} at {record.address} ({error}); "
+                "give the worker an address that the pool can connect to"
+            ) from error
+        self._keep_members()
+        self.fleet.attach(record.slot, volume)
+        if admission.emptied:
+            self.fleet.note_emptied(record.slot)
+            self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
+        self._note("joined", f"worker {record.worker} joined at {record.address}")
+        if admission.layout_changes:
+            self._change_layout_soon()
+        self.mender.wake()
+        return record
+
+    def _bury_dead_rival(self, application: Application) -> None:
+        """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
+        rival = self.membership.rival(application)
+        if rival is None:
+            return
+        try:
+            gone = self._identify(rival.address, application.worker) != rival.instance
+        except StorageError:
+            gone = True
+        if gone:
+            self.leave(application.worker, rival.instance)
+
+    def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
+        """Renew a lease; False: the worker must join again."""
+        before = self.membership.load(worker)
+        if not self.membership.heartbeat(worker, instance, load):
+            return False
+        record = next((record for record in self.membership.records if record.worker == worker), None)
+        if record is not None and load.rotten > before.rotten:
+            found = load.rotten - before.rotten
+            self._note("rot", f"worker {worker} found {found} rotten shards on its disk; they are made anew")
+            self.fleet.note_rot(record.slot, found)
+        # A worker whose volume failed a call while its process lives is connected again by a new join.
+        return record is not None and self.fleet.volume(record.slot) is not None
+
+    def leave(self, worker: str, instance: str) -> None:
+        """A worker stops in good order."""
+        record = self.membership.leave(worker, instance)
+        if record is not None:
+            self.fleet.set_offline(record.slot, "it was stopped")
+            self._note("left", f"worker {worker} was stopped")
+            self.mender.wake()
+
+    def drain(self, worker: str, *, cancel: bool = False) -> float:
+        """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
+
+        Raises:
+            InvalidArgument: no such worker, or the last one.
+        """
+        before = self.fleet.placement
+        members = self.membership.members()
+        if not cancel and {member.worker for member in members} <= {worker}:
+            raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
+        self.membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
+        self._keep_members()
+        self._change_layout()
+        self._note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
+        return before.moves_to(self.fleet.placement).moved
+
+    # -- the layout ------------------------------------------------------------------------------
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The current layout and those whose shards have not all moved yet, the newest first."""
+        return list(self._layouts)
+
+    def preview(self, add: Iterable[Member], remove: Iterable[str]) -> tuple[Layout, Moves]:
+        """The layout after a change of members, and what would move. Changes nothing.
+
+        Raises:
+            InvalidArgument: a worker to remove is not there, or nobody would be left.
+        """
+        members = self.membership.members()
+        gone = set(remove)
+        unknown = gone - {member.worker for member in members}
+        if unknown:
+            raise InvalidArgument(f"no worker {', '.join(sorted(unknown))} has a part in the layout")
+        slot = max((record.slot for record in self.membership.records), default=-1) + 1
+        added = [msgspec.structs.replace(member, slot=slot + index) for index, member in enumerate(add)]
+        kept = [member for member in members if member.worker not in gone]
+        if not self._layouts:
+            after = Layout.first([*kept, *added], self.profile.n)
+            return after, Moves(0.0, {}, {})
+        after = self._layouts[0].after([*kept, *added])
+        return after, self._layouts[0].moves_to(after)
+
+    def _change_layout_soon(self) -> None:
+        self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_SETTLE_S
+
+    def _change_layout(self) -> None:
+        """Make the layout fit the members."""
+        with self._lock:
+            self._change_due_s = None
+            members = self.membership.members()
+            if not members or (self._layouts and self._layouts[0].members == tuple(members)):
+                return
+            layout = self._next_layout(members)
+            self._use([layout, *self._layouts])
+            self._note("layout", f"layout {layout.version} over {len(members)} workers")
+        self.mender.wake()
+
+    def _next_layout(self, members: list[Member]) -> Layout:
+        """The layout over these members: if they made one before, the same table, as they still have its shards."""
+        if not self._layouts:
+            return Layout.first(members, self.profile.n)
+        current = self._layouts[0]
+        before = next((one for one in (*self._layouts, *self._retired) if one.members == tuple(members)), None)
+        if before is not None:
+            return Layout(current.version + 1, current.width, members, before.rows)
+        return current.after(members)
+
+    def _use(self, layouts: list[Layout]) -> None:
+        retired = [one for one in (*self._layouts, *self._retired) if one not in layouts][:_RETIRED_KEPT]
+        self._catalog.save_document(_RETIRED, _packed(retired))
+        self._catalog.save_document(_LAYOUTS, _packed(layouts))
+        self._layouts, self._retired = layouts, retired
+        self.fleet.use_layouts(layouts[0], layouts[1:])
+
+    def _settled(self) -> None:
+        """Every shard is where the current layout wants it: former layouts have served."""
+        with self._lock:
+            if len(self._layouts) > 1:
+                self._use(self._layouts[:1])
+        self.store.save_incomplete()
+
+    # -- the clock -------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
+        expiry = self.membership.expire()
+        for record in expiry.suspect:
+            self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
+            self.fleet.set_offline(record.slot, "its heartbeats stopped")
+        for record in expiry.lost:
+            self._note("lost", f"worker {record.worker} is lost")
+        self._do_without(self.membership.lost())
+        if expiry.suspect or expiry.lost:
+            self.mender.wake()
+        if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
+            self._change_layout()
+
+    def _do_without(self, lost: list[MemberRecord]) -> None:
+        """Go on without lost workers, unless those left could not keep files readable after one more loss.
+
+        Asked again at every tick: others may have joined meanwhile.
+        """
+        left = {member.worker for member in self.membership.members()} - {record.worker for record in lost}
+        if not lost or not left or self.profile.n - -(-self.profile.n // len(left)) < self.profile.k:
+            return
+        for record in lost:
+            self.membership.set_standing(record.worker, Standing.OUT)
+            self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
+        self._keep_members()
+        self._change_layout_soon()
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def view(self) -> PoolView:
+        """The pool at a glance; cheap at any size."""
+        stats = self.store.counts()
+        layout = self._layouts[0] if self._layouts else None
+        views = [self._seen(view) for view in self.membership.views()]
+        away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
+        work = self.mender.view()
+        workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
+        return PoolView(
+            pool_id=self.pool_id,
+            health=health_line(workers_survivable if layout is not None else None, len(away), work),
+            profile=self.profile,
+            files=stats.files,
+            versions=stats.versions,
+            logical_bytes=stats.logical_bytes,
+            layout=layout,
+            workers=views,
+            complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
+            workers_survivable=workers_survivable,
+            zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
+            work=[work],
+            events=list(self._events),
+            lies=self.fleet.lies(),
+            accelerator=self.store.accelerator,
+        )
+
+    def _seen(self, view: WorkerView) -> WorkerView:
+        """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
+        if view.state is WorkerState.ALIVE and self.fleet.volume(view.record.slot) is None:
+            return replace(view, state=WorkerState.SUSPECT)
+        return view
+
+    def _note(self, kind: str, text: str) -> None:
+        log.info("%s", text)
+        self._events.append(PoolEvent(self._now_ms(), kind, text))
+
+    def _keep_members(self) -> None:
+        self._catalog.save_document(_MEMBERS, msgspec.msgpack.encode(self.membership.records))
+
+    def _now_ms(self) -> int:
+        return self._runtime.wall_ns() // 1_000_000
+
+
+class NodePool(PoolCore):
+    """The pool in a directory, opened or made, and running: membership and mending have their threads.
+
+    Args:
+        directory: for the catalog.
+        profile: of a new pool; an existing one keeps its own.
+        chunk_size: of a new pool.
+        options: how to run it.
+
+    Raises:
+        StoreLocked: another process runs it.
+        FormatError: not a pool's directory.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        options: PoolOptions | None = None,
+    ) -> None:
+        root = Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = StoreLock(root)
+        try:
+            catalog = LmdbCatalog(root / "catalog")
+        except BaseException:
+            lock.release()
+            raise
+        super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
+        self._closing = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
+        self.mender.start()
+        self._ticker.start()
+
+    def close(self) -> None:
+        """See :meth:`PoolCore.close`."""
+        self._closing.set()
+        self._ticker.join()
+        super().close()
+
+    def _tick_all(self) -> None:
+        while not self._closing.wait(_TICK_S):
+            try:
+                self.tick()
+            except Exception:
+                log.exception("membership could not be brought up to date; it is tried again")
+
+
+def _settings(
+    catalog: Catalog, root: Path, profile: ErasureProfile, chunk_size: int | None, runtime: Runtime
+) -> StoreSettings:
+    settings = catalog.settings()
+    if settings is None:
+        if (root / "volumes").exists():
+            raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
+        size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
+        settings = StoreSettings(runtime.token_bytes(16).hex(), profile.k, profile.n, size, [])
+        catalog.save_settings(settings)
+    elif settings.volumes:
+        raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
+    return settings
+
+
+def _kept_members(catalog: Catalog) -> list[MemberRecord]:
+    raw = catalog.document(_MEMBERS)
+    try:
+        return [] if raw is None else msgspec.msgpack.decode(raw, type=list[MemberRecord])
+    except msgspec.DecodeError as error:
+        raise FormatError(f"the pool's list of members is damaged ({error}); restore the catalog") from error
+
+
+def _packed(layouts: list[Layout]) -> bytes:
+    return msgspec.msgpack.encode([layout.record() for layout in layouts])
+
+
+def _kept_layouts(catalog: Catalog, name: str) -> list[Layout]:
+    raw = catalog.document(name)
+    try:
+        records = [] if raw is None else msgspec.msgpack.decode(raw, type=list[LayoutRecord])
+    except msgspec.DecodeError as error:
+        raise FormatError(f"the pool's layouts are damaged ({error}); restore the catalog") from error
+    return [Layout.from_record(record) for record in records]

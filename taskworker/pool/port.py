@@ -1,0 +1,36 @@
+"""The port between the pool and a worker's volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from storage.shards import Shard, ShardStore
+
+
+class Ticket(Protocol):
+    """A sync under way."""
+
+    def wait(self) -> None:
+        """Return when everything before is durable.
+
+        Raises:
+            StoreFull, VolumeFailed: something of it could not be stored.
+        """
+
+
+class WorkerVolume(ShardStore, Protocol):
+    """A worker's volume as a shard store that takes a round trip to reach.
+
+    What is appended may still be on its way; a failure of it shows at the next sync.
+    """
+
+    def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
+        """Append ``shards`` and make them and everything before durable."""
+
+
+Connect = Callable[[str, str], WorkerVolume]
+"""Connects to the worker at an address (first argument) that people know by a name (second)."""
+
+Identify = Callable[[str, str], str]
+"""The instance of the process that answers at the address (first argument) of a worker (second)."""

@@ -1,0 +1,177 @@
+"""PoolService: joining, heartbeats and the operators' views, in the messages of ``pool.proto``."""
+
+from __future__ import annotations
+
+from storage.layout import Layout, Member
+from taskworker import pool_pb2
+from taskworker.errors import NotJoined
+from taskworker.pool.membership import Application, WorkerLoad, WorkerView
+from taskworker.pool.mending import WorkView
+from taskworker.pool.node_pool import NodePool, PoolView
+from taskworker.services.binding import Caller
+from taskworker.wire.protocol import PROTOCOL
+
+_HEARTBEATS_PER_LEASE = 3
+
+
+class PoolService:
+    """Serves a node pool; thread-safe. Methods raise the engine's errors; the binding makes status codes of them."""
+
+    def __init__(self, pool: NodePool) -> None:
+        self._pool = pool
+
+    def Describe(  # noqa: N802 - the names are the contract's
+        self, _request: pool_pb2.DescribeRequest, _caller: Caller
+    ) -> pool_pb2.PoolDescription:
+        """What a worker needs to know before it joins."""
+        return pool_pb2.PoolDescription(
+            pool_id=self._pool.pool_id,
+            protocol=PROTOCOL,
+            k=self._pool.profile.k,
+            n=self._pool.profile.n,
+            chunk_size=self._pool.chunk_size,
+        )
+
+    def Join(self, request: pool_pb2.JoinRequest, _caller: Caller) -> pool_pb2.JoinResponse:  # noqa: N802
+        """Let a worker in."""
+        record = self._pool.join(
+            Application(
+                worker=request.worker_id,
+                address=request.address,
+                zone=request.zone,
+                capacity=request.capacity,
+                instance=request.instance,
+                volume_id=request.volume_id,
+                pool_id=request.pool_id,
+                protocol=request.protocol,
+                version=request.version,
+            )
+        )
+        lease_ms = int(self._pool.membership.lease_s * 1000)
+        return pool_pb2.JoinResponse(
+            pool_id=self._pool.pool_id,
+            slot=record.slot,
+            lease_ms=lease_ms,
+            heartbeat_ms=lease_ms // _HEARTBEATS_PER_LEASE,
+        )
+
+    def Heartbeat(  # noqa: N802
+        self, request: pool_pb2.HeartbeatRequest, _caller: Caller
+    ) -> pool_pb2.HeartbeatResponse:
+        """Renew a lease."""
+        load = request.load
+        told = WorkerLoad(load.cpu, load.bytes_used, load.bytes_live, load.bytes_free, load.shards, load.rotten)
+        if not self._pool.heartbeat(request.worker_id, request.instance, told):
+            raise NotJoined(f"the pool holds no lease of worker {request.worker_id}; join again")
+        return pool_pb2.HeartbeatResponse(lease_ms=int(self._pool.membership.lease_s * 1000))
+
+    def Leave(self, request: pool_pb2.LeaveRequest, _caller: Caller) -> pool_pb2.LeaveResponse:  # noqa: N802
+        """A worker stops in good order."""
+        self._pool.leave(request.worker_id, request.instance)
+        return pool_pb2.LeaveResponse()
+
+    def Status(self, _request: pool_pb2.StatusRequest, _caller: Caller) -> pool_pb2.PoolStatus:  # noqa: N802
+        """The pool at a glance."""
+        return _status(self._pool.view())
+
+    def Drain(self, request: pool_pb2.DrainRequest, _caller: Caller) -> pool_pb2.DrainResponse:  # noqa: N802
+        """Move a worker's shards off it."""
+        return pool_pb2.DrainResponse(moved=self._pool.drain(request.worker_id, cancel=request.cancel))
+
+    def GetLayout(self, _request: pool_pb2.GetLayoutRequest, _caller: Caller) -> pool_pb2.LayoutView:  # noqa: N802
+        """The current layout."""
+        layouts = self._pool.layouts
+        if not layouts:
+            return pool_pb2.LayoutView(width=self._pool.profile.n)
+        return self._layout_view(layouts[0], len(layouts) - 1)
+
+    def PreviewLayout(  # noqa: N802
+        self, request: pool_pb2.PreviewLayoutRequest, _caller: Caller
+    ) -> pool_pb2.LayoutPreview:
+        """What a change of members would do."""
+        added = [Member(0, member.worker_id, member.zone, member.capacity) for member in request.add]
+        after, moves = self._pool.preview(added, request.remove)
+        layouts = self._pool.layouts
+        stored = sum(view.load.bytes_live for view in self._pool.membership.views())
+        return pool_pb2.LayoutPreview(
+            before=self._layout_view(layouts[0], len(layouts) - 1) if layouts else None,
+            after=self._layout_view(after, len(layouts)),
+            moved=moves.moved,
+            bytes=int(moves.moved * stored),
+        )
+
+    def _layout_view(self, layout: Layout, former: int) -> pool_pb2.LayoutView:
+        shares = layout.shares()
+        k = self._pool.profile.k
+        return pool_pb2.LayoutView(
+            version=layout.version,
+            width=layout.width,
+            members=[
+                pool_pb2.LayoutMember(
+                    slot=member.slot,
+                    worker_id=member.worker,
+                    zone=member.zone,
+                    capacity=member.capacity,
+                    share=shares[member.slot],
+                )
+                for member in layout.members
+            ],
+            workers_survivable=layout.losses_survivable(k, lambda member: member.worker),
+            zones_survivable=layout.losses_survivable(k, lambda member: member.zone),
+            former=former,
+        )
+
+
+def _status(view: PoolView) -> pool_pb2.PoolStatus:
+    shares = view.layout.shares() if view.layout is not None else {}
+    return pool_pb2.PoolStatus(
+        pool_id=view.pool_id,
+        health=view.health,
+        workers_survivable=max(0, view.workers_survivable),
+        zones_survivable=max(0, view.zones_survivable),
+        files=view.files,
+        versions=view.versions,
+        logical_bytes=view.logical_bytes,
+        layout_version=view.layout.version if view.layout is not None else 0,
+        workers=[_worker(worker, view, shares) for worker in view.workers],
+        work=[_work(work) for work in view.work],
+        events=[pool_pb2.Event(time_ms=event.time_ms, kind=event.kind, text=event.text) for event in view.events],
+        k=view.profile.k,
+        n=view.profile.n,
+        accelerator=view.accelerator,
+    )
+
+
+def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> pool_pb2.Worker:
+    record, load = worker.record, worker.load
+    return pool_pb2.Worker(
+        worker_id=record.worker,
+        slot=record.slot,
+        address=record.address,
+        zone=record.zone,
+        capacity=record.capacity,
+        state=worker.state.value,
+        complete=record.slot in view.complete,
+        load=pool_pb2.Load(
+            cpu=load.cpu,
+            bytes_used=load.bytes_used,
+            bytes_live=load.bytes_live,
+            bytes_free=load.bytes_free,
+            shards=load.shards,
+        ),
+        seen_ms=worker.seen_ms,
+        share=shares.get(record.slot, 0.0),
+        lies=view.lies.get(record.slot, 0),
+    )
+
+
+def _work(work: WorkView) -> pool_pb2.Work:
+    return pool_pb2.Work(
+        name=work.name,
+        state=work.state,
+        done=work.done,
+        total=work.total,
+        note=work.note,
+        seconds_left=work.seconds_left,
+        next_ms=work.next_ms,
+    )

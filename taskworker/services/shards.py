@@ -1,0 +1,245 @@
+"""ShardService: a worker's volume, offered to its pool in raw frames (see ``wire.shards``)."""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import grpc
+import msgspec
+
+from storage.batching import batched
+from storage.errors import InvalidArgument
+from storage.keys import SHARD_KEY_BYTES, Kind
+from storage.shards import CorruptShard, Shard, ShardStore
+from storage.shards.port import Verification
+from taskworker.services.binding import Caller, raw_handler, require_active, stop_when_abandoned
+from taskworker.wire.shards import (
+    CORRUPT,
+    FLAG_SYNC,
+    FLAG_URGENT,
+    FRAME_BYTES,
+    KEYS_MAX,
+    SHARD_SERVICE,
+    FetchReply,
+    join_keys,
+    pack_found,
+    pack_locations,
+    pack_shards,
+    parse_append,
+    parse_keys,
+    parse_locations,
+    parse_wanted,
+)
+
+_VERIFICATIONS_KEPT = 2
+_PROGRESS_EVERY_BYTES = 8 << 20
+_TOKEN_BYTES = 8
+_PROGRESS = struct.Struct("<Q")
+_RATIO = struct.Struct("<d")
+_COMPACTED = struct.Struct("<IQ")
+
+
+class ShardService:
+    """Serves one volume. Every method takes and returns frames, or iterators of them.
+
+    Args:
+        volume: what to serve.
+        instance: random name of this process, by which the pool tells it from another at its address.
+    """
+
+    def __init__(self, volume: ShardStore, instance: str) -> None:
+        self._volume = volume
+        self._instance = instance.encode()
+        self._lock = threading.Lock()
+        self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
+
+    def Instance(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
+        """Which process this is."""
+        return self._instance
+
+    def Append(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
+        """Store shards and, if asked to, make them and all before them durable."""
+        flags, shards = parse_append(request)
+        if shards:
+            self._volume.append(shards, urgent=bool(flags & FLAG_URGENT))
+        if flags & FLAG_SYNC:
+            self._volume.sync()
+        return b""
+
+    def Locate(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Which shards are here."""
+        return pack_locations(self._volume.locate_all(parse_keys(request)))
+
+    def Fetch(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Payloads, unchecked: the reader verifies the whole object."""
+        reply = FetchReply(parse_wanted(request))
+        for index, want, place in reply.slots():
+            try:
+                present = self._volume.read_into(want.key, [place], want.length)
+            except (CorruptShard, OSError):
+                present = False  # the reader goes to other workers, and Read says what is wrong here
+            reply.note(index, present=present)
+        return reply.message()
+
+    def Read(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Shards with header and digest checked."""
+        return pack_found([self._read(key) for key in parse_keys(request)])
+
+    def _read(self, key: bytes) -> Shard | int | None:
+        try:
+            return self._volume.read(key)  # type: ignore[arg-type]
+        except (CorruptShard, OSError):
+            return CORRUPT
+
+    def Remove(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Forget shards."""
+        return _PROGRESS.pack(self._volume.remove(parse_keys(request)))
+
+    def Discard(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Forget a bad shard if it is still where it was: key, location."""
+        if len(request) < SHARD_KEY_BYTES:
+            raise InvalidArgument("a discard request is a key and a location")
+        (key,) = parse_keys(request[:SHARD_KEY_BYTES])
+        (location,) = parse_locations(request[SHARD_KEY_BYTES:], 1)
+        if location is None:
+            raise InvalidArgument("a location to discard is needed")
+        return bytes([self._volume.discard(key, location)])
+
+    def Keys(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+        """Keys from ``start`` up to ``stop``: length of start (1), start, stop (may be empty: no end)."""
+        start, stop = _parse_range(request)
+        for batch in batched(self._volume.keys(start, stop), KEYS_MAX):
+            require_active(caller)
+            yield join_keys(batch)
+
+    def Records(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+        """All intact shards of these kinds (a byte each), by a scan."""
+        kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
+        pending: list[Shard] = []
+        size = 0
+        for shard in self._volume.records(kinds):
+            require_active(caller)
+            pending.append(shard)
+            size += len(shard.payload)
+            if size >= FRAME_BYTES:
+                yield pack_shards(pending)
+                pending, size = [], 0
+        yield pack_shards(pending)
+
+    def Verify(self, _request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+        """Verify everything: numbers of bytes as they are read (8), at last a token for Judge and Rest (9)."""
+        meter = _Meter(stop_when_abandoned(caller))
+        with _InBackground(lambda: self._volume.verify(meter.add)) as run:
+            for done in meter.readings(run.ended):
+                yield _PROGRESS.pack(done)
+            token = secrets.token_bytes(_TOKEN_BYTES)
+            with self._lock:
+                self._verifications[token] = run.result()
+                while len(self._verifications) > _VERIFICATIONS_KEPT:
+                    self._verifications.popitem(last=False)
+        yield b"\1" + token
+
+    def Judge(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Verdicts (a byte each) on keys, by a verification: token (8), keys."""
+        verification = self._verification(request[:_TOKEN_BYTES])
+        return bytes(verification.judge(parse_keys(request[_TOKEN_BYTES:])))
+
+    def Rest(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+        """Forget what else a verification found rotten, and end it; their keys."""
+        verification = self._verification(request)
+        for batch in batched(verification.quarantine_rest(), KEYS_MAX):
+            require_active(caller)
+            yield join_keys(batch)
+        with self._lock:
+            self._verifications.pop(request, None)
+
+    def _verification(self, token: bytes) -> Verification:
+        with self._lock:
+            found = self._verifications.get(token)
+        if found is None:
+            raise InvalidArgument("this verification has ended; verify again")
+        return found
+
+    def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Rewrite segments with at most this share of live bytes (a double)."""
+        if len(request) != _RATIO.size:
+            raise InvalidArgument("a compact request is one double")
+        segments, freed = self._volume.compact(*_RATIO.unpack(request))
+        return _COMPACTED.pack(segments, freed)
+
+    def Usage(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Space and content, as a MessagePack map."""
+        return msgspec.msgpack.encode(self._volume.usage())
+
+
+UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Compact", "Usage", "Instance")
+STREAMS = ("Keys", "Records", "Verify", "Rest")
+
+
+def shard_handler(volume: ShardStore, instance: str = "", hide: tuple[str, ...] = ()) -> grpc.GenericRpcHandler:
+    """The handlers of a volume's service; see :class:`ShardService`. ``hide``: paths not to show to callers."""
+    return raw_handler(SHARD_SERVICE, ShardService(volume, instance), unary=UNARY, streams=STREAMS, hide=hide)
+
+
+def _parse_range(request: bytes) -> tuple[bytes, bytes | None]:
+    if not request or len(request) < 1 + request[0]:
+        raise InvalidArgument("malformed key range")
+    start, stop = request[1 : 1 + request[0]], request[1 + request[0] :]
+    return start, stop or None
+
+
+class _Meter:
+    """Adds up progress in one thread for another to report."""
+
+    def __init__(self, check: Callable[[int, int], None]) -> None:
+        self._check = check
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._check(0, 0)
+        self._done += count
+
+    def readings(self, ended: threading.Event) -> Iterator[int]:
+        """Bytes since the last reading, every so often until the work has ended."""
+        told = 0
+        while not ended.wait(0.2):
+            done = self._done
+            yield done - told
+            told = done
+        yield self._done - told
+
+
+class _InBackground:
+    """One verification in a thread of its own."""
+
+    def __init__(self, work: Callable[[], Verification]) -> None:
+        self._work = work
+        self.ended = threading.Event()
+        self._result: Verification | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
+
+    def __enter__(self) -> _InBackground:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def result(self) -> Verification:
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None, "the work has ended"
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:  # raised in the thread that answers the call
+            self._error = error
+        finally:
+            self.ended.set()

@@ -1,0 +1,281 @@
+"""A worker's part in a pool: its volume offered over gRPC, its lease kept alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from blake3 import blake3
+
+from storage.errors import FormatError, StorageError
+from storage.locking import StoreLock
+from storage.shards import LocalVolume, VolumeFailed
+from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
+from taskworker import pool_pb2
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
+from taskworker.pool_pb2_grpc import PoolServiceStub
+from taskworker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
+from taskworker.services.server import FileServer
+from taskworker.services.shards import shard_handler
+from taskworker.wire import status
+from taskworker.wire.protocol import PROTOCOL
+from taskworker.wire.shards import SHARD_SERVICE
+
+log = logging.getLogger(__name__)
+
+ResponseT = TypeVar("ResponseT")
+
+_CALL_TIMEOUT_S = 10.0
+_RETRY_S = 0.5
+_LEAVE_TIMEOUT_S = 2.0
+_SILENT_S = 5.0
+
+
+class VolumeWorker:
+    """Offers the volume in a directory to a pool, from :meth:`start` until :meth:`stop`. Thread-safe.
+
+    Args:
+        worker_id: its id in the pool.
+        pool_address: ``host:port`` or ``unix:path`` of the pool.
+        directory: of the volume, made if absent.
+        zone: what fails together with this worker.
+        capacity: its weight in the layout, in bytes; default the size of the disk.
+        scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        pool_address: str,
+        directory: str | os.PathLike[str],
+        *,
+        zone: str = "",
+        capacity: int | None = None,
+        scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
+    ) -> None:
+        self.worker_id = worker_id
+        self.pool_address = pool_address
+        self.directory = Path(directory)
+        self.zone = zone
+        self.address = ""
+        self._capacity = capacity
+        self._instance = secrets.token_hex(8)
+        self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
+        self._pool = PoolServiceStub(self._channel)
+        self._stopping = threading.Event()
+        self._joined = threading.Event()
+        self._volume: LocalVolume | None = None
+        self._lock: StoreLock | None = None
+        self._server: FileServer | None = None
+        self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
+        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping)
+        self._heartbeat_s = 1.0
+        self._cpu_s = (time.monotonic(), 0.0)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the pool counts on this worker, as far as is known here."""
+        return self._joined.is_set()
+
+    def start(self, address: str, wait_s: float = 30.0) -> int:
+        """Open the volume, serve it on ``address`` and join the pool, waiting for it up to ``wait_s`` seconds.
+
+        Returns:
+            The port bound; 0 for a socket file.
+
+        Raises:
+            WorkerRefused: the pool does not take this worker; the text says why.
+            StorageUnavailable: no pool answers, or the address is taken.
+            StoreLocked: another process offers this directory.
+            FormatError: the directory is not a volume of this pool.
+        """
+        description = self._describe(time.monotonic() + wait_s)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = StoreLock(self.directory)
+        try:
+            self._volume = self._open_volume(description)
+            handler = shard_handler(self._volume, self._instance, (str(self.directory),))
+            self._server = FileServer(None, added={SHARD_SERVICE: handler})
+            port = self._server.start(address)
+            self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+            self._join(description.pool_id)
+        except BaseException:
+            self.stop(0.0)
+            raise
+        self._pulse.start()
+        self._scrubber.start(self._volume)
+        return port
+
+    def wait(self) -> None:
+        """Return when the worker has been stopped."""
+        if self._server is not None:
+            self._server.wait()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume."""
+        self._stopping.set()
+        if self._joined.is_set():
+            self._leave()
+        if self._server is not None:
+            self._server.stop(grace_s)
+        if self._pulse.is_alive():
+            self._pulse.join()
+        self._scrubber.join()
+        self._channel.close()
+        if self._volume is not None:
+            self._volume.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- the volume ------------------------------------------------------------------------------
+
+    def _open_volume(self, description: pool_pb2.PoolDescription) -> LocalVolume:
+        path = self.directory / "volume"
+        path.mkdir(exist_ok=True)
+        identity = read_identity(path)
+        if identity is None:
+            identity = VolumeIdentity(
+                store_id=description.pool_id,
+                slot=0,
+                volumes=1,
+                key=new_volume_key(),
+                k=description.k,
+                n=description.n,
+                chunk_size=description.chunk_size,
+            )
+        elif identity.store_id != description.pool_id:
+            raise FormatError(
+                f"{self.directory} holds shards of pool {identity.store_id}, the pool at {self.pool_address} is "
+                f"{description.pool_id}; start this worker with its own pool's address, or with another directory"
+            )
+        return LocalVolume(path, identity)
+
+    def _volume_id(self) -> str:
+        """Names the volume without giving away its key."""
+        assert self._volume is not None
+        return blake3(b"volume" + bytes.fromhex(self._volume.identity.key)).hexdigest(16)
+
+    # -- the pool --------------------------------------------------------------------------------
+
+    def _describe(self, until_s: float) -> pool_pb2.PoolDescription:
+        while True:
+            try:
+                description = self._call(
+                    lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S)
+                )
+            except StorageUnavailable:
+                if time.monotonic() > until_s or self._stopping.wait(_RETRY_S):
+                    raise
+                continue
+            if description.protocol != PROTOCOL:
+                raise WorkerRefused(
+                    f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "
+                    "install the same version of taskworker on both"
+                )
+            return description
+
+    def _join(self, pool_id: str) -> None:
+        assert self._volume is not None
+        request = pool_pb2.JoinRequest(
+            worker_id=self.worker_id,
+            address=self.address,
+            zone=self.zone,
+            capacity=self._capacity or self._own_capacity(),
+            instance=self._instance,
+            volume_id=self._volume_id(),
+            pool_id=pool_id,
+            protocol=PROTOCOL,
+            version=_version(),
+        )
+        response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
+        self._heartbeat_s = response.heartbeat_ms / 1000
+        self._joined.set()
+        log.info("joined pool %s as number %d", response.pool_id, response.slot)
+
+    def _own_capacity(self) -> int:
+        """What the disk could hold, in whole GiB: a layout should not change with every file."""
+        usage = shutil.disk_usage(self.directory)
+        return max(1, usage.total >> 30) << 30
+
+    def _keep_lease(self) -> None:
+        pause_s, silent_s = self._heartbeat_s, 0.0
+        while not self._stopping.wait(pause_s * random.uniform(0.9, 1.0)):
+            try:
+                if self._joined.is_set():
+                    self._beat()
+                else:
+                    assert self._volume is not None
+                    self._join(self._volume.identity.store_id)
+            except NotJoined:
+                self._joined.clear()
+                pause_s = 0.05
+                continue
+            except StorageUnavailable as error:
+                silent_s += self._heartbeat_s
+                # A restart of the pool is nothing to worry about.
+                log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)
+            except StorageError as error:
+                log.error("the pool does not take this worker: %s", error)
+            else:
+                silent_s = 0.0
+            pause_s = self._heartbeat_s
+
+    def _beat(self) -> None:
+        request = pool_pb2.HeartbeatRequest(worker_id=self.worker_id, instance=self._instance, load=self._load())
+        self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
+
+    def _load(self) -> pool_pb2.Load:
+        assert self._volume is not None
+        try:
+            usage = self._volume.usage()
+        except VolumeFailed:
+            # A worker without its disk is no worker: the pool is to see it go.
+            raise NotJoined("the volume failed") from None
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
+        then, before = self._cpu_s
+        self._cpu_s = (now, cpu)
+        return pool_pb2.Load(
+            cpu=(cpu - before) / max(now - then, 1e-3),
+            bytes_used=usage.bytes_used,
+            bytes_live=usage.bytes_live,
+            bytes_free=usage.bytes_free,
+            shards=usage.shards,
+            rotten=self._scrubber.found,
+        )
+
+    def _leave(self) -> None:
+        request = pool_pb2.LeaveRequest(worker_id=self.worker_id, instance=self._instance)
+        try:
+            self._call(lambda: self._pool.Leave(request, timeout=_LEAVE_TIMEOUT_S))
+        except StorageError as error:
+            log.info("the pool could not be told that this worker stops: %s", error)
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            failure = status.decode(error, self.pool_address)
+            if type(failure) is StorageUnavailable:
+                failure = StorageUnavailable(f"no pool answers at {self.pool_address}")
+            raise failure from None
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("taskworker")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,310 @@
+"""Frames of the shard transport: raw bytes with small fixed headers, so that payloads are never re-coded.
+
+All numbers are little-endian. docs/format.md has the whole of it.
+
+=========  ====================================================================  ==========================
+method     request                                                               response
+=========  ====================================================================  ==========================
+Append     flags (1), then shards: entry (80), payload                           empty
+Locate     keys (36 each)                                                        a location (25) each
+Fetch      key and payload length (40) each                                      a byte each, then payloads
+Read       keys                                                                  what it is (45) each,
+                                                                                 then payloads
+Instance   empty                                                                 the worker process's own name
+=========  ====================================================================  ==========================
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from storage.errors import InvalidArgument
+from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
+from storage.limits import CHUNK_SIZE_MAX, MIB
+from storage.shards import Location, Shard
+
+# Above this a frame takes no further shard: larger messages are no faster, and memory is theirs times the workers.
+FRAME_BYTES = MIB
+# The largest single shard (k = 1, the largest chunk) with its headers must fit into one message.
+MESSAGE_BYTES_MAX = CHUNK_SIZE_MAX + 2 * MIB
+KEYS_MAX = 4096
+SHARD_SERVICE = "taskworker.shards.ShardService"
+# No object is larger than a chunk; a larger claim would only make the reader set aside memory for it.
+OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
+
+FLAG_URGENT = 1
+FLAG_SYNC = 2
+
+_ENTRY = struct.Struct("<36sQ32sI")  # key, object length, BLAKE3 of the payload, payload length
+_LOCATION = struct.Struct("<BIQIQ")  # there, segment, offset, payload length, object length
+_WANTED = struct.Struct("<36sI")  # key, payload length
+_FOUND = struct.Struct("<BQ32sI")  # state, object length, digest, payload length
+
+ABSENT, PRESENT, CORRUPT = 0, 1, 2
+
+_KINDS = frozenset(int(kind) for kind in Kind)
+
+
+class FrameError(InvalidArgument):
+    """A frame of the shard transport is malformed."""
+
+
+class Wanted(NamedTuple):
+    """A shard to fetch: its key and how long its payload must be."""
+
+    key: ShardKey
+    length: int
+
+
+class AppendFrame:
+    """Shards on their way out, put together with one copy of each payload."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO(b"\0")
+        self._buffer.seek(1)
+        self._flags = 0
+        self.keys: dict[ShardKey, Location] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._buffer.tell()
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether a shard still fits into the message; an empty one takes any."""
+        return not self.keys or self.size + _ENTRY.size + _length(shard) <= MESSAGE_BYTES_MAX
+
+    def add(self, shard: Shard) -> None:
+        """Put in a shard; its payload is copied and free for other use afterwards."""
+        length = _length(shard)
+        self._buffer.write(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
+        self._buffer.write(shard.payload)
+        self.keys[shard.key] = Location(0, 0, length, shard.object_length)
+
+    def mark(self, flags: int) -> None:
+        """Set flags."""
+        self._flags |= flags
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._flags != 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self.keys) or bool(self._flags & FLAG_SYNC)
+
+    def message(self) -> bytes:
+        """The frame; no copy."""
+        self._buffer.getbuffer()[0] = self._flags
+        return self._buffer.getvalue()
+
+
+def _length(shard: Shard) -> int:
+    payload = shard.payload
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
+def parse_append(message: bytes) -> tuple[int, list[Shard]]:
+    """Flags and shards of an append frame; payloads are views of ``message``.
+
+    Raises:
+        FrameError: malformed.
+    """
+    if not message:
+        raise FrameError("an append frame has at least its flags")
+    flags = message[0]
+    if flags & ~(FLAG_URGENT | FLAG_SYNC):
+        raise FrameError(f"unknown flags {flags:#x}: the sender is newer than this worker")
+    view, at = memoryview(message), 1
+    shards: list[Shard] = []
+    while at < len(message):
+        if at + _ENTRY.size > len(message):
+            raise FrameError("an append frame ends within a shard's header")
+        key, object_length, digest, length = _ENTRY.unpack_from(message, at)
+        at += _ENTRY.size
+        if at + length > len(message):
+            raise FrameError("an append frame ends within a payload")
+        _checked_length(length)
+        shards.append(Shard(_checked_key(key), _checked_length(object_length), digest, view[at : at + length]))
+        at += length
+    return flags, shards
+
+
+def _checked_key(key: bytes) -> ShardKey:
+    if key[32] not in _KINDS or not key[33] <= key[34] or key[35] > key[34]:
+        raise FrameError(f"{key.hex()} is no shard key")
+    return ShardKey(key)
+
+
+def join_keys(keys: Iterable[ShardKey]) -> bytes:
+    """Keys on the wire."""
+    return b"".join(keys)
+
+
+def parse_keys(message: bytes) -> list[ShardKey]:
+    """Inverse of :func:`join_keys`.
+
+    Raises:
+        FrameError: malformed, or too many.
+    """
+    count, rest = divmod(len(message), SHARD_KEY_BYTES)
+    if rest:
+        raise FrameError(f"{len(message)} bytes are no whole number of {SHARD_KEY_BYTES}-byte keys")
+    if count > KEYS_MAX:
+        raise FrameError(f"{count} keys in one message; at most {KEYS_MAX} are taken")
+    return [_checked_key(message[at : at + SHARD_KEY_BYTES]) for at in range(0, len(message), SHARD_KEY_BYTES)]
+
+
+def pack_locations(locations: Iterable[Location | None]) -> bytes:
+    """Locations on the wire."""
+    return b"".join(
+        _LOCATION.pack(0, 0, 0, 0, 0) if location is None else _LOCATION.pack(1, *location) for location in locations
+    )
+
+
+def parse_locations(message: bytes, count: int) -> list[Location | None]:
+    """Inverse of :func:`pack_locations`.
+
+    Raises:
+        FrameError: not ``count`` locations.
+    """
+    if len(message) != count * _LOCATION.size:
+        raise FrameError(f"{len(message)} bytes are not {count} locations")
+    return [
+        Location(segment, offset, length, _checked_length(object_length)) if there else None
+        for there, segment, offset, length, object_length in _LOCATION.iter_unpack(message)
+    ]
+
+
+def _checked_length(object_length: int) -> int:
+    if object_length > OBJECT_BYTES_MAX:
+        raise FrameError(f"an object of {object_length} bytes is larger than any chunk")
+    return object_length
+
+
+def pack_wanted(wanted: Sequence[Wanted]) -> bytes:
+    """A fetch request."""
+    return b"".join(_WANTED.pack(key, length) for key, length in wanted)
+
+
+def parse_wanted(message: bytes) -> list[Wanted]:
+    """Inverse of :func:`pack_wanted`.
+
+    Raises:
+        FrameError: malformed, or asks for more than fits into a message.
+    """
+    if len(message) % _WANTED.size or len(message) > KEYS_MAX * _WANTED.size:
+        raise FrameError("malformed fetch request")
+    wanted = [Wanted(_checked_key(key), length) for key, length in _WANTED.iter_unpack(message)]
+    if sum(length for _, length in wanted) + len(wanted) > MESSAGE_BYTES_MAX:
+        raise FrameError("a fetch asks for more than fits into one message; ask for less")
+    return wanted
+
+
+class FetchReply:
+    """Payloads being read straight into the message that carries them."""
+
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self._wanted = wanted
+        self._buffer = io.BytesIO(bytes(len(wanted) + sum(length for _, length in wanted)))
+        self._view = self._buffer.getbuffer()
+        self._missing: list[int] = []
+
+    def slots(self) -> Iterator[tuple[int, Wanted, memoryview]]:
+        """(index, what is wanted, where it goes) of each shard."""
+        at = len(self._wanted)
+        for index, want in enumerate(self._wanted):
+            yield index, want, self._view[at : at + want.length]
+            at += want.length
+
+    def note(self, index: int, *, present: bool) -> None:
+        """Say whether the shard was read."""
+        self._view[index] = PRESENT if present else ABSENT
+        if not present:
+            self._missing.append(index)
+
+    def message(self) -> bytes:
+        """The reply; a copy only if something is missing."""
+        if self._missing:
+            parts: list[bytes | memoryview] = [self._view[: len(self._wanted)]]
+            parts += [part for index, _, part in self.slots() if index not in self._missing]
+            return b"".join(parts)
+        self._view.release()
+        return self._buffer.getvalue()
+
+
+def parse_fetched(message: bytes, wanted: Sequence[Wanted]) -> list[memoryview | None]:
+    """Payloads of a fetch reply, as views of it.
+
+    Raises:
+        FrameError: not the reply to this request.
+    """
+    states, view, at = message[: len(wanted)], memoryview(message), len(wanted)
+    payloads: list[memoryview | None] = []
+    for state, want in zip(states, wanted, strict=False):
+        payloads.append(view[at : at + want.length] if state == PRESENT else None)
+        at += want.length if state == PRESENT else 0
+    if len(payloads) != len(wanted) or at != len(message):
+        raise FrameError("a reply of another length than was asked for")
+    return payloads
+
+
+def pack_found(found: Sequence[Shard | int | None]) -> bytes:
+    """A read reply: shards, None for absent ones, CORRUPT for rotten ones."""
+    heads: list[bytes] = []
+    payloads: list[bytes | bytearray | memoryview] = []
+    for shard in found:
+        if isinstance(shard, Shard):
+            heads.append(_FOUND.pack(PRESENT, shard.object_length, shard.digest, _length(shard)))
+            payloads.append(shard.payload)
+        else:
+            heads.append(_FOUND.pack(shard or ABSENT, 0, bytes(32), 0))
+    return b"".join((*heads, *payloads))
+
+
+def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | None]:
+    """Inverse of :func:`pack_found`; digests are not checked here.
+
+    Raises:
+        FrameError: not the reply to this request.
+    """
+    at = len(keys) * _FOUND.size
+    if len(message) < at:
+        raise FrameError("a reply of another length than was asked for")
+    view = memoryview(message)
+    found: list[Shard | int | None] = []
+    for index, key in enumerate(keys):
+        state, object_length, digest, length = _FOUND.unpack_from(message, index * _FOUND.size)
+        if state == PRESENT:
+            if at + length > len(message):
+                raise FrameError("a reply that ends within a payload")
+            found.append(Shard(key, _checked_length(object_length), digest, view[at : at + length]))
+            at += length
+        else:
+            found.append(CORRUPT if state == CORRUPT else None)
+    if at != len(message):
+        raise FrameError("a reply of another length than was asked for")
+    return found
+
+
+def pack_shards(shards: Iterable[Shard]) -> bytes:
+    """Shards one after another, as in an append frame, without the flags."""
+    parts: list[bytes | bytearray | memoryview] = []
+    for shard in shards:
+        parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, _length(shard)))
+        parts.append(shard.payload)
+    return b"".join(parts)
+
+
+def parse_shards(message: bytes) -> list[Shard]:
+    """Inverse of :func:`pack_shards`.
+
+    Raises:
+        FrameError: malformed.
+    """
+    return parse_append(b"\0" + message)[1]

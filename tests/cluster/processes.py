@@ -1,0 +1,173 @@
+"""A pool and its workers as real processes, started by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from taskworker import Client
+from taskworker.client.pool import PoolClient, PoolStatus
+from taskworker.errors import StorageUnavailable
+
+WAIT_S = 60.0
+
+
+class Process:
+    """One ``taskworker`` process that announced itself on stdout."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
+        with log.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "taskworker", *arguments, "--json", "--supervised"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+            )
+        self.announced = self._read_announcement(log)
+
+    def _read_announcement(self, log: Path) -> dict[str, object]:
+        assert self._process.stdout is not None
+        told = b""
+        while piece := os.read(self._process.stdout.fileno(), 4096):
+            told += piece
+            try:
+                document: dict[str, object] = json.loads(told)
+            except ValueError:
+                continue
+            return document
+        code = self._process.wait()
+        self._close_pipes()
+        raise AssertionError(f"the process ended with {code}: {log.read_text()[-2000:]}")
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return str(self.announced["address"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        if self.alive:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+        self._close_pipes()
+
+    def stop(self) -> int:
+        """End like by Ctrl-C; the exit code."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGINT)
+        try:
+            code = self._process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        self._close_pipes()
+        return code
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class Cluster:
+    """A pool and workers in a directory; a context manager that ends them all.
+
+    Args:
+        directory: for all data.
+        workers: how many are started at first, ``w0`` on.
+        grace_s: of the pool.
+    """
+
+    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0) -> None:
+        self.directory = directory
+        self._grace_s = grace_s
+        self.pool_process = self._start_pool("127.0.0.1:0")
+        self.address = self.pool_process.address
+        self.workers: dict[str, Process] = {}
+        self.client = Client(self.address, timeout_s=WAIT_S)
+        self._pool_client = PoolClient(self.address)
+        for number in range(workers):
+            self.start_worker(f"w{number}")
+        self.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == workers)
+
+    def _start_pool(self, listen: str) -> Process:
+        home = str(self.directory / "pool")
+        arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
+        arguments += ["--tranquility", "0"]  # the tests wait for what is mended
+        return Process(arguments, self.directory / "pool.log")
+
+    def start_worker(self, name: str, *more: str) -> Process:
+        """Start a worker, new or again."""
+        home = str(self.directory / name)
+        arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self.address]
+        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log")
+        return self.workers[name]
+
+    def restart_pool(self) -> None:
+        """Start the pool again at its address after it was killed or stopped."""
+        self.pool_process = self._start_pool(self.address)
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL workers."""
+        for name in names:
+            self.workers.pop(name).kill()
+
+    def status(self) -> PoolStatus:
+        """The pool at a glance."""
+        status = self._pool_client.status()
+        assert status is not None
+        return status
+
+    def drain(self, name: str) -> None:
+        """Move a worker's shards off it."""
+        self._pool_client.drain(name)
+
+    def await_status(self, wanted: Callable[[PoolStatus], bool], wait_s: float = WAIT_S) -> PoolStatus:
+        """The status once it is as wanted."""
+        give_up_at = time.monotonic() + wait_s
+        while True:
+            status: PoolStatus | None = None
+            try:
+                status = self.status()
+                if wanted(status):
+                    return status
+            except StorageUnavailable:
+                pass
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"the pool did not get there: {status}")
+            time.sleep(0.05)
+
+    def await_survivable(self, workers: int) -> PoolStatus:
+        """The status once nothing is being mended and any ``workers`` may be lost."""
+        return self.await_status(
+            lambda status: status.workers_survivable >= workers and all(work.state == "idle" for work in status.work)
+        )
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._pool_client.close()
+        for process in (self.pool_process, *self.workers.values()):
+            process.kill()

@@ -1,0 +1,517 @@
+"""Where shards go while workers come and go: every acknowledged one is on a worker that lives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.erasure import ErasureProfile
+from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
+from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
+from storage.layout import Layout, Member
+from storage.placement import PARTITIONS, partition_of
+from storage.shards import LocalVolume, Shard, VolumeFailed
+from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.remote_volume import RemoteVolume, SyncTicket
+from taskworker.services.server import FileServer
+from taskworker.services.shards import shard_handler
+from taskworker.wire.shards import SHARD_SERVICE
+from tests.pool.helpers import open_volume
+from tests.storage.helpers import content, digest
+
+PROFILE = ErasureProfile(4, 6)
+
+
+def members_of(count: int) -> list[Member]:
+    return [Member(slot, f"w{slot}", "", 1 << 40) for slot in range(count)]
+
+
+@cache
+def layout_of(count: int, width: int) -> Layout:
+    return Layout.first(members_of(count), width)
+
+
+def stripe_of(seed: int, k: int = 4, n: int = 6) -> StripeKey:
+    return stripe_key(Kind.CHUNK, digest(b"object %d" % seed), k, n)
+
+
+def shards_of(stripe: StripeKey) -> list[Shard]:
+    """All n shards of a stripe."""
+    shards = []
+    for slot in range(stripe[34] + 1):
+        payload = content(slot, 200) + stripe[:8]
+        shards.append(Shard(shard_key(stripe, slot), 800, digest(payload), payload))
+    return shards
+
+
+def batches_of(fleet: WorkerFleet, stripes: Sequence[StripeKey]) -> dict[int, list[Shard]]:
+    """All shards of stripes by where they go now."""
+    batches: dict[int, list[Shard]] = {}
+    for stripe in stripes:
+        for shard, target in zip(shards_of(stripe), fleet.targets(stripe), strict=True):
+            batches.setdefault(target, []).append(shard)
+    return batches
+
+
+class MemoryVolume:
+    """A worker's volume in memory, that fails when told to. What was not synced before is lost then."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.queued: dict[ShardKey, Shard] = {}
+        self.durable: dict[ShardKey, Shard] = {}
+        self.fails_at: str | None = None
+        self.full = False
+        self.failure: VolumeFailed | None = None
+        self.on_sync: Callable[[], None] = lambda: None
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        self._maybe_fail("append")
+        self.queued |= {shard.key: shard for shard in shards}
+
+    def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
+        self.on_sync()
+        self._maybe_fail("start_sync")
+        ticket = SyncTicket()
+        error: StorageError | None = None
+        self.queued |= {shard.key: shard for shard in shards}
+        if self.fails_at == "sync":
+            error = self.failure = VolumeFailed(f"{self.name} failed")
+        elif self.full:
+            error = StoreFull("no space")
+        else:
+            self.durable |= self.queued
+        ticket.settle(error)
+        return ticket
+
+    def _maybe_fail(self, moment: str) -> None:
+        if self.fails_at == moment:
+            self.failure = self.failure or VolumeFailed(f"{self.name} failed")
+        if self.failure is not None:
+            raise self.failure
+
+    def abandon(self, reason: str) -> None:
+        self.failure = self.failure or VolumeFailed(reason)
+
+    def close(self) -> None:
+        self.abandon("closed")
+
+
+def attach(fleet: WorkerFleet, slot: int, volume: MemoryVolume | None = None) -> MemoryVolume:
+    volume = volume or MemoryVolume(f"w{slot}")
+    fleet.attach(slot, cast(RemoteVolume, volume))
+    return volume
+
+
+def manned(count: int, *, width: int = 6, away: Sequence[int] = (), allow_fragile: bool = False) -> WorkerFleet:
+    """A fleet of so many members, all but some of them there."""
+    fleet = WorkerFleet(allow_fragile=allow_fragile)
+    fleet.use_layouts(layout_of(count, width))
+    for slot in range(count):
+        if slot not in away:
+            attach(fleet, slot)
+    return fleet
+
+
+def volumes_of(fleet: WorkerFleet) -> dict[int, MemoryVolume]:
+    return {slot: cast(MemoryVolume, volume) for slot, volume in fleet.online()}
+
+
+def durable_in(fleet: WorkerFleet, stripe: StripeKey) -> Counter[int]:
+    """How many distinct shards of a stripe are durable on workers that live, by index in the stripe."""
+    found = {key for volume in volumes_of(fleet).values() for key in volume.durable if key[:35] == stripe}
+    return Counter(key[35] for key in found)
+
+
+# -- where shards go -------------------------------------------------------------------------------
+
+
+def test_with_everybody_there_shards_go_where_they_belong() -> None:
+    fleet = manned(9)
+    for seed in range(50):
+        stripe = stripe_of(seed)
+        assert fleet.targets(stripe) == fleet.holders(stripe) == fleet.placement.volumes(stripe, 6)
+
+
+@given(count=st.integers(1, 12), data=st.data(), profile=st.sampled_from([(4, 6), (1, 3), (2, 3), (8, 11)]))
+@settings(max_examples=40, deadline=None)
+def test_others_stand_in_for_those_away(count: int, data: st.DataObject, profile: tuple[int, int]) -> None:
+    away = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    fleet = manned(count, away=sorted(away))
+    online = count - len(away)
+    for seed in range(15):
+        stripe = stripe_of(seed, *profile)
+        holders, targets = fleet.holders(stripe), fleet.targets(stripe)
+        assert not away & {*targets}
+        assert all(target == holder for holder, target in zip(holders, targets, strict=True) if holder not in away)
+        assert max(Counter(targets).values()) == -(-profile[1] // online)
+
+
+def test_the_first_in_handoff_order_stands_in() -> None:
+    fleet = manned(9)
+    stripe = stripe_of(1)
+    holders, order = fleet.holders(stripe), fleet.placement.order(partition_of(stripe))
+    fleet.set_offline(holders[2], "gone")
+    assert fleet.targets(stripe) == (*holders[:2], order[6], *holders[3:])
+    fleet.set_offline(order[6], "gone, too")
+    assert fleet.targets(stripe) == (*holders[:2], order[7], *holders[3:])
+    attach(fleet, holders[2])
+    assert fleet.targets(stripe) == holders
+
+
+def test_with_nobody_there_shards_have_nowhere_to_go_but_home() -> None:
+    fleet = manned(3, away=[0, 1, 2])
+    assert fleet.targets(stripe_of(1)) == fleet.holders(stripe_of(1))
+
+
+def test_shards_may_be_where_former_layouts_had_them() -> None:
+    former = [Layout.first(members_of(6), 6)]
+    former.insert(0, former[0].after(members_of(8)))
+    current = former[0].after(members_of(12))
+    fleet = WorkerFleet()
+    fleet.use_layouts(current, former)
+    for slot in range(12):
+        attach(fleet, slot)
+    for seed in range(30):
+        stripe = stripe_of(seed)
+        places = fleet.elsewhere(stripe)
+        expected = [*former[0].volumes(stripe, 6), *former[1].volumes(stripe, 6)]
+        expected += current.order(partition_of(stripe))
+        assert places == tuple(dict.fromkeys(expected))
+        assert sorted(places) == list(range(12))
+        fleet.set_offline(places[0], "gone")
+        assert fleet.elsewhere(stripe) == places[1:]
+        attach(fleet, places[0])
+
+
+def test_a_member_of_a_former_layout_is_still_called_by_its_name() -> None:
+    fleet = WorkerFleet()
+    former = Layout.first(members_of(3), 2)
+    fleet.use_layouts(former.after(members_of(2)), [former])
+    attach(fleet, 2)
+    assert fleet.name(2) == fleet.place(2) == "w2"
+    assert fleet.name(7) == "#7"
+    fleet.remove(2)
+    assert fleet.slots == [0, 1]
+    fleet.remove(2)
+
+
+# -- volumes that fail -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["append", "start_sync", "sync"])
+@given(count=st.integers(2, 9), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_append_and_sync_leaves_all_shards_on_workers_that_live(moment: str, count: int, data: st.DataObject) -> None:
+    fleet = manned(count)
+    stripes = [stripe_of(seed) for seed in range(12)]
+    batches = batches_of(fleet, stripes)
+    failing = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    for slot in failing:
+        volumes_of(fleet)[slot].fails_at = moment
+    if moment == "append":
+        fleet.append(batches)
+        fleet.sync()
+    else:
+        fleet.append_and_sync(batches)
+    assert all(durable_in(fleet, stripe) == Counter(range(6)) for stripe in stripes)
+    noticed = failing if moment != "append" else failing & {*batches}
+    assert {slot for slot in range(count) if fleet.state(slot) == "offline"} == noticed
+    assert fleet.incomplete == noticed
+
+
+def test_a_worker_that_stands_in_and_fails_as_well() -> None:
+    fleet = manned(8)
+    stripe = stripe_of(1)
+    batches, order = batches_of(fleet, [stripe]), fleet.placement.order(partition_of(stripe))
+    for slot in (order[0], order[6]):
+        volumes_of(fleet)[slot].fails_at = "sync"
+    calls: list[str] = []
+    # The second one holds nothing yet, so that it is met when it is to stand in.
+    fleet.append_and_sync(batches, lambda: calls.append("meanwhile"))
+    assert durable_in(fleet, stripe) == Counter(range(6))
+    assert calls == ["meanwhile"]
+
+
+def test_nobody_is_left_to_take_the_data() -> None:
+    for moment in ("append", "sync"):
+        fleet = manned(3)
+        batches = batches_of(fleet, [stripe_of(1)])
+        for volume in volumes_of(fleet).values():
+            volume.fails_at = moment
+        with pytest.raises(InsufficientWorkers, match="no worker is left to take the data; start some and try again"):
+            fleet.append(batches) if moment == "append" else fleet.append_and_sync(batches)
+
+
+def test_a_worker_that_comes_back_while_syncs_start_gets_or_is_spared_its_shards() -> None:
+    """It was away when the batches were looked at; they are not to be lost for its return."""
+    fleet = manned(6)
+    stripes = [stripe_of(seed) for seed in range(12)]
+    batches = batches_of(fleet, stripes)
+    fleet.set_offline(3, "gone")
+    volumes_of(fleet)[0].on_sync = lambda: None if fleet.volume(3) else (attach(fleet, 3), None)[1]
+    fleet.append_and_sync(batches)
+    assert fleet.state(3) != "offline"
+    assert all(durable_in(fleet, stripe) == Counter(range(6)) for stripe in stripes)
+
+
+@pytest.mark.parametrize("moment", ["append", "start_sync", "sync"])
+def test_the_failure_of_a_connection_is_none_of_the_next_one(moment: str) -> None:
+    """A worker connects again while the old connection is in use: the new one stays."""
+    fleet = manned(6)
+    stripes = [stripe_of(seed) for seed in range(12)]
+    batches = batches_of(fleet, stripes)
+    fresh = MemoryVolume("fresh")
+
+    class Replaced(MemoryVolume):
+        def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+            self.replace("append")
+            super().append(shards, urgent=urgent)
+
+        def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
+            self.replace("start_sync")
+            ticket = SyncTicket()
+            if moment == "sync":
+                attach(fleet, 2, fresh)
+                ticket.settle(self.failure)
+                return ticket
+            return super().start_sync(shards)
+
+        def replace(self, now: str) -> None:
+            if now == moment and fleet.volume(2) is cast(RemoteVolume, self):
+                attach(fleet, 2, fresh)
+
+    attach(fleet, 2, Replaced("old"))
+    if moment == "append":
+        fleet.append(batches)
+        fleet.sync()
+    else:
+        fleet.append_and_sync(batches)
+    assert fleet.volume(2) is cast(RemoteVolume, fresh)
+    assert fresh.failure is None
+    assert all(durable_in(fleet, stripe) == Counter(range(6)) for stripe in stripes)
+
+
+def test_a_stale_failure_met_while_reading_does_not_take_the_new_connection_away() -> None:
+    fleet = manned(3)
+    old = fleet.volume(1)
+    assert old is not None
+    attach(fleet, 1)
+    fleet.failed(1, old, VolumeFailed("the connection was closed"))
+    assert fleet.state(1) == "ok"
+
+
+def test_a_full_worker_refuses_a_push_after_all_have_answered() -> None:
+    fleet = manned(6)
+    stripe = stripe_of(1)
+    since = fleet.attendance()
+    volumes_of(fleet)[fleet.holders(stripe)[0]].full = True
+    with pytest.raises(StoreFull, match="no space"):
+        fleet.append_and_sync(batches_of(fleet, [stripe]))
+    assert durable_in(fleet, stripe).total() == 5
+    assert len(fleet.online()) == 6
+    assert fleet.attendance() != since  # whoever else appended to it looks what is missing
+
+
+def test_attendance_tells_of_every_coming_and_going() -> None:
+    fleet = manned(6)
+    seen = {fleet.attendance()}
+    for change in (
+        lambda: fleet.set_offline(2, "gone"),
+        lambda: attach(fleet, 2),
+        lambda: attach(fleet, 2),
+        lambda: fleet.remove(2),
+        lambda: fleet.use_layouts(Layout.first(members_of(7), 6)),
+    ):
+        change()
+        assert fleet.attendance() not in seen
+        seen.add(fleet.attendance())
+    fleet.set_offline(2, "was gone already")
+    assert fleet.attendance() in seen
+
+
+def test_a_volume_set_offline_or_replaced_is_let_go() -> None:
+    fleet = manned(3)
+    first, second = volumes_of(fleet)[0], volumes_of(fleet)[1]
+    fleet.set_offline(0, "its heartbeats stopped")
+    attach(fleet, 1)
+    assert "its heartbeats stopped" in str(first.failure)
+    assert "w1 connected again" in str(second.failure)
+    assert fleet.recent_damage[-1].kind == "offline"
+
+
+def test_wrong_shards_are_counted_by_worker() -> None:
+    fleet = manned(3)
+    for slot in (1, 1, 2):
+        fleet.report("rotten", shard_key(stripe_of(1), 0), slot, "not what it should be")
+    fleet.report("offline", b"", 0, "gone")
+    assert fleet.lies() == {1: 2, 2: 1}
+
+
+# -- whether pushes are taken ----------------------------------------------------------------------
+
+
+def test_before_the_first_worker() -> None:
+    fleet = WorkerFleet()
+    for look in (lambda: fleet.placement, lambda: fleet.require_writable(PROFILE)):
+        with pytest.raises(InsufficientWorkers, match="no worker has joined this pool yet; start some with"):
+            look()
+    assert fleet.losses_survivable(PROFILE) == 0
+
+
+@pytest.mark.parametrize("allow_fragile", [False, True])
+def test_none_answers(allow_fragile: bool) -> None:
+    fleet = manned(3, away=[0, 1, 2], allow_fragile=allow_fragile)
+    with pytest.raises(InsufficientWorkers, match="none of the 3 workers in the layout answers; start them again"):
+        fleet.require_writable(PROFILE)
+
+
+@pytest.mark.parametrize(("online", "verb"), [(1, "is"), (2, "are")])
+def test_too_few_for_the_loss_of_one(online: int, verb: str) -> None:
+    away = list(range(online, 6))
+    text = (
+        f"{online} of 6 workers {verb} online: a 4-of-6 file would not survive the loss of one of them; "
+        "start more workers, or the pool with --allow-fragile"
+    )
+    with pytest.raises(InsufficientWorkers) as refusal:
+        manned(6, away=away).require_writable(PROFILE)
+    assert str(refusal.value) == text
+    manned(6, away=away, allow_fragile=True).require_writable(PROFILE)
+
+
+def test_three_workers_are_enough_for_four_of_six() -> None:
+    manned(6, away=[0, 1, 2]).require_writable(PROFILE)
+
+
+def test_a_profile_that_survives_nothing_anyway_needs_only_somebody() -> None:
+    manned(6, away=[1, 2, 3, 4, 5]).require_writable(ErasureProfile(4, 4))
+
+
+def test_a_pool_being_shut_down_takes_nothing() -> None:
+    fleet = manned(6)
+    volumes = volumes_of(fleet)
+    fleet.close()
+    with pytest.raises(StoreClosed, match="shutting down"):
+        fleet.require_writable(PROFILE)
+    assert all(volume.failure for volume in volumes.values())
+
+
+@given(count=st.integers(1, 9), width=st.integers(1, 8), k=st.integers(1, 5), extra=st.integers(1, 4), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_push_that_is_taken_survives_the_loss_of_any_one_worker(
+    count: int, width: int, k: int, extra: int, data: st.DataObject
+) -> None:
+    """Whatever the profile of the pool, the profile of the push, and who is away."""
+    away = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    fleet = manned(count, width=width, away=sorted(away))
+
+    def survives(seed: int) -> bool:
+        held = Counter(fleet.targets(stripe_of(seed, k, k + extra)))
+        return k + extra - max(held.values()) >= k
+
+    try:
+        fleet.require_writable(ErasureProfile(k, k + extra))
+    except InsufficientWorkers:
+        assert not all(survives(seed) for seed in range(40))
+    else:
+        assert all(survives(seed) for seed in range(40))
+
+
+def test_losses_survivable_count_workers_that_are_away_or_lack_shards() -> None:
+    fleet = manned(9)
+    assert fleet.losses_survivable(PROFILE) == 2
+    fleet.set_offline(0, "gone")
+    assert fleet.losses_survivable(PROFILE) == 1
+    attach(fleet, 0)  # it still lacks what was written meanwhile
+    assert fleet.losses_survivable(PROFILE) == 1
+    fleet.incomplete.discard(0)
+    assert fleet.losses_survivable(PROFILE) == 2
+    for slot in range(3):
+        fleet.set_offline(slot, "gone")
+    assert fleet.losses_survivable(PROFILE) == 0
+
+
+# -- with workers behind a network -----------------------------------------------------------------
+
+
+class Crew:
+    """Members with volumes on the disk, served over gRPC."""
+
+    def __init__(self, directory: Path, count: int, exits: ExitStack) -> None:
+        self.fleet = WorkerFleet()
+        self.fleet.use_layouts(Layout.first(members_of(count), 6))
+        self.volumes: dict[int, LocalVolume] = {}
+        self.servers: dict[int, FileServer] = {}
+        exits.callback(self.close)
+        for slot in range(count):
+            self.volumes[slot] = open_volume(directory / str(slot))
+            self.start(slot)
+
+    def start(self, slot: int) -> None:
+        server = FileServer(None, added={SHARD_SERVICE: shard_handler(self.volumes[slot])})
+        port = server.start("127.0.0.1:0")
+        self.servers[slot] = server
+        self.fleet.attach(slot, RemoteVolume(f"127.0.0.1:{port}", f"w{slot}"))
+
+    def kill(self, slot: int) -> None:
+        self.servers.pop(slot).stop(0.0)
+
+    def close(self) -> None:
+        self.fleet.close()
+        for server in self.servers.values():
+            server.stop(0.0)
+        for volume in self.volumes.values():
+            volume.close()
+
+    def holds(self, stripe: StripeKey) -> Counter[int]:
+        """Which shards of a stripe can be read from volumes whose worker lives, by their index."""
+        return Counter(
+            {
+                index: 1
+                for index in range(stripe[34] + 1)
+                for slot in self.servers
+                if self.volumes[slot].read(shard_key(stripe, index)) is not None
+            }
+        )
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    with ExitStack() as exits:
+        yield Crew(tmp_path, 7, exits)
+
+
+def test_workers_killed_before_and_during_a_push(crew: Crew) -> None:
+    early, late = [stripe_of(seed) for seed in range(40)], [stripe_of(seed) for seed in range(40, 80)]
+    crew.kill(2)
+    crew.fleet.append_and_sync(batches_of(crew.fleet, early))
+    assert all(crew.holds(stripe) == Counter(range(6)) for stripe in early)
+    assert crew.fleet.state(2) == "offline"
+    batches = batches_of(crew.fleet, late)
+    crew.fleet.append_and_sync(batches, lambda: crew.kill(5))
+    crew.fleet.append_and_sync(batches)  # once more, whether it had answered or not
+    assert all(crew.holds(stripe) == Counter(range(6)) for stripe in late)
+    assert [crew.fleet.state(slot) for slot in (2, 5)] == ["offline"] * 2
+    crew.fleet.require_writable(PROFILE)
+    crew.start(5)
+    assert crew.fleet.state(5) == "incomplete"
+
+
+def test_everything_lands_on_its_holders(crew: Crew) -> None:
+    stripes = [stripe_of(seed) for seed in range(60)]
+    crew.fleet.append(batches_of(crew.fleet, stripes))
+    crew.fleet.sync()
+    for stripe in stripes:
+        for shard, holder in zip(shards_of(stripe), crew.fleet.holders(stripe), strict=True):
+            found = crew.volumes[holder].read(shard.key)
+            assert found is not None
+            assert bytes(found.payload) == shard.payload
+    assert len({partition_of(stripe) for stripe in stripes}) > PARTITIONS // 32

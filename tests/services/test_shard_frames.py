@@ -1,0 +1,330 @@
+"""Frames of the shard transport: what one end writes the other reads, and nothing else is taken for a frame."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from storage.errors import InvalidArgument
+from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey, shard_key, stripe_key
+from storage.shards import LocalVolume, Location, Shard
+from storage.shards.identity import VolumeIdentity
+from taskworker.services.binding import InProcess
+from taskworker.services.shards import STREAMS, UNARY, ShardService
+from taskworker.wire.shards import (
+    ABSENT,
+    CORRUPT,
+    FLAG_SYNC,
+    FLAG_URGENT,
+    KEYS_MAX,
+    MESSAGE_BYTES_MAX,
+    OBJECT_BYTES_MAX,
+    PRESENT,
+    AppendFrame,
+    FetchReply,
+    FrameError,
+    Wanted,
+    join_keys,
+    pack_found,
+    pack_locations,
+    pack_shards,
+    pack_wanted,
+    parse_append,
+    parse_fetched,
+    parse_found,
+    parse_keys,
+    parse_locations,
+    parse_shards,
+    parse_wanted,
+)
+
+ENTRY_BYTES = 80
+LOCATION_BYTES = 25
+WANTED_BYTES = 40
+FOUND_BYTES = 45
+
+
+@st.composite
+def keys(draw: st.DrawFn) -> ShardKey:
+    n = draw(st.integers(1, 256))
+    k = draw(st.integers(1, n))
+    stripe = stripe_key(draw(st.sampled_from(Kind)), draw(st.binary(min_size=32, max_size=32)), k, n)
+    return shard_key(stripe, draw(st.integers(0, n - 1)))
+
+
+shards = st.builds(
+    Shard,
+    keys(),
+    st.integers(0, OBJECT_BYTES_MAX),
+    st.binary(min_size=32, max_size=32),
+    st.binary(max_size=50) | st.binary(max_size=50).map(lambda payload: memoryview(bytearray(payload))),
+)
+locations = st.builds(
+    Location,
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, OBJECT_BYTES_MAX),
+)
+wants = st.builds(Wanted, keys(), st.integers(0, 1000))
+
+KEY = shard_key(stripe_key(Kind.CHUNK, b"\1" * 32, 4, 6), 2)
+SHARD = Shard(KEY, 11, blake3(b"abc").digest(), b"abc")
+
+
+def plain(found: list[Shard]) -> list[Shard]:
+    """With payloads as bytes, to be compared."""
+    return [shard._replace(payload=bytes(shard.payload)) for shard in found]
+
+
+def frame_of(sent: list[Shard], flags: int = 0) -> bytes:
+    frame = AppendFrame()
+    for shard in sent:
+        frame.add(shard)
+    frame.mark(flags)
+    return frame.message()
+
+
+# -- round trips -----------------------------------------------------------------------------------
+
+
+@given(sent=st.lists(shards, max_size=5), flags=st.integers(0, FLAG_URGENT | FLAG_SYNC))
+def test_append(sent: list[Shard], flags: int) -> None:
+    told, received = parse_append(frame_of(sent, flags))
+    assert told == flags
+    assert plain(received) == plain(sent)
+
+
+@given(sent=st.lists(shards, max_size=5))
+def test_an_append_frame_knows_its_keys_and_its_size(sent: list[Shard]) -> None:
+    frame = AppendFrame()
+    assert not frame.pending
+    for shard in sent:
+        frame.add(shard)
+    assert frame.size == 1 + sum(ENTRY_BYTES + len(shard.payload) for shard in sent) == len(frame.message())
+    assert frame.pending == bool(sent)
+    assert set(frame.keys) == {shard.key for shard in sent}
+    for key, place in frame.keys.items():
+        last = [shard for shard in sent if shard.key == key][-1]
+        assert place == Location(0, 0, len(last.payload), last.object_length)
+    frame.mark(FLAG_SYNC)
+    assert frame.pending
+
+
+@given(sent=st.lists(shards, max_size=5))
+def test_shards(sent: list[Shard]) -> None:
+    assert plain(parse_shards(pack_shards(sent))) == plain(sent)
+
+
+@given(sent=st.lists(keys(), max_size=20))
+def test_keys(sent: list[ShardKey]) -> None:
+    assert parse_keys(join_keys(sent)) == sent
+
+
+@given(sent=st.lists(st.none() | locations, max_size=20))
+def test_locations(sent: list[Location | None]) -> None:
+    assert parse_locations(pack_locations(sent), len(sent)) == sent
+
+
+@given(sent=st.lists(wants, max_size=20))
+def test_wanted(sent: list[Wanted]) -> None:
+    assert parse_wanted(pack_wanted(sent)) == sent
+
+
+@given(sent=st.lists(st.tuples(keys(), st.none() | st.binary(max_size=50)), max_size=8))
+def test_fetched(sent: list[tuple[ShardKey, bytes | None]]) -> None:
+    wanted = [Wanted(key, 9 if payload is None else len(payload)) for key, payload in sent]
+    reply = FetchReply(wanted)
+    for index, want, place in reply.slots():
+        payload = sent[index][1]
+        assert len(place) == want.length
+        place[:] = b"?" * want.length if payload is None else payload
+        reply.note(index, present=payload is not None)
+    payloads = parse_fetched(reply.message(), wanted)
+    assert [None if payload is None else bytes(payload) for payload in payloads] == [payload for _, payload in sent]
+
+
+@given(sent=st.lists(shards | st.none() | st.just(CORRUPT), max_size=8))
+def test_found(sent: list[Shard | int | None]) -> None:
+    asked = [shard.key if isinstance(shard, Shard) else KEY for shard in sent]
+    received = parse_found(pack_found(sent), asked)
+    assert [plain([each]) if isinstance(each, Shard) else each for each in received] == [
+        plain([each]) if isinstance(each, Shard) else each for each in sent
+    ]
+
+
+# -- what is no frame ------------------------------------------------------------------------------
+
+PARSERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
+    "append": (frame_of([SHARD, SHARD], FLAG_SYNC), parse_append),
+    "shards": (pack_shards([SHARD, SHARD]), parse_shards),
+    "keys": (join_keys([KEY, KEY]), parse_keys),
+    "locations": (pack_locations([None, Location(1, 2, 3, 4)]), lambda raw: parse_locations(raw, 2)),
+    "wanted": (pack_wanted([Wanted(KEY, 3)]), parse_wanted),
+    "fetched": (b"\1\0abc", lambda raw: parse_fetched(raw, [Wanted(KEY, 3)] * 2)),
+    "found": (pack_found([SHARD, None, CORRUPT]), lambda raw: parse_found(raw, [KEY] * 3)),
+}
+each_parser = pytest.mark.parametrize(("good", "parse"), PARSERS.values(), ids=PARSERS)
+
+
+@each_parser
+def test_the_frames_to_be_spoilt_are_good(good: bytes, parse: Callable[[bytes], Any]) -> None:
+    parse(good)
+
+
+@each_parser
+@given(raw=st.binary(max_size=300))
+@example(raw=b"")
+def test_arbitrary_bytes(good: bytes, parse: Callable[[bytes], Any], raw: bytes) -> None:
+    _parse_or_refuse(parse, raw)
+
+
+@each_parser
+@given(data=st.data())
+def test_frames_with_a_few_bytes_changed(good: bytes, parse: Callable[[bytes], Any], data: st.DataObject) -> None:
+    raw = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    _parse_or_refuse(parse, bytes(raw))
+
+
+@each_parser
+def test_frames_cut_anywhere_or_too_long(good: bytes, parse: Callable[[bytes], Any]) -> None:
+    whole = {len(join_keys([KEY])), 0, 1, 1 + ENTRY_BYTES + 3, ENTRY_BYTES + 3}  # what is a frame as well
+    for length in range(len(good)):
+        if length not in whole:
+            with pytest.raises(FrameError):
+                parse(good[:length])
+    with pytest.raises(FrameError):
+        parse(good + b"\0")
+
+
+def _parse_or_refuse(parse: Callable[[bytes], Any], raw: bytes) -> None:
+    with suppress(FrameError):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEY[:32] + b"\0" + KEY[33:],
+        KEY[:32] + b"\5" + KEY[33:],
+        KEY[:33] + b"\6\5\0",
+        KEY[:33] + b"\3\5\6",
+    ],
+    ids=["no kind", "an unknown kind", "k above n", "slot above n"],
+)
+def test_what_is_no_key(key: bytes) -> None:
+    for parse, raw in (
+        (parse_keys, key),
+        (parse_wanted, key + bytes(4)),
+        (parse_append, b"\0" + key + bytes(ENTRY_BYTES - SHARD_KEY_BYTES)),
+    ):
+        with pytest.raises(FrameError, match="no shard key"):
+            parse(raw)
+
+
+def test_flags_of_a_newer_sender() -> None:
+    with pytest.raises(FrameError, match="newer"):
+        parse_append(b"\4")
+
+
+def test_objects_larger_than_any() -> None:
+    too_large = SHARD._replace(object_length=OBJECT_BYTES_MAX + 1)
+    payload_too_large = SHARD._replace(payload=bytes(OBJECT_BYTES_MAX + 1))
+    for parse, raw in (
+        (parse_append, frame_of([too_large])),
+        (parse_append, frame_of([payload_too_large])),
+        (lambda raw: parse_found(raw, [KEY]), pack_found([too_large])),
+        (lambda raw: parse_locations(raw, 1), pack_locations([Location(0, 0, 0, OBJECT_BYTES_MAX + 1)])),
+    ):
+        with pytest.raises(FrameError, match="larger than any chunk"):
+            parse(raw)
+
+
+def test_more_keys_than_are_taken() -> None:
+    assert len(parse_keys(KEY * KEYS_MAX)) == KEYS_MAX
+    with pytest.raises(FrameError, match=f"at most {KEYS_MAX}"):
+        parse_keys(KEY * (KEYS_MAX + 1))
+    with pytest.raises(FrameError):
+        parse_wanted(pack_wanted([Wanted(KEY, 0)]) * (KEYS_MAX + 1))
+
+
+def test_more_wanted_than_fits_into_a_message() -> None:
+    assert parse_wanted(pack_wanted([Wanted(KEY, MESSAGE_BYTES_MAX - 1)]))
+    with pytest.raises(FrameError, match="ask for less"):
+        parse_wanted(pack_wanted([Wanted(KEY, MESSAGE_BYTES_MAX)]))
+    with pytest.raises(FrameError, match="ask for less"):
+        parse_wanted(pack_wanted([Wanted(KEY, MESSAGE_BYTES_MAX // 4)] * 5))
+
+
+HUGE = struct.pack("<I", 2**32 - 1)
+
+
+@pytest.mark.parametrize(
+    ("parse", "raw"),
+    [
+        (parse_append, frame_of([SHARD])[: 1 + ENTRY_BYTES - 4] + HUGE + b"abc"),
+        (parse_shards, pack_shards([SHARD])[: ENTRY_BYTES - 4] + HUGE + b"abc"),
+        (parse_wanted, KEY + HUGE),
+        (parse_wanted, (KEY + HUGE) * KEYS_MAX),
+        (lambda raw: parse_found(raw, [KEY]), pack_found([SHARD])[: FOUND_BYTES - 4] + HUGE + b"abc"),
+        (lambda raw: parse_fetched(raw, [Wanted(KEY, 2**32 - 1)]), bytes([PRESENT]) + b"abc"),
+        (lambda raw: parse_fetched(raw, [Wanted(KEY, 2**32 - 1)] * 2), bytes([PRESENT, ABSENT])),
+        (lambda raw: parse_locations(raw, 2**40), bytes(LOCATION_BYTES)),
+    ],
+)
+def test_claimed_lengths_cost_no_memory(parse: Callable[[bytes], Any], raw: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            parse(raw)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# -- the service behind the frames -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardService]:
+    volume = LocalVolume(
+        tmp_path_factory.mktemp("volume"), VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
+    )
+    volume.append([SHARD])
+    yield ShardService(volume, "")
+    volume.close()
+
+
+REQUESTS = st.one_of(
+    st.binary(max_size=120),
+    st.binary(max_size=60).map(lambda raw: KEY + raw),
+    st.binary(max_size=60).map(lambda raw: bytes([len(raw) // 2]) + raw),
+    st.sampled_from([good for good, _ in PARSERS.values()]),
+)
+
+
+@pytest.mark.parametrize("method", [*UNARY, *STREAMS])
+@given(raw=REQUESTS)
+@example(raw=b"")
+@example(raw=KEY)
+@example(raw=b"\xff" * 1000)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_method_answers_or_refuses_whatever_it_is_sent(service: ShardService, method: str, raw: bytes) -> None:
+    if method == "Verify":
+        raw = b""  # it takes none, and reads all there is
+    with suppress(InvalidArgument):
+        answer = getattr(service, method)(raw, InProcess())
+        if method in STREAMS:
+            assert all(isinstance(message, bytes) for message in answer)
+        else:
+            assert isinstance(answer, bytes)

@@ -1,0 +1,211 @@
+"""One simulation: a long random sequence of operations and faults from one seed, and its happy end."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from storage import ErasureProfile
+from storage.layout import Layout
+from taskworker.pool.membership import Standing
+from tests.simulation.faults import Faults
+from tests.simulation.invariants import check_durable, require
+from tests.simulation.meanwhile import Meanwhile
+from tests.simulation.model import Model, NothingToDo
+from tests.simulation.network import Connection, PoolCrashed
+from tests.simulation.operations import Users
+from tests.simulation.pool import GRACE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+STEPS = 240
+_PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
+_ROUNDS_MAX = 12
+
+_THREADS = {
+    "mend": {"mender"},
+    "heal": {"healer"},
+    "pass_some_time": {"membership"},
+    "pass_much_time": {"membership"},
+    "restart_pool": {"mender", "healer", "membership"},  # they end before the pool is closed
+}
+
+Action = Callable[[], str]
+
+
+class Simulation:
+    """Everything from one seed.
+
+    Args:
+        seed: decides everything.
+        steps: operations and faults before the end.
+    """
+
+    def __init__(self, seed: int, steps: int = STEPS) -> None:
+        self.seed = seed
+        self.steps = steps
+        self.trace: list[str] = []
+        self.rng = Random(seed)
+        profile = ErasureProfile(*self.rng.choice(_PROFILES))
+        count = max(profile.k + 1, profile.n + self.rng.choice((-1, 0, 0, 1, 2)))
+        self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)))
+        self.model = Model(profile)
+        self.users = Users(self.cluster, self.model, self.rng)
+        self.meanwhile = Meanwhile(self.cluster)
+        self.faults = Faults(self.cluster, self.model, self.rng, profile.k + 1, self.users, self.meanwhile)
+        self._actions, self._weights = self._weighted()
+        self._note("begin", f"{profile} over {count} workers")
+
+    def run(self) -> None:
+        """Live through it; an error is told with what led to it."""
+        self.users.push_large()
+        done = 0
+        while done < self.steps:
+            done += self._step()
+        self._end()
+
+    def _note(self, what: str, outcome: str) -> None:
+        self.trace.append(f"{len(self.trace):4} {self.cluster.clock.monotonic_s():8.2f} s  {what}: {outcome}")
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _weighted(self) -> tuple[list[Action], list[float]]:
+        users, faults = self.users, self.faults
+        weights: dict[Action, float] = {
+            users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
+            users.begin_upload: 3, users.go_on_uploading: 9, users.abort_upload: 0.5,
+            users.get: 12, users.get_part: 5,
+            users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 0.5,
+            self.pass_some_time: 12, self.pass_much_time: 1, self.restart_pool: 0.5,
+            faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.start: 8,
+            faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
+            faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
+            faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2,
+            faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
+        }  # fmt: skip
+        return list(weights), list(weights.values())
+
+    def _step(self) -> bool:
+        """One thing happens; False if it had nothing to befall."""
+        action = self.rng.choices(self._actions, self._weights)[0]
+        what = action.__name__
+        self.meanwhile.running.update(_THREADS.get(what, ()))
+        try:
+            outcome = action()
+        except NothingToDo:
+            return False
+        except PoolCrashed:
+            self._note(what, "the pool crashed")
+            self._start_pool_again()
+            return True
+        except BaseException:
+            self._note(what, "!")
+            raise
+        finally:
+            self.meanwhile.running.clear()
+        self._note(what, outcome)
+        return True
+
+    def pass_some_time(self) -> str:
+        seconds = self.rng.choice((0.3, 1.0, 4.0))
+        self.cluster.pass_time(seconds)
+        return f"{seconds} s"
+
+    def pass_much_time(self) -> str:
+        self.cluster.pass_time(GRACE_S + 5)
+        return f"{GRACE_S + 5} s"
+
+    def restart_pool(self) -> str:
+        """Stop the pool in good order, and start it again."""
+        for uploading in self.users.uploads:
+            uploading.upload.abort()
+        self.cluster.pool.close()
+        self._start_pool_again()
+        return "stopped and started"
+
+    def _start_pool_again(self) -> None:
+        before = self.cluster.pool.layouts
+        while True:
+            self.cluster.crash_pool()
+            try:
+                self.cluster.start_pool()
+                _check_layouts(before, self.cluster.pool.layouts)
+                self.cluster.pass_time(self.rng.choice((0.3, 2.0)))
+                self._note("start_pool", self.users.find_out())
+                return
+            except PoolCrashed:
+                self._note("start_pool", "the pool crashed again")
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """No faults any more, all machines back: everything comes to its place."""
+        self._stop_faults()
+        for _ in range(_ROUNDS_MAX):
+            self.cluster.pass_time(1.0)
+            self.users.heal()
+            self._note("mend", self.users.mend())
+        self._note("scrub", self.users.scrub())
+        self._note("repair", self.users.repair())
+        for _ in range(2):
+            self.cluster.pass_time(1.0)
+            self._note("mend", self.users.mend())
+        require(len(self.cluster.pool.layouts) == 1, "former layouts are not retired")
+        check_durable(self.cluster, self.model.stripes())
+        self.users.check_everything()
+        require("Error" not in self.users.push_large(), "nothing can be pushed")
+        self.users.check_everything()
+
+    def _stop_faults(self) -> None:
+        cluster = self.cluster
+        cluster.network.forget_due()
+        cluster.process.dies_at = ""
+        for worker in cluster.workers:
+            worker.cut_off, worker.volume.full = False, False
+            worker.volume.confess()
+            worker.listen()
+        for _, connection in cluster.pool.fleet.online():
+            if isinstance(connection, Connection):
+                connection.lost_replies = 0
+        cluster.pass_time(10.0)
+        for worker in cluster.workers:
+            if not worker.up:
+                worker.start()
+        present = {worker.name for worker in cluster.workers}
+        for record in cluster.pool.membership.records:
+            if record.standing is Standing.DRAINING and record.worker in present:
+                cluster.pool.drain(record.worker, cancel=True)
+        cluster.pass_time(GRACE_S + 10.0)
+
+
+def _check_layouts(before: list[Layout], after: list[Layout]) -> None:
+    """A pool that was started again goes on with its layouts; it may have died between keeping and using one."""
+    tables = {layout.version: (layout.rows, layout.members) for layout in before}
+    newest = max(tables, default=0)
+    for layout in after:
+        known = tables.get(layout.version)
+        require(layout.version == newest + 1 if known is None else known == (layout.rows, layout.members),
+                f"layout {layout.version} is another one after a restart")  # fmt: skip
+    require(bool(after) or not before, "the layouts are gone after a restart")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a seed, in one line, and all that led to it."""
+
+    seed: int
+    text: str
+    trace: str
+
+
+def run_seed(seed: int, steps: int = STEPS) -> Failure | None:
+    """Run one seed; None if all went well."""
+    with simulated_surroundings():
+        simulation = Simulation(seed, steps)
+        try:
+            simulation.run()
+        except (Exception, PoolCrashed) as error:
+            told = [*simulation.trace, "", *traceback.format_exception(error)]
+            return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
+    return None

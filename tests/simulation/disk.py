@@ -1,0 +1,215 @@
+"""A worker's volume in memory: a shard store whose disk may lose, rot, lie and be full."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from blake3 import blake3
+
+from storage.errors import StoreFull
+from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.shards import CorruptShard, Location, Shard, VolumeUsage
+from storage.shards.port import Verdict
+
+
+class Health(Enum):
+    """How a stored shard really is."""
+
+    GOOD = "good"
+    ROTTEN = "rotten"  # its digest tells
+    LIE = "lie"  # its digest fits the wrong bytes
+
+
+@dataclass(slots=True)
+class Record:
+    """A shard on the disk."""
+
+    shard: Shard
+    place: int
+    health: Health = Health.GOOD
+
+    @property
+    def location(self) -> Location:
+        """As the port tells it."""
+        return Location(0, self.place, len(self.shard.payload), self.shard.object_length)
+
+
+class MemoryVolume:
+    """See :class:`storage.shards.ShardStore`.
+
+    Args:
+        wounds: keys of shards of which faults destroyed a durable copy that was not made again; shared by
+            all volumes of a simulation.
+    """
+
+    def __init__(self, volume_id: str, wounds: set[ShardKey]) -> None:
+        self.volume_id = volume_id
+        self.full = False
+        self.boots = 0  # how often a worker was started with it
+        self.records_by_key: dict[ShardKey, Record] = {}
+        self._unsynced: dict[ShardKey, Record | None] = {}  # what a power loss may bring back
+        self._wounds = wounds
+        self._places = 0
+        self._sorted: list[ShardKey] | None = None
+
+    # -- the port --------------------------------------------------------------------------------
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        for shard in shards:
+            if self.full and not urgent:
+                raise StoreFull(f"volume {self.volume_id} is full")
+            self._places += 1
+            self._set(shard.key, Record(shard._replace(payload=bytes(shard.payload)), self._places))
+
+    def _set(self, key: ShardKey, record: Record | None) -> None:
+        before = self.records_by_key.get(key)
+        self._unsynced.setdefault(key, before)
+        if before is not None and before.health is not Health.GOOD:
+            self._wounds.add(key)  # from now on there is nothing left that tells of it
+        if record is None:
+            self.records_by_key.pop(key, None)
+        else:
+            self.records_by_key[key] = record
+        self._sorted = None
+
+    def sync(self) -> None:
+        self._wounds.difference_update(key for key in self._unsynced if self.is_good(key))
+        self._unsynced.clear()
+
+    def locate(self, key: ShardKey) -> Location | None:
+        record = self.records_by_key.get(key)
+        return None if record is None else record.location
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        return [self.locate(key) for key in keys]
+
+    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
+        record = self.records_by_key.get(key)
+        if record is None or len(record.shard.payload) != length:
+            return None
+        return memoryview(record.shard.payload)
+
+    def read(self, key: ShardKey) -> Shard | None:
+        record = self.records_by_key.get(key)
+        if record is not None and record.health is Health.ROTTEN:
+            raise CorruptShard(f"shard {key.hex()} is rotten")
+        return None if record is None else record.shard
+
+    def remove(self, keys: Iterable[ShardKey]) -> int:
+        there = [key for key in keys if key in self.records_by_key]
+        for key in there:
+            self._set(key, None)
+        return len(there)
+
+    def discard(self, key: ShardKey, location: Location) -> bool:
+        return self.locate(key) == location and bool(self.remove([key]))
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        if self._sorted is None:
+            self._sorted = sorted(self.records_by_key)
+        first = bisect_left(self._sorted, start)
+        last = len(self._sorted) if stop is None else bisect_left(self._sorted, stop)
+        return iter(self._sorted[first:last])
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        for key, record in sorted(self.records_by_key.items()):
+            if key[ID_BYTES] in kinds and record.health is not Health.ROTTEN:
+                yield record.shard
+
+    def verify(self, progress: Callable[[int], None]) -> MemoryVerification:
+        progress(len(self.records_by_key))
+        return MemoryVerification(self)
+
+    def compact(self, live_ratio_max: float) -> tuple[int, int]:
+        return 0, 0
+
+    def usage(self) -> VolumeUsage:
+        return VolumeUsage(1, 0, 0, 1 << 30, len(self.records_by_key))
+
+    # -- the truth -------------------------------------------------------------------------------
+
+    def is_good(self, key: ShardKey) -> bool:
+        """Whether the shard is here, with its own bytes."""
+        record = self.records_by_key.get(key)
+        return record is not None and record.health is Health.GOOD
+
+    def is_durable(self, key: ShardKey) -> bool:
+        """Whether the shard would be here, with its own bytes, after a loss of power."""
+        record = self._unsynced[key] if key in self._unsynced else self.records_by_key.get(key)
+        return record is not None and record.health is Health.GOOD and self.is_good(key)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def lose_power(self, rng: Random) -> None:
+        """Any part of what was not synced is undone."""
+        for key, before in self._unsynced.items():
+            if rng.random() < 0.5:
+                if before is None:
+                    self.records_by_key.pop(key, None)
+                else:
+                    self.records_by_key[key] = before
+        self._sorted = None
+        self.sync()
+
+    def rot(self, key: ShardKey, rng: Random) -> None:
+        """Flip a bit of a payload."""
+        record = self.records_by_key[key]
+        record.shard = record.shard._replace(payload=_flipped(record.shard.payload, rng))
+        record.health = Health.ROTTEN
+        self._wounds.add(key)
+
+    def lie(self, key: ShardKey, rng: Random, other: Shard | None) -> None:
+        """Pass off wrong bytes, or another shard's, under a digest that fits them."""
+        record = self.records_by_key[key]
+        if other is None:
+            payload = _flipped(record.shard.payload, rng)
+            record.shard = Shard(key, record.shard.object_length, blake3(payload).digest(), payload)
+        else:
+            record.shard = other._replace(key=key)
+        record.health = Health.LIE
+        self._wounds.add(key)
+
+    def confess(self) -> None:
+        """Lies become rot that its digest tells of."""
+        for record in self.records_by_key.values():
+            if record.health is Health.LIE:
+                record.health = Health.ROTTEN
+
+    def wounded(self) -> None:
+        """All of this is gone for good."""
+        self._wounds.update(self.records_by_key)
+
+
+class MemoryVerification:
+    """See :class:`storage.shards.port.Verification`."""
+
+    def __init__(self, volume: MemoryVolume) -> None:
+        self._volume = volume
+        self._rotten = {
+            key: record.location
+            for key, record in sorted(volume.records_by_key.items())
+            if record.health is Health.ROTTEN
+        }
+
+    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return [self._judge(key) for key in keys]
+
+    def _judge(self, key: ShardKey) -> Verdict:
+        location = self._rotten.get(key)
+        if location is not None and self._volume.discard(key, location):
+            return Verdict.ROTTEN
+        return Verdict.MISSING if self._volume.locate(key) is None else Verdict.GOOD
+
+    def quarantine_rest(self) -> Iterator[ShardKey]:
+        return iter([key for key, location in self._rotten.items() if self._volume.discard(key, location)])
+
+
+def _flipped(payload: object, rng: Random) -> bytes:
+    changed = bytearray(payload)  # type: ignore[call-overload]
+    if changed:
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)

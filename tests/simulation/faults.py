@@ -1,0 +1,221 @@
+"""What goes wrong: never more than what the code of each stripe can bear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from storage.errors import InvalidArgument
+from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey, shard_key
+from taskworker.pool.membership import Standing
+from tests.simulation.invariants import check_durable, spare
+from tests.simulation.meanwhile import Meanwhile
+from tests.simulation.model import Model, NothingToDo
+from tests.simulation.network import Connection
+from tests.simulation.operations import Users
+from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
+from tests.simulation.workers import Worker
+
+T = TypeVar("T")
+
+_WORKERS_MAX = 9
+_CALLS_AHEAD = 40
+_MOMENTS = ("catalog: before a commit", "catalog: after a commit")
+
+
+@dataclass(slots=True)
+class Faults:
+    """Makes one fault at a time, now or in the midst of what comes next."""
+
+    cluster: Cluster
+    model: Model
+    rng: Random
+    workers_min: int
+    users: Users
+    meanwhile: Meanwhile
+
+    # -- workers come and go ---------------------------------------------------------------------
+
+    def cut_off(self) -> str:
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        return self._soon(worker, lambda: self._set_cut(worker, True))
+
+    def reconnect(self) -> str:
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.cut_off])
+        self._set_cut(worker, False)
+        return worker.name
+
+    def _set_cut(self, worker: Worker, cut_off: bool) -> None:
+        worker.cut_off = cut_off
+        worker.listen()
+
+    def kill(self) -> str:
+        """The process dies and is started again at once; what it wrote, the system still has."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
+
+        def fire() -> None:
+            if worker.up:
+                worker.start()
+
+        return self._soon(worker, fire)
+
+    def power_off(self) -> str:
+        """The machine loses power, and with it whatever was not synced; it is away for longer than a lease."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
+        return self._soon(worker, lambda: self._power_off(worker))
+
+    def _power_off(self, worker: Worker) -> None:
+        worker.stop()
+        worker.down_until_s = self.cluster.clock.monotonic_s() + LEASE_S + 1.0
+        worker.volume.lose_power(self.rng)
+        check_durable(self.cluster, self.model.stripes())
+
+    def start(self) -> str:
+        now = self.cluster.clock.monotonic_s()
+        worker = self._one_of([w for w in self.cluster.workers if not w.up and w.down_until_s <= now])
+        worker.start()
+        return worker.name
+
+    def lose_disk(self) -> str:
+        """The machine comes back with another disk."""
+        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        self._power_off(worker)
+        worker.volume.wounded()
+        worker.volume = self.cluster.new_volume()
+        return worker.name
+
+    def _can_do_without(self, worker: Worker) -> bool:
+        """Whether no object is lost with this worker's disk."""
+        held = {StripeKey(key[: SHARD_KEY_BYTES - 1]) for key in worker.volume.records_by_key}
+        others = [other for other in self.cluster.workers if other is not worker]
+        whole, self.cluster.workers = self.cluster.workers, others
+        try:
+            return all(spare(self.cluster, stripe) >= 0 for stripe in self.model.stripes() if stripe in held)
+        finally:
+            self.cluster.workers = whole
+
+    def add_worker(self) -> str:
+        if len(self.cluster.workers) >= _WORKERS_MAX:
+            raise NothingToDo
+        return self.cluster.add_worker().name
+
+    def leave(self) -> str:
+        """A worker is stopped in good order."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        worker.leave(self.cluster.pool)
+        return worker.name
+
+    def remove_worker(self) -> str:
+        """A machine is taken away for good."""
+        if len(self.cluster.workers) <= self.workers_min:
+            raise NothingToDo
+        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        worker.leave(self.cluster.pool)
+        worker.volume.wounded()
+        self.cluster.workers.remove(worker)
+        return worker.name
+
+    def drain(self) -> str:
+        worker = self._one_of(self.cluster.workers)
+        standing = {record.worker: record.standing for record in self.cluster.pool.membership.records}
+        try:
+            moved = self.cluster.pool.drain(worker.name, cancel=standing.get(worker.name) is Standing.DRAINING)
+        except InvalidArgument as error:
+            return str(error)
+        return f"{worker.name}, moves {moved:.2f}"
+
+    # -- other threads of the pool ---------------------------------------------------------------
+
+    def time_meanwhile(self) -> str:
+        """Time passes in the midst of an operation: leases run out, workers join, layouts change."""
+        seconds, calls = self.rng.choice((1.0, LEASE_S + 1, GRACE_S + 5)), self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "membership", lambda: self.cluster.pass_time(seconds))
+        return f"{seconds} s in {calls} calls"
+
+    def mend_meanwhile(self) -> str:
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "mender", self.users.mend)
+        return f"in {calls} calls"
+
+    def heal_meanwhile(self) -> str:
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "healer", self.users.heal)
+        return f"in {calls} calls"
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def lose_reply(self) -> str:
+        """The next call has its effect and takes too long."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        return self._soon(worker, lambda: self._lose_reply(worker))
+
+    def _lose_reply(self, worker: Worker) -> None:
+        for _, connection in self.cluster.pool.fleet.online():
+            if isinstance(connection, Connection) and connection.address == worker.address:
+                connection.lost_replies = 1
+
+    # -- disks -----------------------------------------------------------------------------------
+
+    def rot(self) -> str:
+        worker, key = self._some_shard()
+        worker.volume.rot(key, self.rng)
+        return f"{key.hex()[:12]} slot {key[-1]} on {worker.name}"
+
+    def lie(self) -> str:
+        worker, key = self._some_shard()
+        volume = worker.volume
+        other = None
+        if self.rng.random() < 0.5:
+            other = volume.records_by_key[self.rng.choice(sorted(volume.records_by_key))].shard
+            if other.key[32:] != key[32:]:  # as many bytes and the same kind: hard to tell
+                other = None
+        volume.lie(key, self.rng, None if other is None or other.key == key else other)
+        return f"{key.hex()[:12]} slot {key[-1]} on {worker.name}"
+
+    def _some_shard(self) -> tuple[Worker, ShardKey]:
+        """A good shard that its stripe can do without."""
+        stripe = self._one_of([stripe for stripe in self.model.stripes() if spare(self.cluster, stripe) > 0])
+        keys = [shard_key(stripe, slot) for slot in range(stripe[34] + 1)]
+        return self._one_of(
+            [(worker, key) for worker in self.cluster.workers for key in keys if worker.volume.is_durable(key)]
+        )
+
+    def fill(self) -> str:
+        worker = self._one_of(self.cluster.workers)
+
+        def fire() -> None:
+            worker.volume.full = True
+
+        return self._soon(worker, fire)
+
+    def make_room(self) -> str:
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.volume.full])
+        worker.volume.full = False
+        return worker.name
+
+    # -- the pool --------------------------------------------------------------------------------
+
+    def crash_pool(self) -> str:
+        """The pool's process dies at some call or commit to come."""
+        process = self.cluster.process
+        if self.rng.random() < 0.5:
+            process.dies_at = self.rng.choice(_MOMENTS)
+            return process.dies_at
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.cluster.network.after_calls(calls, self.cluster.crash_pool)
+        return f"in {calls} calls"
+
+    def _soon(self, worker: Worker, fire: Callable[[], None]) -> str:
+        if self.rng.random() < 0.5:
+            fire()
+            return f"{worker.name} now"
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.cluster.network.after_calls(calls, fire)
+        return f"{worker.name} in {calls} calls"
+
+    def _one_of(self, choices: list[T]) -> T:
+        if not choices:
+            raise NothingToDo
+        return self.rng.choice(choices)

@@ -1,0 +1,90 @@
+"""What must hold, judged by what the simulated disks really hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from storage.keys import ShardKey, StripeKey, shard_key
+from tests.simulation.disk import MemoryVolume
+from tests.simulation.model import Model
+from tests.simulation.pool import Cluster
+
+
+class Violation(AssertionError):
+    """Something that must never be."""
+
+
+def require(condition: bool, text: str) -> None:
+    """Raise :class:`Violation` unless the condition holds."""
+    if not condition:
+        raise Violation(text)
+
+
+def readable(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> set[int]:
+    """Shards of a stripe that can be had from some volume, and of which none holds wrong bytes."""
+    found: set[int] = set()
+    wrong: set[int] = set()
+    for slot in range(stripe[34] + 1):
+        key = shard_key(stripe, slot)
+        for volume in volumes:
+            if key in volume.records_by_key:
+                (found if volume.is_good(key) else wrong).add(slot)
+    return found - wrong
+
+
+def enough(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> bool:
+    """Whether the object can be had."""
+    return len(readable(stripe, volumes)) > stripe[33]
+
+
+def spare(cluster: Cluster, stripe: StripeKey) -> int:
+    """How many more shards of a stripe may be lost for good, before the object is."""
+    volumes = [worker.volume for worker in cluster.workers]
+    durable = {
+        slot
+        for slot in readable(stripe, volumes)
+        if any(volume.is_durable(shard_key(stripe, slot)) for volume in volumes)
+    }
+    return len(durable) - stripe[33] - 1
+
+
+def excused(cluster: Cluster, key: ShardKey) -> bool:
+    """Whether a fault destroyed this shard, noticed or not."""
+    if key in cluster.wounds:
+        return True
+    return any(key in w.volume.records_by_key and not w.volume.is_good(key) for w in cluster.workers)
+
+
+def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
+    """Every shard is durable somewhere, but for those that faults destroyed."""
+    volumes = [worker.volume for worker in cluster.workers]
+    for stripe in stripes:
+        for slot in range(stripe[34] + 1):
+            key = shard_key(stripe, slot)
+            if not any(volume.is_durable(key) for volume in volumes) and not excused(cluster, key):
+                raise Violation(f"shard {slot} of {stripe.hex()[:12]} is durable nowhere, and no fault took it")
+
+
+def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
+    """The loss of any one worker leaves enough of every stripe."""
+    for stripe in stripes:
+        keys = [shard_key(stripe, slot) for slot in range(stripe[34] + 1)]
+        for lost in cluster.workers:
+            others = [worker.volume for worker in cluster.workers if worker is not lost]
+            left = sum(any(volume.is_durable(key) for volume in others) or excused(cluster, key) for key in keys)
+            require(left > stripe[33], f"{stripe.hex()[:12]} would not survive the loss of {lost.name}")
+
+
+def check_in_place(cluster: Cluster, model: Model) -> None:
+    """Every shard of every live version is where the layout wants it, good and durable.
+
+    A machine that was taken away may keep its part in the layout where too few are left to do without it.
+    """
+    fleet = cluster.pool.fleet
+    by_name = {worker.name: worker for worker in cluster.workers}
+    for stripe in model.stripes():
+        for slot, holder in enumerate(fleet.targets(stripe)):
+            name = fleet.name(holder)
+            worker = by_name.get(name)
+            there = worker is not None and worker.volume.is_durable(shard_key(stripe, slot))
+            require(there, f"shard {slot} of {stripe.hex()[:12]} is not on {name}, where it belongs")

@@ -1,0 +1,66 @@
+"""What other threads of the pool do in the midst of an operation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.simulation.pool import Cluster
+
+_TRIES = 60
+
+
+@dataclass(slots=True)
+class Meanwhile:
+    """Runs work of the pool's other threads, one piece at a time, just before some call of the thread at work.
+
+    It gets a thread of its own, which the other one waits for: so it is decided by the seed as well.
+    """
+
+    cluster: Cluster
+    running: set[str] = field(default_factory=set)
+    _nested: bool = False
+
+    def after_calls(self, count: int, thread: str, work: Callable[[], object], tries: int = _TRIES) -> None:
+        """Have ``work`` done before the ``count``-th call from now, or the next one at which it need not wait.
+
+        Args:
+            count: of calls.
+            thread: which does such work; it does one thing at a time.
+            work: to be done.
+            tries: calls after which it is given up.
+        """
+
+        def fire() -> None:
+            if thread in self.running or self._would_wait():
+                if tries:
+                    self.after_calls(1, thread, work, tries - 1)
+                return
+            self._run(thread, work)
+
+        self.cluster.network.after_calls(count, fire)
+
+    def _would_wait(self) -> bool:
+        """Whether the thread at work holds what others would wait for."""
+        cluster = self.cluster
+        return self._nested or cluster.environment.writing or cluster.pool.store._pins.lock.locked()
+
+    def _run(self, name: str, work: Callable[[], object]) -> None:
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                errors.append(error)
+
+        self.running.add(name)
+        self._nested = True
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        self._nested = False
+        self.running.discard(name)
+        if errors:
+            raise errors[0]

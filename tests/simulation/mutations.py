@@ -1,0 +1,94 @@
+"""Bugs planted in the real code, which the simulator must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from storage.commit import GroupCommit, PendingVersion
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.shards import Shard
+from storage.stripes import StripeStore
+from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.mending import Mender
+from taskworker.pool.port import WorkerVolume
+
+Patch = pytest.MonkeyPatch
+
+
+def pile_up(patch: Patch) -> None:
+    """Placement: the first worker in order stands in for everybody."""
+
+    def stand_in(fleet: WorkerFleet, holders: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+        online = [slot for slot in order if fleet.volume(slot) is not None]
+        return tuple(holder if holder in online or not online else online[0] for holder in holders)
+
+    patch.setattr(WorkerFleet, "_stand_in", stand_in)
+
+
+def commit_before_sync(patch: Patch) -> None:
+    """Commit order: the catalog says that a version is there while its shards are still on their way."""
+
+    def commit_batch(commits: GroupCommit, batch: list[PendingVersion]) -> None:
+        volumes = commits._stripes.volumes
+        append_and_sync = volumes.append_and_sync
+
+        def append(batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+            volumes.append(batches)
+            if meanwhile is not None:
+                meanwhile()
+
+        with pytest.MonkeyPatch.context() as inside:
+            inside.setattr(volumes, "append_and_sync", append)
+            outcomes = commits._catalog.transact(lambda txn: commits._apply_all(txn, batch, []))
+        append_and_sync({})
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.settle(outcome)
+
+    patch.setattr(GroupCommit, "_commit_batch", commit_batch)
+
+
+def skip_make_whole(patch: Patch) -> None:
+    """Commit order: what went to workers that were lost meanwhile is not made up for."""
+
+    def make_whole(
+        stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        return since
+
+    for module in ("upload", "revising", "commit"):
+        patch.setattr(f"storage.{module}.make_whole", make_whole)
+
+
+def drop_too_early(patch: Patch) -> None:
+    """Repair: misplaced shards are dropped whether or not the proper ones are there."""
+
+    def drop_misplaced(mender: Mender, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
+        volume.remove(
+            [
+                key
+                for key in keys
+                if mender._fleet.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] != slot
+            ]
+        )
+
+    patch.setattr(Mender, "_drop_misplaced", drop_misplaced)
+
+
+def retire_too_early(patch: Patch) -> None:
+    """Repair: former layouts are forgotten while shards are still where those said."""
+
+    def elsewhere(fleet: WorkerFleet, stripe: StripeKey) -> tuple[int, ...]:
+        return ()
+
+    patch.setattr(WorkerFleet, "elsewhere", elsewhere)
+
+
+MUTATIONS: tuple[Callable[[Patch], None], ...] = (
+    pile_up,
+    commit_before_sync,
+    skip_make_whole,
+    drop_too_early,
+    retire_too_early,
+)

@@ -1,0 +1,271 @@
+"""What is between the pool and its workers: calls that may fail, before or after their effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
+from typing import TypeVar
+
+from storage.errors import StorageError, StoreFull
+from storage.keys import Kind, ShardKey
+from storage.shards import Location, Shard, VolumeFailed, VolumeUsage
+from storage.shards.port import Verdict, Verification
+from tests.simulation.disk import MemoryVerification, MemoryVolume
+
+T = TypeVar("T")
+
+
+class PoolCrashed(BaseException):
+    """The pool's process is no more; whatever it still tries to do fails with this."""
+
+
+class Network:
+    """Addresses, and what is due to go wrong at the so-and-so-manieth call.
+
+    Attributes:
+        answering: volumes that can be reached, by address.
+        calls: how many there were.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self.answering: dict[str, MemoryVolume] = {}
+        self.calls = 0
+        self.rng = rng
+        self._due: list[tuple[int, Callable[[], None]]] = []
+
+    def after_calls(self, count: int, what: Callable[[], None]) -> None:
+        """Let something happen just before the ``count``-th call from now."""
+        self._due.append((self.calls + count, what))
+
+    def happen(self) -> None:
+        """One more call: do what is due."""
+        self.calls += 1
+        while self._due and (at := min(self._due, key=lambda due: due[0]))[0] <= self.calls:
+            self._due.remove(at)
+            at[1]()
+
+    def forget_due(self) -> None:
+        """Nothing is due any more."""
+        self._due.clear()
+
+
+class Process:
+    """The pool's process as its surroundings see it: dead or alive.
+
+    Args:
+        network: of the simulation.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.dead = False
+        self.failures = 0  # calls that seemed to fail
+        self.dies_at = ""  # the moment at which it is to die
+
+    def reach(self, moment: str) -> None:
+        """To be called before anything with an effect outside of the process."""
+        if moment and moment == self.dies_at:
+            self.dead = True
+        if self.dead:
+            raise PoolCrashed(moment)
+
+    def call(self, address: str, name: str, work: Callable[[MemoryVolume], T]) -> T:
+        """Call a worker; a call that cannot get through may have had its effect all the same."""
+        self.network.happen()
+        self.reach("")
+        volume = self.network.answering.get(address)
+        if volume is None:
+            raise VolumeFailed(f"worker {name} does not answer")
+        return work(volume)
+
+    def connect(self, address: str, name: str) -> Connection:
+        """See :data:`taskworker.pool.port.Connect`."""
+        return Connection(self, address, name)
+
+
+class Ticket:
+    """See :class:`taskworker.pool.port.Ticket`."""
+
+    def __init__(self, work: Callable[[], StorageError | None]) -> None:
+        self._work = work
+        self._done = False
+        self._error: StorageError | None = None
+
+    def settle(self) -> None:
+        """Let it end now."""
+        if not self._done:
+            self._error, self._done = self._work(), True
+
+    def wait(self) -> None:
+        self.settle()
+        if self._error is not None:
+            raise self._error
+
+
+class Connection:
+    """See :class:`taskworker.pool.port.WorkerVolume`; as lazy as the real one in sending what is appended.
+
+    A frame that is on its way when the worker goes away may have been taken or not.
+    """
+
+    def __init__(self, process: Process, address: str, name: str) -> None:
+        self._process = process
+        self._address = address
+        self._name = name
+        self._queue: list[tuple[tuple[Shard, ...], bool]] = []
+        self._failure: VolumeFailed | None = None
+        self._unreported: StorageError | None = None
+        self._tickets: list[Ticket] = []
+        self.lost_replies = 0  # calls to come that have their effect, and seem to fail
+
+    @property
+    def address(self) -> str:
+        """Of the worker."""
+        return self._address
+
+    @property
+    def usable(self) -> bool:
+        """Whether no call has failed so far."""
+        return self._failure is None
+
+    def call(self, work: Callable[[MemoryVolume], T]) -> T:
+        """Have the worker do something with its volume."""
+        self._check_usable()
+        try:
+            outcome = self._process.call(self._address, self._name, work)
+            if self.lost_replies:
+                self.lost_replies -= 1
+                raise VolumeFailed(f"worker {self._name} took too long")
+        except VolumeFailed:
+            self._process.failures += 1
+            raise
+        return outcome
+
+    def _check_usable(self) -> None:
+        self._process.reach("")
+        if self._failure is not None:
+            raise VolumeFailed(str(self._failure))
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        self._check_usable()
+        self._queue.append((tuple(shard._replace(payload=bytes(shard.payload)) for shard in shards), urgent))
+        if self._process.network.rng.random() < 0.5:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        queue, self._queue = self._queue, []
+        for shards, urgent in queue:
+            try:
+                self.call(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
+            except StoreFull as error:
+                self._unreported = self._unreported or error
+            except VolumeFailed as error:
+                self._failure = self._failure or error
+                return
+
+    def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
+        self._check_usable()
+        if shards:
+            self._queue.append((tuple(shard._replace(payload=bytes(shard.payload)) for shard in shards), False))
+        ticket = Ticket(self._sync)
+        if self._process.network.rng.random() < 0.5:
+            ticket.settle()
+        return ticket
+
+    def sync(self) -> None:
+        self.start_sync().wait()
+
+    def _sync(self) -> StorageError | None:
+        if self._failure is None:
+            self._deliver()
+        if self._failure is None and self._unreported is None:
+            try:
+                self.call(lambda volume: volume.sync())
+            except VolumeFailed as error:
+                self._failure = error
+        outcome, self._unreported = self._failure or self._unreported, None
+        return outcome
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def locate(self, key: ShardKey) -> Location | None:
+        return self.locate_all([key])[0]
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        there = self.call(lambda volume: volume.locate_all(keys))
+        queued = {
+            shard.key: Location(0, 0, len(shard.payload), shard.object_length)
+            for shards, _ in self._queue
+            for shard in shards
+        }
+        return [queued.get(key) or place for key, place in zip(keys, there, strict=True)]
+
+    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
+        payload = self.fetch_all([(key, length)])[0]
+        if payload is None:
+            return False
+        at = 0
+        for buffer in buffers:
+            buffer[:] = payload[at : at + len(buffer)]
+            at += len(buffer)
+        return True
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        return self.call(lambda volume: [volume.fetch(key, length) for key, length in wanted])
+
+    def read(self, key: ShardKey) -> Shard | None:
+        return self.call(lambda volume: volume.read(key))
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        return iter(self.call(lambda volume: list(volume.keys(start, stop))))
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        return iter(self.call(lambda volume: list(volume.records(kinds))))
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    def remove(self, keys: Iterable[ShardKey]) -> int:
+        doomed = list(keys)
+        return self.call(lambda volume: volume.remove(doomed))
+
+    def discard(self, key: ShardKey, location: Location) -> bool:
+        return self.call(lambda volume: volume.discard(key, location))
+
+    def verify(self, progress: Callable[[int], None]) -> Verification:
+        return _Verification(self, *self.call(lambda volume: (volume.verify(progress), volume.boots)))
+
+    def compact(self, live_ratio_max: float) -> tuple[int, int]:
+        return self.call(lambda volume: volume.compact(live_ratio_max))
+
+    def usage(self) -> VolumeUsage:
+        return self.call(lambda volume: volume.usage())
+
+    def abandon(self, reason: str) -> None:
+        self._failure = self._failure or VolumeFailed(reason)
+
+    def close(self) -> None:
+        if self._failure is None:
+            self._deliver()
+        self.abandon(f"the connection to worker {self._name} was closed")
+
+
+class _Verification:
+    """See :class:`storage.shards.port.Verification`. A worker that was started anew knows nothing of it."""
+
+    def __init__(self, connection: Connection, verification: MemoryVerification, boots: int) -> None:
+        self._connection = connection
+        self._verification = verification
+        self._boots = boots
+
+    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return self._connection.call(lambda volume: self._of(volume).judge(keys))
+
+    def quarantine_rest(self) -> Iterator[ShardKey]:
+        return iter(self._connection.call(lambda volume: list(self._of(volume).quarantine_rest())))
+
+    def _of(self, volume: MemoryVolume) -> MemoryVerification:
+        if volume.boots != self._boots:
+            raise VolumeFailed("the worker was started anew during a verification")
+        return self._verification

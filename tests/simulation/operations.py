@@ -1,0 +1,292 @@
+"""What users and operators do, each held against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from storage import FileStorage, Version
+from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, StorageError, StoreFull
+from storage.keys import StripeKey
+from storage.upload import Upload
+from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
+from tests.simulation.model import (
+    NAMES,
+    File,
+    Kept,
+    Model,
+    Name,
+    NothingToDo,
+    edited,
+    large_content,
+    small_content,
+)
+from tests.simulation.pool import Cluster
+
+_UPLOADS_MAX = 2
+
+
+@dataclass(slots=True)
+class Flying:
+    """What is being done to a name; content None: its file is being deleted.
+
+    ``unchanged`` is of an earlier version, and not written again.
+    """
+
+    name: Name
+    content: bytes | None
+    unchanged: frozenset[StripeKey] = frozenset()
+
+
+@dataclass(slots=True)
+class Uploading:
+    """An upload that goes on over several steps."""
+
+    name: Name
+    upload: Upload
+    content: bytes
+    sent: int = 0
+
+
+@dataclass(slots=True)
+class Users:
+    """Everybody who works with the pool."""
+
+    cluster: Cluster
+    model: Model
+    rng: Random
+    flying: Flying | None = None
+    uploads: list[Uploading] = field(default_factory=list)
+
+    @property
+    def store(self) -> FileStorage:
+        """The engine of the pool that runs now."""
+        return self.cluster.pool.store
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def push_small(self) -> str:
+        return self._push(small_content(self.rng))
+
+    def push_large(self) -> str:
+        return self._push(large_content(self.rng))
+
+    def _push(self, content: bytes) -> str:
+        name = self.rng.choice(NAMES)
+        return self._write(name, content, lambda: self.store.push(content, filename=name.filename, user_id=name.user))
+
+    def revise(self) -> str:
+        name, file = self._some_file()
+        content = edited(file.head.content, self.rng)
+        diff = self.store.diff(file.file_id, content, user_id=name.user)
+        unchanged = frozenset(file.head.stripes)
+        return self._write(name, content, lambda: self.store.revise(file.file_id, diff, user_id=name.user), unchanged)
+
+    def begin_upload(self) -> str:
+        if len(self.uploads) == _UPLOADS_MAX:
+            raise NothingToDo
+        name, content = self.rng.choice(NAMES), large_content(self.rng)
+        try:
+            upload = self.store.upload(filename=name.filename, user_id=name.user)
+        except InsufficientWorkers as error:
+            return self._refused(name, error)
+        self.uploads.append(Uploading(name, upload, content))
+        return f"{name} {len(content)} bytes"
+
+    def go_on_uploading(self) -> str:
+        if not self.uploads:
+            raise NothingToDo
+        uploading = self.rng.choice(self.uploads)
+        name, upload, content = uploading.name, uploading.upload, uploading.content
+        if uploading.sent < len(content):
+            until = uploading.sent + self.rng.choice((1000, 65536, 100_000))
+            try:
+                upload.write(content[uploading.sent : until])
+            except StorageError as error:
+                self._drop(uploading)
+                return self._refused(name, error)
+            uploading.sent = until
+            return f"{name} up to {until}"
+        self.uploads.remove(uploading)
+        return self._write(name, content, upload.commit)
+
+    def abort_upload(self) -> str:
+        if not self.uploads:
+            raise NothingToDo
+        self._drop(self.uploads[0])
+        return "gone"
+
+    def _drop(self, uploading: Uploading) -> None:
+        self.uploads.remove(uploading)
+        uploading.upload.abort(keep_chunks=self.rng.random() < 0.5)
+
+    def _write(
+        self, name: Name, content: bytes, work: Callable[[], Version], unchanged: frozenset[StripeKey] = frozenset()
+    ) -> str:
+        self.flying = Flying(name, content, unchanged)
+        try:
+            version = work()
+        except StorageError as error:
+            return self._refused(name, error)
+        self._acknowledged(self.flying, version)
+        return f"{name} {len(content)} bytes -> {version.version_id[:8]}"
+
+    def _acknowledged(self, flying: Flying, version: Version) -> None:
+        assert flying.content is not None
+        self.flying = None
+        known = self.model.files.get(flying.name)
+        unchanged = flying.unchanged
+        if known is not None and known.head.version_id == version.version_id:
+            unchanged |= {known.head.stripes[-1]}  # a version that is the head already is not written again
+        kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
+        check_durable(self.cluster, kept.stripes)
+        check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in unchanged))
+
+    def _refused(self, name: Name, error: StorageError) -> str:
+        """Something could not be done: it must be as if it had not been tried."""
+        require(isinstance(error, InsufficientWorkers | StoreFull), f"{name}: {error!r}")
+        self.flying = None
+        self.check_head(name)
+        return f"{name}: {type(error).__name__}: {error}"
+
+    def delete(self) -> str:
+        name, file = self._some_file()
+        self.flying = Flying(name, None)
+        try:
+            self.store.delete(file.file_id, user_id=name.user)
+        except StorageError as error:
+            return self._refused(name, error)
+        self.flying = None
+        del self.model.files[name]
+        return f"{name}"
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def get(self) -> str:
+        name, file = self._some_file()
+        return self.read(name, file, self.rng.choice(file.versions))
+
+    def get_part(self) -> str:
+        name, file = self._some_file()
+        kept = file.head
+        start = self.rng.randrange(len(kept.content) + 1)
+        length = self.rng.randrange(len(kept.content) + 1 - start)
+        return self.read(name, file, kept, start, start + length)
+
+    def read(self, name: Name, file: File, kept: Kept, start: int = 0, stop: int | None = None) -> str:
+        """Read a version; it must be right, and there if enough of it is within reach."""
+        chunks = kept.stripes[:-1]
+        within_reach, failures = self._all_enough(chunks), self.cluster.process.failures
+        try:
+            with self.store.open_file(file.file_id, user_id=name.user, version_id=kept.version_id) as reader:
+                reader.seek(start)
+                got = reader.read(-1 if stop is None else stop - start)
+        except DataLossError as error:
+            # One that failed a call may have come back meanwhile, too late for this reader.
+            within_reach = within_reach and failures == self.cluster.process.failures and self._all_enough(chunks)
+            require(not within_reach, f"{name} {kept.version_id[:8]} cannot be read: {error}")
+            return f"{name} {kept.version_id[:8]} is out of reach"
+        require(got == kept.content[start:stop], f"{name} {kept.version_id[:8]} was read wrong")
+        return f"{name} {kept.version_id[:8]} {start}-{stop}"
+
+    def _all_enough(self, stripes: tuple[StripeKey, ...]) -> bool:
+        volumes = self.cluster.usable_volumes()
+        return all(enough(stripe, volumes) for stripe in stripes)
+
+    def _some_file(self) -> tuple[Name, File]:
+        if not self.model.files:
+            raise NothingToDo
+        return self.rng.choice(list(self.model.files.items()))
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    def scrub(self) -> str:
+        try:
+            report = self.store.scrub()
+        except StorageError as error:
+            return self._upkeep_failed(error)
+        return f"{report.rotten} rotten, {report.missing} missing"
+
+    def mend(self) -> str:
+        """What the mender's thread does when woken."""
+        pool = self.cluster.pool
+        try:
+            done = pool.mender.mend()
+        except StorageError as error:
+            return self._upkeep_failed(error)
+        self._check_kept()
+        return f"{done}, {len(pool.layouts)} layouts, {pool.mender.view().note}"
+
+    def repair(self) -> str:
+        try:
+            report = self.store.repair()
+        except StorageError as error:
+            return self._upkeep_failed(error)
+        self._check_kept()
+        return f"made {report.shards_rebuilt}, lost {report.lost_count}"
+
+    def collect(self) -> str:
+        try:
+            report = self.store.collect(grace_s=self.rng.choice((0.0, 86400.0)))
+        except StorageError as error:
+            return self._upkeep_failed(error)
+        self._check_kept()
+        return f"removed {report.shards_removed} shards"
+
+    def heal(self) -> str:
+        done = self.cluster.runtime.background.run()
+        self._check_kept()
+        return f"{done} stripes"
+
+    def _check_kept(self) -> None:
+        check_durable(self.cluster, self.model.stripes())
+
+    def _upkeep_failed(self, error: StorageError) -> str:
+        require(isinstance(error, InsufficientWorkers | StoreFull), f"upkeep failed: {error!r}")
+        self._check_kept()
+        return f"{type(error).__name__}: {error}"
+
+    # -- after the pool's process was gone -------------------------------------------------------
+
+    def find_out(self) -> str:
+        """The pool was started again: see what became of what was under way."""
+        self.uploads.clear()
+        flying, self.flying = self.flying, None
+        if flying is not None:
+            self._find_out(flying)
+        for name in NAMES:
+            self.check_head(name)
+        self._check_kept()
+        return "" if flying is None else f"{flying.name} was under way"
+
+    def _find_out(self, flying: Flying) -> None:
+        name, known = flying.name, self.model.files.get(flying.name)
+        head = self.store.find(name.filename, user_id=name.user)
+        if flying.content is None:
+            if head is None:
+                del self.model.files[name]
+        elif head is not None and (known is None or head.version_id != known.head.version_id):
+            self._acknowledged(flying, head)
+
+    def check_head(self, name: Name) -> None:
+        """A name's head is what was acknowledged last."""
+        known = self.model.files.get(name)
+        head = self.store.find(name.filename, user_id=name.user)
+        told, is_there = known and known.head.version_id, head and head.version_id
+        require(told == is_there, f"the head of {name} is {is_there}, not {told}")
+
+    def check_everything(self) -> None:
+        """With all workers back and mended: all is in its place, and can be read."""
+        check_in_place(self.cluster, self.model)
+        for name, file, kept in self.model.versions():
+            self.read(name, file, kept)
+            require(self._all_enough(kept.stripes), "all is there")
+
+    def check_gone(self, file_id: str, user: str) -> None:
+        """A deleted file is not there any more."""
+        try:
+            self.store.stat(file_id, user_id=user)
+        except FileNotFound:
+            return
+        require(False, f"{file_id} is still there")

@@ -1,0 +1,123 @@
+"""The pool's process over the simulated machine: started, driven step by step, crashed, started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from storage import ErasureProfile
+from storage.keys import ShardKey
+from storage.locking import StoreLock
+from storage.shards import VolumeFailed
+from taskworker.pool.node_pool import PoolCore, PoolOptions
+from tests.simulation.catalog import Database, MemoryCatalog, MemoryEnvironment
+from tests.simulation.clock import Clock
+from tests.simulation.disk import MemoryVolume
+from tests.simulation.network import Connection, Network, Process
+from tests.simulation.runtime import SimulatedRuntime
+from tests.simulation.workers import Worker
+
+LEASE_S = 3.0
+GRACE_S = 30.0
+CHUNK_BYTES = 64 * 1024
+_BEAT_S = 1.0
+
+
+class _NoLock(StoreLock):
+    """There is but one process."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+
+
+class Cluster:
+    """A pool and its workers.
+
+    Args:
+        rng: decides what is not decided otherwise.
+        profile: of the pool.
+        worker_count: how many there are at first.
+        zones: over which they are spread.
+    """
+
+    def __init__(self, rng: Random, profile: ErasureProfile, worker_count: int, zones: int) -> None:
+        self.rng = rng
+        self.profile = profile
+        self.clock = Clock()
+        self.network = Network(rng)
+        self.database = Database()
+        self.wounds: set[ShardKey] = set()
+        self.workers: list[Worker] = []
+        self._zones = zones
+        self._named = 0
+        for _ in range(worker_count):
+            self.add_worker()
+        self.start_pool()
+        self.pass_time(2.0)
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def add_worker(self) -> Worker:
+        """A new machine with an empty disk."""
+        worker = Worker(f"w{self._named}", f"z{self._named % self._zones}", self.new_volume(), self.network, self.rng)
+        self._named += 1
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def new_volume(self) -> MemoryVolume:
+        """An empty disk."""
+        return MemoryVolume(self.rng.randbytes(8).hex(), self.wounds)
+
+    # -- the pool's process ----------------------------------------------------------------------
+
+    def start_pool(self) -> None:
+        """Start the pool's process over the catalog as it is."""
+        self.process = Process(self.network)
+        self.runtime = SimulatedRuntime(self.clock, self.rng)
+        self.environment = MemoryEnvironment(self.database, self.process.reach)
+        self.pool = PoolCore(
+            Path("/nonexistent/pool"),
+            MemoryCatalog(self.environment),
+            _NoLock(),
+            profile=self.profile,
+            chunk_size=CHUNK_BYTES,
+            options=PoolOptions(LEASE_S, GRACE_S),
+            connect=self.process.connect,
+            identify=self._identify,
+            runtime=self.runtime,
+        )
+
+    def _identify(self, address: str, name: str) -> str:
+        """Which process of a worker answers."""
+        worker = next((one for one in self.workers if one.address == address and one.reachable), None)
+        if worker is None:
+            raise VolumeFailed(f"worker {name} does not answer at {address}")
+        return worker.instance
+
+    def crash_pool(self) -> None:
+        """End the pool's process in the midst of whatever it was at."""
+        self.process.dead = True
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; workers send heartbeats, and the pool looks at its clock."""
+        while seconds > 0:
+            step_s = min(seconds, _BEAT_S)
+            seconds -= step_s
+            self.clock.advance(step_s)
+            for worker in self.workers:
+                worker.beat(self.pool)
+            self.pool.tick()
+
+    def usable_volumes(self) -> list[MemoryVolume]:
+        """Volumes that the pool has at its disposal right now."""
+        fleet = self.pool.fleet
+        by_name = {worker.name: worker for worker in self.workers}
+        found = []
+        for record in self.pool.membership.records:
+            worker, connection = by_name.get(record.worker), fleet.volume(record.slot)
+            if worker is not None and worker.reachable and isinstance(connection, Connection) and connection.usable:
+                found.append(worker.volume)
+        return found

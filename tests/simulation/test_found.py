@@ -1,0 +1,146 @@
+"""What the simulator found in the pool, each brought about again in the shortest way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.errors import InsufficientWorkers
+from storage.keys import Kind, StripeKey, shard_key
+from storage.stripes import metadata_stripe
+from tests.simulation.meanwhile import Meanwhile
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import GRACE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
+
+CONTENT = Random(1).randbytes(100_000)
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    with simulated_surroundings():
+        yield
+
+
+def cluster_of(count: int, k: int = 4, n: int = 6) -> Cluster:
+    return Cluster(Random(1), ErasureProfile(k, n), count, zones=1)
+
+
+def cut_off(worker: Worker, *, cut: bool = True) -> None:
+    worker.cut_off = cut
+    worker.listen()
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def test_a_delete_that_no_worker_can_be_told_of_holds() -> None:
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    for worker in cluster.workers:
+        cut_off(worker)
+    cluster.pool.store.delete(version.file_id, user_id="u")
+    assert cluster.pool.store.find("f", user_id="u") is None
+
+
+def test_workers_being_drained_do_not_count_towards_what_a_push_needs() -> None:
+    cluster = cluster_of(6)
+    for worker in cluster.workers[1:]:
+        cluster.pool.drain(worker.name)
+    with pytest.raises(InsufficientWorkers, match="1 of 1 worker"):
+        cluster.pool.store.push(b"small", filename="f", user_id="u")
+
+
+def test_shards_on_a_worker_that_no_layout_knows_any_more_are_read() -> None:
+    cluster = cluster_of(5, 2, 3)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    stripe = chunks_of(CONTENT, cluster.profile)[0]
+    holders = [cluster.pool.fleet.name(slot) for slot in cluster.pool.fleet.holders(stripe)]
+    away = next(worker for worker in cluster.workers if worker.name == holders[0])
+    cut_off(away)
+    cluster.pass_time(2 * GRACE_S)
+    settle(cluster)
+    assert len(cluster.pool.layouts) == 1
+    cut_off(away, cut=False)
+    away.beat(cluster.pool)  # it has joined, and the layout is not made anew yet
+    others = [worker for worker in cluster.workers if worker is not away and stripe_slots(worker, stripe)]
+    for worker in others[1:]:
+        cut_off(worker)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+def stripe_slots(worker: Worker, stripe: StripeKey) -> list[int]:
+    return [slot for slot in range(stripe[34] + 1) if worker.volume.is_good(shard_key(stripe, slot))]
+
+
+def test_a_lost_worker_is_done_without_once_enough_others_are_there() -> None:
+    cluster = cluster_of(3, 2, 3)
+    for worker in cluster.workers[1:]:
+        cut_off(worker)
+    cluster.pass_time(2 * GRACE_S)
+    assert len(cluster.pool.membership.members()) == 3, "one is too few"
+    for _ in range(2):
+        cluster.add_worker()
+    cluster.pass_time(5.0)
+    assert {member.worker for member in cluster.pool.layouts[0].members} == {"w0", "w3", "w4"}
+
+
+def test_a_small_push_whose_worker_goes_away_is_spread_anew() -> None:
+    for seed in range(200):
+        cluster = Cluster(Random(seed), ErasureProfile(4, 6), 6, zones=1)
+        for worker in cluster.workers[4:]:
+            cut_off(worker)
+        cluster.pass_time(5.0)
+        calls = Random(seed).randint(1, 12)
+        cluster.network.after_calls(calls, lambda worker=cluster.workers[3]: cut_off(worker))  # type: ignore[misc]
+        data = Random(seed).randbytes(100)
+        cluster.pool.store.push(data, filename="f", user_id="u")
+        (stripe,) = chunks_of(data, cluster.profile)
+        for lost in cluster.workers:
+            others = [worker.volume for worker in cluster.workers if worker is not lost]
+            left = sum(any(volume.is_durable(shard_key(stripe, slot)) for volume in others) for slot in range(6))
+            assert left >= 4, f"seed {seed}: not without {lost.name}"
+
+
+def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(b"x", filename="f", user_id="u")
+    (stripe,) = chunks_of(b"x", cluster.profile)
+    by_name = {worker.name: worker for worker in cluster.workers}
+    holders = [by_name[cluster.pool.fleet.name(slot)] for slot in cluster.pool.fleet.holders(stripe)]
+    holders[3].volume.lie(shard_key(stripe, 3), Random(1), None)  # a shard of nothing but padding
+    assert cluster.pool.store._stripes.read(stripe) == b"x"
+    for slot in (0, 1, 2, 4, 5):
+        assert holders[slot].volume.is_good(shard_key(stripe, slot))
+
+
+@pytest.mark.parametrize("calls", range(1, 25))
+def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None:
+    cluster = cluster_of(6, 2, 3)
+    data = CONTENT[:1000]
+    version = cluster.pool.store.push(data, filename="f", user_id="u")
+    (stripe,) = chunks_of(data, cluster.profile)
+    for slot in cluster.pool.fleet.holders(stripe):
+        cluster.pool.drain(cluster.pool.fleet.name(slot))
+    Meanwhile(cluster).after_calls(calls, "mender", cluster.pool.mender.mend)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+def test_metadata_that_no_worker_has_any_more_is_made_again_from_the_catalog() -> None:
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    stripe = metadata_stripe(Kind.VERSION, bytes.fromhex(version.version_id), cluster.profile.n)
+    keys = [shard_key(stripe, slot) for slot in range(cluster.profile.n)]
+    for worker in cluster.workers:
+        worker.volume.remove(keys)
+    report = cluster.pool.store.repair()
+    assert report.complete
+    assert report.shards_rebuilt == len(keys)
+    assert all(any(worker.volume.is_durable(key) for worker in cluster.workers) for key in keys)

@@ -1,0 +1,110 @@
+"""Workers: a volume each, a process that comes and goes, and heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from storage.errors import StorageError
+from taskworker.errors import WorkerRefused
+from taskworker.pool.membership import Application, WorkerLoad
+from taskworker.pool.node_pool import PoolCore
+from taskworker.wire.protocol import PROTOCOL
+from tests.simulation.disk import MemoryVolume
+from tests.simulation.network import Network
+
+CAPACITY = 1 << 30
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A machine with a disk.
+
+    Attributes:
+        name: its id in the pool.
+        zone: its failure domain.
+        volume: its disk.
+        network: where it is reached.
+        up: whether its process runs.
+        cut_off: whether the network between it and the pool is down.
+        down_until_s: when it can be started again at the earliest.
+    """
+
+    name: str
+    zone: str
+    volume: MemoryVolume
+    network: Network
+    rng: Random
+    up: bool = False
+    cut_off: bool = False
+    down_until_s: float = 0.0
+    _instance: str = ""
+    _joined: bool = field(default=False)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"sim:{self.name}"
+
+    @property
+    def instance(self) -> str:
+        """Random name of its latest process."""
+        return self._instance
+
+    @property
+    def reachable(self) -> bool:
+        """Whether calls to it get through."""
+        return self.up and not self.cut_off
+
+    def start(self) -> None:
+        """Start its process."""
+        self.up = True
+        self.volume.boots += 1
+        self._instance = self.rng.randbytes(8).hex()
+        self._joined = False
+        self.listen()
+
+    def stop(self) -> None:
+        """Its process ends, whatever it was at."""
+        self.up = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Answer calls, or not."""
+        if self.reachable:
+            self.network.answering[self.address] = self.volume
+        else:
+            self.network.answering.pop(self.address, None)
+
+    def beat(self, pool: PoolCore) -> None:
+        """What its heartbeat thread does every so often."""
+        if not self.reachable:
+            return
+        if self._joined and not pool.heartbeat(self.name, self._instance, WorkerLoad()):
+            self._joined = False
+        if not self._joined:
+            self._join(pool)
+
+    def leave(self, pool: PoolCore) -> None:
+        """Stop in good order."""
+        if self.reachable and self._joined:
+            pool.leave(self.name, self._instance)
+        self.stop()
+
+    def _join(self, pool: PoolCore) -> None:
+        application = Application(
+            worker=self.name,
+            address=self.address,
+            zone=self.zone,
+            capacity=CAPACITY,
+            instance=self._instance,
+            volume_id=self.volume.volume_id,
+            pool_id=pool.pool_id,
+            protocol=PROTOCOL,
+            version="simulated",
+        )
+        try:
+            pool.join(application)
+        except (WorkerRefused, StorageError):
+            return
+        self._joined = True
