@@ -18,10 +18,13 @@ class ServerLimits:
         calls: calls of any kind under way at once, one thread each; more get RESOURCE_EXHAUSTED.
         streams: transfers (pushes, gets and revisions by stream) at once, fewer than ``calls`` so that
             short calls always find a thread; each may hold a pipeline's worth of chunks in memory.
+        reserved: further calls for services added beside the files: users, however many, must not keep
+            a pool's workers from renewing their leases.
     """
 
     calls: int = 64
     streams: int = 32
+    reserved: int = 16
 
 
 DEFAULT_LIMITS = ServerLimits()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, cast
 
@@ -22,6 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from storage.errors import StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
+from taskworker.services.admission import Gate
 from taskworker.wire import status
 from taskworker.wire.convert import parsed
 from taskworker.wire.limits import MIB, PART_BYTES_MAX, UNARY_BYTES_MAX
@@ -86,6 +87,7 @@ def generic_handler(
     *,
     codecs: Mapping[str, Codec] | None = None,
     hide: Sequence[str] = (),
+    gate: Gate | None = None,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -94,10 +96,12 @@ def generic_handler(
         servicer: has a method ``Name(request, caller)`` for each; streams are iterators.
         codecs: by method name, for messages not left to protobuf.
         hide: paths that must not appear in texts sent to callers.
+        gate: lets so many calls through at once; None: all that the server takes.
     """
+    admit = gate.place if gate is not None else nullcontext
     handlers = {
         method.name: _method_handler(
-            method, getattr(servicer, method.name), (codecs or {}).get(method.name, Codec()), hide
+            method, getattr(servicer, method.name), (codecs or {}).get(method.name, Codec()), hide, admit
         )
         for method in service.methods
     }
@@ -105,14 +109,18 @@ def generic_handler(
 
 
 def _method_handler(
-    method: MethodDescriptor, behave: Callable[..., Any], codec: Codec, hide: Sequence[str]
+    method: MethodDescriptor,
+    behave: Callable[..., Any],
+    codec: Codec,
+    hide: Sequence[str],
+    admit: Callable[[], AbstractContextManager[None]],
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def answer_once(request: object, context: grpc.ServicerContext) -> object:
-        with _failures_sent(context, method.full_name, hide):
+        with _failures_sent(context, method.full_name, hide), admit():
             return behave(_readable(request, streamed=method.client_streaming), context)
 
     def answer_many(request: object, context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, method.full_name, hide):
+        with _failures_sent(context, method.full_name, hide), admit():
             yield from behave(_readable(request, streamed=method.client_streaming), context)
 
     make = {

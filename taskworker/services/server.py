@@ -24,7 +24,7 @@ from storage import FileStorage, InvalidArgument
 from taskworker import store_pb2, taskworker_pb2
 from taskworker.errors import StorageUnavailable
 from taskworker.services import store as store_service
-from taskworker.services.admission import DEFAULT_LIMITS, ServerLimits
+from taskworker.services.admission import DEFAULT_LIMITS, Gate, ServerLimits
 from taskworker.services.binding import generic_handler
 from taskworker.services.files import FileService
 from taskworker.services.store import StoreService
@@ -112,11 +112,12 @@ class FileServer:
         limits: ServerLimits = DEFAULT_LIMITS,
         added: Mapping[str, grpc.GenericRpcHandler] | None = None,
     ) -> None:
-        self._threads = ThreadPoolExecutor(limits.calls, thread_name_prefix="call")
+        calls = limits.calls + (limits.reserved if added else 0)
+        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = health.HealthServicer()
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
-        self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=limits.calls)
+        self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=calls)
         names = self._add_services(store, limits)
         for name, handler in (added or {}).items():
             self._server.add_generic_rpc_handlers((handler,))
@@ -129,9 +130,10 @@ class FileServer:
         names: list[str] = []
         if store is not None:
             hide = _paths_of(store)
-            files = generic_handler(_FILE_SERVICE, FileService(store), hide=hide)
+            gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows")
+            files = generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate)
             streams = generic_handler(
-                _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide
+                _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide, gate=gate
             )
             self._server.add_generic_rpc_handlers((files, streams))
             names += (_FILE_SERVICE.full_name, _STORE_SERVICE.full_name)
