@@ -205,7 +205,9 @@ class PoolCore:
             self.fleet.note_emptied(record.slot)
             self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
         self._note("joined", f"worker {record.worker} joined at {record.address}")
-        if admission.layout_changes:
+        if admission.layout_changes and self._options.allow_fragile and not self._layouts:
+            self._change_layout()  # one worker is enough to begin with
+        elif admission.layout_changes:
             self._change_layout_soon()
         self.mender.wake()
         return record

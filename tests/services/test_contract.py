@@ -11,6 +11,8 @@ from google.protobuf.descriptor import Descriptor
 
 from storage import FileStorage, ManifestDiff, Patch
 from taskworker import TaskWorker, store_pb2, taskworker_pb2
+from taskworker.pool.node_pool import PoolOptions
+from taskworker.services.pool_server import PoolServer
 from tests.services.conftest import CHUNK, Raw
 
 REPOSITORY = Path(__file__).parents[2]
@@ -75,24 +77,28 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
         assert checked_in.read_text() == path.read_text(), f"{checked_in.name} is stale: run python protos/generate.py"
 
 
-def test_usage_as_written(tmp_path: Path) -> None:
+def test_usage_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    pool = PoolServer(tmp_path / "pool", options=PoolOptions(allow_fragile=True))  # this one worker has to do
+    address = f"127.0.0.1:{pool.start('127.0.0.1:0')}"
+
     async def run() -> None:
-        async with TaskWorker("worker_000", store=tmp_path / "pool") as pool:
-            await pool.start_server(port=0)
+        worker = TaskWorker("worker_001", node_pool_address=address)
+        await worker.start_server(port=0)
+        response = await worker.storage.Push(
+            taskworker_pb2.PushRequest(file_data=b"content", filename="a.txt", user_id="u1")
+        )
+        assert response.status
+        assert response.file_id
+        response_ = await worker.storage.Get(taskworker_pb2.GetRequest(file_id=response.file_id, user_id="u1"))
+        assert response_.file_data == b"content"
+        await worker.stop_server()
+        await worker.close()
 
-            worker = TaskWorker("worker_001", node_pool_address=pool.address)
-            await worker.start_server(port=0)
-            response = await worker.storage.Push(
-                taskworker_pb2.PushRequest(file_data=b"content", filename="a.txt", user_id="u1")
-            )
-            assert response.status
-            assert response.file_id
-            response_ = await worker.storage.Get(taskworker_pb2.GetRequest(file_id=response.file_id, user_id="u1"))
-            assert response_.file_data == b"content"
-            await worker.stop_server()
-            await worker.close()
-
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        pool.stop(0.0)
 
 
 def push(raw: Raw, data: bytes, name: str = "a") -> taskworker_pb2.PushResponse:
