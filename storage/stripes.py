@@ -26,7 +26,7 @@ from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFail
 from storage.versions import decode_version
 
 # Read together from stores that cost a round trip: several shards a message, in bounded memory.
-_TOGETHER_BYTES = 6 << 20
+_TOGETHER_BYTES = 4 << 20
 _TOGETHER_MAX = 64
 _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
