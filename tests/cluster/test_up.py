@@ -8,10 +8,31 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from taskworker import Client, TaskWorker, taskworker_pb2
 from tests.cluster.processes import WAIT_S, Cluster
+
+Start = Callable[..., tuple[subprocess.Popen[bytes], dict[str, object]]]
+
+
+@pytest.fixture
+def up() -> Iterator[Start]:
+    """Starts `taskworker up`; whatever happens, it has ended afterwards."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(directory: Path, *more: str) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
+        process, told = _up(directory, *more)
+        started.append(process)
+        return process, told
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            _end(process)
 
 
 def _up(directory: Path, *more: str) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
@@ -43,8 +64,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def test_one_ctrl_c_ends_all_and_the_data_stay(tmp_path: Path) -> None:
-    process, told = _up(tmp_path / "data", "--k", "2", "--n", "4")
+def test_one_ctrl_c_ends_all_and_the_data_stay(up: Start, tmp_path: Path) -> None:
+    process, told = up(tmp_path / "data", "--k", "2", "--n", "4")
     processes = told["processes"]
     assert isinstance(processes, list)
     assert [one["name"] for one in processes] == ["pool", "worker_001", "worker_002", "worker_003", "worker_004"]
@@ -54,16 +75,13 @@ def test_one_ctrl_c_ends_all_and_the_data_stay(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert not [one for one in processes if _alive(one["pid"])]
 
-    process, told = _up(tmp_path / "data")
-    try:
-        with Client(str(told["pool"])) as client:
-            assert client.get(file_id, user_id="ann") == b"kept"
-    finally:
-        _end(process)
+    _, told = up(tmp_path / "data")
+    with Client(str(told["pool"])) as client:
+        assert client.get(file_id, user_id="ann") == b"kept"
 
 
-def test_a_worker_that_dies_is_told_of_and_started_again_if_asked(tmp_path: Path) -> None:
-    process, told = _up(tmp_path / "data", "--k", "2", "--n", "4", "--restart")
+def test_a_worker_that_dies_is_told_of_and_started_again_if_asked(up: Start, tmp_path: Path) -> None:
+    process, told = up(tmp_path / "data", "--k", "2", "--n", "4", "--restart")
     processes = told["processes"]
     assert isinstance(processes, list)
     os.kill(processes[2]["pid"], signal.SIGKILL)
@@ -73,7 +91,6 @@ def test_a_worker_that_dies_is_told_of_and_started_again_if_asked(tmp_path: Path
         said += process.stderr.readline().decode()
     assert "worker_002" in said
     assert "by signal SIGKILL; it is started again" in said
-    _end(process)
 
 
 def test_a_program_offers_a_volume_and_uses_the_pool(tmp_path: Path) -> None:
