@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -230,11 +230,15 @@ class GroupCommit:
 
     def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
         """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
-        stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
-        stripes.update((stripe, None) for pending in batch for stripe in pending.stripes)
+
+        def written() -> Iterable[StripeKey]:
+            stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
+            stripes.update((stripe, None) for pending in batch for stripe in pending.stripes)
+            return stripes
+
         present = self._stripes.volumes.attendance()
         since = next((pending.attendance for pending in batch if pending.attendance != present), present)
-        make_whole(self._stripes, lambda: stripes, since)
+        make_whole(self._stripes, written, since)
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
         """Check one pending version against the heads and enter it; raises before it changes anything."""

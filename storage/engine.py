@@ -184,7 +184,7 @@ class FileStorage:
             lock.release()
             raise
         if not found.needs_rebuild:
-            store._save_incomplete()
+            store.save_incomplete()
             store._context.commits.catch_up(volume_set.replayed_sequence)
             store._context.commits.bury_leftovers()
         return store
@@ -220,7 +220,7 @@ class FileStorage:
         self._context.flusher.shutdown()
         self._readers.shutdown()
         if not self.needs_rebuild:
-            self._save_incomplete()
+            self.save_incomplete()
         self._volumes.close()
         self._catalog.close()
         self._lock.release()
@@ -537,7 +537,7 @@ class FileStorage:
         self._volumes.reattach()
         self._context.commits.bury_leftovers()
         report = repair(self._maintenance, progress, pace)
-        self._save_incomplete()
+        self.save_incomplete()
         return report
 
     def collect(self, *, progress: Progress | None = None, grace_s: float = _COLLECT_GRACE_S) -> CollectReport:
@@ -567,7 +567,7 @@ class FileStorage:
         report = rebuild(self._catalog, self._stripes, self._settings.n, progress)
         self._catalog.save_settings(self._settings)
         self.needs_rebuild = False
-        self._save_incomplete()
+        self.save_incomplete()
         return report
 
     def counts(self) -> Counters:
@@ -631,9 +631,6 @@ class FileStorage:
 
     def save_incomplete(self) -> None:
         """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
-        self._save_incomplete()
-
-    def _save_incomplete(self) -> None:
         settings = with_incomplete(self._settings, self._volumes.incomplete)
         if settings != self._settings:
             self._catalog.save_settings(settings)

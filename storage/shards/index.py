@@ -108,8 +108,9 @@ class ShardIndex:
         return None if old is None else Location(*_LOCATION.unpack(old))
 
     def remove(self, key: ShardKey) -> None:
-        """Drop an entry (in memory until the next flush)."""
-        if self._flushing.get(key) is not None or self._stored(key) is not None:
+        """Drop an entry that is there (in memory until the next flush)."""
+        # One that is not pending can only be in LMDB, or on its way there.
+        if key not in self._pending or self._flushing.get(key) is not None or self._stored(key) is not None:
             self._gone.add(key)
         self._pending[key] = None
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import hashlib
-import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,17 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskworker.cli.children import PROGRAM, announcement, command_line, end_all, environment
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.text import pace_text, size_text
 
 _LOST_WORKERS = ("worker_002", "worker_005")  # any two would do
 _GRACE_S = 4.0  # far shorter than in earnest, so that the demonstration need not wait
 _ARCHIVE_SIZE_MAX = 256 << 20
-_START_TIMEOUT_S = 60.0
 _MEND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
 _LOOK_S = 0.2
-_PROGRAM = (sys.executable, "-m", "taskworker")
 
 
 class Demonstration:
@@ -99,13 +96,13 @@ class Demonstration:
     def _cluster(self) -> Iterator[_Running]:
         """A pool and its workers; ended like by Ctrl-C when the block ends."""
         arguments = ["up", "--dir", "cluster", "--listen", "127.0.0.1:0", "--grace", f"{_GRACE_S:g}"]
-        self._show(_command_line(*arguments))
+        self._show(command_line(*arguments))
         process = subprocess.Popen(
-            [*_PROGRAM, *arguments, "--json"],
+            [*PROGRAM, *arguments, "--json"],
             cwd=self._directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # it tells of the deaths that this demonstration itself causes
-            env=_environment(),
+            env=environment(),
         )
         try:
             running = _announced(process)
@@ -113,26 +110,19 @@ class Demonstration:
                 self._say(f"{name:11} process {pid}")
             yield running
         finally:
-            for child in (*self._returned, process):
-                child.terminate()
-            for child in (*self._returned, process):
-                try:
-                    child.wait(_STOP_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+            end_all((*self._returned, process), _STOP_TIMEOUT_S)
 
     def _start_again(self, address: str, name: str) -> None:
         """Start a killed worker as a user would."""
         arguments = ["worker", "--id", name, "--dir", f"cluster/{name}", "--listen", "127.0.0.1:0"]
-        self._show(_command_line(*arguments, "--pool", address))
+        self._show(command_line(*arguments, "--pool", address))
         self._returned.append(
             subprocess.Popen(
-                [*_PROGRAM, *arguments, "--pool", address, "--json"],
+                [*PROGRAM, *arguments, "--pool", address, "--json"],
                 cwd=self._directory,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=environment(),
             )
         )
 
@@ -140,7 +130,7 @@ class Demonstration:
         """Show the pool's health as it changes until any ``until`` workers may be lost; the seconds it took."""
         from taskworker.client.pool import PoolClient
 
-        self._show(_command_line("status", "--watch", "--pool", address) + "    # its first line, as it changes")
+        self._show(command_line("status", "--watch", "--pool", address) + "    # its first line, as it changes")
         started = time.monotonic()
         told = ""
         with PoolClient(address) as client:
@@ -160,9 +150,9 @@ class Demonstration:
         """Run one command as a user would; answer how long it took."""
         name, *rest = arguments
         command = (name, "--pool", address, *rest)
-        self._show(_command_line(*command))
+        self._show(command_line(*command))
         started = time.monotonic()
-        ended = subprocess.run([*_PROGRAM, *command], cwd=self._directory, env=_environment(), check=False)
+        ended = subprocess.run([*PROGRAM, *command], cwd=self._directory, env=environment(), check=False)
         if ended.returncode != ExitCode.OK:
             raise Failure(f"`taskworker {name}` ended with exit code {ended.returncode}")
         return time.monotonic() - started
@@ -201,18 +191,10 @@ class _Running:
 
 def _announced(process: subprocess.Popen[bytes]) -> _Running:
     """What `up` tells once all is up."""
-    assert process.stdout is not None
-    told = b""
-    while piece := os.read(process.stdout.fileno(), 4096):
-        told += piece
-        with contextlib.suppress(ValueError):
-            document = json.loads(told)
-            return _Running(document["pool"], {one["name"]: one["pid"] for one in document["processes"]})
-    raise Failure("the pool did not start")
-
-
-def _command_line(*arguments: str) -> str:
-    return shlex.join(("taskworker", *arguments))
+    document = announcement(process)
+    if document is None:
+        raise Failure("the pool did not start")
+    return _Running(document["pool"], {one["name"]: one["pid"] for one in document["processes"]})
 
 
 def _script() -> str:
@@ -221,7 +203,3 @@ def _script() -> str:
     if not script.exists() or shutil.which("taskworker") == str(script):
         return "taskworker"
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}

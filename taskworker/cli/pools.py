@@ -68,8 +68,9 @@ def pool(
     """
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.services.pool_server import PoolServer
+    from taskworker.worker import default_store
 
-    path = directory or data_home() / "pool"
+    path = directory or default_store("pool")
     options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
     server = PoolServer(path, profile=profile_of(k, n), options=options)
     port = server.start(listen)
@@ -119,9 +120,10 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
     """
     from taskworker.volume_worker import VolumeWorker
+    from taskworker.worker import default_store
 
     pool_address = session.pool_address()
-    path = directory or data_home() / worker_id
+    path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
     member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes)
     member.start(listen)
@@ -165,11 +167,12 @@ def up(
         taskworker up --dir ./cluster --workers 8 --grace 5
     """
     from taskworker.cli.supervisor import Supervisor
+    from taskworker.worker import default_store
 
     profile = profile_of(k, n)
     supervisor = Supervisor(
         session.terminal,
-        directory or data_home() / "up",
+        directory or default_store("up"),
         workers=workers,
         listen=listen,
         grace_s=grace,
@@ -184,12 +187,6 @@ def up(
         session.terminal.note("stopping the pool and its workers")
     finally:
         supervisor.stop()
-
-
-def data_home() -> Path:
-    """Where data go that nobody named a place for."""
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "taskworker"
 
 
 def _watch_parent(*, wanted: bool) -> None:

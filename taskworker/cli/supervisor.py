@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskworker.cli.children import PROGRAM, announcement, command_line, end_all, environment
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.terminal import Terminal
 from taskworker.cli.text import one_line
 
-_PROGRAM = (sys.executable, "-m", "taskworker")
 _START_S = 60.0
 _LAYOUT_S = 20.0
 _STOP_S = 15.0
@@ -101,16 +97,7 @@ class Supervisor:
     def stop(self) -> None:
         """End all: the pool first, so that it does not take its workers' going for a loss."""
         for children in ([self._pool], self._workers):
-            running = [child.process for child in children if child.process is not None]
-            for process in running:
-                if process.poll() is None:
-                    process.terminate()
-            for process in running:
-                try:
-                    process.wait(_STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end_all((child.process for child in children if child.process is not None), _STOP_S)
 
     def _await_layout(self) -> None:
         """Return once every worker has its part in the layout: it is made moments after they have joined."""
@@ -128,22 +115,21 @@ class Supervisor:
     def _launch(self, child: _Child) -> None:
         # A session of its own: Ctrl-C in the terminal is for the supervisor, which ends the others in order.
         child.process = subprocess.Popen(
-            [*_PROGRAM, *child.arguments, "--supervised", "--json"],
+            [*PROGRAM, *child.arguments, "--supervised", "--json"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env=_environment(),
+            env=environment(),
         )
         child.told_dead = False
 
     def _await(self, child: _Child) -> None:
         """Take in the announcement of a process that has started."""
         assert child.process is not None
-        assert child.process.stdout is not None
         overdue = threading.Timer(_START_S, child.process.kill)
         overdue.start()
         try:
-            announced = _read_document(child.process.stdout.fileno())
+            announced = announcement(child.process)
         finally:
             overdue.cancel()
         if announced is None:
@@ -159,7 +145,7 @@ class Supervisor:
         if not child.told_dead:
             child.told_dead = True
             child.restart_at_s = time.monotonic() + _RESTART_S
-            again = "it is started again" if self._restart else f"start it again with: {_command(child.arguments)}"
+            again = "it is started again" if self._restart else f"start it again with: {command_line(*child.arguments)}"
             self._say(f"{child.name} (process {process.pid}) ended {_how(process.returncode)}; {again}")
         elif self._restart and time.monotonic() >= child.restart_at_s:
             self._launch(child)
@@ -197,30 +183,7 @@ class Supervisor:
             self._terminal.lines(text)
 
 
-def _read_document(descriptor: int) -> dict[str, object] | None:
-    """The JSON document that a process prints once it is ready; None if it ends before."""
-    told = b""
-    while piece := os.read(descriptor, 4096):
-        told += piece
-        try:
-            document: dict[str, object] = json.loads(told)
-        except ValueError:
-            continue
-        return document
-    return None
-
-
 def _how(code: int) -> str:
     if code < 0:
         return f"by signal {signal.Signals(-code).name}"
     return f"with exit code {code}"
-
-
-def _command(arguments: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(("taskworker", *arguments))
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}

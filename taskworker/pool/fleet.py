@@ -55,6 +55,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._mended_layout: Layout | None = None
         self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
         self._emptied: set[int] = set()  # came with an empty volume since
+        self._latest: Layout | None = None  # where shards are put now, as a layout
         self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -115,7 +116,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._epoch += 1
         self._targets = {}
         if self._layouts:
-            self._targets_since.append(self._target_layout())
+            self._latest = self._target_layout()
+            self._targets_since.append(self._latest)
 
     def attendance(self) -> tuple[int, ...]:
         """See :meth:`Fleet.attendance`."""
@@ -199,10 +201,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         What was there when all was last mended is where it was then; what came since is on the targets of
         its time.
         """
-        if not self._layouts:
+        if self._latest is None:
             return -1
         offline = [slot for slot in self.slots if self.volume(slot) is None]
-        latest = self._target_layout()
+        latest = self._latest
         if self.is_mended():
             return latest.losses_survivable(k, domain, offline)
         lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
@@ -229,7 +231,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def note_mended(self, mark: tuple[int, ...]) -> None:
         """Every shard was where it should be put when this was the :meth:`mark`."""
-        self._mended, self._mended_layout = mark, self._target_layout()
+        self._mended, self._mended_layout = mark, self._latest
         self._emptied.clear()
         self._targets_since.clear()
 

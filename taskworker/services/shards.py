@@ -6,7 +6,7 @@ import secrets
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import msgspec
@@ -14,9 +14,11 @@ import msgspec
 from storage.batching import batched
 from storage.errors import InvalidArgument
 from storage.keys import SHARD_KEY_BYTES, Kind
+from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore
 from storage.shards.port import Verification
-from taskworker.services.binding import Caller, raw_handler, require_active, stop_when_abandoned
+from taskworker.services.binding import Caller, raw_handler, require_active
+from taskworker.services.running import Run
 from taskworker.wire.shards import (
     CORRUPT,
     FLAG_SYNC,
@@ -130,18 +132,30 @@ class ShardService:
                 pending, size = [], 0
         yield pack_shards(pending)
 
-    def Verify(self, _request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+    def Verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:  # noqa: N802
         """Verify everything: numbers of bytes as they are read (8), at last a token for Judge and Rest (9)."""
-        meter = _Meter(stop_when_abandoned(caller))
-        with _InBackground(lambda: self._volume.verify(meter.add)) as run:
-            for done in meter.readings(run.ended):
-                yield _PROGRESS.pack(done)
+        with Run(self._verify) as run:
+            told = 0
+            for done, _ in run.progress():
+                yield _PROGRESS.pack(done - told)
+                told = done
             token = secrets.token_bytes(_TOKEN_BYTES)
             with self._lock:
-                self._verifications[token] = run.result()
+                self._verifications[token] = run.outcome()
                 while len(self._verifications) > _VERIFICATIONS_KEPT:
                     self._verifications.popitem(last=False)
         yield b"\1" + token
+
+    def _verify(self, progress: Progress) -> Verification:
+        """Verify the volume, adding up what it tells of its progress."""
+        done = 0
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, 0)
+
+        return self._volume.verify(add)
 
     def Judge(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Verdicts (a byte each) on keys, by a verification: token (8), keys."""
@@ -190,56 +204,3 @@ def _parse_range(request: bytes) -> tuple[bytes, bytes | None]:
         raise InvalidArgument("malformed key range")
     start, stop = request[1 : 1 + request[0]], request[1 + request[0] :]
     return start, stop or None
-
-
-class _Meter:
-    """Adds up progress in one thread for another to report."""
-
-    def __init__(self, check: Callable[[int, int], None]) -> None:
-        self._check = check
-        self._done = 0
-
-    def add(self, count: int) -> None:
-        self._check(0, 0)
-        self._done += count
-
-    def readings(self, ended: threading.Event) -> Iterator[int]:
-        """Bytes since the last reading, every so often until the work has ended."""
-        told = 0
-        while not ended.wait(0.2):
-            done = self._done
-            yield done - told
-            told = done
-        yield self._done - told
-
-
-class _InBackground:
-    """One verification in a thread of its own."""
-
-    def __init__(self, work: Callable[[], Verification]) -> None:
-        self._work = work
-        self.ended = threading.Event()
-        self._result: Verification | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
-
-    def __enter__(self) -> _InBackground:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
-
-    def result(self) -> Verification:
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None, "the work has ended"
-        return self._result
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:  # raised in the thread that answers the call
-            self._error = error
-        finally:
-            self.ended.set()

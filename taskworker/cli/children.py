@@ -1,0 +1,50 @@
+"""Processes of this very command line, started and ended by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+PROGRAM = (sys.executable, "-m", "taskworker")
+
+
+def command_line(*arguments: str) -> str:
+    """A command as a person would type it."""
+    return shlex.join(("taskworker", *arguments))
+
+
+def environment() -> dict[str, str]:
+    """What children get: all but the variables that stand for options."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
+
+
+def announcement(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+    """The JSON document that a process prints once it is ready; None if it ends before."""
+    assert process.stdout is not None
+    told = b""
+    while piece := os.read(process.stdout.fileno(), 4096):
+        told += piece
+        try:
+            document: dict[str, Any] = json.loads(told)
+        except ValueError:
+            continue
+        return document
+    return None
+
+
+def end_all(processes: Iterable[subprocess.Popen[bytes]], timeout_s: float) -> None:
+    """End processes like by Ctrl-C, all at once; kill those that take longer than ``timeout_s`` seconds."""
+    running = list(processes)
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

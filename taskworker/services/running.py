@@ -1,0 +1,65 @@
+"""Long operations whose callers want to see how far they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from storage.reports import Progress
+from taskworker.errors import CallAbandoned
+
+OutcomeT = TypeVar("OutcomeT")
+
+_PROGRESS_PERIOD_S = 0.2  # often enough to look alive, too rare to cost anything
+
+
+class Run(Generic[OutcomeT]):
+    """One long operation in a thread of its own, watched from the thread that answers the call.
+
+    Leaving the context before the operation is done makes it stop at its next sign of progress.
+    """
+
+    def __init__(self, operation: Callable[[Progress], OutcomeT]) -> None:
+        self._operation = operation
+        self._latest = (0, 0)
+        self._finished = threading.Event()
+        self._abandoned = threading.Event()
+        self._outcome: OutcomeT | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="run", daemon=True)
+
+    def __enter__(self) -> Run[OutcomeT]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._abandoned.set()
+        self._thread.join()
+
+    def progress(self) -> Iterator[tuple[int, int]]:
+        """(done, total) at once and then every so often, until the operation has ended."""
+        yield self._latest
+        while not self._finished.wait(_PROGRESS_PERIOD_S):
+            yield self._latest
+        yield self._latest
+
+    def outcome(self) -> OutcomeT:
+        """What the ended operation returned; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None, "the operation has ended"
+        return self._outcome
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._operation(self._note)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            self._error = error
+        finally:
+            self._finished.set()
+
+    def _note(self, done: int, total: int) -> None:
+        if self._abandoned.is_set():
+            raise CallAbandoned("the caller went away; start the operation again to go on")
+        self._latest = (done, total)
