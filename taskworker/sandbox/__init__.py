@@ -1,0 +1,33 @@
+"""Calls of user code in processes that the kernel keeps in; knows nothing of gRPC or of the store."""
+
+from taskworker.sandbox.call import SandboxCall
+from taskworker.sandbox.errors import (
+    CallCancelled,
+    CallCrashed,
+    CallDeadline,
+    CallFailed,
+    FunctionBroken,
+    LimitExceeded,
+    ProtocolViolation,
+    SandboxError,
+    SandboxUnavailable,
+)
+from taskworker.sandbox.host import SandboxHost
+from taskworker.sandbox.image import FunctionImage, Limits, WarmView
+
+__all__ = [
+    "CallCancelled",
+    "CallCrashed",
+    "CallDeadline",
+    "CallFailed",
+    "FunctionBroken",
+    "FunctionImage",
+    "LimitExceeded",
+    "Limits",
+    "ProtocolViolation",
+    "SandboxCall",
+    "SandboxError",
+    "SandboxHost",
+    "SandboxUnavailable",
+    "WarmView",
+]

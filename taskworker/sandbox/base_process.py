@@ -1,0 +1,130 @@
+"""The base's process, as the host sees it: started, told to start functions, ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from taskworker.sandbox import bubblewrap
+from taskworker.sandbox.errors import SandboxUnavailable
+from taskworker.sandbox.inside.init import Start
+
+_READY_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+class BaseProcess:
+    """A running base. Made in a thread that lives as long as it should: the kernel ends it with its maker.
+
+    Args:
+        bwrap: path of bubblewrap.
+        bundles: directory of all bundles.
+
+    Raises:
+        SandboxUnavailable: it could not be started; the text is what bubblewrap said, and what to do.
+    """
+
+    def __init__(self, bwrap: str, bundles: Path) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.set_inheritable(proc, True)
+            self._process = subprocess.Popen(
+                bubblewrap.command(bwrap, bundles, theirs.fileno(), proc),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(), proc),
+                cwd="/",
+                env={},
+            )
+        finally:
+            theirs.close()
+            os.close(proc)
+        self._said: list[str] = []
+        self._listener = threading.Thread(target=self._listen, name="sandbox-base-errors", daemon=True)
+        self._listener.start()
+        self._await_ready()
+
+    def start_function(self, start: Start, descriptors: Sequence[int]) -> None:
+        """Have a function's processes forked; ``descriptors`` are copied to them.
+
+        Raises:
+            OSError: the base is gone.
+        """
+        socket.send_fds(self.control, [json.dumps(asdict(start)).encode()], list(descriptors), socket.MSG_NOSIGNAL)
+
+    def end(self) -> None:
+        """Kill it, and with it every process in every sandbox; wait for that."""
+        self.control.close()
+        self._process.kill()
+        self._process.wait(_END_TIMEOUT_S)
+        self._listener.join(_END_TIMEOUT_S)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def _await_ready(self) -> None:
+        self.control.settimeout(_READY_TIMEOUT_S)
+        try:
+            ready = self.control.recv(16) == b"ready"
+        except OSError:
+            ready = False
+        self.control.settimeout(None)
+        if not ready:
+            self.end()
+            raise SandboxUnavailable(_explained(" ".join(self._said).strip()))
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                text = line.decode(errors="replace").rstrip()
+                self._said = [*self._said[-20:], text]
+                _log.warning("sandbox base: %s", text)
+
+
+def _explained(said: str) -> str:
+    """Say what keeps namespaces from being made here, and how to allow them."""
+    reasons = [text for path, refuses, text in _SETTINGS if _read(path) in refuses]
+    if not reasons:
+        reasons.append("if this is a container, it must be allowed to make user namespaces and to mount")
+    return f"the sandbox could not be started: {said or 'no answer'}; {'; '.join(reasons)}"
+
+
+_SETTINGS = (
+    (
+        "/proc/sys/user/max_user_namespaces",
+        ("0",),
+        "user namespaces are turned off: as root, sysctl -w user.max_user_namespaces=15000",
+    ),
+    (
+        "/proc/sys/kernel/unprivileged_userns_clone",
+        ("0",),
+        "user namespaces are for root only: as root, sysctl -w kernel.unprivileged_userns_clone=1",
+    ),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        ("1", "2"),
+        "AppArmor restricts user namespaces: as root, sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, "
+        "or give bwrap a profile that allows userns",
+    ),
+)
+"""Files of the kernel's, the values that forbid, and what to do."""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

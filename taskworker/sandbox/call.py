@@ -1,0 +1,266 @@
+"""One call under way, as its caller holds it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from taskworker.sandbox.conversation import failure_of
+from taskworker.sandbox.errors import (
+    CallCancelled,
+    CallCrashed,
+    CallDeadline,
+    CallFailed,
+    LimitExceeded,
+    SandboxError,
+)
+from taskworker.sandbox.frames import Cause, Frame, Kind, encode, encode_failure
+from taskworker.sandbox.function import FunctionSandbox
+from taskworker.sandbox.spare import Spare
+
+Answer = Callable[[bytes], bytes]
+Output = Callable[[str, bytes], None]
+
+SAMPLE_S = 0.1
+"""How often a running call's memory, threads and processor time are looked at."""
+CLOSE_TIMEOUT_S = 1.0
+"""For a killed call's channel to close; after it, all of the function is ended."""
+_RECEIVE_BYTES = 256 << 10
+_OUTPUT_BYTES = 64 << 10
+_DRAIN_BYTES = 1 << 20
+_CPU_GRACE_S = 0.2
+
+
+class SandboxCall:
+    """A call that has begun. `result` is called once, by one thread; `cancel` by any.
+
+    Attributes:
+        cpu_s: processor time it took, in seconds.
+        wall_s: time from request to result, in seconds.
+        peak_rss_bytes: the most memory its process had.
+        output_truncated: whether it wrote more than it may; the rest was dropped.
+    """
+
+    def __init__(
+        self,
+        function: FunctionSandbox,
+        spare: Spare,
+        *,
+        deadline: float,
+        wall_s: float,
+        answer: Answer,
+        output: Output,
+        ended: Callable[[SandboxCall], None],
+    ) -> None:
+        self.cpu_s = 0.0
+        self.wall_s = 0.0
+        self.peak_rss_bytes = 0
+        self.output_truncated = False
+        self._function = function
+        self._limits = function.image.limits
+        self._spare = spare
+        self._begun = time.monotonic()
+        self._deadline = deadline
+        self._allowed_s = wall_s
+        self._answer = answer
+        self._output = output
+        self._ended = ended
+        self._output_left = self._limits.output_bytes
+        self._lock = threading.Lock()
+        self._stopped: SandboxError | None = None
+        self._closed = False
+
+    def cancel(self) -> None:
+        """End the call; `result` raises `CallCancelled`."""
+        self.stop(CallCancelled())
+
+    def result(self) -> bytes:
+        """Wait for the result, meanwhile answering what the call asks and forwarding what it writes.
+
+        Raises:
+            LimitExceeded: of memory, processor time, threads or the result's size.
+            CallDeadline: it was not done in time.
+            CallCancelled: `cancel` was called.
+            CallFailed: the program raised.
+            CallCrashed: its process ended without a result.
+            ProtocolViolation: what it sent is not what may come.
+        """
+        try:
+            return self._judged(self._serve())
+        except (ConnectionError, BrokenPipeError):
+            raise self._why_it_ended() from None
+        except SandboxError as error:
+            raise self._stopped or error from None
+        finally:
+            self._finish()
+
+    def send(self, request: bytes) -> None:
+        """Send the request; a call that ended meanwhile is noticed by `result`.
+
+        Raises:
+            FrameError: the request is too large.
+        """
+        frame = encode(Kind.REQUEST, request)
+        self._spare.conversation.requested()
+        try:
+            self._spare.channel.sendall(frame)
+        except OSError:
+            return
+
+    def stop(self, reason: SandboxError) -> None:
+        """End the call for a reason, which `result` raises; the first one counts."""
+        with self._lock:
+            if self._closed or self._stopped is not None:
+                return
+            self._stopped = reason
+            self._spare.kill()
+
+    def watch(self) -> None:
+        """End the call if it takes more than it may."""
+        if time.monotonic() >= self._deadline:
+            self.stop(CallDeadline(self._allowed_s))
+            return
+        with self._lock:
+            if self._closed or self._stopped is not None:
+                return
+            threads, cpu_s = self._spare.threads(), self._spare.cpu_s()
+        if threads > self._limits.threads:
+            self.stop(LimitExceeded("threads", self._limits.threads))
+        elif cpu_s > self._limits.cpu_s:
+            self.stop(LimitExceeded("cpu", self._limits.cpu_s))
+
+    def _serve(self) -> Frame:
+        """Serve the channel until it brings a result or a failure.
+
+        Raises:
+            ConnectionResetError: it was closed before.
+        """
+        spare = self._spare
+        poll = select.poll()
+        names = {spare.output: "stdout", spare.errors: "stderr"}
+        for descriptor in (spare.channel.fileno(), *names):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            events = poll.poll(self._wait_ms())
+            if not events:
+                self._nothing_came()
+            for descriptor, _ in events:
+                if descriptor not in names:
+                    frame = self._receive()
+                    if frame is not None:
+                        self._drain(names)
+                        return frame
+                elif not self._forward(descriptor, names[descriptor]):
+                    poll.unregister(descriptor)
+
+    def _wait_ms(self) -> float:
+        left_s = CLOSE_TIMEOUT_S if self._stopped is not None else min(SAMPLE_S, self._deadline - time.monotonic())
+        return max(0.0, left_s * 1000)
+
+    def _nothing_came(self) -> None:
+        if self._stopped is None:
+            self.watch()
+        else:
+            self._function.kill()
+            raise ConnectionResetError
+
+    def _receive(self) -> Frame | None:
+        data = self._spare.channel.recv(_RECEIVE_BYTES)
+        if not data:
+            raise ConnectionResetError
+        if self._stopped is not None:
+            return None
+        try:
+            frame = self._spare.conversation.feed(data)
+        except SandboxError as error:
+            self.stop(error)
+            raise
+        if frame is None or frame.kind is not Kind.ASK:
+            return frame
+        self._reply(frame.payload)
+        return None
+
+    def _reply(self, ask: bytes) -> None:
+        try:
+            reply = encode(Kind.ANSWER, self._answer(ask))
+        except Exception as error:  # whatever an answer raises is told to the one who asked
+            reply = encode_failure(Kind.ANSWER_FAILED, Cause.RAISED, type(error).__name__, str(error))
+        self._spare.conversation.answered()
+        self._spare.channel.sendall(reply)
+
+    def _forward(self, descriptor: int, name: str) -> bool:
+        """Pass on what was written; False at its end."""
+        if self._output_left <= 0:
+            self.output_truncated = True
+            return _drop(descriptor)
+        try:
+            data = os.read(descriptor, min(_OUTPUT_BYTES, self._output_left))
+        except BlockingIOError:
+            return True
+        self._output_left -= len(data)
+        if data:
+            self._output(name, data)
+        return bool(data)
+
+    def _drain(self, names: dict[int, str]) -> None:
+        """Pass on what was written before the result, and not more."""
+        for descriptor, name in names.items():
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            while poll.poll(0) and self._output_left > 0:
+                if not self._forward(descriptor, name):
+                    break
+            else:
+                self.output_truncated = self.output_truncated or (bool(poll.poll(0)) and self._output_left <= 0)
+
+    def _judged(self, frame: Frame) -> bytes:
+        if frame.kind is Kind.RESULT:
+            return frame.payload
+        failure = failure_of(frame)
+        if failure.cause is Cause.MEMORY:
+            raise LimitExceeded("memory", self._limits.memory_bytes)
+        if failure.cause is Cause.RESULT_TOO_LARGE:
+            raise LimitExceeded("result", self._limits.result_bytes)
+        raise CallFailed(failure.type_name, failure.text)
+
+    def _why_it_ended(self) -> SandboxError:
+        if self._stopped is not None:
+            return self._stopped
+        ending = self._function.ending_of(self._spare)
+        if ending is None:
+            return CallCrashed("the function's process ended before it gave a result")
+        status, peak_bytes = ending
+        self.peak_rss_bytes = peak_bytes
+        code = os.waitstatus_to_exitcode(status)
+        if code >= 0:
+            return CallCrashed.by_exit(code)
+        if -code == signal.SIGXCPU or (-code == signal.SIGKILL and self._cpu_spent()):
+            return LimitExceeded("cpu", self._limits.cpu_s)
+        return CallCrashed.by_signal(-code)
+
+    def _cpu_spent(self) -> bool:
+        return time.monotonic() - self._begun >= self._limits.cpu_s - _CPU_GRACE_S
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._closed = True
+            self.wall_s = time.monotonic() - self._begun
+            self.cpu_s = self._spare.cpu_s()
+            self.peak_rss_bytes = self._spare.peak_bytes() or self.peak_rss_bytes
+        self._function.dropped(self._spare)
+        self._ended(self)
+
+
+def _drop(descriptor: int) -> bool:
+    """Throw away what is in a pipe; False at its end."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return os.splice(descriptor, null, _DRAIN_BYTES) > 0
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(null)

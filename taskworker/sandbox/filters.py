@@ -1,0 +1,144 @@
+"""The seccomp filters: which system calls user code may make at all.
+
+Compiled by libseccomp on the host, which knows every architecture's numbers and kills what comes in by another
+one's (x32 included); what is not named here is refused with EPERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from taskworker.sandbox.errors import SandboxUnavailable
+
+_ALLOWED = """
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range open openat
+    openat2 creat stat fstat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents
+    getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat
+    symlink symlinkat chmod fchmod fchmodat fchmodat2 umask truncate ftruncate fallocate fsync fdatasync
+    sync_file_range utime utimes utimensat futimesat flock fadvise64 sendfile copy_file_range splice tee statfs
+    fstatfs dup dup2 dup3 pipe pipe2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime poll ppoll
+    select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 sendto recvfrom
+    sendmsg recvmsg sendmmsg recvmmsg shutdown getsockopt getsockname getpeername mprotect munmap mremap madvise
+    mincore msync brk membarrier fork vfork clone wait4 waitid exit exit_group set_tid_address set_robust_list
+    rseq futex futex_waitv futex_wait futex_wake sched_yield sched_getaffinity sched_getparam sched_getscheduler
+    sched_get_priority_max sched_get_priority_min getcpu rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
+    rt_sigsuspend rt_sigtimedwait sigaltstack restart_syscall pause alarm getitimer setitimer nanosleep
+    clock_nanosleep clock_gettime clock_getres gettimeofday time times timer_create timer_settime timer_gettime
+    timer_getoverrun timer_delete getpid gettid getppid getpgrp getpgid getsid setsid getuid geteuid getgid
+    getegid getresuid getresgid getgroups getpriority getrlimit getrusage sysinfo uname getrandom
+"""
+"""No new process image, no network, no signals to others, no mounts, no keys, no tracing, nothing of other
+processes; `_CONDITIONAL` has what depends on its arguments."""
+
+_ERRNO_ENOSYS = ("clone3",)
+"""Answered as a kernel without it would: the C library falls back to clone, whose flags a filter can see."""
+
+_MAP_TYPE = 0x0F
+_MAP_PRIVATE = 0x02
+_MAP_SHARED = 0x01
+_MAP_ANONYMOUS = 0x20
+"""Anonymous and shared would be memory that a zygote has in common with all its calls: refused."""
+_CLONE_THREAD = 0x0001_0000
+_CLONE_NAMESPACES = 0x7E02_0080
+"""All CLONE_NEW* flags that clone takes, and CLONE_NEWTIME."""
+_AF_UNIX = 1
+_PR_SET_SECCOMP = 22
+_PR_SET_NAME = 15
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1031, 1032, 1033, 1034, 36, 37, 38)
+"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_SETPIPE_SZ,
+F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS, and the locks of open files. No owner, signal, lease or notification."""
+_O_ASYNC = 0x2000
+_IOCTL_REQUESTS = (0x5401, 0x5421, 0x541B, 0x5413, 0x5451, 0x5450)
+"""TCGETS, FIONBIO, FIONREAD, TIOCGWINSZ, FIOCLEX, FIONCLEX: what the standard library asks of any descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """BPF programs: ``zygote`` goes on before user code is imported, ``call`` on top of it in each call."""
+
+    zygote: bytes
+    call: bytes
+
+
+def compile_filters() -> Filters:
+    """Compile both.
+
+    Raises:
+        SandboxUnavailable: libseccomp is not on this machine.
+    """
+    seccomp = _library()
+    return Filters(zygote=_exported(_zygote_filter(seccomp)), call=_exported(_call_filter(seccomp)))
+
+
+def _library() -> Any:
+    try:
+        import pyseccomp
+    except (ImportError, RuntimeError) as error:
+        raise SandboxUnavailable(
+            f"functions need libseccomp, which could not be loaded ({error}); install it "
+            "(Debian and Ubuntu: libseccomp2; Fedora: libseccomp; Alpine: libseccomp)"
+        ) from error
+    return pyseccomp
+
+
+def _zygote_filter(seccomp: Any) -> Any:
+    rules = _Rules(seccomp, seccomp.ERRNO(errno.EPERM))
+    for name in _ALLOWED.split():
+        rules.add(seccomp.ALLOW, name)
+    for name in _ERRNO_ENOSYS:
+        rules.add(seccomp.ERRNO(errno.ENOSYS), name)
+    masked = seccomp.MASKED_EQ
+    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE, _MAP_PRIVATE))
+    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_ANONYMOUS, _MAP_SHARED))
+    rules.add(seccomp.ALLOW, "socketpair", (0, seccomp.EQ, _AF_UNIX))
+    rules.add(seccomp.ALLOW, "prctl", (0, seccomp.EQ, _PR_SET_SECCOMP))
+    rules.add(seccomp.ALLOW, "prctl", (0, seccomp.EQ, _PR_SET_NAME))
+    rules.add(seccomp.ALLOW, "prlimit64", (0, seccomp.EQ, 0), (2, seccomp.EQ, 0))
+    for command in _FCNTL_COMMANDS:
+        if command == 4:
+            rules.add(seccomp.ALLOW, "fcntl", (1, masked, 0xFFFF_FFFF, command), (2, masked, _O_ASYNC, 0))
+        else:
+            rules.add(seccomp.ALLOW, "fcntl", (1, masked, 0xFFFF_FFFF, command))
+    for request in _IOCTL_REQUESTS:
+        rules.add(seccomp.ALLOW, "ioctl", (1, masked, 0xFFFF_FFFF, request))
+    return rules.filter
+
+
+def _call_filter(seccomp: Any) -> Any:
+    rules = _Rules(seccomp, seccomp.ALLOW)
+    refused = seccomp.ERRNO(errno.EPERM)
+    for name in ("fork", "vfork", "prctl", "seccomp", "setrlimit", "setsid"):
+        rules.add(refused, name)
+    rules.add(refused, "clone", (0, seccomp.MASKED_EQ, _CLONE_THREAD, 0))
+    return rules.filter
+
+
+class _Rules:
+    """A filter being made. Names that this libseccomp or this architecture has not are left out: so refused."""
+
+    def __init__(self, seccomp: Any, default: int) -> None:
+        self._seccomp = seccomp
+        self.filter = seccomp.SyscallFilter(default)
+        self.filter.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+
+    def add(self, action: int, name: str, *arguments: tuple[int, int, int] | tuple[int, int, int, int]) -> None:
+        if self._known(name):
+            self.filter.add_rule(action, name, *(self._seccomp.Arg(*argument) for argument in arguments))
+
+    def _known(self, name: str) -> bool:
+        try:
+            number: int = self._seccomp.resolve_syscall(self._seccomp.Arch.NATIVE, name)
+        except (OSError, ValueError):
+            return False
+        return number >= 0
+
+
+def _exported(made: Any) -> bytes:
+    descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
+    with open(descriptor, "w+b", buffering=0) as file:  # noqa: PTH123 - it has no path
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()

@@ -1,0 +1,179 @@
+"""What travels over a call's channel: frames of one byte of kind, four of length, and that many of payload.
+
+Both sides use this module, and it is bound into the sandbox beside ``inside``: the standard library only. What
+comes out of a sandbox is hostile, so a length is judged before anything is read or kept for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+VERSION = 1
+"""Of these frames; the sandbox says it in its hello."""
+
+HEADER = struct.Struct("!BI")
+HELLO = struct.Struct("!H")
+FRAME_BYTES_MAX = 8 << 20
+ASK_BYTES_MAX = (1 << 20) + (64 << 10)
+"""1 MiB of content, and what describes it."""
+FAILURE_BYTES_MAX = 64 << 10
+TYPE_NAME_CHARS_MAX = 200
+TEXT_CHARS_MAX = 15_000
+"""Of a failure: at most four bytes a character, so that type and text fit into `FAILURE_BYTES_MAX`."""
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    HELLO = 1
+    REQUEST = 2
+    RESULT = 3
+    FAILURE = 4
+    ASK = 5
+    ANSWER = 6
+    ANSWER_FAILED = 7
+
+
+class Cause(IntEnum):
+    """Why a call has no result."""
+
+    RAISED = 0
+    MEMORY = 1
+    RESULT_TOO_LARGE = 2
+
+
+FROM_SANDBOX: Mapping[Kind, int] = {
+    Kind.HELLO: HELLO.size,
+    Kind.RESULT: FRAME_BYTES_MAX,
+    Kind.FAILURE: FAILURE_BYTES_MAX,
+    Kind.ASK: ASK_BYTES_MAX,
+}
+TO_SANDBOX: Mapping[Kind, int] = {
+    Kind.REQUEST: FRAME_BYTES_MAX,
+    Kind.ANSWER: FRAME_BYTES_MAX,
+    Kind.ANSWER_FAILED: FAILURE_BYTES_MAX,
+}
+"""The kinds that go each way, with the bytes that each may have at most."""
+
+
+class FrameError(ValueError):
+    """Bytes that are no frame, or not one that may come now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message."""
+
+    kind: Kind
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What stands in place of a result or an answer."""
+
+    cause: Cause
+    type_name: str
+    text: str
+
+
+def encode(kind: Kind, payload: bytes) -> bytes:
+    """Give the bytes of a frame.
+
+    Raises:
+        FrameError: the payload is larger than a frame of this kind may be.
+    """
+    limit = FROM_SANDBOX.get(kind) or TO_SANDBOX[kind]
+    if len(payload) > limit:
+        raise FrameError(f"a {kind.name} frame of {len(payload)} bytes: at most {limit} are allowed")
+    return HEADER.pack(kind, len(payload)) + payload
+
+
+def encode_failure(kind: Kind, cause: Cause, type_name: str, text: str) -> bytes:
+    """Give the bytes of a frame that says what went wrong; both texts are cut to what fits."""
+    name = type_name[:TYPE_NAME_CHARS_MAX].encode(errors="replace")
+    head = bytes((cause, len(name) >> 8, len(name) & 255))
+    return encode(kind, head + name + text[:TEXT_CHARS_MAX].encode(errors="replace"))
+
+
+def decode_failure(payload: bytes) -> Failure:
+    """Read what `encode_failure` wrote.
+
+    Raises:
+        FrameError: it is none.
+    """
+    if len(payload) < 3:
+        raise FrameError("a failure frame without its head")
+    size = payload[1] << 8 | payload[2]
+    if size > len(payload) - 3:
+        raise FrameError("a failure frame whose type name is longer than the frame")
+    try:
+        return Failure(Cause(payload[0]), payload[3 : 3 + size].decode(), payload[3 + size :].decode())
+    except ValueError as error:
+        raise FrameError(f"a failure frame that cannot be read: {error}") from None
+
+
+class FrameDecoder:
+    """Makes frames of a stream of bytes.
+
+    Args:
+        limits: the kinds that may come, each with the bytes of payload it may have.
+    """
+
+    __slots__ = ("_buffer", "_limits")
+
+    def __init__(self, limits: Mapping[Kind, int]) -> None:
+        self._limits = limits
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        self._buffer += data
+
+    def next(self) -> Frame | None:
+        """Give the next whole frame, or None until more bytes come.
+
+        Raises:
+            FrameError: what came is no frame, of a kind that may not come, or too large.
+        """
+        head = self.head()
+        if head is None:
+            return None
+        kind, length = head
+        end = HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        frame = Frame(kind, bytes(memoryview(self._buffer)[HEADER.size : end]))
+        del self._buffer[:end]
+        return frame
+
+    def head(self) -> tuple[Kind, int] | None:
+        """Give kind and length of the frame that is coming, or None until they are known.
+
+        Raises:
+            FrameError: what came is no frame, of a kind that may not come, or too large.
+        """
+        if len(self._buffer) < HEADER.size:
+            return None
+        number, length = HEADER.unpack_from(self._buffer)
+        kind = self._kind(number)
+        if length > self._limits[kind]:
+            raise FrameError(f"a {kind.name} frame of {length} bytes: at most {self._limits[kind]} are allowed")
+        return kind, length
+
+    @property
+    def pending(self) -> int:
+        """Bytes that came and are of no frame yet."""
+        return len(self._buffer)
+
+    def _kind(self, number: int) -> Kind:
+        try:
+            kind = Kind(number)
+        except ValueError:
+            raise FrameError(f"a frame of kind {number}, which there is not") from None
+        if kind not in self._limits:
+            raise FrameError(f"a {kind.name} frame, which may not come from that side")
+        return kind

@@ -1,0 +1,367 @@
+"""One warm function on the host's side: its init, its zygote, and processes forked ahead of their calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from taskworker.sandbox import proof
+from taskworker.sandbox.base_process import BaseProcess
+from taskworker.sandbox.errors import CallCrashed, CallDeadline, FunctionBroken, SandboxError, SandboxUnavailable
+from taskworker.sandbox.filters import Filters
+from taskworker.sandbox.image import FunctionImage, WarmView
+from taskworker.sandbox.inside import init, zygote
+from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, Size, Spare, limit_zygote, size_of
+
+SPARES_MAX = 8
+IMPORT_TIMEOUT_S = 60.0
+SPAWN_TIMEOUT_S = 10.0
+ENDING_TIMEOUT_S = 1.0
+FILES_PER_MIB = 64
+"""Files and directories in a private directory, by its size: an inode takes about a kilobyte of kernel memory."""
+FILES_MIN = 256
+_MESSAGE_BYTES = 64 << 10
+_log = logging.getLogger(__name__)
+
+
+class FunctionSandbox:
+    """Belongs to the host's loop: all but `take`, `await_warm`, `dropped`, `kill` and `view` is called in its thread.
+
+    Args:
+        loop: the host's.
+        base: that forks its processes.
+        image: what to run.
+        code: the bundle's directory relative to the bundles'; empty for none.
+        filters: the compiled seccomp filters.
+        pids_required: whether the kernel's bound on a namespace's pids must be had.
+        ended: called in the loop's thread when it is gone.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        base: BaseProcess,
+        image: FunctionImage,
+        code: str,
+        filters: Filters,
+        *,
+        pids_required: bool,
+        ended: Callable[[FunctionSandbox], None],
+    ) -> None:
+        self.image = image
+        self.started = self.used = time.time()
+        self.running = 0
+        self._loop = loop
+        self._ended = ended
+        self._changed = threading.Condition()
+        self._failure: SandboxError | None = None
+        self._warm = False
+        self._ready: deque[Spare] = deque()
+        self._pending: dict[str, Spare] = {}
+        self._waiting = 0
+        self._target = 1
+        self._pid_namespace = ""
+        self._size = Size(0, 0)
+        self._init_pid = self._zygote_pid = 0
+        self._init_pidfd = -1
+        self._endings: dict[str, bytes] = {}
+        self._init, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._zygote, zygotes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for own in (self._init, self._zygote):
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            own.setblocking(False)
+        start = init.Start(
+            code=code,
+            disk_bytes=image.limits.disk_bytes,
+            files=max(FILES_MIN, (image.limits.disk_bytes >> 20) * FILES_PER_MIB),
+            result_bytes=image.limits.result_bytes,
+            pids=FUNCTION_TASKS_MAX,
+            pids_required=pids_required,
+        )
+        files = [_in_memory(content) for content in (image.document, filters.zygote, filters.call)]
+        try:
+            base.start_function(start, [theirs.fileno(), zygotes.fileno(), *files])
+        finally:
+            theirs.close()
+            zygotes.close()
+            for file in files:
+                os.close(file)
+        loop.add_reader(self._init, self._init_readable)
+        loop.add_reader(self._zygote, self._zygote_readable)
+        self._timer = loop.call_later(IMPORT_TIMEOUT_S, self._import_too_long)
+
+    # From any thread.
+
+    def await_warm(self) -> None:
+        """Wait until the code is imported.
+
+        Raises:
+            FunctionBroken: it could not be.
+            SandboxError: the sandbox is gone.
+        """
+        with self._changed:
+            while not self._warm:
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait()
+
+    def take(self, deadline: float, wall_s: float) -> Spare:
+        """Take a process for a call, and have another one forked in its place.
+
+        Args:
+            deadline: on the monotonic clock.
+            wall_s: the time the call has, for the error's text.
+
+        Raises:
+            CallDeadline: there was none in time.
+            SandboxError: the sandbox is gone.
+        """
+        self._loop.call_soon_threadsafe(self._taken)
+        waited = False
+        with self._changed:
+            self._waiting += 1
+            try:
+                while True:
+                    if self._failure is not None:
+                        raise self._failure
+                    while self._ready:
+                        spare = self._ready.popleft()
+                        if spare.alive:
+                            self.running += 1
+                            self.used = time.time()
+                            return spare
+                        self._loop.call_soon_threadsafe(self._discard, spare)
+                    if waited and self._target < SPARES_MAX:
+                        self._target += 1
+                    waited = True
+                    if not self._changed.wait(deadline - time.monotonic()):
+                        raise CallDeadline(wall_s)
+            finally:
+                self._waiting -= 1
+
+    def dropped(self, spare: Spare) -> None:
+        """Take back the process of a call that has ended: it and its private directory go."""
+        spare.close()
+        with self._changed:
+            self.running -= 1
+        self._drop_directory(spare.name)
+
+    def ending_of(self, spare: Spare) -> tuple[int, int] | None:
+        """Ask the zygote how a call's process ended: its wait status and peak bytes; None if it does not say."""
+        deadline = time.monotonic() + ENDING_TIMEOUT_S
+        with self._changed:
+            while self._failure is None and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    self._zygote.send(zygote.STATUS + spare.name.encode(), socket.MSG_NOSIGNAL)
+                self._changed.wait(0.05)
+                if said := self._endings.pop(spare.name, None):
+                    return zygote.ENDING.unpack(said)
+        return None
+
+    def kill(self) -> None:
+        """End everything in it at once; `ended` is called soon."""
+        if self._init_pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+
+    def view(self) -> WarmView | None:
+        """Say what it is doing; None unless it is warm."""
+        with self._changed:
+            if not self._warm or self._failure is not None:
+                return None
+            pids = (self._init_pid, self._zygote_pid)
+            running, spares = self.running, len(self._ready)
+        pss = sum(_pss_bytes(pid) for pid in pids)
+        return WarmView(self.image.key, pids, running, spares, pss, self.started, self.used)
+
+    # In the loop's thread.
+
+    def close(self, failure: SandboxError) -> None:
+        """End it; whoever waits, or comes, gets ``failure``."""
+        with self._changed:
+            if self._failure is not None:
+                return
+            self._failure = failure
+            spares = [*self._ready, *self._pending.values()]
+            self._ready.clear()
+            self._changed.notify_all()
+        self._timer.cancel()
+        self.kill()
+        for spare in self._pending.values():
+            self._loop.remove_reader(spare.channel)
+        self._pending.clear()
+        for spare in spares:
+            spare.close()
+        for connection in (self._init, self._zygote):
+            self._loop.remove_reader(connection)
+            connection.close()
+        if self._init_pidfd >= 0:
+            os.close(self._init_pidfd)
+            self._init_pidfd = -1
+        self._ended(self)
+
+    def rest(self) -> None:
+        """End the processes that wait for calls; the zygote stays warm."""
+        with self._changed:
+            spares = list(self._ready)
+            self._ready.clear()
+            self._target = 1
+        for spare in spares:
+            self._discard(spare)
+
+    def _init_readable(self) -> None:
+        try:
+            message, pid = proof.receive_with_pid(self._init, _MESSAGE_BYTES)
+        except OSError:
+            message, pid = b"", 0
+        if not message:
+            self.close(CallCrashed("the function's sandbox ended"))
+        elif message[:1] == init.MOUNTED:
+            self._fork(message[1:].decode())
+        else:
+            self._init_pid = pid
+            self._init_pidfd = os.pidfd_open(pid)
+
+    def _zygote_readable(self) -> None:
+        try:
+            message, pid = proof.receive_with_pid(self._zygote, _MESSAGE_BYTES)
+        except OSError:
+            message, pid = b"", 0
+        kind, content = message[:1], message[1:]
+        if kind == zygote.CONFINED and not self._zygote_pid:
+            self._trust(pid)
+        elif kind == zygote.READY and self._zygote_pid and not self._warm:
+            self._imported()
+        elif kind == zygote.BROKEN and not self._warm:
+            self.close(FunctionBroken(content.decode(errors="replace")))
+        elif kind == zygote.ENDED and len(content) == init.NAME_CHARS + zygote.ENDING.size:
+            self._remember_ending(content)
+        elif kind != zygote.ENDED:
+            self.close(self._lost_zygote())
+
+    def _lost_zygote(self) -> SandboxError:
+        if self._warm:
+            return CallCrashed("the function's zygote ended")
+        return FunctionBroken("the function's process ended while its code was imported")
+
+    def _trust(self, pid: int) -> None:
+        """Look at the zygote from outside, before it may import anything."""
+        try:
+            self._pid_namespace = proof.require_confined(pid, 1)["pid"]
+            limit_zygote(pid, self.image.limits)
+            self._zygote.send(zygote.GO, socket.MSG_NOSIGNAL)
+        except SandboxUnavailable as error:
+            _log.error("%s", error)
+            self.close(error)
+        except OSError:
+            self.close(self._lost_zygote())
+        else:
+            self._zygote_pid = pid
+
+    def _imported(self) -> None:
+        self._timer.cancel()
+        try:
+            self._size = size_of(self._zygote_pid)
+        except OSError:
+            self.close(self._lost_zygote())
+            return
+        with self._changed:
+            self._warm = True
+            self._changed.notify_all()
+        self._refill()
+
+    def _import_too_long(self) -> None:
+        self.close(FunctionBroken(f"the function's code was not imported within {IMPORT_TIMEOUT_S:g} s"))
+
+    def _remember_ending(self, content: bytes) -> None:
+        name = content[: init.NAME_CHARS].decode(errors="replace")
+        with self._changed:
+            self._endings = {name: content[init.NAME_CHARS :]}
+            self._changed.notify_all()
+
+    def _taken(self) -> None:
+        self._refill()
+
+    def _refill(self) -> None:
+        if not self._warm or self._failure is not None:
+            return
+        wanted = self._target + self._waiting - len(self._ready) - len(self._pending)
+        for _ in range(wanted):
+            self._mount()
+
+    def _mount(self) -> None:
+        """Begin to make a spare: first its private directory."""
+        spare = Spare(secrets.token_hex(init.NAME_CHARS // 2), self.image.limits.result_bytes)
+        self._pending[spare.name] = spare
+        self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
+        self._tell_init(init.MOUNT, spare.name)
+
+    def _fork(self, name: str) -> None:
+        spare = self._pending.get(name)
+        if spare is None:
+            return
+        try:
+            socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], list(spare.theirs), socket.MSG_NOSIGNAL)
+        except OSError:
+            self.close(self._lost_zygote())
+            return
+        spare.handed_over()
+        self._loop.add_reader(spare.channel, self._greet, spare)
+
+    def _greet(self, spare: Spare) -> None:
+        try:
+            if not spare.greet(self.image.limits, self._size, self._pid_namespace):
+                return
+        except (SandboxError, OSError) as error:
+            _log.warning("a call's process was refused: %s", error)
+            self.close(error if isinstance(error, SandboxError) else self._lost_zygote())
+            return
+        self._loop.remove_reader(spare.channel)
+        del self._pending[spare.name]
+        with self._changed:
+            self._ready.append(spare)
+            self._changed.notify()
+
+    def _spawn_too_long(self, spare: Spare) -> None:
+        if self._pending.get(spare.name) is spare:
+            self.close(CallCrashed(f"the function's zygote did not fork a call within {SPAWN_TIMEOUT_S:g} s"))
+
+    def _discard(self, spare: Spare) -> None:
+        spare.close()
+        self._drop_directory(spare.name)
+
+    def _drop_directory(self, name: str) -> None:
+        self._tell_init(init.DROP, name)
+
+    def _tell_init(self, what: bytes, name: str) -> None:
+        try:
+            self._init.send(what + name.encode(), socket.MSG_NOSIGNAL)
+        except OSError:
+            self.kill()
+
+
+def _in_memory(content: bytes) -> int:
+    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    return descriptor
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0

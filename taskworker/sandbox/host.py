@@ -1,0 +1,216 @@
+"""The worker's side of all its sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from taskworker.sandbox import bubblewrap
+from taskworker.sandbox.base_process import BaseProcess
+from taskworker.sandbox.call import Answer, Output, SandboxCall
+from taskworker.sandbox.errors import CallCrashed, SandboxUnavailable
+from taskworker.sandbox.filters import Filters, compile_filters
+from taskworker.sandbox.function import FunctionSandbox
+from taskworker.sandbox.image import FunctionImage, WarmView
+
+SPARES_IDLE_S = 60.0
+"""How long processes wait for calls that do not come; the zygote stays."""
+_TICK_S = 0.25
+_START_TIMEOUT_S = 90.0
+
+T = TypeVar("T")
+
+
+class SandboxHost:
+    """Runs functions in processes that the kernel keeps in. Safe to use from any thread.
+
+    Args:
+        bundles: the directory below which all images' roots are; it must exist.
+        warm_max: how many functions stay warm; of more, the one not used for longest is ended.
+        idle_s: after so many seconds without a call, a function is ended.
+    """
+
+    def __init__(self, bundles: Path, *, warm_max: int = 128, idle_s: float = 600.0) -> None:
+        self._bundles = bundles.resolve()
+        self._warm_max = warm_max
+        self._idle_s = idle_s
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-host", daemon=True)
+        self._functions: dict[str, FunctionSandbox] = {}
+        self._lock = threading.Lock()
+        self._calls: set[SandboxCall] = set()
+        self._base: BaseProcess | None = None
+        self._bwrap = ""
+        self._filters = Filters(b"", b"")
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the base, and see whether a sandbox really confines.
+
+        Raises:
+            SandboxUnavailable: this machine, as it is set up, cannot; the text says what to do.
+        """
+        self._bwrap = bubblewrap.find()
+        self._filters = compile_filters()
+        self._thread.start()
+        self._in_loop(self._started_base)
+        self._loop.call_soon_threadsafe(self._tick)
+
+    def close(self) -> None:
+        """End everything; calls under way raise. Once is enough, twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._thread.is_alive():
+            self._in_loop(self._end_all)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    def warm(self, image: FunctionImage) -> None:
+        """Have the function's code imported, if it is not.
+
+        Raises:
+            FunctionBroken: it cannot be; the text is of what it raised.
+            SandboxUnavailable: the sandbox does not confine as it should.
+        """
+        self._function(image).await_warm()
+
+    def begin(
+        self, image: FunctionImage, request: bytes, *, timeout_s: float | None, answer: Answer, output: Output
+    ) -> SandboxCall:
+        """Begin a call; the function is warmed if it is not.
+
+        Args:
+            image: what to call.
+            request: handed to the program inside, opaque here.
+            timeout_s: what is left of the caller's deadline; the image's ``wall_s`` holds besides.
+            answer: gives the reply to an ask; what it raises is told to the one who asked.
+            output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
+
+        Raises:
+            FunctionBroken: its code cannot be imported.
+            CallDeadline: it could not begin in time.
+            SandboxUnavailable: the sandbox does not confine as it should.
+            FrameError: the request has more than 8 MiB.
+        """
+        wall_s = image.limits.wall_s if timeout_s is None else min(timeout_s, image.limits.wall_s)
+        deadline = time.monotonic() + wall_s
+        function = self._function(image)
+        spare = function.take(deadline, wall_s)
+        call = SandboxCall(
+            function,
+            spare,
+            deadline=deadline,
+            wall_s=wall_s,
+            answer=answer,
+            output=output,
+            ended=self._calls.discard,
+        )
+        self._calls.add(call)
+        call.send(request)
+        return call
+
+    def views(self) -> list[WarmView]:
+        """Say what is warm, and what it takes."""
+        with self._lock:
+            functions = list(self._functions.values())
+        return [view for function in functions if (view := function.view()) is not None]
+
+    def _function(self, image: FunctionImage) -> FunctionSandbox:
+        with self._lock:
+            function = self._functions.get(image.key)
+        return function if function is not None else self._in_loop(lambda: self._started_function(image))
+
+    def _in_loop(self, act: Callable[[], T]) -> T:
+        if self._loop.is_closed():
+            raise SandboxUnavailable("the sandbox host is closed")
+
+        async def acting() -> T:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(acting(), self._loop).result(_START_TIMEOUT_S)
+
+    # In the loop's thread.
+
+    def _started_base(self) -> BaseProcess:
+        if self._base is None:
+            self._base = BaseProcess(self._bwrap, self._bundles)
+            self._loop.add_reader(self._base.control, self._base_ended)
+        return self._base
+
+    def _base_ended(self) -> None:
+        if self._base is not None:
+            self._loop.remove_reader(self._base.control)
+            self._base.end()
+            self._base = None
+        for function in list(self._functions.values()):
+            function.close(CallCrashed("all sandboxes of this worker ended; the next call starts them again"))
+
+    def _started_function(self, image: FunctionImage) -> FunctionSandbox:
+        if (function := self._functions.get(image.key)) is not None:
+            return function
+        self._make_room()
+        code = self._code_of(image)
+        try:
+            function = self._new_function(image, code)
+        except OSError:
+            self._base_ended()
+            function = self._new_function(image, code)
+        with self._lock:
+            self._functions[image.key] = function
+        return function
+
+    def _new_function(self, image: FunctionImage, code: str) -> FunctionSandbox:
+        return FunctionSandbox(
+            self._loop,
+            self._started_base(),
+            image,
+            code,
+            self._filters,
+            pids_required=False,
+            ended=self._function_ended,
+        )
+
+    def _code_of(self, image: FunctionImage) -> str:
+        relative = os.path.relpath(image.root.resolve(), self._bundles)
+        if relative.startswith("..") or not image.root.is_dir():
+            raise SandboxUnavailable(f"the bundle {image.root} is not a directory below {self._bundles}")
+        return "" if relative == "." else relative
+
+    def _make_room(self) -> None:
+        """End the function that was not used for longest, if there are as many as may be."""
+        idle = [function for function in self._functions.values() if function.running == 0]
+        if len(self._functions) >= self._warm_max and idle:
+            min(idle, key=lambda function: function.used).close(CallCrashed("the function made room for another"))
+
+    def _function_ended(self, function: FunctionSandbox) -> None:
+        with self._lock:
+            if self._functions.get(function.image.key) is function:
+                del self._functions[function.image.key]
+
+    def _tick(self) -> None:
+        for call in list(self._calls):
+            call.watch()
+        now = time.time()
+        for function in list(self._functions.values()):
+            if function.running == 0 and now - function.used > self._idle_s:
+                function.close(CallCrashed("the function was not used for long"))
+            elif now - function.used > SPARES_IDLE_S:
+                function.rest()
+        self._loop.call_later(_TICK_S, self._tick)
+
+    def _end_all(self) -> None:
+        for function in list(self._functions.values()):
+            function.close(CallCrashed("the worker is shutting down"))
+        if self._base is not None:
+            with contextlib.suppress(OSError):
+                self._loop.remove_reader(self._base.control)
+            self._base.end()
+            self._base = None

@@ -1,0 +1,71 @@
+"""What is to run in a sandbox, within which limits, and what a sandbox is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may take.
+
+    Attributes:
+        memory_bytes: address space beyond what the imported function has.
+        cpu_s: processor time of all its threads, in seconds.
+        wall_s: time from request to result, in seconds.
+        threads: at once, the main one included.
+        disk_bytes: in its private directory, which is in memory.
+        open_files: descriptors.
+        output_bytes: of standard output and error together; the rest is dropped.
+        result_bytes: of the result.
+    """
+
+    memory_bytes: int = 256 << 20
+    cpu_s: float = 10.0
+    wall_s: float = 30.0
+    threads: int = 32
+    disk_bytes: int = 64 << 20
+    open_files: int = 64
+    output_bytes: int = 1 << 20
+    result_bytes: int = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionImage:
+    """One version of a function.
+
+    Attributes:
+        key: hash of its bundle; there is one sandbox per key.
+        root: the bundle's directory, below the host's bundles directory.
+        document: handed to the program inside, opaque to the sandbox.
+        limits: of each call.
+    """
+
+    key: str
+    root: Path
+    document: bytes
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmView:
+    """One warm function, as seen from outside.
+
+    Attributes:
+        key: the image's.
+        pids: of its init and its zygote, on this machine.
+        running: calls under way.
+        spares: processes forked ahead.
+        pss_bytes: memory of init and zygote, shared pages counted by their share.
+        started: when, in seconds since the epoch.
+        used: when a call last began, likewise.
+    """
+
+    key: str
+    pids: tuple[int, ...]
+    running: int
+    spares: int
+    pss_bytes: int
+    started: float
+    used: float

@@ -1,0 +1,116 @@
+"""The base: one process per worker from which every function's processes are forked. It runs trusted code only.
+
+It sees all bundles, and a descriptor of the host's ``/proc`` for the id maps of new user namespaces; both are
+out of sight before any user code runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+
+from taskworker.sandbox.inside import init, kernel, zygote
+
+START_BYTES_MAX = 64 << 10
+PREIMPORTED = (
+    "asyncio",
+    "base64",
+    "cloudpickle",
+    "collections",
+    "contextlib",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "io",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "operator",
+    "pathlib",
+    "pydantic",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "traceback",
+    "typing",
+    "uuid",
+    "zoneinfo",
+)
+"""What functions use most: loaded once, its memory is shared by all of them."""
+PROGRAM = "taskworker.sandbox.inside.program"
+
+
+def main() -> None:
+    """Serve starts of functions until the host hangs up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    proc = int(sys.argv[2])
+    os.environ.clear()
+    _preimport()
+    signal.signal(signal.SIGCHLD, _reap)
+    gc.collect()
+    gc.freeze()
+    control.send(b"ready")
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, START_BYTES_MAX, init.DESCRIPTORS)
+        if not message:
+            return
+        _start_function(init.Start(**json.loads(message)), list(descriptors), proc)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _preimport() -> None:
+    for name in PREIMPORTED:
+        importlib.import_module(name)
+    if importlib.util.find_spec(PROGRAM) is not None:
+        importlib.import_module(PROGRAM)
+    pydantic = sys.modules["pydantic"]
+    pydantic.TypeAdapter(dict[str, int]).validate_python({"a": "1"})
+
+
+def _start_function(start: init.Start, descriptors: list[int], proc: int) -> None:
+    """Fork the process that enters new namespaces and forks the function's init, their first process."""
+    if os.fork() != 0:
+        return
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        kernel.close_all_but({proc, *descriptors})
+        uid, gid = os.getuid(), os.getgid()
+        kernel.unshare(init.NAMESPACES)
+        kernel.map_own_ids(proc, uid, gid)
+        if os.fork() == 0:
+            init.main(start, descriptors, proc, zygote.main)
+    except BaseException as error:  # the last resort of a process that has no caller
+        sys.stderr.write(f"a function could not be started: {type(error).__name__}: {error}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def _reap(_number: int, _frame: object) -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+    except ChildProcessError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The system calls that Python has no name for, and the steps that take a process's rights away."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_PRIVATE = 1 << 18
+MS_REC = 16384
+MNT_DETACH = 2
+
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_CAPABILITIES_MAX = 64
+_INSTRUCTION_BYTES = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+
+
+class _Program(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by ``flags`` for new ones."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Put a file system, or with MS_BIND another place, at ``target``."""
+    done = _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    _check(done, f"mount {kind or 'bind'} on {target}")
+
+
+def unmount(target: str) -> None:
+    """Take a mount out of sight at once; it is gone when the last process in it is."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good: bounding, ambient, effective, permitted and inheritable."""
+    for capability in range(_CAPABILITIES_MAX):
+        if _prctl(_PR_CAPBSET_DROP, capability, None, 0, 0) != 0:
+            break  # EINVAL: the kernel knows no more of them
+    _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, None, 0, 0), "drop ambient capabilities")
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, bytes(24)), "drop capabilities")
+
+
+def forbid_new_privileges() -> None:
+    """Let nothing that is executed from here on have more rights than this process."""
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0), "set no_new_privs")
+
+
+def install_filter(program: bytes) -> None:
+    """Put a seccomp filter, compiled to BPF, on this process and all that it forks."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    filter_ = _Program(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
+    done = _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0)
+    _check(done, "install the seccomp filter")
+
+
+def map_own_ids(proc: int, uid: int, gid: int) -> None:
+    """Map the ids of a process that has just entered its own user namespace to themselves.
+
+    Args:
+        proc: a descriptor of a ``/proc`` in which this process is to be seen.
+        uid: the user id, in the namespace around.
+        gid: the group id, in the namespace around.
+    """
+    _write(proc, "self/setgroups", "deny")
+    _write(proc, "self/uid_map", f"{uid} {uid} 1")
+    _write(proc, "self/gid_map", f"{gid} {gid} 1")
+
+
+def limit_pids(proc: int, most: int) -> bool:
+    """Bound the pids of this process's pid namespace; False where the kernel (before Linux 6.14) cannot."""
+    try:
+        _write(proc, "sys/kernel/pid_max", str(most))
+    except OSError:
+        return False
+    return True
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor from 3 on that is not among ``kept``."""
+    start = 3
+    for descriptor in sorted(kept | {2}):
+        if descriptor >= start:
+            os.closerange(start, descriptor)
+            start = descriptor + 1
+    os.closerange(start, _descriptors_max())
+
+
+def to_null(*descriptors: int) -> None:
+    """Connect descriptors with ``/dev/null``."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    if null not in descriptors:
+        os.close(null)
+
+
+def _descriptors_max() -> int:
+    return max(os.sysconf("SC_OPEN_MAX"), 1024)
+
+
+def _write(proc: int, name: str, text: str) -> None:
+    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _check(status: int, doing: str) -> None:
+    if status != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{doing}: {os.strerror(number)}")

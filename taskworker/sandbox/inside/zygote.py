@@ -1,0 +1,151 @@
+"""A function's zygote: user code is imported here, once, and every call is a fork of this process.
+
+What runs here after the import is in the hands of the user's code. So nothing relies on it: the kernel holds
+this process by what `main` takes away first, and the host checks from outside that it is gone.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from types import ModuleType
+from typing import TextIO
+
+from taskworker.sandbox.inside import call, kernel
+from taskworker.sandbox.inside.init import CODE, Start
+
+PROGRAM = "taskworker.sandbox.inside.program"
+PROGRAM_PREFIX = b"program:"
+"""A document that begins with it names, up to a line feed, the module to use in place of `PROGRAM`."""
+THREAD_STACK_BYTES = 1 << 20
+"""Threads' stacks count as memory of the call: eight megabytes each, the usual, would be too many."""
+TEXT_BYTES_MAX = 60_000
+CONFINED = b"C"
+GO = b"G"
+READY = b"R"
+BROKEN = b"B"
+SPAWN = b"S"
+STATUS = b"?"
+ENDED = b"X"
+ENDING = struct.Struct("!iQ")
+"""How a call's process ended: its wait status, and the most bytes it had in memory."""
+ENDINGS_MAX = 256
+
+
+def main(start: Start, connection: int, document: int, first_filter: int, second_filter: int) -> None:
+    """Give up all rights, import the user's code, and fork calls; does not return."""
+    try:
+        control = socket.socket(fileno=connection)
+        document_bytes = _read(document)
+        filters = _read(first_filter), _read(second_filter)
+        kernel.close_all_but({connection})
+        kernel.to_null(0, 1, 2)
+        sys.stdout, sys.stderr = _written_to(1), _written_to(2)
+        os.setsid()
+        kernel.drop_capabilities()
+        kernel.forbid_new_privileges()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        kernel.install_filter(filters[0])
+        control.send(CONFINED)
+        if control.recv(1) != GO:
+            os._exit(1)
+        program = _prepare(control, document_bytes)
+        if program is not None:
+            _Zygote(start, control, program, filters[1]).serve()
+    except BaseException:  # the last resort of a process that has no caller
+        os._exit(1)
+    os._exit(0)
+
+
+def _written_to(descriptor: int) -> TextIO:
+    """Open a stream that calls inherit; they have the descriptor point to a pipe of their own."""
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
+    os.chdir(CODE)
+    sys.path.insert(0, CODE)
+    threading.stack_size(THREAD_STACK_BYTES)
+    try:
+        name = PROGRAM
+        if document.startswith(PROGRAM_PREFIX):
+            first, _, document = document.partition(b"\n")
+            name = first.removeprefix(PROGRAM_PREFIX).decode()
+        program = importlib.import_module(name)
+        program.prepare(document)
+    except BaseException as error:
+        control.send(BROKEN + _text_of(error).encode(errors="replace")[-TEXT_BYTES_MAX:])
+        return None
+    gc.collect()
+    gc.freeze()
+    control.send(READY)
+    return program
+
+
+def _text_of(error: BaseException) -> str:
+    """Give what `FunctionBroken` says: the program's own text of it, where it has one."""
+    text = getattr(error, "broken_text", None)
+    return text if isinstance(text, str) else "".join(traceback.format_exception(error))
+
+
+class _Zygote:
+    def __init__(self, start: Start, control: socket.socket, program: ModuleType, second_filter: bytes) -> None:
+        self._start = start
+        self._control = control
+        self._program = program
+        self._filter = second_filter
+        self._names: dict[int, bytes] = {}
+        self._endings: dict[bytes, bytes] = {}
+
+    def serve(self) -> None:
+        """Fork a call for every message, and say on demand how one ended."""
+        signal.signal(signal.SIGCHLD, self._reap)
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(self._control, 64, 3)
+            if not message:
+                return
+            if message[:1] == SPAWN:
+                self._spawn(message[1:], list(descriptors))
+            elif message[:1] == STATUS:
+                self._control.send(ENDED + message[1:] + self._endings.pop(message[1:], b""))
+
+    def _spawn(self, name: bytes, descriptors: list[int]) -> None:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            call.main(name.decode(), descriptors, self._program, self._filter, self._start.result_bytes)
+        self._names[child] = name
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._reap()
+
+    def _reap(self, *_: object) -> None:
+        try:
+            while True:
+                child, status, usage = os.wait4(-1, os.WNOHANG)
+                if child == 0:
+                    return
+                if (name := self._names.pop(child, None)) is not None:
+                    self._remember(name, ENDING.pack(status, usage.ru_maxrss << 10))
+        except ChildProcessError:
+            pass
+
+    def _remember(self, name: bytes, ending: bytes) -> None:
+        while len(self._endings) >= ENDINGS_MAX:
+            self._endings.pop(next(iter(self._endings)))
+        self._endings[name] = ending
+
+
+def _read(descriptor: int) -> bytes:
+    content = b""
+    while part := os.pread(descriptor, 16 << 20, len(content)):
+        content += part
+    return content

@@ -1,0 +1,129 @@
+"""The read-only root that sandboxes see: the interpreter, its libraries, pydantic, cloudpickle, and our code inside.
+
+Nothing else of this machine: the paths there are of the sandbox's own, and no directory of the host is bound
+whole but the interpreter's standard library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskworker.sandbox.errors import SandboxUnavailable
+
+PYTHON = "/python"
+PACKAGES = "/packages"
+RUNTIME = "/runtime"
+UID = 1000
+PACKAGE_NAMES = (
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_extensions",
+    "typing_inspection",
+    "cloudpickle",
+)
+DEVICES = ("null", "urandom", "random")
+"""No ``zero``: mapped shared, it would be memory that calls have in common."""
+
+_WITHOUT_LIBRARIES = ("_tkinter", "readline", "_curses", "_curses_panel", "_dbm", "_gdbm", "nis", "_crypt", "spwd")
+"""Terminals, windows and accounts, of which a sandbox has none: their libraries are not bound."""
+_LIBRARY = re.compile(r"(?:=>\s+|^\s*)(/\S+)\s+\(0x", re.MULTILINE)
+_LDD_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A file or directory of this machine, and where it is inside."""
+
+    source: Path
+    target: str
+
+
+def interpreter() -> str:
+    """Give the interpreter's path inside."""
+    return f"{PYTHON}/bin/{_executable().name}"
+
+
+def module_path() -> tuple[str, ...]:
+    """Give what ``sys.path`` begins with inside, beside the standard library."""
+    return (RUNTIME, PACKAGES)
+
+
+def binds() -> list[Bind]:
+    """List what is bound into the root, read-only.
+
+    Raises:
+        SandboxUnavailable: something that it needs is not installed.
+    """
+    standard_library = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
+    inside = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = list(_packages())
+    own = Path(__file__).parent
+    return [
+        Bind(_executable(), interpreter()),
+        Bind(standard_library, inside),
+        *packages,
+        Bind(own / "inside", f"{RUNTIME}/taskworker/sandbox/inside"),
+        Bind(own / "frames.py", f"{RUNTIME}/taskworker/sandbox/frames.py"),
+        *_libraries([_executable(), *_standard_extensions(standard_library), *_extensions(packages)]),
+    ]
+
+
+def hidden() -> Iterator[str]:
+    """Name the directories inside that something else of this machine would be seen in."""
+    standard_library = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
+    inside = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
+    for name in ("site-packages", "dist-packages"):
+        if (standard_library / name).is_dir():
+            yield f"{inside}/{name}"
+
+
+def _executable() -> Path:
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    own: str = getattr(sys, "_base_executable", sys.executable)
+    for candidate in (Path(sys.base_prefix) / "bin" / name, Path(own)):
+        if candidate.exists():
+            return candidate.resolve()
+    raise SandboxUnavailable(f"no interpreter is to be found below {sys.base_prefix}")
+
+
+def _packages() -> Iterator[Bind]:
+    for name in PACKAGE_NAMES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise SandboxUnavailable(f"functions need the package {name}: pip install pydantic cloudpickle")
+        origin = Path(spec.origin)
+        source = origin.parent if origin.name == "__init__.py" else origin
+        yield Bind(source, f"{PACKAGES}/{source.name}")
+
+
+def _standard_extensions(standard_library: Path) -> Iterator[Path]:
+    for path in standard_library.glob("lib-dynload/*.so"):
+        if path.name.partition(".")[0] not in _WITHOUT_LIBRARIES:
+            yield path
+
+
+def _extensions(packages: list[Bind]) -> Iterator[Path]:
+    for package in packages:
+        if package.source.is_dir():
+            yield from package.source.glob("*.so")
+
+
+def _libraries(objects: list[Path]) -> Iterator[Bind]:
+    """Find the shared libraries of ``objects`` as the loader does; they are bound where it looks for them."""
+    ldd = shutil.which("ldd")
+    if ldd is None:
+        raise SandboxUnavailable("functions need ldd, which comes with the C library, to find shared libraries")
+    said = subprocess.run(
+        [ldd, *map(str, objects)], capture_output=True, text=True, timeout=_LDD_TIMEOUT_S, check=False
+    ).stdout
+    for path in sorted(set(_LIBRARY.findall(said))):
+        yield Bind(Path(path).resolve(), path)

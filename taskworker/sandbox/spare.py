@@ -1,0 +1,158 @@
+"""One call's process on the host's side: its channel, its output, and the means to end and to measure it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskworker.sandbox import proof
+from taskworker.sandbox.conversation import Conversation
+from taskworker.sandbox.errors import SandboxUnavailable
+from taskworker.sandbox.image import Limits
+
+FUNCTION_TASKS_MAX = 512
+"""Processes and threads of all calls of one function together. What one call may have is watched besides."""
+_RECEIVE_BYTES = 256 << 10
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CPU_CLOCK = 2
+_GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the zygote takes, which its calls begin with: bytes of address space and of data."""
+
+    address_space: int
+    data: int
+
+
+def size_of(pid: int) -> Size:
+    """Measure a process."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return Size(int(fields[0]) * _PAGE_BYTES, int(fields[5]) * _PAGE_BYTES)
+
+
+def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
+    """Put a call's limits on its process, from outside."""
+    seconds = math.ceil(limits.cpu_s)
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes, None),
+        (resource.RLIMIT_DATA, begun_with.data + limits.memory_bytes, None),
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_FSIZE, limits.disk_bytes, None),
+        (resource.RLIMIT_NOFILE, limits.open_files, None),
+        (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
+        (resource.RLIMIT_CORE, 0, None),
+    ):
+        resource.prlimit(pid, kind, (soft, soft if hard is None else hard))
+
+
+def limit_zygote(pid: int, limits: Limits) -> None:
+    """Bound what a zygote takes for its import. Soft limits: it cannot raise them, and its calls have their own."""
+    begun_with = size_of(pid)
+    for kind, soft in (
+        (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
+        (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX),
+        (resource.RLIMIT_FSIZE, 0),
+    ):
+        _, hard = resource.prlimit(pid, kind)
+        resource.prlimit(pid, kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+class Spare:
+    """A process forked for one call. Made before it: the descriptors in `theirs` are for the zygote."""
+
+    __slots__ = ("_pidfd", "channel", "conversation", "errors", "name", "output", "pid", "theirs")
+
+    def __init__(self, name: str, result_bytes: int) -> None:
+        self.name = name
+        self.pid = 0
+        self._pidfd = -1
+        self.channel, theirs = socket.socketpair()
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.output, their_output = os.pipe2(os.O_CLOEXEC)
+        self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.output, False)
+        os.set_blocking(self.errors, False)
+        self.theirs = (theirs.detach(), their_output, their_errors)
+        self.conversation = Conversation(result_bytes)
+
+    def handed_over(self) -> None:
+        """Close this process's copies of what the zygote has got."""
+        for descriptor in self.theirs:
+            os.close(descriptor)
+        self.theirs = ()  # type: ignore[assignment]
+
+    def greet(self, limits: Limits, begun_with: Size, pid_namespace: str) -> bool:
+        """Take the hello; False if it has not come whole.
+
+        Raises:
+            SandboxUnavailable: the process is not confined as it should be.
+            ProtocolViolation: it did not send a hello.
+            OSError: it is gone.
+        """
+        data, pid = proof.receive_with_pid(self.channel, _RECEIVE_BYTES)
+        if not data or pid <= 0:
+            raise ConnectionResetError("a call's process ended before it began")
+        if self.conversation.feed(data) is None:
+            return False
+        self._pidfd = os.pidfd_open(pid)
+        if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace:
+            raise SandboxUnavailable("what answered is not of the sandbox")
+        proof.require_filters(pid, 2)
+        limit_call(pid, limits, begun_with)
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        self.pid = pid
+        return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether its channel is open and nothing came on it."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return not poll.poll(0)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def cpu_s(self) -> float:
+        """Give the processor time it has taken, in seconds; 0 when it is gone."""
+        try:
+            return time.clock_gettime((~self.pid << 3) | _CPU_CLOCK)
+        except OSError:
+            return 0.0
+
+    def peak_bytes(self) -> int:
+        """Give the most memory it had, in bytes; 0 when it is gone."""
+        try:
+            return int(proof.status_of(self.pid).get("VmHWM", "0 kB").split()[0]) << 10
+        except OSError:
+            return 0
+
+    def threads(self) -> int:
+        """Count its threads; 0 when it is gone."""
+        try:
+            return int(proof.status_of(self.pid)["Threads"])
+        except (OSError, KeyError):
+            return 0
+
+    def close(self) -> None:
+        """End it and close everything."""
+        self.kill()
+        for descriptor in (*self.theirs, self.output, self.errors, self._pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.channel.close()
+        self.theirs = ()  # type: ignore[assignment]
+        self._pidfd = self.output = self.errors = -1
