@@ -39,3 +39,35 @@ class WorkerRefused(StorageError):
 
 class NotJoined(StorageError):
     """A heartbeat of a worker that the pool does not know, or whose lease ran out; it joins again."""
+
+
+class FunctionNotFound(StorageError):
+    """No function has this name, in the pool or on the worker."""
+
+
+class FunctionFailed(StorageError):
+    """A function raised an exception; the text is its type, what it says, and the function's own frames."""
+
+
+class FunctionBroken(StorageError):
+    """A function cannot be loaded: its module fails when it is imported, or does not hold the function."""
+
+
+class FunctionLimitExceeded(StorageError):
+    """A call used more than it may; the text says of what, and how much is allowed."""
+
+
+class FunctionCrashed(StorageError):
+    """A function's process ended without an answer, or spoke garbage."""
+
+
+class FunctionsUnavailable(StorageUnavailable):
+    """No worker that is alive can run the function now; trying again later may help."""
+
+
+class FunctionBusy(ServerBusy):
+    """As many calls of the function run and wait as are allowed; try again after a while."""
+
+
+class CallUncertain(StorageError):
+    """A worker was lost amid a call that must not run twice: it may have run, or not."""

@@ -24,6 +24,7 @@ from storage.shards.identity import VolumeIdentity, new_volume_key, read_identit
 from taskworker import pool_pb2
 from taskworker.client.channel import CHANNEL_OPTIONS, target_of
 from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
+from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions
 from taskworker.pool_pb2_grpc import PoolServiceStub
 from taskworker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
 from taskworker.services.server import FileServer
@@ -52,6 +53,7 @@ class VolumeWorker:
         zone: what fails together with this worker.
         capacity: its weight in the layout, in bytes; default the size of the disk.
         scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
+        functions: what it runs for the pool beside that.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class VolumeWorker:
         zone: str = "",
         capacity: int | None = None,
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
+        functions: HostedFunctions | None = None,
     ) -> None:
+        self._functions = functions
         self.worker_id = worker_id
         self.pool_address = pool_address
         self.directory = Path(directory)
@@ -106,7 +110,10 @@ class VolumeWorker:
         try:
             self._volume = self._open_volume(description)
             handler = shard_handler(self._volume, self._instance, (str(self.directory),))
-            self._server = FileServer(None, added={SHARD_SERVICE: handler})
+            added = {SHARD_SERVICE: handler}
+            if self._functions is not None:
+                added |= self._functions.services(self.directory)
+            self._server = FileServer(None, added=added, added_calls=0 if self._functions is None else FUNCTION_CALLS)
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             self._join(description.pool_id)
@@ -115,6 +122,8 @@ class VolumeWorker:
             raise
         self._pulse.start()
         self._scrubber.start(self._volume)
+        if self._functions is not None:
+            self._functions.start(self.worker_id, self._instance)
         return port
 
     def wait(self) -> None:
@@ -129,6 +138,8 @@ class VolumeWorker:
             self._leave()
         if self._server is not None:
             self._server.stop(grace_s)
+        if self._functions is not None:
+            self._functions.close()
         if self._pulse.is_alive():
             self._pulse.join()
         self._scrubber.join()
@@ -201,6 +212,8 @@ class VolumeWorker:
         response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
         self._heartbeat_s = response.heartbeat_ms / 1000
         self._joined.set()
+        if self._functions is not None:
+            self._functions.offer_soon()
         log.info("joined pool %s as number %d", response.pool_id, response.slot)
 
     def _own_capacity(self) -> int:

@@ -1,4 +1,4 @@
-"""TaskWorker: a store with a gRPC server around it, or a member of a node pool, for asyncio programs."""
+"""TaskWorker, for asyncio programs: functions and a store with a gRPC server, or a member of a node pool."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
 from storage import FileStorage, InvalidArgument
 from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.declaring import Declarations
+from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions, LocalFunctions
 from taskworker.services.files import FileService
 from taskworker.services.server import FileServer
 from taskworker.taskworker_pb2 import (
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 ResultT = TypeVar("ResultT")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 class WorkerStorage(Protocol):
@@ -116,6 +119,9 @@ class TaskWorker:
         self._zone, self._capacity = zone, capacity
         self._embedded = _embedded_store(worker_id, store) if node_pool_address is None else None
         self._pool = _PoolStorage(node_pool_address) if node_pool_address is not None else None
+        self._declared = Declarations((TaskWorker,))
+        self._hosted: HostedFunctions | None = None
+        self._local: LocalFunctions | None = None
 
     @property
     def storage(self) -> WorkerStorage:
@@ -125,8 +131,43 @@ class TaskWorker:
         assert self._embedded is not None, "a worker without a pool has a store"
         return self._embedded
 
+    # -- functions -------------------------------------------------------------------------------
+
+    def function(self, name: str | None = None, **options: Any) -> Callable[[FunctionT], FunctionT]:
+        """A decorator that offers a function to callers: ``@worker.function("name")``.
+
+        The function runs in a sandbox, a fresh one for each call, with what it refers to as it is when the
+        server starts. Inside, ``worker.storage`` has the files of the calling user, and ``worker.call``
+        calls other functions.
+
+        Args:
+            name: what callers call it; default its own name.
+            options: ``idempotent`` (True: may be run again if its worker is lost), ``cache_ttl`` (seconds
+                that a result may be given again for the same arguments), ``concurrency`` (calls at once),
+                ``queue`` (calls that may wait), ``limits`` (``taskworker.sandbox.Limits``).
+
+        Raises:
+            InvalidArgument: the function cannot be sent into a sandbox; the text says why.
+        """
+
+        def declare(function: FunctionT) -> FunctionT:
+            self.register_function(name, function, **options)
+            return function
+
+        return declare
+
+    def register_function(self, name: str | None, function: Callable[..., Any], **options: Any) -> None:
+        """Offer a function to callers; see :meth:`function`."""
+        packed = self._declared.add(name, function, options)
+        if self._hosted is not None:
+            self._hosted.register([packed])
+        elif self._local is not None:
+            self._local.register([packed])
+
+    # -- the server ------------------------------------------------------------------------------
+
     async def start_server(self, port: int = 50052) -> int:
-        """Serve on ``port`` (0: any free one): the embedded store, or for a pool's worker its volume, joining the pool.
+        """Serve on ``port`` (0: any free one): functions; and the embedded store, or a volume for the pool it joins.
 
         Returns:
             The port bound; ``address`` has it with the host.
@@ -136,6 +177,7 @@ class TaskWorker:
             StorageUnavailable: the port is taken, or no pool answers.
             StoreLocked: another process has the store or volume open.
             WorkerRefused: the pool does not take this worker; the text says why.
+            SandboxUnavailable: there are functions, and this machine cannot isolate them.
         """
         if self._server is not None or self._member is not None:
             raise InvalidArgument(f"the server of {self.worker_id} runs already on {self.address}; stop it first")
@@ -148,16 +190,27 @@ class TaskWorker:
         return bound
 
     async def _join(self, pool_address: str, address: str) -> int:
-        member = VolumeWorker(self.worker_id, pool_address, self._volume, zone=self._zone, capacity=self._capacity)
+        hosted = HostedFunctions(pool_address, self._volume / "functions", required=bool(self._declared))
+        member = VolumeWorker(
+            self.worker_id, pool_address, self._volume, zone=self._zone, capacity=self._capacity, functions=hosted
+        )
+        hosted.register(self._declared.packed())
         bound = await asyncio.to_thread(member.start, address)
-        self._member = member
+        self._member, self._hosted = member, hosted
         return bound
 
     async def _serve_store(self, address: str) -> int:
-        store = await asyncio.to_thread(self._embedded.open) if self._embedded is not None else None
-        server = FileServer(store)
-        bound = await asyncio.to_thread(server.start, address)
-        self._server = server
+        assert self._embedded is not None, "a worker without a pool has a store"
+        store = await asyncio.to_thread(self._embedded.open)
+        local = LocalFunctions(self.worker_id, store)
+        server = FileServer(store, added=local.services(), added_calls=FUNCTION_CALLS)
+        try:
+            await asyncio.to_thread(local.register, self._declared.packed())
+            bound = await asyncio.to_thread(server.start, address)
+        except BaseException:
+            await asyncio.to_thread(local.close)
+            raise
+        self._server, self._local = server, local
         return bound
 
     async def wait_for_termination(self) -> None:
@@ -173,8 +226,11 @@ class TaskWorker:
         opens the store again; without a running server only that is done.
         """
         serving, self._server, self._member, self.address = self._server or self._member, None, None, None
+        local, self._local, self._hosted = self._local, None, None
         if serving is not None:
             await asyncio.to_thread(serving.stop, grace_s)
+        if local is not None:
+            await asyncio.to_thread(local.close)
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.close)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from taskworker.cli.profile import K, N, profile_of
+from taskworker.cli.programs import run_program
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.text import one_line
@@ -92,6 +93,12 @@ def pool(
 
 def worker(
     session: Session,
+    program: Annotated[
+        str | None,
+        typer.Argument(
+            help="A program's own worker: a module here and the TaskWorker in it.", metavar="[MODULE:WORKER]"
+        ),
+    ] = None,
     worker_id: Annotated[str, typer.Option("--id", help="Its name in the pool.", metavar="NAME")] = "worker_001",
     directory: Annotated[
         Path | None,
@@ -111,21 +118,30 @@ def worker(
         int | None,
         typer.Option(help="Its weight against the others (default: the size of its disk).", metavar="GIB", min=1),
     ] = None,
+    functions: Annotated[
+        bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
+    ] = True,
     supervised: Supervised = False,
 ) -> None:
-    """Offer a directory's disk to a node pool until Ctrl-C. Started again, it is itself again.
+    """Offer a directory's disk to a node pool, and run its functions, until Ctrl-C. Started again, it is itself again.
 
     Examples:
         taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
+        taskworker worker app:worker
     """
+    if program is not None:
+        run_program(session, program, listen)
+        return
+    from taskworker.function_worker import HostedFunctions
     from taskworker.volume_worker import VolumeWorker
     from taskworker.worker import default_store
 
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
-    member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes)
+    hosted = HostedFunctions(pool_address, path / "functions", required=False) if functions else None
+    member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes, functions=hosted)
     member.start(listen)
     try:
         _watch_parent(wanted=supervised)

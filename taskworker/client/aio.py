@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from storage import (
     CollectReport,
@@ -302,6 +302,18 @@ class AsyncClient:
     async def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
         """See :meth:`Client.delete`."""
         await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
+
+    async def call(
+        self,
+        function: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """See :meth:`Client.call`."""
+        return await self._run(lambda: self._client.call(function, args, kwargs, user_id=user_id, timeout_s=timeout_s))
 
     async def stats(self, *, timeout_s: float | None = None) -> StoreStats:
         """See :meth:`Client.stats`."""

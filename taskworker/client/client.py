@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -51,6 +52,13 @@ _RETRIES = 3
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"an argument cannot be sent as JSON: {error}") from None
 
 
 def _arguments_checked(
@@ -514,6 +522,49 @@ class Client:
         """
         request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
         self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
+
+    # Functions
+
+    @_arguments_checked
+    def call(
+        self,
+        function: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Call a function by its name; what it returns, as JSON has it.
+
+        Args:
+            function: its name.
+            args: values that JSON can hold.
+            kwargs: likewise, by parameter.
+            user_id: on whose behalf it runs.
+            timeout_s: after that many seconds the call is ended wherever it runs.
+
+        Raises:
+            FunctionNotFound, FunctionFailed, FunctionLimitExceeded, FunctionBusy, DeadlineExceeded, and the
+            others of ``taskworker.errors``; InvalidArgument: an argument does not fit its parameter.
+        """
+        texts = [_as_json(value) for value in args]
+        named = {name: _as_json(value) for name, value in (kwargs or {}).items()}
+        return json.loads(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
+
+    @_arguments_checked
+    def call_texts(
+        self,
+        function: str,
+        args: Sequence[str],
+        kwargs: Mapping[str, str],
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> str:
+        """As :meth:`call`, with arguments as texts (JSON values, or bare words), and the result as JSON."""
+        request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
+        return self._channel.unary(self._channel.rpc.CallFunction, request, self._deadline(timeout_s)).result
 
     # Upkeep of the store
 

@@ -317,6 +317,14 @@ class Membership:
                     lost.append(record)
         return Expiry(suspect, lost)
 
+    def address_of(self, worker: str, instance: str) -> str | None:
+        """Where a process of a worker is reached, None once it is not alive."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            if presence is None or presence.instance != instance or not self._is_alive(presence):
+                return None
+            return self._records[worker].address
+
     def lost(self) -> list[MemberRecord]:
         """Those that are lost and have a part in the layout all the same, by slot."""
         with self._lock:

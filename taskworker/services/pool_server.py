@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 
+import grpc
+
 from storage import ErasureProfile
-from taskworker import pool_pb2
+from taskworker import functions_pb2, pool_pb2, taskworker_pb2
+from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
+from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
+from taskworker.services.functions import FunctionService, HostingService
+from taskworker.services.invocation import GrpcTransport
 from taskworker.services.pool import PoolService
+from taskworker.services.rpc import RpcService
 from taskworker.services.server import FileServer
 
-_SERVICE = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+_POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+_HOSTING = functions_pb2.DESCRIPTOR.services_by_name["HostingService"]
+_FUNCTIONS = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"]
+_RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
+
+_CALLS = 128  # of functions at once, waiting ones included: a thread each
 
 
 class PoolServer:
@@ -37,16 +49,30 @@ class PoolServer:
         options: PoolOptions | None = None,
     ) -> None:
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
-        handler = generic_handler(_SERVICE, PoolService(self.pool), hide=(str(directory),))
-        self._server = FileServer(self.pool.store, added={_SERVICE.full_name: handler})
+        self._transport = GrpcTransport()
+        self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport)
+        self._server = FileServer(self.pool.store, added=self._services((str(directory),)), added_calls=_CALLS)
+
+    def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
+        functions = self.functions
+        gate = Gate(_CALLS, f"{_CALLS} calls of functions are under way, as many as this pool allows")
+        management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
+        return {
+            _POOL.full_name: generic_handler(_POOL, PoolService(self.pool), hide=hide),
+            _HOSTING.full_name: generic_handler(_HOSTING, HostingService(functions.hosting), hide=hide),
+            _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
+            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, gate=gate),
+        }
 
     def start(self, address: str) -> int:
         """Listen; see :meth:`taskworker.services.server.FileServer.start`. On failure the pool is closed."""
         try:
-            return self._server.start(address)
+            port = self._server.start(address)
         except BaseException:
             self.pool.close()
             raise
+        self.functions.start()
+        return port
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server has stopped; False if ``timeout_s`` ran out first."""
@@ -55,4 +81,6 @@ class PoolServer:
     def stop(self, grace_s: float = 5.0) -> None:
         """Give calls under way ``grace_s`` seconds, then close the pool."""
         self._server.stop(grace_s)
+        self.functions.close()
+        self._transport.close()
         self.pool.close()

@@ -103,6 +103,7 @@ class FileServer:
         store: what to serve.
         limits: how many calls at once.
         added: further services, by full name.
+        added_calls: how many calls of those may be under way beside the files' and the reserved ones.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class FileServer:
         *,
         limits: ServerLimits = DEFAULT_LIMITS,
         added: Mapping[str, grpc.GenericRpcHandler] | None = None,
+        added_calls: int = 0,
     ) -> None:
-        calls = limits.calls + (limits.reserved if added else 0)
+        calls = limits.calls + added_calls + (limits.reserved if added else 0)
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = health.HealthServicer()
         self._socket_file: Path | None = None

@@ -30,7 +30,15 @@ from storage.errors import (
 from storage.shards import VolumeFailed
 from taskworker.errors import (
     CallAbandoned,
+    CallUncertain,
     DeadlineExceeded,
+    FunctionBroken,
+    FunctionBusy,
+    FunctionCrashed,
+    FunctionFailed,
+    FunctionLimitExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
     MessageTooLarge,
     NotJoined,
     ServerBusy,
@@ -44,6 +52,8 @@ from taskworker.wire.limits import STATUS_TEXT_BYTES_MAX
 DETAIL_KEY = "error-detail-bin"
 HEAD_KEY = "head-version"
 BASE_KEY = "base-version"
+RETRY_KEY = "retry-after"  # seconds
+_RETRY_AFTER_S = 1
 
 _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FileNotFound: grpc.StatusCode.NOT_FOUND,
@@ -66,6 +76,14 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     ServerFault: grpc.StatusCode.INTERNAL,
     WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
     NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    FunctionNotFound: grpc.StatusCode.NOT_FOUND,
+    FunctionFailed: grpc.StatusCode.UNKNOWN,  # as gRPC itself tells exceptions of a method
+    FunctionBroken: grpc.StatusCode.FAILED_PRECONDITION,
+    FunctionLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FunctionCrashed: grpc.StatusCode.INTERNAL,
+    FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
+    FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
@@ -101,6 +119,16 @@ def is_foreseen(error: BaseException) -> bool:
     return any(cls in _CODES for cls in type(error).__mro__)
 
 
+def kind_of(error: StorageError) -> str:
+    """The name under which an error travels."""
+    return next((cls.__name__ for cls in type(error).__mro__ if cls in _CODES), ServerFault.__name__)
+
+
+def error_of(kind: str, text: str) -> StorageError:
+    """The error of a name that :func:`kind_of` gave; ServerFault for others."""
+    return _rebuilt(_BY_NAME.get(kind, ServerFault), text, ErrorDetail())
+
+
 def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
     """The status to send for a foreseen ``error``; ``hide`` are paths not to show to callers."""
     kind = next(cls for cls in type(error).__mro__ if cls in _CODES)
@@ -117,6 +145,8 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
     elif isinstance(error, DataLossError):
         detail.chunk, detail.found, detail.needed = error.chunk, error.found, error.needed
         detail.filename, detail.file_id = error.filename or "", error.file_id or ""
+    elif isinstance(error, FunctionBusy):
+        metadata.append((RETRY_KEY, str(_RETRY_AFTER_S)))
     metadata.append((DETAIL_KEY, detail.SerializeToString()))
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))
 

@@ -1,0 +1,232 @@
+"""The commands for functions: call, functions, deploy, undeploy, logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from taskworker.cli.documents import document
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.session import Session
+from taskworker.cli.text import one_line, plural, size_text, time_text
+
+if TYPE_CHECKING:
+    from taskworker.client.functions import Deployed, FunctionClient, FunctionStatus, FunctionVersion, LogLine
+
+_ID_SHOWN = 12
+
+FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
+
+
+def call(
+    session: Session,
+    function: FunctionName,
+    args: Annotated[
+        list[str] | None, typer.Argument(help="Arguments: JSON values, or bare words as texts.", metavar="ARG")
+    ] = None,
+    kw: Annotated[
+        list[str] | None, typer.Option("--kw", help="An argument by its name; repeatable.", metavar="NAME=VALUE")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="End the call after so many seconds.", metavar="SECONDS", min=0.001)
+    ] = None,
+) -> None:
+    """Call a function of the pool, and print what it returns: texts as they are, anything else as JSON.
+
+    Examples:
+        taskworker call calculate 3 4
+        taskworker call report --kw month=2026-11 --timeout 60
+    """
+    from taskworker.client import Client
+
+    named = dict(_keyword(item) for item in kw or ())
+    with Client(session.pool_address()) as client:
+        told = client.call_texts(function, args or (), named, user_id=session.user, timeout_s=timeout)
+    value = json.loads(told)
+    if isinstance(value, str) and not session.terminal.as_json:
+        session.terminal.lines(value)
+    else:
+        session.terminal.document(value)
+
+
+def _keyword(item: str) -> tuple[str, str]:
+    name, separator, value = item.partition("=")
+    if not separator or not name:
+        raise Failure(f"--kw {item!r} is not NAME=VALUE", ExitCode.USAGE)
+    return name, value
+
+
+def deploy(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="What callers call it.", metavar="NAME")],
+    entry: Annotated[
+        str, typer.Argument(help="Where it is: a module and the function in it.", metavar="MODULE:FUNCTION")
+    ],
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where the module is.", metavar="DIR", file_okay=False, exists=True)
+    ] = Path(),
+    requirements: Annotated[
+        Path | None,
+        typer.Option(help="A requirements file: packages of pure Python.", metavar="FILE", dir_okay=False, exists=True),
+    ] = None,
+    limits: Annotated[
+        str,
+        typer.Option(help="Of one call: memory=128MiB,cpu=5,wall=60,threads=8,disk=64MiB,...", metavar="LIMITS"),
+    ] = "",
+    cache: Annotated[
+        float, typer.Option(help="Give a result again for so long, for the same arguments.", metavar="SECONDS", min=0)
+    ] = 0.0,
+    concurrency: Annotated[int, typer.Option(help="Calls at once in the pool.", metavar="N", min=1)] = 32,
+    queue: Annotated[int, typer.Option(help="Further calls that may wait.", metavar="N", min=0)] = 256,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
+    ] = False,
+) -> None:
+    """Put a function, its module and its requirements into the pool as the newest version of NAME.
+
+    Examples:
+        taskworker deploy thumbnail images:thumbnail
+        taskworker deploy report reports.monthly:make --requirements requirements.txt --limits memory=512MiB,wall=120
+    """
+    from taskworker.client.functions import FunctionClient
+    from taskworker.functions.packing import pack_module
+    from taskworker.functions.spec import FunctionSpec, limits_from_text
+
+    spec = FunctionSpec(
+        name=name,
+        entry=entry,
+        idempotent=not once,
+        cache_ttl_s=cache,
+        concurrency=concurrency,
+        queue=queue,
+        limits=limits_from_text(limits),
+    )
+    packed = pack_module(entry, spec, root=directory, requirements=requirements)
+    with FunctionClient(session.pool_address()) as client:
+        deployed = client.deploy(packed.bundle, user_id=session.user)
+    _show_deployment(session, deployed, size=len(packed.bundle), packages=len(packed.spec.requirements))
+
+
+def _show_deployment(session: Session, deployed: Deployed, *, size: int = 0, packages: int = 0) -> None:
+    how = "is deployed" if deployed.changed else "was deployed like this already"
+    more = f", {size_text(size)}" if size else ""
+    more += f" with {plural(packages, 'package')}" if packages else ""
+    session.terminal.result(
+        document(deployed), f"{deployed.function} {how}: version {deployed.version_id[:_ID_SHOWN]}{more}"
+    )
+
+
+def undeploy(session: Session, function: FunctionName) -> None:
+    """Take a deployed function, and its versions, out of the pool.
+
+    Examples:
+        taskworker undeploy report
+    """
+    from taskworker.client.functions import FunctionClient
+
+    with FunctionClient(session.pool_address()) as client:
+        client.undeploy(function)
+    session.terminal.result({"function": function, "deployed": False}, f"{one_line(function)} is no longer deployed")
+
+
+def functions(
+    session: Session,
+    what: Annotated[
+        Literal["list", "log", "rollback"],
+        typer.Argument(help="All functions; the versions of one; or an earlier version made the newest again."),
+    ] = "list",
+    function: Annotated[str | None, typer.Argument(help="log, rollback: which.", metavar="FUNCTION")] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="rollback: to which, or how its id begins (default: the one before).", metavar="VERSION"),
+    ] = None,
+) -> None:
+    """List the pool's functions and how their calls do; or the versions of one; or go back to one.
+
+    Examples:
+        taskworker functions
+        taskworker functions log report
+        taskworker functions rollback report --version 3fa4
+    """
+    from taskworker.client.functions import FunctionClient
+
+    if (what == "list") != (function is None):
+        raise Failure(f"`taskworker functions {what}` {'takes no' if function else 'wants a'} FUNCTION", ExitCode.USAGE)
+    with FunctionClient(session.pool_address()) as client:
+        if function is None:
+            found = client.functions()
+            session.terminal.result([document(one) for one in found], *function_lines(found))
+        elif what == "log":
+            _show_history(session, client, function)
+        else:
+            _show_deployment(session, client.roll_back(function, version or "", user_id=session.user))
+
+
+def function_lines(found: list[FunctionStatus]) -> list[str]:
+    """The functions as a table."""
+    if not found:
+        return ["no functions yet; deploy one with `taskworker deploy NAME MODULE:FUNCTION`"]
+    width = max(8, *(len(one.function) for one in found))
+    return [
+        f"{'FUNCTION':{width}}  {'VERSION':12}  {'CALLS':>8}  {'ERRORS':>6}  {'RATE':>7}  {'P50':>8}  {'P95':>8}  "
+        f"{'P99':>8}  {'NOW':>9}  {'WARM':>4}  {'MEMORY':>9}  WORKERS",
+        *(_function_line(one, width) for one in found),
+    ]
+
+
+def _function_line(one: FunctionStatus, width: int) -> str:
+    now = f"{one.running}+{one.waiting}" if one.waiting else str(one.running)
+    return (
+        f"{one.function:{width}}  {one.version_id[:_ID_SHOWN] or 'of workers':12}  {one.calls:>8,}  {one.errors:>6,}  "
+        f"{one.rate:>5.1f}/s  {_ms(one.p50_ms):>8}  {_ms(one.p95_ms):>8}  {_ms(one.p99_ms):>8}  {now:>9}  "
+        f"{sum(warm.processes for warm in one.warm):>4}  {size_text(sum(warm.memory_bytes for warm in one.warm)):>9}  "
+        f"{len(one.workers)}"
+    )
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def _show_history(session: Session, client: FunctionClient, function: str) -> None:
+    versions = client.history(function)
+    session.terminal.listing(
+        "VERSION       DEPLOYED                  SIZE  BY", ((document(one), _version_line(one)) for one in versions)
+    )
+
+
+def _version_line(one: FunctionVersion) -> str:
+    who = one_line(one.deployed_by)
+    return f"{one.version_id[:_ID_SHOWN]}  {time_text(one.deployed_ms)}  {size_text(one.size):>9}  {who}"
+
+
+def logs(
+    session: Session,
+    function: FunctionName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.", show_default=False)
+    ] = False,
+) -> None:
+    """Show what the calls of a function printed and logged, and the errors they ended with.
+
+    Examples:
+        taskworker logs report
+        taskworker logs report --follow
+    """
+    from taskworker.client.functions import FunctionClient
+
+    with FunctionClient(session.pool_address()) as client:
+        for line in client.logs(function, follow=follow):
+            if session.terminal.as_json:
+                session.terminal.lines(json.dumps(document(line), ensure_ascii=False))
+            else:
+                session.terminal.lines(_log_line(line))
+
+
+def _log_line(line: LogLine) -> str:
+    mark = {"stdout": " ", "stderr": "!"}.get(line.stream, "*")
+    return f"{time_text(line.time_ms)} {line.call_id[:8]} {mark} {one_line(line.text)}"

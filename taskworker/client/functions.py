@@ -1,0 +1,186 @@
+"""The operator's side of functions: deploying them, and seeing how they do, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from taskworker import functions_pb2
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.functions_pb2_grpc import FunctionServiceStub
+from taskworker.wire import status
+
+ResponseT = TypeVar("ResponseT")
+
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A deployment; ``changed`` is False if that version was the newest already."""
+
+    function: str
+    version_id: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WarmProcesses:
+    """A function's processes on a worker; memory as proportional set size in bytes."""
+
+    worker_id: str
+    processes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatus:
+    """A function and how its calls do; ``rate`` in calls a second over the last minute.
+
+    ``version_id`` is empty for a function of workers' own programs.
+    """
+
+    function: str
+    version_id: str
+    deployed_ms: int
+    idempotent: bool
+    cache_ttl_s: float
+    concurrency: int
+    queue: int
+    workers: list[str]
+    calls: int
+    errors: int
+    cached: int
+    moved: int
+    rate: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    running: int
+    waiting: int
+    warm: list[WarmProcesses]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionVersion:
+    """A version of a deployed function; size of its bundle in bytes."""
+
+    version_id: str
+    deployed_ms: int
+    size: int
+    deployed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line that a call printed or logged, or, in the stream ``event``, how it ended."""
+
+    time_ms: int
+    call_id: str
+    worker_id: str
+    stream: str
+    text: str
+
+
+class FunctionClient:
+    """The functions of a pool. Thread-safe; a context manager.
+
+    Errors are of the engine's family: ``FunctionNotFound``, ``InvalidArgument``, ``StorageUnavailable``.
+
+    Args:
+        address: of the pool.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._stub = FunctionServiceStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> FunctionClient:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def deploy(self, bundle: bytes, *, user_id: str) -> Deployed:
+        """Make a bundle the newest version of its function."""
+        request = functions_pb2.DeployRequest(bundle=bundle, user_id=user_id)
+        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=_TIMEOUT_S)))
+
+    def undeploy(self, function: str) -> None:
+        """End a deployed function and its versions."""
+        request = functions_pb2.UndeployRequest(function_name=function)
+        self._call(lambda: self._stub.Undeploy(request, timeout=_TIMEOUT_S))
+
+    def roll_back(self, function: str, version_id: str = "", *, user_id: str) -> Deployed:
+        """Make an earlier version the newest again: by default the one before it."""
+        request = functions_pb2.RollbackRequest(function_name=function, version_id=version_id, user_id=user_id)
+        return _deployed(self._call(lambda: self._stub.Rollback(request, timeout=_TIMEOUT_S)))
+
+    def functions(self) -> list[FunctionStatus]:
+        """All functions, by name."""
+        request = functions_pb2.ListFunctionsRequest()
+        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=_TIMEOUT_S))
+        return [_function_status(one) for one in answer.functions]
+
+    def history(self, function: str) -> list[FunctionVersion]:
+        """The versions of a deployed function, newest first."""
+        request = functions_pb2.FunctionHistoryRequest(function_name=function)
+        answer = self._call(lambda: self._stub.FunctionHistory(request, timeout=_TIMEOUT_S))
+        return [FunctionVersion(one.version_id, one.deployed_ms, one.size, one.deployed_by) for one in answer.versions]
+
+    def logs(self, function: str, *, follow: bool = False) -> Iterator[LogLine]:
+        """The lines that are kept, then, if asked to follow, those that come, without end."""
+        stream = self._stub.Logs(functions_pb2.LogsRequest(function_name=function, follow=follow))
+        try:
+            for line in stream:
+                yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+        finally:
+            stream.cancel()
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+
+def _deployed(answer: functions_pb2.DeployResponse) -> Deployed:
+    return Deployed(answer.function_name, answer.version_id, answer.changed)
+
+
+def _function_status(one: functions_pb2.Function) -> FunctionStatus:
+    statistics = one.statistics
+    return FunctionStatus(
+        function=one.function_name,
+        version_id=one.version_id,
+        deployed_ms=one.deployed_ms,
+        idempotent=one.idempotent,
+        cache_ttl_s=one.cache_ttl,
+        concurrency=one.concurrency,
+        queue=one.queue,
+        workers=list(one.workers),
+        calls=statistics.calls,
+        errors=statistics.errors,
+        cached=statistics.cached,
+        moved=statistics.moved,
+        rate=statistics.rate,
+        p50_ms=statistics.p50_ms,
+        p95_ms=statistics.p95_ms,
+        p99_ms=statistics.p99_ms,
+        running=one.running,
+        waiting=one.waiting,
+        warm=[WarmProcesses(warm.worker_id, warm.processes, warm.memory_bytes) for warm in one.warm],
+    )

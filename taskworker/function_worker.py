@@ -1,0 +1,207 @@
+"""A worker's functions: run for a pool and offered to it, or served by a worker on its own."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+
+from storage import FileStorage
+from taskworker import functions_pb2, taskworker_pb2
+from taskworker.client import Client
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.functions.calls import Call
+from taskworker.functions.host import FunctionHost
+from taskworker.functions.local import LocalWorkers
+from taskworker.functions.packing import PackedFunction
+from taskworker.functions.routing import CallRouter
+from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
+from taskworker.functions_pb2_grpc import HostingServiceStub
+from taskworker.sandbox import SandboxUnavailable
+from taskworker.services.admission import Gate
+from taskworker.services.binding import generic_handler
+from taskworker.services.invocation import InvocationService
+from taskworker.services.rpc import RpcService
+from taskworker.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.wire import status
+from taskworker.wire.chains import chain_metadata
+from taskworker.wire.deployed import DEPLOYED_OWNER
+
+log = logging.getLogger(__name__)
+
+FUNCTION_CALLS = 64
+"""Calls of functions that a worker has under way at most; the pool takes more elsewhere."""
+
+_RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
+_INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
+_OFFER_EVERY_S = 2.0
+_OFFER_TIMEOUT_S = 5.0
+
+
+class HostedFunctions:
+    """Runs functions for a pool. Thread-safe.
+
+    Args:
+        pool_address: of the pool.
+        directory: for unpacked bundles.
+        required: whether the worker is of no use without: then :meth:`services` raises where a sandbox
+            cannot be had; else the worker goes on without functions, and says so.
+    """
+
+    def __init__(self, pool_address: str, directory: Path, *, required: bool) -> None:
+        self._client = Client(pool_address)
+        self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
+        self._pool = RPCServiceStub(self._channel)
+        self._hosting = HostingServiceStub(self._channel)
+        self._pool_address = pool_address
+        self._required = required
+        self.host = FunctionHost(
+            directory, lambda user, timeout_s: PoolFiles(self._client, user, timeout_s), self._call_function
+        )
+        self.unavailable: str | None = None
+        self._worker, self._instance = "", ""
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._offering = threading.Thread(target=self._keep_offering, name="offers", daemon=True)
+
+    def register(self, functions: Iterable[PackedFunction]) -> None:
+        """Host functions of this worker's own program."""
+        for function in functions:
+            self.host.register(function)
+        self.offer_soon()
+
+    def services(self, directory: Path) -> dict[str, grpc.GenericRpcHandler]:
+        """Bring up the sandbox; the services that the pool calls.
+
+        Raises:
+            SandboxUnavailable: functions are required, and this machine cannot isolate them.
+        """
+        try:
+            self.host.start()
+        except SandboxUnavailable as error:
+            if self._required:
+                raise
+            self.unavailable = str(error)
+            log.warning("this worker runs no functions: %s", error)
+        gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls are under way on this worker, as many as it allows")
+        service = InvocationService(self.host, self._fetch)
+        return {_INVOCATION.full_name: generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate)}
+
+    def start(self, worker_id: str, instance: str) -> None:
+        """Begin to offer, as this process of a worker."""
+        self._worker, self._instance = worker_id, instance
+        self._offering.start()
+
+    def offer_soon(self) -> None:
+        """What can be run has changed, or the pool forgot it."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """End all calls, their processes, and the connections."""
+        self._closing.set()
+        self._wanted.set()
+        if self._offering.is_alive():
+            self._offering.join()
+        self.host.close()
+        self._channel.close()
+        self._client.close()
+
+    # -- the pool ------------------------------------------------------------------------------------
+
+    def _keep_offering(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
+            except grpc.RpcError as error:
+                log.debug("the pool did not take the offer: %s", status.decode(error, self._pool_address))
+            self._wanted.wait(_OFFER_EVERY_S)
+            self._wanted.clear()
+
+    def _offer(self) -> functions_pb2.OfferRequest:
+        return functions_pb2.OfferRequest(
+            worker_id=self._worker,
+            instance=self._instance,
+            hosts_deployed=self.unavailable is None,
+            functions=[
+                functions_pb2.FunctionOffer(
+                    function_name=name,
+                    bundle=hosted.image.key,
+                    idempotent=hosted.spec.idempotent,
+                    cache_ttl=hosted.spec.cache_ttl_s,
+                    concurrency=hosted.spec.concurrency,
+                    queue=hosted.spec.queue,
+                )
+                for name, hosted in self.host.own.items()
+            ],
+            warm=[
+                functions_pb2.WarmFunction(
+                    worker_id=self._worker,
+                    function_name=warm.name,
+                    processes=warm.processes,
+                    memory_bytes=warm.memory_bytes,
+                )
+                for warm in self.host.views()
+            ],
+        )
+
+    def _fetch(self, file_id: str, version_id: str) -> bytes:
+        return self._client.get(file_id, user_id=DEPLOYED_OWNER, version_id=version_id)
+
+    def _call_function(self, call: Call, timeout_s: float | None) -> str:
+        request = taskworker_pb2.FunctionCallRequest(
+            function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
+        )
+        metadata = chain_metadata(call.call_id or secrets.token_hex(8), call.chain)
+        try:
+            return self._pool.CallFunction(request, timeout=timeout_s, metadata=metadata).result
+        except grpc.RpcError as error:
+            raise status.decode(error, self._pool_address) from None
+
+
+class LocalFunctions:
+    """Runs the functions of a worker without a pool. Thread-safe.
+
+    Args:
+        worker_id: its name.
+        store: has the files that functions work on.
+    """
+
+    def __init__(self, worker_id: str, store: FileStorage) -> None:
+        self._bundles = tempfile.TemporaryDirectory(prefix="taskworker-functions-")
+        self._host = FunctionHost(
+            Path(self._bundles.name),
+            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, timeout_s: self._router.call(call, timeout_s),
+        )
+        workers = LocalWorkers(worker_id, self._host)
+        self._router = CallRouter(workers.find, workers)
+        self._lock = threading.Lock()
+        self._started = False
+
+    def register(self, functions: list[PackedFunction]) -> None:
+        """Host functions of this program.
+
+        Raises:
+            SandboxUnavailable: this machine cannot isolate them.
+        """
+        with self._lock:
+            if functions and not self._started:
+                self._host.start()
+                self._started = True
+        for function in functions:
+            self._host.register(function)
+
+    def services(self) -> dict[str, grpc.GenericRpcHandler]:
+        """What callers call."""
+        gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls of functions are under way, as many as this worker allows")
+        return {_RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=(self._bundles.name,), gate=gate)}
+
+    def close(self) -> None:
+        """End all calls and their processes."""
+        self._host.close()
+        self._bundles.cleanup()

@@ -1,0 +1,168 @@
+"""Bundles: a function's code and its dependencies as one file, and where a worker keeps them unpacked.
+
+A bundle is an uncompressed tar archive, so that the store finds again what two versions share::
+
+    function.json     the function's document (FunctionSpec)
+    app/...           the user's own code
+    dependencies/...  installed packages, pure Python
+
+The same contents give the same bytes: entries are sorted, and without times, owners and modes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from blake3 import blake3
+
+from storage.errors import FormatError, InvalidArgument
+from taskworker.functions.spec import FunctionSpec
+
+APP, DEPENDENCIES, DOCUMENT = "app", "dependencies", "function.json"
+BUNDLE_BYTES_MAX = 48 << 20
+FILES_MAX = 20_000
+_KEPT = 256
+
+
+def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> bytes:
+    """A bundle.
+
+    Args:
+        spec: of the function.
+        files: contents by path, below ``app/`` or ``dependencies/``.
+
+    Raises:
+        InvalidArgument: too large, or too many files.
+    """
+    size = sum(map(len, files.values()))
+    if size > BUNDLE_BYTES_MAX or len(files) >= FILES_MAX:
+        raise InvalidArgument(
+            f"function {spec.name!r} and its dependencies are {len(files):,} files of {size / (1 << 20):.1f} MiB; "
+            f"at most {FILES_MAX:,} files and {BUNDLE_BYTES_MAX >> 20} MiB are taken: leave out what it does not use"
+        )
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, content in sorted({DOCUMENT: spec.to_json(), **files}.items()):
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def key_of(bundle: bytes) -> str:
+    """The bundle's name among all: BLAKE3 in hex."""
+    return blake3(bundle).hexdigest()
+
+
+def spec_of(bundle: bytes) -> FunctionSpec:
+    """The document of a bundle, which is checked as a whole.
+
+    Raises:
+        FormatError: it is no bundle.
+        InvalidArgument: its document asks for what is not given.
+    """
+    for path, content in _entries(bundle):
+        if path == PurePosixPath(DOCUMENT):
+            return FunctionSpec.from_json(content)
+    raise FormatError(f"this is no function's bundle: it has no {DOCUMENT}")
+
+
+def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
+    if len(bundle) > 2 * BUNDLE_BYTES_MAX:
+        raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
+    seen: set[PurePosixPath] = set()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as tar:
+            for entry in tar:
+                path = PurePosixPath(entry.name)
+                if (
+                    not entry.isfile()
+                    or entry.issparse()
+                    or not _is_below(path)
+                    or path in seen
+                    or len(seen) > FILES_MAX
+                ):
+                    raise FormatError(f"this is no function's bundle: {entry.name!r} does not belong in one")
+                seen.add(path)
+                content = tar.extractfile(entry)
+                assert content is not None, "it is a file"
+                yield path, content.read()
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise FormatError(f"this is no function's bundle: {error}") from None
+
+
+def _is_below(path: PurePosixPath) -> bool:
+    inside = len(path.parts) > 1 and path.parts[0] in (APP, DEPENDENCIES)
+    return (inside or path == PurePosixPath(DOCUMENT)) and ".." not in path.parts and "\0" not in str(path)
+
+
+class BundleCache:
+    """Unpacked bundles in a directory, each under its key; the least lately used ones go. Thread-safe.
+
+    Args:
+        directory: made if absent; what an earlier process left half done in it is removed.
+        kept: how many.
+    """
+
+    def __init__(self, directory: Path, *, kept: int = _KEPT) -> None:
+        self.directory = directory
+        self._kept = kept
+        self._lock = threading.Lock()
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def find(self, key: str) -> Path | None:
+        """Where the bundle is unpacked, if it is."""
+        path = self.directory / key
+        try:
+            os.utime(path)  # its turn to go is later now
+        except OSError:
+            return None
+        return path
+
+    def add(self, bundle: bytes) -> Path:
+        """Unpack a bundle; its directory.
+
+        Raises:
+            FormatError: it is no bundle.
+            OSError: the disk.
+        """
+        key = key_of(bundle)
+        with self._lock:
+            found = self.find(key)
+            if found is None:
+                found = self._unpack(key, bundle)
+                self._make_room()
+        return found
+
+    def _unpack(self, key: str, bundle: bytes) -> Path:
+        # Its parts appear under its key all at once, so no reader meets half a bundle.
+        partial = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
+        try:
+            for path, content in _entries(bundle):
+                target = partial / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            partial.chmod(0o755)
+            partial.rename(self.directory / key)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return self.directory / key
+
+    def _make_room(self) -> None:
+        by_age = sorted((path for path in self.directory.iterdir()), key=lambda path: path.stat().st_mtime_ns)
+        for path in by_age[: max(0, len(by_age) - self._kept)]:
+            with contextlib.suppress(OSError):
+                path.rename(self.directory / f".{path.name}")
+                shutil.rmtree(self.directory / f".{path.name}")

@@ -1,0 +1,294 @@
+"""A worker's functions: bundles to sandboxes, calls to reports."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from storage.errors import InvalidArgument, StorageError
+from taskworker.errors import (
+    CallAbandoned,
+    DeadlineExceeded,
+    FunctionBroken,
+    FunctionCrashed,
+    FunctionFailed,
+    FunctionLimitExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
+)
+from taskworker.functions.bridge import Bridge, UserFiles
+from taskworker.functions.bundles import BundleCache, key_of, spec_of
+from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
+from taskworker.functions.packing import PackedFunction
+from taskworker.functions.spec import FunctionSpec
+from taskworker.sandbox import FunctionImage, SandboxHost, WarmView
+from taskworker.sandbox import errors as sandbox_errors
+
+_LINE_CHARS_MAX = 4_000
+
+FilesOf = Callable[[str, float | None], UserFiles]
+"""The files of a user, for operations that take at most so many seconds."""
+
+
+class _Outcome(msgspec.Struct):
+    """What a sandbox's program says of a call; read strictly, as anyone may have written it."""
+
+    result: str | None = None
+    error: str | None = None
+    type: str = ""
+    text: str = ""
+    frames: list[str] = []
+
+
+_outcomes = msgspec.json.Decoder(_Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class HostedFunction:
+    """A function ready to be sandboxed."""
+
+    spec: FunctionSpec
+    image: FunctionImage
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A function's processes on this worker."""
+
+    name: str
+    processes: int
+    memory_bytes: int
+
+
+class FunctionHost:
+    """Runs calls of functions in sandboxes. Thread-safe.
+
+    Args:
+        directory: for unpacked bundles; made if absent.
+        files_of: the files of a call's user.
+        call_function: calls another function for a call under way, taking at most so many seconds; its
+            result as JSON.
+    """
+
+    def __init__(self, directory: Path, files_of: FilesOf, call_function: Callable[[Call, float | None], str]) -> None:
+        self._bundles = BundleCache(directory)
+        self._sandbox = SandboxHost(directory)
+        self._files_of = files_of
+        self._call_function = call_function
+        self._lock = threading.Lock()
+        self._own: dict[str, HostedFunction] = {}
+        self._hosted: dict[str, HostedFunction] = {}
+
+    def start(self) -> None:
+        """Bring up the sandbox.
+
+        Raises:
+            SandboxUnavailable: this machine does not isolate processes as it must; the text says what to turn on.
+        """
+        self._sandbox.start()
+
+    def close(self) -> None:
+        """End all calls and processes."""
+        self._sandbox.close()
+
+    # -- functions ---------------------------------------------------------------------------------
+
+    def register(self, function: PackedFunction) -> None:
+        """Host a function of this worker's own program, in place of one of the same name."""
+        hosted = self._host(function.bundle)
+        with self._lock:
+            self._own[hosted.spec.name] = hosted
+
+    @property
+    def own(self) -> Mapping[str, HostedFunction]:
+        """The functions of this worker's own program, by name."""
+        with self._lock:
+            return dict(self._own)
+
+    def own_function(self, name: str) -> HostedFunction:
+        """A function of this worker's own program.
+
+        Raises:
+            FunctionNotFound: it has no such function.
+        """
+        with self._lock:
+            hosted = self._own.get(name)
+        if hosted is None:
+            raise FunctionNotFound(f"this worker has no function {name!r}")
+        return hosted
+
+    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        """The function of a deployed bundle, fetched if it is not here yet.
+
+        Args:
+            bundle_id: names the bundle: one version of a file.
+            fetch: reads it.
+
+        Raises:
+            FormatError, InvalidArgument: it is no bundle.
+            StorageError: it cannot be read.
+        """
+        with self._lock:
+            hosted = self._hosted.get(bundle_id)
+        if hosted is None or self._bundles.find(hosted.image.key) is None:
+            hosted = self._host(fetch())
+            with self._lock:
+                self._hosted[bundle_id] = hosted
+        return hosted
+
+    def _host(self, bundle: bytes) -> HostedFunction:
+        spec = spec_of(bundle)
+        root = self._bundles.add(bundle)
+        document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules})
+        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits))
+
+    def warm(self, function: HostedFunction) -> None:
+        """Load a function ahead of its first call.
+
+        Raises:
+            FunctionBroken: it cannot be loaded; the text says why.
+        """
+        try:
+            self._sandbox.warm(function.image)
+        except sandbox_errors.SandboxError as error:
+            raise _translated(error, function.spec) from error
+
+    def views(self) -> list[Warm]:
+        """The functions that have processes here."""
+        with self._lock:
+            names = {one.image.key: one.spec.name for one in (*self._hosted.values(), *self._own.values())}
+        return [Warm(names.get(view.key, view.key), _processes(view), view.pss_bytes) for view in self._sandbox.views()]
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def run(self, function: HostedFunction, call: Call, timeout_s: float | None, running: RunningCall) -> CallReport:
+        """Run one call to its end, whatever end that is.
+
+        Args:
+            function: of this host.
+            call: what it is called with.
+            timeout_s: how long the caller waits.
+            running: lets others end it.
+        """
+        report, output = CallReport(), _Output()
+        started = time.monotonic()
+        until = None if timeout_s is None else started + timeout_s
+
+        def left_s() -> float | None:
+            return None if until is None else max(0.001, until - time.monotonic())
+
+        files = self._files_of(call.user_id, timeout_s)
+        bridge = Bridge(
+            call,
+            files,
+            lambda nested: self._call_function(nested, left_s()),
+            disk_bytes=function.spec.limits.disk_bytes,
+        )
+        try:
+            report.result = self._result(function, call, left_s(), bridge, output, running, report)
+        except StorageError as error:
+            report.error = error
+        finally:
+            bridge.close()
+        report.wall_s = time.monotonic() - started
+        report.output = output.lines()
+        return report
+
+    def _result(
+        self,
+        function: HostedFunction,
+        call: Call,
+        timeout_s: float | None,
+        bridge: Bridge,
+        output: _Output,
+        running: RunningCall,
+        report: CallReport,
+    ) -> str:
+        request = msgspec.json.encode({"args": call.args, "kwargs": call.kwargs})
+        try:
+            sandboxed = self._sandbox.begin(
+                function.image, request, timeout_s=timeout_s, answer=bridge, output=output.add
+            )
+            try:
+                with running.ended_by(sandboxed.cancel):
+                    told = sandboxed.result()
+            finally:
+                report.cpu_s, report.memory_bytes = sandboxed.cpu_s, sandboxed.peak_rss_bytes
+        except sandbox_errors.SandboxError as error:
+            raise _translated(error, function.spec) from error
+        return _read_outcome(told, function.spec)
+
+
+def _processes(view: WarmView) -> int:
+    return len(view.pids)
+
+
+def _read_outcome(told: bytes, spec: FunctionSpec) -> str:
+    try:
+        outcome = _outcomes.decode(told)
+        if outcome.result is not None:
+            msgspec.json.decode(outcome.result)  # code in the sandbox may have written this itself
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FunctionCrashed(f"function {spec.name} answered with something unreadable ({error})") from None
+    if outcome.error == "arguments":
+        raise InvalidArgument(f"function {spec.name}: {outcome.text}")
+    if outcome.error == "result":
+        raise FunctionFailed(f"function {spec.name}: {outcome.text}")
+    if outcome.error is not None:
+        frames = "".join(f"\n  {frame}" for frame in outcome.frames)
+        raise FunctionFailed(f"{outcome.type}: {outcome.text}{frames}")
+    if outcome.result is None:
+        raise FunctionCrashed(f"function {spec.name} answered with neither a result nor an error")
+    return outcome.result
+
+
+def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> StorageError:
+    """The sandbox's errors in the words of the family that callers know."""
+    match error:
+        case sandbox_errors.LimitExceeded():
+            return FunctionLimitExceeded(f"function {spec.name}: {error}")
+        case sandbox_errors.CallDeadline():
+            return DeadlineExceeded(f"function {spec.name}: {error}")
+        case sandbox_errors.CallCancelled():
+            return CallAbandoned(f"function {spec.name}: the call was cancelled, and its process ended")
+        case sandbox_errors.FunctionBroken():
+            return FunctionBroken(f"function {spec.name} cannot be loaded: {error}")
+        case sandbox_errors.SandboxUnavailable():
+            return FunctionsUnavailable(str(error))
+    return FunctionCrashed(f"function {spec.name}: {error}")
+
+
+class _Output:
+    """What a call prints, as lines; how much of it, the sandbox bounds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pieces: list[tuple[int, str, bytes]] = []
+
+    def add(self, stream: str, piece: bytes) -> None:
+        with self._lock:
+            self._pieces.append((time.time_ns() // 1_000_000, stream, piece))
+
+    def lines(self) -> list[OutputLine]:
+        with self._lock:
+            pieces, self._pieces = self._pieces, []
+        found: list[OutputLine] = []
+        for stream in ("stdout", "stderr"):
+            rest = b""
+            for time_ms, from_stream, piece in pieces:
+                if from_stream == stream:
+                    *complete, rest = (rest + piece).split(b"\n")
+                    found += (OutputLine(time_ms, stream, _text(line)) for line in complete)
+            if rest:
+                found.append(OutputLine(pieces[-1][0], stream, _text(rest)))
+        return sorted(found, key=lambda line: line.time_ms)
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").rstrip("\r")
+    return text if len(text) <= _LINE_CHARS_MAX else f"{text[:_LINE_CHARS_MAX]}..."

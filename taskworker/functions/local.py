@@ -1,0 +1,30 @@
+"""Functions of one process that is its own pool."""
+
+from __future__ import annotations
+
+from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.host import FunctionHost
+from taskworker.functions.routing import RoutedFunction
+
+
+class LocalWorkers:
+    """This process as the one worker (``taskworker.functions.routing.Workers``)."""
+
+    def __init__(self, name: str, host: FunctionHost) -> None:
+        self._name = name
+        self._host = host
+
+    def find(self, name: str) -> RoutedFunction | None:
+        """A function of this program by its name."""
+        hosted = self._host.own.get(name)
+        return None if hosted is None else RoutedFunction.of(hosted.spec, hosted.image.key)
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        """See ``Workers``."""
+        return [self._name] if function.name in self._host.own else []
+
+    def invoke(
+        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+    ) -> CallReport:
+        """See ``Workers``."""
+        return self._host.run(self._host.own_function(function.name), call, timeout_s, running)

@@ -1,0 +1,320 @@
+"""Routing calls: a turn, a worker, another one if that is lost.
+
+A worker is chosen as the less busy of two taken at random ("the power of two choices", Mitzenmacher,
+IEEE TPDS 12(10), 2001): nearly as good as asking all, without all callers running to the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from cachetools import TLRUCache
+
+from storage.errors import DataLossError, InsufficientWorkers
+from taskworker.errors import (
+    CallAbandoned,
+    CallUncertain,
+    DeadlineExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
+    ServerBusy,
+    StorageUnavailable,
+)
+from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.spec import FunctionSpec
+from taskworker.functions.statistics import CallFigures, CallStatistics
+from taskworker.functions.turns import Turns
+
+_CACHE_BYTES = 64 << 20
+_CACHED_RESULT_BYTES_MAX = 1 << 20
+_WAIT_FOR_WORKERS_S = 10.0
+_LOOK_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedFunction:
+    """What routing knows of a function.
+
+    Attributes:
+        name: its name.
+        version: names its code: of a deployed one the version's id, else the bundle's key.
+        file_id: of the deployed bundle; empty: of workers' own programs.
+        idempotent, cache_ttl_s, concurrency, queue: as in ``FunctionSpec``.
+    """
+
+    name: str
+    version: str
+    file_id: str = ""
+    idempotent: bool = True
+    cache_ttl_s: float = 0.0
+    concurrency: int = 32
+    queue: int = 256
+
+    @classmethod
+    def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
+        """Of a function's document."""
+        return cls(spec.name, version, file_id, spec.idempotent, spec.cache_ttl_s, spec.concurrency, spec.queue)
+
+
+class WorkerGone(Exception):
+    """A worker was lost before it answered.
+
+    Attributes:
+        may_have_run: whether the call may have reached it.
+    """
+
+    def __init__(self, worker: str, *, may_have_run: bool) -> None:
+        super().__init__(f"worker {worker} was lost amid a call")
+        self.may_have_run = may_have_run
+
+
+class Workers(Protocol):
+    """Those who run calls."""
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        """Names of the workers that can run the function now."""
+
+    def invoke(
+        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+    ) -> CallReport:
+        """Run a call there.
+
+        Raises:
+            WorkerGone: it was lost.
+            ServerBusy: it takes no more calls now; the call has not run.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFigures:
+    """A function's calls as they are now."""
+
+    figures: CallFigures
+    running: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class _Cached:
+    result: str
+    ttl_s: float
+
+
+class CallRouter:
+    """Takes calls to workers. Thread-safe.
+
+    Args:
+        find: a function by its name, None if there is none.
+        workers: who runs them.
+        finished: told of each call that ran: who ran it, and what became of it.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], RoutedFunction | None],
+        workers: Workers,
+        finished: Callable[[Call, str, CallReport], None] = lambda _call, _worker, _report: None,
+    ) -> None:
+        self._find = find
+        self._workers = workers
+        self._finished = finished
+        self._lock = threading.Lock()
+        self._outstanding: Counter[str] = Counter()
+        self._turns: dict[str, Turns] = {}
+        self._statistics: dict[str, CallStatistics] = {}
+        self._cache: TLRUCache[object, _Cached] = TLRUCache(
+            maxsize=_CACHE_BYTES,
+            ttu=lambda _key, cached, now: now + cached.ttl_s,
+            getsizeof=lambda cached: len(cached.result) + 512,
+        )
+
+    def call(self, call: Call, timeout_s: float | None, running: RunningCall | None = None) -> str:
+        """The result, as JSON.
+
+        Args:
+            call: what is called.
+            timeout_s: how long all of it may take; None: the function's own limits.
+            running: lets another thread end it.
+
+        Raises:
+            FunctionNotFound: no such function.
+            FunctionBusy: as many calls of it run and wait as may.
+            FunctionsUnavailable: no worker can run it.
+            CallUncertain: its worker was lost, and it must not run twice.
+            StorageError: what the call itself ended with.
+        """
+        call.checked()
+        deadline = _Until(timeout_s)
+        function = self._found(call.function, deadline)
+        key = _cache_key(function, call) if function.cache_ttl_s else None
+        if key is not None and (found := self._cached(key)) is not None:
+            self._statistics_of(function.name).from_cache()
+            return found
+        with self._turn(function, call, deadline):
+            report = self._run(function, call, deadline, running or RunningCall())
+        if report.error is not None:
+            raise report.error
+        if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
+            with self._lock:
+                self._cache[key] = _Cached(report.result, function.cache_ttl_s)
+        return report.result
+
+    def figures(self, name: str) -> FunctionFigures:
+        """How the calls of a function do."""
+        running, waiting = self._turns_of(name).counts()
+        return FunctionFigures(self._statistics_of(name).figures(), running, waiting)
+
+    def outstanding(self) -> dict[str, int]:
+        """Calls under way by worker."""
+        with self._lock:
+            return {worker: count for worker, count in self._outstanding.items() if count}
+
+    def _found(self, name: str, deadline: _Until) -> RoutedFunction:
+        """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
+        give_up = time.monotonic() + _WAIT_FOR_WORKERS_S
+        while True:
+            try:
+                function = self._find(name)
+            except (DataLossError, InsufficientWorkers, StorageUnavailable):
+                if time.monotonic() > give_up:
+                    raise
+            else:
+                if function is None:
+                    raise FunctionNotFound(f"there is no function {name!r}; `taskworker functions` lists them")
+                return function
+            time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
+
+    # -- turns and the cache -------------------------------------------------------------------------
+
+    def _turn(self, function: RoutedFunction, call: Call, deadline: _Until) -> contextlib.AbstractContextManager[None]:
+        if function.name in call.chain:
+            # It waits for itself: a turn of its own could never come.
+            return contextlib.nullcontext()
+        return self._turns_of(function.name).turn(function.concurrency, function.queue, deadline.left_s())
+
+    def _turns_of(self, name: str) -> Turns:
+        with self._lock:
+            return self._turns.setdefault(name, Turns(name))
+
+    def _statistics_of(self, name: str) -> CallStatistics:
+        with self._lock:
+            return self._statistics.setdefault(name, CallStatistics())
+
+    def _cached(self, key: object) -> str | None:
+        with self._lock:
+            found = self._cache.get(key)
+        return None if found is None else found.result
+
+    # -- workers -------------------------------------------------------------------------------------
+
+    def _run(self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall) -> CallReport:
+        statistics = self._statistics_of(function.name)
+        started = time.monotonic()
+        failed = True
+        try:
+            report = self._run_somewhere(function, call, deadline, running, statistics)
+            failed = report.error is not None
+            return report
+        finally:
+            statistics.ended(time.monotonic() - started, failed=failed)
+
+    def _run_somewhere(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        statistics: CallStatistics,
+    ) -> CallReport:
+        tried: set[str] = set()
+        while True:
+            if running.cancelled:
+                raise CallAbandoned(f"the call of {function.name} was cancelled")
+            worker = self._choose(function, tried, deadline)
+            try:
+                with self._counted(worker):
+                    report = self._workers.invoke(worker, function, call, deadline.left_s(), running)
+            except WorkerGone as gone:
+                if gone.may_have_run and not function.idempotent:
+                    raise CallUncertain(
+                        f"worker {worker} was lost amid a call of {function.name}, which is not idempotent: it may "
+                        "have run, or not; see what it did before calling it again"
+                    ) from gone
+                statistics.was_moved()
+                tried.add(worker)
+            except ServerBusy:
+                tried.add(worker)
+            else:
+                self._finished(call, worker, report)
+                return report
+
+    def _choose(self, function: RoutedFunction, tried: set[str], deadline: _Until) -> str:
+        """One that can run it, best not one that failed it before; waits for one to come, or to come back."""
+        give_up = time.monotonic() + _WAIT_FOR_WORKERS_S
+        while True:
+            able = self._workers.able(function)
+            fresh = [worker for worker in able if worker not in tried]
+            if fresh:
+                return self._less_busy(fresh)
+            if time.monotonic() > give_up:
+                raise FunctionsUnavailable(
+                    f"no worker that is alive can run function {function.name} now"
+                    + (f" ({', '.join(sorted(tried))} failed it); " if tried else "; ")
+                    + "start one with `taskworker worker`, or try again later"
+                )
+            tried.clear()
+            time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
+
+    def _less_busy(self, workers: list[str]) -> str:
+        if len(workers) == 1:
+            return workers[0]
+        one, other = random.sample(workers, 2)
+        with self._lock:
+            return one if self._outstanding[one] <= self._outstanding[other] else other
+
+    @contextlib.contextmanager
+    def _counted(self, worker: str) -> Iterator[None]:
+        with self._lock:
+            self._outstanding[worker] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._outstanding[worker] -= 1
+
+
+class _Until:
+    """A point in time by which a call must have ended."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: none are.
+        """
+        if self._at is None:
+            return None
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"the call did not end within {self._timeout_s:.3g} s")
+        return left
+
+
+def _cache_key(function: RoutedFunction, call: Call) -> object:
+    return function.name, function.version, call.user_id, call.args, tuple(sorted(call.kwargs.items()))
+
+
+def forwarded(call: Call, call_id: str) -> Call:
+    """The call under a name for logs, unless it has one."""
+    return call if call.call_id else replace(call, call_id=call_id)

@@ -1,0 +1,151 @@
+"""What is known of a function: its name, how it may be called, and the limits of a call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from storage.errors import FormatError, InvalidArgument
+from taskworker.sandbox import Limits
+
+NAME_MAX = 64
+CONCURRENCY_MAX = 1024
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_FORMAT = 1
+_MIB = 1 << 20
+
+# Whatever a spec asks for, a worker gives no more.
+_CEILINGS: Mapping[str, float] = {
+    "memory_bytes": 4096 * _MIB,
+    "cpu_s": 3600.0,
+    "wall_s": 3600.0,
+    "threads": 256,
+    "disk_bytes": 4096 * _MIB,
+    "open_files": 1024,
+    "output_bytes": 16 * _MIB,
+    "result_bytes": 8 * _MIB,
+}
+
+
+def check_name(name: str) -> str:
+    """``name`` if a function can have it.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"function name {name!r}: use 1 to {NAME_MAX} letters, digits, '_', '.' or '-', the first a letter or '_'"
+        )
+    return name
+
+
+class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function as its bundle describes it (``function.json``).
+
+    Attributes:
+        name: what callers call it.
+        entry: ``module:function`` of the bundle's app directory, or ``pickle:FILE`` there.
+        idempotent: whether a call that may have run can be run again elsewhere.
+        cache_ttl_s: seconds that a result may be given to the same user for the same arguments; 0: never.
+        concurrency: calls at once in the pool.
+        queue: further calls that may wait for their turn.
+        limits: of one call.
+        requirements: the locked dependencies, ``name==version``.
+        own_modules: names of modules, in a pickle, that are the user's.
+        python: ``major.minor`` that a pickle was made with; empty: any.
+        format: of this document.
+    """
+
+    name: str
+    entry: str
+    idempotent: bool = True
+    cache_ttl_s: float = 0.0
+    concurrency: int = 32
+    queue: int = 256
+    limits: Limits = Limits()
+    requirements: tuple[str, ...] = ()
+    own_modules: tuple[str, ...] = ()
+    python: str = ""
+    format: int = _FORMAT
+
+    def checked(self) -> FunctionSpec:
+        """Itself, if everything in it is within bounds.
+
+        Raises:
+            InvalidArgument: something is not; the text names it.
+        """
+        check_name(self.name)
+        place, _, function = self.entry.partition(":")
+        if not place or not function:
+            raise InvalidArgument(f"entry {self.entry!r} is not module:function")
+        if not 1 <= self.concurrency <= CONCURRENCY_MAX or not 0 <= self.queue <= 10 * CONCURRENCY_MAX:
+            raise InvalidArgument(
+                f"concurrency {self.concurrency} and queue {self.queue}: "
+                f"1 to {CONCURRENCY_MAX} calls at once, up to {10 * CONCURRENCY_MAX} waiting"
+            )
+        if not 0 <= self.cache_ttl_s <= 86_400:
+            raise InvalidArgument(f"cache_ttl {self.cache_ttl_s}: 0 to 86400 seconds")
+        for field, most in _CEILINGS.items():
+            value = getattr(self.limits, field)
+            if not 0 < value <= most:
+                raise InvalidArgument(f"limit {field} is {value}: more than 0, at most {most:g}")
+        return self
+
+    def to_json(self) -> bytes:
+        """As a document; the same spec gives the same bytes."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
+
+    @classmethod
+    def from_json(cls, document: bytes) -> FunctionSpec:
+        """Read and check a document.
+
+        Raises:
+            FormatError: it is not one.
+            InvalidArgument: something in it is out of bounds.
+        """
+        try:
+            spec = msgspec.json.decode(document, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise FormatError(f"this is no function's document: {error}") from None
+        if spec.format != _FORMAT:
+            raise FormatError(f"the function's document has format {spec.format}, this software reads {_FORMAT}")
+        return spec.checked()
+
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_LIMIT_NAMES: Mapping[str, str] = {
+    "memory": "memory_bytes",
+    "cpu": "cpu_s",
+    "wall": "wall_s",
+    "threads": "threads",
+    "disk": "disk_bytes",
+    "files": "open_files",
+    "output": "output_bytes",
+    "result": "result_bytes",
+}
+
+
+def limits_from_text(text: str) -> Limits:
+    """Limits as the command line has them: ``memory=128MiB,cpu=5,wall=60``; what is not named is the default.
+
+    Raises:
+        InvalidArgument: an unknown limit, or no quantity.
+    """
+    given: dict[str, Any] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        name, _, quantity = item.partition("=")
+        field = _LIMIT_NAMES.get(name.strip())
+        matched = _QUANTITY.fullmatch(quantity.strip())
+        if field is None:
+            raise InvalidArgument(f"there is no limit {name!r}; there are {', '.join(_LIMIT_NAMES)}")
+        unit = matched.group(2).lower() if matched else ""
+        if matched is None or (unit not in _UNITS if field.endswith("bytes") else unit not in ("", "s")):
+            raise InvalidArgument(f"limit {item!r}: write for example memory=128MiB, cpu=5 (seconds), threads=8")
+        value = float(matched.group(1)) * (_UNITS[unit] if field.endswith("bytes") else 1)
+        given[field] = value if field.endswith("_s") else int(value)
+    return Limits(**given)

@@ -1,0 +1,11 @@
+"""For the code of functions: ``from taskworker.inside import worker``.
+
+Inside a call, ``worker.storage`` has the files of the calling user and ``worker.call`` calls other functions.
+Outside of one, importing this works, so that a module of functions can be imported and tested; asking does not.
+"""
+
+from __future__ import annotations
+
+from taskworker.sandbox.inside.facade import StoredFile, WorkerError, worker
+
+__all__ = ["StoredFile", "WorkerError", "worker"]

@@ -1,0 +1,49 @@
+"""The pool's part in calls: what is deployed and offered, who runs it, what it left behind."""
+
+from __future__ import annotations
+
+import threading
+
+from storage import FileStorage
+from taskworker.functions.call_log import CallLog
+from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.pool.deployed import DeployedFunctions
+from taskworker.pool.hosting import Hosting, Transport
+from taskworker.pool.membership import Membership
+
+_LOOK_S = 0.25
+
+
+class PoolFunctions:
+    """Functions of a pool, with a thread that watches their workers from :meth:`start` until :meth:`close`.
+
+    Args:
+        store: the pool's.
+        membership: the pool's.
+        transport: reaches workers.
+    """
+
+    def __init__(self, store: FileStorage, membership: Membership, transport: Transport) -> None:
+        self.deployed = DeployedFunctions(store)
+        self.hosting = Hosting(membership, transport)
+        self.log = CallLog()
+        self.router = CallRouter(self._find, self.hosting, self.log.finished)
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._watcher.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    def _find(self, name: str) -> RoutedFunction | None:
+        return self.hosting.offered(name) or self.deployed.find(name)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(_LOOK_S):
+            self.hosting.look()

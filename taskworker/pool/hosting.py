@@ -1,0 +1,149 @@
+"""Which worker can run which function, by what the workers' processes offer, and calls handed to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from taskworker.errors import NotJoined
+from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.routing import RoutedFunction, WorkerGone
+from taskworker.pool.membership import Membership
+
+
+@dataclass(frozen=True, slots=True)
+class WarmFunction:
+    """A function's processes on a worker; memory as proportional set size in bytes."""
+
+    function: str
+    worker: str
+    processes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a worker's process can run.
+
+    Attributes:
+        worker: its id.
+        instance: of the process.
+        hosts_deployed: whether it takes any deployed function.
+        functions: of its own program, by name.
+        warm: what has processes there.
+    """
+
+    worker: str
+    instance: str
+    hosts_deployed: bool
+    functions: dict[str, RoutedFunction] = field(default_factory=dict)
+    warm: tuple[WarmFunction, ...] = ()
+
+
+class Transport(Protocol):
+    """Hands a call to a worker's process."""
+
+    def invoke(
+        self,
+        worker: str,
+        address: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+    ) -> CallReport:
+        """As ``taskworker.functions.routing.Workers.invoke``."""
+
+    def abandon(self, worker: str) -> None:
+        """Let the calls under way at a worker fail with WorkerGone."""
+
+
+class Hosting:
+    """The workers as those who run calls (``taskworker.functions.routing.Workers``). Thread-safe.
+
+    Args:
+        membership: tells who is alive.
+        transport: reaches them.
+    """
+
+    def __init__(self, membership: Membership, transport: Transport) -> None:
+        self._membership = membership
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._offers: dict[str, Offer] = {}
+
+    def offer(self, offer: Offer) -> None:
+        """Take note of what a worker can run.
+
+        Raises:
+            NotJoined: the pool holds no lease of this process.
+        """
+        if self._membership.address_of(offer.worker, offer.instance) is None:
+            raise NotJoined(f"the pool holds no lease of worker {offer.worker}; join again")
+        with self._lock:
+            self._offers[offer.worker] = offer
+
+    def look(self) -> None:
+        """Drop the offers of processes that are gone, and let their calls move; to be called a few times a second."""
+        with self._lock:
+            gone = [offer for offer in self._offers.values() if not self._is_alive(offer)]
+            for offer in gone:
+                del self._offers[offer.worker]
+        for offer in gone:
+            self._transport.abandon(offer.worker)
+
+    def offered(self, name: str) -> RoutedFunction | None:
+        """A function of workers' own programs, by name."""
+        with self._lock:
+            return next((offer.functions[name] for offer in self._offers.values() if name in offer.functions), None)
+
+    def all_offered(self) -> dict[str, RoutedFunction]:
+        """All functions of workers' own programs."""
+        with self._lock:
+            return {name: one for offer in self._offers.values() for name, one in offer.functions.items()}
+
+    def warm(self) -> list[WarmFunction]:
+        """Which functions have processes where."""
+        with self._lock:
+            return [one for offer in self._offers.values() for one in offer.warm]
+
+    def _is_alive(self, offer: Offer) -> bool:
+        return self._membership.address_of(offer.worker, offer.instance) is not None
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        """See ``Workers``."""
+        with self._lock:
+            able = [offer for offer in self._offers.values() if _can_run(offer, function)]
+        return [offer.worker for offer in able if self._is_alive(offer)]
+
+    def invoke(
+        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+    ) -> CallReport:
+        """See ``Workers``."""
+        with self._lock:
+            offer = self._offers.get(worker)
+        address = None if offer is None else self._membership.address_of(worker, offer.instance)
+        if address is None:
+            raise WorkerGone(worker, may_have_run=False)
+        try:
+            return self._transport.invoke(worker, address, function, call, timeout_s, running)
+        except WorkerGone:
+            # No further calls until it offers itself again, which a living one does within moments.
+            with self._lock:
+                if self._offers.get(worker) is offer:
+                    del self._offers[worker]
+            raise
+
+
+def _can_run(offer: Offer, function: RoutedFunction) -> bool:
+    if function.file_id:
+        return offer.hosts_deployed
+    # Two processes may pack the same function into bundles that differ by a byte: the name decides.
+    return function.name in offer.functions
+
+
+def warm_of(views: Iterable[WarmFunction], function: str) -> list[WarmFunction]:
+    """Those of one function."""
+    return [one for one in views if one.function == function]

@@ -1,0 +1,200 @@
+"""What a function sees as ``worker``: files on behalf of the caller, and other functions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
+
+from pydantic_core import to_jsonable_python
+
+PART_BYTES = 512 << 10
+_LENGTH = struct.Struct("<I")
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+class Asker(Protocol):
+    """The channel to the worker that runs this call."""
+
+    def ask(self, payload: bytes) -> bytes:
+        """Ask, and wait for the answer."""
+
+
+class WorkerError(Exception):
+    """The pool refused what a function asked for.
+
+    Attributes:
+        kind: name of the error, as ``FileNotFound`` or ``PermissionDenied``.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One version of a file of the pool; sizes in bytes."""
+
+    file_id: str
+    version_id: str
+    filename: str
+    size: int
+
+
+class _Connection:
+    """Questions to the worker: a JSON header, then bytes as they are."""
+
+    def __init__(self) -> None:
+        self.asker: Asker | None = None
+
+    def ask(self, operation: str, data: bytes | memoryview = b"", **header: object) -> tuple[dict[str, Any], bytes]:
+        """One question and its answer.
+
+        Raises:
+            WorkerError: refused.
+        """
+        if self.asker is None:
+            raise RuntimeError("the worker can be asked while a call runs, not while the module is being imported")
+        document = json.dumps({"op": operation, **header}).encode()
+        answer = self.asker.ask(b"".join((_LENGTH.pack(len(document)), document, data)))
+        (length,) = _LENGTH.unpack_from(answer)
+        told = json.loads(answer[_LENGTH.size : _LENGTH.size + length])
+        if "error" in told:
+            raise WorkerError(told["error"], told["text"])
+        return told, answer[_LENGTH.size + length :]
+
+
+class Storage:
+    """The files of the user on whose behalf the function runs."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def stat(self, name: str, version_id: str | None = None) -> StoredFile:
+        """The head, or one version, of the file with this id or name."""
+        told, _ = self._connection.ask("stat", name=name, version_id=version_id)
+        return StoredFile(**told)
+
+    def get(self, name: str, version_id: str | None = None) -> bytes:
+        """All bytes of the file with this id or name."""
+        with self.open(name, version_id) as file:
+            return file.read()
+
+    def open(self, name: str, version_id: str | None = None) -> BinaryIO:
+        """A seekable reader; only what is read is fetched."""
+        raw = _RangedReader(self._connection, self.stat(name, version_id))
+        return io.BufferedReader(raw, PART_BYTES)
+
+    def push(self, data: bytes | BinaryIO, filename: str) -> StoredFile:
+        """Store bytes, or all that a binary file holds, under a name: a new file or a new version of it."""
+        source = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
+        self._connection.ask("push-begin", filename=filename)
+        while part := source.read(PART_BYTES):
+            self._connection.ask("push-part", part)
+        told, _ = self._connection.ask("push-end")
+        return StoredFile(**told)
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        """The user's files whose names begin with ``prefix``, by name."""
+        after: str | None = ""
+        while after is not None:
+            told, _ = self._connection.ask("list", prefix=prefix, after=after)
+            for one in told["files"]:
+                yield StoredFile(**one)
+            after = told["after"]
+
+
+class _RangedReader(io.RawIOBase):
+    def __init__(self, connection: _Connection, file: StoredFile) -> None:
+        self._connection = connection
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}, before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), PART_BYTES, self._file.size - self._position)
+        if wanted <= 0:
+            return 0
+        _, data = self._connection.ask(
+            "read", file_id=self._file.file_id, version_id=self._file.version_id, offset=self._position, length=wanted
+        )
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class FunctionWorker:
+    """``worker`` inside a function. Declaring functions with it has no further effect here."""
+
+    def __init__(self) -> None:
+        self._connection = _Connection()
+        self.storage = Storage(self._connection)
+
+    def call(self, function_name: str, *args: object, **kwargs: object) -> Any:
+        """Call another function of the pool, for the same user and within the same deadline; its result.
+
+        Raises:
+            WorkerError: it failed, or could not be called.
+        """
+        told, _ = self._connection.ask(
+            "call",
+            name=function_name,
+            args=[_as_json(value) for value in args],
+            kwargs={key: _as_json(value) for key, value in kwargs.items()},
+        )
+        return json.loads(told["result"])
+
+    def function(self, name: str | None = None, **_options: object) -> Callable[[FunctionT], FunctionT]:
+        """The decorator that declares functions; they are declared already."""
+        return lambda function: function
+
+    def register_function(self, name: str, function: Callable[..., Any], **_options: object) -> None:
+        """Declares a function; it is declared already."""
+
+    def __reduce__(self) -> tuple[Callable[..., FunctionWorker], tuple[()]]:
+        """A function that refers to it finds the one of its sandbox."""
+        return inert_worker, ()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"worker.{name} is not to be had inside a function; there are worker.storage and worker.call"
+        )
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(to_jsonable_python(value, bytes_mode="base64"), allow_nan=False)
+
+
+worker = FunctionWorker()
+"""The one worker that code in a sandbox sees."""
+
+
+def inert_worker(*_args: object, **_kwargs: object) -> FunctionWorker:
+    """Stands for the class ``TaskWorker`` in the module of a function: there is but one worker here."""
+    return worker
+
+
+def connect(asker: Asker | None) -> None:
+    """Let ``worker`` reach the one that runs this call."""
+    worker._connection.asker = asker

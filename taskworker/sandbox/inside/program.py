@@ -1,0 +1,127 @@
+"""What runs in a function's sandbox: load the function once, then answer one call in each child.
+
+Requests and outcomes are JSON documents::
+
+    request  {"args": [text], "kwargs": {name: text}}
+    outcome  {"result": text} | {"error": kind, "type": text, "text": text, "frames": [text]}
+
+with kind one of ``arguments``, ``exception``, ``result``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import json
+import logging
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from taskworker.sandbox.inside import facade, failures, guards
+from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters
+from taskworker.sandbox.inside.results import ResultRefused, json_of
+
+_APP, _DEPENDENCIES = "/code/app", "/code/dependencies"
+
+
+class EntryNotFound(Exception):
+    """The bundle does not hold the function that its document names."""
+
+
+class CannotLoad(Exception):
+    """The function's code raised while it was loaded.
+
+    Attributes:
+        broken_text: what it raised, as callers may see it.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        lines = [f"{failures.type_name(error)}: {failures.text_of(error)}", *failures.frames_of(error.__traceback__)]
+        super().__init__(lines[0])
+        self.broken_text = "\n  ".join(lines)
+
+
+class _Loaded:
+    """The function of this sandbox."""
+
+    function: Callable[..., Any]
+    parameters: Parameters
+
+
+def prepare(document: bytes) -> None:
+    """Load the function that the document names: ``{"entry": "module:function" | "pickle:FILE", ...}``.
+
+    Raises:
+        CannotLoad: its code fails when it is imported, or does not hold it.
+    """
+    told = json.loads(document)
+    sys.path[:0] = [_APP, _DEPENDENCIES]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _offer_worker()
+    guards.install(frozenset(told.get("own_modules", ())))
+    try:
+        _Loaded.function = _load(told["entry"])
+        _Loaded.parameters = Parameters(_Loaded.function)
+    except BaseException as error:
+        raise CannotLoad(error) from error
+
+
+def _offer_worker() -> None:
+    """Let modules say ``from taskworker.inside import worker``, and ``TaskWorker(...)`` as they do outside."""
+    sys.modules["taskworker.inside"] = facade
+    vars(sys.modules["taskworker"])["TaskWorker"] = facade.inert_worker
+
+
+def _load(entry: str) -> Callable[..., Any]:
+    place, _, name = entry.partition(":")
+    if place == "pickle":
+        function: Any = pickle.loads(Path(_APP, name).read_bytes())
+    else:
+        function = importlib.import_module(place)
+        try:
+            function = functools.reduce(getattr, name.split("."), function)
+        except AttributeError as error:
+            raise EntryNotFound(f"module {place!r} has no {name!r}: {error}") from None
+    if not callable(function):
+        raise EntryNotFound(f"{entry} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def run(request: bytes, channel: facade.Asker) -> bytes:
+    """Answer one call."""
+    told = json.loads(request)
+    facade.connect(channel)
+    return json.dumps(_outcome(told["args"], told["kwargs"])).encode()
+
+
+def _outcome(args: list[str], kwargs: dict[str, str]) -> dict[str, object]:
+    try:
+        bound = _Loaded.parameters.bind(args, kwargs)
+    except ArgumentRefused as error:
+        return {"error": "arguments", "text": str(error)}
+    try:
+        value = _Loaded.function(*bound.args, **bound.kwargs)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value))
+    except MemoryError:
+        raise  # the sandbox knows which limit that was
+    except BaseException as error:
+        return {
+            "error": "exception",
+            "type": failures.type_name(error),
+            "text": failures.text_of(error),
+            "frames": failures.frames_of(error.__traceback__),
+        }
+    try:
+        return {"result": json_of(value)}
+    except ResultRefused as error:
+        return {"error": "result", "text": str(error)}
+
+
+async def _awaited(value: Any) -> Any:
+    return await value

@@ -1,0 +1,157 @@
+"""FunctionService and HostingService of the pool, in the messages of ``functions.proto``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage import Version
+from taskworker import functions_pb2
+from taskworker.errors import CallAbandoned
+from taskworker.functions.call_log import CallLog
+from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.pool.deployed import DeployedFunctions, Deployment
+from taskworker.pool.hosting import Hosting, Offer, WarmFunction, warm_of
+from taskworker.services.binding import Caller
+
+
+class FunctionService:
+    """Serves the functions of a pool; thread-safe."""
+
+    def __init__(self, deployed: DeployedFunctions, hosting: Hosting, router: CallRouter, log: CallLog) -> None:
+        self._deployed = deployed
+        self._hosting = hosting
+        self._router = router
+        self._log = log
+
+    def Deploy(  # noqa: N802 - the names are the contract's
+        self, request: functions_pb2.DeployRequest, _caller: Caller
+    ) -> functions_pb2.DeployResponse:
+        """Take a bundle as the newest version of its function."""
+        return _deployment(self._deployed.deploy(request.bundle, request.user_id))
+
+    def Undeploy(  # noqa: N802
+        self, request: functions_pb2.UndeployRequest, _caller: Caller
+    ) -> functions_pb2.UndeployResponse:
+        """End a function."""
+        self._deployed.undeploy(request.function_name)
+        return functions_pb2.UndeployResponse()
+
+    def Rollback(  # noqa: N802
+        self, request: functions_pb2.RollbackRequest, _caller: Caller
+    ) -> functions_pb2.DeployResponse:
+        """Make an earlier version the newest again."""
+        return _deployment(self._deployed.roll_back(request.function_name, request.version_id, request.user_id))
+
+    def FunctionHistory(  # noqa: N802
+        self, request: functions_pb2.FunctionHistoryRequest, _caller: Caller
+    ) -> functions_pb2.FunctionHistoryResponse:
+        """The versions deployed, newest first."""
+        return functions_pb2.FunctionHistoryResponse(
+            versions=[
+                functions_pb2.FunctionVersion(
+                    version_id=version.version_id,
+                    deployed_ms=version.time_ms,
+                    size=version.size,
+                    deployed_by=version.note,
+                )
+                for version in self._deployed.history(request.function_name)
+            ]
+        )
+
+    def ListFunctions(  # noqa: N802
+        self, _request: functions_pb2.ListFunctionsRequest, _caller: Caller
+    ) -> functions_pb2.ListFunctionsResponse:
+        """All functions, deployed or of workers' own programs, and how they do."""
+        found: dict[str, functions_pb2.Function] = {}
+        for name, function in self._hosting.all_offered().items():
+            found[name] = self._function(function, None)
+        for deployed, head in self._deployed.all():
+            found.setdefault(deployed.name, self._function(deployed, head))
+        return functions_pb2.ListFunctionsResponse(functions=[found[name] for name in sorted(found)])
+
+    def Logs(  # noqa: N802
+        self, request: functions_pb2.LogsRequest, caller: Caller
+    ) -> Iterator[functions_pb2.LogLine]:
+        """What calls printed and logged."""
+        for line in self._log.read(request.function_name, follow=request.follow):
+            if not caller.is_active():
+                raise CallAbandoned("the caller went away")
+            if line is not None:
+                yield functions_pb2.LogLine(
+                    time_ms=line.time_ms,
+                    call_id=line.call_id,
+                    worker_id=line.worker,
+                    stream=line.stream,
+                    text=line.text,
+                )
+
+    def _function(self, function: RoutedFunction, head: Version | None) -> functions_pb2.Function:
+        told = self._router.figures(function.name)
+        figures = told.figures
+        return functions_pb2.Function(
+            function_name=function.name,
+            version_id=head.version_id if head is not None else "",
+            deployed_ms=head.time_ms if head is not None else 0,
+            idempotent=function.idempotent,
+            cache_ttl=function.cache_ttl_s,
+            concurrency=function.concurrency,
+            queue=function.queue,
+            workers=sorted(self._hosting.able(function)),
+            statistics=functions_pb2.CallStatistics(
+                calls=figures.calls,
+                errors=figures.errors,
+                cached=figures.cached,
+                moved=figures.moved,
+                rate=figures.rate,
+                p50_ms=figures.p50_s * 1000,
+                p95_ms=figures.p95_s * 1000,
+                p99_ms=figures.p99_s * 1000,
+            ),
+            running=told.running,
+            waiting=told.waiting,
+            warm=[
+                functions_pb2.WarmFunction(
+                    worker_id=one.worker,
+                    function_name=one.function,
+                    processes=one.processes,
+                    memory_bytes=one.memory_bytes,
+                )
+                for one in warm_of(self._hosting.warm(), function.name)
+            ],
+        )
+
+
+class HostingService:
+    """Takes note of what workers can run; thread-safe."""
+
+    def __init__(self, hosting: Hosting) -> None:
+        self._hosting = hosting
+
+    def Offer(  # noqa: N802
+        self, request: functions_pb2.OfferRequest, _caller: Caller
+    ) -> functions_pb2.OfferResponse:
+        """What a worker can run, from now on."""
+        functions = {
+            one.function_name: RoutedFunction(
+                name=one.function_name,
+                version=one.bundle,
+                idempotent=one.idempotent,
+                cache_ttl_s=one.cache_ttl,
+                concurrency=max(1, one.concurrency),
+                queue=one.queue,
+            )
+            for one in request.functions
+        }
+        warm = tuple(
+            WarmFunction(one.function_name, request.worker_id, one.processes, one.memory_bytes) for one in request.warm
+        )
+        self._hosting.offer(Offer(request.worker_id, request.instance, request.hosts_deployed, functions, warm))
+        return functions_pb2.OfferResponse()
+
+
+def _deployment(deployment: Deployment) -> functions_pb2.DeployResponse:
+    return functions_pb2.DeployResponse(
+        function_name=deployment.version.filename,
+        version_id=deployment.version.version_id,
+        changed=deployment.changed,
+    )

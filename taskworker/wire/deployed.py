@@ -1,0 +1,3 @@
+"""Where workers find deployed bundles: as files of this user of the pool."""
+
+DEPLOYED_OWNER = "taskworker:functions"

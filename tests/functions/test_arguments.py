@@ -1,0 +1,175 @@
+"""From a call's strings to a function's values, and from its result to JSON."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import json
+import math
+from typing import Any
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters, value_of
+from taskworker.sandbox.inside.results import ResultRefused, json_of
+
+
+class Order(pydantic.BaseModel):
+    item: str
+    count: int = 1
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float
+
+
+def annotated(a: int, b: int = 2, *rest: int, note: str = "", **more: float) -> int:
+    return 0
+
+
+def plain(a, b=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return a, b
+
+
+def bound(function: Any, *args: str, **kwargs: str) -> dict[str, Any]:
+    return dict(Parameters(function).bind(args, kwargs).arguments)
+
+
+def test_numbers_are_numbers_with_and_without_annotations() -> None:
+    assert bound(annotated, "3", "4") == {"a": 3, "b": 4, "rest": (), "note": "", "more": {}}
+    assert bound(plain, "3", "4") == {"a": 3, "b": 4}
+    assert bound(plain, "3.5", b="null") == {"a": 3.5, "b": None}
+
+
+def test_a_bare_word_is_a_text() -> None:
+    assert bound(plain, "hello", '"3"') == {"a": "hello", "b": "3"}
+    assert bound(plain, "", "NaN") == {"a": "", "b": "NaN"}
+    assert value_of("[1, 2") == "[1, 2"
+    assert value_of('{"a": [1, "二"]}') == {"a": [1, "二"]}
+
+
+def test_a_parameter_for_texts_takes_numbers_as_they_stand() -> None:
+    def greet(name: str, code: str | None = None) -> str:
+        return name
+
+    assert bound(greet, "007") == {"name": "007", "code": None}
+    assert bound(greet, "7", "1e3") == {"name": "7", "code": "1e3"}
+    assert bound(greet, '"quoted"', "null") == {"name": "quoted", "code": None}
+
+
+def test_extra_arguments_are_converted_one_by_one() -> None:
+    arguments = bound(annotated, "1", "2", "3", "4", note="5", weight="1.5")
+    assert arguments == {"a": 1, "b": 2, "rest": (3, 4), "note": "5", "more": {"weight": 1.5}}
+
+
+def test_models_dataclasses_times_and_bytes() -> None:
+    def take(order: Order, at: datetime.datetime, data: bytes, point: Point) -> None: ...
+
+    taken = bound(
+        take, '{"item": "tea"}', "2026-11-25T10:00:00Z", base64.b64encode(b"\0\xff").decode(), '{"x": 1, "y": 2}'
+    )
+    assert taken["order"] == Order(item="tea", count=1)
+    assert taken["at"] == datetime.datetime(2026, 11, 25, 10, tzinfo=datetime.UTC)
+    assert taken["data"] == b"\0\xff"
+    assert taken["point"] == Point(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "named"),
+    [
+        (["x", "4"], {}, "'a'"),
+        (["1", "4.5"], {}, "'b'"),
+        (["1", "2", "three"], {}, "'rest'"),
+        (["1"], {"weight": "heavy"}, "weight"),
+        ([], {}, "'a'"),
+        (["1"], {"a": "2"}, "'a'"),
+    ],
+)
+def test_a_misfit_names_its_parameter(args: list[str], kwargs: dict[str, str], named: str) -> None:
+    with pytest.raises(ArgumentRefused, match=named):
+        Parameters(annotated).bind(args, kwargs)
+
+
+def test_too_many_arguments_tell_what_the_function_takes() -> None:
+    with pytest.raises(ArgumentRefused, match=r"too many positional arguments; the function takes \(a, b=None\)"):
+        bound(plain, "1", "2", "3")
+
+
+def test_a_huge_misfit_is_told_briefly() -> None:
+    with pytest.raises(ArgumentRefused) as refused:
+        bound(annotated, "x" * 1_000_000)
+    assert len(str(refused.value)) < 500
+
+
+@given(st.text(max_size=50))
+def test_any_text_is_some_value(text: str) -> None:
+    json.dumps(value_of(text), allow_nan=False)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**53), 2**53)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=10,
+    )
+)
+def test_json_goes_in_and_out_unchanged(value: Any) -> None:
+    assert value_of(json.dumps(value)) == value
+    try:
+        value_text = json_of(value)
+    except ResultRefused:
+        assert "\\ud" in json.dumps(value)  # lone surrogates have no UTF-8
+    else:
+        assert json.loads(value_text) == value
+
+
+def test_results_of_many_types() -> None:
+    result = {
+        "order": Order(item="tea"),
+        "point": Point(1.5, 2),
+        "at": datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC),
+        "data": b"\0\xff",
+        "set": {1},
+        "tuple": (1, 2),
+    }
+    assert json.loads(json_of(result)) == {
+        "order": {"item": "tea", "count": 1},
+        "point": {"x": 1.5, "y": 2},
+        "at": "2026-11-25T00:00:00Z",
+        "data": base64.b64encode(b"\0\xff").decode(),
+        "set": [1],
+        "tuple": [1, 2],
+    }
+
+
+def _endless() -> list[Any]:
+    loop: list[Any] = []
+    loop.append(loop)
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (object(), "object"),
+        (lambda: 0, "function"),
+        ({"deep": [object()]}, "object"),
+        (math.nan, "not finite"),
+        ([1, math.inf], "not finite"),
+        (_endless(), "contains itself"),
+        ("\ud800", "surrogates"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(value: object, named: str) -> None:
+    with pytest.raises(ResultRefused, match=named):
+        json_of(value)

@@ -1,0 +1,177 @@
+"""What a function asks of its worker: over a real store, with the very facade that functions use."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage import FileStorage
+from taskworker.errors import FunctionFailed
+from taskworker.functions.bridge import READ_BYTES_MAX, Bridge
+from taskworker.functions.calls import Call
+from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.sandbox.inside.facade import FunctionWorker, WorkerError
+
+ANN = Call("f", user_id="ann", call_id="c1", chain=("outer",))
+
+
+class Direct:
+    """The channel's part in one process."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    def ask(self, payload: bytes) -> bytes:
+        return self._bridge(payload)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FileStorage]:
+    store = FileStorage.open(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def bridge_of(store: FileStorage, called: list[Call] | None = None) -> Bridge:
+    def call_function(call: Call) -> str:
+        if called is not None:
+            called.append(call)
+        if call.function == "broken":
+            raise FunctionFailed("ValueError: inner")
+        return json.dumps([call.args, dict(call.kwargs)])
+
+    return Bridge(ANN, EmbeddedFiles(store, "ann"), call_function, disk_bytes=3 << 20)
+
+
+def worker_of(bridge: Bridge) -> FunctionWorker:
+    worker = FunctionWorker()
+    worker._connection.asker = Direct(bridge)
+    return worker
+
+
+def test_files_are_pushed_found_and_read(store: FileStorage) -> None:
+    worker = worker_of(bridge_of(store))
+    data = bytes(range(256)) * 8192
+    pushed = worker.storage.push(data, "报告 1")
+    assert pushed.size == len(data)
+    assert worker.storage.get(pushed.file_id) == worker.storage.get("报告 1") == data
+    assert worker.storage.push(io.BytesIO(b"second"), "报告 1").file_id == pushed.file_id
+    assert worker.storage.get("报告 1") == b"second"
+    assert worker.storage.get("报告 1", version_id=pushed.version_id) == data
+    assert store.get(pushed.file_id, user_id="ann") == b"second"
+
+
+def test_only_what_is_read_is_fetched(store: FileStorage) -> None:
+    data = bytes(range(256)) * 16384
+    store.push(data, filename="big", user_id="ann")
+    asked: list[int] = []
+    bridge = bridge_of(store)
+
+    class Counting(Direct):
+        def ask(self, payload: bytes) -> bytes:
+            answer = super().ask(payload)
+            asked.append(len(answer))
+            return answer
+
+    worker = FunctionWorker()
+    worker._connection.asker = Counting(bridge)
+    with worker.storage.open("big") as file:
+        file.seek(-10, 2)
+        assert file.read() == data[-10:]
+        file.seek(1_000_000)
+        assert file.read(20) == data[1_000_000:1_000_020]
+    assert sum(asked) < READ_BYTES_MAX + 4_000
+
+
+def test_listing_goes_on_past_a_page(store: FileStorage) -> None:
+    for number in range(450):
+        store.push(b"", filename=f"n{number:03}", user_id="ann")
+    store.push(b"", filename="other", user_id="ann")
+    names = [file.filename for file in worker_of(bridge_of(store)).storage.list("n")]
+    assert names == [f"n{number:03}" for number in range(450)]
+
+
+def test_another_user_s_files_are_out_of_reach(store: FileStorage) -> None:
+    theirs = store.push(b"secret", filename="theirs", user_id="bob")
+    worker = worker_of(bridge_of(store))
+    for name in ("theirs", theirs.file_id):
+        with pytest.raises(WorkerError) as refused:
+            worker.storage.get(name)
+        assert refused.value.kind in ("FileNotFound", "PermissionDenied")
+    assert not list(worker.storage.list())
+
+
+def test_refusals_have_a_kind_and_a_text(store: FileStorage) -> None:
+    with contextlib.closing(bridge_of(store)) as bridge:
+        worker = worker_of(bridge)
+        with pytest.raises(WorkerError, match="absent") as refused:
+            worker.storage.get("absent")
+        assert refused.value.kind == "FileNotFound"
+        with pytest.raises(WorkerError, match="limit disk"):
+            worker.storage.push(bytes(4 << 20), "too large")
+    assert store.find("too large", user_id="ann") is None
+
+
+def test_other_functions_are_called_for_the_same_user(store: FileStorage) -> None:
+    called: list[Call] = []
+    worker = worker_of(bridge_of(store, called))
+    assert worker.call("g", 1, "x", deep={"a": b"\0"}) == [["1", '"x"'], {"deep": '{"a": "AA=="}'}]
+    assert called == [Call("g", ("1", '"x"'), {"deep": '{"a": "AA=="}'}, "ann", "c1", ("outer", "f"))]
+    with pytest.raises(WorkerError, match="ValueError: inner"):
+        worker.call("broken")
+
+
+def test_what_is_not_to_be_had_is_told() -> None:
+    with pytest.raises(AttributeError, match=r"worker\.get_moon is not to be had inside a function"):
+        FunctionWorker().get_moon  # noqa: B018
+    with pytest.raises(RuntimeError, match="while a call runs"):
+        FunctionWorker().storage.get("x")
+
+
+questions = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda header, data: struct.pack("<I", len(header)) + header + data,
+        st.one_of(
+            st.binary(max_size=50),
+            st.dictionaries(
+                st.sampled_from(
+                    ["op", "name", "file_id", "version_id", "offset", "length", "filename", "args", "user_id"]
+                ),
+                st.one_of(
+                    st.sampled_from(["stat", "read", "list", "call", "push-begin", "push-part", "push-end", "x"]),
+                    st.integers(-(2**70), 2**70),
+                    st.text(max_size=5),
+                    st.none(),
+                    st.lists(st.text(max_size=3), max_size=3),
+                ),
+            ).map(lambda header: json.dumps(header).encode()),
+        ),
+        st.binary(max_size=50),
+    ),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(questions, max_size=5))
+def test_whatever_is_asked_is_answered(store: FileStorage, asked: list[bytes]) -> None:
+    bridge = bridge_of(store)
+    for question in asked:
+        answer = bridge(question)
+        (length,) = struct.unpack_from("<I", answer)
+        told = json.loads(answer[4 : 4 + length])
+        assert "error" not in told or told["error"] in (
+            "InvalidArgument",
+            "FileNotFound",
+            "VersionNotFound",
+            "PermissionDenied",
+        )
+    bridge.close()

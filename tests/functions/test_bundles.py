@@ -1,0 +1,136 @@
+"""Specs, bundles, and where they are unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import FormatError, InvalidArgument, StorageError
+from taskworker.functions.bundles import BundleCache, key_of, packed, spec_of
+from taskworker.functions.spec import FunctionSpec, limits_from_text
+from taskworker.sandbox import Limits
+
+SPEC = FunctionSpec(name="f", entry="app:f")
+FILES = {"app/app.py": b"def f(): return 1\n", "dependencies/x/__init__.py": b""}
+
+
+def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for info, content in entries:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+DOCUMENT = (entry("function.json"), SPEC.to_json())
+
+
+def test_a_bundle_says_what_it_is_and_is_the_same_each_time() -> None:
+    bundle = packed(SPEC, FILES)
+    assert spec_of(bundle) == SPEC
+    assert packed(SPEC, dict(reversed(FILES.items()))) == bundle
+    assert key_of(bundle) != key_of(packed(SPEC, {**FILES, "app/app.py": b""}))
+
+
+def test_a_bundle_is_unpacked_once_and_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / ".leftover").mkdir()
+    cache = BundleCache(tmp_path)
+    bundle = packed(SPEC, FILES)
+    root = cache.add(bundle)
+    assert {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()} == {
+        **FILES,
+        "function.json": SPEC.to_json(),
+    }
+    assert cache.add(bundle) == root == cache.find(key_of(bundle))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [key_of(bundle)]
+
+
+def test_the_least_lately_used_bundles_go(tmp_path: Path) -> None:
+    cache = BundleCache(tmp_path, kept=2)
+    bundles = [packed(SPEC, {"app/app.py": bytes([number])}) for number in range(3)]
+    for bundle in bundles[:2]:
+        cache.add(bundle)
+    cache.find(key_of(bundles[0]))
+    cache.add(bundles[2])
+    assert [cache.find(key_of(bundle)) is not None for bundle in bundles] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry("../out"),
+        entry("/etc/passwd"),
+        entry("app/../../out"),
+        entry("elsewhere/x"),
+        entry("app"),
+        entry("app/link", tarfile.SYMTYPE, "/etc/passwd"),
+        entry("app/hard", tarfile.LNKTYPE, "function.json"),
+        entry("app/device", tarfile.CHRTYPE),
+        entry("app/pipe", tarfile.FIFOTYPE),
+        entry("function.json"),
+    ],
+    ids=lambda info: info.name,
+)
+def test_nothing_but_plain_files_below_its_directories_is_taken(tmp_path: Path, bad: tarfile.TarInfo) -> None:
+    cache = BundleCache(tmp_path / "cache")
+    with pytest.raises(FormatError, match="does not belong"):
+        cache.add(archive(DOCUMENT, (bad, b"")))
+    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+@given(st.binary(max_size=2_000))
+def test_garbage_is_no_bundle(garbage: bytes) -> None:
+    with pytest.raises(FormatError):
+        spec_of(garbage)
+
+
+@given(st.integers(0, 10_239), st.binary(min_size=1, max_size=8))
+def test_a_damaged_bundle_is_refused_or_read_as_what_it_says(at: int, noise: bytes) -> None:
+    bundle = bytearray(packed(SPEC, FILES))
+    bundle[at : at + len(noise)] = noise
+    with contextlib.suppress(StorageError):  # of the family, whatever was damaged
+        spec_of(bytes(bundle))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FunctionSpec(name="", entry="a:b"),
+        FunctionSpec(name="a b", entry="a:b"),
+        FunctionSpec(name="../x", entry="a:b"),
+        FunctionSpec(name="x" * 65, entry="a:b"),
+        FunctionSpec(name="f", entry="a"),
+        FunctionSpec(name="f", entry="a:b", concurrency=0),
+        FunctionSpec(name="f", entry="a:b", queue=-1),
+        FunctionSpec(name="f", entry="a:b", cache_ttl_s=float("nan")),
+        FunctionSpec(name="f", entry="a:b", limits=Limits(memory_bytes=0)),
+        FunctionSpec(name="f", entry="a:b", limits=Limits(memory_bytes=1 << 50)),
+        FunctionSpec(name="f", entry="a:b", limits=Limits(cpu_s=float("inf"))),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(spec: FunctionSpec) -> None:
+    with pytest.raises(InvalidArgument):
+        spec.checked()
+
+
+def test_limits_as_the_command_line_has_them() -> None:
+    assert limits_from_text("") == Limits()
+    told = limits_from_text("memory=128MiB, cpu=2.5s,wall=60,threads=4,disk=1g,files=9,output=1k,result=2M")
+    assert told == Limits(128 << 20, 2.5, 60.0, 4, 1 << 30, 9, 1 << 10, 2 << 20)
+    for bad in ("memory", "memory=much", "memory=1parsec", "speed=9", "cpu=1MiB", "memory=-1"):
+        with pytest.raises(InvalidArgument, match="limit"):
+            limits_from_text(bad)

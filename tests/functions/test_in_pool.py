@@ -1,0 +1,292 @@
+"""Functions in a pool of real processes: deployed, called, failing, limited, logged, cancelled, rolled back, moved."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.errors import InvalidArgument
+from taskworker.errors import (
+    CallUncertain,
+    DeadlineExceeded,
+    FunctionBroken,
+    FunctionFailed,
+    FunctionLimitExceeded,
+    FunctionNotFound,
+)
+from taskworker.sandbox import Limits
+from tests.functions.processes import USER, FunctionPool
+
+MODULE = """
+import dataclasses
+import logging
+import time
+
+from taskworker.inside import worker
+
+
+def calculate(a: int, b: int) -> int:
+    return a + b
+
+
+def plain(a, b):
+    return a + b
+
+
+async def later(value, pause_s=0.01):
+    import asyncio
+
+    await asyncio.sleep(pause_s)
+    return value
+
+
+def raises(text):
+    def inner():
+        raise ValueError(text)
+
+    inner()
+
+
+def greedy():
+    return len(bytearray(1 << 30))
+
+
+def forever():
+    while True:
+        time.sleep(1)
+
+
+def chatty(word):
+    print(word)
+    logging.getLogger("app").warning("logged %s", word)
+
+
+def keep(text):
+    return worker.storage.push(text.encode(), "kept").file_id
+
+
+def read(name):
+    return worker.storage.get(name).decode()
+
+
+def twice(a):
+    return worker.call("calculate", worker.call("calculate", a, a), 0)
+
+
+def endless(depth):
+    return worker.call("endless", depth + 1)
+
+
+def state():
+    global seen
+    try:
+        return seen
+    except NameError:
+        seen = True
+        return False
+
+
+def appends(name, wait_s):
+    worker.storage.push(b"", name)
+    time.sleep(wait_s)
+    return "done"
+
+
+def uses_os():
+    import os
+
+    return os.getcwd()
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
+    directory = tmp_path_factory.mktemp("functions")
+    (directory / "app.py").write_text(MODULE)
+    (directory / "broken.py").write_text("import absent_module\n")
+    with FunctionPool(directory) as pool:
+        pool.deploy("calculate", "app:calculate", directory)
+        pool.await_workers("calculate", 3)
+        yield pool
+
+
+def test_arguments_as_a_caller_would_expect(pool: FunctionPool) -> None:
+    call = pool.client.call_texts
+    assert call("calculate", ["3", "4"], {}, user_id=USER) == "7"
+    assert call("calculate", ["3"], {"b": "4"}, user_id=USER) == "7"
+    pool.deploy("plain", "app:plain", pool.directory)
+    assert call("plain", ["3", "4"], {}, user_id=USER) == "7"
+    assert call("plain", ["three", "four"], {}, user_id=USER) == '"threefour"'
+    with pytest.raises(InvalidArgument, match=r"parameter 'a'.*valid integer"):
+        call("calculate", ["three", "4"], {}, user_id=USER)
+    pool.deploy("later", "app:later", pool.directory)
+    assert pool.client.call("later", [{"深": [1, None]}], user_id=USER) == {"深": [1, None]}
+    with pytest.raises(FunctionNotFound, match="'absent'"):
+        pool.client.call("absent", user_id=USER)
+
+
+def test_an_exception_comes_with_the_function_s_own_frames(pool: FunctionPool) -> None:
+    pool.deploy("raises", "app:raises", pool.directory)
+    with pytest.raises(FunctionFailed) as failed:
+        pool.client.call("raises", ["no way"], user_id=USER)
+    first, *frames = str(failed.value).splitlines()
+    assert first == "ValueError: no way"
+    assert [frame.split(":")[0].strip() + frame[frame.index(" in ") :] for frame in frames] == [
+        "app/app.py in raises: inner()",
+        "app/app.py in inner: raise ValueError(text)",
+    ]
+    assert str(pool.directory) not in str(failed.value)
+
+
+def test_modules_that_functions_do_not_have_are_told(pool: FunctionPool) -> None:
+    pool.deploy("uses_os", "app:uses_os", pool.directory)
+    with pytest.raises(FunctionFailed, match=r"ForbiddenImport: functions have no module 'os': .*worker\.storage"):
+        pool.client.call("uses_os", user_id=USER)
+
+
+def test_a_module_that_cannot_be_imported_is_told(pool: FunctionPool) -> None:
+    pool.deploy("broken", "broken:f", pool.directory)
+    with pytest.raises(FunctionBroken, match="absent_module"):
+        pool.client.call("broken", user_id=USER)
+    pool.deploy("nowhere", "app:nowhere", pool.directory)
+    with pytest.raises(FunctionBroken, match="no 'nowhere'"):
+        pool.client.call("nowhere", user_id=USER)
+
+
+def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:
+    pool.deploy("greedy", "app:greedy", pool.directory, limits=Limits(memory_bytes=128 << 20))
+    with pytest.raises(FunctionLimitExceeded, match="memory limit of 128 MiB"):
+        pool.client.call("greedy", user_id=USER)
+    pool.deploy("forever", "app:forever", pool.directory, limits=Limits(wall_s=0.5))
+    with pytest.raises(DeadlineExceeded, match=r"wall time limit of 0\.5 s"):
+        pool.client.call("forever", user_id=USER)
+    with pytest.raises(DeadlineExceeded):
+        pool.client.call("forever", user_id=USER, timeout_s=0.2)
+
+
+def test_nothing_is_left_of_a_call_for_the_next(pool: FunctionPool) -> None:
+    pool.deploy("state", "app:state", pool.directory)
+    assert [pool.client.call("state", user_id=USER) for _ in range(5)] == [False] * 5
+
+
+def test_what_calls_print_and_log_can_be_read(pool: FunctionPool) -> None:
+    pool.deploy("chatty", "app:chatty", pool.directory)
+    follower: list[str] = []
+    enough = threading.Event()
+
+    def follow() -> None:
+        for line in pool.functions.logs("chatty", follow=True):
+            follower.append(f"{line.stream}: {line.text}")
+            if "last" in line.text and line.stream == "stderr":
+                enough.set()
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    pool.client.call("chatty", ["词"], user_id=USER)
+    pool.client.call("chatty", ["last"], user_id=USER)
+    assert enough.wait(30)
+    thread.join(30)
+    kept = [f"{line.stream}: {line.text}" for line in pool.functions.logs("chatty")]
+    assert (
+        sorted(kept)
+        == sorted(follower)
+        == sorted(["stdout: 词", "stderr: WARNING app: logged 词", "stdout: last", "stderr: WARNING app: logged last"])
+    )
+
+
+def test_functions_work_on_the_files_of_their_caller(pool: FunctionPool) -> None:
+    for name in ("keep", "read"):
+        pool.deploy(name, f"app:{name}", pool.directory)
+    file_id = pool.client.call("keep", ["文字"], user_id=USER)
+    assert pool.client.get(file_id, user_id=USER) == "文字".encode()
+    assert pool.client.call("read", ["kept"], user_id=USER) == "文字"
+    with pytest.raises(FunctionFailed, match="WorkerError"):
+        pool.client.call("read", [file_id], user_id="bob")
+
+
+def test_functions_call_functions_but_not_without_end(pool: FunctionPool) -> None:
+    pool.deploy("twice", "app:twice", pool.directory)
+    assert pool.client.call("twice", [21], user_id=USER) == 42
+    pool.deploy("endless", "app:endless", pool.directory)
+    with pytest.raises(FunctionFailed, match=r"too deeply .*endless -> endless"):
+        pool.client.call("endless", [0], user_id=USER)
+
+
+def test_a_new_version_is_called_at_once_and_an_old_one_again_after_a_rollback(
+    pool: FunctionPool, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        (tmp_path / "versioned.py").write_text(f"def f(): return {number}\n")
+        pool.deploy("versioned", "versioned:f", tmp_path)
+        assert pool.client.call("versioned", user_id=USER) == number
+    pool.functions.roll_back("versioned", user_id=USER)
+    assert pool.client.call("versioned", user_id=USER) == 1
+    assert len(pool.functions.history("versioned")) == 3
+    pool.functions.undeploy("versioned")
+    with pytest.raises(FunctionNotFound):
+        pool.client.call("versioned", user_id=USER)
+
+
+def test_deployed_functions_outlive_the_pool_s_process(pool: FunctionPool) -> None:
+    pool.restart_pool()
+    assert pool.client.call("calculate", [20, 22], user_id=USER, timeout_s=30) == 42
+    pool.await_workers("calculate", 3)
+
+
+def test_status_tells_how_calls_do(pool: FunctionPool) -> None:
+    before = pool.status("calculate")
+    for number in range(20):
+        pool.client.call("calculate", [number, 1], user_id=USER)
+    status = pool.status("calculate")
+    assert status.calls - before.calls == 20
+    assert 0 < status.p50_ms <= status.p95_ms <= status.p99_ms
+    assert status.workers == ["w0", "w1", "w2"]
+    warm = pool.await_status("calculate", lambda status: bool(status.warm)).warm
+    assert all(one.processes and 1 << 20 < one.memory_bytes < 200 << 20 for one in warm)
+
+
+def test_calls_of_a_killed_worker_move(pool: FunctionPool) -> None:
+    pool.deploy("moving", "app:later", pool.directory)
+    pool.await_workers("moving", 3)
+    with ThreadPoolExecutor(16) as callers:
+        calls = [callers.submit(pool.client.call, "moving", [number, 0.05], user_id=USER) for number in range(200)]
+        time.sleep(0.4)
+        pool.workers.pop("w1").kill()
+        assert [call.result() for call in calls] == list(range(200))
+    pool.start_worker("w1")
+    pool.await_workers("moving", 3)
+
+
+def test_a_call_that_must_not_run_twice_says_that_it_may_have_run(pool: FunctionPool) -> None:
+    pool.deploy("once", "app:appends", pool.directory, idempotent=False)
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(pool.client.call, "once", ["once-ran", 20], user_id=USER)
+        while pool.client.find("once-ran", user_id=USER) is None:
+            time.sleep(0.02)
+        for name in list(pool.workers):
+            if pool.status("once").running and not call.done():
+                pool.workers.pop(name).kill()
+                time.sleep(0.3)
+        with pytest.raises(CallUncertain, match="not idempotent"):
+            call.result(30)
+    for name in ("w0", "w1", "w2"):
+        if name not in pool.workers:
+            pool.start_worker(name)
+    pool.await_workers("calculate", 3)
+
+
+def test_a_result_is_given_again_while_it_may(pool: FunctionPool) -> None:
+    pool.deploy("cached", "app:calculate", pool.directory, cache_ttl_s=60.0)
+    assert [pool.client.call("cached", [1, 2], user_id=USER) for _ in range(4)] == [3] * 4
+    assert pool.status("cached").cached == 3
+
+
+def test_the_answer_is_json(pool: FunctionPool) -> None:
+    assert json.loads(pool.client.call_texts("calculate", ["1", "2"], {}, user_id=USER)) == 3

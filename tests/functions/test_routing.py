@@ -1,0 +1,226 @@
+"""Routing: turns, choice of a worker, loss of workers, the cache. Workers here are threads that sleep."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from storage.errors import InvalidArgument, StorageError
+from taskworker.errors import (
+    CallAbandoned,
+    CallUncertain,
+    DeadlineExceeded,
+    FunctionBusy,
+    FunctionFailed,
+    FunctionNotFound,
+    ServerBusy,
+)
+from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, RunningCall
+from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone
+
+Behaviour = Callable[[Call], CallReport]
+
+
+class Fleet:
+    """Workers by name, each with what it does to a call."""
+
+    def __init__(self, **behaviours: Behaviour) -> None:
+        self.behaviours = behaviours
+        self.runs: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        return sorted(self.behaviours)
+
+    def invoke(
+        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+    ) -> CallReport:
+        with self._lock:
+            self.runs[worker] += 1
+        return self.behaviours[worker](call)
+
+
+def answers(text: str = "1", after_s: float = 0.0) -> Behaviour:
+    def behave(call: Call) -> CallReport:
+        time.sleep(after_s)
+        return CallReport(result=text)
+
+    return behave
+
+
+def fails(error: Exception) -> Behaviour:
+    def behave(call: Call) -> CallReport:
+        raise error
+
+    return behave
+
+
+def router(fleet: Fleet, **options: object) -> CallRouter:
+    function = RoutedFunction("f", "v1", **options)  # type: ignore[arg-type]
+    return CallRouter({"f": function}.get, fleet)
+
+
+def test_a_result_comes_back_and_a_failure_is_raised() -> None:
+    assert router(Fleet(a=answers('"x"'))).call(Call("f"), None) == '"x"'
+    failing = Fleet(a=lambda call: CallReport(error=FunctionFailed("ValueError: no")))
+    with pytest.raises(FunctionFailed, match="ValueError: no"):
+        router(failing).call(Call("f"), None)
+    assert failing.runs["a"] == 1  # what a function itself ends with is not tried elsewhere
+    with pytest.raises(FunctionNotFound, match="'g'"):
+        router(Fleet()).call(Call("g"), None)
+
+
+def test_a_lost_worker_s_call_moves() -> None:
+    fleet = Fleet(a=fails(WorkerGone("a", may_have_run=True)), b=answers("2"))
+    routes = router(fleet)
+    for _ in range(20):
+        assert routes.call(Call("f"), None) == "2"
+    figures = routes.figures("f").figures
+    assert figures.calls == 20
+    assert figures.moved == fleet.runs["a"] > 0
+    assert figures.errors == 0
+
+
+def test_a_call_that_must_not_run_twice_is_not_moved_once_it_may_have_run() -> None:
+    for _ in range(20):
+        fleet = Fleet(a=fails(WorkerGone("a", may_have_run=True)), b=answers())
+        fleet.behaviours["b"] = fails(WorkerGone("b", may_have_run=True))
+        with pytest.raises(CallUncertain, match="may have run"):
+            router(fleet, idempotent=False).call(Call("f"), None)
+        assert fleet.runs.total() == 1
+
+
+def test_a_call_that_never_left_is_moved_in_any_case() -> None:
+    fleet = Fleet(a=fails(WorkerGone("a", may_have_run=False)), b=answers())
+    for _ in range(10):
+        assert router(fleet, idempotent=False).call(Call("f"), None) == "1"
+    assert fleet.runs["a"]
+
+
+def test_a_busy_worker_s_call_goes_to_another() -> None:
+    fleet = Fleet(a=fails(ServerBusy("full")), b=answers())
+    for _ in range(10):
+        assert router(fleet, idempotent=False).call(Call("f"), None) == "1"
+
+
+def test_workers_that_come_are_waited_for() -> None:
+    fleet = Fleet()
+    timer = threading.Timer(0.2, lambda: fleet.behaviours.update(late=answers("3")))
+    timer.start()
+    assert router(fleet).call(Call("f"), None) == "3"
+    timer.join()
+
+
+def test_the_deadline_bounds_the_wait_for_workers() -> None:
+    with pytest.raises(DeadlineExceeded):
+        router(Fleet()).call(Call("f"), 0.1)
+
+
+def test_a_cancelled_call_goes_nowhere_else() -> None:
+    running = RunningCall()
+
+    def gone(call: Call) -> CallReport:
+        running.cancel()
+        raise WorkerGone("a", may_have_run=True)
+
+    with pytest.raises(CallAbandoned):
+        router(Fleet(a=gone)).call(Call("f"), None, running)
+
+
+def test_equal_workers_get_equal_shares_and_a_slow_one_little() -> None:
+    fleet = Fleet(a=answers(after_s=0.004), b=answers(after_s=0.004), c=answers(after_s=0.004))
+    routes = router(fleet)
+    with ThreadPoolExecutor(16) as callers:
+        list(callers.map(lambda _: routes.call(Call("f"), None), range(1200)))
+    assert max(fleet.runs.values()) <= 1.15 * min(fleet.runs.values())
+    fleet = Fleet(a=answers(after_s=0.02), b=answers(after_s=0.004), c=answers(after_s=0.004))
+    routes = router(fleet)
+    with ThreadPoolExecutor(16) as callers:
+        list(callers.map(lambda _: routes.call(Call("f"), None), range(1200)))
+    assert fleet.runs["a"] <= 1200 / 6
+
+
+def test_so_many_run_so_many_wait_and_the_rest_are_refused() -> None:
+    release = threading.Event()
+
+    def waits(call: Call) -> CallReport:
+        release.wait(20)
+        return CallReport(result="1")
+
+    routes = router(Fleet(a=waits), concurrency=2, queue=3)
+    with ThreadPoolExecutor(5) as callers:
+        calls = [callers.submit(routes.call, Call("f"), None) for _ in range(5)]
+        while routes.figures("f").running + routes.figures("f").waiting < 5:
+            time.sleep(0.005)
+        assert (routes.figures("f").running, routes.figures("f").waiting) == (2, 3)
+        with pytest.raises(FunctionBusy, match="2 calls running and 3 waiting"):
+            routes.call(Call("f"), None)
+        release.set()
+        assert [call.result() for call in calls] == ["1"] * 5
+    assert (routes.figures("f").running, routes.figures("f").waiting) == (0, 0)
+
+
+def test_whoever_waits_too_long_gives_its_turn_up() -> None:
+    release = threading.Event()
+
+    def waits(call: Call) -> CallReport:
+        release.wait(20)
+        return CallReport(result="1")
+
+    routes = router(Fleet(a=waits), concurrency=1, queue=5)
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(routes.call, Call("f"), None)
+        while not routes.figures("f").running:
+            time.sleep(0.005)
+        with pytest.raises(DeadlineExceeded, match="turn did not come"):
+            routes.call(Call("f"), 0.05)
+        assert routes.figures("f").waiting == 0
+        release.set()
+        assert first.result() == "1"
+    assert routes.call(Call("f"), 5) == "1"
+
+
+def test_a_function_that_calls_itself_does_not_wait_for_itself() -> None:
+    routes = router(Fleet(a=lambda call: CallReport(result=nested(call))), concurrency=1, queue=0)
+
+    def nested(call: Call) -> str:
+        if len(call.chain) == 2:
+            return "2"
+        return routes.call(Call("f", chain=(*call.chain, "f")), None)
+
+    assert routes.call(Call("f"), 5) == "2"
+
+
+def test_calls_without_end_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"too deeply \(.*f -> f"):
+        Call("f", chain=("f",) * 4).checked()
+    with pytest.raises(InvalidArgument, match="too deeply"):
+        Call("f", chain=tuple(map(str, range(DEPTH_MAX)))).checked()
+    with pytest.raises(InvalidArgument, match="push a file"):
+        Call("f", args=("x" * (2 << 20),)).checked()
+
+
+def test_results_are_given_again_as_long_as_they_may() -> None:
+    count = iter(range(100))
+    fleet = Fleet(a=lambda call: CallReport(result=str(next(count))))
+    routes = router(fleet, cache_ttl_s=0.3)
+    assert [routes.call(Call("f", ("1",), user_id="ann"), None) for _ in range(3)] == ["0", "0", "0"]
+    assert routes.call(Call("f", ("2",), user_id="ann"), None) == "1"
+    assert routes.call(Call("f", ("1",), user_id="bob"), None) == "2"  # never another user's
+    assert routes.call(Call("f", ("1",), {"k": "1"}, user_id="ann"), None) == "3"
+    time.sleep(0.35)
+    assert routes.call(Call("f", ("1",), user_id="ann"), None) == "4"
+    assert routes.figures("f").figures.cached == 2
+
+
+def test_failures_are_not_kept() -> None:
+    outcomes = iter([CallReport(error=FunctionFailed("once")), CallReport(result="1")])
+    routes = router(Fleet(a=lambda call: next(outcomes)), cache_ttl_s=60.0)
+    with pytest.raises(StorageError):
+        routes.call(Call("f"), None)
+    assert routes.call(Call("f"), None) == "1"
