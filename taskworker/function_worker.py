@@ -50,7 +50,8 @@ class HostedFunctions:
         pool_address: of the pool.
         directory: for unpacked bundles.
         required: whether the worker is of no use without: then :meth:`services` raises where a sandbox
-            cannot be had; else the worker goes on without functions, and says so.
+            cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
+            be had, the worker goes on without functions, and says so.
     """
 
     def __init__(self, pool_address: str, directory: Path, *, required: bool) -> None:
@@ -76,18 +77,13 @@ class HostedFunctions:
         self.offer_soon()
 
     def services(self, directory: Path) -> dict[str, grpc.GenericRpcHandler]:
-        """Bring up the sandbox; the services that the pool calls.
+        """The services that the pool calls.
 
         Raises:
             SandboxUnavailable: functions are required, and this machine cannot isolate them.
         """
-        try:
+        if self._required:
             self.host.start()
-        except SandboxUnavailable as error:
-            if self._required:
-                raise
-            self.unavailable = str(error)
-            log.warning("this worker runs no functions: %s", error)
         gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls are under way on this worker, as many as it allows")
         service = InvocationService(self.host, self._fetch)
         return {_INVOCATION.full_name: generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate)}
@@ -116,11 +112,23 @@ class HostedFunctions:
     def _keep_offering(self) -> None:
         while not self._closing.is_set():
             try:
-                self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
+                answer = self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
             except grpc.RpcError as error:
                 log.debug("the pool did not take the offer: %s", status.decode(error, self._pool_address))
+            else:
+                if answer.functions_deployed and self.unavailable is None:
+                    self._bring_up()
             self._wanted.wait(_OFFER_EVERY_S)
             self._wanted.clear()
+
+    def _bring_up(self) -> None:
+        """Have the sandbox ready before the first call."""
+        try:
+            self.host.start()
+        except SandboxUnavailable as error:
+            self.unavailable = str(error)
+            log.warning("this worker runs no functions: %s", error)
+            self.offer_soon()
 
     def _offer(self) -> functions_pb2.OfferRequest:
         return functions_pb2.OfferRequest(
@@ -180,8 +188,6 @@ class LocalFunctions:
         )
         workers = LocalWorkers(worker_id, self._host)
         self._router = CallRouter(workers.find, workers)
-        self._lock = threading.Lock()
-        self._started = False
 
     def register(self, functions: list[PackedFunction]) -> None:
         """Host functions of this program.
@@ -189,10 +195,8 @@ class LocalFunctions:
         Raises:
             SandboxUnavailable: this machine cannot isolate them.
         """
-        with self._lock:
-            if functions and not self._started:
-                self._host.start()
-                self._started = True
+        if functions:
+            self._host.start()
         for function in functions:
             self._host.register(function)
 

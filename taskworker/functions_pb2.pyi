@@ -97,12 +97,17 @@ Global___FunctionOffer: _TypeAlias = FunctionOffer  # noqa: Y015
 class OfferResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    FUNCTIONS_DEPLOYED_FIELD_NUMBER: _builtins.int
+    functions_deployed: _builtins.bool
+    """there are functions that this worker may be asked to run"""
     def __init__(
         self,
+        *,
+        functions_deployed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions_deployed", b"functions_deployed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

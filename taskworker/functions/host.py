@@ -81,16 +81,21 @@ class FunctionHost:
         self._files_of = files_of
         self._call_function = call_function
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._started = False
         self._own: dict[str, HostedFunction] = {}
         self._hosted: dict[str, HostedFunction] = {}
 
     def start(self) -> None:
-        """Bring up the sandbox.
+        """Bring up the sandbox; again does nothing. The first call does it, too.
 
         Raises:
             SandboxUnavailable: this machine does not isolate processes as it must; the text says what to turn on.
         """
-        self._sandbox.start()
+        with self._starting:
+            if not self._started:
+                self._sandbox.start()
+                self._started = True
 
     def close(self) -> None:
         """End all calls and processes."""
@@ -154,6 +159,7 @@ class FunctionHost:
             FunctionBroken: it cannot be loaded; the text says why.
         """
         try:
+            self.start()
             self._sandbox.warm(function.image)
         except sandbox_errors.SandboxError as error:
             raise _translated(error, function.spec) from error
@@ -211,6 +217,7 @@ class FunctionHost:
     ) -> str:
         request = msgspec.json.encode({"args": call.args, "kwargs": call.kwargs})
         try:
+            self.start()
             sandboxed = self._sandbox.begin(
                 function.image, request, timeout_s=timeout_s, answer=bridge, output=output.add
             )

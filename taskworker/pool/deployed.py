@@ -45,6 +45,10 @@ class DeployedFunctions:
                 known = self._known[name] = self._routed(head)
         return known
 
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._known or self._store.list_files(user_id=OWNER, limit=1))
+
     def all(self) -> list[tuple[RoutedFunction, Version]]:
         """Each function with its newest version, by name; while a bundle cannot be read, without its options."""
         return [(self._listed(head), head) for head in self._store.list_files(user_id=OWNER)]

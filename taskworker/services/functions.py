@@ -124,8 +124,9 @@ class FunctionService:
 class HostingService:
     """Takes note of what workers can run; thread-safe."""
 
-    def __init__(self, hosting: Hosting) -> None:
+    def __init__(self, hosting: Hosting, deployed: DeployedFunctions) -> None:
         self._hosting = hosting
+        self._deployed = deployed
 
     def Offer(  # noqa: N802
         self, request: functions_pb2.OfferRequest, _caller: Caller
@@ -146,7 +147,7 @@ class HostingService:
             WarmFunction(one.function_name, request.worker_id, one.processes, one.memory_bytes) for one in request.warm
         )
         self._hosting.offer(Offer(request.worker_id, request.instance, request.hosts_deployed, functions, warm))
-        return functions_pb2.OfferResponse()
+        return functions_pb2.OfferResponse(functions_deployed=self._deployed.any())
 
 
 def _deployment(deployment: Deployment) -> functions_pb2.DeployResponse:

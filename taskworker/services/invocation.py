@@ -12,7 +12,7 @@ import grpc
 from storage.errors import StorageError
 from taskworker import functions_pb2
 from taskworker.client.channel import CHANNEL_OPTIONS, target_of
-from taskworker.errors import CallAbandoned, DeadlineExceeded, ServerBusy, StorageUnavailable
+from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.routing import RoutedFunction, WorkerGone
@@ -50,10 +50,10 @@ class InvocationService:
         try:
             function = self._function(request)
             report = self._host.run(function, call, caller.time_remaining(), running)
-        except ServerBusy:
-            raise
         except StorageError as error:
             report = CallReport(error=error)
+        if isinstance(report.error, FunctionsUnavailable):
+            raise report.error  # not what became of the call: it has not run, and others may run it
         return _report_to_proto(report)
 
     def _function(self, request: functions_pb2.InvokeRequest) -> HostedFunction:
@@ -170,6 +170,8 @@ class GrpcTransport:
         failure = status.decode(error, address)
         if isinstance(failure, ServerBusy):
             return failure
+        if isinstance(failure, FunctionsUnavailable):
+            return ServerBusy(f"worker {worker} runs no functions: {failure}")
         if isinstance(failure, StorageUnavailable):
             text = str(error).lower()
             return WorkerGone(worker, may_have_run=not any(sign in text for sign in _NEVER_SENT))

@@ -59,7 +59,9 @@ class PoolServer:
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
         return {
             _POOL.full_name: generic_handler(_POOL, PoolService(self.pool), hide=hide),
-            _HOSTING.full_name: generic_handler(_HOSTING, HostingService(functions.hosting), hide=hide),
+            _HOSTING.full_name: generic_handler(
+                _HOSTING, HostingService(functions.hosting, functions.deployed), hide=hide
+            ),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, gate=gate),
         }

@@ -81,6 +81,13 @@ class FunctionPool:
                 raise AssertionError(f"function {name} did not get there: {status}")
             time.sleep(0.05)
 
+    def await_gone(self, name: str) -> None:
+        """Return once the function is not listed any more."""
+        give_up = time.monotonic() + WAIT_S
+        while any(one.function == name for one in self.functions.functions()):
+            assert time.monotonic() < give_up, f"{name} is still there"
+            time.sleep(0.05)
+
     def __enter__(self) -> FunctionPool:
         return self
 
