@@ -26,6 +26,7 @@ from taskworker.sandbox import SandboxUnavailable
 from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
+from taskworker.services.outside import PoolOutside
 from taskworker.services.rpc import RpcService
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
@@ -62,7 +63,10 @@ class HostedFunctions:
         self._pool_address = pool_address
         self._required = required
         self.host = FunctionHost(
-            directory, lambda user, timeout_s: PoolFiles(self._client, user, timeout_s), self._call_function
+            directory,
+            lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
+            self._call_function,
+            lambda call, timeout_s: PoolOutside(self._channel, pool_address, call.token, timeout_s),
         )
         self.unavailable: str | None = None
         self._worker, self._instance = "", ""

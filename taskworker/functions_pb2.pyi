@@ -541,12 +541,15 @@ class InvokeRequest(_message.Message):
     KWARGS_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     function_name: _builtins.str
     file_id: _builtins.str
     """of the deployed bundle; empty: the worker's own function"""
     version_id: _builtins.str
     user_id: _builtins.str
+    token: _builtins.str
+    """with which this call, while it runs, asks for what is outside"""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -566,10 +569,11 @@ class InvokeRequest(_message.Message):
         kwargs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         user_id: _builtins.str = ...,
         chain: _abc.Iterable[_builtins.str] | None = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "call_id", b"call_id", "chain", b"chain", "file_id", b"file_id", "function_name", b"function_name", "kwargs", b"kwargs", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "call_id", b"call_id", "chain", b"chain", "file_id", b"file_id", "function_name", b"function_name", "kwargs", b"kwargs", "token", b"token", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ import msgspec
 from storage import Version
 from storage.errors import InvalidArgument, StorageError
 from taskworker.functions.calls import Call
+from taskworker.functions.outside import REQUEST_BYTES_MAX, ApiRequest, Outside
 
 READ_BYTES_MAX = 512 << 10
 PAGE = 200
@@ -76,7 +77,25 @@ class _Nested(msgspec.Struct, tag="call", tag_field="op", forbid_unknown_fields=
     kwargs: dict[str, str] = {}
 
 
-_Question = _Stat | _Read | _List | _PushBegin | _PushPart | _PushEnd | _Nested
+class _Secret(msgspec.Struct, tag="secret", tag_field="op", forbid_unknown_fields=True):
+    name: str
+
+
+class _Http(msgspec.Struct, tag="http", tag_field="op", forbid_unknown_fields=True):
+    method: str
+    url: str
+    headers: list[tuple[str, str]] = []
+    timeout_s: float | None = None
+    cache: bool = False
+    follow_redirects: bool = True
+
+
+class _Resolve(msgspec.Struct, tag="resolve", tag_field="op", forbid_unknown_fields=True):
+    name: str
+    type: str = "A"
+
+
+_Question = _Stat | _Read | _List | _PushBegin | _PushPart | _PushEnd | _Nested | _Secret | _Http | _Resolve
 _decoder = msgspec.json.Decoder(_Question)
 _encode = msgspec.json.Encoder().encode
 
@@ -90,11 +109,21 @@ class Bridge:
         call: whose questions they are.
         files: of the call's user.
         call_function: calls another function and returns its result as JSON, or raises.
+        outside: secrets, outside APIs and names, as the call may use them.
         disk_bytes: how much a push may hold back here.
     """
 
-    def __init__(self, call: Call, files: UserFiles, call_function: Callable[[Call], str], *, disk_bytes: int) -> None:
+    def __init__(
+        self,
+        call: Call,
+        files: UserFiles,
+        call_function: Callable[[Call], str],
+        outside: Outside,
+        *,
+        disk_bytes: int,
+    ) -> None:
         self._call = call
+        self._outside = outside
         self._files = files
         self._call_function = call_function
         self._disk_bytes = disk_bytes
@@ -126,6 +155,8 @@ class Bridge:
                 return self._list(asked), b""
             case _Nested():
                 return {"result": self._nested(asked)}, b""
+            case _Secret() | _Http() | _Resolve():
+                return self._answer_from_outside(asked, data)
             case _PushBegin():
                 self._begin(asked.filename)
             case _PushPart():
@@ -150,6 +181,28 @@ class Bridge:
         chain = (*self._call.chain, self._call.function)
         nested = Call(asked.name, tuple(asked.args), asked.kwargs, self._call.user_id, self._call.call_id, chain)
         return self._call_function(nested.checked())
+
+    def _answer_from_outside(
+        self, asked: _Secret | _Http | _Resolve, data: memoryview
+    ) -> tuple[dict[str, object], bytes]:
+        if isinstance(asked, _Secret):
+            return {"value": self._outside.secret(asked.name)}, b""
+        if isinstance(asked, _Resolve):
+            return {"answers": self._outside.resolve(asked.name, asked.type)}, b""
+        if len(data) > REQUEST_BYTES_MAX:
+            raise InvalidArgument(f"a request body of {len(data):,} bytes: at most {REQUEST_BYTES_MAX:,} are sent")
+        headers = tuple(asked.headers)
+        request = ApiRequest(
+            asked.method, asked.url, headers, bytes(data), asked.timeout_s, asked.cache, asked.follow_redirects
+        )
+        response = self._outside.request(request)
+        told = {
+            "status": response.status,
+            "headers": response.headers,
+            "url": response.url,
+            "from_cache": response.from_cache,
+        }
+        return told, response.body
 
     # -- a push in parts -------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class Call:
         user_id: on whose behalf.
         call_id: names the call in logs.
         chain: the functions whose calls led to this one, outermost first.
+        token: with which it asks its pool for what is outside, while it runs; unguessable.
     """
 
     function: str
@@ -33,6 +34,7 @@ class Call:
     user_id: str = ""
     call_id: str = ""
     chain: tuple[str, ...] = ()
+    token: str = ""
 
     def checked(self) -> Call:
         """Itself, if it may be made.

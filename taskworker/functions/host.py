@@ -24,6 +24,7 @@ from taskworker.errors import (
 from taskworker.functions.bridge import Bridge, UserFiles
 from taskworker.functions.bundles import BundleCache, key_of, spec_of
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
+from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.spec import FunctionSpec
 from taskworker.sandbox import FunctionImage, SandboxHost, WarmView
@@ -33,6 +34,9 @@ _LINE_CHARS_MAX = 4_000
 
 FilesOf = Callable[[str, float | None], UserFiles]
 """The files of a user, for operations that take at most so many seconds."""
+
+OutsideOf = Callable[[Call, float | None], Outside]
+"""The world outside as a call may use it, for requests that take at most so many seconds."""
 
 
 class _Outcome(msgspec.Struct):
@@ -73,9 +77,17 @@ class FunctionHost:
         files_of: the files of a call's user.
         call_function: calls another function for a call under way, taking at most so many seconds; its
             result as JSON.
+        outside_of: what a call may use of the world outside.
     """
 
-    def __init__(self, directory: Path, files_of: FilesOf, call_function: Callable[[Call, float | None], str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        files_of: FilesOf,
+        call_function: Callable[[Call, float | None], str],
+        outside_of: OutsideOf = lambda _call, _timeout_s: NoOutside(),
+    ) -> None:
+        self._outside_of = outside_of
         self._bundles = BundleCache(directory)
         self._sandbox = SandboxHost(directory)
         self._files_of = files_of
@@ -193,6 +205,7 @@ class FunctionHost:
             call,
             files,
             lambda nested: self._call_function(nested, left_s()),
+            self._outside_of(call, timeout_s),
             disk_bytes=function.spec.limits.disk_bytes,
         )
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from taskworker.errors import NotJoined
@@ -73,6 +74,7 @@ class Hosting:
         self._transport = transport
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
+        self._under_way: dict[str, Call] = {}
 
     def offer(self, offer: Offer) -> None:
         """Take note of what a worker can run.
@@ -127,6 +129,9 @@ class Hosting:
         address = None if offer is None else self._membership.address_of(worker, offer.instance)
         if address is None:
             raise WorkerGone(worker, may_have_run=False)
+        call = replace(call, token=secrets.token_hex(16))
+        with self._lock:
+            self._under_way[call.token] = call
         try:
             return self._transport.invoke(worker, address, function, call, timeout_s, running)
         except WorkerGone:
@@ -135,6 +140,14 @@ class Hosting:
                 if self._offers.get(worker) is offer:
                     del self._offers[worker]
             raise
+        finally:
+            with self._lock:
+                del self._under_way[call.token]
+
+    def call_of(self, token: str) -> Call | None:
+        """The call under way that was given this token, None if it is over."""
+        with self._lock:
+            return self._under_way.get(token)
 
 
 def _can_run(offer: Offer, function: RoutedFunction) -> bool:

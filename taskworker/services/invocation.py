@@ -44,6 +44,7 @@ class InvocationService:
             user_id=request.user_id,
             call_id=request.call_id,
             chain=tuple(request.chain),
+            token=request.token,
         )
         running = RunningCall()
         caller.add_callback(running.cancel)
@@ -142,6 +143,7 @@ class GrpcTransport:
             kwargs=call.kwargs,
             user_id=call.user_id,
             chain=call.chain,
+            token=call.token,
         )
         stub = InvocationServiceStub(self._channel(address))
         future = stub.Invoke.future(request, timeout=timeout_s)

@@ -7,13 +7,15 @@ import os
 import grpc
 
 from storage import ErasureProfile
-from taskworker import functions_pb2, pool_pb2, taskworker_pb2
+from taskworker import functions_pb2, outside_pb2, pool_pb2, taskworker_pb2
+from taskworker.functions.outside import NoOutside
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
 from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.functions import FunctionService, HostingService
 from taskworker.services.invocation import GrpcTransport
+from taskworker.services.outside import OutsideService
 from taskworker.services.pool import PoolService
 from taskworker.services.rpc import RpcService
 from taskworker.services.server import FileServer
@@ -21,6 +23,7 @@ from taskworker.services.server import FileServer
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
 _HOSTING = functions_pb2.DESCRIPTOR.services_by_name["HostingService"]
 _FUNCTIONS = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"]
+_OUTSIDE = outside_pb2.DESCRIPTOR.services_by_name["OutsideService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
 _CALLS = 128  # of functions at once, waiting ones included: a thread each
@@ -57,7 +60,9 @@ class PoolServer:
         functions = self.functions
         gate = Gate(_CALLS, f"{_CALLS} calls of functions are under way, as many as this pool allows")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
+        outside = OutsideService(functions.hosting.call_of, lambda _call: NoOutside())
         return {
+            _OUTSIDE.full_name: generic_handler(_OUTSIDE, outside, hide=hide, gate=gate),
             _POOL.full_name: generic_handler(_POOL, PoolService(self.pool), hide=hide),
             _HOSTING.full_name: generic_handler(
                 _HOSTING, HostingService(functions.hosting, functions.deployed), hide=hide

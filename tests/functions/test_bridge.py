@@ -17,6 +17,7 @@ from storage import FileStorage
 from taskworker.errors import FunctionFailed
 from taskworker.functions.bridge import READ_BYTES_MAX, Bridge
 from taskworker.functions.calls import Call
+from taskworker.functions.outside import NoOutside
 from taskworker.functions.user_files import EmbeddedFiles
 from taskworker.sandbox.inside.facade import FunctionWorker, WorkerError
 
@@ -48,7 +49,7 @@ def bridge_of(store: FileStorage, called: list[Call] | None = None) -> Bridge:
             raise FunctionFailed("ValueError: inner")
         return json.dumps([call.args, dict(call.kwargs)])
 
-    return Bridge(ANN, EmbeddedFiles(store, "ann"), call_function, disk_bytes=3 << 20)
+    return Bridge(ANN, EmbeddedFiles(store, "ann"), call_function, NoOutside(), disk_bytes=3 << 20)
 
 
 def worker_of(bridge: Bridge) -> FunctionWorker:
@@ -147,7 +148,9 @@ questions = st.one_of(
                     ["op", "name", "file_id", "version_id", "offset", "length", "filename", "args", "user_id"]
                 ),
                 st.one_of(
-                    st.sampled_from(["stat", "read", "list", "call", "push-begin", "push-part", "push-end", "x"]),
+                    st.sampled_from(
+                        ["stat", "read", "list", "call", "push-begin", "push-part", "push-end", "secret", "http", "x"]
+                    ),
                     st.integers(-(2**70), 2**70),
                     st.text(max_size=5),
                     st.none(),

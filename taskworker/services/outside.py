@@ -1,0 +1,121 @@
+"""OutsideService of the pool, and the workers' way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+
+from storage.errors import PermissionDenied
+from taskworker import outside_pb2
+from taskworker.functions.calls import Call
+from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
+from taskworker.outside_pb2_grpc import OutsideServiceStub
+from taskworker.services.binding import Caller
+from taskworker.wire import status
+
+
+class OutsideService:
+    """Serves the world outside to calls under way; thread-safe.
+
+    Args:
+        call_of: the call that a token belongs to, None if it is over.
+        outside_of: what that call may use.
+    """
+
+    def __init__(self, call_of: Callable[[str], Call | None], outside_of: Callable[[Call], Outside]) -> None:
+        self._call_of = call_of
+        self._outside_of = outside_of
+
+    def GetSecret(  # noqa: N802 - the names are the contract's
+        self, request: outside_pb2.GetSecretRequest, _caller: Caller
+    ) -> outside_pb2.GetSecretResponse:
+        """A secret granted to the function that asks."""
+        return outside_pb2.GetSecretResponse(value=self._outside(request.token).secret(request.name))
+
+    def CallExternalApi(  # noqa: N802
+        self, request: outside_pb2.ExternalApiRequest, _caller: Caller
+    ) -> outside_pb2.ExternalApiResponse:
+        """Call an outside API for the function that asks."""
+        response = self._outside(request.token).request(
+            ApiRequest(
+                method=request.method,
+                url=request.url,
+                headers=tuple((header.name, header.value) for header in request.headers),
+                body=request.body,
+                timeout_s=request.timeout_s or None,
+                cache=request.cache,
+                follow_redirects=request.follow_redirects,
+            )
+        )
+        return outside_pb2.ExternalApiResponse(
+            status=response.status,
+            headers=[outside_pb2.Header(name=name, value=value) for name, value in response.headers],
+            body=response.body,
+            url=response.url,
+            from_cache=response.from_cache,
+        )
+
+    def Resolve(  # noqa: N802
+        self, request: outside_pb2.ResolveRequest, _caller: Caller
+    ) -> outside_pb2.ResolveResponse:
+        """Resolve a name for the function that asks."""
+        return outside_pb2.ResolveResponse(answers=self._outside(request.token).resolve(request.name, request.type))
+
+    def _outside(self, token: str) -> Outside:
+        call = self._call_of(token)
+        if call is None:
+            raise PermissionDenied("this is no call under way; only running functions reach outside")
+        return self._outside_of(call)
+
+
+class PoolOutside:
+    """The world outside as a worker's call reaches it, through the pool (an ``Outside``).
+
+    Args:
+        channel: to the pool.
+        address: of the pool, for texts.
+        token: of the call.
+        timeout_s: of each request.
+    """
+
+    def __init__(self, channel: grpc.Channel, address: str, token: str, timeout_s: float | None) -> None:
+        self._stub = OutsideServiceStub(channel)
+        self._address = address
+        self._token = token
+        self._timeout_s = timeout_s
+
+    def secret(self, name: str) -> str:
+        """See ``Outside``."""
+        request = outside_pb2.GetSecretRequest(token=self._token, name=name)
+        try:
+            return self._stub.GetSecret(request, timeout=self._timeout_s).value
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+    def request(self, request: ApiRequest) -> ApiResponse:
+        """See ``Outside``."""
+        message = outside_pb2.ExternalApiRequest(
+            token=self._token,
+            method=request.method,
+            url=request.url,
+            headers=[outside_pb2.Header(name=name, value=value) for name, value in request.headers],
+            body=request.body,
+            timeout_s=request.timeout_s or 0.0,
+            cache=request.cache,
+            follow_redirects=request.follow_redirects,
+        )
+        try:
+            answer = self._stub.CallExternalApi(message, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+        headers = tuple((header.name, header.value) for header in answer.headers)
+        return ApiResponse(answer.status, headers, answer.body, answer.url, answer.from_cache)
+
+    def resolve(self, name: str, kind: str) -> list[str]:
+        """See ``Outside``."""
+        request = outside_pb2.ResolveRequest(token=self._token, name=name, type=kind)
+        try:
+            return list(self._stub.Resolve(request, timeout=self._timeout_s).answers)
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
