@@ -38,7 +38,7 @@ class PoolServer:
     ) -> None:
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         handler = generic_handler(_SERVICE, PoolService(self.pool), hide=(str(directory),))
-        self._server = FileServer(self.pool.store, added={_SERVICE.full_name: handler})
+        self._server = FileServer(self.pool.store, added={_SERVICE.full_name: handler}, ready=self.pool.gathering.wait)
 
     def start(self, address: str) -> int:
         """Listen; see :meth:`taskworker.services.server.FileServer.start`. On failure the pool is closed."""
@@ -54,5 +54,6 @@ class PoolServer:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Give calls under way ``grace_s`` seconds, then close the pool."""
+        self.pool.gathering.end()
         self._server.stop(grace_s)
         self.pool.close()

@@ -1,4 +1,4 @@
-"""A pool and its workers as real processes, started by the command line."""
+"""A pool and its workers as real processes, started by the command line or by test programs of the same manners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -20,13 +21,19 @@ WAIT_S = 60.0
 
 
 class Process:
-    """One ``taskworker`` process that announced itself on stdout."""
+    """One ``taskworker`` process that announced itself on stdout.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    Args:
+        arguments: of the command line.
+        log: gets its error output.
+        module: what ``python -m`` runs.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, module: str = "taskworker") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "taskworker", *arguments, "--json", "--supervised"],
+                [sys.executable, "-m", module, *arguments, "--json", "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -54,9 +61,20 @@ class Process:
         return str(self.announced["address"])
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Give a test program a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -104,8 +122,7 @@ class Cluster:
         self.workers: dict[str, Process] = {}
         self.client = Client(self.address, timeout_s=WAIT_S)
         self._pool_client = PoolClient(self.address)
-        for number in range(workers):
-            self.start_worker(f"w{number}")
+        self.start_workers(f"w{number}" for number in range(workers))
         self.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == workers)
 
     def _start_pool(self, listen: str) -> Process:
@@ -114,11 +131,11 @@ class Cluster:
         arguments += ["--tranquility", "0"]  # the tests wait for what is mended
         return Process(arguments, self.directory / "pool.log")
 
-    def start_worker(self, name: str, *more: str) -> Process:
-        """Start a worker, new or again."""
+    def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
+        """Start a worker, new or again, by the command line or by another ``module``."""
         home = str(self.directory / name)
         arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self.address]
-        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log")
+        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log", module)
         return self.workers[name]
 
     def restart_pool(self) -> None:
@@ -129,6 +146,11 @@ class Cluster:
         """SIGKILL workers."""
         for name in names:
             self.workers.pop(name).kill()
+
+    def start_workers(self, names: Iterable[str]) -> None:
+        """Start several at once, as each takes a while."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start_worker, names))
 
     def status(self) -> PoolStatus:
         """The pool at a glance."""

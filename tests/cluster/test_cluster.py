@@ -163,6 +163,27 @@ def test_the_pool_may_be_killed(cluster: Cluster) -> None:
     cluster.await_survivable(2)
 
 
+def test_a_pool_that_is_back_awaits_its_workers(cluster: Cluster) -> None:
+    data = content(3 * MIB)
+    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    # No worker has noticed yet: nothing is lost, and nobody is told so.
+    assert cluster.client.get(file_id, user_id=USER) == data
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    assert cluster.client.push(b"new", filename="a", user_id=USER).file_id == file_id
+
+
+def test_a_pool_that_is_back_does_not_await_dead_workers_for_ever(cluster: Cluster) -> None:
+    data = content(3 * MIB)
+    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.kill("w0", "w1")
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    assert cluster.client.get(file_id, user_id=USER) == data
+
+
 def test_a_hanging_worker_holds_nothing_up(cluster: Cluster) -> None:
     data = content(6 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
