@@ -11,7 +11,7 @@ from typing import TypeVar
 from cachetools import LRUCache
 
 from storage.activity import Activity
-from storage.errors import DataLossError, StoreClosed
+from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.manifest import FAN_OUT, Manifest, RootNode
@@ -92,6 +92,7 @@ class FileReader(io.RawIOBase):
 
         Raises:
             DataLossError: a chunk is lost; names file and chunk.
+            InsufficientWorkers: too many of a pool's workers are away for now.
         """
         self._check_open()
         target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
@@ -248,6 +249,11 @@ class FileReader(io.RawIOBase):
         try:
             self._stripes.read_all(reads)
         except DataLossError as error:
+            if error.found + error.away >= error.needed:
+                raise InsufficientWorkers(
+                    f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
+                    f"of a chunk of it are on workers that are away; start them again, or wait for them"
+                ) from error
             raise DataLossError(
                 error.chunk,
                 error.found,

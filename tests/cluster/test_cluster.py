@@ -184,6 +184,18 @@ def test_a_pool_that_is_back_does_not_await_dead_workers_for_ever(cluster: Clust
     assert cluster.client.get(file_id, user_id=USER) == data
 
 
+def test_files_of_workers_that_are_away_are_unavailable_not_lost(cluster: Cluster) -> None:
+    data = content(3 * MIB)
+    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.kill("w0", "w1", "w2")
+    with pytest.raises(InsufficientWorkers, match="3 shards of a chunk of it are on workers that are away"):
+        cluster.client.get(file_id, user_id=USER)
+    for name in ("w0", "w1", "w2"):
+        cluster.start_worker(name)
+    cluster.await_survivable(2)
+    assert cluster.client.get(file_id, user_id=USER) == data
+
+
 def test_a_hanging_worker_holds_nothing_up(cluster: Cluster) -> None:
     data = content(6 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
