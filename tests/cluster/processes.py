@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -158,9 +159,23 @@ class Cluster:
         assert status is not None
         return status
 
-    def drain(self, name: str) -> None:
-        """Move a worker's shards off it."""
-        self._pool_client.drain(name)
+    def drain(self, name: str) -> float:
+        """Move a worker's shards off it; the share of all shards that the pool says it moves."""
+        return self._pool_client.drain(name)
+
+    def planned_moves(self, added: str) -> float:
+        """The share of all shards that the pool says would move if a worker like the others were added."""
+        like = self._pool_client.layout().members[0]
+        return self._pool_client.preview([replace(like, worker_id=added)], []).moved
+
+    def await_moved(self, version: int, wait_s: float = WAIT_S) -> None:
+        """Return once this layout, or a later one, is there and every shard is in its place by it."""
+        self.await_status(lambda status: status.layout_version >= version)
+        give_up_at = time.monotonic() + wait_s
+        while self._pool_client.layout().former:
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"shards are still to be moved after {wait_s:.0f} s: {self.status().work}")
+            time.sleep(0.05)
 
     def await_status(self, wanted: Callable[[PoolStatus], bool], wait_s: float = WAIT_S) -> PoolStatus:
         """The status once it is as wanted."""

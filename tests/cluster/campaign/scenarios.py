@@ -1,0 +1,27 @@
+"""All scenarios, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.cluster.campaign.grow import grow
+from tests.cluster.campaign.kill_pool import kill_pool
+from tests.cluster.campaign.kill_workers import kill_workers
+from tests.cluster.campaign.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A scenario: what it shows, how many rounds it takes by default."""
+
+    play: Callable[[Run], None]
+    rounds: int
+    what: str
+
+
+SCENARIOS = {
+    "kill-workers": Scenario(kill_workers, 100, "any two of six workers are killed under load, N times"),
+    "kill-pool": Scenario(kill_pool, 100, "the pool is killed under load, N times"),
+    "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
+}
