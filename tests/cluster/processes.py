@@ -113,11 +113,13 @@ class Cluster:
         directory: for all data.
         workers: how many are started at first, ``w0`` on.
         grace_s: of the pool.
+        tranquility: of the pool; 0, as tests wait for what is mended.
     """
 
-    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0) -> None:
+    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0, tranquility: float = 0.0) -> None:
         self.directory = directory
         self._grace_s = grace_s
+        self._tranquility = tranquility
         self.pool_process = self._start_pool("127.0.0.1:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
@@ -129,7 +131,7 @@ class Cluster:
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
-        arguments += ["--tranquility", "0"]  # the tests wait for what is mended
+        arguments += ["--tranquility", str(self._tranquility)]
         return Process(arguments, self.directory / "pool.log")
 
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tests.cluster.campaign.grow import grow
 from tests.cluster.campaign.kill_pool import kill_pool
 from tests.cluster.campaign.kill_workers import kill_workers
+from tests.cluster.campaign.large import large
+from tests.cluster.campaign.misbehave import misbehave
 from tests.cluster.campaign.run import Run
 
 
@@ -23,5 +25,7 @@ class Scenario:
 SCENARIOS = {
     "kill-workers": Scenario(kill_workers, 100, "any two of six workers are killed under load, N times"),
     "kill-pool": Scenario(kill_pool, 100, "the pool is killed under load, N times"),
+    "misbehave": Scenario(misbehave, 3, "workers lie, hang and crawl; gets are timed N times in each condition"),
     "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
+    "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
 }

@@ -59,6 +59,13 @@ class Commands:
         """See :func:`transfers.get`."""
         return asdict(transfers.get(self._client, self._name, name))
 
+    def delete(self, name: str) -> dict[str, object]:
+        """Delete a file."""
+        head = self._client.find(name, user_id=self._name)
+        assert head is not None
+        self._client.delete(head.file_id, user_id=self._name)
+        return {}
+
     def time_gets(self, names: list[str], seconds: float) -> dict[str, object]:
         """See :func:`transfers.time_gets`."""
         return {"seconds": transfers.time_gets(self._client, self._name, names, seconds)}
