@@ -11,6 +11,7 @@ from typing import TypeVar
 from cachetools import LRUCache
 
 from storage.activity import Activity
+from storage.budget import Budget
 from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
@@ -24,6 +25,26 @@ T = TypeVar("T")
 _AHEAD_BYTES = 4 * MIB
 _AHEAD_MAX = 4
 _LEAVES_CACHED = 4
+AHEAD_BYTES_ALL = 16 * MIB  # of all readers together; those that find it used up read when they are asked
+
+
+class _Share:
+    """A part of a budget, had as soon as there is enough, and from then on."""
+
+    def __init__(self, budget: Budget, count: int) -> None:
+        self._budget = budget
+        self._count = count
+        self._had = False
+
+    def had(self) -> bool:
+        """Whether it is had, now if not before."""
+        self._had = self._had or self._budget.try_take(self._count)
+        return self._had
+
+    def give_back(self) -> None:
+        """End it."""
+        if self._had:
+            self._budget.give_back(self._count)
 
 
 class FileReader(io.RawIOBase):
@@ -40,8 +61,10 @@ class FileReader(io.RawIOBase):
         manifest: Manifest,
         done: Callable[[], None],
         activity: Activity,
+        ahead: Budget,
     ) -> None:
         super().__init__()
+        self._ahead_budget = ahead
         self._done = done
         self._activity = activity
         self.version = version
@@ -134,13 +157,20 @@ class FileReader(io.RawIOBase):
         stop = self.size if stop is None else min(stop, self.size)
         if start >= stop:
             return
+        ahead = _Share(self._ahead_budget, self._lookahead * self._root.chunk_size)
+        try:
+            yield from self._pieces(start, stop, ahead, recycled=recycled)
+        finally:
+            ahead.give_back()
+
+    def _pieces(self, start: int, stop: int, ahead: _Share, *, recycled: bool) -> Iterator[memoryview]:
         size = self._root.chunk_size
         first, last = start // size, (stop - 1) // size
         free: list[memoryview] = []
         pending: deque[tuple[list[memoryview], Future[list[memoryview]]]] = deque()
         upcoming = index = first
         while index <= last:
-            while upcoming <= min(last, index + self._lookahead):
+            while upcoming <= min(last, index + (self._lookahead if ahead.had() else 0)):
                 count = min(self._together, last + 1 - upcoming)
                 buffers = [free.pop() if free else memoryview(bytearray(size)) for _ in range(count)]
                 pending.append((buffers, self._submit(self._load_all, self._stripes_of(upcoming, buffers))))
