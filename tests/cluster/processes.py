@@ -114,12 +114,22 @@ class Cluster:
         workers: how many are started at first, ``w0`` on.
         grace_s: of the pool.
         tranquility: of the pool; 0, as tests wait for what is mended.
+        pool_module: what ``python -m`` runs as the pool.
     """
 
-    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0, tranquility: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        workers: int = 6,
+        grace_s: float = 60.0,
+        tranquility: float = 0.0,
+        pool_module: str = "taskworker",
+    ) -> None:
         self.directory = directory
         self._grace_s = grace_s
         self._tranquility = tranquility
+        self._pool_module = pool_module
         self.pool_process = self._start_pool("127.0.0.1:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
@@ -132,7 +142,7 @@ class Cluster:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
         arguments += ["--tranquility", str(self._tranquility)]
-        return Process(arguments, self.directory / "pool.log")
+        return Process(arguments, self.directory / "pool.log", self._pool_module)
 
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
         """Start a worker, new or again, by the command line or by another ``module``."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from storage.limits import KIB, MIB
+from tests.cluster.campaign.command import status_command
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.users import User, Users
 from tests.cluster.processes import Cluster
@@ -119,7 +117,7 @@ def _lies(run: Run, cluster: Cluster, reader: _Reader) -> None:
         account = users.account
     run.verdicts.note(f"with liars: {account}; longest call {account.longest_s:.2f} s")
     run.verdicts.errors("errors seen by clients, or bytes that were not those acknowledged", account.errors)
-    told = _status_text(cluster.address)
+    told = status_command(cluster.address)
     named = [line for line in told.splitlines() if line.startswith("! ")]
     right = {name for name in (_WRONG, _OTHER) if any(line.startswith(f"! {name} gave out") for line in named)}
     run.verdicts.check(
@@ -171,12 +169,3 @@ def _replace(cluster: Cluster, name: str, module: str) -> None:
 def _await_whole(cluster: Cluster) -> None:
     cluster.await_status(lambda status: all(worker.state == "alive" for worker in status.workers))
     cluster.await_survivable(2)
-
-
-def _status_text(address: str) -> str:
-    command = [sys.executable, "-m", "taskworker", "status", "--pool", address]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
