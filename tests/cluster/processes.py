@@ -32,6 +32,8 @@ class Process:
 
     def __init__(self, arguments: list[str], log: Path, module: str = "taskworker") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
+        environment["PYTHONFAULTHANDLER"] = "1"
+        self._log = log
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments, "--json", "--supervised"],
@@ -95,8 +97,9 @@ class Process:
         try:
             code = self._process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise
+            self.signal(signal.SIGABRT)  # which has it say where its threads are
+            self._process.wait()
+            raise AssertionError(f"it did not end within {WAIT_S:.0f} s: {self._log.read_text()[-20_000:]}") from None
         self._close_pipes()
         return code
 
