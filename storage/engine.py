@@ -12,6 +12,7 @@ from typing import Any
 
 from storage import revising
 from storage.activity import Activity
+from storage.budget import Budget
 from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
@@ -46,7 +47,7 @@ from storage.maintenance.repair import repair
 from storage.maintenance.scrub import scrub
 from storage.manifest import Manifest
 from storage.pins import Pins, Readings
-from storage.reading import FileReader
+from storage.reading import AHEAD_BYTES_ALL, FileReader
 from storage.reports import (
     CollectReport,
     Progress,
@@ -103,6 +104,7 @@ class FileStorage:
         self._pins = Pins()
         self._readings = Readings()
         self._activity = Activity(runtime.monotonic_s)
+        self._ahead = Budget(AHEAD_BYTES_ALL)
         self._load_node = node_loader(catalog, self._stripes, settings.n)
         threads = max(2, os.cpu_count() or 1)
         self._readers = runtime.executor(threads, "read-chunks")
@@ -395,7 +397,9 @@ class FileStorage:
             identifier, entry = self._entry(file_id, user_id)
             stored = self._stored(identifier, entry, version_id)
             manifest = Manifest(stored.root, self._load_node)
-            return FileReader(self._stripes, self._readers, stored.public(), manifest, done, self._activity)
+            return FileReader(
+                self._stripes, self._readers, stored.public(), manifest, done, self._activity, self._ahead
+            )
         except BaseException:
             done()
             raise

@@ -50,10 +50,18 @@ class DataLossError(StorageError):
         needed: number of shards needed (k).
         filename: name of the file being read, where known.
         file_id: id of the file being read, where known.
+        away: number of shards that belong to workers which are away, and may come back.
     """
 
     def __init__(
-        self, chunk: str, found: int, needed: int, *, filename: str | None = None, file_id: str | None = None
+        self,
+        chunk: str,
+        found: int,
+        needed: int,
+        *,
+        filename: str | None = None,
+        file_id: str | None = None,
+        away: int = 0,
     ) -> None:
         where = f" of file {filename!r} ({file_id})" if filename is not None else ""
         super().__init__(
@@ -65,10 +73,11 @@ class DataLossError(StorageError):
         self.needed = needed
         self.filename = filename
         self.file_id = file_id
+        self.away = away
 
 
 class InsufficientWorkers(StorageError):
-    """Too few volumes (or workers) are available to store data that survives one more loss."""
+    """Too few volumes (or workers) are available to store data that survives one more loss, or to read it."""
 
 
 class StoreFull(StorageError):

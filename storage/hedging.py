@@ -2,7 +2,8 @@
 
 The k likeliest shards are asked for at once. Where one has not come after the time in which 95 % of
 recent ones came, a further shard is asked for in its stead (Dean and Barroso, "The Tail at Scale",
-2013), and its store is asked last for a while.
+2013), and its store is asked last for a while, in any case until it has answered. Each store has threads
+of its own, so that one which hangs holds up nobody but itself.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import bisect
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey
 from storage.runtime import Runtime
 
-_THREADS = 32
+_THREADS_PER_STORE = 8
 _SAMPLES = 256
 _HEDGE_S_MIN = 0.004  # less would hedge against the scheduler, not against a slow worker
 _HEDGE_S_MAX = 1.0
@@ -71,9 +73,48 @@ class _Call:
     shards: list[tuple[_Reading, int]]
     asked_s: float
     hedged: bool = False
+    ended: bool = False
 
 
 _Arrivals = queue.SimpleQueue[tuple[_Call, Sequence[memoryview | None]]]
+
+
+class _Slowness:
+    """Which stores are better asked last. Thread-safe."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._lately: dict[int, float] = {}  # until when
+        self._owing: Counter[int] = Counter()  # calls that are overdue, and go on
+
+    def note_overdue(self, call: _Call) -> None:
+        """It takes longer than most."""
+        with self._lock:
+            call.hedged = True
+            self._lately[call.store] = self._now_s() + _SHUNNED_S
+            if not call.ended:
+                self._owing[call.store] += 1
+
+    def note_ended(self, call: _Call) -> None:
+        """It has come to its end, whatever that was."""
+        with self._lock:
+            call.ended = True
+            if call.hedged:
+                self._owing[call.store] -= 1
+
+    def order(self, holders: tuple[int, ...]) -> list[int]:
+        """Stripe slots in the order to ask: data before parity, but slow stores last, those that owe an answer last."""
+        with self._lock:
+            if not self._lately and not self._owing:
+                return list(range(len(holders)))
+            now = self._now_s()
+            self._lately = {store: until for store, until in self._lately.items() if until > now}
+            self._owing = +self._owing
+            return sorted(range(len(holders)), key=lambda slot: self._rank(holders[slot]))
+
+    def _rank(self, store: int) -> int:
+        return 2 if store in self._owing else int(store in self._lately)
 
 
 class HedgedReader:
@@ -86,12 +127,14 @@ class HedgedReader:
 
     def __init__(self, fetch_all: FetchAll, runtime: Runtime) -> None:
         self._fetch_all = fetch_all
+        self._runtime = runtime
         self._now_s = runtime.monotonic_s
-        self._threads = runtime.executor(_THREADS, "fetch-shard")
+        self._threads: dict[int, Executor] = {}  # by store
+        self._closed = False
         self._lock = threading.Lock()
         self._recent: deque[float] = deque(maxlen=_SAMPLES)
         self._sorted: list[float] = []
-        self._shunned: dict[int, float] = {}
+        self._slowness = _Slowness(runtime.monotonic_s)
 
     def read_into(self, stripe: StripeKey, holders: tuple[int, ...], target: memoryview) -> list[int] | None:
         """:meth:`read_all` of one stripe."""
@@ -116,20 +159,15 @@ class HedgedReader:
 
     def close(self) -> None:
         """End the threads; what is being fetched is waited for, and reads that ask for more get nothing."""
-        self._threads.shutdown()
+        with self._lock:
+            self._closed = True
+        for wait in (False, True):  # none takes anything more while another is waited for
+            for threads in self._threads.values():
+                threads.shutdown(wait)
 
     def _begin(self, read: StripeRead) -> _Reading:
         k = read.stripe[33] + 1
-        return _Reading(read, k, -(-len(read.target) // k), deque(self._order(read.holders)))
-
-    def _order(self, holders: tuple[int, ...]) -> list[int]:
-        """Stripe slots in the order to ask: data before parity, but stores that were slow lately last."""
-        if not self._shunned:
-            return list(range(len(holders)))
-        now = self._now_s()
-        slow = {store for store, until in list(self._shunned.items()) if until > now}
-        self._shunned = {store: until for store, until in list(self._shunned.items()) if until > now}
-        return sorted(range(len(holders)), key=lambda slot: holders[slot] in slow)
+        return _Reading(read, k, -(-len(read.target) // k), deque(self._slowness.order(read.holders)))
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
         """Send for shards, one call to each store."""
@@ -140,16 +178,31 @@ class HedgedReader:
         calls = [_Call(store, wanted, self._now_s()) for store, wanted in by_store.items()]
         for call in calls:
             try:
-                self._threads.submit(self._run, call, arrivals)
+                self._threads_for(call.store).submit(self._run, call, arrivals)
             except RuntimeError:  # closed
                 arrivals.put((call, [None] * len(call.shards)))
         return calls
+
+    def _threads_for(self, store: int) -> Executor:
+        """The threads that ask one store.
+
+        Raises:
+            RuntimeError: the reader is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("closed")
+            threads = self._threads.get(store)
+            if threads is None:
+                threads = self._threads[store] = self._runtime.executor(_THREADS_PER_STORE, f"fetch-from-{store}")
+            return threads
 
     def _run(self, call: _Call, arrivals: _Arrivals) -> None:
         payloads: Sequence[memoryview | None] = [None] * len(call.shards)
         try:
             payloads = self._fetch_all(call.store, [reading.wanted(slot) for reading, slot in call.shards])
         finally:
+            self._slowness.note_ended(call)
             arrivals.put((call, payloads))
 
     def _await_one(self, under_way: list[_Call], arrivals: _Arrivals) -> None:
@@ -184,8 +237,7 @@ class HedgedReader:
         for call in under_way:
             if call.hedged or now - call.asked_s < self._hedge_after_s():
                 continue
-            call.hedged = True
-            self._shunned[call.store] = now + _SHUNNED_S
+            self._slowness.note_overdue(call)
             for reading, _ in call.shards:
                 if not reading.complete and reading.spare:
                     instead.append((reading, reading.spare.popleft()))

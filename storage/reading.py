@@ -11,7 +11,8 @@ from typing import TypeVar
 from cachetools import LRUCache
 
 from storage.activity import Activity
-from storage.errors import DataLossError, StoreClosed
+from storage.budget import Budget
+from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.manifest import FAN_OUT, Manifest, RootNode
@@ -24,6 +25,26 @@ T = TypeVar("T")
 _AHEAD_BYTES = 4 * MIB
 _AHEAD_MAX = 4
 _LEAVES_CACHED = 4
+AHEAD_BYTES_ALL = 16 * MIB  # of all readers together; those that find it used up read when they are asked
+
+
+class _Share:
+    """A part of a budget, had as soon as there is enough, and from then on."""
+
+    def __init__(self, budget: Budget, count: int) -> None:
+        self._budget = budget
+        self._count = count
+        self._had = False
+
+    def had(self) -> bool:
+        """Whether it is had, now if not before."""
+        self._had = self._had or self._budget.try_take(self._count)
+        return self._had
+
+    def give_back(self) -> None:
+        """End it."""
+        if self._had:
+            self._budget.give_back(self._count)
 
 
 class FileReader(io.RawIOBase):
@@ -40,8 +61,10 @@ class FileReader(io.RawIOBase):
         manifest: Manifest,
         done: Callable[[], None],
         activity: Activity,
+        ahead: Budget,
     ) -> None:
         super().__init__()
+        self._ahead_budget = ahead
         self._done = done
         self._activity = activity
         self.version = version
@@ -92,6 +115,7 @@ class FileReader(io.RawIOBase):
 
         Raises:
             DataLossError: a chunk is lost; names file and chunk.
+            InsufficientWorkers: too many of a pool's workers are away for now.
         """
         self._check_open()
         target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
@@ -133,13 +157,20 @@ class FileReader(io.RawIOBase):
         stop = self.size if stop is None else min(stop, self.size)
         if start >= stop:
             return
+        ahead = _Share(self._ahead_budget, self._lookahead * self._root.chunk_size)
+        try:
+            yield from self._pieces(start, stop, ahead, recycled=recycled)
+        finally:
+            ahead.give_back()
+
+    def _pieces(self, start: int, stop: int, ahead: _Share, *, recycled: bool) -> Iterator[memoryview]:
         size = self._root.chunk_size
         first, last = start // size, (stop - 1) // size
         free: list[memoryview] = []
         pending: deque[tuple[list[memoryview], Future[list[memoryview]]]] = deque()
         upcoming = index = first
         while index <= last:
-            while upcoming <= min(last, index + self._lookahead):
+            while upcoming <= min(last, index + (self._lookahead if ahead.had() else 0)):
                 count = min(self._together, last + 1 - upcoming)
                 buffers = [free.pop() if free else memoryview(bytearray(size)) for _ in range(count)]
                 pending.append((buffers, self._submit(self._load_all, self._stripes_of(upcoming, buffers))))
@@ -248,6 +279,11 @@ class FileReader(io.RawIOBase):
         try:
             self._stripes.read_all(reads)
         except DataLossError as error:
+            if error.found + error.away >= error.needed:
+                raise InsufficientWorkers(
+                    f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
+                    f"of a chunk of it are on workers that are away; start them again, or wait for them"
+                ) from error
             raise DataLossError(
                 error.chunk,
                 error.found,

@@ -366,8 +366,16 @@ class StripeStore:
                 return data
             if not self.volumes.stand_ins or (seen is not None and found.keys() <= seen):
                 most = max((len(group.payloads) for group in _by_length(found, stripe[33] + 1)), default=0)
-                raise DataLossError(stripe[:ID_BYTES].hex(), most if most <= stripe[33] else 0, stripe[33] + 1)
+                had = most if most <= stripe[33] else 0
+                raise DataLossError(stripe[:ID_BYTES].hex(), had, stripe[33] + 1, away=self._away(stripe, found))
             seen = (seen or set()) | found.keys()
+
+    def _away(self, stripe: StripeKey, found: dict[int, Shard]) -> int:
+        """Shards not found that belong to stores which are away, where such stores come back by themselves."""
+        if not self.volumes.stand_ins:
+            return 0
+        holders = enumerate(self.volumes.holders(stripe))
+        return sum(slot not in found and self.volumes.volume(holder) is None for slot, holder in holders)
 
     def _recover_from(
         self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places, rotten: _Places

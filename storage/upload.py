@@ -12,12 +12,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from blake3 import blake3
 
 from storage.activity import Activity
+from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
 _IN_FLIGHT_BYTES = 8 * MIB
 _IN_FLIGHT_MAX = 6
+IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
 _SYNC_EVERY_BYTES = 64 * MIB
 LEASE_S = 24 * 3600  # how long chunks of an interrupted push wait for it to be taken up again
 
@@ -63,6 +65,7 @@ class PushContext:
     metadata_copies: int
     runtime: Runtime
     activity: Activity
+    in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +257,15 @@ class Upload:
 
     def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
         self._drain(self._depth - 1)
+        budget = self._context.in_flight
+        budget.take(self._capacity)
         try:
-            self._in_flight.append(self._context.workers.submit(work, *arguments))
+            future = self._context.workers.submit(work, *arguments)
         except RuntimeError as error:  # the executor was shut down
+            budget.give_back(self._capacity)
             raise StoreClosed("the store was closed during the push") from error
+        future.add_done_callback(lambda _: budget.give_back(self._capacity))
+        self._in_flight.append(future)
 
     def _drain(self, most: int) -> None:
         """Take in finished chunks, in order, until at most ``most`` are under way."""

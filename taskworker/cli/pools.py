@@ -67,10 +67,12 @@ def pool(
         taskworker pool --dir ./pool
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
     """
+    from taskworker.cli.allocator import keep_few_arenas
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.services.pool_server import PoolServer
     from taskworker.worker import default_store
 
+    keep_few_arenas()
     path = directory or default_store("pool")
     options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
     server = PoolServer(path, profile=profile_of(k, n), options=options)

@@ -21,7 +21,7 @@ from taskworker.store_pb2_grpc import StoreServiceStub
 from taskworker.taskworker_pb2_grpc import FileServiceStub, RPCServiceStub
 from taskworker.wire import status
 from taskworker.wire.frames import data_of_frame
-from taskworker.wire.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+from taskworker.wire.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
 
 ResponseT = TypeVar("ResponseT")
 
@@ -55,7 +55,7 @@ CHANNEL_OPTIONS = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # A server that restarts is found again within moments, not after gRPC's usual one to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Servers listen on loopback, where a proxy of the environment has no business.
     ("grpc.enable_http_proxy", 0),

@@ -21,6 +21,7 @@ from storage.locking import StoreLock
 from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.gathering import Gathering
 from taskworker.pool.health import health_line
 from taskworker.pool.membership import (
     Application,
@@ -164,6 +165,10 @@ class PoolCore:
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         catalog.save_document(_RUNNING, b"1")
         self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
+        # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
+        expected = [record.slot for record in self.membership.records if record.standing is not Standing.OUT]
+        self.gathering = Gathering(expected)
+        self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
@@ -174,6 +179,7 @@ class PoolCore:
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
+        self.gathering.end()
         self.mender.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
@@ -201,6 +207,7 @@ class PoolCore:
             ) from error
         self._keep_members()
         self.fleet.attach(record.slot, volume)
+        self.gathering.came(record.slot)
         if admission.emptied:
             self.fleet.note_emptied(record.slot)
             self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
@@ -331,6 +338,8 @@ class PoolCore:
 
     def tick(self) -> None:
         """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
+        if self._runtime.monotonic_s() >= self._gathered_by_s:
+            self.gathering.end()
         expiry = self.membership.expire()
         for record in expiry.suspect:
             self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")

@@ -26,7 +26,7 @@ from storage.shards.port import Verdict, Verification
 from taskworker.client.channel import target_of
 from taskworker.errors import DeadlineExceeded, StorageUnavailable
 from taskworker.wire import status
-from taskworker.wire.limits import WINDOW_OPTIONS
+from taskworker.wire.limits import CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
 from taskworker.wire.shards import (
     CORRUPT,
     FLAG_SYNC,
@@ -56,7 +56,7 @@ _CHANNEL_OPTIONS = (
     # Of its own, not shared with other channels to the same address: a stalled one must not stall them.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),
 )

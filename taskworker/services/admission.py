@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,11 +31,18 @@ DEFAULT_LIMITS = ServerLimits()
 
 
 class Gate:
-    """Lets a bounded number of callers through at once and turns the others away."""
+    """Lets a bounded number of callers through at once and turns the others away.
 
-    def __init__(self, places: int, what: str) -> None:
+    Args:
+        places: how many.
+        what: why others are turned away, for people.
+        ready: returns when callers can be served; those let in wait for it, each in its place.
+    """
+
+    def __init__(self, places: int, what: str, ready: Callable[[], None] = lambda: None) -> None:
         self._places = threading.Semaphore(places)
         self._refusal = f"{what}; try again in a moment"
+        self._ready = ready
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -47,6 +54,7 @@ class Gate:
         if not self._places.acquire(blocking=False):
             raise ServerBusy(self._refusal)
         try:
+            self._ready()
             yield
         finally:
             self._places.release()

@@ -54,7 +54,12 @@ class PoolServer:
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport)
-        self._server = FileServer(self.pool.store, added=self._services((str(directory),)), added_calls=_CALLS)
+        self._server = FileServer(
+            self.pool.store,
+            added=self._services((str(directory),)),
+            added_calls=_CALLS,
+            ready=self.pool.gathering.wait,
+        )
 
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
         functions = self.functions
@@ -87,6 +92,7 @@ class PoolServer:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Give calls under way ``grace_s`` seconds, then close the pool."""
+        self.pool.gathering.end()
         self._server.stop(grace_s)
         self.functions.close()
         self._transport.close()

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,7 @@ class FileServer:
         limits: how many calls at once.
         added: further services, by full name.
         added_calls: how many calls of those may be under way beside the files' and the reserved ones.
+        ready: returns when the store can serve; calls that come before wait for it.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class FileServer:
         limits: ServerLimits = DEFAULT_LIMITS,
         added: Mapping[str, grpc.GenericRpcHandler] | None = None,
         added_calls: int = 0,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         calls = limits.calls + added_calls + (limits.reserved if added else 0)
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
@@ -120,7 +122,7 @@ class FileServer:
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
         self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=calls)
-        names = self._add_services(store, limits)
+        names = self._add_services(store, limits, ready)
         for name, handler in (added or {}).items():
             self._server.add_generic_rpc_handlers((handler,))
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -128,11 +130,11 @@ class FileServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
-    def _add_services(self, store: FileStorage | None, limits: ServerLimits) -> list[str]:
+    def _add_services(self, store: FileStorage | None, limits: ServerLimits, ready: Callable[[], None]) -> list[str]:
         names: list[str] = []
         if store is not None:
             hide = _paths_of(store)
-            gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows")
+            gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
             files = generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate)
             streams = generic_handler(
                 _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide, gate=gate

@@ -37,3 +37,8 @@ STATUS_TEXT_BYTES_MAX = 1000
 # busy loopback: eight pushes took 1.7 GiB that way, and 0.2 GiB at the same speed with a fixed window.
 # 4 MiB still fill a 40 MB/s line with a round trip of 100 ms.
 WINDOW_OPTIONS = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 * MIB))
+
+# A connection has this long to come about. gRPC takes it from its least pause between two tries: with 100 ms
+# nobody was reached over a line with a round trip of 50 ms, nor on a machine with more to do than it can.
+# Where a connection is refused, the next try comes as soon as ever.
+CONNECT_TIMEOUT_MS = 3_000

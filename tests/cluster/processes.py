@@ -1,4 +1,4 @@
-"""A pool and its workers as real processes, started by the command line."""
+"""A pool and its workers as real processes, started by the command line or by test programs of the same manners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,13 +22,21 @@ WAIT_S = 60.0
 
 
 class Process:
-    """One ``taskworker`` process that announced itself on stdout."""
+    """One ``taskworker`` process that announced itself on stdout.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    Args:
+        arguments: of the command line.
+        log: gets its error output.
+        module: what ``python -m`` runs.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, module: str = "taskworker") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
+        environment["PYTHONFAULTHANDLER"] = "1"
+        self._log = log
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "taskworker", *arguments, "--json", "--supervised"],
+                [sys.executable, "-m", module, *arguments, "--json", "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -54,9 +64,20 @@ class Process:
         return str(self.announced["address"])
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Give a test program a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -76,8 +97,9 @@ class Process:
         try:
             code = self._process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise
+            self.signal(signal.SIGABRT)  # which has it say where its threads are
+            self._process.wait()
+            raise AssertionError(f"it did not end within {WAIT_S:.0f} s: {self._log.read_text()[-20_000:]}") from None
         self._close_pipes()
         return code
 
@@ -94,31 +116,42 @@ class Cluster:
         directory: for all data.
         workers: how many are started at first, ``w0`` on.
         grace_s: of the pool.
+        tranquility: of the pool; 0, as tests wait for what is mended.
+        pool_module: what ``python -m`` runs as the pool.
     """
 
-    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        workers: int = 6,
+        grace_s: float = 60.0,
+        tranquility: float = 0.0,
+        pool_module: str = "taskworker",
+    ) -> None:
         self.directory = directory
         self._grace_s = grace_s
+        self._tranquility = tranquility
+        self._pool_module = pool_module
         self.pool_process = self._start_pool("127.0.0.1:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
         self.client = Client(self.address, timeout_s=WAIT_S)
         self._pool_client = PoolClient(self.address)
-        for number in range(workers):
-            self.start_worker(f"w{number}")
+        self.start_workers(f"w{number}" for number in range(workers))
         self.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == workers)
 
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
-        arguments += ["--tranquility", "0"]  # the tests wait for what is mended
-        return Process(arguments, self.directory / "pool.log")
+        arguments += ["--tranquility", str(self._tranquility)]
+        return Process(arguments, self.directory / "pool.log", self._pool_module)
 
-    def start_worker(self, name: str, *more: str) -> Process:
-        """Start a worker, new or again."""
+    def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
+        """Start a worker, new or again, by the command line or by another ``module``."""
         home = str(self.directory / name)
         arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self.address]
-        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log")
+        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log", module)
         return self.workers[name]
 
     def restart_pool(self) -> None:
@@ -130,15 +163,34 @@ class Cluster:
         for name in names:
             self.workers.pop(name).kill()
 
+    def start_workers(self, names: Iterable[str]) -> None:
+        """Start several at once, as each takes a while."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start_worker, names))
+
     def status(self) -> PoolStatus:
         """The pool at a glance."""
         status = self._pool_client.status()
         assert status is not None
         return status
 
-    def drain(self, name: str) -> None:
-        """Move a worker's shards off it."""
-        self._pool_client.drain(name)
+    def drain(self, name: str) -> float:
+        """Move a worker's shards off it; the share of all shards that the pool says it moves."""
+        return self._pool_client.drain(name)
+
+    def planned_moves(self, added: str) -> float:
+        """The share of all shards that the pool says would move if a worker like the others were added."""
+        like = self._pool_client.layout().members[0]
+        return self._pool_client.preview([replace(like, worker_id=added)], []).moved
+
+    def await_moved(self, version: int, wait_s: float = WAIT_S) -> None:
+        """Return once this layout, or a later one, is there and every shard is in its place by it."""
+        self.await_status(lambda status: status.layout_version >= version)
+        give_up_at = time.monotonic() + wait_s
+        while self._pool_client.layout().former:
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"shards are still to be moved after {wait_s:.0f} s: {self.status().work}")
+            time.sleep(0.05)
 
     def await_status(self, wanted: Callable[[PoolStatus], bool], wait_s: float = WAIT_S) -> PoolStatus:
         """The status once it is as wanted."""

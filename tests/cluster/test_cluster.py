@@ -163,6 +163,22 @@ def test_the_pool_may_be_killed(cluster: Cluster) -> None:
     cluster.await_survivable(2)
 
 
+def test_a_pool_that_is_back_awaits_its_workers_but_not_dead_ones_for_ever(cluster: Cluster) -> None:
+    data = content(3 * MIB)
+    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    # No worker has noticed yet: nothing is lost, and nobody is told so.
+    assert cluster.client.get(file_id, user_id=USER) == data
+    cluster.kill("w0", "w1")
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    assert cluster.client.get(file_id, user_id=USER) == data
+    cluster.pool_process.kill()
+    cluster.restart_pool()
+    assert cluster.client.push(b"new", filename="a", user_id=USER).file_id == file_id
+
+
 def test_a_hanging_worker_holds_nothing_up(cluster: Cluster) -> None:
     data = content(6 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
@@ -181,6 +197,8 @@ def test_too_few_workers_take_nothing(cluster: Cluster) -> None:
     cluster.kill("w0", "w1", "w2", "w3")
     with pytest.raises(InsufficientWorkers, match="would not survive"):
         cluster.client.push(b"new", filename="a", user_id=USER)
+    with pytest.raises(InsufficientWorkers, match="4 shards of a chunk of it are on workers that are away"):
+        cluster.client.get(file_id, user_id=USER)  # not lost: they may come back
     for name in ("w0", "w1", "w2", "w3"):
         cluster.start_worker(name)
     cluster.await_survivable(2)

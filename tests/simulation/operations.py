@@ -182,7 +182,7 @@ class Users:
             with self.store.open_file(file.file_id, user_id=name.user, version_id=kept.version_id) as reader:
                 reader.seek(start)
                 got = reader.read(-1 if stop is None else stop - start)
-        except DataLossError as error:
+        except (DataLossError, InsufficientWorkers) as error:
             # One that failed a call may have come back meanwhile, too late for this reader.
             within_reach = within_reach and failures == self.cluster.process.failures and self._all_enough(chunks)
             require(not within_reach, f"{name} {kept.version_id[:8]} cannot be read: {error}")

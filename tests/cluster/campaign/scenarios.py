@@ -1,0 +1,33 @@
+"""All scenarios, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.cluster.campaign.grow import grow
+from tests.cluster.campaign.kill_pool import kill_pool
+from tests.cluster.campaign.kill_workers import kill_workers
+from tests.cluster.campaign.large import large
+from tests.cluster.campaign.million import million
+from tests.cluster.campaign.misbehave import misbehave
+from tests.cluster.campaign.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A scenario: what it shows, how many rounds it takes by default."""
+
+    play: Callable[[Run], None]
+    rounds: int
+    what: str
+
+
+SCENARIOS = {
+    "kill-workers": Scenario(kill_workers, 100, "any two of six workers are killed under load, N times"),
+    "kill-pool": Scenario(kill_pool, 100, "the pool is killed under load, N times"),
+    "misbehave": Scenario(misbehave, 3, "workers lie, hang and crawl; gets are timed N times in each condition"),
+    "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
+    "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
+    "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
+}
