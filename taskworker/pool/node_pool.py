@@ -189,7 +189,7 @@ class PoolCore:
         self._bury_dead_rival(application)
         admission = self.membership.join(application)
         record = admission.record
-        volume = self._connect(record.address, record.worker)
+        volume = self._connect(record.address, record.worker, application.instance)
         try:
             volume.usage()
         except StorageError as error:

@@ -110,18 +110,21 @@ class RemoteVolume:
     Args:
         address: of the worker, ``host:port`` or ``unix:path``.
         name: what people call it.
+        instance: the process of the worker that is meant; default whichever answers. What another one is
+            sent to append or sync fails.
         timeout_s: for one ordinary call.
     """
 
-    def __init__(self, address: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, address: str, name: str, instance: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.name = name
+        self._instance = instance.encode()
         self._address = address
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(target_of(address), options=_CHANNEL_OPTIONS)
         self._methods: dict[str, Any] = {}
         self._failure: StorageError | None = None
         self._changed = threading.Condition()
-        self._frame = AppendFrame()
+        self._frame = AppendFrame(self._instance)
         self._full: deque[AppendFrame] = deque()  # frames before that one
         self._delivered = 0  # frames whose sending has ended
         self._awaited = 0  # threads that wait for what is on its way
@@ -159,7 +162,7 @@ class RemoteVolume:
             if not self._frame.takes(shard):
                 self._frame.mark(flags & FLAG_URGENT)
                 self._full.append(self._frame)
-                self._frame = AppendFrame()
+                self._frame = AppendFrame(self._instance)
                 if self._tickets:
                     self._frame.mark(FLAG_SYNC)  # they are settled with the last frame
             self._frame.add(shard)
@@ -207,7 +210,7 @@ class RemoteVolume:
                 if self._full:
                     frame = self._full.popleft()
                 else:
-                    frame, self._frame = self._frame, AppendFrame()
+                    frame, self._frame = self._frame, AppendFrame(self._instance)
                     tickets, self._tickets = self._tickets, []
                 self._sent = frame
                 self._changed.notify_all()

@@ -62,19 +62,28 @@ class Faults:
         return self._soon(worker, fire)
 
     def power_off(self) -> str:
-        """The machine loses power, and with it whatever was not synced; it is away for longer than a lease."""
+        """The machine loses power, and with it whatever was not synced."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
         return self._soon(worker, lambda: self._power_off(worker))
 
+    def reboot(self) -> str:
+        """The machine loses power, and is back before anybody misses it."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
+
+        def fire() -> None:
+            if worker.up:
+                self._power_off(worker)
+                worker.start()
+
+        return self._soon(worker, fire)
+
     def _power_off(self, worker: Worker) -> None:
         worker.stop()
-        worker.down_until_s = self.cluster.clock.monotonic_s() + LEASE_S + 1.0
         worker.volume.lose_power(self.rng)
         check_durable(self.cluster, self.model.stripes())
 
     def start(self) -> str:
-        now = self.cluster.clock.monotonic_s()
-        worker = self._one_of([w for w in self.cluster.workers if not w.up and w.down_until_s <= now])
+        worker = self._one_of([worker for worker in self.cluster.workers if not worker.up])
         worker.start()
         return worker.name
 

@@ -24,11 +24,13 @@ class Network:
 
     Attributes:
         answering: volumes that can be reached, by address.
+        instances: which process answers there.
         calls: how many there were.
     """
 
     def __init__(self, rng: Random) -> None:
         self.answering: dict[str, MemoryVolume] = {}
+        self.instances: dict[str, str] = {}
         self.calls = 0
         self.rng = rng
         self._due: list[tuple[int, Callable[[], None]]] = []
@@ -78,9 +80,9 @@ class Process:
             raise VolumeFailed(f"worker {name} does not answer")
         return work(volume)
 
-    def connect(self, address: str, name: str) -> Connection:
+    def connect(self, address: str, name: str, instance: str) -> Connection:
         """See :data:`taskworker.pool.port.Connect`."""
-        return Connection(self, address, name)
+        return Connection(self, address, name, instance)
 
 
 class Ticket:
@@ -108,10 +110,11 @@ class Connection:
     A frame that is on its way when the worker goes away may have been taken or not.
     """
 
-    def __init__(self, process: Process, address: str, name: str) -> None:
+    def __init__(self, process: Process, address: str, name: str, instance: str) -> None:
         self._process = process
         self._address = address
         self._name = name
+        self._instance = instance
         self._queue: list[tuple[tuple[Shard, ...], bool]] = []
         self._failure: VolumeFailed | None = None
         self._unreported: StorageError | None = None
@@ -141,6 +144,16 @@ class Connection:
             raise
         return outcome
 
+    def write(self, work: Callable[[MemoryVolume], T]) -> T:
+        """:meth:`call`, which no other process of the worker takes."""
+
+        def guarded(volume: MemoryVolume) -> T:
+            if self._process.network.instances.get(self._address) != self._instance:
+                raise VolumeFailed(f"worker {self._name} was started anew")
+            return work(volume)
+
+        return self.call(guarded)
+
     def _check_usable(self) -> None:
         self._process.reach("")
         if self._failure is not None:
@@ -158,7 +171,7 @@ class Connection:
         queue, self._queue = self._queue, []
         for shards, urgent in queue:
             try:
-                self.call(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
+                self.write(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
             except StoreFull as error:
                 self._unreported = self._unreported or error
             except VolumeFailed as error:
@@ -182,7 +195,7 @@ class Connection:
             self._deliver()
         if self._failure is None and self._unreported is None:
             try:
-                self.call(lambda volume: volume.sync())
+                self.write(lambda volume: volume.sync())
             except VolumeFailed as error:
                 self._failure = error
         outcome, self._unreported = self._failure or self._unreported, None

@@ -27,7 +27,6 @@ class Worker:
         network: where it is reached.
         up: whether its process runs.
         cut_off: whether the network between it and the pool is down.
-        down_until_s: when it can be started again at the earliest.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Worker:
     rng: Random
     up: bool = False
     cut_off: bool = False
-    down_until_s: float = 0.0
     _instance: str = ""
     _joined: bool = field(default=False)
 
@@ -73,6 +71,7 @@ class Worker:
         """Answer calls, or not."""
         if self.reachable:
             self.network.answering[self.address] = self.volume
+            self.network.instances[self.address] = self._instance
         else:
             self.network.answering.pop(self.address, None)
 
