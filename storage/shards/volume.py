@@ -19,7 +19,16 @@ from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, read_identity_file, write_identity
 from storage.shards.index import PENDING_MAX, IndexDamaged, SegmentState, ShardIndex
-from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, Verification, VolumeFailed, VolumeUsage
+from storage.shards.port import (
+    CorruptShard,
+    DamagedRanges,
+    Location,
+    Shard,
+    Verdict,
+    Verification,
+    VolumeFailed,
+    VolumeUsage,
+)
 from storage.shards.record import (
     HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -584,6 +593,19 @@ class LocalVolume:
     def verify(self, progress: Callable[[int], None]) -> Verification:
         """See :meth:`ShardStore.verify`."""
         return LocalVerification(self, self.damaged_ranges(progress))
+
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """See :meth:`ShardStore.check`."""
+        return [self._check_one(key) for key in keys]
+
+    def _check_one(self, key: ShardKey) -> Verdict:
+        while True:
+            place = self.locate(key)
+            try:
+                return Verdict.MISSING if place is None or self.read(key) is None else Verdict.GOOD
+            except CorruptShard:
+                if place is not None and self.discard(key, place):
+                    return Verdict.ROTTEN  # otherwise a collect moved it meanwhile
 
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]

@@ -17,6 +17,7 @@ from storage.errors import StorageError
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.reports import RepairReport
 from storage.runtime import Runtime
+from storage.shards.port import Verdict
 from taskworker.errors import CallAbandoned
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.port import WorkerVolume
@@ -136,7 +137,7 @@ class Mender:
             self._wanted.set()
             return True
         self._tidy()
-        if self._fleet.attendance() == attendance:
+        if self._fleet.mark() == mark:
             self._fleet.note_mended(mark)
             self._settled()
         self._view = WorkView("repair", "idle", note=_summary(report, self._runtime.monotonic_s() - started))
@@ -172,7 +173,7 @@ class Mender:
                     self._drop_misplaced(slot, volume, batch)
 
     def _drop_misplaced(self, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
-        """Remove those that another store holds as it should, and has."""
+        """Remove those that another store holds as it should, and has in good order: it reads them first."""
         by_holder: dict[int, list[ShardKey]] = {}
         for key in keys:
             stripe = StripeKey(key[:STRIPE_KEY_BYTES])
@@ -185,8 +186,11 @@ class Mender:
             if proper is None:
                 continue
             with self._fleet.guard(holder, proper):
-                there = proper.locate_all(misplaced)
-                volume.remove([key for key, place in zip(misplaced, there, strict=True) if place is not None])
+                verdicts = list(zip(misplaced, proper.check(misplaced), strict=True))
+                volume.remove([key for key, verdict in verdicts if verdict is Verdict.GOOD])
+                for key, verdict in verdicts:
+                    if verdict is Verdict.ROTTEN:
+                        self._fleet.report("rotten", key, holder, "found while moving shards; it is made anew")
 
     def _in_ms(self, pause_s: float) -> int:
         return self._runtime.wall_ns() // 1_000_000 + int(pause_s * 1000)

@@ -71,6 +71,8 @@ _PROBE_S = 1.0
 # Measured with 256 KiB shards: four to a message cost half of what one does, eight no less.
 _FILLED_BYTES = 900 * 1024
 _FILL_S = 0.02
+# The worker reads them before it answers: as many of the largest as a slow disk gives within the time limit.
+_CHECKED_TOGETHER = 32
 # Calls that a worker may refuse without being broken: it keeps few verifications.
 _REFUSABLE = ("Judge", "Rest")
 
@@ -336,6 +338,19 @@ class RemoteVolume:
             progress(self._number(_PROGRESS, message)[0])
         raise VolumeFailed(f"worker {self.name} ended a verification without an outcome")
 
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """See :meth:`ShardStore.check`."""
+        self._await_delivery()
+        verdicts: list[Verdict] = []
+        for batch in batched(keys, _CHECKED_TOGETHER):
+            verdicts += self._verdicts(self._call("Check", join_keys(batch)), batch)
+        return verdicts
+
+    def _verdicts(self, answer: bytes, keys: Sequence[ShardKey]) -> list[Verdict]:
+        if len(answer) != len(keys) or max(answer, default=0) > max(Verdict):
+            raise self._broken(ValueError("verdicts that do not fit the keys"))
+        return [Verdict(verdict) for verdict in answer]
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
         segments, freed = self._number(
@@ -471,9 +486,7 @@ class _RemoteVerification:
         verdicts: list[Verdict] = []
         for batch in batched(keys, KEYS_MAX):
             answer = self._ask(lambda batch=batch: self._volume._call("Judge", self._token + join_keys(batch)))  # type: ignore[misc]
-            if len(answer) != len(batch) or max(answer, default=0) > max(Verdict):
-                raise self._volume._broken(ValueError("verdicts that do not fit the keys"))
-            verdicts += map(Verdict, answer)
+            verdicts += self._volume._verdicts(answer, batch)
         return verdicts
 
     def quarantine_rest(self) -> Iterator[ShardKey]:

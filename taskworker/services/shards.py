@@ -185,6 +185,10 @@ class ShardService:
             raise InvalidArgument("this verification has ended; verify again")
         return found
 
+    def Check(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Verdicts (a byte each) on keys, by reading them now; what is rotten is forgotten."""
+        return bytes(self._volume.check(parse_keys(request)))
+
     def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Rewrite segments with at most this share of live bytes (a double)."""
         if len(request) != _RATIO.size:
@@ -197,7 +201,7 @@ class ShardService:
         return msgspec.msgpack.encode(self._volume.usage())
 
 
-UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Compact", "Usage", "Instance")
+UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Check", "Compact", "Usage", "Instance")
 STREAMS = ("Keys", "Records", "Verify", "Rest")
 
 

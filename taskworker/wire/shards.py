@@ -11,6 +11,7 @@ Locate     keys (36 each)                                                       
 Fetch      key and payload length (40) each                                      a byte each, then payloads
 Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
+Check      keys                                                                  a verdict (1) each
 Instance   empty                                                                 the worker process's own name
 =========  ====================================================================  ==========================
 """

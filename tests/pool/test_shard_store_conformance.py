@@ -443,6 +443,19 @@ def test_ending_twice(store: ShardStore) -> None:
     store.close()
 
 
+def test_a_check_reads_what_it_judges_and_forgets_what_is_rotten(stand: Stand) -> None:
+    shards = [shard_of(number, 1000) for number in range(40)]
+    stand.store.append(shards)
+    stand.store.sync()
+    rot(stand.directory, shards[5].key)
+    keys = [*(shard.key for shard in shards), key_of(99)]
+    expected = [Verdict.GOOD] * 40 + [Verdict.MISSING]
+    assert stand.store.check(keys) == [Verdict.ROTTEN if at == 5 else verdict for at, verdict in enumerate(expected)]
+    assert stand.store.locate(shards[5].key) is None
+    assert stand.store.check(keys[4:7]) == [Verdict.GOOD, Verdict.MISSING, Verdict.GOOD]
+    assert stand.store.check([]) == []
+
+
 # -- behind a network ------------------------------------------------------------------------------
 
 

@@ -249,6 +249,9 @@ class Connection:
     def verify(self, progress: Callable[[int], None]) -> Verification:
         return _Verification(self, *self.call(lambda volume: (volume.verify(progress), volume.boots)))
 
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return self.call(lambda volume: volume.check(keys))
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         return self.call(lambda volume: volume.compact(live_ratio_max))
 

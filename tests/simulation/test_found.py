@@ -121,6 +121,26 @@ def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
         assert holders[slot].volume.is_good(shard_key(stripe, slot))
 
 
+def test_a_stand_in_keeps_its_copy_while_the_proper_one_is_rotten() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    stripe = chunks_of(CONTENT, cluster.profile)[0]
+    by_name = {worker.name: worker for worker in cluster.workers}
+    holder = by_name[cluster.pool.fleet.name(cluster.pool.fleet.holders(stripe)[0])]
+    cut_off(holder)
+    settle(cluster)
+    key = shard_key(stripe, 0)
+    assert sum(worker.volume.is_durable(key) for worker in cluster.workers) == 2, "somebody stands in"
+    holder.volume.rot(key, Random(1))
+    cut_off(holder, cut=False)
+    cluster.pass_time(2.0)
+    cluster.pool.mender.mend()
+    assert any(worker.volume.is_durable(key) for worker in cluster.workers), "the only good copy was dropped"
+    settle(cluster)
+    assert [worker.name for worker in cluster.workers if key in worker.volume.records_by_key] == [holder.name]
+    assert holder.volume.is_durable(key)
+
+
 @pytest.mark.parametrize("calls", range(1, 25))
 def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None:
     cluster = cluster_of(6, 2, 3)
