@@ -42,7 +42,7 @@ from storage.maintenance.collect import collect
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
 from storage.maintenance.rebuild import rebuild
-from storage.maintenance.repair import repair
+from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
 from storage.manifest import Manifest
 from storage.pins import Pins, Readings
@@ -525,18 +525,25 @@ class FileStorage:
         self._volumes.check_present()
         return scrub(self._maintenance, progress)
 
-    def repair(self, *, progress: Progress | None = None, pace: Callable[[float], None] | None = None) -> RepairReport:
+    def repair(
+        self,
+        *,
+        progress: Progress | None = None,
+        pace: Callable[[float], None] | None = None,
+        watch: Watch | None = None,
+    ) -> RepairReport:
         """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
 
         Args:
             progress: called with (objects done, objects in all).
             pace: called with the seconds that each object took; may sleep, to leave room for others.
+            watch: told how far it is in more detail than ``progress``.
         """
         self._check_open()
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
         self._context.commits.bury_leftovers()
-        report = repair(self._maintenance, progress, pace)
+        report = repair(self._maintenance, progress, pace, watch)
         self.save_incomplete()
         return report
 

@@ -7,10 +7,10 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from cachetools import LRUCache
@@ -32,6 +32,16 @@ _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
+_ASKERS = 16  # threads that ask stores where shards are
+
+
+class _Asked(NamedTuple):
+    """A shard that a store is asked for: the index of its stripe among those at hand, its slot."""
+
+    at: int
+    slot: int
+
+
 _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
@@ -44,6 +54,26 @@ class _Survivors:
 
     payloads: dict[int, memoryview]
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where the shards of a stripe are.
+
+    Attributes:
+        holders: the store that has each shard, None for those that none has.
+        absent: slots whose shard is not where it should be put now, had elsewhere or not.
+        length: of the object in bytes, None if no shard in its place tells.
+    """
+
+    holders: tuple[int | None, ...]
+    absent: list[int]
+    length: int | None
+
+    @property
+    def missing(self) -> int:
+        """How many shards no store has."""
+        return self.holders.count(None)
 
 
 class StripeStore:
@@ -60,12 +90,15 @@ class StripeStore:
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
         self._lately_lock = threading.Lock()
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
+        self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
         self._closed = True
         if self._hedged is not None:
             self._hedged.close()
+        if self._askers is not None:
+            self._askers.shutdown()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -121,22 +154,48 @@ class StripeStore:
         """:meth:`absent_slots` of many stripes, asking each store once."""
         return [absent for absent, _ in self._look_for(stripes)]
 
+    def whereabouts(self, stripes: Sequence[StripeKey]) -> list[Whereabouts]:
+        """Where the shards of many stripes are, in their places and elsewhere, asking each store at most twice."""
+        looked = self._look_for(stripes)
+        found: list[list[int | None]] = []
+        asked: dict[int, list[_Asked]] = {}
+        for index, (stripe, (absent, _)) in enumerate(zip(stripes, looked, strict=True)):
+            targets = self.volumes.targets(stripe)
+            found.append([None if slot in absent else target for slot, target in enumerate(targets)])
+            for store in self.volumes.elsewhere(stripe) if absent else ():
+                asked.setdefault(store, []).extend(_Asked(index, slot) for slot in absent if targets[slot] != store)
+        for store, one, place in self._ask(stripes, asked):
+            if place is not None:
+                found[one.at][one.slot] = store
+        return [Whereabouts(tuple(holders), *look) for holders, look in zip(found, looked, strict=True)]
+
     def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
         """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
-        asked: dict[int, list[tuple[int, ShardKey]]] = {}
+        asked: dict[int, list[_Asked]] = {}
         for index, stripe in enumerate(stripes):
             for slot, target in enumerate(self.volumes.targets(stripe)):
-                asked.setdefault(target, []).append((index, ShardKey(stripe + BYTE[slot])))
+                asked.setdefault(target, []).append(_Asked(index, slot))
         absent: list[list[int]] = [[] for _ in stripes]
         lengths: list[int | None] = [None] * len(stripes)
-        for target, shards in asked.items():
-            locations = self._locate_all(target, [key for _, key in shards])
-            for (index, key), location in zip(shards, locations, strict=True):
-                if location is None:
-                    absent[index].append(key[35])
-                else:
-                    lengths[index] = location.object_length
+        for _, one, place in self._ask(stripes, asked):
+            if place is None:
+                absent[one.at].append(one.slot)
+            else:
+                lengths[one.at] = place.object_length
         return [(sorted(slots), length) for slots, length in zip(absent, lengths, strict=True)]
+
+    def _ask(
+        self, stripes: Sequence[StripeKey], asked: dict[int, list[_Asked]]
+    ) -> Iterator[tuple[int, _Asked, Location | None]]:
+        """What stores say of the shards that each is asked for; those that cost a round trip are asked at once."""
+
+        def locate(store: int) -> list[Location | None]:
+            return self._locate_all(store, [ShardKey(stripes[at] + BYTE[slot]) for at, slot in asked[store]])
+
+        places = map(locate, asked) if self._askers is None else self._askers.map(locate, asked)
+        for (store, shards), found in zip(asked.items(), places, strict=True):
+            for one, place in zip(shards, found, strict=True):
+                yield store, one, place
 
     def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
         volume = self.volumes.volume(holder)

@@ -10,6 +10,7 @@ import pytest
 from storage import ErasureProfile
 from storage.errors import InsufficientWorkers
 from storage.keys import Kind, StripeKey, shard_key
+from storage.reports import RepairState
 from storage.stripes import metadata_stripe
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
@@ -164,3 +165,21 @@ def test_metadata_that_no_worker_has_any_more_is_made_again_from_the_catalog() -
     assert report.complete
     assert report.shards_rebuilt == len(keys)
     assert all(any(worker.volume.is_durable(key) for worker in cluster.workers) for key in keys)
+
+
+def test_repair_tells_what_is_missing_from_what_is_in_the_wrong_place() -> None:
+    cluster = cluster_of(7)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    cluster.pool.drain("w3")
+    moved: list[RepairState] = []
+    report = cluster.pool.store.repair(watch=moved.append)
+    assert (moved[-1].repaired, moved[-1].moved) == (0, max(state.misplaced for state in moved))
+    assert report.shards_moved == report.shards_rebuilt > 0
+    assert not any(state.endangered for state in moved)
+    cut_off(cluster.workers[0])
+    cluster.pass_time(5.0)
+    made: list[RepairState] = []
+    report = cluster.pool.store.repair(watch=made.append)
+    assert (made[-1].moved, made[-1].repaired) == (0, max(state.missing for state in made))
+    assert report.shards_rebuilt > report.shards_moved == 0
