@@ -65,7 +65,7 @@ from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
 _SYNC_DATA_BYTES_MAX = 64 * MIB
-_COLLECT_GRACE_S = 86400.0
+COLLECT_GRACE_S = 86400.0
 
 
 class FileStorage:
@@ -82,6 +82,7 @@ class FileStorage:
         profile: erasure profile of new files.
         chunk_size: bytes of the chunks of new files.
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
+        on_collected: called with what each :meth:`collect` came to.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class FileStorage:
             scratch=path / "scratch",
             runtime=runtime,
         )
+        self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self._closing = threading.Lock()
         self._closed = False
 
@@ -547,15 +549,24 @@ class FileStorage:
         self.save_incomplete()
         return report
 
-    def collect(self, *, progress: Progress | None = None, grace_s: float = _COLLECT_GRACE_S) -> CollectReport:
+    def collect(
+        self,
+        *,
+        progress: Progress | None = None,
+        grace_s: float = COLLECT_GRACE_S,
+        pace: Callable[[float], None] | None = None,
+    ) -> CollectReport:
         """Free the space of deleted files and of pushes that never committed, beside pushes in flight.
 
         Args:
             progress: called with (steps done, steps in all).
             grace_s: how long chunks of interrupted pushes are kept to be resumed (up to a day).
+            pace: called with the seconds that each step took; may sleep, to leave room for others.
         """
         self._check_open()
-        return collect(self._maintenance, grace_s, progress)
+        report = collect(self._maintenance, grace_s, progress, pace)
+        self.on_collected(report)
+        return report
 
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Make the catalog again from the volumes alone, when it is gone.

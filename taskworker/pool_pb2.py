@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/pool.proto\x12\x0ftaskworker.pool\"\x11\n\x0f\x44\x65scribeRequest\"^\n\x0fPoolDescription\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\t\n\x01k\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nchunk_size\x18\x05 \x01(\x04\"\xaa\x01\n\x0bJoinRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x04\x12\x10\n\x08instance\x18\x05 \x01(\t\x12\x11\n\tvolume_id\x18\x06 \x01(\t\x12\x0f\n\x07pool_id\x18\x07 \x01(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r\x12\x0f\n\x07version\x18\t \x01(\t\"U\n\x0cJoinResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\"\\\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12#\n\x04load\x18\x03 \x01(\x0b\x32\x15.taskworker.pool.Load\"%\n\x11HeartbeatResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"o\n\x04Load\x12\x0b\n\x03\x63pu\x18\x01 \x01(\x01\x12\x12\n\nbytes_used\x18\x02 \x01(\x04\x12\x12\n\nbytes_live\x18\x03 \x01(\x04\x12\x12\n\nbytes_free\x18\x04 \x01(\x04\x12\x0e\n\x06shards\x18\x05 \x01(\x04\x12\x0e\n\x06rotten\x18\x06 \x01(\x04\"3\n\x0cLeaveRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"\x0f\n\rStatusRequest\"\xd5\x02\n\nPoolStatus\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0e\n\x06health\x18\x02 \x01(\t\x12\x1a\n\x12workers_survivable\x18\x03 \x01(\r\x12\r\n\x05\x66iles\x18\x04 \x01(\x04\x12\x10\n\x08versions\x18\x05 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x06 \x01(\x04\x12\x16\n\x0elayout_version\x18\x07 \x01(\x04\x12(\n\x07workers\x18\x08 \x03(\x0b\x32\x17.taskworker.pool.Worker\x12#\n\x04work\x18\t \x03(\x0b\x32\x15.taskworker.pool.Work\x12&\n\x06\x65vents\x18\n \x03(\x0b\x32\x16.taskworker.pool.Event\x12\t\n\x01k\x18\x0b \x01(\r\x12\t\n\x01n\x18\x0c \x01(\r\x12\x18\n\x10zones_survivable\x18\r \x01(\r\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0e \x01(\t\"\xce\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x12#\n\x04load\x18\x08 \x01(\x0b\x32\x15.taskworker.pool.Load\x12\x0f\n\x07seen_ms\x18\t \x01(\x03\x12\r\n\x05share\x18\n \x01(\x01\x12\x0c\n\x04lies\x18\x0b \x01(\x04\"u\n\x04Work\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0c\n\x04note\x18\x05 \x01(\t\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07next_ms\x18\x07 \x01(\x03\"4\n\x05\x45vent\x12\x0f\n\x07time_ms\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"1\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\x1e\n\rDrainResponse\x12\r\n\x05moved\x18\x01 \x01(\x01\"\x12\n\x10GetLayoutRequest\"^\n\x0cLayoutMember\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x04\x12\r\n\x05share\x18\x05 \x01(\x01\"\xa2\x01\n\nLayoutView\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05width\x18\x02 \x01(\r\x12.\n\x07members\x18\x03 \x03(\x0b\x32\x1d.taskworker.pool.LayoutMember\x12\x1a\n\x12workers_survivable\x18\x04 \x01(\x05\x12\x18\n\x10zones_survivable\x18\x05 \x01(\x05\x12\x0e\n\x06\x66ormer\x18\x06 \x01(\r\"R\n\x14PreviewLayoutRequest\x12*\n\x03\x61\x64\x64\x18\x01 \x03(\x0b\x32\x1d.taskworker.pool.LayoutMember\x12\x0e\n\x06remove\x18\x02 \x03(\t\"\x86\x01\n\rLayoutPreview\x12+\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1b.taskworker.pool.LayoutView\x12*\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1b.taskworker.pool.LayoutView\x12\r\n\x05moved\x18\x03 \x01(\x01\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x32\xf2\x04\n\x0bPoolService\x12N\n\x08\x44\x65scribe\x12 .taskworker.pool.DescribeRequest\x1a .taskworker.pool.PoolDescription\x12\x43\n\x04Join\x12\x1c.taskworker.pool.JoinRequest\x1a\x1d.taskworker.pool.JoinResponse\x12R\n\tHeartbeat\x12!.taskworker.pool.HeartbeatRequest\x1a\".taskworker.pool.HeartbeatResponse\x12\x46\n\x05Leave\x12\x1d.taskworker.pool.LeaveRequest\x1a\x1e.taskworker.pool.LeaveResponse\x12\x45\n\x06Status\x12\x1e.taskworker.pool.StatusRequest\x1a\x1b.taskworker.pool.PoolStatus\x12\x46\n\x05\x44rain\x12\x1d.taskworker.pool.DrainRequest\x1a\x1e.taskworker.pool.DrainResponse\x12K\n\tGetLayout\x12!.taskworker.pool.GetLayoutRequest\x1a\x1b.taskworker.pool.LayoutView\x12V\n\rPreviewLayout\x12%.taskworker.pool.PreviewLayoutRequest\x1a\x1e.taskworker.pool.LayoutPreviewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/pool.proto\x12\x0ftaskworker.pool\"\x11\n\x0f\x44\x65scribeRequest\"^\n\x0fPoolDescription\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\t\n\x01k\x18\x03 \x01(\r\x12\t\n\x01n\x18\x04 \x01(\r\x12\x12\n\nchunk_size\x18\x05 \x01(\x04\"\xaa\x01\n\x0bJoinRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x04\x12\x10\n\x08instance\x18\x05 \x01(\t\x12\x11\n\tvolume_id\x18\x06 \x01(\t\x12\x0f\n\x07pool_id\x18\x07 \x01(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r\x12\x0f\n\x07version\x18\t \x01(\t\"U\n\x0cJoinResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\"\\\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12#\n\x04load\x18\x03 \x01(\x0b\x32\x15.taskworker.pool.Load\"%\n\x11HeartbeatResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"\xf8\x01\n\x04Load\x12\x0b\n\x03\x63pu\x18\x01 \x01(\x01\x12\x12\n\nbytes_used\x18\x02 \x01(\x04\x12\x12\n\nbytes_live\x18\x03 \x01(\x04\x12\x12\n\nbytes_free\x18\x04 \x01(\x04\x12\x0e\n\x06shards\x18\x05 \x01(\x04\x12\x0e\n\x06rotten\x18\x06 \x01(\x04\x12\x12\n\nscrub_done\x18\x07 \x01(\x04\x12\x13\n\x0bscrub_total\x18\x08 \x01(\x04\x12\x19\n\x11scrub_bytes_per_s\x18\t \x01(\x01\x12\x16\n\x0escrub_ended_ms\x18\n \x01(\x03\x12\x15\n\rscrub_next_ms\x18\x0b \x01(\x03\x12\x14\n\x0cscrub_errors\x18\x0c \x01(\x04\"3\n\x0cLeaveRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"\x0f\n\rStatusRequest\"\xd5\x02\n\nPoolStatus\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0e\n\x06health\x18\x02 \x01(\t\x12\x1a\n\x12workers_survivable\x18\x03 \x01(\r\x12\r\n\x05\x66iles\x18\x04 \x01(\x04\x12\x10\n\x08versions\x18\x05 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x06 \x01(\x04\x12\x16\n\x0elayout_version\x18\x07 \x01(\x04\x12(\n\x07workers\x18\x08 \x03(\x0b\x32\x17.taskworker.pool.Worker\x12#\n\x04work\x18\t \x03(\x0b\x32\x15.taskworker.pool.Work\x12&\n\x06\x65vents\x18\n \x03(\x0b\x32\x16.taskworker.pool.Event\x12\t\n\x01k\x18\x0b \x01(\r\x12\t\n\x01n\x18\x0c \x01(\r\x12\x18\n\x10zones_survivable\x18\r \x01(\r\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0e \x01(\t\"\xce\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x12#\n\x04load\x18\x08 \x01(\x0b\x32\x15.taskworker.pool.Load\x12\x0f\n\x07seen_ms\x18\t \x01(\x03\x12\r\n\x05share\x18\n \x01(\x01\x12\x0c\n\x04lies\x18\x0b \x01(\x04\"\xd8\x01\n\x04Work\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0c\n\x04note\x18\x05 \x01(\t\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07next_ms\x18\x07 \x01(\x03\x12\r\n\x05queue\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x10\n\x08\x65nded_ms\x18\x0b \x01(\x03\x12\x0c\n\x04unit\x18\x0c \x01(\t\x12\x13\n\x0b\x62ytes_per_s\x18\r \x01(\x01\"4\n\x05\x45vent\x12\x0f\n\x07time_ms\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"1\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\x1e\n\rDrainResponse\x12\r\n\x05moved\x18\x01 \x01(\x01\"\x12\n\x10GetLayoutRequest\"^\n\x0cLayoutMember\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x04\x12\r\n\x05share\x18\x05 \x01(\x01\"\xa2\x01\n\nLayoutView\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05width\x18\x02 \x01(\r\x12.\n\x07members\x18\x03 \x03(\x0b\x32\x1d.taskworker.pool.LayoutMember\x12\x1a\n\x12workers_survivable\x18\x04 \x01(\x05\x12\x18\n\x10zones_survivable\x18\x05 \x01(\x05\x12\x0e\n\x06\x66ormer\x18\x06 \x01(\r\"R\n\x14PreviewLayoutRequest\x12*\n\x03\x61\x64\x64\x18\x01 \x03(\x0b\x32\x1d.taskworker.pool.LayoutMember\x12\x0e\n\x06remove\x18\x02 \x03(\t\"\x86\x01\n\rLayoutPreview\x12+\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1b.taskworker.pool.LayoutView\x12*\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1b.taskworker.pool.LayoutView\x12\r\n\x05moved\x18\x03 \x01(\x01\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x32\xf2\x04\n\x0bPoolService\x12N\n\x08\x44\x65scribe\x12 .taskworker.pool.DescribeRequest\x1a .taskworker.pool.PoolDescription\x12\x43\n\x04Join\x12\x1c.taskworker.pool.JoinRequest\x1a\x1d.taskworker.pool.JoinResponse\x12R\n\tHeartbeat\x12!.taskworker.pool.HeartbeatRequest\x1a\".taskworker.pool.HeartbeatResponse\x12\x46\n\x05Leave\x12\x1d.taskworker.pool.LeaveRequest\x1a\x1e.taskworker.pool.LeaveResponse\x12\x45\n\x06Status\x12\x1e.taskworker.pool.StatusRequest\x1a\x1b.taskworker.pool.PoolStatus\x12\x46\n\x05\x44rain\x12\x1d.taskworker.pool.DrainRequest\x1a\x1e.taskworker.pool.DrainResponse\x12K\n\tGetLayout\x12!.taskworker.pool.GetLayoutRequest\x1a\x1b.taskworker.pool.LayoutView\x12V\n\rPreviewLayout\x12%.taskworker.pool.PreviewLayoutRequest\x1a\x1e.taskworker.pool.LayoutPreviewb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,36 +43,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_end=509
   _globals['_HEARTBEATRESPONSE']._serialized_start=511
   _globals['_HEARTBEATRESPONSE']._serialized_end=548
-  _globals['_LOAD']._serialized_start=550
-  _globals['_LOAD']._serialized_end=661
-  _globals['_LEAVEREQUEST']._serialized_start=663
-  _globals['_LEAVEREQUEST']._serialized_end=714
-  _globals['_LEAVERESPONSE']._serialized_start=716
-  _globals['_LEAVERESPONSE']._serialized_end=731
-  _globals['_STATUSREQUEST']._serialized_start=733
-  _globals['_STATUSREQUEST']._serialized_end=748
-  _globals['_POOLSTATUS']._serialized_start=751
-  _globals['_POOLSTATUS']._serialized_end=1092
-  _globals['_WORKER']._serialized_start=1095
-  _globals['_WORKER']._serialized_end=1301
-  _globals['_WORK']._serialized_start=1303
-  _globals['_WORK']._serialized_end=1420
-  _globals['_EVENT']._serialized_start=1422
-  _globals['_EVENT']._serialized_end=1474
-  _globals['_DRAINREQUEST']._serialized_start=1476
-  _globals['_DRAINREQUEST']._serialized_end=1525
-  _globals['_DRAINRESPONSE']._serialized_start=1527
-  _globals['_DRAINRESPONSE']._serialized_end=1557
-  _globals['_GETLAYOUTREQUEST']._serialized_start=1559
-  _globals['_GETLAYOUTREQUEST']._serialized_end=1577
-  _globals['_LAYOUTMEMBER']._serialized_start=1579
-  _globals['_LAYOUTMEMBER']._serialized_end=1673
-  _globals['_LAYOUTVIEW']._serialized_start=1676
-  _globals['_LAYOUTVIEW']._serialized_end=1838
-  _globals['_PREVIEWLAYOUTREQUEST']._serialized_start=1840
-  _globals['_PREVIEWLAYOUTREQUEST']._serialized_end=1922
-  _globals['_LAYOUTPREVIEW']._serialized_start=1925
-  _globals['_LAYOUTPREVIEW']._serialized_end=2059
-  _globals['_POOLSERVICE']._serialized_start=2062
-  _globals['_POOLSERVICE']._serialized_end=2688
+  _globals['_LOAD']._serialized_start=551
+  _globals['_LOAD']._serialized_end=799
+  _globals['_LEAVEREQUEST']._serialized_start=801
+  _globals['_LEAVEREQUEST']._serialized_end=852
+  _globals['_LEAVERESPONSE']._serialized_start=854
+  _globals['_LEAVERESPONSE']._serialized_end=869
+  _globals['_STATUSREQUEST']._serialized_start=871
+  _globals['_STATUSREQUEST']._serialized_end=886
+  _globals['_POOLSTATUS']._serialized_start=889
+  _globals['_POOLSTATUS']._serialized_end=1230
+  _globals['_WORKER']._serialized_start=1233
+  _globals['_WORKER']._serialized_end=1439
+  _globals['_WORK']._serialized_start=1442
+  _globals['_WORK']._serialized_end=1658
+  _globals['_EVENT']._serialized_start=1660
+  _globals['_EVENT']._serialized_end=1712
+  _globals['_DRAINREQUEST']._serialized_start=1714
+  _globals['_DRAINREQUEST']._serialized_end=1763
+  _globals['_DRAINRESPONSE']._serialized_start=1765
+  _globals['_DRAINRESPONSE']._serialized_end=1795
+  _globals['_GETLAYOUTREQUEST']._serialized_start=1797
+  _globals['_GETLAYOUTREQUEST']._serialized_end=1815
+  _globals['_LAYOUTMEMBER']._serialized_start=1817
+  _globals['_LAYOUTMEMBER']._serialized_end=1911
+  _globals['_LAYOUTVIEW']._serialized_start=1914
+  _globals['_LAYOUTVIEW']._serialized_end=2076
+  _globals['_PREVIEWLAYOUTREQUEST']._serialized_start=2078
+  _globals['_PREVIEWLAYOUTREQUEST']._serialized_end=2160
+  _globals['_LAYOUTPREVIEW']._serialized_start=2163
+  _globals['_LAYOUTPREVIEW']._serialized_end=2297
+  _globals['_POOLSERVICE']._serialized_start=2300
+  _globals['_POOLSERVICE']._serialized_end=2926
 # @@protoc_insertion_point(module_scope)

@@ -79,7 +79,7 @@ class VolumeWorker:
         self._lock: StoreLock | None = None
         self._server: FileServer | None = None
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
-        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping)
+        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
         self._heartbeat_s = 1.0
         self._cpu_s = (time.monotonic(), 0.0)
 
@@ -246,13 +246,20 @@ class VolumeWorker:
         now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
         then, before = self._cpu_s
         self._cpu_s = (now, cpu)
+        scrub = self._scrubber.state
         return pool_pb2.Load(
             cpu=(cpu - before) / max(now - then, 1e-3),
             bytes_used=usage.bytes_used,
             bytes_live=usage.bytes_live,
             bytes_free=usage.bytes_free,
             shards=usage.shards,
-            rotten=self._scrubber.found,
+            rotten=scrub.found,
+            scrub_done=scrub.done,
+            scrub_total=scrub.total,
+            scrub_bytes_per_s=scrub.bytes_per_s,
+            scrub_ended_ms=scrub.ended_ms,
+            scrub_next_ms=scrub.next_ms,
+            scrub_errors=scrub.errors,
         )
 
     def _leave(self) -> None:

@@ -572,12 +572,19 @@ class LocalVolume:
                 if self._index.get(found.header.key) is not None:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
 
-    def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
-        """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""
+    def segment_sizes(self) -> dict[int, int]:
+        """Bytes of each segment by its number, in order."""
+        return {number: state.size for number, state in sorted(self._segments.items())}
+
+    def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
+        """Read and verify what is stored (in ``segments``, default all); where the bytes are bad.
+
+        ``progress`` gets bytes read.
+        """
         bad = DamagedRanges()
         self.flush_index()
         self._index.check()
-        for number in sorted(self._segments):
+        for number in sorted(self._segments if segments is None else segments):
             state = self._segments.get(number)
             if state is None:
                 continue
@@ -590,9 +597,9 @@ class LocalVolume:
                 bad.add(number, size, indexed)
         return bad
 
-    def verify(self, progress: Callable[[int], None]) -> Verification:
-        """See :meth:`ShardStore.verify`."""
-        return LocalVerification(self, self.damaged_ranges(progress))
+    def verify(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> Verification:
+        """See :meth:`ShardStore.verify`. With ``segments``, only what is in these is read, all else counts as good."""
+        return LocalVerification(self, self.damaged_ranges(progress, segments))
 
     def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
         """See :meth:`ShardStore.check`."""

@@ -51,11 +51,20 @@ def pool(
     tranquility: Annotated[
         float,
         typer.Option(
-            help="While users are at work, how long repair rests after each object, in multiples of the time it took.",
+            help="While users are at work, how long repair, rebalance and collect rest after each piece of work, "
+            "in multiples of the time it took.",
             metavar="N",
             min=0,
         ),
     ] = 4.0,
+    collect_every: Annotated[
+        float,
+        typer.Option(
+            help="How often the space of what no file needs any more is freed; 0: only by `taskworker collect`.",
+            metavar="SECONDS",
+            min=0,
+        ),
+    ] = 86400.0,
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -71,7 +80,9 @@ def pool(
     from taskworker.worker import default_store
 
     path = directory or default_store("pool")
-    options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
+    options = PoolOptions(
+        grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility, collect_every_s=collect_every
+    )
     server = PoolServer(path, profile=profile_of(k, n), options=options)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
@@ -111,6 +122,12 @@ def worker(
         int | None,
         typer.Option(help="Its weight against the others (default: the size of its disk).", metavar="GIB", min=1),
     ] = None,
+    scrub_rate: Annotated[
+        float,
+        typer.Option(
+            help="How fast it reads and verifies all it holds, over and over; 0: not at all.", metavar="MIB/S", min=0
+        ),
+    ] = 16.0,
     supervised: Supervised = False,
 ) -> None:
     """Offer a directory's disk to a node pool until Ctrl-C. Started again, it is itself again.
@@ -125,7 +142,14 @@ def worker(
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
-    member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes)
+    member = VolumeWorker(
+        worker_id,
+        pool_address,
+        path,
+        zone=zone,
+        capacity=capacity_bytes,
+        scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
+    )
     member.start(listen)
     try:
         _watch_parent(wanted=supervised)

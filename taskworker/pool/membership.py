@@ -67,7 +67,10 @@ class MemberRecord(msgspec.Struct, frozen=True):
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
-    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started."""
+    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started.
+
+    What begins with ``scrub`` is of its own scrub, see :class:`taskworker.self_scrub.ScrubState`.
+    """
 
     cpu: float = 0.0
     bytes_used: int = 0
@@ -75,6 +78,12 @@ class WorkerLoad(msgspec.Struct, frozen=True):
     bytes_free: int = 0
     shards: int = 0
     rotten: int = 0
+    scrub_done: int = 0
+    scrub_total: int = 0
+    scrub_bytes_per_s: float = 0.0
+    scrub_ended_ms: int = 0
+    scrub_next_ms: int = 0
+    scrub_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
 from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
+from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import WorkerFleet
-from taskworker.pool.health import health_line
+from taskworker.pool.health import Safety, health_line
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -31,9 +32,11 @@ from taskworker.pool.membership import (
     WorkerState,
     WorkerView,
 )
-from taskworker.pool.mending import Mender, WorkView
+from taskworker.pool.mending import Mender
 from taskworker.pool.port import Connect, Identify
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
+from taskworker.pool.scrubbing import scrub_view
+from taskworker.pool.work import WorkJournal, WorkView
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ _LAYOUTS = "pool-layouts"
 _RETIRED = "pool-retired-layouts"
 _RUNNING = "pool-running"
 _RETIRED_KEPT = 8
+_PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _TICK_S = 0.25
 _EVENTS_KEPT = 200
@@ -60,12 +64,14 @@ class PoolOptions:
         allow_fragile: take files that the loss of one worker would make unreadable, too.
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
+        collect_every_s: how often the space of what no file needs is freed; 0: only when told.
     """
 
     lease_s: float = 3.0
     grace_s: float = 30.0
     allow_fragile: bool = False
     tranquility: float = 4.0
+    collect_every_s: float = COLLECT_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,9 @@ class PoolView:
 
 
 class PoolCore:
-    """What a pool knows and does, without threads of its own: whoever drives it calls :meth:`tick` and ``mender``.
+    """What a pool knows and does, without threads of its own.
+
+    Whoever drives it calls :meth:`tick`, ``mender`` and ``collector``.
 
     Thread-safe. ``store`` is the engine that users' calls go to.
 
@@ -140,6 +148,7 @@ class PoolCore:
             self._catalog = catalog
             self._layouts = _kept_layouts(catalog, _LAYOUTS)
             self._retired = _kept_layouts(catalog, _RETIRED)
+            journal = WorkJournal(catalog, self._now_ms)
             self.membership = Membership(
                 settings.store_id,
                 _kept_members(catalog),
@@ -167,14 +176,17 @@ class PoolCore:
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self.mender = Mender(
-            self.store, self.fleet, self._settled, tranquility=self._options.tranquility, runtime=runtime
+        tranquility = self._options.tranquility
+        self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
+        self.collector = Collector(
+            self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
         self.fleet.on_rot = self.mender.wake
 
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
         self.mender.close()
+        self.collector.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
 
@@ -365,11 +377,18 @@ class PoolCore:
         layout = self._layouts[0] if self._layouts else None
         views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
-        work = self.mender.view()
+        repair, rebalance = self.mender.views()
+        there = [view.load for view in views if view.state in _PRESENT]
         workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
+        safety = Safety(
+            workers_survivable if layout is not None else None,
+            self.fleet.losses_survivable_when_mended(self.profile.k),
+            stats.files,
+            self.mender.endangered(),
+        )
         return PoolView(
             pool_id=self.pool_id,
-            health=health_line(workers_survivable if layout is not None else None, len(away), work),
+            health=health_line(safety, len(away), (repair, rebalance)),
             profile=self.profile,
             files=stats.files,
             versions=stats.versions,
@@ -379,7 +398,7 @@ class PoolCore:
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
             zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
-            work=[work],
+            work=[repair, rebalance, scrub_view(there), self.collector.view()],
             events=list(self._events),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
@@ -436,6 +455,7 @@ class NodePool(PoolCore):
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
         self.mender.start()
+        self.collector.start()
         self._ticker.start()
 
     def close(self) -> None:

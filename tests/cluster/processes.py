@@ -94,11 +94,15 @@ class Cluster:
         directory: for all data.
         workers: how many are started at first, ``w0`` on.
         grace_s: of the pool.
+        options: more of the pool's.
     """
 
-    def __init__(self, directory: Path, *, workers: int = 6, grace_s: float = 60.0) -> None:
+    def __init__(
+        self, directory: Path, *, workers: int = 6, grace_s: float = 60.0, options: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory
         self._grace_s = grace_s
+        self._options = options
         self.pool_process = self._start_pool("127.0.0.1:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
@@ -112,7 +116,7 @@ class Cluster:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
         arguments += ["--tranquility", "0"]  # the tests wait for what is mended
-        return Process(arguments, self.directory / "pool.log")
+        return Process([*arguments, *self._options], self.directory / "pool.log")
 
     def start_worker(self, name: str, *more: str) -> Process:
         """Start a worker, new or again."""
@@ -157,9 +161,7 @@ class Cluster:
 
     def await_survivable(self, workers: int) -> PoolStatus:
         """The status once nothing is being mended and any ``workers`` may be lost."""
-        return self.await_status(
-            lambda status: status.workers_survivable >= workers and all(work.state == "idle" for work in status.work)
-        )
+        return self.await_status(lambda status: status.workers_survivable >= workers and not status.is_mending)
 
     def __enter__(self) -> Cluster:
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InsufficientWorkers, StorageError
-from taskworker.client.pool import PoolStatus
+from taskworker.client.pool import PoolStatus, WorkStatus
 from tests.cluster.processes import Cluster, Process
 
 USER = "ann"
@@ -211,6 +211,30 @@ def _shards(status: PoolStatus, name: str) -> int:
     return next(worker.shards for worker in status.workers if worker.worker_id == name)
 
 
+def test_background_work_is_seen_and_outlasts_the_pool(tmp_path: Path) -> None:
+    with Cluster(tmp_path, options=("--collect-every", "1")) as cluster:
+        cluster.client.push(content(MIB), filename="a", user_id=USER)
+        status = cluster.await_status(
+            lambda status: all(_work(status, name).ended_ms > 0 for name in ("collect", "repair"))
+        )
+        assert [work.name for work in status.work] == ["repair", "rebalance", "scrub", "collect"]
+        assert not any(work.errors for work in status.work)
+        cluster.await_survivable(2)
+        before = cluster.status()
+        cluster.pool_process.kill()
+        cluster._options = ()  # daily from now on
+        cluster.restart_pool()
+        after = cluster.await_status(lambda status: True)
+        for name in ("repair", "collect"):
+            assert _work(after, name).ended_ms >= _work(before, name).ended_ms > 0
+        assert _work(after, "collect").next_ms > 0
+        assert "removed" in _work(after, "collect").note
+
+
+def _work(status: PoolStatus, name: str) -> WorkStatus:
+    return next(work for work in status.work if work.name == name)
+
+
 def test_a_living_id_is_not_given_twice(cluster: Cluster, tmp_path: Path) -> None:
     arguments = ["worker", "--id", "w1", "--dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]
     with pytest.raises(AssertionError, match="a living worker has the id w1"):
@@ -230,9 +254,10 @@ def test_a_volume_of_another_pool_is_refused(cluster: Cluster, tmp_path: Path) -
 def test_rot_on_a_worker_is_found_and_healed(cluster: Cluster) -> None:
     data = content(6 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.client.push(content(6 * MIB, 2), filename="never read", user_id=USER)
     for segment in (cluster.directory / "w3" / "volume").glob("*.seg"):
         raw = bytearray(segment.read_bytes())
-        for at in range(9000, 1_500_000, 100_000):
+        for at in range(9000, 3_000_000, 100_000):
             raw[at] ^= 0xFF
         segment.write_bytes(raw)
     assert cluster.client.get(file_id, user_id=USER) == data
