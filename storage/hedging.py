@@ -34,10 +34,13 @@ FetchAll = Callable[[int, Sequence[Wanted]], Sequence[memoryview | None]]
 
 
 class StripeRead(NamedTuple):
-    """A stripe to read: its key, the store slot of each of its shards, and exactly as much room as the object."""
+    """A stripe to read: its key, the store slot of each of its shards, and exactly as much room as the object.
+
+    A shard that is known to be nowhere has None for its store, and is not asked for.
+    """
 
     stripe: StripeKey
-    holders: tuple[int, ...]
+    holders: tuple[int | None, ...]
     target: memoryview
 
 
@@ -93,7 +96,7 @@ class HedgedReader:
         self._sorted: list[float] = []
         self._shunned: dict[int, float] = {}
 
-    def read_into(self, stripe: StripeKey, holders: tuple[int, ...], target: memoryview) -> list[int] | None:
+    def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
         """:meth:`read_all` of one stripe."""
         return self.read_all([StripeRead(stripe, holders, target)])[0]
 
@@ -120,9 +123,10 @@ class HedgedReader:
 
     def _begin(self, read: StripeRead) -> _Reading:
         k = read.stripe[33] + 1
-        return _Reading(read, k, -(-len(read.target) // k), deque(self._order(read.holders)))
+        spare = deque(slot for slot in self._order(read.holders) if read.holders[slot] is not None)
+        return _Reading(read, k, -(-len(read.target) // k), spare)
 
-    def _order(self, holders: tuple[int, ...]) -> list[int]:
+    def _order(self, holders: tuple[int | None, ...]) -> list[int]:
         """Stripe slots in the order to ask: data before parity, but stores that were slow lately last."""
         if not self._shunned:
             return list(range(len(holders)))
@@ -136,7 +140,9 @@ class HedgedReader:
         by_store: dict[int, list[tuple[_Reading, int]]] = {}
         for reading, slot in shards:
             reading.asked.add(slot)
-            by_store.setdefault(reading.read.holders[slot], []).append((reading, slot))
+            store = reading.read.holders[slot]
+            assert store is not None, "those that are nowhere are not among the spare ones"
+            by_store.setdefault(store, []).append((reading, slot))
         calls = [_Call(store, wanted, self._now_s()) for store, wanted in by_store.items()]
         for call in calls:
             try:

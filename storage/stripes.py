@@ -7,7 +7,7 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ class Whereabouts:
     Attributes:
         holders: the store that has each shard, None for those that none has.
         absent: slots whose shard is not where it should be put now, had elsewhere or not.
-        length: of the object in bytes, None if no shard in its place tells.
+        length: of the object in bytes, None if no shard tells.
     """
 
     holders: tuple[int | None, ...]
@@ -103,25 +103,33 @@ class StripeStore:
     # -- writing ---------------------------------------------------------------------------------
 
     def shards_of(
-        self, stripe: StripeKey, data: BytesLike, length: int, scratch: bytearray | None = None
+        self,
+        stripe: StripeKey,
+        data: BytesLike,
+        length: int,
+        scratch: bytearray | None = None,
+        slots: Collection[int] | None = None,
     ) -> list[Shard]:
-        """All n shards of an object; data shards are views of ``data``.
+        """Shards of an object; data shards are views of ``data``.
 
         Args:
             stripe: its key.
             data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
             length: its length in bytes.
             scratch: buffer for the parity shards, a new one otherwise.
+            slots: those wanted; default all.
         """
         k, n = stripe[33] + 1, stripe[34] + 1
+        wanted = range(n) if slots is None else sorted(slots)
         if k == 1:
             digest = blake3(data).digest()
-            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in range(n)]
+            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in wanted]
         shard_length = -(-length // k)
         view = memoryview(data)
-        parity = code_for_key(k, n).encode(data, shard_length, scratch)
+        coded = any(slot >= k for slot in wanted)
+        parity = code_for_key(k, n).encode(data, shard_length, scratch) if coded else view
         shards = []
-        for slot in range(n):
+        for slot in wanted:
             payload = (
                 view[slot * shard_length : (slot + 1) * shard_length]
                 if slot < k
@@ -158,6 +166,7 @@ class StripeStore:
         """Where the shards of many stripes are, in their places and elsewhere, asking each store at most twice."""
         looked = self._look_for(stripes)
         found: list[list[int | None]] = []
+        lengths = [length for _, length in looked]
         asked: dict[int, list[_Asked]] = {}
         for index, (stripe, (absent, _)) in enumerate(zip(stripes, looked, strict=True)):
             targets = self.volumes.targets(stripe)
@@ -167,7 +176,11 @@ class StripeStore:
         for store, one, place in self._ask(stripes, asked):
             if place is not None:
                 found[one.at][one.slot] = store
-        return [Whereabouts(tuple(holders), *look) for holders, look in zip(found, looked, strict=True)]
+                lengths[one.at] = lengths[one.at] or place.object_length
+        return [
+            Whereabouts(tuple(holders), absent, length)
+            for holders, (absent, _), length in zip(found, looked, lengths, strict=True)
+        ]
 
     def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
         """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
@@ -215,15 +228,12 @@ class StripeStore:
                 self.volumes.failed(holder, volume, error)
         return None
 
-    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
+    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None) -> None:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
-        shards = self.shards_of(stripe, data, length, self._parity(stripe, length))
-        if slots is not None:
-            wanted = set(slots)
-            shards = [shard for shard in shards if shard.key[35] in wanted]
+        shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
         self.volumes.append(self.by_volume(stripe, shards))
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
@@ -306,8 +316,9 @@ class StripeStore:
         self._note_missing(stripe, holders, missing)
         return True
 
-    def _note_missing(self, stripe: StripeKey, holders: tuple[int, ...], missing: list[int]) -> None:
-        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
+    def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
+        stores = (holders[slot] for slot in missing)
+        if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
             self.on_damage(stripe)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
@@ -553,35 +564,42 @@ class StripeStore:
             raise made
         return made
 
-    def heal_all(self, stripes: Sequence[StripeKey]) -> list[tuple[int, int] | DataLossError]:
-        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made."""
-        looked = self._look_for(stripes)
+    def heal_all(
+        self, stripes: Sequence[StripeKey], known: Sequence[Whereabouts] | None = None
+    ) -> list[tuple[int, int] | DataLossError]:
+        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made.
+
+        Args:
+            stripes: to be made whole.
+            known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
+        """
+        looked = self.whereabouts(stripes) if known is None else known
         objects = self._read_together(
-            [(stripe, length) for stripe, (absent, length) in zip(stripes, looked, strict=True) if absent]
+            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
         )
         made: list[tuple[int, int] | DataLossError] = []
-        for stripe, (absent, _) in zip(stripes, looked, strict=True):
+        for stripe, where in zip(stripes, looked, strict=True):
             try:
-                made.append(self._make_absent(stripe, absent, objects.get(stripe)) if absent else (0, 0))
+                made.append(self._make_absent(stripe, where.absent, objects.get(stripe)) if where.absent else (0, 0))
             except DataLossError as error:
                 made.append(error)
         return made
 
-    def _read_together(self, wanted: list[tuple[StripeKey, int | None]]) -> dict[StripeKey, memoryview]:
+    def _read_together(self, wanted: list[tuple[StripeKey, Whereabouts]]) -> dict[StripeKey, memoryview]:
         """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
         if self._hedged is None:
             return {}
         reads: list[StripeRead] = []
-        for stripe, length in wanted:
-            if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+        for stripe, where in wanted:
+            if where.length is not None:
                 k = stripe[33] + 1
-                target = memoryview(bytearray(k * -(-length // k)))[:length]
-                reads.append(StripeRead(stripe, self.volumes.targets(stripe), target))
+                target = memoryview(bytearray(k * -(-where.length // k)))[: where.length]
+                reads.append(StripeRead(stripe, where.holders, target))
         outcomes = self._hedged.read_all(reads)
         return {
             read.stripe: read.target
             for read, missing in zip(reads, outcomes, strict=True)
-            if missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            if missing is not None and _is_object(split_stripe_key(read.stripe), read.target)
         }
 
     def _make_absent(self, stripe: StripeKey, absent: list[int], content: memoryview | None) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from storage.stripes import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _IN_FLIGHT_MAX = 6
+_THREADS_REMOTE = 4  # they wait for workers most of the time
 _EXAMINED_TOGETHER = 256
 _SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
 
@@ -58,7 +59,8 @@ def repair(
     volumes.reattach()
     attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
     tally = _Tally(context.catalog.counters().versions + context.catalog.claims(), progress, watch)
-    with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
+    threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
+    with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[tuple[list[_Damaged], Future[list[_Made]]]] = deque()
         together = context.stripes.together(MIB)
         for group in batched(_damaged(context, tally), together):
@@ -85,6 +87,8 @@ class _Damaged(NamedTuple):
     """
 
     live: LiveObject
+    where: Whereabouts
+    attendance: tuple[int, ...]
     missing: bool
     spare: int
     endangered: bool
@@ -214,9 +218,10 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     found: list[_Damaged] = []
     objects = live_objects(context.catalog, context.load_node, context.metadata_copies)
     for batch in batched(objects, _EXAMINED_TOGETHER):
+        attendance = context.stripes.volumes.attendance()
         for live, where in zip(batch, context.stripes.whereabouts([live.stripe for live in batch]), strict=True):
             if where.absent:
-                found.append(_judged(context, live, where))
+                found.append(_judged(context, live, where, attendance))
                 tally.find(found[-1])
         tally.examined += len(batch)
         tally.tell()
@@ -227,11 +232,11 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     yield from sorted(found, key=lambda damaged: damaged.urgency)
 
 
-def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts) -> _Damaged:
+def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, attendance: tuple[int, ...]) -> _Damaged:
     k = live.stripe[ID_BYTES + 1] + 1
     spare = losses_survivable([holder for holder in where.holders if holder is not None], k)
     wanted = losses_survivable(context.stripes.volumes.targets(live.stripe), k)
-    return _Damaged(live, where.missing > 0, spare, spare < wanted)
+    return _Damaged(live, where, attendance, where.missing > 0, spare, spare < wanted)
 
 
 def _make_at_pace(
@@ -239,7 +244,9 @@ def _make_at_pace(
 ) -> list[_Made]:
     """Make the absent shards of a few objects."""
     began_s = time.perf_counter()
-    made = context.stripes.heal_all([damaged.live.stripe for damaged in group])
+    now = context.stripes.volumes.attendance()
+    known = [damaged.where for damaged in group] if all(damaged.attendance == now for damaged in group) else None
+    made = context.stripes.heal_all([damaged.live.stripe for damaged in group], known)
     made = [
         _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
         for damaged, one in zip(group, made, strict=True)

@@ -27,7 +27,7 @@ from taskworker.pool.work import Tranquility, WorkJournal, WorkView
 log = logging.getLogger(__name__)
 
 REPAIR, REBALANCE = "repair", "rebalance"
-_SETTLE_S = 0.5  # after a change, others often follow
+_SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
 _BATCH = 2048
 
@@ -72,6 +72,7 @@ class Mender:
         self._journal = journal
         self._runtime = runtime
         self._wanted = threading.Event()
+        self._at_once = threading.Event()
         self._closed = threading.Event()
         self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
         self._pass: _Pass | None = None
@@ -83,14 +84,16 @@ class Mender:
         """Begin."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Something changed: mend soon."""
+    def wake(self, *, at_once: bool = False) -> None:
+        """Something changed: mend soon; ``at_once`` if shards are missing that nobody is about to bring back."""
+        if at_once:
+            self._at_once.set()
         self._wanted.set()
 
     def close(self) -> None:
         """Stop at the next sign of progress, and wait for that."""
         self._closed.set()
-        self._wanted.set()
+        self.wake(at_once=True)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -117,10 +120,11 @@ class Mender:
         while not self._closed.is_set():
             self._wanted.wait(pause_s)
             self._wanted.clear()
-            if self._closed.wait(_SETTLE_S):
-                return
-            if self._wanted.is_set():
+            if not self._at_once.wait(_SETTLE_S) and self._wanted.is_set():
                 continue
+            self._at_once.clear()
+            if self._closed.is_set():
+                return
             pause_s = None
             try:
                 if not self.mend():
@@ -159,7 +163,7 @@ class Mender:
                 )
                 return False
             if self._fleet.attendance() != attendance:
-                self._wanted.set()
+                self.wake()
                 return True
             under_way.tidying = True
             self._tidy()

@@ -47,7 +47,7 @@ _RUNNING = "pool-running"
 _RETIRED_KEPT = 8
 _PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
-_TICK_S = 0.25
+_TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _EVENTS_KEPT = 200
 
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
@@ -255,7 +255,7 @@ class PoolCore:
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
             self._note("left", f"worker {worker} was stopped")
-            self.mender.wake()
+            self.mender.wake()  # it may be back in a moment
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
@@ -313,7 +313,7 @@ class PoolCore:
             layout = self._next_layout(members)
             self._use([layout, *self._layouts])
             self._note("layout", f"layout {layout.version} over {len(members)} workers")
-        self.mender.wake()
+        self.mender.wake(at_once=True)
 
     def _next_layout(self, members: list[Member]) -> Layout:
         """The layout over these members: if they made one before, the same table, as they still have its shards."""
@@ -351,7 +351,7 @@ class PoolCore:
             self._note("lost", f"worker {record.worker} is lost")
         self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
-            self.mender.wake()
+            self.mender.wake(at_once=True)
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
@@ -367,7 +367,7 @@ class PoolCore:
             self.membership.set_standing(record.worker, Standing.OUT)
             self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
         self._keep_members()
-        self._change_layout_soon()
+        self._change_layout()
 
     # -- looking ---------------------------------------------------------------------------------
 

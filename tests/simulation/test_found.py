@@ -183,3 +183,19 @@ def test_repair_tells_what_is_missing_from_what_is_in_the_wrong_place() -> None:
     report = cluster.pool.store.repair(watch=made.append)
     assert (made[-1].moved, made[-1].repaired) == (0, max(state.missing for state in made))
     assert report.shards_rebuilt > report.shards_moved == 0
+
+
+def test_what_only_moves_is_read_where_it_is() -> None:
+    """Three of six holders are drained: too few shards are in their places to read by these alone."""
+    cluster = cluster_of(9)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    for name in ("w1", "w3", "w5"):
+        cluster.pool.drain(name)
+    calls = cluster.network.calls
+    report = cluster.pool.store.repair()
+    assert report.shards_moved == report.shards_rebuilt > 0
+    assert cluster.network.calls - calls < 60, "stripe after stripe was looked for everywhere"
+    settle(cluster)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+    assert not any(worker.volume.records_by_key for worker in cluster.workers if worker.name in ("w1", "w3", "w5"))
