@@ -83,6 +83,7 @@ class FileStorage:
         chunk_size: bytes of the chunks of new files.
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
         on_collected: called with what each :meth:`collect` came to.
+        on_rebuilt: called when a :meth:`rebuild` has ended well.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class FileStorage:
             scratch=path / "scratch",
             runtime=runtime,
         )
+        self.on_rebuilt: Callable[[], None] = lambda: None
         self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self._closing = threading.Lock()
         self._closed = False
@@ -194,7 +196,7 @@ class FileStorage:
     @classmethod
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        runtime: Runtime | None = None,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False,
     ) -> FileStorage:  # fmt: skip
         """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
 
@@ -207,8 +209,9 @@ class FileStorage:
             volumes: the shard stores.
             lock: held on ``path``.
             runtime: threads, clocks and random bytes; the machine's own by default.
+            needs_rebuild: the catalog is empty, and is to be made again from the volumes.
         """
-        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False, runtime=runtime)
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
 
     def close(self) -> None:
         """Finish what is under way, bring the indexes to disk and let go of the directory."""
@@ -586,6 +589,7 @@ class FileStorage:
         self._catalog.save_settings(self._settings)
         self.needs_rebuild = False
         self.save_incomplete()
+        self.on_rebuilt()
         return report
 
     def counts(self) -> Counters:

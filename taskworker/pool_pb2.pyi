@@ -81,6 +81,8 @@ class JoinRequest(_message.Message):
     POOL_ID_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where the pool reaches the worker: host:port or unix:path"""
@@ -97,6 +99,9 @@ class JoinRequest(_message.Message):
     """version of the shard transport and of this service"""
     version: _builtins.str
     """of the software"""
+    k: _builtins.int
+    """the default profile of the pool that the volume was made for"""
+    n: _builtins.int
     def __init__(
         self,
         *,
@@ -109,10 +114,12 @@ class JoinRequest(_message.Message):
         pool_id: _builtins.str = ...,
         protocol: _builtins.int = ...,
         version: _builtins.str = ...,
+        k: _builtins.int = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,7 +157,8 @@ class VolumeWorker:
         elif identity.store_id != description.pool_id:
             raise FormatError(
                 f"{self.directory} holds shards of pool {identity.store_id}, the pool at {self.pool_address} is "
-                f"{description.pool_id}; start this worker with its own pool's address, or with another directory"
+                f"{description.pool_id}; start this worker with its own pool's address, or with another directory, or "
+                f"if that pool's own directory is lost, a new pool with --rebuild {identity.store_id}"
             )
         return LocalVolume(path, identity)
 
@@ -197,6 +198,8 @@ class VolumeWorker:
             pool_id=pool_id,
             protocol=PROTOCOL,
             version=_version(),
+            k=self._volume.identity.k,
+            n=self._volume.identity.n,
         )
         response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
         self._heartbeat_s = response.heartbeat_ms / 1000

@@ -65,6 +65,13 @@ def pool(
             min=0,
         ),
     ] = 86400.0,
+    rebuild: Annotated[
+        str,
+        typer.Option(
+            help="Take the place of a pool whose directory is lost, in a new one; then run `taskworker rebuild`.",
+            metavar="POOL_ID",
+        ),
+    ] = "",
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -81,7 +88,11 @@ def pool(
 
     path = directory or default_store("pool")
     options = PoolOptions(
-        grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility, collect_every_s=collect_every
+        grace_s=grace,
+        allow_fragile=allow_fragile,
+        tranquility=tranquility,
+        collect_every_s=collect_every,
+        rebuild=rebuild,
     )
     server = PoolServer(path, profile=profile_of(k, n), options=options)
     port = server.start(listen)
@@ -92,7 +103,16 @@ def pool(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()},
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
         )
-        session.terminal.note(f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n")
+        if server.pool.store.needs_rebuild:
+            session.terminal.note(
+                "\nThe catalog is to be made again from what the workers hold. They join by themselves if this is the "
+                f"former pool's address;\nonce `taskworker status` shows all of them:\n"
+                f"  taskworker rebuild --pool {address}\n"
+            )
+        else:
+            session.terminal.note(
+                f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n"
+            )
         server.wait()
     except Stopped:
         finish_regardless()

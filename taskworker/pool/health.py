@@ -45,6 +45,12 @@ def losses_in_words(count: int, what: str) -> str:
     return f"all files survive the loss of any {count} {what}{'s' if count > 1 else ''}"
 
 
+def rebuild_line(workers: int) -> str:
+    """What is to be done about a catalog that is lost, with so many workers there."""
+    there = f"{workers} worker{' has' if workers == 1 else 's have'} joined"
+    return f"the catalog is lost; {there}: run `taskworker rebuild` once all of them are back"
+
+
 def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
     """One sentence: what may be lost, and what is being done about it.
 

@@ -88,7 +88,7 @@ class WorkerLoad(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A worker's request to join."""
+    """A worker's request to join. ``k`` and ``n`` are of the pool that its volume was made for; 0: not told."""
 
     worker: str
     address: str
@@ -99,6 +99,8 @@ class Application:
     pool_id: str
     protocol: int
     version: str
+    k: int = 0
+    n: int = 0
 
 
 @dataclass(slots=True)

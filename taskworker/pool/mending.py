@@ -177,7 +177,7 @@ class Mender:
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]
-        return bool(online) and not self._fleet.is_mended()
+        return bool(online) and not self._store.needs_rebuild and not self._fleet.is_mended()
 
     def _watch(self, under_way: _Pass, attendance: tuple[int, ...]) -> Callable[[RepairState], None]:
         def watch(state: RepairState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import WorkerFleet
-from taskworker.pool.health import Safety, health_line
+from taskworker.pool.health import Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -44,6 +45,7 @@ _MEMBERS = "pool-members"
 _LAYOUTS = "pool-layouts"
 _RETIRED = "pool-retired-layouts"
 _RUNNING = "pool-running"
+_REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
 _PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
@@ -65,6 +67,8 @@ class PoolOptions:
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
         collect_every_s: how often the space of what no file needs is freed; 0: only when told.
+        rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
+            until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
 
     lease_s: float = 3.0
@@ -72,6 +76,7 @@ class PoolOptions:
     allow_fragile: bool = False
     tranquility: float = 4.0
     collect_every_s: float = COLLECT_EVERY_S
+    rebuild: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,8 @@ class PoolCore:
         self._identify = identify
         self._runtime = runtime = runtime or Runtime()
         try:
-            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size, runtime)
+            made = StoreSettings(self._options.rebuild, *_defaults(profile, chunk_size), volumes=[])
+            settings = _settings(catalog, root, made, runtime)
             self._catalog = catalog
             self._layouts = _kept_layouts(catalog, _LAYOUTS)
             self._retired = _kept_layouts(catalog, _RETIRED)
@@ -172,7 +178,9 @@ class PoolCore:
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         catalog.save_document(_RUNNING, b"1")
-        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
+        needs_rebuild = bool(catalog.document(_REBUILD))
+        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
+        self.store.on_rebuilt = self._rebuilt
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
@@ -198,6 +206,7 @@ class PoolCore:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
+        self._check_profile(application)
         self._bury_dead_rival(application)
         admission = self.membership.join(application)
         record = admission.record
@@ -223,6 +232,22 @@ class PoolCore:
             self._change_layout_soon()
         self.mender.wake()
         return record
+
+    def _check_profile(self, application: Application) -> None:
+        """While the catalog is to be made again: the pool must be as the former one was."""
+        former = (application.k, application.n)
+        if self.store.needs_rebuild and any(former) and former != (self.profile.k, self.profile.n):
+            raise WorkerRefused(
+                f"the volume of worker {application.worker} is of a {former[0]}-of-{former[1]} pool; remove the new "
+                f"pool's directory and start it with --k {former[0]} --n {former[1]} as well"
+            )
+
+    def _rebuilt(self) -> None:
+        """The catalog was made again from the volumes."""
+        self._catalog.save_document(_REBUILD, b"")
+        counts = self.store.counts()
+        self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions")
+        self.mender.wake()
 
     def _bury_dead_rival(self, application: Application) -> None:
         """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
@@ -386,9 +411,10 @@ class PoolCore:
             stats.files,
             self.mender.endangered(),
         )
+        health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
             pool_id=self.pool_id,
-            health=health_line(safety, len(away), (repair, rebalance)),
+            health=rebuild_line(len(there)) if self.store.needs_rebuild else health,
             profile=self.profile,
             files=stats.files,
             versions=stats.versions,
@@ -472,19 +498,35 @@ class NodePool(PoolCore):
                 log.exception("membership could not be brought up to date; it is tried again")
 
 
-def _settings(
-    catalog: Catalog, root: Path, profile: ErasureProfile, chunk_size: int | None, runtime: Runtime
-) -> StoreSettings:
+def _defaults(profile: ErasureProfile | None, chunk_size: int | None) -> tuple[int, int, int]:
+    """k, n and chunk size of a new pool."""
+    chosen = profile or ErasureProfile()
+    return chosen.k, chosen.n, CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
+
+
+def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime) -> StoreSettings:
+    """Settings as they are kept; of a new pool, ``new`` ones. With an id they are a former pool's, to be rebuilt."""
     settings = catalog.settings()
-    if settings is None:
-        if (root / "volumes").exists():
-            raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
-        size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
-        settings = StoreSettings(runtime.token_bytes(16).hex(), profile.k, profile.n, size, [])
-        catalog.save_settings(settings)
-    elif settings.volumes:
+    if (settings is None and (root / "volumes").exists()) or (settings is not None and settings.volumes):
         raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
+    if settings is None:
+        # First that it is to be rebuilt: an empty catalog taken for a whole one would have all collected.
+        store_id = _checked_id(new.store_id) or runtime.token_bytes(16).hex()
+        catalog.save_document(_REBUILD, b"1" if new.store_id else b"")
+        settings = msgspec.structs.replace(new, store_id=store_id)
+        catalog.save_settings(settings)
+    elif new.store_id not in ("", settings.store_id):
+        raise InvalidArgument(
+            f"{root} holds the catalog of pool {settings.store_id} already; to take the place of pool {new.store_id}, "
+            "give the new pool a directory of its own"
+        )
     return settings
+
+
+def _checked_id(pool_id: str) -> str:
+    if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
+        raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
+    return pool_id
 
 
 def _kept_members(catalog: Catalog) -> list[MemberRecord]:

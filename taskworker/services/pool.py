@@ -47,6 +47,8 @@ class PoolService:
                 pool_id=request.pool_id,
                 protocol=request.protocol,
                 version=request.version,
+                k=request.k,
+                n=request.n,
             )
         )
         lease_ms = int(self._pool.membership.lease_s * 1000)

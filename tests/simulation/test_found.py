@@ -8,10 +8,12 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile
-from storage.errors import InsufficientWorkers
+from storage.errors import FormatError, InsufficientWorkers
 from storage.keys import Kind, StripeKey, shard_key
 from storage.reports import RepairState
+from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
+from tests.simulation.catalog import Database
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import GRACE_S, Cluster
@@ -199,3 +201,53 @@ def test_what_only_moves_is_read_where_it_is() -> None:
     settle(cluster)
     assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
     assert not any(worker.volume.records_by_key for worker in cluster.workers if worker.name in ("w1", "w3", "w5"))
+
+
+def lose_catalog(cluster: Cluster) -> None:
+    """The pool's directory is gone, and a new pool takes its place."""
+    former = cluster.pool.pool_id
+    cluster.crash_pool()
+    cluster.database = Database()
+    cluster.start_pool(rebuild=former)
+    cluster.pass_time(3.0)
+
+
+def test_a_pool_that_is_to_be_rebuilt_touches_nothing_before() -> None:
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    lose_catalog(cluster)
+    before = [dict(worker.volume.records_by_key) for worker in cluster.workers]
+    cluster.clock.advance(10 * 86400.0)
+    settle(cluster)
+    cluster.pool.collector.collect_if_due()
+    with pytest.raises(FormatError):
+        cluster.pool.store.collect(grace_s=0)
+    cluster.crash_pool()
+    cluster.start_pool()  # as if the option had been forgotten
+    settle(cluster)
+    assert cluster.pool.store.needs_rebuild
+    assert [worker.volume.records_by_key for worker in cluster.workers] == before
+    cluster.pool.store.rebuild()
+    settle(cluster)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+@pytest.mark.parametrize("calls", range(1, 30, 3))
+def test_a_worker_that_goes_away_during_a_rebuild_is_not_done_without(calls: int) -> None:
+    cluster = cluster_of(6, 2, 3)
+    ids = [cluster.pool.store.push(CONTENT[:size], filename=str(size), user_id="u").file_id for size in (100, 70_000)]
+    away = cluster.workers[3]
+    lose_catalog(cluster)
+    cluster.network.after_calls(calls, lambda: cut_off(away))
+    try:
+        cluster.pool.store.rebuild()
+    except (InsufficientWorkers, VolumeFailed):
+        assert cluster.pool.store.needs_rebuild
+        cluster.network.forget_due()
+        cut_off(away, cut=False)
+        settle(cluster)
+        assert cluster.pool.store.rebuild().skipped == []
+    cut_off(away, cut=False)
+    settle(cluster)
+    for file_id, size in zip(ids, (100, 70_000), strict=True):
+        assert cluster.pool.store.get(file_id, user_id="u") == CONTENT[:size]
