@@ -34,7 +34,7 @@ from taskworker.pool.membership import (
     WorkerView,
 )
 from taskworker.pool.mending import Mender
-from taskworker.pool.port import Connect, Identify
+from taskworker.pool.port import Connect, Identify, WorkerVolume
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.pool.scrubbing import scrub_view
 from taskworker.pool.work import WorkJournal, WorkView
@@ -212,14 +212,11 @@ class PoolCore:
         record = admission.record
         volume = self._connect(record.address, record.worker, application.instance)
         try:
-            volume.usage()
-        except StorageError as error:
-            volume.abandon("cannot be reached")
+            self._check_answer(volume, application)
+        except WorkerRefused:
+            volume.abandon("it was not let in")
             self.membership.leave(record.worker, application.instance)
-            raise WorkerRefused(
-                f"the pool cannot reach worker {record.worker} at {record.address} ({error}); "
-                "give the worker an address that the pool can connect to"
-            ) from error
+            raise
         self._keep_members()
         self.fleet.attach(record.slot, volume)
         if admission.emptied:
@@ -232,6 +229,21 @@ class PoolCore:
             self._change_layout_soon()
         self.mender.wake()
         return record
+
+    def _check_answer(self, volume: WorkerVolume, application: Application) -> None:
+        """See that the very process that wants to join answers at its address: its request may come late."""
+        worker, address = application.worker, application.address
+        try:
+            answering = volume.instance()
+        except StorageError as error:
+            raise WorkerRefused(
+                f"the pool cannot reach worker {worker} at {address} ({error}); "
+                "give the worker an address that the pool can connect to"
+            ) from error
+        if answering != application.instance:
+            raise WorkerRefused(
+                f"another process than worker {worker} answers at {address}; give the worker an address of its own"
+            )
 
     def _check_profile(self, application: Application) -> None:
         """While the catalog is to be made again: the pool must be as the former one was."""

@@ -25,6 +25,9 @@ class WorkerVolume(ShardStore, Protocol):
     What is appended may still be on its way; a failure of it shows at the next sync.
     """
 
+    def instance(self) -> str:
+        """Random name of the process that answers."""
+
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
         """Append ``shards`` and make them and everything before durable."""
 

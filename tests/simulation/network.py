@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import TypeVar
@@ -26,12 +27,14 @@ class Network:
         answering: volumes that can be reached, by address.
         instances: which process answers there.
         calls: how many there were.
+        injected: faults that have come about, by kind; see :class:`tests.simulation.faults.Faults`.
     """
 
     def __init__(self, rng: Random) -> None:
         self.answering: dict[str, MemoryVolume] = {}
         self.instances: dict[str, str] = {}
         self.calls = 0
+        self.injected: Counter[str] = Counter()
         self.rng = rng
         self._due: list[tuple[int, Callable[[], None]]] = []
 
@@ -120,6 +123,7 @@ class Connection:
         self._unreported: StorageError | None = None
         self._tickets: list[Ticket] = []
         self.lost_replies = 0  # calls to come that have their effect, and seem to fail
+        self.lost_requests = 0  # calls to come that have none
 
     @property
     def address(self) -> str:
@@ -135,9 +139,14 @@ class Connection:
         """Have the worker do something with its volume."""
         self._check_usable()
         try:
+            if self.lost_requests:
+                self.lost_requests -= 1
+                self._process.network.injected["request lost"] += 1
+                raise VolumeFailed(f"worker {self._name} does not answer")
             outcome = self._process.call(self._address, self._name, work)
             if self.lost_replies:
                 self.lost_replies -= 1
+                self._process.network.injected["reply lost"] += 1
                 raise VolumeFailed(f"worker {self._name} took too long")
         except VolumeFailed:
             self._process.failures += 1
@@ -254,6 +263,9 @@ class Connection:
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         return self.call(lambda volume: volume.compact(live_ratio_max))
+
+    def instance(self) -> str:
+        return self.call(lambda _: self._process.network.instances[self._address])
 
     def usage(self) -> VolumeUsage:
         return self.call(lambda volume: volume.usage())

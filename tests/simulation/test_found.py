@@ -13,6 +13,7 @@ from storage.keys import Kind, StripeKey, shard_key
 from storage.reports import RepairState
 from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
+from taskworker.pool.membership import WorkerLoad
 from tests.simulation.catalog import Database
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
@@ -251,3 +252,17 @@ def test_a_worker_that_goes_away_during_a_rebuild_is_not_done_without(calls: int
     settle(cluster)
     for file_id, size in zip(ids, (100, 70_000), strict=True):
         assert cluster.pool.store.get(file_id, user_id="u") == CONTENT[:size]
+
+
+def test_a_late_request_to_join_of_a_former_process_is_refused() -> None:
+    cluster = cluster_of(6)
+    worker = cluster.workers[0]
+    cut_off(worker)
+    cluster.pass_time(10.0)
+    former = worker.instance
+    worker.start()
+    cut_off(worker, cut=False)
+    worker.say_late_join(cluster.pool, former)
+    assert not cluster.pool.heartbeat(worker.name, former, WorkerLoad())
+    cluster.pass_time(1.0)
+    assert cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())
