@@ -43,7 +43,7 @@ from storage.maintenance.collect import collect
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
 from storage.maintenance.rebuild import rebuild
-from storage.maintenance.repair import repair
+from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
 from storage.manifest import Manifest
 from storage.pins import Pins, Readings
@@ -66,7 +66,7 @@ from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
 _SYNC_DATA_BYTES_MAX = 64 * MIB
-_COLLECT_GRACE_S = 86400.0
+COLLECT_GRACE_S = 86400.0
 
 
 class FileStorage:
@@ -83,6 +83,8 @@ class FileStorage:
         profile: erasure profile of new files.
         chunk_size: bytes of the chunks of new files.
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
+        on_collected: called with what each :meth:`collect` came to.
+        on_rebuilt: called when a :meth:`rebuild` has ended well.
     """
 
     def __init__(
@@ -129,6 +131,8 @@ class FileStorage:
             scratch=path / "scratch",
             runtime=runtime,
         )
+        self.on_rebuilt: Callable[[], None] = lambda: None
+        self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self._closing = threading.Lock()
         self._closed = False
 
@@ -194,7 +198,7 @@ class FileStorage:
     @classmethod
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        runtime: Runtime | None = None,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False,
     ) -> FileStorage:  # fmt: skip
         """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
 
@@ -207,8 +211,9 @@ class FileStorage:
             volumes: the shard stores.
             lock: held on ``path``.
             runtime: threads, clocks and random bytes; the machine's own by default.
+            needs_rebuild: the catalog is empty, and is to be made again from the volumes.
         """
-        return cls(path, settings, catalog, volumes, lock, needs_rebuild=False, runtime=runtime)
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
 
     def close(self) -> None:
         """Finish what is under way, bring the indexes to disk and let go of the directory."""
@@ -529,30 +534,46 @@ class FileStorage:
         self._volumes.check_present()
         return scrub(self._maintenance, progress)
 
-    def repair(self, *, progress: Progress | None = None, pace: Callable[[float], None] | None = None) -> RepairReport:
+    def repair(
+        self,
+        *,
+        progress: Progress | None = None,
+        pace: Callable[[float], None] | None = None,
+        watch: Watch | None = None,
+    ) -> RepairReport:
         """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
 
         Args:
             progress: called with (objects done, objects in all).
             pace: called with the seconds that each object took; may sleep, to leave room for others.
+            watch: told how far it is in more detail than ``progress``.
         """
         self._check_open()
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
         self._context.commits.bury_leftovers()
-        report = repair(self._maintenance, progress, pace)
+        report = repair(self._maintenance, progress, pace, watch)
         self.save_incomplete()
         return report
 
-    def collect(self, *, progress: Progress | None = None, grace_s: float = _COLLECT_GRACE_S) -> CollectReport:
+    def collect(
+        self,
+        *,
+        progress: Progress | None = None,
+        grace_s: float = COLLECT_GRACE_S,
+        pace: Callable[[float], None] | None = None,
+    ) -> CollectReport:
         """Free the space of deleted files and of pushes that never committed, beside pushes in flight.
 
         Args:
             progress: called with (steps done, steps in all).
             grace_s: how long chunks of interrupted pushes are kept to be resumed (up to a day).
+            pace: called with the seconds that each step took; may sleep, to leave room for others.
         """
         self._check_open()
-        return collect(self._maintenance, grace_s, progress)
+        report = collect(self._maintenance, grace_s, progress, pace)
+        self.on_collected(report)
+        return report
 
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Make the catalog again from the volumes alone, when it is gone.
@@ -572,6 +593,7 @@ class FileStorage:
         self._catalog.save_settings(self._settings)
         self.needs_rebuild = False
         self.save_incomplete()
+        self.on_rebuilt()
         return report
 
     def counts(self) -> Counters:

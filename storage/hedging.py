@@ -36,10 +36,13 @@ FetchAll = Callable[[int, Sequence[Wanted]], Sequence[memoryview | None]]
 
 
 class StripeRead(NamedTuple):
-    """A stripe to read: its key, the store slot of each of its shards, and exactly as much room as the object."""
+    """A stripe to read: its key, the store slot of each of its shards, and exactly as much room as the object.
+
+    A shard that is known to be nowhere has None for its store, and is not asked for.
+    """
 
     stripe: StripeKey
-    holders: tuple[int, ...]
+    holders: tuple[int | None, ...]
     target: memoryview
 
 
@@ -103,7 +106,7 @@ class _Slowness:
             if call.hedged:
                 self._owing[call.store] -= 1
 
-    def order(self, holders: tuple[int, ...]) -> list[int]:
+    def order(self, holders: tuple[int | None, ...]) -> list[int]:
         """Stripe slots in the order to ask: data before parity, but slow stores last, those that owe an answer last."""
         with self._lock:
             if not self._lately and not self._owing:
@@ -113,7 +116,7 @@ class _Slowness:
             self._owing = +self._owing
             return sorted(range(len(holders)), key=lambda slot: self._rank(holders[slot]))
 
-    def _rank(self, store: int) -> int:
+    def _rank(self, store: int | None) -> int:
         return 2 if store in self._owing else int(store in self._lately)
 
 
@@ -136,7 +139,7 @@ class HedgedReader:
         self._sorted: list[float] = []
         self._slowness = _Slowness(runtime.monotonic_s)
 
-    def read_into(self, stripe: StripeKey, holders: tuple[int, ...], target: memoryview) -> list[int] | None:
+    def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
         """:meth:`read_all` of one stripe."""
         return self.read_all([StripeRead(stripe, holders, target)])[0]
 
@@ -167,14 +170,17 @@ class HedgedReader:
 
     def _begin(self, read: StripeRead) -> _Reading:
         k = read.stripe[33] + 1
-        return _Reading(read, k, -(-len(read.target) // k), deque(self._slowness.order(read.holders)))
+        spare = deque(slot for slot in self._slowness.order(read.holders) if read.holders[slot] is not None)
+        return _Reading(read, k, -(-len(read.target) // k), spare)
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
         """Send for shards, one call to each store."""
         by_store: dict[int, list[tuple[_Reading, int]]] = {}
         for reading, slot in shards:
             reading.asked.add(slot)
-            by_store.setdefault(reading.read.holders[slot], []).append((reading, slot))
+            store = reading.read.holders[slot]
+            assert store is not None, "those that are nowhere are not among the spare ones"
+            by_store.setdefault(store, []).append((reading, slot))
         calls = [_Call(store, wanted, self._now_s()) for store, wanted in by_store.items()]
         for call in calls:
             try:

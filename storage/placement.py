@@ -7,6 +7,9 @@ evenly, and so that adding a volume moves only what comes to it.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import blake3
 
 PARTITIONS = 1024
@@ -15,6 +18,23 @@ PARTITIONS = 1024
 def partition_of(object_id: bytes) -> int:
     """The partition (0…1023) of an object: the first 10 bits of its id."""
     return (object_id[0] << 2) | (object_id[1] >> 6)
+
+
+def losses_survivable(holders: Iterable[int], k: int) -> int:
+    """How many whole stores may be lost at once, whichever, with an object readable; -1: it is not readable now.
+
+    Args:
+        holders: the store of each shard that there is.
+        k: shards needed.
+    """
+    counts = sorted(Counter(holders).values(), reverse=True)
+    left, losses = sum(counts), -1
+    for count in (0, *counts):
+        left -= count
+        if left < k:
+            break
+        losses += 1
+    return losses
 
 
 class FixedLayout:

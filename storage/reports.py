@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +52,50 @@ class ScrubReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairState:
+    """How far a repair is, in objects; those found wait in a queue whose most urgent ones are made first.
+
+    Attributes:
+        examined: looked at so far.
+        expected: about how many there are.
+        missing: found that lack shards, and wait.
+        repaired: that lacked shards, and have them again.
+        misplaced: found that have all their shards, not all in their place, and wait.
+        moved: that had, and have them in their place now.
+        lost: of which too few shards are left.
+        endangered: files with an object that waits and is less safe than it will be, by how many more whole
+            stores may be lost, whichever, before the first of their objects cannot be read (-1: now).
+    """
+
+    examined: int
+    expected: int
+    missing: int
+    repaired: int
+    misplaced: int
+    moved: int
+    lost: int
+    endangered: Mapping[int, int]
+
+    @property
+    def all_examined(self) -> bool:
+        """Whether what is found is all there is."""
+        return self.examined >= self.expected
+
+
+@dataclass(frozen=True, slots=True)
 class RepairReport:
-    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again."""
+    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again.
+
+    Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place.
+    """
 
     objects_examined: int
     shards_rebuilt: int
     bytes_rebuilt: int
     lost: list[Damage]
     lost_count: int
+    shards_moved: int = 0
+    bytes_moved: int = 0
 
     @property
     def complete(self) -> bool:

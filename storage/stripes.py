@@ -7,10 +7,10 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from cachetools import LRUCache
@@ -32,6 +32,16 @@ _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
+_ASKERS = 16  # threads that ask stores where shards are
+
+
+class _Asked(NamedTuple):
+    """A shard that a store is asked for: the index of its stripe among those at hand, its slot."""
+
+    at: int
+    slot: int
+
+
 _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
@@ -44,6 +54,26 @@ class _Survivors:
 
     payloads: dict[int, memoryview]
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where the shards of a stripe are.
+
+    Attributes:
+        holders: the store that has each shard, None for those that none has.
+        absent: slots whose shard is not where it should be put now, had elsewhere or not.
+        length: of the object in bytes, None if no shard tells.
+    """
+
+    holders: tuple[int | None, ...]
+    absent: list[int]
+    length: int | None
+
+    @property
+    def missing(self) -> int:
+        """How many shards no store has."""
+        return self.holders.count(None)
 
 
 class StripeStore:
@@ -60,35 +90,46 @@ class StripeStore:
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
         self._lately_lock = threading.Lock()
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
+        self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
         self._closed = True
         if self._hedged is not None:
             self._hedged.close()
+        if self._askers is not None:
+            self._askers.shutdown()
 
     # -- writing ---------------------------------------------------------------------------------
 
     def shards_of(
-        self, stripe: StripeKey, data: BytesLike, length: int, scratch: bytearray | None = None
+        self,
+        stripe: StripeKey,
+        data: BytesLike,
+        length: int,
+        scratch: bytearray | None = None,
+        slots: Collection[int] | None = None,
     ) -> list[Shard]:
-        """All n shards of an object; data shards are views of ``data``.
+        """Shards of an object; data shards are views of ``data``.
 
         Args:
             stripe: its key.
             data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
             length: its length in bytes.
             scratch: buffer for the parity shards, a new one otherwise.
+            slots: those wanted; default all.
         """
         k, n = stripe[33] + 1, stripe[34] + 1
+        wanted = range(n) if slots is None else sorted(slots)
         if k == 1:
             digest = blake3(data).digest()
-            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in range(n)]
+            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in wanted]
         shard_length = -(-length // k)
         view = memoryview(data)
-        parity = code_for_key(k, n).encode(data, shard_length, scratch)
+        coded = any(slot >= k for slot in wanted)
+        parity = code_for_key(k, n).encode(data, shard_length, scratch) if coded else view
         shards = []
-        for slot in range(n):
+        for slot in wanted:
             payload = (
                 view[slot * shard_length : (slot + 1) * shard_length]
                 if slot < k
@@ -121,22 +162,53 @@ class StripeStore:
         """:meth:`absent_slots` of many stripes, asking each store once."""
         return [absent for absent, _ in self._look_for(stripes)]
 
+    def whereabouts(self, stripes: Sequence[StripeKey]) -> list[Whereabouts]:
+        """Where the shards of many stripes are, in their places and elsewhere, asking each store at most twice."""
+        looked = self._look_for(stripes)
+        found: list[list[int | None]] = []
+        lengths = [length for _, length in looked]
+        asked: dict[int, list[_Asked]] = {}
+        for index, (stripe, (absent, _)) in enumerate(zip(stripes, looked, strict=True)):
+            targets = self.volumes.targets(stripe)
+            found.append([None if slot in absent else target for slot, target in enumerate(targets)])
+            for store in self.volumes.elsewhere(stripe) if absent else ():
+                asked.setdefault(store, []).extend(_Asked(index, slot) for slot in absent if targets[slot] != store)
+        for store, one, place in self._ask(stripes, asked):
+            if place is not None:
+                found[one.at][one.slot] = store
+                lengths[one.at] = lengths[one.at] or place.object_length
+        return [
+            Whereabouts(tuple(holders), absent, length)
+            for holders, (absent, _), length in zip(found, looked, lengths, strict=True)
+        ]
+
     def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
         """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
-        asked: dict[int, list[tuple[int, ShardKey]]] = {}
+        asked: dict[int, list[_Asked]] = {}
         for index, stripe in enumerate(stripes):
             for slot, target in enumerate(self.volumes.targets(stripe)):
-                asked.setdefault(target, []).append((index, ShardKey(stripe + BYTE[slot])))
+                asked.setdefault(target, []).append(_Asked(index, slot))
         absent: list[list[int]] = [[] for _ in stripes]
         lengths: list[int | None] = [None] * len(stripes)
-        for target, shards in asked.items():
-            locations = self._locate_all(target, [key for _, key in shards])
-            for (index, key), location in zip(shards, locations, strict=True):
-                if location is None:
-                    absent[index].append(key[35])
-                else:
-                    lengths[index] = location.object_length
+        for _, one, place in self._ask(stripes, asked):
+            if place is None:
+                absent[one.at].append(one.slot)
+            else:
+                lengths[one.at] = place.object_length
         return [(sorted(slots), length) for slots, length in zip(absent, lengths, strict=True)]
+
+    def _ask(
+        self, stripes: Sequence[StripeKey], asked: dict[int, list[_Asked]]
+    ) -> Iterator[tuple[int, _Asked, Location | None]]:
+        """What stores say of the shards that each is asked for; those that cost a round trip are asked at once."""
+
+        def locate(store: int) -> list[Location | None]:
+            return self._locate_all(store, [ShardKey(stripes[at] + BYTE[slot]) for at, slot in asked[store]])
+
+        places = map(locate, asked) if self._askers is None else self._askers.map(locate, asked)
+        for (store, shards), found in zip(asked.items(), places, strict=True):
+            for one, place in zip(shards, found, strict=True):
+                yield store, one, place
 
     def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
         volume = self.volumes.volume(holder)
@@ -156,15 +228,12 @@ class StripeStore:
                 self.volumes.failed(holder, volume, error)
         return None
 
-    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Iterable[int] | None = None) -> None:
+    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None) -> None:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
-        shards = self.shards_of(stripe, data, length, self._parity(stripe, length))
-        if slots is not None:
-            wanted = set(slots)
-            shards = [shard for shard in shards if shard.key[35] in wanted]
+        shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
         self.volumes.append(self.by_volume(stripe, shards))
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
@@ -247,8 +316,9 @@ class StripeStore:
         self._note_missing(stripe, holders, missing)
         return True
 
-    def _note_missing(self, stripe: StripeKey, holders: tuple[int, ...], missing: list[int]) -> None:
-        if any(self.volumes.state(holders[slot]) == "ok" for slot in missing):
+    def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
+        stores = (holders[slot] for slot in missing)
+        if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
             self.on_damage(stripe)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
@@ -502,35 +572,42 @@ class StripeStore:
             raise made
         return made
 
-    def heal_all(self, stripes: Sequence[StripeKey]) -> list[tuple[int, int] | DataLossError]:
-        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made."""
-        looked = self._look_for(stripes)
+    def heal_all(
+        self, stripes: Sequence[StripeKey], known: Sequence[Whereabouts] | None = None
+    ) -> list[tuple[int, int] | DataLossError]:
+        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made.
+
+        Args:
+            stripes: to be made whole.
+            known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
+        """
+        looked = self.whereabouts(stripes) if known is None else known
         objects = self._read_together(
-            [(stripe, length) for stripe, (absent, length) in zip(stripes, looked, strict=True) if absent]
+            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
         )
         made: list[tuple[int, int] | DataLossError] = []
-        for stripe, (absent, _) in zip(stripes, looked, strict=True):
+        for stripe, where in zip(stripes, looked, strict=True):
             try:
-                made.append(self._make_absent(stripe, absent, objects.get(stripe)) if absent else (0, 0))
+                made.append(self._make_absent(stripe, where.absent, objects.get(stripe)) if where.absent else (0, 0))
             except DataLossError as error:
                 made.append(error)
         return made
 
-    def _read_together(self, wanted: list[tuple[StripeKey, int | None]]) -> dict[StripeKey, memoryview]:
+    def _read_together(self, wanted: list[tuple[StripeKey, Whereabouts]]) -> dict[StripeKey, memoryview]:
         """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
         if self._hedged is None:
             return {}
         reads: list[StripeRead] = []
-        for stripe, length in wanted:
-            if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+        for stripe, where in wanted:
+            if where.length is not None:
                 k = stripe[33] + 1
-                target = memoryview(bytearray(k * -(-length // k)))[:length]
-                reads.append(StripeRead(stripe, self.volumes.targets(stripe), target))
+                target = memoryview(bytearray(k * -(-where.length // k)))[: where.length]
+                reads.append(StripeRead(stripe, where.holders, target))
         outcomes = self._hedged.read_all(reads)
         return {
             read.stripe: read.target
             for read, missing in zip(reads, outcomes, strict=True)
-            if missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            if missing is not None and _is_object(split_stripe_key(read.stripe), read.target)
         }
 
     def _make_absent(self, stripe: StripeKey, absent: list[int], content: memoryview | None) -> tuple[int, int]:

@@ -37,6 +37,10 @@ class WorkerRefused(StorageError):
     """A pool does not let a worker in; the text says why and what to do."""
 
 
+class WorkerRestarted(StorageError):
+    """A write meant for an earlier process of a worker; what that one had not synced may be gone."""
+
+
 class NotJoined(StorageError):
     """A heartbeat of a worker that the pool does not know, or whose lease ran out; it joins again."""
 

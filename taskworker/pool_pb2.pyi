@@ -81,6 +81,8 @@ class JoinRequest(_message.Message):
     POOL_ID_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where the pool reaches the worker: host:port or unix:path"""
@@ -97,6 +99,9 @@ class JoinRequest(_message.Message):
     """version of the shard transport and of this service"""
     version: _builtins.str
     """of the software"""
+    k: _builtins.int
+    """the default profile of the pool that the volume was made for"""
+    n: _builtins.int
     def __init__(
         self,
         *,
@@ -109,10 +114,12 @@ class JoinRequest(_message.Message):
         pool_id: _builtins.str = ...,
         protocol: _builtins.int = ...,
         version: _builtins.str = ...,
+        k: _builtins.int = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +211,12 @@ class Load(_message.Message):
     BYTES_FREE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     ROTTEN_FIELD_NUMBER: _builtins.int
+    SCRUB_DONE_FIELD_NUMBER: _builtins.int
+    SCRUB_TOTAL_FIELD_NUMBER: _builtins.int
+    SCRUB_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    SCRUB_ENDED_MS_FIELD_NUMBER: _builtins.int
+    SCRUB_NEXT_MS_FIELD_NUMBER: _builtins.int
+    SCRUB_ERRORS_FIELD_NUMBER: _builtins.int
     cpu: _builtins.float
     """share of one processor the process took since the last heartbeat"""
     bytes_used: _builtins.int
@@ -212,6 +225,15 @@ class Load(_message.Message):
     shards: _builtins.int
     rotten: _builtins.int
     """rotten shards that it found on its disk, and forgot, since it started"""
+    scrub_done: _builtins.int
+    """Its own scrub: bytes verified of the round under way (total 0: none is), its rate, when a round last ended
+    (0: never), when the next one begins, rounds in a row that came to no end.
+    """
+    scrub_total: _builtins.int
+    scrub_bytes_per_s: _builtins.float
+    scrub_ended_ms: _builtins.int
+    scrub_next_ms: _builtins.int
+    scrub_errors: _builtins.int
     def __init__(
         self,
         *,
@@ -221,10 +243,16 @@ class Load(_message.Message):
         bytes_free: _builtins.int = ...,
         shards: _builtins.int = ...,
         rotten: _builtins.int = ...,
+        scrub_done: _builtins.int = ...,
+        scrub_total: _builtins.int = ...,
+        scrub_bytes_per_s: _builtins.float = ...,
+        scrub_ended_ms: _builtins.int = ...,
+        scrub_next_ms: _builtins.int = ...,
+        scrub_errors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cpu", b"cpu", "rotten", b"rotten", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cpu", b"cpu", "rotten", b"rotten", "scrub_bytes_per_s", b"scrub_bytes_per_s", "scrub_done", b"scrub_done", "scrub_ended_ms", b"scrub_ended_ms", "scrub_errors", b"scrub_errors", "scrub_next_ms", b"scrub_next_ms", "scrub_total", b"scrub_total", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,7 +443,14 @@ class Work(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     NEXT_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """repair, rebalance, scrub, collect"""
     state: _builtins.str
     """idle, running, waiting, failed"""
     done: _builtins.int
@@ -424,6 +459,19 @@ class Work(_message.Message):
     seconds_left: _builtins.float
     """negative: unknown"""
     next_ms: _builtins.int
+    """when it begins, or is tried, next; 0: when there is something to do"""
+    queue: _builtins.int
+    """objects found that wait"""
+    errors: _builtins.int
+    """tries in a row that failed, up to now"""
+    error: _builtins.str
+    """what went wrong in the last one"""
+    ended_ms: _builtins.int
+    """when it last came to its end; 0: never"""
+    unit: _builtins.str
+    """of done and total: objects, bytes, steps"""
+    bytes_per_s: _builtins.float
+    """0: not measured"""
     def __init__(
         self,
         *,
@@ -434,10 +482,16 @@ class Work(_message.Message):
         note: _builtins.str = ...,
         seconds_left: _builtins.float = ...,
         next_ms: _builtins.int = ...,
+        queue: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        error: _builtins.str = ...,
+        ended_ms: _builtins.int = ...,
+        unit: _builtins.str = ...,
+        bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "name", b"name", "next_ms", b"next_ms", "note", b"note", "seconds_left", b"seconds_left", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "done", b"done", "ended_ms", b"ended_ms", "error", b"error", "errors", b"errors", "name", b"name", "next_ms", b"next_ms", "note", b"note", "queue", b"queue", "seconds_left", b"seconds_left", "state", b"state", "total", b"total", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

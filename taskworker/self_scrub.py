@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
 
 from storage.errors import StorageError
 from storage.shards import LocalVolume
@@ -19,25 +23,61 @@ _FIRST_S = 60.0
 _SLICE_S = 0.5  # how far it may run ahead of its rate
 
 
+@dataclass(frozen=True, slots=True)
+class ScrubState:
+    """How far a worker's scrub is.
+
+    Attributes:
+        done: bytes verified in the round under way.
+        total: bytes of that round; 0 between two rounds.
+        bytes_per_s: its rate so far.
+        ended_ms: when a round last ended; 0: never.
+        next_ms: when the next one begins; 0 during a round, or if there is none.
+        errors: rounds in a row that came to no end.
+        found: rotten shards found since the worker started.
+    """
+
+    done: int = 0
+    total: int = 0
+    bytes_per_s: float = 0.0
+    ended_ms: int = 0
+    next_ms: int = 0
+    errors: int = 0
+    found: int = 0
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What outlasts the process: when a round last ended, and the last segment verified in the one under way."""
+
+    ended_ms: int = 0
+    segment: int = -1
+
+
 class SelfScrub:
     """Verifies a volume in a thread. Rotten shards are forgotten, so that the pool makes them anew.
 
     Args:
         bytes_per_s: how fast; 0: not at all.
         stopping: ends it.
+        kept: file for how far it is, so that a worker started again goes on; None: it begins anew.
         first_s: when the first round begins, seconds from the start.
     """
 
-    def __init__(self, bytes_per_s: int, stopping: threading.Event, first_s: float = _FIRST_S) -> None:
-        self.found = 0
+    def __init__(
+        self, bytes_per_s: int, stopping: threading.Event, kept: Path | None = None, first_s: float = _FIRST_S
+    ) -> None:
         self._bytes_per_s = bytes_per_s
         self._stopping = stopping
+        self._path = kept
         self._first_s = first_s
         self._thread: threading.Thread | None = None
+        self._kept = _Kept()
+        self.state = ScrubState()
 
     def start(self, volume: LocalVolume) -> None:
         """Begin."""
         if self._bytes_per_s:
+            self._kept = self._load()
             self._thread = threading.Thread(target=self._run, args=(volume,), name="self-scrub", daemon=True)
             self._thread.start()
 
@@ -48,7 +88,9 @@ class SelfScrub:
 
     def _run(self, volume: LocalVolume) -> None:
         pause_s = self._first_s
-        while not self._stopping.wait(pause_s):
+        if self._kept.segment < 0 and self._kept.ended_ms:
+            pause_s = max(pause_s, min(_PAUSE_S, self._kept.ended_ms / 1000 + _PAUSE_S - time.time()))
+        while not self._wait(pause_s):
             pause_s = _PAUSE_S
             try:
                 self._round(volume)
@@ -56,20 +98,52 @@ class SelfScrub:
                 return
             except (StorageError, OSError) as error:
                 log.warning("the volume could not be verified, and is again later: %s", error)
+                self.state = replace(self.state, done=0, total=0, errors=self.state.errors + 1)
+
+    def _wait(self, pause_s: float) -> bool:
+        next_ms = int((time.time() + pause_s) * 1000)
+        self.state = replace(self.state, done=0, total=0, ended_ms=self._kept.ended_ms, next_ms=next_ms)
+        return self._stopping.wait(pause_s)
 
     def _round(self, volume: LocalVolume) -> None:
-        began_s, done = time.monotonic(), 0
+        """Verify segment after segment; those that were verified before the worker was stopped are passed over."""
+        began_s, read = time.monotonic(), 0
+        sizes = {number: size for number, size in volume.segment_sizes().items() if number > self._kept.segment}
+        self.state = replace(self.state, done=0, total=max(1, sum(sizes.values())), next_ms=0)
 
         def pace(count: int) -> None:
-            nonlocal done
-            done += count
-            ahead_s = began_s + done / self._bytes_per_s - time.monotonic()
+            nonlocal read
+            read += count
+            taken_s = time.monotonic() - began_s
+            done = min(read, self.state.total)
+            self.state = replace(self.state, done=done, bytes_per_s=read / max(taken_s, 1e-3))
+            ahead_s = read / self._bytes_per_s - taken_s
             if self._stopping.is_set() or (ahead_s > _SLICE_S and self._stopping.wait(ahead_s)):
                 raise _Ended
 
-        for key in volume.verify(pace).quarantine_rest():
-            self.found += 1
-            log.warning("shard %s is rotten; it is made anew", key.hex())
+        for number in sizes:
+            for key in volume.verify(pace, [number]).quarantine_rest():
+                self.state = replace(self.state, found=self.state.found + 1)
+                log.warning("shard %s is rotten; it is made anew", key.hex())
+            self._keep(_Kept(self._kept.ended_ms, number))
+        self._keep(_Kept(int(time.time() * 1000)))
+        self.state = replace(self.state, errors=0)
+
+    def _load(self) -> _Kept:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Kept) if self._path is not None else _Kept()
+        except FileNotFoundError:
+            return _Kept()
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("how far the scrub was is not known any more, it begins anew: %s", error)
+            return _Kept()
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept = kept
+        if self._path is not None:
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(kept))
+            fresh.replace(self._path)
 
 
 class _Ended(Exception):

@@ -1160,10 +1160,15 @@ class RepairReport(_message.Message):
     BYTES_REBUILT_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     LOST_COUNT_FIELD_NUMBER: _builtins.int
+    SHARDS_MOVED_FIELD_NUMBER: _builtins.int
+    BYTES_MOVED_FIELD_NUMBER: _builtins.int
     objects_examined: _builtins.int
     shards_rebuilt: _builtins.int
     bytes_rebuilt: _builtins.int
     lost_count: _builtins.int
+    shards_moved: _builtins.int
+    """Of the shards made, those of objects that had all theirs, in the wrong place."""
+    bytes_moved: _builtins.int
     @_builtins.property
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]:
         """the first of them"""
@@ -1176,10 +1181,12 @@ class RepairReport(_message.Message):
         bytes_rebuilt: _builtins.int = ...,
         lost: _abc.Iterable[Global___Damage] | None = ...,
         lost_count: _builtins.int = ...,
+        shards_moved: _builtins.int = ...,
+        bytes_moved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_rebuilt", b"bytes_rebuilt", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_rebuilt", b"shards_rebuilt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

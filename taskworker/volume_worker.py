@@ -83,7 +83,7 @@ class VolumeWorker:
         self._lock: StoreLock | None = None
         self._server: FileServer | None = None
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
-        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping)
+        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
         self._heartbeat_s = 1.0
         self._cpu_s = (time.monotonic(), 0.0)
 
@@ -168,7 +168,8 @@ class VolumeWorker:
         elif identity.store_id != description.pool_id:
             raise FormatError(
                 f"{self.directory} holds shards of pool {identity.store_id}, the pool at {self.pool_address} is "
-                f"{description.pool_id}; start this worker with its own pool's address, or with another directory"
+                f"{description.pool_id}; start this worker with its own pool's address, or with another directory, or "
+                f"if that pool's own directory is lost, a new pool with --rebuild {identity.store_id}"
             )
         return LocalVolume(path, identity)
 
@@ -208,6 +209,8 @@ class VolumeWorker:
             pool_id=pool_id,
             protocol=PROTOCOL,
             version=_version(),
+            k=self._volume.identity.k,
+            n=self._volume.identity.n,
         )
         response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
         self._heartbeat_s = response.heartbeat_ms / 1000
@@ -259,13 +262,20 @@ class VolumeWorker:
         now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
         then, before = self._cpu_s
         self._cpu_s = (now, cpu)
+        scrub = self._scrubber.state
         return pool_pb2.Load(
             cpu=(cpu - before) / max(now - then, 1e-3),
             bytes_used=usage.bytes_used,
             bytes_live=usage.bytes_live,
             bytes_free=usage.bytes_free,
             shards=usage.shards,
-            rotten=self._scrubber.found,
+            rotten=scrub.found,
+            scrub_done=scrub.done,
+            scrub_total=scrub.total,
+            scrub_bytes_per_s=scrub.bytes_per_s,
+            scrub_ended_ms=scrub.ended_ms,
+            scrub_next_ms=scrub.next_ms,
+            scrub_errors=scrub.errors,
         )
 
     def _leave(self) -> None:

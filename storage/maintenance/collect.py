@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from storage.stripes import metadata_stripe
 log = logging.getLogger(__name__)
 
 _BUCKETS = 256
+_PACED_S_MIN = 0.01  # shorter steps are taken together
 _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
 _MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
 _REMOVE_BATCH = 512
@@ -37,7 +39,12 @@ _NOBODY = bytes(USER_KEY_BYTES)
 LIVE_RATIO_MAX = 0.6  # rewriting a segment that is 60 % live frees 40 % for 60 % copied
 
 
-def collect(context: MaintenanceContext, grace_s: float, progress: Progress | None = None) -> CollectReport:
+def collect(
+    context: MaintenanceContext,
+    grace_s: float,
+    progress: Progress | None = None,
+    pace: Callable[[float], None] | None = None,
+) -> CollectReport:
     """Free everything unreachable, beside pushes in flight.
 
     Args:
@@ -45,9 +52,10 @@ def collect(context: MaintenanceContext, grace_s: float, progress: Progress | No
         grace_s: leases that end within the next day minus this many seconds count as lapsed; with the
             default of a day they are honoured in full.
         progress: called with (steps done, steps in all).
+        pace: called with the seconds that each step took; may sleep, to leave room for others.
     """
     with context.collecting, context.pins.kept_during_collect():
-        steps = _Steps(progress, context.catalog.counters().versions)
+        steps = _Steps(progress, pace, context.catalog.counters().versions)
         marks = _Marks(context.scratch)
         try:
             _mark(context, marks, steps)
@@ -87,15 +95,21 @@ class _Distinct:
 
 
 class _Steps:
-    def __init__(self, progress: Progress | None, versions: int) -> None:
+    def __init__(self, progress: Progress | None, pace: Callable[[float], None] | None, versions: int) -> None:
         self._progress = progress
+        self._pace = pace
         self._total = versions + _BUCKETS + 1
         self._done = 0
+        self._began_s = time.perf_counter()
 
     def step(self) -> None:
         self._done += 1
         if self._progress is not None:
             self._progress(min(self._done, self._total), self._total)
+        taken_s = time.perf_counter() - self._began_s
+        if self._pace is not None and taken_s >= _PACED_S_MIN:
+            self._pace(taken_s)
+            self._began_s = time.perf_counter()
 
     def finish(self) -> None:
         if self._progress is not None:

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from storage.batching import batched
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
-from storage.errors import FormatError, InvalidArgument, StorageError
+from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
 from storage.live import node_loader
@@ -21,6 +21,7 @@ from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, decode_tombstone, decode_version, read_version
 
 _BATCH = 2000
+_LOCATED_TOGETHER = 256
 _SKIPPED_LISTED_MAX = 10_000
 _METADATA = frozenset({Kind.NODE, Kind.VERSION, Kind.TOMBSTONE})
 
@@ -36,8 +37,12 @@ def rebuild(catalog: Catalog, stripes: StripeStore, metadata_copies: int, progre
         stripes: the volumes.
         metadata_copies: copies of metadata objects.
         progress: called with (metadata records and files taken in, 0).
+
+    Raises:
+        InsufficientWorkers: volumes came or went meanwhile, and what is on them was left out; run it again.
     """
     tally = _Tally(progress)
+    attendance = stripes.volumes.attendance()
     catalog.transact(lambda txn: txn.set_counters(Counters()))  # of a rebuild that was cut short
     _gather(catalog, stripes, tally)
     load_node = node_loader(catalog, stripes, metadata_copies)
@@ -48,6 +53,11 @@ def rebuild(catalog: Catalog, stripes: StripeStore, metadata_copies: int, progre
         for (file_id, versions), file in zip(batch, chosen, strict=True):
             if file is None:
                 catalog.drop_versions([(file_id, stored.version_id) for stored in versions])
+    if stripes.volumes.attendance() != attendance:
+        raise InsufficientWorkers(
+            "volumes came or went while the catalog was being made again, which may have left out what is on them; "
+            "run rebuild again"
+        )
     return RebuildReport(tally.files, tally.versions, tally.skipped)
 
 
@@ -159,12 +169,13 @@ def _problem(
 ) -> str | None:
     """Why a version cannot be a head: something of it is not there."""
     try:
-        for chunk_id in Manifest(head.root, load_node).chunk_ids():
-            stripe = chunk_stripe(chunk_id, head.root.profile)
-            present = head.root.n - len(stripes.absent_slots(stripe))
-            if present < head.root.k:
-                return f"chunk {chunk_id.hex()} has {present} shards left, {head.root.k} are needed"
-    except StorageError as error:
+        for chunk_ids in batched(Manifest(head.root, load_node).chunk_ids(), _LOCATED_TOGETHER):
+            chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
+            for chunk_id, where in zip(chunk_ids, stripes.whereabouts(chunks), strict=True):
+                present = head.root.n - where.missing
+                if present < head.root.k:
+                    return f"chunk {chunk_id.hex()} has {present} shards left, {head.root.k} are needed"
+    except (DataLossError, FormatError) as error:
         return f"its manifest is not whole ({error})"
     return None
 
@@ -236,5 +247,5 @@ def _claims(stored: StoredVersion, file: _File, load_node: LoadNode) -> list[Str
         else:
             ids = manifest.chunk_ids()
         return [chunk_stripe(chunk_id, root.profile) for chunk_id in ids]
-    except StorageError:
+    except (DataLossError, FormatError):
         return []  # an old version whose manifest is lost keeps its place in the chain, and no claims

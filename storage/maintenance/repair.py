@@ -1,13 +1,17 @@
-"""Repair: make missing and quarantined shards again from the ones that are left."""
+"""Repair: make missing and quarantined shards again from the ones that are left, and misplaced ones in their place.
+
+Both are one pass over all live objects: what lacks shards comes first, the least safe of it before the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from storage.batching import batched
 from storage.catalog import Catalog
@@ -17,16 +21,25 @@ from storage.limits import MIB
 from storage.live import LiveObject, live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.manifest import object_id
-from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport
+from storage.placement import losses_survivable
+from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.stripes import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _IN_FLIGHT_MAX = 6
-_PROGRESS_EVERY = 256
+_THREADS_REMOTE = 4  # they wait for workers most of the time
+_EXAMINED_TOGETHER = 256
 _SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
+
+Watch = Callable[[RepairState], None]
+"""Told every so often how far a repair is."""
 
 
 def repair(
-    context: MaintenanceContext, progress: Progress | None = None, pace: Callable[[float], None] | None = None
+    context: MaintenanceContext,
+    progress: Progress | None = None,
+    pace: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> RepairReport:
     """Bring offline volumes back, then give every live object all its shards again.
 
@@ -36,6 +49,7 @@ def repair(
         context: the store.
         progress: called with (objects examined, objects expected).
         pace: called with the seconds that each object took; may sleep, to leave room for others.
+        watch: told more than ``progress``.
 
     Raises:
         FormatError: a volume directory holds somebody else's volume.
@@ -44,82 +58,198 @@ def repair(
     volumes = context.stripes.volumes
     volumes.reattach()
     attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
-    total = context.catalog.counters().versions + context.catalog.claims()
-    tally = _Tally()
-    with context.runtime.executor(max(2, os.cpu_count() or 1), "repair") as pool:
-        waiting: deque[tuple[list[LiveObject], Future[list[_Made]]]] = deque()
+    tally = _Tally(context.catalog.counters().versions + context.catalog.claims(), progress, watch)
+    threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
+    with context.runtime.executor(threads, "repair") as pool:
+        waiting: deque[tuple[list[_Damaged], Future[list[_Made]]]] = deque()
         together = context.stripes.together(MIB)
-        for group in batched(_damaged(context, tally, progress, total), together):
+        for group in batched(_damaged(context, tally), together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(context, tally, *waiting.popleft())
-                _tell(tally, progress, total)
         while waiting:
             _settle(context, tally, *waiting.popleft())
-            _tell(tally, progress, total)
     volumes.sync()
-    if progress is not None:
-        progress(tally.examined, tally.examined)
+    tally.finish()
     if not tally.lost_count and volumes.attendance() == attendance:
         volumes.incomplete.difference_update(online)
-    return RepairReport(tally.examined, tally.shards, tally.bytes, tally.lost, tally.lost_count)
+    return tally.report()
 
 
 _Made = tuple[int, int] | DataLossError
 """(shards, bytes) made of an object, or why none could be."""
 
 
+class _Damaged(NamedTuple):
+    """An object that does not have all its shards where they belong.
+
+    ``spare`` is how many more whole stores may be lost, whichever, before it cannot be read.
+    """
+
+    live: LiveObject
+    where: Whereabouts
+    attendance: tuple[int, ...]
+    missing: bool
+    spare: int
+    endangered: bool
+
+    @property
+    def urgency(self) -> tuple[bool, int]:
+        """Sorts the most urgent first."""
+        return not self.missing, self.spare
+
+
+class _Endangered:
+    """Files with objects that wait and are less safe than they will be. As many as wait are in memory at most."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[bytes, tuple[int, int]] = {}  # how many objects of each file, the least spare of them
+        self.counts: Counter[int] = Counter()
+
+    def add(self, damaged: _Damaged) -> None:
+        """An object was found."""
+        file_id = damaged.live.file_id
+        if not damaged.endangered or not file_id:
+            return
+        objects, spare = self._waiting.get(file_id, (0, damaged.spare))
+        if objects:
+            self.counts[spare] -= 1
+        spare = min(spare, damaged.spare)
+        self._waiting[file_id] = (objects + 1, spare)
+        self.counts[spare] += 1
+
+    def remove(self, damaged: _Damaged) -> None:
+        """It waits no longer."""
+        file_id = damaged.live.file_id
+        if not damaged.endangered or not file_id:
+            return
+        objects, spare = self._waiting.pop(file_id)
+        if objects > 1:
+            self._waiting[file_id] = (objects - 1, spare)
+        else:
+            self.counts[spare] -= 1
+
+
 @dataclass(slots=True)
 class _Tally:
+    expected: int
+    progress: Progress | None
+    watch: Watch | None
     examined: int = 0
-    waiting: int = 0  # found damaged, and not dealt with yet
+    missing: int = 0  # found, and not dealt with yet
+    misplaced: int = 0  # likewise
+    repaired: int = 0
+    moved: int = 0
     shards: int = 0
     bytes: int = 0
+    shards_moved: int = 0
+    bytes_moved: int = 0
     unsynced: int = 0
+    endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
 
+    def find(self, damaged: _Damaged) -> None:
+        """An object is to be dealt with."""
+        self.missing += damaged.missing
+        self.misplaced += not damaged.missing
+        self.endangered.add(damaged)
 
-def _damaged(context: MaintenanceContext, tally: _Tally, progress: Progress | None, total: int) -> Iterator[LiveObject]:
-    """Objects that lack shards: of every so many, those with the fewest left first."""
-    found: list[tuple[int, LiveObject]] = []
-    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _PROGRESS_EVERY):
-        absent = context.stripes.absent([live.stripe for live in batch])
-        damaged = [(_spare(live, slots), live) for live, slots in zip(batch, absent, strict=True) if slots]
-        found += damaged
+    def settle(self, damaged: _Damaged, made: _Made) -> None:
+        """It has been."""
+        self.missing -= damaged.missing
+        self.misplaced -= not damaged.missing
+        if isinstance(made, DataLossError):
+            self._note_lost(damaged.live, made)
+            return
+        shards, size = made
+        self.endangered.remove(damaged)
+        self.repaired += damaged.missing
+        self.shards += shards
+        self.bytes += size
+        self.unsynced += size
+        if not damaged.missing:
+            self.moved += 1
+            self.shards_moved += shards
+            self.bytes_moved += size
+
+    def _note_lost(self, live: LiveObject, error: DataLossError) -> None:
+        self.lost_count += 1
+        if len(self.lost) < DAMAGE_LISTED_MAX:
+            named = DataLossError(
+                error.chunk, error.found, error.needed, filename=live.filename, file_id=live.file_id.hex()
+            )
+            self.lost.append(Damage(time.time_ns() // 1_000_000, "lost", error.chunk, -1, -1, str(named)))
+
+    def finish(self) -> None:
+        """All has been looked at."""
+        self.expected = self.examined
+        self.tell()
+
+    def tell(self) -> None:
+        """Say how far it is."""
+        expected = max(self.expected, self.examined)
+        if self.progress is not None:
+            self.progress(self.examined - self.missing - self.misplaced, expected)
+        if self.watch is not None:
+            endangered = {spare: files for spare, files in self.endangered.counts.items() if files}
+            self.watch(
+                RepairState(
+                    self.examined,
+                    expected,
+                    self.missing,
+                    self.repaired,
+                    self.misplaced,
+                    self.moved,
+                    self.lost_count,
+                    endangered,
+                )
+            )
+
+    def report(self) -> RepairReport:
+        """The outcome."""
+        return RepairReport(
+            self.examined, self.shards, self.bytes, self.lost, self.lost_count, self.shards_moved, self.bytes_moved
+        )
+
+
+def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
+    """Objects with shards that are not in their place: of every so many, the most urgent first."""
+    found: list[_Damaged] = []
+    objects = live_objects(context.catalog, context.load_node, context.metadata_copies)
+    for batch in batched(objects, _EXAMINED_TOGETHER):
+        attendance = context.stripes.volumes.attendance()
+        for live, where in zip(batch, context.stripes.whereabouts([live.stripe for live in batch]), strict=True):
+            if where.absent:
+                found.append(_judged(context, live, where, attendance))
+                tally.find(found[-1])
         tally.examined += len(batch)
-        tally.waiting += len(damaged)
-        _tell(tally, progress, total)
+        tally.tell()
         if len(found) >= _SORTED_AT_ONCE:
-            yield from _most_urgent_first(found)
+            yield from sorted(found, key=lambda damaged: damaged.urgency)
             found = []
-    yield from _most_urgent_first(found)
+    tally.expected = tally.examined
+    yield from sorted(found, key=lambda damaged: damaged.urgency)
 
 
-def _spare(live: LiveObject, absent: list[int]) -> int:
-    """How many more shards of an object may be lost."""
-    k, n = live.stripe[ID_BYTES + 1] + 1, live.stripe[ID_BYTES + 2] + 1
-    return n - len(absent) - k
-
-
-def _most_urgent_first(found: list[tuple[int, LiveObject]]) -> Iterator[LiveObject]:
-    return (live for _, live in sorted(found, key=lambda entry: entry[0]))
-
-
-def _tell(tally: _Tally, progress: Progress | None, total: int) -> None:
-    if progress is not None:
-        progress(tally.examined - tally.waiting, max(total, tally.examined))
+def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, attendance: tuple[int, ...]) -> _Damaged:
+    k = live.stripe[ID_BYTES + 1] + 1
+    spare = losses_survivable([holder for holder in where.holders if holder is not None], k)
+    wanted = losses_survivable(context.stripes.volumes.targets(live.stripe), k)
+    return _Damaged(live, where, attendance, where.missing > 0, spare, spare < wanted)
 
 
 def _make_at_pace(
-    context: MaintenanceContext, group: list[LiveObject], pace: Callable[[float], None] | None
+    context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None
 ) -> list[_Made]:
     """Make the absent shards of a few objects."""
     began_s = time.perf_counter()
-    made = context.stripes.heal_all([live.stripe for live in group])
+    now = context.stripes.volumes.attendance()
+    known = [damaged.where for damaged in group] if all(damaged.attendance == now for damaged in group) else None
+    made = context.stripes.heal_all([damaged.live.stripe for damaged in group], known)
     made = [
-        _make_from_catalog(context, live, one) if isinstance(one, DataLossError) else one
-        for live, one in zip(group, made, strict=True)
+        _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
+        for damaged, one in zip(group, made, strict=True)
     ]
     if pace is not None:
         pace(time.perf_counter() - began_s)
@@ -147,24 +277,10 @@ def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
     return None
 
 
-def _settle(context: MaintenanceContext, tally: _Tally, group: list[LiveObject], future: Future[list[_Made]]) -> None:
-    for live, made in zip(group, future.result(), strict=True):
-        tally.waiting -= 1
-        if isinstance(made, DataLossError):
-            _note_lost(tally, live, made)
-            continue
-        tally.shards += made[0]
-        tally.bytes += made[1]
-        tally.unsynced += made[1]
+def _settle(context: MaintenanceContext, tally: _Tally, group: list[_Damaged], future: Future[list[_Made]]) -> None:
+    for damaged, made in zip(group, future.result(), strict=True):
+        tally.settle(damaged, made)
     if tally.unsynced >= _SYNC_EVERY_BYTES:
         tally.unsynced = 0
         context.stripes.volumes.sync_each()
-
-
-def _note_lost(tally: _Tally, live: LiveObject, error: DataLossError) -> None:
-    tally.lost_count += 1
-    if len(tally.lost) < DAMAGE_LISTED_MAX:
-        named = DataLossError(
-            error.chunk, error.found, error.needed, filename=live.filename, file_id=live.file_id.hex()
-        )
-        tally.lost.append(Damage(time.time_ns() // 1_000_000, "lost", error.chunk, -1, -1, str(named)))
+    tally.tell()

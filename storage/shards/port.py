@@ -130,6 +130,9 @@ class ShardStore(Protocol):
     def verify(self, progress: Callable[[int], None]) -> Verification:
         """Read and verify everything that is stored. ``progress`` gets numbers of bytes read."""
 
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """Read these shards and verify them; rotten ones are forgotten, so that they are missing from now on."""
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """Rewrite segments with at most this share of live bytes; returns (segments, bytes freed)."""
 

@@ -19,7 +19,16 @@ from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, read_identity_file, write_identity
 from storage.shards.index import PENDING_MAX, IndexDamaged, SegmentState, ShardIndex
-from storage.shards.port import CorruptShard, DamagedRanges, Location, Shard, Verification, VolumeFailed, VolumeUsage
+from storage.shards.port import (
+    CorruptShard,
+    DamagedRanges,
+    Location,
+    Shard,
+    Verdict,
+    Verification,
+    VolumeFailed,
+    VolumeUsage,
+)
 from storage.shards.record import (
     HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -563,12 +572,19 @@ class LocalVolume:
                 if self._index.get(found.header.key) is not None:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
 
-    def damaged_ranges(self, progress: Callable[[int], None]) -> DamagedRanges:
-        """Read and verify everything that is stored; where the bytes are bad. ``progress`` gets bytes read."""
+    def segment_sizes(self) -> dict[int, int]:
+        """Bytes of each segment by its number, in order."""
+        return {number: state.size for number, state in sorted(self._segments.items())}
+
+    def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
+        """Read and verify what is stored (in ``segments``, default all); where the bytes are bad.
+
+        ``progress`` gets bytes read.
+        """
         bad = DamagedRanges()
         self.flush_index()
         self._index.check()
-        for number in sorted(self._segments):
+        for number in sorted(self._segments if segments is None else segments):
             state = self._segments.get(number)
             if state is None:
                 continue
@@ -581,9 +597,22 @@ class LocalVolume:
                 bad.add(number, size, indexed)
         return bad
 
-    def verify(self, progress: Callable[[int], None]) -> Verification:
-        """See :meth:`ShardStore.verify`."""
-        return LocalVerification(self, self.damaged_ranges(progress))
+    def verify(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> Verification:
+        """See :meth:`ShardStore.verify`. With ``segments``, only what is in these is read, all else counts as good."""
+        return LocalVerification(self, self.damaged_ranges(progress, segments))
+
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """See :meth:`ShardStore.check`."""
+        return [self._check_one(key) for key in keys]
+
+    def _check_one(self, key: ShardKey) -> Verdict:
+        while True:
+            place = self.locate(key)
+            try:
+                return Verdict.MISSING if place is None or self.read(key) is None else Verdict.GOOD
+            except CorruptShard:
+                if place is not None and self.discard(key, place):
+                    return Verdict.ROTTEN  # otherwise a collect moved it meanwhile
 
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]

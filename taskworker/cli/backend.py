@@ -11,6 +11,7 @@ from typing import BinaryIO, Protocol
 from storage import (
     CollectReport,
     ErasureProfile,
+    RebuildReport,
     RepairReport,
     ScrubReport,
     StoreStats,
@@ -94,6 +95,9 @@ class Backend(Protocol):
 
     def collect(self, *, grace_s: float | None = None, progress: Progress | None = None) -> CollectReport:
         """Free what no live version reaches."""
+
+    def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
+        """Make a lost catalog again from what is stored."""
 
     def close(self) -> None:
         """Let go of the store or the connection."""

@@ -141,7 +141,7 @@ class Demonstration:
                 if status.health != told:
                     told = status.health
                     self._say(f"{time.monotonic() - started:5.1f} s  {told}")
-                if status.workers_survivable >= until and all(work.state == "idle" for work in status.work):
+                if status.workers_survivable >= until and not status.is_mending:
                     return time.monotonic() - started
                 time.sleep(_LOOK_S)
         raise Failure(f"the pool was not repaired in time: {told}")

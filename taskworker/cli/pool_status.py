@@ -11,10 +11,10 @@ import typer
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.session import Session
-from taskworker.cli.text import one_line, plural, size_text, time_text
+from taskworker.cli.text import duration_text, one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
-    from taskworker.client.pool import LayoutPreview, LayoutShare, LayoutStatus, PoolStatus, WorkerStatus
+    from taskworker.client.pool import LayoutPreview, LayoutShare, LayoutStatus, PoolStatus, WorkerStatus, WorkStatus
 
 _EVENTS_SHOWN = 8
 _WATCH_S = 0.5
@@ -29,7 +29,7 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         f"files     {plural(status.files, 'file')} of {size_text(status.logical_bytes)}, "
         f"{plural(status.versions, 'version')}",
         f"profile   any {status.k} of {status.n} shards suffice, coded with {status.accelerator}",
-        *(_work_line(work.name, work.state, work.done, work.total, work.note) for work in status.work),
+        *(line for work in status.work for line in _work_lines(work)),
         "",
         f"{'WORKER':16}  {'STATE':9}  {'SHARDS':>10}  {'USED':>10}  {'DISK FREE':>10}  {'SHARE':>6}  {'CPU':>5}  "
         f"{'SEEN':>7}  ADDRESS",
@@ -43,9 +43,31 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
     return lines
 
 
-def _work_line(name: str, state: str, done: int, total: int, note: str) -> str:
-    share = f" {done:,} of {total:,}" if state == "running" and total else ""
-    return f"{name:8}  {state}{share}{': ' if note else ''}{one_line(note)}"
+def _work_lines(work: WorkStatus) -> list[str]:
+    """What a piece of background work is at, and on a second line what went wrong."""
+    parts = [work.state + _share(work)]
+    if work.bytes_per_s:
+        parts.append(f"{size_text(int(work.bytes_per_s))}/s")
+    if work.queue:
+        parts.append(f"{work.queue:,} wait")
+    if work.seconds_left is not None and work.state == "running":
+        parts.append(f"{duration_text(work.seconds_left)} left")
+    if work.ended_ms and work.state != "running":
+        parts.append(f"last {time_text(work.ended_ms)}")
+    if work.next_ms:
+        parts.append(f"next {time_text(work.next_ms)}")
+    lines = [f"{work.name:9} {', '.join(parts)}{': ' if work.note else ''}{one_line(work.note)}"]
+    if work.errors:
+        lines.append(f"{'':9} ! failed {plural(work.errors, 'time')} in a row: {one_line(work.error)}")
+    return lines
+
+
+def _share(work: WorkStatus) -> str:
+    if not work.total or work.state not in ("running", "waiting"):
+        return ""
+    if work.unit == "bytes":
+        return f" {size_text(work.done)} of {size_text(work.total)}"
+    return f" {work.done:,} of {work.total:,} {work.unit}"
 
 
 def _worker_line(worker: WorkerStatus) -> str:

@@ -52,11 +52,27 @@ def pool(
     tranquility: Annotated[
         float,
         typer.Option(
-            help="While users are at work, how long repair rests after each object, in multiples of the time it took.",
+            help="While users are at work, how long repair, rebalance and collect rest after each piece of work, "
+            "in multiples of the time it took.",
             metavar="N",
             min=0,
         ),
     ] = 4.0,
+    collect_every: Annotated[
+        float,
+        typer.Option(
+            help="How often the space of what no file needs any more is freed; 0: only by `taskworker collect`.",
+            metavar="SECONDS",
+            min=0,
+        ),
+    ] = 86400.0,
+    rebuild: Annotated[
+        str,
+        typer.Option(
+            help="Take the place of a pool whose directory is lost, in a new one; then run `taskworker rebuild`.",
+            metavar="POOL_ID",
+        ),
+    ] = "",
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -74,7 +90,13 @@ def pool(
 
     keep_few_arenas()
     path = directory or default_store("pool")
-    options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
+    options = PoolOptions(
+        grace_s=grace,
+        allow_fragile=allow_fragile,
+        tranquility=tranquility,
+        collect_every_s=collect_every,
+        rebuild=rebuild,
+    )
     server = PoolServer(path, profile=profile_of(k, n), options=options)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
@@ -84,7 +106,16 @@ def pool(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()},
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
         )
-        session.terminal.note(f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n")
+        if server.pool.store.needs_rebuild:
+            session.terminal.note(
+                "\nThe catalog is to be made again from what the workers hold. They join by themselves if this is the "
+                f"former pool's address;\nonce `taskworker status` shows all of them:\n"
+                f"  taskworker rebuild --pool {address}\n"
+            )
+        else:
+            session.terminal.note(
+                f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n"
+            )
         server.wait()
     except Stopped:
         finish_regardless()
@@ -123,6 +154,12 @@ def worker(
     functions: Annotated[
         bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
     ] = True,
+    scrub_rate: Annotated[
+        float,
+        typer.Option(
+            help="How fast it reads and verifies all it holds, over and over; 0: not at all.", metavar="MIB/S", min=0
+        ),
+    ] = 16.0,
     supervised: Supervised = False,
 ) -> None:
     """Offer a directory's disk to a node pool, and run its functions, until Ctrl-C. Started again, it is itself again.
@@ -143,7 +180,15 @@ def worker(
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
     hosted = HostedFunctions(pool_address, path / "functions", required=False) if functions else None
-    member = VolumeWorker(worker_id, pool_address, path, zone=zone, capacity=capacity_bytes, functions=hosted)
+    member = VolumeWorker(
+        worker_id,
+        pool_address,
+        path,
+        zone=zone,
+        capacity=capacity_bytes,
+        scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
+        functions=hosted,
+    )
     member.start(listen)
     try:
         _watch_parent(wanted=supervised)

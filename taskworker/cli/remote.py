@@ -8,7 +8,16 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from storage import CollectReport, ErasureProfile, ManifestDiff, RepairReport, ScrubReport, StoreStats, Version
+from storage import (
+    CollectReport,
+    ErasureProfile,
+    ManifestDiff,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+    Version,
+)
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.cli.exits import Failure
 from taskworker.client import Client
@@ -140,3 +149,7 @@ class RemoteBackend:
 
     def collect(self, *, grace_s: float | None = None, progress: Progress | None = None) -> CollectReport:
         return self._client.collect(grace_s=grace_s, progress=progress)
+
+    def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
+        """See :meth:`Backend.rebuild`."""
+        return self._client.rebuild(progress=progress)

@@ -63,6 +63,13 @@ def time_text(time_ms: int) -> str:
         return f"{time_ms} ms"
 
 
+def duration_text(seconds: float) -> str:
+    """A time span, roughly: ``12 s``, ``3 min``, ``5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{round(seconds / 3600)} h"
+
+
 def plural(count: int, noun: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

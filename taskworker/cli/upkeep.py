@@ -181,12 +181,16 @@ def collect(
 
 
 def rebuild(session: Session) -> None:
-    """Recreate a lost catalog from the volumes alone. With --store only.
+    """Recreate a lost catalog from the volumes, or from what a pool's workers hold, alone.
+
+    A pool whose directory is lost is started anew with `taskworker pool --rebuild POOL_ID` first.
 
     Examples:
         taskworker --store ./data rebuild
+        taskworker rebuild --pool 127.0.0.1:50051
     """
-    with session.embedded() as backend, session.terminal.progress("rebuild", unit="objects") as progress:
+    opened = session.embedded() if session.is_embedded() else session.backend()
+    with opened as backend, session.terminal.progress("rebuild", unit="objects") as progress:
         report = backend.rebuild(progress=progress)
     lines = [f"{plural(report.files, 'file')}, {plural(report.versions, 'version')} found"]
     if report.skipped:

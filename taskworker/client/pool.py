@@ -42,7 +42,23 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkStatus:
-    """A piece of background work; ``seconds_left`` is None where it cannot be told."""
+    """A piece of background work.
+
+    Attributes:
+        name: repair, rebalance, scrub or collect.
+        state: idle, waiting, running or failed.
+        done: how much of ``total`` is done, in ``unit`` (objects, bytes or steps).
+        total: 0 if nothing is to be done.
+        note: what it is at, or what came of it last.
+        seconds_left: None where it cannot be told.
+        next_ms: when it begins, or is tried, next; 0: when there is something to do.
+        queue: objects found that wait.
+        errors: tries in a row that failed, up to now.
+        error: what went wrong in the last one.
+        ended_ms: when it last came to its end; 0: never.
+        unit: of ``done`` and ``total``.
+        bytes_per_s: how fast it reads; 0 if that is not measured.
+    """
 
     name: str
     state: str
@@ -50,6 +66,13 @@ class WorkStatus:
     total: int
     note: str
     seconds_left: float | None
+    next_ms: int
+    queue: int
+    errors: int
+    error: str
+    ended_ms: int
+    unit: str
+    bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +102,11 @@ class PoolStatus:
     workers: list[WorkerStatus]
     work: list[WorkStatus]
     events: list[EventStatus]
+
+    @property
+    def is_mending(self) -> bool:
+        """Whether shards are being made or moved, or wait for that."""
+        return any(work.state != "idle" for work in self.work if work.name in ("repair", "rebalance"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +229,26 @@ def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:
         accelerator=answer.accelerator,
         layout_version=answer.layout_version,
         workers=[_worker_status(worker) for worker in answer.workers],
-        work=[
-            WorkStatus(
-                work.name,
-                work.state,
-                work.done,
-                work.total,
-                work.note,
-                work.seconds_left if work.seconds_left >= 0 else None,
-            )
-            for work in answer.work
-        ],
+        work=[_work_status(work) for work in answer.work],
         events=[EventStatus(event.time_ms, event.kind, event.text) for event in answer.events],
+    )
+
+
+def _work_status(work: pool_pb2.Work) -> WorkStatus:
+    return WorkStatus(
+        name=work.name,
+        state=work.state,
+        done=work.done,
+        total=work.total,
+        note=work.note,
+        seconds_left=work.seconds_left if work.seconds_left >= 0 else None,
+        next_ms=work.next_ms,
+        queue=work.queue,
+        errors=work.errors,
+        error=work.error,
+        ended_ms=work.ended_ms,
+        unit=work.unit,
+        bytes_per_s=work.bytes_per_s,
     )
 
 

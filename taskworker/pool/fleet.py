@@ -215,6 +215,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
             survivable = max(survivable, min(layout.losses_survivable(k, domain, gone) for layout in places))
         return survivable
 
+    def losses_survivable_when_mended(self, k: int) -> int:
+        """How many more workers may be lost, whichever, once every shard is where it should be put now."""
+        if self._latest is None:
+            return -1
+        offline = [slot for slot in self.slots if self.volume(slot) is None]
+        return self._latest.losses_survivable(k, lambda member: member.worker, offline)
+
     def _target_layout(self) -> Layout:
         """Where shards are put now, as a layout."""
         layout = self.placement

@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
-from taskworker.pool.mending import WorkView
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskworker.pool.mending import Endangered
+from taskworker.pool.work import WorkView
+
+_DOING = {"repair": "repairing", "rebalance": "moving shards"}
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What may be lost.
+
+    Attributes:
+        survivable: how many more workers, whichever, with all files readable as far as is known for sure; None
+            before the first one joined.
+        promised: how many it will be once all is mended.
+        files: there are.
+        endangered: the files that are less safe than that, if they are known.
+    """
+
+    survivable: int | None
+    promised: int
+    files: int
+    endangered: Endangered | None
+
+    def few(self) -> dict[int, int]:
+        """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
+        if self.endangered is None or not self.endangered.all_known:
+            return {}
+        less = {spare: files for spare, files in sorted(self.endangered.files.items()) if spare < self.promised}
+        return less if sum(less.values()) < self.files else {}
 
 
 def losses_in_words(count: int, what: str) -> str:
@@ -14,26 +45,50 @@ def losses_in_words(count: int, what: str) -> str:
     return f"all files survive the loss of any {count} {what}{'s' if count > 1 else ''}"
 
 
-def health_line(survivable: int | None, offline: int, work: WorkView) -> str:
+def rebuild_line(workers: int) -> str:
+    """What is to be done about a catalog that is lost, with so many workers there."""
+    there = f"{workers} worker{' has' if workers == 1 else 's have'} joined"
+    return f"the catalog is lost; {there}: run `taskworker rebuild` once all of them are back"
+
+
+def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
     """One sentence: what may be lost, and what is being done about it.
 
     Args:
-        survivable: how many more workers may be lost; None before the first one joined.
+        safety: of the files.
         offline: how many workers are away.
-        work: what the mender is at.
+        work: repair and rebalance.
     """
-    if survivable is None:
+    if safety.survivable is None:
         return "no worker has joined yet; start some with `taskworker worker`"
-    parts = [losses_in_words(survivable, "worker")]
+    few = safety.few()
+    parts = [_few_in_words(few, safety) if few else losses_in_words(safety.survivable, "worker")]
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
-    if work.state == "running":
-        share = f", {100 * work.done // work.total} % done" if work.total else ""
-        left = f", {_duration(work.seconds_left)} left" if work.seconds_left >= 0 else ""
-        parts.append(f"repairing{share}{left}")
-    elif work.state in ("failed", "waiting"):
-        parts.append(f"repair waits: {work.note}")
+    for piece in work:
+        if piece.state == "running":
+            share = f", {100 * piece.done // piece.total} % done" if piece.total else ""
+            left = f", {_duration(piece.seconds_left)} left" if piece.seconds_left >= 0 else ""
+            parts.append(f"{_DOING[piece.name]}{share}{left}")
+            break
+        if piece.state in ("failed", "waiting") and piece.error:
+            parts.append(f"{piece.name} waits: {piece.error}")
     return "; ".join(parts)
+
+
+def _few_in_words(few: dict[int, int], safety: Safety) -> str:
+    parts = [f"{files:,} of {safety.files:,} files {_bears(spare, files)}" for spare, files in few.items()]
+    return f"{', '.join(parts)}; the others {_bears(safety.promised, 2)}"
+
+
+def _bears(spare: int, files: int) -> str:
+    """What so many files bear."""
+    s = "s" if files == 1 else ""
+    if spare < 0:
+        return "cannot be read until a worker comes back"
+    if spare == 0:
+        return "can be read, but might not after one more loss"
+    return f"survive{s} one more loss" if spare == 1 else f"survive{s} {spare} more losses"
 
 
 def _duration(seconds: float) -> str:

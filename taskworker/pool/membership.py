@@ -67,7 +67,10 @@ class MemberRecord(msgspec.Struct, frozen=True):
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
-    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started."""
+    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started.
+
+    What begins with ``scrub`` is of its own scrub, see :class:`taskworker.self_scrub.ScrubState`.
+    """
 
     cpu: float = 0.0
     bytes_used: int = 0
@@ -75,11 +78,17 @@ class WorkerLoad(msgspec.Struct, frozen=True):
     bytes_free: int = 0
     shards: int = 0
     rotten: int = 0
+    scrub_done: int = 0
+    scrub_total: int = 0
+    scrub_bytes_per_s: float = 0.0
+    scrub_ended_ms: int = 0
+    scrub_next_ms: int = 0
+    scrub_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A worker's request to join."""
+    """A worker's request to join. ``k`` and ``n`` are of the pool that its volume was made for; 0: not told."""
 
     worker: str
     address: str
@@ -90,6 +99,8 @@ class Application:
     pool_id: str
     protocol: int
     version: str
+    k: int = 0
+    n: int = 0
 
 
 @dataclass(slots=True)

@@ -1,45 +1,46 @@
 """Mending: the pool's background work that brings every shard to where it belongs, in full number.
 
-One pass makes what is missing (:func:`storage.maintenance.repair.repair`), then, once every shard is in
-its place, drops the copies that were left elsewhere by stand-ins and former layouts.
+One pass over all objects (:func:`storage.maintenance.repair.repair`) makes what is missing, which is called
+repair, then what is in the wrong place, which is called rebalance. Once every shard is in its place, the
+copies that were left elsewhere by stand-ins and former layouts are dropped.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from storage import FileStorage
 from storage.batching import batched
 from storage.errors import StorageError
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
-from storage.reports import RepairReport
+from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
+from storage.shards.port import Verdict
 from taskworker.errors import CallAbandoned
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.port import WorkerVolume
+from taskworker.pool.work import Tranquility, WorkJournal, WorkView
 
 log = logging.getLogger(__name__)
 
-_SETTLE_S = 0.5  # after a change, others often follow
+REPAIR, REBALANCE = "repair", "rebalance"
+_SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
 _BATCH = 2048
-_REST_S_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class WorkView:
-    """A piece of background work for people."""
+class Endangered:
+    """Files that are less safe than they will be once all is mended, by how many more workers they may lose.
 
-    name: str
-    state: str  # idle, waiting, running, failed
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    seconds_left: float = -1.0
-    next_ms: int = 0
+    ``all_known`` is whether all objects have been looked at since workers last came or went.
+    """
+
+    files: Mapping[int, int]
+    all_known: bool
 
 
 class Mender:
@@ -49,8 +50,9 @@ class Mender:
         store: the engine over ``fleet``.
         fleet: the workers.
         settled: called after a pass that left everything in its place, under one and the same attendance.
+        journal: where outcomes are kept.
         tranquility: while users are at work, how long to rest after each object, in multiples of the time
-            that it took (the word and the idea are Garage's).
+            that it took.
         runtime: clocks.
     """
 
@@ -59,48 +61,70 @@ class Mender:
         store: FileStorage,
         fleet: WorkerFleet,
         settled: Callable[[], None],
+        journal: WorkJournal,
         *,
         tranquility: float,
         runtime: Runtime,
     ) -> None:
         self._store = store
-        self._tranquility = tranquility
         self._fleet = fleet
         self._settled = settled
+        self._journal = journal
         self._runtime = runtime
         self._wanted = threading.Event()
+        self._at_once = threading.Event()
         self._closed = threading.Event()
-        self._view = WorkView("repair", "idle")
+        self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self._pass: _Pass | None = None
+        self._state = "idle"
+        self._endangered: tuple[tuple[int, ...], Endangered] | None = None
         self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Something changed: mend soon."""
+    def wake(self, *, at_once: bool = False) -> None:
+        """Something changed: mend soon; ``at_once`` if shards are missing that nobody is about to bring back."""
+        if at_once:
+            self._at_once.set()
         self._wanted.set()
 
     def close(self) -> None:
         """Stop at the next sign of progress, and wait for that."""
         self._closed.set()
-        self._wanted.set()
+        self.wake(at_once=True)
         if self._thread.is_alive():
             self._thread.join()
 
-    def view(self) -> WorkView:
-        """What it is at."""
-        return self._view
+    # -- looking ---------------------------------------------------------------------------------
+
+    def views(self) -> list[WorkView]:
+        """What repair and rebalance are at."""
+        repair = self._journal.record(REPAIR).view(REPAIR, self._state)
+        rebalance = self._journal.record(REBALANCE).view(REBALANCE)
+        under_way = self._pass
+        if under_way is None:
+            return [repair, rebalance]
+        return [under_way.repair(repair), under_way.rebalance(rebalance)]
+
+    def endangered(self) -> Endangered | None:
+        """What the last pass, or the one under way, knows; None if workers came or went since it began."""
+        found = self._endangered
+        return found[1] if found is not None and found[0] == self._fleet.attendance() else None
+
+    # -- working ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
         pause_s: float | None = None
         while not self._closed.is_set():
             self._wanted.wait(pause_s)
             self._wanted.clear()
-            if self._closed.wait(_SETTLE_S):
-                return
-            if self._wanted.is_set():
+            if not self._at_once.wait(_SETTLE_S) and self._wanted.is_set():
                 continue
+            self._at_once.clear()
+            if self._closed.is_set():
+                return
             pause_s = None
             try:
                 if not self.mend():
@@ -110,11 +134,15 @@ class Mender:
             except StorageError as error:
                 log.warning("repair failed and is tried again: %s", error)
                 pause_s = _RETRY_S
-                self._view = WorkView("repair", "failed", note=str(error), next_ms=self._in_ms(pause_s))
+                self._fail("failed", str(error))
             except Exception as error:
                 log.exception("repair failed unexpectedly")
                 pause_s = _RETRY_S
-                self._view = WorkView("repair", "failed", note=repr(error), next_ms=self._in_ms(pause_s))
+                self._fail("failed", repr(error))
+
+    def _fail(self, state: str, error: str) -> None:
+        self._state = state
+        self._journal.failed(REPAIR, error, self._journal.now_ms() + int(_RETRY_S * 1000))
 
     def mend(self) -> bool:
         """One pass; False if not all could be mended, for now.
@@ -123,43 +151,54 @@ class Mender:
             StorageError: it came to no end; what was made stays.
         """
         if not self._needed():
-            self._view = WorkView("repair", "idle", note=self._view.note)
+            self._state = "idle"
             return True
         attendance, mark = self._fleet.attendance(), self._fleet.mark()
-        started = self._runtime.monotonic_s()
-        report = self._store.repair(progress=self._progress(started), pace=self._rest)
-        if report.lost_count:
-            note = f"{report.lost_count} objects have too few shards left; bring lost workers back"
-            self._view = WorkView("repair", "waiting", note=note, next_ms=self._in_ms(_RETRY_S))
-            return False
-        if self._fleet.attendance() != attendance:
-            self._wanted.set()
+        self._pass = under_way = _Pass(self._runtime.monotonic_s)
+        try:
+            report = self._store.repair(pace=self._tranquility.rest, watch=self._watch(under_way, attendance))
+            if report.lost_count:
+                self._fail(
+                    "waiting", f"{report.lost_count:,} objects have too few shards left; bring lost workers back"
+                )
+                return False
+            if self._fleet.attendance() != attendance:
+                self.wake()
+                return True
+            under_way.tidying = True
+            self._tidy()
+            if self._fleet.mark() == mark:
+                self._fleet.note_mended(mark)
+                self._settled()
+            self._note_done(report, under_way)
             return True
-        self._tidy()
-        if self._fleet.attendance() == attendance:
-            self._fleet.note_mended(mark)
-            self._settled()
-        self._view = WorkView("repair", "idle", note=_summary(report, self._runtime.monotonic_s() - started))
-        return True
-
-    def _rest(self, taken_s: float) -> None:
-        """Make way for users, if there are any."""
-        if self._tranquility and self._store.is_busy():
-            self._closed.wait(min(_REST_S_MAX, self._tranquility * taken_s))
+        finally:
+            self._pass = None
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]
-        return bool(online) and not self._fleet.is_mended()
+        return bool(online) and not self._store.needs_rebuild and not self._fleet.is_mended()
 
-    def _progress(self, started: float) -> Callable[[int, int], None]:
-        def progress(done: int, total: int) -> None:
+    def _watch(self, under_way: _Pass, attendance: tuple[int, ...]) -> Callable[[RepairState], None]:
+        def watch(state: RepairState) -> None:
             if self._closed.is_set():
                 raise CallAbandoned("the pool is shutting down")
-            taken = self._runtime.monotonic_s() - started
-            left = taken * (total - done) / done if done else -1.0
-            self._view = WorkView("repair", "running", done, total, "looking for missing shards", left)
+            under_way.note(state)
+            self._endangered = (attendance, Endangered(state.endangered, state.all_examined))
 
-        return progress
+        return watch
+
+    def _note_done(self, report: RepairReport, under_way: _Pass) -> None:
+        self._state = "idle"
+        taken_s = under_way.taken_s()
+        made, size = report.shards_rebuilt - report.shards_moved, report.bytes_rebuilt - report.bytes_moved
+        if made or not report.shards_moved:
+            whole = f"all {report.objects_examined:,} objects have all their shards"
+            self._journal.ended(REPAIR, _summary("made", made, size, taken_s) if made else whole)
+        elif self._journal.record(REPAIR).errors:
+            self._journal.ended(REPAIR, self._journal.record(REPAIR).result)
+        if report.shards_moved:
+            self._journal.ended(REBALANCE, _summary("moved", report.shards_moved, report.bytes_moved, taken_s))
 
     # -- shards that are in the wrong place --------------------------------------------------------
 
@@ -172,7 +211,7 @@ class Mender:
                     self._drop_misplaced(slot, volume, batch)
 
     def _drop_misplaced(self, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
-        """Remove those that another store holds as it should, and has."""
+        """Remove those that another store holds as it should, and has in good order: it reads them first."""
         by_holder: dict[int, list[ShardKey]] = {}
         for key in keys:
             stripe = StripeKey(key[:STRIPE_KEY_BYTES])
@@ -185,15 +224,70 @@ class Mender:
             if proper is None:
                 continue
             with self._fleet.guard(holder, proper):
-                there = proper.locate_all(misplaced)
-                volume.remove([key for key, place in zip(misplaced, there, strict=True) if place is not None])
+                began_s = self._runtime.monotonic_s()
+                verdicts = list(zip(misplaced, proper.check(misplaced), strict=True))
+                volume.remove([key for key, verdict in verdicts if verdict is Verdict.GOOD])
+                for key, verdict in verdicts:
+                    if verdict is Verdict.ROTTEN:
+                        self._fleet.report("rotten", key, holder, "found while moving shards; it is made anew")
+                self._tranquility.rest(self._runtime.monotonic_s() - began_s)
 
-    def _in_ms(self, pause_s: float) -> int:
-        return self._runtime.wall_ns() // 1_000_000 + int(pause_s * 1000)
+
+class _Pass:
+    """A pass under way, as it looks from outside."""
+
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
+        self._began_s = clock_s()
+        self._moving_s = self._began_s  # since when nothing is missing any more
+        self._state = RepairState(0, 0, 0, 0, 0, 0, 0, {})
+        self.tidying = False
+
+    def note(self, state: RepairState) -> None:
+        """How far it is."""
+        if state.missing or not state.all_examined:
+            self._moving_s = self._clock_s()
+        self._state = state
+
+    def taken_s(self) -> float:
+        """Since it began."""
+        return self._clock_s() - self._began_s
+
+    def repair(self, idle: WorkView) -> WorkView:
+        """Its first part: all objects are looked at, and what is missing is made."""
+        state = self._state
+        if state.all_examined and state.expected and not state.missing:
+            return idle
+        done = state.examined - state.missing
+        left_s = self.taken_s() * (state.expected - done) / done if done else -1.0
+        note = "looking for missing shards" if state.examined < state.expected else "making missing shards"
+        return replace(
+            idle, state="running", done=done, total=state.expected, note=note, seconds_left=left_s, queue=state.missing
+        )
+
+    def rebalance(self, idle: WorkView) -> WorkView:
+        """Its second part: what is in the wrong place is brought to its own."""
+        state = self._state
+        if self.tidying:
+            return replace(idle, state="running", done=state.moved, total=state.moved, note="dropping former copies")
+        if not state.misplaced:
+            return idle
+        total = state.moved + state.misplaced
+        if state.missing or not state.all_examined:
+            return replace(
+                idle, state="waiting", total=total, done=state.moved, note="waits for repair", queue=state.misplaced
+            )
+        left_s = (self._clock_s() - self._moving_s) * state.misplaced / state.moved if state.moved else -1.0
+        return replace(
+            idle,
+            state="running",
+            done=state.moved,
+            total=total,
+            note="moving shards to their places",
+            seconds_left=left_s,
+            queue=state.misplaced,
+        )
 
 
-def _summary(report: RepairReport, taken_s: float) -> str:
-    if not report.shards_rebuilt:
-        return f"all {report.objects_examined:,} objects have all their shards"
-    megabytes = report.bytes_rebuilt / 1e6
-    return f"made {report.shards_rebuilt:,} shards of {megabytes:,.1f} MB in {taken_s:.1f} s"
+def _summary(what: str, shards: int, size: int, taken_s: float) -> str:
+    return f"{what} {shards:,} shards of {size / 1e6:,.1f} MB in {taken_s:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -20,9 +21,10 @@ from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
 from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
+from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.gathering import Gathering
-from taskworker.pool.health import health_line
+from taskworker.pool.health import Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -32,9 +34,11 @@ from taskworker.pool.membership import (
     WorkerState,
     WorkerView,
 )
-from taskworker.pool.mending import Mender, WorkView
-from taskworker.pool.port import Connect, Identify
+from taskworker.pool.mending import Mender
+from taskworker.pool.port import Connect, Identify, WorkerVolume
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
+from taskworker.pool.scrubbing import scrub_view
+from taskworker.pool.work import WorkJournal, WorkView
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +46,11 @@ _MEMBERS = "pool-members"
 _LAYOUTS = "pool-layouts"
 _RETIRED = "pool-retired-layouts"
 _RUNNING = "pool-running"
+_REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
+_PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
-_TICK_S = 0.25
+_TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _EVENTS_KEPT = 200
 
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
@@ -61,12 +67,17 @@ class PoolOptions:
         allow_fragile: take files that the loss of one worker would make unreadable, too.
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
+        collect_every_s: how often the space of what no file needs is freed; 0: only when told.
+        rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
+            until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
 
     lease_s: float = 3.0
     grace_s: float = 30.0
     allow_fragile: bool = False
     tranquility: float = 4.0
+    collect_every_s: float = COLLECT_EVERY_S
+    rebuild: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,9 @@ class PoolView:
 
 
 class PoolCore:
-    """What a pool knows and does, without threads of its own: whoever drives it calls :meth:`tick` and ``mender``.
+    """What a pool knows and does, without threads of its own.
+
+    Whoever drives it calls :meth:`tick`, ``mender`` and ``collector``.
 
     Thread-safe. ``store`` is the engine that users' calls go to.
 
@@ -137,10 +150,12 @@ class PoolCore:
         self._identify = identify
         self._runtime = runtime = runtime or Runtime()
         try:
-            settings = _settings(catalog, root, profile or ErasureProfile(), chunk_size, runtime)
+            made = StoreSettings(self._options.rebuild, *_defaults(profile, chunk_size), volumes=[])
+            settings = _settings(catalog, root, made, runtime)
             self._catalog = catalog
             self._layouts = _kept_layouts(catalog, _LAYOUTS)
             self._retired = _kept_layouts(catalog, _RETIRED)
+            journal = WorkJournal(catalog, self._now_ms)
             self.membership = Membership(
                 settings.store_id,
                 _kept_members(catalog),
@@ -164,7 +179,9 @@ class PoolCore:
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         catalog.save_document(_RUNNING, b"1")
-        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime)
+        needs_rebuild = bool(catalog.document(_REBUILD))
+        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
+        self.store.on_rebuilt = self._rebuilt
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
         expected = [record.slot for record in self.membership.records if record.standing is not Standing.OUT]
         self.gathering = Gathering(expected)
@@ -172,8 +189,10 @@ class PoolCore:
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of layout changes
         self._change_due_s: float | None = None
-        self.mender = Mender(
-            self.store, self.fleet, self._settled, tranquility=self._options.tranquility, runtime=runtime
+        tranquility = self._options.tranquility
+        self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
+        self.collector = Collector(
+            self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
         self.fleet.on_rot = self.mender.wake
 
@@ -181,6 +200,7 @@ class PoolCore:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
         self.gathering.end()
         self.mender.close()
+        self.collector.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
 
@@ -192,19 +212,17 @@ class PoolCore:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
+        self._check_profile(application)
         self._bury_dead_rival(application)
         admission = self.membership.join(application)
         record = admission.record
-        volume = self._connect(record.address, record.worker)
+        volume = self._connect(record.address, record.worker, application.instance)
         try:
-            volume.usage()
-        except StorageError as error:
-            volume.abandon("cannot be reached")
+            self._check_answer(volume, application)
+        except WorkerRefused:
+            volume.abandon("it was not let in")
             self.membership.leave(record.worker, application.instance)
-            raise WorkerRefused(
-                f"the pool cannot reach worker {record.worker} at {record.address} ({error}); "
-                "give the worker an address that the pool can connect to"
-            ) from error
+            raise
         self._keep_members()
         self.fleet.attach(record.slot, volume)
         self.gathering.came(record.slot)
@@ -218,6 +236,37 @@ class PoolCore:
             self._change_layout_soon()
         self.mender.wake()
         return record
+
+    def _check_answer(self, volume: WorkerVolume, application: Application) -> None:
+        """See that the very process that wants to join answers at its address: its request may come late."""
+        worker, address = application.worker, application.address
+        try:
+            answering = volume.instance()
+        except StorageError as error:
+            raise WorkerRefused(
+                f"the pool cannot reach worker {worker} at {address} ({error}); "
+                "give the worker an address that the pool can connect to"
+            ) from error
+        if answering != application.instance:
+            raise WorkerRefused(
+                f"another process than worker {worker} answers at {address}; give the worker an address of its own"
+            )
+
+    def _check_profile(self, application: Application) -> None:
+        """While the catalog is to be made again: the pool must be as the former one was."""
+        former = (application.k, application.n)
+        if self.store.needs_rebuild and any(former) and former != (self.profile.k, self.profile.n):
+            raise WorkerRefused(
+                f"the volume of worker {application.worker} is of a {former[0]}-of-{former[1]} pool; remove the new "
+                f"pool's directory and start it with --k {former[0]} --n {former[1]} as well"
+            )
+
+    def _rebuilt(self) -> None:
+        """The catalog was made again from the volumes."""
+        self._catalog.save_document(_REBUILD, b"")
+        counts = self.store.counts()
+        self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions")
+        self.mender.wake()
 
     def _bury_dead_rival(self, application: Application) -> None:
         """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
@@ -250,7 +299,7 @@ class PoolCore:
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
             self._note("left", f"worker {worker} was stopped")
-            self.mender.wake()
+            self.mender.wake()  # it may be back in a moment
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
@@ -308,7 +357,7 @@ class PoolCore:
             layout = self._next_layout(members)
             self._use([layout, *self._layouts])
             self._note("layout", f"layout {layout.version} over {len(members)} workers")
-        self.mender.wake()
+        self.mender.wake(at_once=True)
 
     def _next_layout(self, members: list[Member]) -> Layout:
         """The layout over these members: if they made one before, the same table, as they still have its shards."""
@@ -348,7 +397,7 @@ class PoolCore:
             self._note("lost", f"worker {record.worker} is lost")
         self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
-            self.mender.wake()
+            self.mender.wake(at_once=True)
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
@@ -364,7 +413,7 @@ class PoolCore:
             self.membership.set_standing(record.worker, Standing.OUT)
             self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
         self._keep_members()
-        self._change_layout_soon()
+        self._change_layout()
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -374,11 +423,19 @@ class PoolCore:
         layout = self._layouts[0] if self._layouts else None
         views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
-        work = self.mender.view()
+        repair, rebalance = self.mender.views()
+        there = [view.load for view in views if view.state in _PRESENT]
         workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
+        safety = Safety(
+            workers_survivable if layout is not None else None,
+            self.fleet.losses_survivable_when_mended(self.profile.k),
+            stats.files,
+            self.mender.endangered(),
+        )
+        health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
             pool_id=self.pool_id,
-            health=health_line(workers_survivable if layout is not None else None, len(away), work),
+            health=rebuild_line(len(there)) if self.store.needs_rebuild else health,
             profile=self.profile,
             files=stats.files,
             versions=stats.versions,
@@ -388,7 +445,7 @@ class PoolCore:
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
             zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
-            work=[work],
+            work=[repair, rebalance, scrub_view(there), self.collector.view()],
             events=list(self._events),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
@@ -445,6 +502,7 @@ class NodePool(PoolCore):
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
         self.mender.start()
+        self.collector.start()
         self._ticker.start()
 
     def close(self) -> None:
@@ -461,19 +519,35 @@ class NodePool(PoolCore):
                 log.exception("membership could not be brought up to date; it is tried again")
 
 
-def _settings(
-    catalog: Catalog, root: Path, profile: ErasureProfile, chunk_size: int | None, runtime: Runtime
-) -> StoreSettings:
+def _defaults(profile: ErasureProfile | None, chunk_size: int | None) -> tuple[int, int, int]:
+    """k, n and chunk size of a new pool."""
+    chosen = profile or ErasureProfile()
+    return chosen.k, chosen.n, CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
+
+
+def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime) -> StoreSettings:
+    """Settings as they are kept; of a new pool, ``new`` ones. With an id they are a former pool's, to be rebuilt."""
     settings = catalog.settings()
-    if settings is None:
-        if (root / "volumes").exists():
-            raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
-        size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
-        settings = StoreSettings(runtime.token_bytes(16).hex(), profile.k, profile.n, size, [])
-        catalog.save_settings(settings)
-    elif settings.volumes:
+    if (settings is None and (root / "volumes").exists()) or (settings is not None and settings.volumes):
         raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
+    if settings is None:
+        # First that it is to be rebuilt: an empty catalog taken for a whole one would have all collected.
+        store_id = _checked_id(new.store_id) or runtime.token_bytes(16).hex()
+        catalog.save_document(_REBUILD, b"1" if new.store_id else b"")
+        settings = msgspec.structs.replace(new, store_id=store_id)
+        catalog.save_settings(settings)
+    elif new.store_id not in ("", settings.store_id):
+        raise InvalidArgument(
+            f"{root} holds the catalog of pool {settings.store_id} already; to take the place of pool {new.store_id}, "
+            "give the new pool a directory of its own"
+        )
     return settings
+
+
+def _checked_id(pool_id: str) -> str:
+    if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
+        raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
+    return pool_id
 
 
 def _kept_members(catalog: Catalog) -> list[MemberRecord]:

@@ -25,12 +25,19 @@ class WorkerVolume(ShardStore, Protocol):
     What is appended may still be on its way; a failure of it shows at the next sync.
     """
 
+    def instance(self) -> str:
+        """Random name of the process that answers."""
+
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
         """Append ``shards`` and make them and everything before durable."""
 
 
-Connect = Callable[[str, str], WorkerVolume]
-"""Connects to the worker at an address (first argument) that people know by a name (second)."""
+Connect = Callable[[str, str, str], WorkerVolume]
+"""Connects to the worker at an address (first argument) that people know by a name (second).
+
+Writes are taken by that process of it only whose instance is the third: another one may have lost what was
+appended before.
+"""
 
 Identify = Callable[[str, str], str]
 """The instance of the process that answers at the address (first argument) of a worker (second)."""

@@ -71,6 +71,8 @@ _PROBE_S = 1.0
 # Measured with 256 KiB shards: four to a message cost half of what one does, eight no less.
 _FILLED_BYTES = 900 * 1024
 _FILL_S = 0.02
+# The worker reads them before it answers: as many of the largest as a slow disk gives within the time limit.
+_CHECKED_TOGETHER = 32
 # Calls that a worker may refuse without being broken: it keeps few verifications.
 _REFUSABLE = ("Judge", "Rest")
 
@@ -110,18 +112,21 @@ class RemoteVolume:
     Args:
         address: of the worker, ``host:port`` or ``unix:path``.
         name: what people call it.
+        instance: the process of the worker that is meant; default whichever answers. What another one is
+            sent to append or sync fails.
         timeout_s: for one ordinary call.
     """
 
-    def __init__(self, address: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, address: str, name: str, instance: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.name = name
+        self._instance = instance.encode()
         self._address = address
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(target_of(address), options=_CHANNEL_OPTIONS)
         self._methods: dict[str, Any] = {}
         self._failure: StorageError | None = None
         self._changed = threading.Condition()
-        self._frame = AppendFrame()
+        self._frame = AppendFrame(self._instance)
         self._full: deque[AppendFrame] = deque()  # frames before that one
         self._delivered = 0  # frames whose sending has ended
         self._awaited = 0  # threads that wait for what is on its way
@@ -159,7 +164,7 @@ class RemoteVolume:
             if not self._frame.takes(shard):
                 self._frame.mark(flags & FLAG_URGENT)
                 self._full.append(self._frame)
-                self._frame = AppendFrame()
+                self._frame = AppendFrame(self._instance)
                 if self._tickets:
                     self._frame.mark(FLAG_SYNC)  # they are settled with the last frame
             self._frame.add(shard)
@@ -207,7 +212,7 @@ class RemoteVolume:
                 if self._full:
                     frame = self._full.popleft()
                 else:
-                    frame, self._frame = self._frame, AppendFrame()
+                    frame, self._frame = self._frame, AppendFrame(self._instance)
                     tickets, self._tickets = self._tickets, []
                 self._sent = frame
                 self._changed.notify_all()
@@ -332,6 +337,19 @@ class RemoteVolume:
                 return _RemoteVerification(self, message[1:])
             progress(self._number(_PROGRESS, message)[0])
         raise VolumeFailed(f"worker {self.name} ended a verification without an outcome")
+
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """See :meth:`ShardStore.check`."""
+        self._await_delivery()
+        verdicts: list[Verdict] = []
+        for batch in batched(keys, _CHECKED_TOGETHER):
+            verdicts += self._verdicts(self._call("Check", join_keys(batch)), batch)
+        return verdicts
+
+    def _verdicts(self, answer: bytes, keys: Sequence[ShardKey]) -> list[Verdict]:
+        if len(answer) != len(keys) or max(answer, default=0) > max(Verdict):
+            raise self._broken(ValueError("verdicts that do not fit the keys"))
+        return [Verdict(verdict) for verdict in answer]
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
@@ -468,9 +486,7 @@ class _RemoteVerification:
         verdicts: list[Verdict] = []
         for batch in batched(keys, KEYS_MAX):
             answer = self._ask(lambda batch=batch: self._volume._call("Judge", self._token + join_keys(batch)))  # type: ignore[misc]
-            if len(answer) != len(batch) or max(answer, default=0) > max(Verdict):
-                raise self._volume._broken(ValueError("verdicts that do not fit the keys"))
-            verdicts += map(Verdict, answer)
+            verdicts += self._volume._verdicts(answer, batch)
         return verdicts
 
     def quarantine_rest(self) -> Iterator[ShardKey]:

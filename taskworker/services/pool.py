@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from storage.layout import Layout, Member
 from taskworker import pool_pb2
 from taskworker.errors import NotJoined
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
-from taskworker.pool.mending import WorkView
 from taskworker.pool.node_pool import NodePool, PoolView
+from taskworker.pool.work import WorkView
 from taskworker.services.binding import Caller
 from taskworker.wire.protocol import PROTOCOL
 
@@ -45,6 +47,8 @@ class PoolService:
                 pool_id=request.pool_id,
                 protocol=request.protocol,
                 version=request.version,
+                k=request.k,
+                n=request.n,
             )
         )
         lease_ms = int(self._pool.membership.lease_s * 1000)
@@ -59,9 +63,7 @@ class PoolService:
         self, request: pool_pb2.HeartbeatRequest, _caller: Caller
     ) -> pool_pb2.HeartbeatResponse:
         """Renew a lease."""
-        load = request.load
-        told = WorkerLoad(load.cpu, load.bytes_used, load.bytes_live, load.bytes_free, load.shards, load.rotten)
-        if not self._pool.heartbeat(request.worker_id, request.instance, told):
+        if not self._pool.heartbeat(request.worker_id, request.instance, _told(request.load)):
             raise NotJoined(f"the pool holds no lease of worker {request.worker_id}; join again")
         return pool_pb2.HeartbeatResponse(lease_ms=int(self._pool.membership.lease_s * 1000))
 
@@ -142,8 +144,12 @@ def _status(view: PoolView) -> pool_pb2.PoolStatus:
     )
 
 
+def _told(load: pool_pb2.Load) -> WorkerLoad:
+    return WorkerLoad(**{name: getattr(load, name) for name in WorkerLoad.__struct_fields__})
+
+
 def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> pool_pb2.Worker:
-    record, load = worker.record, worker.load
+    record = worker.record
     return pool_pb2.Worker(
         worker_id=record.worker,
         slot=record.slot,
@@ -152,13 +158,7 @@ def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> poo
         capacity=record.capacity,
         state=worker.state.value,
         complete=record.slot in view.complete,
-        load=pool_pb2.Load(
-            cpu=load.cpu,
-            bytes_used=load.bytes_used,
-            bytes_live=load.bytes_live,
-            bytes_free=load.bytes_free,
-            shards=load.shards,
-        ),
+        load=pool_pb2.Load(**msgspec.structs.asdict(worker.load)),
         seen_ms=worker.seen_ms,
         share=shares.get(record.slot, 0.0),
         lies=view.lies.get(record.slot, 0),
@@ -174,4 +174,10 @@ def _work(work: WorkView) -> pool_pb2.Work:
         note=work.note,
         seconds_left=work.seconds_left,
         next_ms=work.next_ms,
+        queue=work.queue,
+        errors=work.errors,
+        error=work.error,
+        ended_ms=work.ended_ms,
+        unit=work.unit,
+        bytes_per_s=work.bytes_per_s,
     )

@@ -17,6 +17,7 @@ from storage.keys import SHARD_KEY_BYTES, Kind
 from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore
 from storage.shards.port import Verification
+from taskworker.errors import WorkerRestarted
 from taskworker.services.binding import Caller, raw_handler, require_active
 from taskworker.services.running import Run
 from taskworker.wire.shards import (
@@ -64,8 +65,14 @@ class ShardService:
         return self._instance
 
     def Append(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
-        """Store shards and, if asked to, make them and all before them durable."""
-        flags, shards = parse_append(request)
+        """Store shards and, if asked to, make them and all before them durable.
+
+        Raises:
+            WorkerRestarted: it is meant for another process: what that one took may not have reached the disk.
+        """
+        flags, instance, shards = parse_append(request)
+        if instance not in (b"", self._instance):
+            raise WorkerRestarted("this worker was started anew since it joined; it joins again")
         if shards:
             self._volume.append(shards, urgent=bool(flags & FLAG_URGENT))
         if flags & FLAG_SYNC:
@@ -178,6 +185,10 @@ class ShardService:
             raise InvalidArgument("this verification has ended; verify again")
         return found
 
+    def Check(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Verdicts (a byte each) on keys, by reading them now; what is rotten is forgotten."""
+        return bytes(self._volume.check(parse_keys(request)))
+
     def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Rewrite segments with at most this share of live bytes (a double)."""
         if len(request) != _RATIO.size:
@@ -190,7 +201,7 @@ class ShardService:
         return msgspec.msgpack.encode(self._volume.usage())
 
 
-UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Compact", "Usage", "Instance")
+UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Check", "Compact", "Usage", "Instance")
 STREAMS = ("Keys", "Records", "Verify", "Rest")
 
 

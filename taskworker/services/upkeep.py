@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storage import FileStorage
+from storage.engine import COLLECT_GRACE_S
 from taskworker import store_pb2
 from taskworker.services.admission import Gate
 from taskworker.services.binding import Caller
@@ -53,10 +54,10 @@ class UpkeepService:
         self, request: store_pb2.CollectRequest, _caller: Caller
     ) -> Iterator[store_pb2.CollectEvent]:
         """Drop what no version reaches."""
-        grace = {"grace_s": request.grace_s} if request.HasField("grace_s") else {}
+        grace_s = request.grace_s if request.HasField("grace_s") else COLLECT_GRACE_S
         with (
             self._gates["collect"].place(),
-            Run(lambda progress: self._store.collect(progress=progress, **grace)) as run,
+            Run(lambda progress: self._store.collect(progress=progress, grace_s=grace_s)) as run,
         ):
             for done, total in run.progress():
                 yield store_pb2.CollectEvent(progress=store_pb2.Progress(done=done, total=total))

@@ -171,6 +171,8 @@ def repair_to_proto(report: RepairReport) -> store_pb2.RepairReport:
         bytes_rebuilt=report.bytes_rebuilt,
         lost=map(damage_to_proto, report.lost),
         lost_count=report.lost_count,
+        shards_moved=report.shards_moved,
+        bytes_moved=report.bytes_moved,
     )
 
 
@@ -182,6 +184,8 @@ def repair_from_proto(message: store_pb2.RepairReport) -> RepairReport:
         bytes_rebuilt=message.bytes_rebuilt,
         lost=[damage_from_proto(each) for each in message.lost],
         lost_count=message.lost_count,
+        shards_moved=message.shards_moved,
+        bytes_moved=message.bytes_moved,
     )
 
 

@@ -5,11 +5,13 @@ All numbers are little-endian. docs/format.md has the whole of it.
 =========  ====================================================================  ==========================
 method     request                                                               response
 =========  ====================================================================  ==========================
-Append     flags (1), then shards: entry (80), payload                           empty
+Append     flags (1), for which process (length (1), name), then shards:         empty
+           entry (80), payload
 Locate     keys (36 each)                                                        a location (25) each
 Fetch      key and payload length (40) each                                      a byte each, then payloads
 Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
+Check      keys                                                                  a verdict (1) each
 Instance   empty                                                                 the worker process's own name
 =========  ====================================================================  ==========================
 """
@@ -59,12 +61,24 @@ class Wanted(NamedTuple):
     length: int
 
 
-class AppendFrame:
-    """Shards on their way out, put together with one copy of each payload."""
+class Append(NamedTuple):
+    """An append frame as it arrives; ``instance`` is the process it is meant for, empty: whichever."""
 
-    def __init__(self) -> None:
-        self._buffer = io.BytesIO(b"\0")
-        self._buffer.seek(1)
+    flags: int
+    instance: bytes
+    shards: list[Shard]
+
+
+class AppendFrame:
+    """Shards on their way out, put together with one copy of each payload.
+
+    Args:
+        instance: name of the worker's process that is to take them, at most 255 bytes; empty: whichever answers.
+    """
+
+    def __init__(self, instance: bytes = b"") -> None:
+        self._buffer = io.BytesIO()
+        self._buffer.write(bytes((0, len(instance))) + instance)
         self._flags = 0
         self.keys: dict[ShardKey, Location] = {}
 
@@ -109,30 +123,35 @@ def _length(shard: Shard) -> int:
     return payload.nbytes if isinstance(payload, memoryview) else len(payload)
 
 
-def parse_append(message: bytes) -> tuple[int, list[Shard]]:
-    """Flags and shards of an append frame; payloads are views of ``message``.
+def parse_append(message: bytes) -> Append:
+    """An append frame; payloads are views of ``message``.
 
     Raises:
         FrameError: malformed.
     """
-    if not message:
-        raise FrameError("an append frame has at least its flags")
-    flags = message[0]
+    if len(message) < 2 or len(message) < 2 + message[1]:
+        raise FrameError("an append frame has at least its flags and the name of a process")
+    flags, at = message[0], 2 + message[1]
     if flags & ~(FLAG_URGENT | FLAG_SYNC):
         raise FrameError(f"unknown flags {flags:#x}: the sender is newer than this worker")
-    view, at = memoryview(message), 1
+    return Append(flags, message[2:at], _parse_entries(message, at))
+
+
+def _parse_entries(message: bytes, at: int) -> list[Shard]:
+    """Shards one after another, from ``at`` on."""
+    view = memoryview(message)
     shards: list[Shard] = []
     while at < len(message):
         if at + _ENTRY.size > len(message):
-            raise FrameError("an append frame ends within a shard's header")
+            raise FrameError("a frame ends within a shard's header")
         key, object_length, digest, length = _ENTRY.unpack_from(message, at)
         at += _ENTRY.size
         if at + length > len(message):
-            raise FrameError("an append frame ends within a payload")
+            raise FrameError("a frame ends within a payload")
         _checked_length(length)
         shards.append(Shard(_checked_key(key), _checked_length(object_length), digest, view[at : at + length]))
         at += length
-    return flags, shards
+    return shards
 
 
 def _checked_key(key: bytes) -> ShardKey:
@@ -293,7 +312,7 @@ def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | 
 
 
 def pack_shards(shards: Iterable[Shard]) -> bytes:
-    """Shards one after another, as in an append frame, without the flags."""
+    """Shards one after another, as in an append frame, without its head."""
     parts: list[bytes | bytearray | memoryview] = []
     for shard in shards:
         parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, _length(shard)))
@@ -307,4 +326,4 @@ def parse_shards(message: bytes) -> list[Shard]:
     Raises:
         FrameError: malformed.
     """
-    return parse_append(b"\0" + message)[1]
+    return _parse_entries(message, 0)

@@ -45,6 +45,7 @@ from taskworker.errors import (
     ServerFault,
     StorageUnavailable,
     WorkerRefused,
+    WorkerRestarted,
 )
 from taskworker.store_pb2 import ErrorDetail
 from taskworker.wire.limits import STATUS_TEXT_BYTES_MAX
@@ -75,6 +76,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     CallAbandoned: grpc.StatusCode.CANCELLED,
     ServerFault: grpc.StatusCode.INTERNAL,
     WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    WorkerRestarted: grpc.StatusCode.FAILED_PRECONDITION,
     NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
     FunctionNotFound: grpc.StatusCode.NOT_FOUND,
     FunctionFailed: grpc.StatusCode.UNKNOWN,  # as gRPC itself tells exceptions of a method

@@ -118,6 +118,7 @@ class Cluster:
         grace_s: of the pool.
         tranquility: of the pool; 0, as tests wait for what is mended.
         pool_module: what ``python -m`` runs as the pool.
+        options: more of the pool's.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class Cluster:
         grace_s: float = 60.0,
         tranquility: float = 0.0,
         pool_module: str = "taskworker",
+        options: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
         self._grace_s = grace_s
         self._tranquility = tranquility
         self._pool_module = pool_module
+        self._options = options
         self.pool_process = self._start_pool("127.0.0.1:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
@@ -144,7 +147,7 @@ class Cluster:
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
-        arguments += ["--tranquility", str(self._tranquility)]
+        arguments += ["--tranquility", str(self._tranquility), *self._options]
         return Process(arguments, self.directory / "pool.log", self._pool_module)
 
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
@@ -209,9 +212,7 @@ class Cluster:
 
     def await_survivable(self, workers: int) -> PoolStatus:
         """The status once nothing is being mended and any ``workers`` may be lost."""
-        return self.await_status(
-            lambda status: status.workers_survivable >= workers and all(work.state == "idle" for work in status.work)
-        )
+        return self.await_status(lambda status: status.workers_survivable >= workers and not status.is_mending)
 
     def __enter__(self) -> Cluster:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import InsufficientWorkers, StorageError
-from taskworker.client.pool import PoolStatus
+from storage.errors import FormatError, InsufficientWorkers, PermissionDenied, StorageError
+from taskworker.client.pool import PoolStatus, WorkStatus
 from tests.cluster.processes import Cluster, Process
 
 USER = "ann"
@@ -229,6 +230,104 @@ def _shards(status: PoolStatus, name: str) -> int:
     return next(worker.shards for worker in status.workers if worker.worker_id == name)
 
 
+def test_background_work_is_seen_and_outlasts_the_pool(tmp_path: Path) -> None:
+    with Cluster(tmp_path, options=("--collect-every", "1")) as cluster:
+        cluster.client.push(content(MIB), filename="a", user_id=USER)
+        status = cluster.await_status(
+            lambda status: all(_work(status, name).ended_ms > 0 for name in ("collect", "repair"))
+        )
+        assert [work.name for work in status.work] == ["repair", "rebalance", "scrub", "collect"]
+        assert not any(work.errors for work in status.work)
+        cluster.await_survivable(2)
+        before = cluster.status()
+        cluster.pool_process.kill()
+        cluster._options = ()  # daily from now on
+        cluster.restart_pool()
+        after = cluster.await_status(lambda status: True)
+        for name in ("repair", "collect"):
+            assert _work(after, name).ended_ms >= _work(before, name).ended_ms > 0
+        assert _work(after, "collect").next_ms > 0
+        assert "removed" in _work(after, "collect").note
+
+
+def _work(status: PoolStatus, name: str) -> WorkStatus:
+    return next(work for work in status.work if work.name == name)
+
+
+def test_a_pool_whose_directory_is_lost_is_rebuilt_from_its_workers(cluster: Cluster) -> None:
+    files = {f"file {number}": content(size, number) for number, size in enumerate((0, 1, 5000, 70_000, 3 * MIB))}
+    versions = {}
+    for name, data in files.items():
+        first = cluster.client.push(b"before", filename=name, user_id=USER)
+        versions[name] = [cluster.client.push(data, filename=name, user_id=USER).version_id, first.version_id]
+    other = cluster.client.push(b"hers", filename="file 1", user_id="eve")
+    gone = cluster.client.push(b"deleted", filename="gone", user_id=USER)
+    cluster.client.delete(gone.file_id, user_id=USER)
+    former = cluster.status().pool_id
+    cluster.pool_process.kill()
+    shutil.rmtree(cluster.directory / "pool")
+
+    cluster._options = ("--rebuild", former)
+    cluster.restart_pool()
+    cluster.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == 6)
+    assert cluster.status().pool_id == former
+    assert cluster.status().health.startswith("the catalog is lost; 6 workers have joined: run `taskworker rebuild`")
+    with pytest.raises(FormatError, match="run rebuild"):
+        cluster.client.push(b"too early", filename="new", user_id=USER)
+    report = cluster.client.rebuild()
+    assert (report.files, report.versions, report.skipped) == (6, 11, [])
+    for name, data in files.items():
+        found = cluster.client.find(name, user_id=USER)
+        assert found is not None
+        assert cluster.client.get(found.file_id, user_id=USER) == data
+        history = cluster.client.history(found.file_id, user_id=USER)
+        assert [version.version_id for version in history] == versions[name]
+    assert cluster.client.get(other.file_id, user_id="eve") == b"hers"
+    with pytest.raises(PermissionDenied):
+        cluster.client.get(other.file_id, user_id=USER)
+    assert cluster.client.find("gone", user_id=USER) is None
+
+    cluster.await_survivable(2)
+    cluster.pool_process.kill()
+    cluster.restart_pool()  # with the same option: it is itself by now
+    cluster.await_survivable(2)
+    cluster.client.push(b"new", filename="new", user_id=USER)
+    cluster.kill("w1", "w4")
+    for name, data in files.items():
+        found = cluster.client.find(name, user_id=USER)
+        assert found is not None
+        assert cluster.client.get(found.file_id, user_id=USER) == data
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--rebuild", "0" * 32), r"holds the catalog of pool .* already; to take the place of pool 0000"),
+        (("--rebuild", "nonsense"), "'nonsense' is no pool's id"),
+    ],
+)
+def test_what_cannot_be_rebuilt(tmp_path: Path, options: tuple[str, ...], text: str) -> None:
+    with Cluster(tmp_path, workers=0) as cluster:
+        cluster.pool_process.kill()
+        if "nonsense" in options:
+            shutil.rmtree(cluster.directory / "pool")
+        cluster._options = options
+        with pytest.raises(AssertionError, match=text):
+            cluster.restart_pool()
+
+
+def test_a_rebuilt_pool_must_be_as_the_former_one(tmp_path: Path) -> None:
+    with Cluster(tmp_path, workers=1, options=("--k", "2", "--n", "3")) as cluster:
+        former = cluster.status().pool_id
+        cluster.pool_process.kill()
+        cluster.workers["w0"].kill()
+        shutil.rmtree(cluster.directory / "pool")
+        cluster._options = ("--rebuild", former)
+        cluster.restart_pool()
+        with pytest.raises(AssertionError, match=r"is of a 2-of-3 pool; .* start it with --k 2 --n 3"):
+            cluster.start_worker("w0")
+
+
 def test_a_living_id_is_not_given_twice(cluster: Cluster, tmp_path: Path) -> None:
     arguments = ["worker", "--id", "w1", "--dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]
     with pytest.raises(AssertionError, match="a living worker has the id w1"):
@@ -248,9 +347,10 @@ def test_a_volume_of_another_pool_is_refused(cluster: Cluster, tmp_path: Path) -
 def test_rot_on_a_worker_is_found_and_healed(cluster: Cluster) -> None:
     data = content(6 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    cluster.client.push(content(6 * MIB, 2), filename="never read", user_id=USER)
     for segment in (cluster.directory / "w3" / "volume").glob("*.seg"):
         raw = bytearray(segment.read_bytes())
-        for at in range(9000, 1_500_000, 100_000):
+        for at in range(9000, 3_000_000, 100_000):
             raw[at] ^= 0xFF
         segment.write_bytes(raw)
     assert cluster.client.get(file_id, user_id=USER) == data

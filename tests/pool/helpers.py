@@ -40,10 +40,10 @@ def open_volume(path: Path, filesystem: FileSystem | None = None) -> LocalVolume
 
 
 @contextmanager
-def served(volume: LocalVolume) -> Iterator[str]:
+def served(volume: LocalVolume, instance: str = "", port: int = 0) -> Iterator[str]:
     """The address of a server that offers a volume as a worker does."""
-    server = FileServer(None, added={SHARD_SERVICE: shard_handler(volume)})
-    port = server.start("127.0.0.1:0")
+    server = FileServer(None, added={SHARD_SERVICE: shard_handler(volume, instance)})
+    port = server.start(f"127.0.0.1:{port}")
     try:
         yield f"127.0.0.1:{port}"
     finally:

@@ -23,7 +23,7 @@ def test_rot_is_found_and_forgotten(tmp_path: Path) -> None:
     stopping = threading.Event()
     scrub = SelfScrub(1 << 30, stopping, first_s=0.0)
     scrub.start(volume)
-    while scrub.found < 2:
+    while scrub.state.found < 2:
         stopping.wait(0.01)
     stopping.set()
     scrub.join()
@@ -40,7 +40,7 @@ def test_it_keeps_to_its_rate_and_ends_at_once(tmp_path: Path) -> None:
     stopping.wait(0.2)
     stopping.set()
     scrub.join()
-    assert scrub.found == 0
+    assert scrub.state.found == 0
     volume.close()
 
 
@@ -61,3 +61,61 @@ def test_rot_that_is_told_of_has_all_mended_again() -> None:
     assert fleet.mark() != before
     assert fleet.lies() == {0: 2}
     assert woken.is_set()
+
+
+def test_a_worker_started_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    volume = open_volume(tmp_path / "volume")
+    volume.append([shard_of(number, 100_000) for number in range(40)])  # in four segments
+    sizes = volume.segment_sizes()
+    assert len(sizes) == 4
+    kept = tmp_path / "scrub.json"
+    stopping = threading.Event()
+    scrub = SelfScrub(2_500_000, stopping, kept, first_s=0.0)
+    scrub.start(volume)
+    while not kept.exists():
+        stopping.wait(0.01)
+    stopping.set()
+    scrub.join()
+    assert scrub.state.ended_ms == 0
+
+    stopping = threading.Event()
+    again = SelfScrub(1 << 30, stopping, kept, first_s=0.0)
+    totals = set()
+    again.start(volume)
+    while not again.state.ended_ms:
+        totals.add(again.state.total)
+    assert max(totals) < sum(sizes.values()), "all was read once more"
+    assert again.state.next_ms > again.state.ended_ms
+    stopping.set()
+    again.join()
+    volume.close()
+
+
+def test_how_far_it_is_can_be_seen(tmp_path: Path) -> None:
+    volume = open_volume(tmp_path / "volume")
+    volume.append([shard_of(number, 100_000) for number in range(20)])
+    stopping = threading.Event()
+    scrub = SelfScrub(1_000_000, stopping, first_s=0.0)
+    scrub.start(volume)
+    while not 0 < scrub.state.done < scrub.state.total:
+        stopping.wait(0.01)
+    assert scrub.state.total == sum(volume.segment_sizes().values())
+    assert scrub.state.bytes_per_s > 0
+    stopping.set()
+    scrub.join()
+    volume.close()
+
+
+def test_a_note_that_is_damaged_is_done_without(tmp_path: Path) -> None:
+    volume = open_volume(tmp_path / "volume")
+    volume.append([shard_of(1)])
+    kept = tmp_path / "scrub.json"
+    kept.write_bytes(b"{")
+    stopping = threading.Event()
+    scrub = SelfScrub(1 << 30, stopping, kept, first_s=0.0)
+    scrub.start(volume)
+    while not scrub.state.ended_ms:
+        stopping.wait(0.01)
+    stopping.set()
+    scrub.join()
+    volume.close()

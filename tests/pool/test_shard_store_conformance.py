@@ -24,7 +24,7 @@ from storage.shards import CorruptShard, LocalVolume, Location, Shard, ShardStor
 from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
-from taskworker.pool.remote_volume import RemoteVolume
+from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.store_pb2 import ErrorDetail
 from taskworker.wire import status
 from taskworker.wire.shards import KEYS_MAX, MESSAGE_BYTES_MAX
@@ -443,6 +443,19 @@ def test_ending_twice(store: ShardStore) -> None:
     store.close()
 
 
+def test_a_check_reads_what_it_judges_and_forgets_what_is_rotten(stand: Stand) -> None:
+    shards = [shard_of(number, 1000) for number in range(40)]
+    stand.store.append(shards)
+    stand.store.sync()
+    rot(stand.directory, shards[5].key)
+    keys = [*(shard.key for shard in shards), key_of(99)]
+    expected = [Verdict.GOOD] * 40 + [Verdict.MISSING]
+    assert stand.store.check(keys) == [Verdict.ROTTEN if at == 5 else verdict for at, verdict in enumerate(expected)]
+    assert stand.store.locate(shards[5].key) is None
+    assert stand.store.check(keys[4:7]) == [Verdict.GOOD, Verdict.MISSING, Verdict.GOOD]
+    assert stand.store.check([]) == []
+
+
 # -- behind a network ------------------------------------------------------------------------------
 
 
@@ -456,6 +469,37 @@ def connect(exits: ExitStack, address: str, timeout_s: float = 20.0) -> RemoteVo
 def exits() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.mark.parametrize("write", ["append", "sync"])
+def test_another_process_of_a_worker_takes_no_writes(tmp_path: Path, exits: ExitStack, write: str) -> None:
+    """It was rebooted within its lease: what was appended and not synced is gone, and nobody else can know."""
+    first, second = open_volume(tmp_path / "volume"), open_volume(tmp_path / "as if the power had failed")
+    exits.callback(first.close)
+    exits.callback(second.close)
+    with served(first, "instance 1") as address:
+        volume = RemoteVolume(address, "w1", "instance 1")
+        exits.callback(volume.abandon, "the test is over")
+        volume.append([shard_of(1)])
+        assert volume.locate(shard_of(1).key) is not None
+        assert volume.read(shard_of(1).key) is not None  # it has arrived
+    with served(second, "instance 2", int(address.rpartition(":")[2])):
+        _await_answer(address)
+        if write == "append":
+            volume.append([shard_of(2)])
+        with pytest.raises(VolumeFailed, match="started anew"):
+            volume.sync()
+        with pytest.raises(VolumeFailed):
+            volume.usage()
+        assert second.locate(shard_of(2).key) is None
+
+
+def _await_answer(address: str) -> None:
+    """Return once a process answers at an address."""
+    while True:
+        with suppress(VolumeFailed):
+            identify_process(address, "w1")
+            return
 
 
 def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException | None]]:

@@ -46,6 +46,7 @@ from taskworker.wire.shards import (
     parse_wanted,
 )
 
+HEAD_BYTES = 2
 ENTRY_BYTES = 80
 LOCATION_BYTES = 25
 WANTED_BYTES = 40
@@ -85,8 +86,8 @@ def plain(found: list[Shard]) -> list[Shard]:
     return [shard._replace(payload=bytes(shard.payload)) for shard in found]
 
 
-def frame_of(sent: list[Shard], flags: int = 0) -> bytes:
-    frame = AppendFrame()
+def frame_of(sent: list[Shard], flags: int = 0, instance: bytes = b"") -> bytes:
+    frame = AppendFrame(instance)
     for shard in sent:
         frame.add(shard)
     frame.mark(flags)
@@ -96,20 +97,28 @@ def frame_of(sent: list[Shard], flags: int = 0) -> bytes:
 # -- round trips -----------------------------------------------------------------------------------
 
 
-@given(sent=st.lists(shards, max_size=5), flags=st.integers(0, FLAG_URGENT | FLAG_SYNC))
-def test_append(sent: list[Shard], flags: int) -> None:
-    told, received = parse_append(frame_of(sent, flags))
-    assert told == flags
-    assert plain(received) == plain(sent)
+@given(
+    sent=st.lists(shards, max_size=5),
+    flags=st.integers(0, FLAG_URGENT | FLAG_SYNC),
+    instance=st.binary(max_size=255),
+)
+def test_append(sent: list[Shard], flags: int, instance: bytes) -> None:
+    received = parse_append(frame_of(sent, flags, instance))
+    assert (received.flags, received.instance) == (flags, instance)
+    assert plain(received.shards) == plain(sent)
 
 
-@given(sent=st.lists(shards, max_size=5))
-def test_an_append_frame_knows_its_keys_and_its_size(sent: list[Shard]) -> None:
-    frame = AppendFrame()
+@given(sent=st.lists(shards, max_size=5), instance=st.binary(max_size=255))
+def test_an_append_frame_knows_its_keys_and_its_size(sent: list[Shard], instance: bytes) -> None:
+    frame = AppendFrame(instance)
     assert not frame.pending
     for shard in sent:
         frame.add(shard)
-    assert frame.size == 1 + sum(ENTRY_BYTES + len(shard.payload) for shard in sent) == len(frame.message())
+    assert (
+        frame.size
+        == HEAD_BYTES + len(instance) + sum(ENTRY_BYTES + len(shard.payload) for shard in sent)
+        == len(frame.message())
+    )
     assert frame.pending == bool(sent)
     assert set(frame.keys) == {shard.key for shard in sent}
     for key, place in frame.keys.items():
@@ -198,7 +207,9 @@ def test_frames_with_a_few_bytes_changed(good: bytes, parse: Callable[[bytes], A
 
 @each_parser
 def test_frames_cut_anywhere_or_too_long(good: bytes, parse: Callable[[bytes], Any]) -> None:
-    whole = {len(join_keys([KEY])), 0, 1, 1 + ENTRY_BYTES + 3, ENTRY_BYTES + 3}  # what is a frame as well
+    shard_bytes = ENTRY_BYTES + 3
+    whole = {len(join_keys([KEY])), shard_bytes, HEAD_BYTES, HEAD_BYTES + shard_bytes}  # what is a frame as well
+    whole |= {0} if parse is not parse_append else set()
     for length in range(len(good)):
         if length not in whole:
             with pytest.raises(FrameError):
@@ -226,7 +237,7 @@ def test_what_is_no_key(key: bytes) -> None:
     for parse, raw in (
         (parse_keys, key),
         (parse_wanted, key + bytes(4)),
-        (parse_append, b"\0" + key + bytes(ENTRY_BYTES - SHARD_KEY_BYTES)),
+        (parse_append, bytes(HEAD_BYTES) + key + bytes(ENTRY_BYTES - SHARD_KEY_BYTES)),
     ):
         with pytest.raises(FrameError, match="no shard key"):
             parse(raw)
@@ -234,7 +245,7 @@ def test_what_is_no_key(key: bytes) -> None:
 
 def test_flags_of_a_newer_sender() -> None:
     with pytest.raises(FrameError, match="newer"):
-        parse_append(b"\4")
+        parse_append(b"\4\0")
 
 
 def test_objects_larger_than_any() -> None:
@@ -272,7 +283,7 @@ HUGE = struct.pack("<I", 2**32 - 1)
 @pytest.mark.parametrize(
     ("parse", "raw"),
     [
-        (parse_append, frame_of([SHARD])[: 1 + ENTRY_BYTES - 4] + HUGE + b"abc"),
+        (parse_append, frame_of([SHARD])[: HEAD_BYTES + ENTRY_BYTES - 4] + HUGE + b"abc"),
         (parse_shards, pack_shards([SHARD])[: ENTRY_BYTES - 4] + HUGE + b"abc"),
         (parse_wanted, KEY + HUGE),
         (parse_wanted, (KEY + HUGE) * KEYS_MAX),

@@ -7,9 +7,8 @@ healing (:class:`taskworker.pool.node_pool.PoolCore`). Simulated are the machine
 * ``network``: calls that fail before or after their effect, appends that wait in the sender's queue;
 * ``workers``, ``pool``: processes that start, beat, stop and crash; ``clock``, ``runtime``, ``catalog``.
 
-``operations`` and ``faults`` happen in random order, each held against the ``model`` of what users were
-told and the ``invariants``, which look at what the disks really hold. ``meanwhile`` lets the pool's other
-threads work in the midst of an operation. Everything takes turns: races within one step of the engine's
-own threads, hedging against slow workers and the bytes on the wire are left to other tests. A machine
-that loses power is away for longer than a lease.
+``operations`` and ``faults`` happen in random order, at least 200 faults in every seed. Each is held against the
+``model`` of what users were told and the ``invariants``, which look at what the disks really hold. ``meanwhile``
+lets the pool's other threads work in the midst of an operation. Everything takes turns: races within one step
+of the engine's own threads, hedging against slow workers and the bytes on the wire are left to other tests.
 """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from storage import ErasureProfile
@@ -20,8 +24,10 @@ from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
 STEPS = 240
+FAULTS_MIN = 200  # of every seed, however it goes
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
+_DISTURBED = (0, 1, 1, 2)  # how often a step is followed by so many disturbances
 
 _THREADS = {
     "mend": {"mender"},
@@ -54,15 +60,17 @@ class Simulation:
         self.users = Users(self.cluster, self.model, self.rng)
         self.meanwhile = Meanwhile(self.cluster)
         self.faults = Faults(self.cluster, self.model, self.rng, profile.k + 1, self.users, self.meanwhile)
-        self._actions, self._weights = self._weighted()
+        self._actions, self._disturbances = self._weighted()
         self._note("begin", f"{profile} over {count} workers")
 
     def run(self) -> None:
         """Live through it; an error is told with what led to it."""
         self.users.push_large()
         done = 0
-        while done < self.steps:
-            done += self._step()
+        while done < self.steps or (self.faults.injected.total() < FAULTS_MIN and self.steps >= STEPS):
+            done += self._step(self._choose(self._actions))
+            for _ in range(self.rng.choice(_DISTURBED)):
+                self._step(self._choose(self._disturbances))
         self._end()
 
     def _note(self, what: str, outcome: str) -> None:
@@ -70,25 +78,34 @@ class Simulation:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def _weighted(self) -> tuple[list[Action], list[float]]:
+    def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
+        """What happens step by step, and what disturbs it in between, by how often."""
         users, faults = self.users, self.faults
-        weights: dict[Action, float] = {
+        steps: dict[Action, float] = {
             users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
             users.begin_upload: 3, users.go_on_uploading: 9, users.abort_upload: 0.5,
             users.get: 12, users.get_part: 5,
             users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 0.5,
             self.pass_some_time: 12, self.pass_much_time: 1, self.restart_pool: 0.5,
-            faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.start: 8,
-            faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
+            faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.reboot: 2,
+            faults.start: 8, faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
+            faults.lose_request: 2, faults.lose_heartbeat: 3, faults.repeat_message: 2, faults.late_message: 2,
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
-        return list(weights), list(weights.values())
+        disturbances: dict[Action, float] = {
+            faults.lose_heartbeat: 5, faults.repeat_message: 6, faults.late_message: 6, faults.lose_reply: 5,
+            faults.lose_request: 5, faults.kill: 4, faults.reboot: 3, faults.rot: 2, faults.lie: 2, faults.cut_off: 1,
+            faults.reconnect: 4, faults.start: 4, self.pass_some_time: 12,
+        }  # fmt: skip
+        return steps, disturbances
 
-    def _step(self) -> bool:
+    def _choose(self, weights: dict[Action, float]) -> Action:
+        return self.rng.choices(list(weights), list(weights.values()))[0]
+
+    def _step(self, action: Action) -> bool:
         """One thing happens; False if it had nothing to befall."""
-        action = self.rng.choices(self._actions, self._weights)[0]
         what = action.__name__
         self.meanwhile.running.update(_THREADS.get(what, ()))
         try:
@@ -96,6 +113,7 @@ class Simulation:
         except NothingToDo:
             return False
         except PoolCrashed:
+            self.faults.injected["pool crashed"] += 1
             self._note(what, "the pool crashed")
             self._start_pool_again()
             return True
@@ -121,6 +139,7 @@ class Simulation:
         for uploading in self.users.uploads:
             uploading.upload.abort()
         self.cluster.pool.close()
+        self.faults.injected["pool restarted"] += 1
         self._start_pool_again()
         return "stopped and started"
 
@@ -162,12 +181,12 @@ class Simulation:
         cluster.network.forget_due()
         cluster.process.dies_at = ""
         for worker in cluster.workers:
-            worker.cut_off, worker.volume.full = False, False
+            worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
             worker.volume.confess()
             worker.listen()
         for _, connection in cluster.pool.fleet.online():
             if isinstance(connection, Connection):
-                connection.lost_replies = 0
+                connection.lost_replies = connection.lost_requests = 0
         cluster.pass_time(10.0)
         for worker in cluster.workers:
             if not worker.up:
@@ -194,18 +213,36 @@ def _check_layouts(before: list[Layout], after: list[Layout]) -> None:
 class Failure:
     """What went wrong in a seed, in one line, and all that led to it."""
 
-    seed: int
     text: str
     trace: str
 
 
-def run_seed(seed: int, steps: int = STEPS) -> Failure | None:
-    """Run one seed; None if all went well."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a seed went; ``faults`` by kind."""
+
+    seed: int
+    faults: Counter[str]
+    failure: Failure | None
+
+
+def run_seed(seed: int, steps: int = STEPS) -> Outcome:
+    """Run one seed."""
+    failure: Failure | None = None
     with simulated_surroundings():
         simulation = Simulation(seed, steps)
         try:
             simulation.run()
         except (Exception, PoolCrashed) as error:
             told = [*simulation.trace, "", *traceback.format_exception(error)]
-            return Failure(seed, f"{type(error).__name__}: {error}", "\n".join(told))
-    return None
+            failure = Failure(f"{type(error).__name__}: {error}", "\n".join(told))
+    return Outcome(seed, simulation.faults.injected, failure)
+
+
+def run_seeds(seeds: Iterable[int], steps: int = STEPS, processes: int | None = None) -> Iterator[Outcome]:
+    """Run many seeds in as many processes (default: the machine's processors); their outcomes in order."""
+    with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
+        try:
+            yield from pool.map(partial(run_seed, steps=steps), seeds, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -124,6 +124,15 @@ class MemoryVolume:
         progress(len(self.records_by_key))
         return MemoryVerification(self)
 
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return [self._check_one(key) for key in keys]
+
+    def _check_one(self, key: ShardKey) -> Verdict:
+        record = self.records_by_key.get(key)
+        if record is None:
+            return Verdict.MISSING
+        return Verdict.ROTTEN if record.health is Health.ROTTEN and self.remove([key]) else Verdict.GOOD
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         return 0, 0
 

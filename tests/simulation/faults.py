@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -27,7 +28,12 @@ _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
 
 @dataclass(slots=True)
 class Faults:
-    """Makes one fault at a time, now or in the midst of what comes next."""
+    """Makes one fault at a time, now or in the midst of what comes next.
+
+    ``injected`` counts those that have come about, by kind: one for each partition, restart, message and so on.
+    What follows from one (calls that do not get through, leases that run out), what ends it (machines that are
+    started, networks that are whole again) and what only takes turns (other threads, time) counts for nothing.
+    """
 
     cluster: Cluster
     model: Model
@@ -36,11 +42,21 @@ class Faults:
     users: Users
     meanwhile: Meanwhile
 
+    @property
+    def injected(self) -> Counter[str]:
+        """Faults so far."""
+        return self.cluster.network.injected
+
     # -- workers come and go ---------------------------------------------------------------------
 
     def cut_off(self) -> str:
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
-        return self._soon(worker, lambda: self._set_cut(worker, True))
+
+        def fire() -> None:
+            self.injected["partition"] += not worker.cut_off
+            self._set_cut(worker, True)
+
+        return self._soon(worker, fire)
 
     def reconnect(self) -> str:
         worker = self._one_of([worker for worker in self.cluster.workers if worker.cut_off])
@@ -57,24 +73,35 @@ class Faults:
 
         def fire() -> None:
             if worker.up:
+                self.injected["worker restarted"] += 1
                 worker.start()
 
         return self._soon(worker, fire)
 
     def power_off(self) -> str:
-        """The machine loses power, and with it whatever was not synced; it is away for longer than a lease."""
+        """The machine loses power, and with it whatever was not synced."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
         return self._soon(worker, lambda: self._power_off(worker))
 
+    def reboot(self) -> str:
+        """The machine loses power, and is back before anybody misses it."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
+
+        def fire() -> None:
+            if worker.up:
+                self._power_off(worker)
+                worker.start()
+
+        return self._soon(worker, fire)
+
     def _power_off(self, worker: Worker) -> None:
+        self.injected["power lost"] += 1
         worker.stop()
-        worker.down_until_s = self.cluster.clock.monotonic_s() + LEASE_S + 1.0
         worker.volume.lose_power(self.rng)
         check_durable(self.cluster, self.model.stripes())
 
     def start(self) -> str:
-        now = self.cluster.clock.monotonic_s()
-        worker = self._one_of([w for w in self.cluster.workers if not w.up and w.down_until_s <= now])
+        worker = self._one_of([worker for worker in self.cluster.workers if not worker.up])
         worker.start()
         return worker.name
 
@@ -82,6 +109,7 @@ class Faults:
         """The machine comes back with another disk."""
         worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
         self._power_off(worker)
+        self.injected["disk lost"] += 1
         worker.volume.wounded()
         worker.volume = self.cluster.new_volume()
         return worker.name
@@ -99,12 +127,14 @@ class Faults:
     def add_worker(self) -> str:
         if len(self.cluster.workers) >= _WORKERS_MAX:
             raise NothingToDo
+        self.injected["membership changed"] += 1
         return self.cluster.add_worker().name
 
     def leave(self) -> str:
         """A worker is stopped in good order."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         worker.leave(self.cluster.pool)
+        self.injected["worker stopped"] += 1
         return worker.name
 
     def remove_worker(self) -> str:
@@ -115,6 +145,7 @@ class Faults:
         worker.leave(self.cluster.pool)
         worker.volume.wounded()
         self.cluster.workers.remove(worker)
+        self.injected["membership changed"] += 1
         return worker.name
 
     def drain(self) -> str:
@@ -124,6 +155,7 @@ class Faults:
             moved = self.cluster.pool.drain(worker.name, cancel=standing.get(worker.name) is Standing.DRAINING)
         except InvalidArgument as error:
             return str(error)
+        self.injected["membership changed"] += 1
         return f"{worker.name}, moves {moved:.2f}"
 
     # -- other threads of the pool ---------------------------------------------------------------
@@ -152,15 +184,52 @@ class Faults:
         return self._soon(worker, lambda: self._lose_reply(worker))
 
     def _lose_reply(self, worker: Worker) -> None:
-        for _, connection in self.cluster.pool.fleet.online():
-            if isinstance(connection, Connection) and connection.address == worker.address:
-                connection.lost_replies = 1
+        for connection in self._connections(worker):
+            connection.lost_replies = 1
+
+    def lose_request(self) -> str:
+        """The next call does not get through."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        return self._soon(worker, lambda: self._lose_request(worker))
+
+    def _lose_request(self, worker: Worker) -> None:
+        for connection in self._connections(worker):
+            connection.lost_requests = 1
+
+    def _connections(self, worker: Worker) -> list[Connection]:
+        online = (connection for _, connection in self.cluster.pool.fleet.online())
+        return [one for one in online if isinstance(one, Connection) and one.address == worker.address]
+
+    def lose_heartbeat(self) -> str:
+        """The next one or few heartbeats of a worker do not get through."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        count = self.rng.choice((1, 1, 2, 4))
+        worker.lost_beats += count
+        return f"{count} of {worker.name}"
+
+    def repeat_message(self) -> str:
+        """What a worker said last arrives once more."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
+        what = self.rng.choice((worker.join_again, worker.beat_again))
+        what(self.cluster.pool)
+        self.injected["message repeated"] += 1
+        return f"{worker.name}: {what.__name__}"
+
+    def late_message(self) -> str:
+        """What a former process of a worker said arrives only now."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.former])
+        former = self.rng.choice(worker.former)
+        what = self.rng.choice((worker.say_late_heartbeat, worker.say_late_leave, worker.say_late_join))
+        what(self.cluster.pool, former)
+        self.injected["message late"] += 1
+        return f"{worker.name}: {what.__name__}"
 
     # -- disks -----------------------------------------------------------------------------------
 
     def rot(self) -> str:
         worker, key = self._some_shard()
         worker.volume.rot(key, self.rng)
+        self.injected["rot"] += 1
         return f"{key.hex()[:12]} slot {key[-1]} on {worker.name}"
 
     def lie(self) -> str:
@@ -172,6 +241,7 @@ class Faults:
             if other.key[32:] != key[32:]:  # as many bytes and the same kind: hard to tell
                 other = None
         volume.lie(key, self.rng, None if other is None or other.key == key else other)
+        self.injected["lie"] += 1
         return f"{key.hex()[:12]} slot {key[-1]} on {worker.name}"
 
     def _some_shard(self) -> tuple[Worker, ShardKey]:
@@ -186,6 +256,7 @@ class Faults:
         worker = self._one_of(self.cluster.workers)
 
         def fire() -> None:
+            self.injected["disk full"] += not worker.volume.full
             worker.volume.full = True
 
         return self._soon(worker, fire)

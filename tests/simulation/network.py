@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import TypeVar
@@ -24,12 +25,16 @@ class Network:
 
     Attributes:
         answering: volumes that can be reached, by address.
+        instances: which process answers there.
         calls: how many there were.
+        injected: faults that have come about, by kind; see :class:`tests.simulation.faults.Faults`.
     """
 
     def __init__(self, rng: Random) -> None:
         self.answering: dict[str, MemoryVolume] = {}
+        self.instances: dict[str, str] = {}
         self.calls = 0
+        self.injected: Counter[str] = Counter()
         self.rng = rng
         self._due: list[tuple[int, Callable[[], None]]] = []
 
@@ -78,9 +83,9 @@ class Process:
             raise VolumeFailed(f"worker {name} does not answer")
         return work(volume)
 
-    def connect(self, address: str, name: str) -> Connection:
+    def connect(self, address: str, name: str, instance: str) -> Connection:
         """See :data:`taskworker.pool.port.Connect`."""
-        return Connection(self, address, name)
+        return Connection(self, address, name, instance)
 
 
 class Ticket:
@@ -108,15 +113,17 @@ class Connection:
     A frame that is on its way when the worker goes away may have been taken or not.
     """
 
-    def __init__(self, process: Process, address: str, name: str) -> None:
+    def __init__(self, process: Process, address: str, name: str, instance: str) -> None:
         self._process = process
         self._address = address
         self._name = name
+        self._instance = instance
         self._queue: list[tuple[tuple[Shard, ...], bool]] = []
         self._failure: VolumeFailed | None = None
         self._unreported: StorageError | None = None
         self._tickets: list[Ticket] = []
         self.lost_replies = 0  # calls to come that have their effect, and seem to fail
+        self.lost_requests = 0  # calls to come that have none
 
     @property
     def address(self) -> str:
@@ -132,14 +139,29 @@ class Connection:
         """Have the worker do something with its volume."""
         self._check_usable()
         try:
+            if self.lost_requests:
+                self.lost_requests -= 1
+                self._process.network.injected["request lost"] += 1
+                raise VolumeFailed(f"worker {self._name} does not answer")
             outcome = self._process.call(self._address, self._name, work)
             if self.lost_replies:
                 self.lost_replies -= 1
+                self._process.network.injected["reply lost"] += 1
                 raise VolumeFailed(f"worker {self._name} took too long")
         except VolumeFailed:
             self._process.failures += 1
             raise
         return outcome
+
+    def write(self, work: Callable[[MemoryVolume], T]) -> T:
+        """:meth:`call`, which no other process of the worker takes."""
+
+        def guarded(volume: MemoryVolume) -> T:
+            if self._process.network.instances.get(self._address) != self._instance:
+                raise VolumeFailed(f"worker {self._name} was started anew")
+            return work(volume)
+
+        return self.call(guarded)
 
     def _check_usable(self) -> None:
         self._process.reach("")
@@ -158,7 +180,7 @@ class Connection:
         queue, self._queue = self._queue, []
         for shards, urgent in queue:
             try:
-                self.call(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
+                self.write(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
             except StoreFull as error:
                 self._unreported = self._unreported or error
             except VolumeFailed as error:
@@ -182,7 +204,7 @@ class Connection:
             self._deliver()
         if self._failure is None and self._unreported is None:
             try:
-                self.call(lambda volume: volume.sync())
+                self.write(lambda volume: volume.sync())
             except VolumeFailed as error:
                 self._failure = error
         outcome, self._unreported = self._failure or self._unreported, None
@@ -236,8 +258,14 @@ class Connection:
     def verify(self, progress: Callable[[int], None]) -> Verification:
         return _Verification(self, *self.call(lambda volume: (volume.verify(progress), volume.boots)))
 
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return self.call(lambda volume: volume.check(keys))
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         return self.call(lambda volume: volume.compact(live_ratio_max))
+
+    def instance(self) -> str:
+        return self.call(lambda _: self._process.network.instances[self._address])
 
     def usage(self) -> VolumeUsage:
         return self.call(lambda volume: volume.usage())

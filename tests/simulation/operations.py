@@ -216,7 +216,7 @@ class Users:
         except StorageError as error:
             return self._upkeep_failed(error)
         self._check_kept()
-        return f"{done}, {len(pool.layouts)} layouts, {pool.mender.view().note}"
+        return f"{done}, {len(pool.layouts)} layouts, {pool.mender.views()[0].note}"
 
     def repair(self) -> str:
         try:

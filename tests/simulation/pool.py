@@ -71,8 +71,8 @@ class Cluster:
 
     # -- the pool's process ----------------------------------------------------------------------
 
-    def start_pool(self) -> None:
-        """Start the pool's process over the catalog as it is."""
+    def start_pool(self, rebuild: str = "") -> None:
+        """Start the pool's process over the catalog as it is, or in the place of a pool whose catalog is lost."""
         self.process = Process(self.network)
         self.runtime = SimulatedRuntime(self.clock, self.rng)
         self.environment = MemoryEnvironment(self.database, self.process.reach)
@@ -82,7 +82,7 @@ class Cluster:
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,
-            options=PoolOptions(LEASE_S, GRACE_S),
+            options=PoolOptions(LEASE_S, GRACE_S, rebuild=rebuild),
             connect=self.process.connect,
             identify=self._identify,
             runtime=self.runtime,

@@ -8,9 +8,13 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile
-from storage.errors import InsufficientWorkers
+from storage.errors import FormatError, InsufficientWorkers
 from storage.keys import Kind, StripeKey, shard_key
+from storage.reports import RepairState
+from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
+from taskworker.pool.membership import WorkerLoad
+from tests.simulation.catalog import Database
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import GRACE_S, Cluster
@@ -121,6 +125,26 @@ def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
         assert holders[slot].volume.is_good(shard_key(stripe, slot))
 
 
+def test_a_stand_in_keeps_its_copy_while_the_proper_one_is_rotten() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    stripe = chunks_of(CONTENT, cluster.profile)[0]
+    by_name = {worker.name: worker for worker in cluster.workers}
+    holder = by_name[cluster.pool.fleet.name(cluster.pool.fleet.holders(stripe)[0])]
+    cut_off(holder)
+    settle(cluster)
+    key = shard_key(stripe, 0)
+    assert sum(worker.volume.is_durable(key) for worker in cluster.workers) == 2, "somebody stands in"
+    holder.volume.rot(key, Random(1))
+    cut_off(holder, cut=False)
+    cluster.pass_time(2.0)
+    cluster.pool.mender.mend()
+    assert any(worker.volume.is_durable(key) for worker in cluster.workers), "the only good copy was dropped"
+    settle(cluster)
+    assert [worker.name for worker in cluster.workers if key in worker.volume.records_by_key] == [holder.name]
+    assert holder.volume.is_durable(key)
+
+
 @pytest.mark.parametrize("calls", range(1, 25))
 def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None:
     cluster = cluster_of(6, 2, 3)
@@ -144,3 +168,101 @@ def test_metadata_that_no_worker_has_any_more_is_made_again_from_the_catalog() -
     assert report.complete
     assert report.shards_rebuilt == len(keys)
     assert all(any(worker.volume.is_durable(key) for worker in cluster.workers) for key in keys)
+
+
+def test_repair_tells_what_is_missing_from_what_is_in_the_wrong_place() -> None:
+    cluster = cluster_of(7)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    cluster.pool.drain("w3")
+    moved: list[RepairState] = []
+    report = cluster.pool.store.repair(watch=moved.append)
+    assert (moved[-1].repaired, moved[-1].moved) == (0, max(state.misplaced for state in moved))
+    assert report.shards_moved == report.shards_rebuilt > 0
+    assert not any(state.endangered for state in moved)
+    cut_off(cluster.workers[0])
+    cluster.pass_time(5.0)
+    made: list[RepairState] = []
+    report = cluster.pool.store.repair(watch=made.append)
+    assert (made[-1].moved, made[-1].repaired) == (0, max(state.missing for state in made))
+    assert report.shards_rebuilt > report.shards_moved == 0
+
+
+def test_what_only_moves_is_read_where_it_is() -> None:
+    """Three of six holders are drained: too few shards are in their places to read by these alone."""
+    cluster = cluster_of(9)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    for name in ("w1", "w3", "w5"):
+        cluster.pool.drain(name)
+    calls = cluster.network.calls
+    report = cluster.pool.store.repair()
+    assert report.shards_moved == report.shards_rebuilt > 0
+    assert cluster.network.calls - calls < 60, "stripe after stripe was looked for everywhere"
+    settle(cluster)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+    assert not any(worker.volume.records_by_key for worker in cluster.workers if worker.name in ("w1", "w3", "w5"))
+
+
+def lose_catalog(cluster: Cluster) -> None:
+    """The pool's directory is gone, and a new pool takes its place."""
+    former = cluster.pool.pool_id
+    cluster.crash_pool()
+    cluster.database = Database()
+    cluster.start_pool(rebuild=former)
+    cluster.pass_time(3.0)
+
+
+def test_a_pool_that_is_to_be_rebuilt_touches_nothing_before() -> None:
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    lose_catalog(cluster)
+    before = [dict(worker.volume.records_by_key) for worker in cluster.workers]
+    cluster.clock.advance(10 * 86400.0)
+    settle(cluster)
+    cluster.pool.collector.collect_if_due()
+    with pytest.raises(FormatError):
+        cluster.pool.store.collect(grace_s=0)
+    cluster.crash_pool()
+    cluster.start_pool()  # as if the option had been forgotten
+    settle(cluster)
+    assert cluster.pool.store.needs_rebuild
+    assert [worker.volume.records_by_key for worker in cluster.workers] == before
+    cluster.pool.store.rebuild()
+    settle(cluster)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+@pytest.mark.parametrize("calls", range(1, 30, 3))
+def test_a_worker_that_goes_away_during_a_rebuild_is_not_done_without(calls: int) -> None:
+    cluster = cluster_of(6, 2, 3)
+    ids = [cluster.pool.store.push(CONTENT[:size], filename=str(size), user_id="u").file_id for size in (100, 70_000)]
+    away = cluster.workers[3]
+    lose_catalog(cluster)
+    cluster.network.after_calls(calls, lambda: cut_off(away))
+    try:
+        cluster.pool.store.rebuild()
+    except (InsufficientWorkers, VolumeFailed):
+        assert cluster.pool.store.needs_rebuild
+        cluster.network.forget_due()
+        cut_off(away, cut=False)
+        settle(cluster)
+        assert cluster.pool.store.rebuild().skipped == []
+    cut_off(away, cut=False)
+    settle(cluster)
+    for file_id, size in zip(ids, (100, 70_000), strict=True):
+        assert cluster.pool.store.get(file_id, user_id="u") == CONTENT[:size]
+
+
+def test_a_late_request_to_join_of_a_former_process_is_refused() -> None:
+    cluster = cluster_of(6)
+    worker = cluster.workers[0]
+    cut_off(worker)
+    cluster.pass_time(10.0)
+    former = worker.instance
+    worker.start()
+    cut_off(worker, cut=False)
+    worker.say_late_join(cluster.pool, former)
+    assert not cluster.pool.heartbeat(worker.name, former, WorkerLoad())
+    cluster.pass_time(1.0)
+    assert cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())

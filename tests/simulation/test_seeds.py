@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
-from tests.simulation.campaign import Simulation, run_seed
+from tests.simulation.campaign import FAULTS_MIN, Simulation, run_seeds
 from tests.simulation.surroundings import simulated_surroundings
 
-BLOCK = 20
-BLOCKS = range(10)
-CAMPAIGN_BLOCKS = range(50, 150)
+SEEDS = range(1000)
+PROCESSES = 2
+BLOCK = 200
+CAMPAIGN_BLOCKS = range(5, 20)
 
 
-def check(block: int) -> None:
-    for seed in range(block * BLOCK, (block + 1) * BLOCK):
-        failure = run_seed(seed)
-        assert failure is None, f"{failure.trace}\nagain: python -m tests.simulation --seeds {seed}"
+def check(seeds: Iterable[int]) -> None:
+    for outcome in run_seeds(seeds, processes=PROCESSES):
+        failure, again = outcome.failure, f"again: python -m tests.simulation --seeds {outcome.seed}"
+        assert failure is None, f"{failure.trace}\n{again}"
+        assert outcome.faults.total() >= FAULTS_MIN, f"too few faults; {again}"
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_some_seeds(block: int) -> None:
-    check(block)
+@pytest.mark.timeout(600)
+def test_a_thousand_seeds_of_two_hundred_faults() -> None:
+    check(SEEDS)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("block", CAMPAIGN_BLOCKS)
 def test_many_seeds(block: int) -> None:
-    check(block)
+    check(range(block * BLOCK, (block + 1) * BLOCK))
 
 
 def test_a_seed_tells_the_same_story_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -27,7 +28,8 @@ class Worker:
         network: where it is reached.
         up: whether its process runs.
         cut_off: whether the network between it and the pool is down.
-        down_until_s: when it can be started again at the earliest.
+        lost_beats: how many heartbeats to come do not get through.
+        former: instances of its processes before the latest one.
     """
 
     name: str
@@ -37,7 +39,8 @@ class Worker:
     rng: Random
     up: bool = False
     cut_off: bool = False
-    down_until_s: float = 0.0
+    lost_beats: int = 0
+    former: list[str] = field(default_factory=list)
     _instance: str = ""
     _joined: bool = field(default=False)
 
@@ -60,6 +63,8 @@ class Worker:
         """Start its process."""
         self.up = True
         self.volume.boots += 1
+        if self._instance:
+            self.former.append(self._instance)
         self._instance = self.rng.randbytes(8).hex()
         self._joined = False
         self.listen()
@@ -73,12 +78,17 @@ class Worker:
         """Answer calls, or not."""
         if self.reachable:
             self.network.answering[self.address] = self.volume
+            self.network.instances[self.address] = self._instance
         else:
             self.network.answering.pop(self.address, None)
 
     def beat(self, pool: PoolCore) -> None:
         """What its heartbeat thread does every so often."""
         if not self.reachable:
+            return
+        if self.lost_beats:
+            self.lost_beats -= 1
+            self.network.injected["heartbeat lost"] += 1
             return
         if self._joined and not pool.heartbeat(self.name, self._instance, WorkerLoad()):
             self._joined = False
@@ -91,20 +101,45 @@ class Worker:
             pool.leave(self.name, self._instance)
         self.stop()
 
+    def join_again(self, pool: PoolCore) -> None:
+        """Its request to join arrives once more."""
+        if self._joined:
+            self._join(pool)
+
+    def beat_again(self, pool: PoolCore) -> None:
+        """Its heartbeat arrives once more."""
+        pool.heartbeat(self.name, self._instance, WorkerLoad())
+
+    def say_late_heartbeat(self, pool: PoolCore, instance: str) -> None:
+        """A heartbeat of a former process, which holds no lease any more once the present one has joined."""
+        if pool.heartbeat(self.name, instance, WorkerLoad()) and self._joined:
+            raise AssertionError(f"a former process of {self.name} holds a lease")
+
+    def say_late_leave(self, pool: PoolCore, instance: str) -> None:
+        """A former process that stopped in good order."""
+        pool.leave(self.name, instance)
+
+    def say_late_join(self, pool: PoolCore, instance: str) -> None:
+        """A former process that wants to join."""
+        with suppress(WorkerRefused, StorageError):
+            pool.join(self._application(pool, instance))
+
     def _join(self, pool: PoolCore) -> None:
-        application = Application(
+        try:
+            pool.join(self._application(pool, self._instance))
+        except (WorkerRefused, StorageError):
+            return
+        self._joined = True
+
+    def _application(self, pool: PoolCore, instance: str) -> Application:
+        return Application(
             worker=self.name,
             address=self.address,
             zone=self.zone,
             capacity=CAPACITY,
-            instance=self._instance,
+            instance=instance,
             volume_id=self.volume.volume_id,
             pool_id=pool.pool_id,
             protocol=PROTOCOL,
             version="simulated",
         )
-        try:
-            pool.join(application)
-        except (WorkerRefused, StorageError):
-            return
-        self._joined = True

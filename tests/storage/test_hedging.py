@@ -123,6 +123,16 @@ def test_a_store_that_owes_an_answer_is_asked_last(exits: ExitStack) -> None:
         assert 2 not in workers.asked
 
 
+def test_shards_that_are_known_to_be_nowhere_are_not_asked_for(exits: ExitStack) -> None:
+    data, workers, reader = set_up(exits)
+    holders = tuple(None if slot in (0, 4) else store for slot, store in enumerate(workers.holders))
+    target = bytearray(len(data))
+    assert reader.read_into(workers.stripe, holders, memoryview(target)) == []
+    assert bytes(target) == data
+    assert {*workers.asked} == {1, 2, 3, 5}
+    assert reader.read_into(workers.stripe, (None, None, None, *workers.holders[3:]), memoryview(target)) is None
+
+
 @given(
     k=st.integers(1, 6),
     extra=st.integers(0, 4),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.placement import PARTITIONS, FixedLayout
+from storage.placement import PARTITIONS, FixedLayout, losses_survivable
 
 
 def _id(partition: int, rest: bytes = bytes(30)) -> bytes:
@@ -75,3 +75,20 @@ def test_losses_survivable(volumes: int, k: int, extra: int) -> None:
 def test_a_layout_needs_a_volume() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FixedLayout(0)
+
+
+@pytest.mark.parametrize(
+    ("holders", "k", "losses"),
+    [
+        ([0, 1, 2, 3, 4, 5], 4, 2),
+        ([0, 1, 2, 3, 4], 4, 1),
+        ([0, 1, 2, 3], 4, 0),
+        ([0, 1, 2], 4, -1),
+        ([], 1, -1),
+        ([0, 0, 1, 1, 2, 2], 4, 1),
+        ([0, 0, 0, 1, 2, 3], 4, 0),
+        ([0, 1, 2], 1, 2),
+    ],
+)
+def test_how_many_stores_an_object_can_do_without(holders: list[int], k: int, losses: int) -> None:
+    assert losses_survivable(holders, k) == losses

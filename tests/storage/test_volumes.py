@@ -12,6 +12,7 @@ import pytest
 from storage import DataLossError, FileStorage, FormatError, InsufficientWorkers, Version
 from storage.flushing import ThreadFlusher
 from storage.keys import Kind, shard_key, stripe_key
+from storage.reports import RepairState
 from storage.shards import LocalVolume, Shard
 from storage.shards.identity import VolumeIdentity
 from tests.storage.helpers import (
@@ -273,3 +274,28 @@ def test_flushing_by_threads(scratch: Path, parallel: int) -> None:
     flusher.close()
     for file in files:
         file.close()
+
+
+def test_a_repair_tells_which_files_are_less_safe_meanwhile(root: Path) -> None:
+    with open_store(root) as store:
+        push_many(store, [100] * 5)
+    lose(root, 0)
+    with open_store(root) as store:
+        push_many(store, [200] * 3)  # whole
+        states: list[RepairState] = []
+        store.repair(watch=states.append)
+    first = next(state for state in states if state.all_examined)
+    assert dict(first.endangered) == {1: 5}, "five files survive the loss of one more volume, the others of two"
+    assert (first.missing, first.misplaced, first.repaired) == (10, 0, 0)
+    assert (states[-1].missing, states[-1].repaired, states[-1].lost, dict(states[-1].endangered)) == (0, 10, 0, {})
+
+
+def test_files_that_cannot_be_read_stay_endangered(root: Path) -> None:
+    with open_store(root) as store:
+        push_many(store, [100] * 2)
+    for slot in range(3):
+        lose(root, slot)
+    with open_store(root) as store:
+        states: list[RepairState] = []
+        assert store.repair(watch=states.append).lost_count == 2
+    assert (states[-1].lost, dict(states[-1].endangered)) == (2, {-1: 2})

@@ -1,0 +1,140 @@
+"""Background work: what each piece of it is at, and what is kept of it while the pool is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from storage.catalog import Catalog
+from storage.errors import FormatError
+
+_DOCUMENT = "pool-work"
+_REST_S_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkView:
+    """A piece of background work for people.
+
+    Attributes:
+        name: repair, rebalance, scrub or collect.
+        state: idle, waiting, running or failed.
+        done: how much of ``total`` is done, in ``unit``.
+        total: 0 if unknown, or nothing is to be done.
+        note: what it is at, or what came of it last.
+        seconds_left: negative if unknown.
+        next_ms: when it is begun, or tried, next; 0: when there is something to do.
+        queue: objects found that wait.
+        errors: tries in a row that failed, up to now.
+        error: what went wrong in the last one.
+        ended_ms: when it last came to its end; 0: never.
+        unit: what is counted: objects, bytes or steps.
+        bytes_per_s: how fast it reads; 0 if that is not measured.
+    """
+
+    name: str
+    state: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    seconds_left: float = -1.0
+    next_ms: int = 0
+    queue: int = 0
+    errors: int = 0
+    error: str = ""
+    ended_ms: int = 0
+    unit: str = "objects"
+    bytes_per_s: float = 0.0
+
+
+class WorkRecord(msgspec.Struct, frozen=True):
+    """What became of a piece of background work; see :class:`WorkView`. ``result`` is of its last end."""
+
+    ended_ms: int = 0
+    result: str = ""
+    next_ms: int = 0
+    errors: int = 0
+    error: str = ""
+
+    def view(self, name: str, state: str = "idle") -> WorkView:
+        """While nothing is being done."""
+        return WorkView(
+            name,
+            state,
+            note=self.result,
+            next_ms=self.next_ms,
+            errors=self.errors,
+            error=self.error,
+            ended_ms=self.ended_ms,
+        )
+
+
+class WorkJournal:
+    """Records of background work, kept in the catalog, so that a pool started again goes on with its schedule.
+
+    Thread-safe.
+
+    Args:
+        catalog: of the pool.
+        now_ms: milliseconds since 1970.
+
+    Raises:
+        FormatError: what was kept is damaged.
+    """
+
+    def __init__(self, catalog: Catalog, now_ms: Callable[[], int]) -> None:
+        self._catalog = catalog
+        self.now_ms = now_ms
+        self._lock = threading.Lock()
+        raw = catalog.document(_DOCUMENT)
+        try:
+            self._records = {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, WorkRecord])
+        except msgspec.DecodeError as error:
+            raise FormatError(f"the pool's records of its work are damaged ({error}); restore the catalog") from error
+
+    def record(self, name: str) -> WorkRecord:
+        """What became of a piece of work so far."""
+        with self._lock:
+            return self._records.get(name, WorkRecord())
+
+    def plan(self, name: str, next_ms: int) -> None:
+        """It is due at some time."""
+        self._keep(name, msgspec.structs.replace(self.record(name), next_ms=next_ms))
+
+    def ended(self, name: str, result: str, next_ms: int = 0) -> None:
+        """It came to its end."""
+        self._keep(name, WorkRecord(self.now_ms(), result, next_ms))
+
+    def failed(self, name: str, error: str, next_ms: int) -> None:
+        """It came to no end, and is tried again."""
+        before = self.record(name)
+        self._keep(name, msgspec.structs.replace(before, next_ms=next_ms, errors=before.errors + 1, error=error))
+
+    def _keep(self, name: str, record: WorkRecord) -> None:
+        with self._lock:
+            if self._records.get(name) != record:
+                self._records = self._records | {name: record}
+                self._catalog.save_document(_DOCUMENT, msgspec.msgpack.encode(self._records))
+
+
+class Tranquility:
+    """Rests while users are at work, in multiples of the time that was worked (the word and the idea are Garage's).
+
+    Args:
+        factor: multiples; 0: never rest.
+        is_busy: whether users are at work.
+        closed: ends a rest.
+    """
+
+    def __init__(self, factor: float, is_busy: Callable[[], bool], closed: threading.Event) -> None:
+        self._factor = factor
+        self._is_busy = is_busy
+        self._closed = closed
+
+    def rest(self, worked_s: float) -> None:
+        """Make way for users, if there are any."""
+        if self._factor and self._is_busy():
+            self._closed.wait(min(_REST_S_MAX, self._factor * worked_s))

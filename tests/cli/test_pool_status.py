@@ -1,0 +1,44 @@
+"""What `taskworker status` shows of a pool's background work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskworker.cli.pool_status import pool_status_lines
+from taskworker.client.pool import PoolStatus, WorkStatus
+
+
+def work(name: str, state: str = "idle", **more: Any) -> WorkStatus:
+    plain: dict[str, Any] = {
+        "done": 0, "total": 0, "note": "", "seconds_left": None, "next_ms": 0, "queue": 0, "errors": 0, "error": "",
+        "ended_ms": 0, "unit": "objects", "bytes_per_s": 0.0,
+    }  # fmt: skip
+    return WorkStatus(name, state, **(plain | more))
+
+
+def shown(*pieces: WorkStatus) -> list[str]:
+    status = PoolStatus("p", "fine", 2, 0, 0, 0, 0, 4, 6, "zfec", 1, [], list(pieces), [])
+    lines = pool_status_lines(status)
+    return lines[5 : lines.index("", 2)]
+
+
+def test_work_under_way() -> None:
+    repair = work("repair", "running", done=5000, total=80_000, queue=300, seconds_left=200.0, note="making shards")
+    scrub = work("scrub", "running", done=1 << 30, total=4 << 30, unit="bytes", bytes_per_s=16 << 20)
+    assert shown(repair, scrub) == [
+        "repair    running 5,000 of 80,000 objects, 300 wait, 3 min left: making shards",
+        "scrub     running 1.0 GiB of 4.0 GiB, 16.0 MiB/s",
+    ]
+
+
+def test_work_that_rests() -> None:
+    (line,) = shown(work("collect", ended_ms=1_000_000, next_ms=87_400_000, note="removed 3 objects"))
+    assert line.startswith("collect   idle, last 1970-01-01 ")
+    assert ", next 1970-01-02 " in line
+    assert line.endswith(": removed 3 objects")
+    assert shown(work("rebalance")) == ["rebalance idle"]
+
+
+def test_work_that_failed() -> None:
+    lines = shown(work("collect", "failed", errors=3, error="no space\nleft"))
+    assert lines == ["collect   failed", "          ! failed 3 times in a row: no space\\nleft"]

@@ -1,0 +1,246 @@
+"""Background work: its schedule outlasts restarts, its failures are kept, and people can see what it is at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile, FileStorage
+from storage.catalog import LmdbCatalog
+from storage.errors import FormatError
+from storage.runtime import Runtime
+from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
+from taskworker.pool.health import Safety, health_line
+from taskworker.pool.membership import WorkerLoad
+from taskworker.pool.mending import Endangered
+from taskworker.pool.scrubbing import scrub_view
+from taskworker.pool.work import WorkJournal, WorkView
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with simulated_surroundings():
+        yield Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[LmdbCatalog]:
+    catalog = LmdbCatalog(tmp_path / "catalog")
+    yield catalog
+    catalog.close()
+
+
+def now_ms(cluster: Cluster) -> int:
+    return cluster.clock.wall_ns() // 1_000_000
+
+
+def work(cluster: Cluster, name: str) -> WorkView:
+    return next(view for view in cluster.pool.view().work if view.name == name)
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+# -- collect ---------------------------------------------------------------------------------------
+
+
+def test_collect_is_run_once_a_day(cluster: Cluster) -> None:
+    first = work(cluster, "collect")
+    assert (first.state, first.ended_ms, first.errors) == ("idle", 0, 0)
+    assert 0 < first.next_ms - now_ms(cluster) <= DAY_MS
+    assert not cluster.pool.collector.collect_if_due()
+    version = cluster.pool.store.push(b"dropped" * 100_000, filename="f", user_id="u")
+    cluster.pool.store.delete(version.file_id, user_id="u")
+    cluster.clock.advance(2 * COLLECT_EVERY_S)
+    cluster.pass_time(5.0)
+    assert cluster.pool.collector.collect_if_due()
+    ended = work(cluster, "collect")
+    assert ended.ended_ms == now_ms(cluster)
+    assert ended.next_ms == now_ms(cluster) + DAY_MS
+    assert ended.note.startswith("removed 9 objects")
+    assert not cluster.pool.collector.collect_if_due()
+
+
+def test_a_pool_that_was_started_again_goes_on_with_its_schedule(cluster: Cluster) -> None:
+    cluster.clock.advance(COLLECT_EVERY_S)
+    cluster.pool.collector.collect_if_due()
+    settle(cluster)
+    before = {view.name: view for view in cluster.pool.view().work}
+    cluster.crash_pool()
+    cluster.start_pool()
+    after = {view.name: view for view in cluster.pool.view().work}
+    for name in ("repair", "rebalance", "collect"):
+        assert (after[name].ended_ms, after[name].next_ms) == (before[name].ended_ms, before[name].next_ms)
+        assert after[name].note == before[name].note
+    assert after["collect"].ended_ms > 0
+    assert after["repair"].ended_ms > 0
+
+
+def test_a_collect_that_was_due_while_the_pool_was_away_is_made_up_for(cluster: Cluster) -> None:
+    cluster.crash_pool()
+    cluster.clock.advance(3 * COLLECT_EVERY_S)
+    cluster.start_pool()
+    assert cluster.pool.collector.collect_if_due()
+
+
+def test_a_collect_on_command_counts(cluster: Cluster) -> None:
+    cluster.clock.advance(COLLECT_EVERY_S / 2)
+    cluster.pool.store.collect(grace_s=0)
+    assert work(cluster, "collect").ended_ms == now_ms(cluster)
+    assert work(cluster, "collect").next_ms == now_ms(cluster) + DAY_MS
+
+
+def collector_of(store: FileStorage, catalog: LmdbCatalog, every_s: float) -> tuple[Collector, WorkJournal]:
+    journal = WorkJournal(catalog, lambda: Runtime().wall_ns() // 1_000_000)
+    return Collector(store, journal, every_s=every_s, tranquility=0.0, runtime=Runtime()), journal
+
+
+def test_a_collect_that_fails_is_tried_again_soon(tmp_path: Path, catalog: LmdbCatalog) -> None:
+    store = FileStorage.open(tmp_path / "store")
+    collector, journal = collector_of(store, catalog, COLLECT_EVERY_S)
+    store.close()
+    for tries in (1, 2):
+        journal.plan("collect", journal.now_ms())
+        assert collector.collect_if_due()
+        view = collector.view()
+        assert (view.state, view.errors, view.ended_ms) == ("failed", tries, 0)
+        assert "is closed" in view.error
+        assert 0 < view.next_ms - journal.now_ms() < DAY_MS / 2
+
+
+def test_a_shorter_interval_takes_effect_at_the_next_start(tmp_path: Path, catalog: LmdbCatalog) -> None:
+    with FileStorage.open(tmp_path / "store") as store:
+        collector, journal = collector_of(store, catalog, COLLECT_EVERY_S)
+        collector, journal = collector_of(store, catalog, 60.0)
+        assert collector.view().next_ms <= journal.now_ms() + 60_000
+        collector, journal = collector_of(store, catalog, 0.0)
+        assert collector.view().next_ms == 0
+        assert not collector.collect_if_due()
+
+
+def test_records_that_are_damaged(catalog: LmdbCatalog) -> None:
+    catalog.save_document("pool-work", b"\xff")
+    with pytest.raises(FormatError, match="records of its work are damaged"):
+        WorkJournal(catalog, lambda: 0)
+
+
+# -- repair and rebalance --------------------------------------------------------------------------
+
+
+def test_repair_and_rebalance_are_told_apart(cluster: Cluster) -> None:
+    cluster.add_worker()
+    cluster.pass_time(2.0)
+    cluster.pool.store.push(Random(1).randbytes(300_000), filename="f", user_id="u")
+    settle(cluster)
+    assert work(cluster, "rebalance").ended_ms == 0
+    cluster.pool.drain("w2")
+    cluster.pool.mender.mend()
+    assert work(cluster, "rebalance").note.startswith("moved ")
+    assert not work(cluster, "repair").note.startswith("made ")
+    gone = cluster.workers.pop(4)
+    gone.stop()
+    cluster.pass_time(5.0)
+    cluster.pool.mender.mend()
+    assert work(cluster, "repair").note.startswith("made ")
+
+
+def test_objects_that_are_lost_are_an_error_until_they_are_back(cluster: Cluster) -> None:
+    cluster.pool.store.push(Random(1).randbytes(300_000), filename="f", user_id="u")
+    settle(cluster)
+    away = cluster.workers[:3]
+    for worker in away:
+        worker.stop()
+    cluster.pass_time(5.0)
+    for tries in (1, 2):
+        assert not cluster.pool.mender.mend()
+        view = work(cluster, "repair")
+        assert (view.state, view.errors) == ("waiting", tries)
+        assert "too few shards left" in view.error
+        assert view.next_ms > now_ms(cluster)
+    assert "repair waits: " in cluster.pool.view().health
+    for worker in away:
+        worker.start()
+    settle(cluster)
+    view = work(cluster, "repair")
+    assert (view.state, view.errors, view.error) == ("idle", 0, "")
+
+
+# -- scrub -----------------------------------------------------------------------------------------
+
+
+def test_the_scrubs_of_all_workers_are_summed_up(cluster: Cluster) -> None:
+    loads = {
+        "w0": WorkerLoad(scrub_done=10, scrub_total=100, scrub_bytes_per_s=5.0, scrub_ended_ms=1000),
+        "w1": WorkerLoad(scrub_done=30, scrub_total=60, scrub_bytes_per_s=1.0, scrub_ended_ms=900, scrub_errors=2),
+    }
+    for worker in cluster.workers:
+        load = loads.get(worker.name, WorkerLoad(scrub_ended_ms=5000, scrub_next_ms=7000, rotten=1))
+        assert cluster.pool.heartbeat(worker.name, worker.instance, load)
+    view = work(cluster, "scrub")
+    assert (view.state, view.done, view.total, view.unit, view.bytes_per_s) == ("running", 40, 160, "bytes", 6.0)
+    assert (view.ended_ms, view.next_ms, view.errors, view.seconds_left) == (900, 7000, 2, 30.0)
+    assert "2 of 6 workers" in view.note
+    assert "4 rotten shards" in view.note
+
+
+def test_nobody_scrubs() -> None:
+    view = scrub_view([])
+    assert (view.state, view.total, view.ended_ms) == ("idle", 0, 0)
+    view = scrub_view([WorkerLoad(), WorkerLoad(scrub_ended_ms=5)])
+    assert (view.state, view.ended_ms, view.note) == ("idle", 0, "1 of 2 have verified all they hold")
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+IDLE = (WorkView("repair", "idle"), WorkView("rebalance", "idle"))
+MENDING = (WorkView("repair", "running", 40, 100, seconds_left=120.0), WorkView("rebalance", "waiting"))
+
+
+@pytest.mark.parametrize(
+    ("files", "all_known", "line"),
+    [
+        ({1: 3}, True, "3 of 100 files survive one more loss; the others survive 2 more losses"),
+        ({1: 1}, True, "1 of 100 files survives one more loss; the others survive 2 more losses"),
+        ({0: 1, 1: 5}, True, "1 of 100 files can be read, but might not after one more loss, 5 of 100 files survive "
+                             "one more loss; the others survive 2 more losses"),
+        ({-1: 2}, True, "2 of 100 files cannot be read until a worker comes back; the others survive 2 more losses"),
+        ({1: 3}, False, "all files survive the loss of any 1 worker"),
+        ({1: 100}, True, "all files survive the loss of any 1 worker"),
+        ({4: 3}, True, "all files survive the loss of any 1 worker"),
+        ({}, True, "all files survive the loss of any 1 worker"),
+    ],
+)  # fmt: skip
+def test_health_in_files(files: dict[int, int], all_known: bool, line: str) -> None:
+    safety = Safety(1, 2, 100, Endangered(files, all_known))
+    assert health_line(safety, 0, IDLE) == line
+    assert health_line(safety, 1, MENDING) == f"{line}; 1 worker is away; repairing, 40 % done, 2 min left"
+
+
+def test_health_names_the_files_that_lack_shards(cluster: Cluster) -> None:
+    """Sectors of two disks go bad under the only chunk of one file: all others keep what the layout promises."""
+    for number in range(5):
+        cluster.pool.store.push(Random(number).randbytes(1000), filename=f"f{number}", user_id="u")
+    settle(cluster)
+    file = cluster.pool.store.find("f1", user_id="u")
+    assert file is not None
+    (chunk,) = cluster.pool.store.chunk_ids(file.file_id, user_id="u")
+    for worker in cluster.workers[:2]:
+        worker.volume.remove([key for key in list(worker.volume.records_by_key) if key[:32] == chunk])
+    cluster.pool.fleet.note_rot(0, 1)
+    seen: list[str] = []
+    for calls in range(1, 60):
+        cluster.network.after_calls(calls, lambda: seen.append(cluster.pool.view().health))
+    cluster.pool.mender.mend()
+    least = "1 of 5 files can be read, but might not after one more loss; the others survive 2 more losses"
+    assert any(line.startswith(least) for line in seen), seen
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
