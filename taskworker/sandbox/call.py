@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -98,18 +99,11 @@ class SandboxCall:
         finally:
             self._finish()
 
-    def send(self, request: bytes) -> None:
-        """Send the request; a call that ended meanwhile is noticed by `result`.
-
-        Raises:
-            FrameError: the request is too large.
-        """
-        frame = encode(Kind.REQUEST, request)
+    def send(self, frame: bytes) -> None:
+        """Send the request's frame; a call that ended meanwhile is noticed by `result`."""
         self._spare.conversation.requested()
-        try:
+        with contextlib.suppress(OSError):
             self._spare.channel.sendall(frame)
-        except OSError:
-            return
 
     def stop(self, reason: SandboxError) -> None:
         """End the call for a reason, which `result` raises; the first one counts."""
@@ -230,6 +224,8 @@ class SandboxCall:
     def _why_it_ended(self) -> SandboxError:
         if self._stopped is not None:
             return self._stopped
+        if self._function.failure is not None:
+            return self._function.failure
         ending = self._function.ending_of(self._spare)
         if ending is None:
             return CallCrashed("the function's process ended before it gave a result")
