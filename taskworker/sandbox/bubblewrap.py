@@ -46,6 +46,7 @@ def command(bwrap: str, bundles: Path, control: int, proc: int) -> list[str]:
         *("--unshare-all", "--unshare-user", "--unshare-cgroup", "--as-pid-1", "--die-with-parent", "--new-session"),
         *("--uid", str(runtime_root.UID), "--gid", str(runtime_root.UID), "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
+        *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
         *_root(),
         *("--ro-bind", str(bundles), BUNDLES),
         *("--dir", "/code", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"),

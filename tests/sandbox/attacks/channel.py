@@ -91,8 +91,7 @@ def flood_of_asks(_: Channel) -> object:
 
 @attack
 def flood_of_results(_: Channel) -> object:
-    for _number in range(1000):
-        _send(RESULT, b"x")
+    _write(1000 * (struct.pack("!BI", RESULT, 1) + b"x"))
     _linger()
 
 
