@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -73,6 +74,7 @@ class SandboxCall:
         self._output_left = self._limits.output_bytes
         self._lock = threading.Lock()
         self._stopped: SandboxError | None = None
+        self._closes_by = math.inf
         self._closed = False
 
     def cancel(self) -> None:
@@ -111,6 +113,7 @@ class SandboxCall:
             if self._closed or self._stopped is not None:
                 return
             self._stopped = reason
+            self._closes_by = time.monotonic() + CLOSE_TIMEOUT_S
             self._spare.kill()
 
     def watch(self) -> None:
@@ -152,13 +155,13 @@ class SandboxCall:
                     poll.unregister(descriptor)
 
     def _wait_ms(self) -> float:
-        left_s = CLOSE_TIMEOUT_S if self._stopped is not None else min(SAMPLE_S, self._deadline - time.monotonic())
-        return max(0.0, left_s * 1000)
+        until = self._deadline if self._stopped is None else self._closes_by
+        return max(0.0, min(SAMPLE_S, until - time.monotonic()) * 1000)
 
     def _nothing_came(self) -> None:
         if self._stopped is None:
             self.watch()
-        else:
+        elif time.monotonic() >= self._closes_by:
             self._function.kill()
             raise ConnectionResetError
 

@@ -58,7 +58,7 @@ class FunctionSandbox:
         code: the bundle's directory relative to the bundles'; empty for none.
         filters: the compiled seccomp filters.
         fence: bounds the processes of functions, where the kernel does not.
-        ended: called in the loop's thread when it is gone.
+        ended: called in the loop's thread when it is about to go.
     """
 
     def __init__(
@@ -218,9 +218,10 @@ class FunctionSandbox:
 
     def close(self, failure: SandboxError) -> None:
         """End it; whoever waits, or comes, gets ``failure``."""
+        if self._failure is not None:
+            return
+        self._ended(self)  # first, so that who gets the failure finds another one when coming again
         with self._changed:
-            if self._failure is not None:
-                return
             self._failure = failure
             spares = [*self._ready, *self._pending.values()]
             self._ready.clear()
@@ -239,7 +240,6 @@ class FunctionSandbox:
             if self._init_pidfd >= 0:
                 os.close(self._init_pidfd)
                 self._init_pidfd = -1
-        self._ended(self)
 
     def fenced_off(self) -> bool:
         """Remove its cgroup, if it has one; False while something in it has not ended."""

@@ -32,6 +32,8 @@ _INSPECT_S = 5.0
 _START_TIMEOUT_S = 90.0
 
 _SELFTEST = b"program:taskworker.sandbox.inside.selftest\n"
+_ATTEMPTS = 3
+"""To begin a call: one for a function that was just ended, one for a base that was, and one that must do."""
 _DESCRIPTORS_WANTED = 16_384
 """A warm function takes three, a process forked ahead or running four; the usual bound of 1024 would be few."""
 
@@ -71,13 +73,13 @@ class SandboxHost:
         Raises:
             SandboxUnavailable: this machine, as it is set up, cannot; the text says what to do.
         """
-        self._bwrap = bubblewrap.find()
-        self._filters = compile_filters()
-        _allow_descriptors()
-        self._thread.start()
         try:
+            self._bwrap = bubblewrap.find()
+            self._filters = compile_filters()
             if self._pids_cgroup:
                 self._fence = PidsCgroup()
+            _allow_descriptors()
+            self._thread.start()
             self._in_loop(self._started_base)
             self.check()
         except BaseException:
@@ -181,13 +183,13 @@ class SandboxHost:
         return [view for function in functions if (view := function.view()) is not None]
 
     def _taken(self, image: FunctionImage, deadline: float, wall_s: float) -> tuple[FunctionSandbox, Spare]:
-        """Take a process for a call; a function that was ended just now is started again, once."""
-        function = self._function(image)
-        try:
-            return function, function.take(deadline, wall_s)
-        except CallCrashed:
+        """Take a process for a call; a sandbox that ended before the call began is started again."""
+        for _ in range(_ATTEMPTS - 1):
             function = self._function(image)
-            return function, function.take(deadline, wall_s)
+            with contextlib.suppress(CallCrashed):
+                return function, function.take(deadline, wall_s)
+        function = self._function(image)
+        return function, function.take(deadline, wall_s)
 
     def _function(self, image: FunctionImage) -> FunctionSandbox:
         with self._lock:

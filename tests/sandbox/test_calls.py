@@ -331,6 +331,19 @@ def test_cancelling_ends_a_call_from_another_thread(host: SandboxHost, runs: Fun
     assert begin(host, runs, b"b'fine'").result() == b"fine"
 
 
+def test_ending_a_call_leaves_the_others_of_its_function(host: SandboxHost, runs: FunctionImage) -> None:
+    """However the moment falls between two looks at the call: each is a hundredth of a second later than the last."""
+    other = begin(host, runs, b"later(4, b'untouched')")
+    for hundredth in range(20):
+        call = begin(host, runs, b"later(25, b'')")
+        timer = threading.Timer(hundredth / 100, call.cancel)
+        timer.start()
+        with pytest.raises(CallCancelled):
+            call.result()
+        timer.join()
+    assert other.result() == b"untouched"
+
+
 def test_how_a_process_ended_is_told(host: SandboxHost, runs: FunctionImage) -> None:
     with pytest.raises(CallCrashed, match="exited with code 3") as exited:
         begin(host, runs, b"os._exit(3)").result()
