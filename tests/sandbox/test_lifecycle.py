@@ -55,7 +55,7 @@ def run(request, channel):
     return request
 """
 
-UNFILTERED = "sys.modules['taskworker.sandbox.inside.kernel'].install_filter = lambda program: None"
+UNFILTERED = "sys.modules['taskworker.sandbox.inside.kernel'].Filter.install = lambda filter: None"
 WRITE = """
 def write(descriptor, data):
     try:
