@@ -35,6 +35,9 @@ class Sizes:
     scale_files_few: int = 10_000
     scale_files_many: int = 1_000_000
     scale_operations: int = 200
+    sandbox_calls: int = 400
+    sandbox_cold_starts: int = 15
+    sandbox_functions: int = 100
     touched_bytes: int = 12 * GIB
     """Memory touched before the first measurement: the most a suite has in the page cache at once."""
     reduced: bool = False
@@ -57,6 +60,9 @@ QUICK = Sizes(
     scale_files_few=2_000,
     scale_files_many=10_000,
     scale_operations=50,
+    sandbox_calls=100,
+    sandbox_cold_starts=5,
+    sandbox_functions=20,
     touched_bytes=GIB,
     reduced=True,
 )

@@ -96,13 +96,13 @@ class BaseProcess:
 
 def _explained(said: str) -> str:
     """Say what keeps namespaces from being made here, and how to allow them."""
-    reasons = [text for path, refuses, text in _SETTINGS if _read(path) in refuses]
+    reasons = [text for path, refuses, text in SETTINGS if _read(path) in refuses]
     if not reasons:
         reasons.append("if this is a container, it must be allowed to make user namespaces and to mount")
     return f"the sandbox could not be started: {said or 'no answer'}; {'; '.join(reasons)}"
 
 
-_SETTINGS = (
+SETTINGS = (
     (
         "/proc/sys/user/max_user_namespaces",
         ("0",),

@@ -41,16 +41,21 @@ def command(bwrap: str, bundles: Path, control: int, proc: int) -> list[str]:
         proc: descriptor of this machine's ``/proc``.
     """
     path = list(runtime_root.module_path())
+    return [*interpreter(bwrap, bundles), "-X", "utf8", "-c", _BASE.format(path=path), str(control), str(proc)]
+
+
+def interpreter(bwrap: str, bundles: Path) -> list[str]:
+    """Give the command that starts an interpreter in namespaces and a root of its own; its arguments come after."""
     return [
         bwrap,
         *("--unshare-all", "--unshare-user", "--unshare-cgroup", "--as-pid-1", "--die-with-parent", "--new-session"),
         *("--uid", str(runtime_root.UID), "--gid", str(runtime_root.UID), "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
+        *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
         *_root(),
         *("--ro-bind", str(bundles), BUNDLES),
         *("--dir", "/code", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"),
-        *(runtime_root.interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path)),
-        *(str(control), str(proc)),
+        *(runtime_root.interpreter(), "-I", "-S", "-B"),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
 import signal
@@ -72,6 +74,7 @@ class SandboxCall:
         self._output_left = self._limits.output_bytes
         self._lock = threading.Lock()
         self._stopped: SandboxError | None = None
+        self._closes_by = math.inf
         self._closed = False
 
     def cancel(self) -> None:
@@ -98,18 +101,11 @@ class SandboxCall:
         finally:
             self._finish()
 
-    def send(self, request: bytes) -> None:
-        """Send the request; a call that ended meanwhile is noticed by `result`.
-
-        Raises:
-            FrameError: the request is too large.
-        """
-        frame = encode(Kind.REQUEST, request)
+    def send(self, frame: bytes) -> None:
+        """Send the request's frame; a call that ended meanwhile is noticed by `result`."""
         self._spare.conversation.requested()
-        try:
+        with contextlib.suppress(OSError):
             self._spare.channel.sendall(frame)
-        except OSError:
-            return
 
     def stop(self, reason: SandboxError) -> None:
         """End the call for a reason, which `result` raises; the first one counts."""
@@ -117,6 +113,7 @@ class SandboxCall:
             if self._closed or self._stopped is not None:
                 return
             self._stopped = reason
+            self._closes_by = time.monotonic() + CLOSE_TIMEOUT_S
             self._spare.kill()
 
     def watch(self) -> None:
@@ -158,13 +155,13 @@ class SandboxCall:
                     poll.unregister(descriptor)
 
     def _wait_ms(self) -> float:
-        left_s = CLOSE_TIMEOUT_S if self._stopped is not None else min(SAMPLE_S, self._deadline - time.monotonic())
-        return max(0.0, left_s * 1000)
+        until = self._deadline if self._stopped is None else self._closes_by
+        return max(0.0, min(SAMPLE_S, until - time.monotonic()) * 1000)
 
     def _nothing_came(self) -> None:
         if self._stopped is None:
             self.watch()
-        else:
+        elif time.monotonic() >= self._closes_by:
             self._function.kill()
             raise ConnectionResetError
 
@@ -230,6 +227,8 @@ class SandboxCall:
     def _why_it_ended(self) -> SandboxError:
         if self._stopped is not None:
             return self._stopped
+        if self._function.failure is not None:
+            return self._function.failure
         ending = self._function.ending_of(self._spare)
         if ending is None:
             return CallCrashed("the function's process ended before it gave a result")

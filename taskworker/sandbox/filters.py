@@ -22,7 +22,7 @@ _ALLOWED = """
     fstatfs dup dup2 dup3 pipe pipe2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime poll ppoll
     select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 sendto recvfrom
     sendmsg recvmsg sendmmsg recvmmsg shutdown getsockopt getsockname getpeername mprotect munmap mremap madvise
-    mincore msync brk membarrier fork vfork clone wait4 waitid exit exit_group set_tid_address set_robust_list
+    mincore msync brk membarrier fork vfork wait4 waitid exit exit_group set_tid_address set_robust_list
     rseq futex futex_waitv futex_wait futex_wake sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_get_priority_max sched_get_priority_min getcpu rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
     rt_sigsuspend rt_sigtimedwait sigaltstack restart_syscall pause alarm getitimer setitimer nanosleep
@@ -42,8 +42,8 @@ _MAP_SHARED = 0x01
 _MAP_ANONYMOUS = 0x20
 """Anonymous and shared would be memory that a zygote has in common with all its calls: refused."""
 _CLONE_THREAD = 0x0001_0000
-_CLONE_NAMESPACES = 0x7E02_0080
-"""All CLONE_NEW* flags that clone takes, and CLONE_NEWTIME."""
+_CLONE_NAMESPACES = 0x7E02_0000
+"""All CLONE_NEW* flags that clone takes."""
 _AF_UNIX = 1
 _PR_SET_SECCOMP = 22
 _PR_SET_NAME = 15
@@ -93,6 +93,7 @@ def _zygote_filter(seccomp: Any) -> Any:
     masked = seccomp.MASKED_EQ
     rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE, _MAP_PRIVATE))
     rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_ANONYMOUS, _MAP_SHARED))
+    rules.add(seccomp.ALLOW, "clone", (0, masked, _CLONE_NAMESPACES, 0))
     rules.add(seccomp.ALLOW, "socketpair", (0, seccomp.EQ, _AF_UNIX))
     rules.add(seccomp.ALLOW, "prctl", (0, seccomp.EQ, _PR_SET_SECCOMP))
     rules.add(seccomp.ALLOW, "prctl", (0, seccomp.EQ, _PR_SET_NAME))

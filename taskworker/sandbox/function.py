@@ -17,21 +17,35 @@ from pathlib import Path
 
 from taskworker.sandbox import proof
 from taskworker.sandbox.base_process import BaseProcess
-from taskworker.sandbox.errors import CallCrashed, CallDeadline, FunctionBroken, SandboxError, SandboxUnavailable
+from taskworker.sandbox.errors import (
+    CallCrashed,
+    CallDeadline,
+    FunctionBroken,
+    ProtocolViolation,
+    SandboxError,
+    SandboxUnavailable,
+)
 from taskworker.sandbox.filters import Filters
 from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
+from taskworker.sandbox.pids_cgroup import PidsCgroup
 from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, Size, Spare, limit_zygote, size_of
 
 SPARES_MAX = 8
 IMPORT_TIMEOUT_S = 60.0
 SPAWN_TIMEOUT_S = 10.0
 ENDING_TIMEOUT_S = 1.0
+STRANGER_S = 15.0
+"""How long a process may be there that is no call's: longer than one being forked, or being reaped, takes."""
 FILES_PER_MIB = 64
 """Files and directories in a private directory, by its size: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
 _MESSAGE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
+
+
+class Unbounded(SandboxUnavailable):
+    """This worker runs as root, and nothing bounds how many processes a function has."""
 
 
 class FunctionSandbox:
@@ -43,8 +57,8 @@ class FunctionSandbox:
         image: what to run.
         code: the bundle's directory relative to the bundles'; empty for none.
         filters: the compiled seccomp filters.
-        pids_required: whether the kernel's bound on a namespace's pids must be had.
-        ended: called in the loop's thread when it is gone.
+        fence: bounds the processes of functions, where the kernel does not.
+        ended: called in the loop's thread when it is about to go.
     """
 
     def __init__(
@@ -55,14 +69,19 @@ class FunctionSandbox:
         code: str,
         filters: Filters,
         *,
-        pids_required: bool,
+        fence: PidsCgroup | None,
         ended: Callable[[FunctionSandbox], None],
     ) -> None:
         self.image = image
         self.started = self.used = time.time()
-        self.running = 0
         self._loop = loop
         self._ended = ended
+        self._fence = fence
+        self._fence_name = secrets.token_hex(8)
+        self._strangers: dict[int, float] = {}
+        self._calls: dict[int, Spare] = {}
+        self._confined = False
+        self._bounded = False
         self._changed = threading.Condition()
         self._failure: SandboxError | None = None
         self._warm = False
@@ -86,7 +105,6 @@ class FunctionSandbox:
             files=max(FILES_MIN, (image.limits.disk_bytes >> 20) * FILES_PER_MIB),
             result_bytes=image.limits.result_bytes,
             pids=FUNCTION_TASKS_MAX,
-            pids_required=pids_required,
         )
         files = [_in_memory(content) for content in (image.document, filters.zygote, filters.call)]
         try:
@@ -126,7 +144,7 @@ class FunctionSandbox:
             CallDeadline: there was none in time.
             SandboxError: the sandbox is gone.
         """
-        self._loop.call_soon_threadsafe(self._taken)
+        self._loop.call_soon_threadsafe(self._refill)
         waited = False
         with self._changed:
             self._waiting += 1
@@ -137,7 +155,7 @@ class FunctionSandbox:
                     while self._ready:
                         spare = self._ready.popleft()
                         if spare.alive:
-                            self.running += 1
+                            self._calls[spare.pid] = spare
                             self.used = time.time()
                             return spare
                         self._loop.call_soon_threadsafe(self._discard, spare)
@@ -149,11 +167,22 @@ class FunctionSandbox:
             finally:
                 self._waiting -= 1
 
+    @property
+    def failure(self) -> SandboxError | None:
+        """Why it is gone, if it is."""
+        return self._failure
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls are under way or waiting."""
+        with self._changed:
+            return bool(self._calls) or self._waiting > 0
+
     def dropped(self, spare: Spare) -> None:
         """Take back the process of a call that has ended: it and its private directory go."""
         spare.close()
         with self._changed:
-            self.running -= 1
+            self._calls.pop(spare.pid, None)
         self._drop_directory(spare.name)
 
     def ending_of(self, spare: Spare) -> tuple[int, int] | None:
@@ -170,9 +199,10 @@ class FunctionSandbox:
 
     def kill(self) -> None:
         """End everything in it at once; `ended` is called soon."""
-        if self._init_pidfd >= 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+        with self._changed:
+            if self._init_pidfd >= 0:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
 
     def view(self) -> WarmView | None:
         """Say what it is doing; None unless it is warm."""
@@ -180,7 +210,7 @@ class FunctionSandbox:
             if not self._warm or self._failure is not None:
                 return None
             pids = (self._init_pid, self._zygote_pid)
-            running, spares = self.running, len(self._ready)
+            running, spares = len(self._calls), len(self._ready)
         pss = sum(_pss_bytes(pid) for pid in pids)
         return WarmView(self.image.key, pids, running, spares, pss, self.started, self.used)
 
@@ -188,9 +218,10 @@ class FunctionSandbox:
 
     def close(self, failure: SandboxError) -> None:
         """End it; whoever waits, or comes, gets ``failure``."""
+        if self._failure is not None:
+            return
+        self._ended(self)  # first, so that who gets the failure finds another one when coming again
         with self._changed:
-            if self._failure is not None:
-                return
             self._failure = failure
             spares = [*self._ready, *self._pending.values()]
             self._ready.clear()
@@ -205,10 +236,33 @@ class FunctionSandbox:
         for connection in (self._init, self._zygote):
             self._loop.remove_reader(connection)
             connection.close()
-        if self._init_pidfd >= 0:
-            os.close(self._init_pidfd)
-            self._init_pidfd = -1
-        self._ended(self)
+        with self._changed:
+            if self._init_pidfd >= 0:
+                os.close(self._init_pidfd)
+                self._init_pidfd = -1
+
+    def fenced_off(self) -> bool:
+        """Remove its cgroup, if it has one; False while something in it has not ended."""
+        return self._fence is None or self._fence.remove(self._fence_name)
+
+    def inspect(self) -> None:
+        """End it if something runs in it that is no call's: forked by user code that got hold of its zygote."""
+        if not self._warm or self._failure is not None:
+            return
+        with self._changed:
+            known = {spare.pid for spare in self._ready} | {self._init_pid, self._zygote_pid}
+        try:
+            strangers = proof.processes_below(self._init_pid) - known - set(self._calls)
+            proof.require_one_thread(self._zygote_pid)
+        except OSError:
+            return
+        except SandboxError as error:
+            self.close(error)
+            return
+        now = time.monotonic()
+        self._strangers = {pid: self._strangers.get(pid, now) for pid in strangers}
+        if any(now - seen > STRANGER_S for seen in self._strangers.values()):
+            self.close(ProtocolViolation("processes that are no calls were found in the function's sandbox"))
 
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
@@ -229,8 +283,10 @@ class FunctionSandbox:
         elif message[:1] == init.MOUNTED:
             self._fork(message[1:].decode())
         else:
+            self._bounded = message == init.BOUNDED
             self._init_pid = pid
             self._init_pidfd = os.pidfd_open(pid)
+            self._trust()
 
     def _zygote_readable(self) -> None:
         try:
@@ -239,8 +295,9 @@ class FunctionSandbox:
             message, pid = b"", 0
         kind, content = message[:1], message[1:]
         if kind == zygote.CONFINED and not self._zygote_pid:
-            self._trust(pid)
-        elif kind == zygote.READY and self._zygote_pid and not self._warm:
+            self._zygote_pid = pid
+            self._trust()
+        elif kind == zygote.READY and self._confined and not self._warm:
             self._imported()
         elif kind == zygote.BROKEN and not self._warm:
             self.close(FunctionBroken(content.decode(errors="replace")))
@@ -254,26 +311,39 @@ class FunctionSandbox:
             return CallCrashed("the function's zygote ended")
         return FunctionBroken("the function's process ended while its code was imported")
 
-    def _trust(self, pid: int) -> None:
-        """Look at the zygote from outside, before it may import anything."""
+    def _trust(self) -> None:
+        """Look at the zygote from outside, and bound it, before it may import anything."""
+        if not self._init_pid or not self._zygote_pid:
+            return
         try:
-            self._pid_namespace = proof.require_confined(pid, 1)["pid"]
-            limit_zygote(pid, self.image.limits)
+            self._pid_namespace = proof.require_confined(self._zygote_pid, 1)["pid"]
+            proof.require_closed(self._zygote_pid)
+            limit_zygote(self._zygote_pid, self.image.limits)
+            if self._fence is not None:
+                self._fence.enclose(self._fence_name, (self._init_pid, self._zygote_pid), FUNCTION_TASKS_MAX)
+            elif not self._bounded and os.geteuid() == 0:
+                raise Unbounded("nothing bounds the processes of this function")
             self._zygote.send(zygote.GO, socket.MSG_NOSIGNAL)
+        except Unbounded as error:
+            self.close(error)
         except SandboxUnavailable as error:
             _log.error("%s", error)
             self.close(error)
         except OSError:
             self.close(self._lost_zygote())
         else:
-            self._zygote_pid = pid
+            self._confined = True
 
     def _imported(self) -> None:
         self._timer.cancel()
         try:
             self._size = size_of(self._zygote_pid)
+            proof.require_alone(self._zygote_pid, self._init_pid)
         except OSError:
             self.close(self._lost_zygote())
+            return
+        except SandboxError as error:
+            self.close(error)
             return
         with self._changed:
             self._warm = True
@@ -288,9 +358,6 @@ class FunctionSandbox:
         with self._changed:
             self._endings = {name: content[init.NAME_CHARS :]}
             self._changed.notify_all()
-
-    def _taken(self) -> None:
-        self._refill()
 
     def _refill(self) -> None:
         if not self._warm or self._failure is not None:
@@ -320,7 +387,7 @@ class FunctionSandbox:
 
     def _greet(self, spare: Spare) -> None:
         try:
-            if not spare.greet(self.image.limits, self._size, self._pid_namespace):
+            if not spare.greet(self.image.limits, self._size, self._pid_namespace, self._zygote_pid):
                 return
         except (SandboxError, OSError) as error:
             _log.warning("a call's process was refused: %s", error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -14,15 +16,26 @@ from typing import TypeVar
 from taskworker.sandbox import bubblewrap
 from taskworker.sandbox.base_process import BaseProcess
 from taskworker.sandbox.call import Answer, Output, SandboxCall
-from taskworker.sandbox.errors import CallCrashed, SandboxUnavailable
+from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxUnavailable
 from taskworker.sandbox.filters import Filters, compile_filters
-from taskworker.sandbox.function import FunctionSandbox
-from taskworker.sandbox.image import FunctionImage, WarmView
+from taskworker.sandbox.frames import Kind, encode
+from taskworker.sandbox.function import FunctionSandbox, Unbounded
+from taskworker.sandbox.image import FunctionImage, Limits, WarmView
+from taskworker.sandbox.pids_cgroup import PidsCgroup
+from taskworker.sandbox.spare import Spare
 
 SPARES_IDLE_S = 60.0
 """How long processes wait for calls that do not come; the zygote stays."""
 _TICK_S = 0.25
+_INSPECT_S = 5.0
+"""How often functions are looked at for what should not be in them."""
 _START_TIMEOUT_S = 90.0
+
+_SELFTEST = b"program:taskworker.sandbox.inside.selftest\n"
+_ATTEMPTS = 3
+"""To begin a call: one for a function that was just ended, one for a base that was, and one that must do."""
+_DESCRIPTORS_WANTED = 16_384
+"""A warm function takes three, a process forked ahead or running four; the usual bound of 1024 would be few."""
 
 T = TypeVar("T")
 
@@ -34,9 +47,10 @@ class SandboxHost:
         bundles: the directory below which all images' roots are; it must exist.
         warm_max: how many functions stay warm; of more, the one not used for longest is ended.
         idle_s: after so many seconds without a call, a function is ended.
+        pids_cgroup: bound functions' processes by a cgroup, as is done by itself for root before Linux 6.14.
     """
 
-    def __init__(self, bundles: Path, *, warm_max: int = 128, idle_s: float = 600.0) -> None:
+    def __init__(self, bundles: Path, *, warm_max: int = 128, idle_s: float = 600.0, pids_cgroup: bool = False) -> None:
         self._bundles = bundles.resolve()
         self._warm_max = warm_max
         self._idle_s = idle_s
@@ -46,6 +60,9 @@ class SandboxHost:
         self._lock = threading.Lock()
         self._calls: set[SandboxCall] = set()
         self._base: BaseProcess | None = None
+        self._pids_cgroup = pids_cgroup
+        self._fence: PidsCgroup | None = None
+        self._unfenced: list[FunctionSandbox] = []
         self._bwrap = ""
         self._filters = Filters(b"", b"")
         self._closed = False
@@ -56,11 +73,38 @@ class SandboxHost:
         Raises:
             SandboxUnavailable: this machine, as it is set up, cannot; the text says what to do.
         """
-        self._bwrap = bubblewrap.find()
-        self._filters = compile_filters()
-        self._thread.start()
-        self._in_loop(self._started_base)
+        try:
+            self._bwrap = bubblewrap.find()
+            self._filters = compile_filters()
+            if self._pids_cgroup:
+                self._fence = PidsCgroup()
+            _allow_descriptors()
+            self._thread.start()
+            self._in_loop(self._started_base)
+            self.check()
+        except BaseException:
+            self.close()
+            raise
         self._loop.call_soon_threadsafe(self._tick)
+        self._loop.call_soon_threadsafe(self._inspect)
+
+    def check(self) -> None:
+        """Run a program that tries what must not work.
+
+        Raises:
+            SandboxUnavailable: something of it did.
+        """
+        image = FunctionImage(f"selftest-{secrets.token_hex(8)}", self._bundles, _SELFTEST, Limits())
+        try:
+            worked = self._tried(image)
+        except Unbounded:
+            self._fence = PidsCgroup()
+            worked = self._tried(image)
+        if worked:
+            raise SandboxUnavailable(
+                f"the sandbox does not confine; this was possible: {worked.replace(chr(10), ', ')}"
+            )
+        self._in_loop(lambda: self._functions[image.key].close(CallCrashed("the self-test is over")))
 
     def close(self) -> None:
         """End everything; calls under way raise. Once is enough, twice does no harm."""
@@ -72,6 +116,8 @@ class SandboxHost:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
+        if self._fence is not None:
+            self._fence.close()
 
     def warm(self, image: FunctionImage) -> None:
         """Have the function's code imported, if it is not.
@@ -100,10 +146,10 @@ class SandboxHost:
             SandboxUnavailable: the sandbox does not confine as it should.
             FrameError: the request has more than 8 MiB.
         """
+        frame = encode(Kind.REQUEST, request)
         wall_s = image.limits.wall_s if timeout_s is None else min(timeout_s, image.limits.wall_s)
         deadline = time.monotonic() + wall_s
-        function = self._function(image)
-        spare = function.take(deadline, wall_s)
+        function, spare = self._taken(image, deadline, wall_s)
         call = SandboxCall(
             function,
             spare,
@@ -114,14 +160,36 @@ class SandboxHost:
             ended=self._calls.discard,
         )
         self._calls.add(call)
-        call.send(request)
+        call.send(frame)
         return call
+
+    def _tried(self, image: FunctionImage) -> str:
+        try:
+            self.warm(image)
+            return (
+                self.begin(image, b"", timeout_s=None, answer=lambda ask: ask, output=lambda _name, _data: None)
+                .result()
+                .decode()
+            )
+        except SandboxUnavailable:
+            raise
+        except SandboxError as error:
+            raise SandboxUnavailable(f"the sandbox's self-test failed: {error}") from error
 
     def views(self) -> list[WarmView]:
         """Say what is warm, and what it takes."""
         with self._lock:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
+
+    def _taken(self, image: FunctionImage, deadline: float, wall_s: float) -> tuple[FunctionSandbox, Spare]:
+        """Take a process for a call; a sandbox that ended before the call began is started again."""
+        for _ in range(_ATTEMPTS - 1):
+            function = self._function(image)
+            with contextlib.suppress(CallCrashed):
+                return function, function.take(deadline, wall_s)
+        function = self._function(image)
+        return function, function.take(deadline, wall_s)
 
     def _function(self, image: FunctionImage) -> FunctionSandbox:
         with self._lock:
@@ -174,7 +242,7 @@ class SandboxHost:
             image,
             code,
             self._filters,
-            pids_required=False,
+            fence=self._fence,
             ended=self._function_ended,
         )
 
@@ -186,7 +254,7 @@ class SandboxHost:
 
     def _make_room(self) -> None:
         """End the function that was not used for longest, if there are as many as may be."""
-        idle = [function for function in self._functions.values() if function.running == 0]
+        idle = [function for function in self._functions.values() if not function.busy]
         if len(self._functions) >= self._warm_max and idle:
             min(idle, key=lambda function: function.used).close(CallCrashed("the function made room for another"))
 
@@ -194,17 +262,24 @@ class SandboxHost:
         with self._lock:
             if self._functions.get(function.image.key) is function:
                 del self._functions[function.image.key]
+        self._unfenced.append(function)
 
     def _tick(self) -> None:
         for call in list(self._calls):
             call.watch()
+        self._unfenced = [function for function in self._unfenced if not function.fenced_off()]
         now = time.time()
         for function in list(self._functions.values()):
-            if function.running == 0 and now - function.used > self._idle_s:
+            if not function.busy and now - function.used > self._idle_s:
                 function.close(CallCrashed("the function was not used for long"))
             elif now - function.used > SPARES_IDLE_S:
                 function.rest()
         self._loop.call_later(_TICK_S, self._tick)
+
+    def _inspect(self) -> None:
+        for function in list(self._functions.values()):
+            function.inspect()
+        self._loop.call_later(_INSPECT_S, self._inspect)
 
     def _end_all(self) -> None:
         for function in list(self._functions.values()):
@@ -214,3 +289,10 @@ class SandboxHost:
                 self._loop.remove_reader(self._base.control)
             self._base.end()
             self._base = None
+
+
+def _allow_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from taskworker.sandbox.errors import SandboxUnavailable
+from taskworker.sandbox.errors import FunctionBroken, SandboxUnavailable
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 _CREDENTIALS = struct.Struct("=3i")
@@ -76,3 +77,52 @@ def require_filters(pid: int, filters: int) -> None:
     status = status_of(pid)
     if status.get("Seccomp") != "2" or int(status.get("Seccomp_filters", filters)) < filters:
         raise SandboxUnavailable(f"a call's process has {status.get('Seccomp_filters')} seccomp filters, not {filters}")
+
+
+def require_closed(pid: int) -> None:
+    """Check that a zygote has no descriptor but its socket and ``/dev/null``.
+
+    Raises:
+        SandboxUnavailable: it has another.
+    """
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        target = os.readlink(f"/proc/{pid}/fd/{name}")
+        if target != "/dev/null" and not target.startswith("socket:"):
+            raise SandboxUnavailable(f"a sandboxed process holds {target}; it was ended")
+
+
+def require_alone(zygote: int, init: int) -> None:
+    """Check what the import of user code has left: no threads, which calls would not have, and no processes.
+
+    Raises:
+        FunctionBroken: it has left some.
+    """
+    require_one_thread(zygote)
+    if processes_below(init) - {zygote, init}:
+        raise FunctionBroken("the function's code starts processes while it is imported, which it may not")
+
+
+def require_one_thread(zygote: int) -> None:
+    """Check that a zygote runs nothing beside its own loop.
+
+    Raises:
+        FunctionBroken: it does.
+    """
+    if status_of(zygote)["Threads"] != "1":
+        raise FunctionBroken(
+            "the function's code starts threads while it is imported, which its calls would not have: start them "
+            "in the function itself"
+        )
+
+
+def processes_below(init: int) -> set[int]:
+    """Name the processes of a function: its init, what it forked, and what those forked."""
+    found, unvisited = {init}, [init]
+    while unvisited:
+        pid = unvisited.pop()
+        with contextlib.suppress(OSError):  # ended meanwhile
+            for task in os.listdir(f"/proc/{pid}/task"):
+                children = {int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()}
+                unvisited += children - found
+                found |= children
+    return found

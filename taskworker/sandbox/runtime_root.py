@@ -21,6 +21,7 @@ from taskworker.sandbox.errors import SandboxUnavailable
 PYTHON = "/python"
 PACKAGES = "/packages"
 RUNTIME = "/runtime"
+LIBRARIES = "/libraries"
 UID = 1000
 PACKAGE_NAMES = (
     "pydantic",
@@ -118,7 +119,7 @@ def _extensions(packages: list[Bind]) -> Iterator[Path]:
 
 
 def _libraries(objects: list[Path]) -> Iterator[Bind]:
-    """Find the shared libraries of ``objects`` as the loader does; they are bound where it looks for them."""
+    """Find the shared libraries of ``objects`` as the loader does; it itself stays where programs name it."""
     ldd = shutil.which("ldd")
     if ldd is None:
         raise SandboxUnavailable("functions need ldd, which comes with the C library, to find shared libraries")
@@ -126,4 +127,5 @@ def _libraries(objects: list[Path]) -> Iterator[Bind]:
         [ldd, *map(str, objects)], capture_output=True, text=True, timeout=_LDD_TIMEOUT_S, check=False
     ).stdout
     for path in sorted(set(_LIBRARY.findall(said))):
-        yield Bind(Path(path).resolve(), path)
+        name = Path(path).name
+        yield Bind(Path(path).resolve(), path if name.startswith("ld-") else f"{LIBRARIES}/{name}")

@@ -91,7 +91,7 @@ class Spare:
             os.close(descriptor)
         self.theirs = ()  # type: ignore[assignment]
 
-    def greet(self, limits: Limits, begun_with: Size, pid_namespace: str) -> bool:
+    def greet(self, limits: Limits, begun_with: Size, pid_namespace: str, zygote: int) -> bool:
         """Take the hello; False if it has not come whole.
 
         Raises:
@@ -105,7 +105,7 @@ class Spare:
         if self.conversation.feed(data) is None:
             return False
         self._pidfd = os.pidfd_open(pid)
-        if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace:
+        if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
             raise SandboxUnavailable("what answered is not of the sandbox")
         proof.require_filters(pid, 2)
         limit_call(pid, limits, begun_with)

@@ -15,8 +15,13 @@ from taskworker.sandbox.inside.channel import Channel
 from taskworker.sandbox.inside.init import CALLS
 
 
-def main(name: str, descriptors: list[int], program: ModuleType, second_filter: bytes, result_bytes: int) -> None:
-    """Wait for the request, run it, give its result; does not return."""
+def main(
+    name: str, descriptors: list[int], program: ModuleType, second_filter: kernel.Filter, result_bytes: int
+) -> None:
+    """Wait for the request, run it, give its result; does not return.
+
+    What is touched here is copied for every call, page by page: so as little as can be.
+    """
     status = 1
     try:
         connection, output, errors = descriptors
@@ -25,7 +30,7 @@ def main(name: str, descriptors: list[int], program: ModuleType, second_filter: 
         os.dup2(errors, 2)
         kernel.close_all_but({connection})
         _settle(f"{CALLS}/{name}")
-        kernel.install_filter(second_filter)
+        second_filter.install()
         channel = Channel(socket.socket(fileno=connection))
         channel.hello()
         _run(program, channel, result_bytes)
@@ -38,7 +43,7 @@ def main(name: str, descriptors: list[int], program: ModuleType, second_filter: 
 
 def _settle(home: str) -> None:
     os.chdir(home)
-    os.environ.update(HOME=home, TMPDIR=home, LANG="C.UTF-8")
+    os.environ["HOME"] = os.environ["TMPDIR"] = home
     tempfile.tempdir = home
 
 

@@ -27,6 +27,9 @@ NAME_CHARS = 32
 MOUNT = b"M"
 DROP = b"D"
 MOUNTED = b"m"
+BOUNDED = b"b"
+UNBOUNDED = b"u"
+"""What the init says first: whether the kernel bounds the pids of its namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,7 @@ class Start:
         disk_bytes: the size of each call's private directory.
         files: how many files and directories it may hold.
         result_bytes: how large a result may be.
-        pids: the bound of the function's pid namespace.
-        pids_required: whether to refuse where the kernel has no such bound.
+        pids: the bound of the function's pid namespace, where the kernel has such a bound.
     """
 
     code: str
@@ -47,7 +49,6 @@ class Start:
     files: int
     result_bytes: int
     pids: int
-    pids_required: bool
 
 
 Zygote = Callable[[Start, int, int, int, int], None]
@@ -56,8 +57,7 @@ Zygote = Callable[[Start, int, int, int, int], None]
 def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> None:
     """Set the namespace up, fork the zygote and serve; does not return."""
     own, to_zygote, document, *filters = descriptors
-    if not kernel.limit_pids(proc, start.pids) and start.pids_required:
-        raise OSError("this kernel cannot bound the processes of a namespace")
+    bounded = kernel.limit_pids(proc, start.pids)
     os.close(proc)
     calls = _mount_all(start)
     child = os.fork()
@@ -69,7 +69,9 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, lambda *_: _reap(child))
     _reap(child)
-    _serve(socket.socket(fileno=own), calls, start)
+    connection = socket.socket(fileno=own)
+    connection.send(BOUNDED if bounded else UNBOUNDED)
+    _serve(connection, calls, start)
 
 
 def _mount_all(start: Start) -> int:
@@ -92,7 +94,6 @@ def _mount_all(start: Start) -> int:
 
 
 def _serve(connection: socket.socket, calls: int, start: Start) -> None:
-    connection.send(b"i")
     while message := connection.recv(1 + NAME_CHARS):
         name = message[1:].decode()
         if message[:1] == MOUNT:

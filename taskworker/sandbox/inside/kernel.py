@@ -74,12 +74,24 @@ def forbid_new_privileges() -> None:
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0), "set no_new_privs")
 
 
-def install_filter(program: bytes) -> None:
-    """Put a seccomp filter, compiled to BPF, on this process and all that it forks."""
-    instructions = ctypes.create_string_buffer(program, len(program))
-    filter_ = _Program(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
-    done = _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0)
-    _check(done, "install the seccomp filter")
+class Filter:
+    """A seccomp filter, compiled to BPF, ready to be put on.
+
+    Args:
+        program: of the filter.
+    """
+
+    __slots__ = ("_address", "_kept")
+
+    def __init__(self, program: bytes) -> None:
+        instructions = ctypes.create_string_buffer(program, len(program))
+        made = _Program(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
+        self._kept = (instructions, made)
+        self._address = ctypes.addressof(made)
+
+    def install(self) -> None:
+        """Put it on this process and all that it forks."""
+        _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._address, 0, 0), "install the seccomp filter")
 
 
 def map_own_ids(proc: int, uid: int, gid: int) -> None:

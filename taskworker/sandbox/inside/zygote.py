@@ -45,7 +45,7 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
     try:
         control = socket.socket(fileno=connection)
         document_bytes = _read(document)
-        filters = _read(first_filter), _read(second_filter)
+        filters = kernel.Filter(_read(first_filter)), kernel.Filter(_read(second_filter))
         kernel.close_all_but({connection})
         kernel.to_null(0, 1, 2)
         sys.stdout, sys.stderr = _written_to(1), _written_to(2)
@@ -53,7 +53,7 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
         kernel.drop_capabilities()
         kernel.forbid_new_privileges()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        kernel.install_filter(filters[0])
+        filters[0].install()
         control.send(CONFINED)
         if control.recv(1) != GO:
             os._exit(1)
@@ -72,6 +72,7 @@ def _written_to(descriptor: int) -> TextIO:
 
 def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
     os.chdir(CODE)
+    os.environ["LANG"] = "C.UTF-8"
     sys.path.insert(0, CODE)
     threading.stack_size(THREAD_STACK_BYTES)
     try:
@@ -97,7 +98,7 @@ def _text_of(error: BaseException) -> str:
 
 
 class _Zygote:
-    def __init__(self, start: Start, control: socket.socket, program: ModuleType, second_filter: bytes) -> None:
+    def __init__(self, start: Start, control: socket.socket, program: ModuleType, second_filter: kernel.Filter) -> None:
         self._start = start
         self._control = control
         self._program = program

@@ -1,0 +1,56 @@
+"""A program that tries what must not work, run at a worker's start.
+
+Its result names what did work, a line each: an empty one is the good one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from taskworker.sandbox.inside import kernel
+from taskworker.sandbox.inside.channel import Channel
+
+_PTRACE_TRACEME = 0
+
+
+def prepare(document: bytes) -> None:
+    """Do nothing: there is no code of a user's."""
+
+
+def run(_request: bytes, _channel: Channel) -> bytes:
+    """Try everything and give the names of what was not refused."""
+    return "\n".join(name for name, worked in _attempts() if _works(worked)).encode()
+
+
+def _attempts() -> Iterator[tuple[str, Callable[[], object]]]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    yield "reading /etc/passwd", Path("/etc/passwd").read_bytes
+    yield "listing /bundles", lambda: os.listdir("/bundles")
+    yield "listing the private directories of calls", lambda: os.listdir("/tmp")
+    yield "writing to /code", lambda: Path("/code/x").write_bytes(b"x")
+    yield "opening a socket", lambda: socket.socket(socket.AF_INET)
+    yield "forking", os.fork
+    yield "executing a program", lambda: os.execv("/python/bin/python3", ["python3"])
+    yield "making a namespace", lambda: kernel.unshare(kernel.CLONE_NEWUSER)
+    yield "mounting", lambda: kernel.mount("none", "/tmp", "tmpfs", 0)
+    yield "sending a signal", lambda: os.kill(1, 0)
+    yield "tracing", lambda: _checked(libc.ptrace(_PTRACE_TRACEME, 0, 0, 0))
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        made = attempt()
+    except OSError:
+        return False
+    if attempt is os.fork and made == 0:
+        os._exit(0)
+    return True
+
+
+def _checked(status: int) -> None:
+    if status != 0:
+        raise OSError(ctypes.get_errno(), "refused")

@@ -1,0 +1,329 @@
+"""Files, descriptors and the environment: of the machine, and of other calls."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import mmap
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+from tests.sandbox.attacks.corpus import LIBC, NUMBERS, Channel, attack, call, raw
+
+HOST_NAMES = ("home", "root/.ssh", "var", "usr/bin", "opt", "srv", "boot", "sys", "proc", "run", "mnt", "work", "etc")
+AT_FDCWD = -100
+
+
+@attack
+def read_passwd(_: Channel) -> object:
+    return Path("/etc/passwd").read_bytes()
+
+
+@attack
+def read_shadow_through_parents(_: Channel) -> object:
+    return Path("../../../../../../../../etc/shadow").read_bytes()
+
+
+@attack
+def list_host_directories(_: Channel) -> object:
+    return [name for name in HOST_NAMES if Path("/", name).exists()]
+
+
+@attack
+def read_environment(_: Channel) -> object:
+    allowed = {"HOME", "TMPDIR", "LANG"}
+    return {name: value for name, value in os.environ.items() if name not in allowed}
+
+
+@attack
+def read_environment_of_the_process(_: Channel) -> object:
+    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(LIBC, "environ")
+    found = []
+    index = 0
+    while entry := environ[index]:
+        found.append(entry)
+        index += 1
+    return [entry for entry in found if entry.split(b"=")[0] not in (b"HOME", b"TMPDIR", b"LANG")]
+
+
+@attack
+def read_other_bundles(_: Channel) -> object:
+    return os.listdir("/bundles")
+
+
+@attack
+def open_other_bundles_beneath_the_cover(_: Channel) -> object:
+    return [name for name in ("innocent", "../bundles/innocent") if Path("/bundles", name).exists()]
+
+
+@attack
+def list_private_directories(_: Channel) -> object:
+    return os.listdir("/tmp")
+
+
+@attack
+def glob_private_directories(_: Channel) -> object:
+    own = Path.cwd().name
+    return [name for name in glob.glob("/tmp/*") if not name.endswith(own)] + glob.glob("../*/..")
+
+
+@attack
+def open_the_list_of_private_directories(_: Channel) -> object:
+    return os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
+
+
+@attack
+def allow_listing(_: Channel) -> object:
+    os.chmod("/tmp", 0o777)
+    return os.listdir("/tmp")
+
+
+@attack
+def make_a_file_among_private_directories(_: Channel) -> object:
+    return os.open("/tmp/for-the-next-call", os.O_CREAT | os.O_WRONLY)
+
+
+@attack
+def make_a_directory_among_private_directories(_: Channel) -> object:
+    os.mkdir("../for-the-next-call")
+    return "made"
+
+
+@attack
+def write_to_the_code(_: Channel) -> object:
+    return Path("/code/changed.py").write_text("x = 1")
+
+
+@attack
+def overwrite_the_interpreter(_: Channel) -> object:
+    return os.open("/python/bin/python3", os.O_WRONLY)
+
+
+@attack
+def write_anywhere(_: Channel) -> object:
+    made = []
+    for directory in ("/", "/code", "/bundles", "/python", "/packages", "/runtime", "/dev", "/tmp", "/lib", "/root"):
+        try:
+            Path(directory, "x").write_bytes(b"x")
+        except OSError:
+            continue
+        made.append(directory)
+    return made
+
+
+@attack
+def symlink_out_of_the_private_directory(_: Channel) -> object:
+    Path("link").symlink_to("/etc/passwd")
+    return Path("link").read_bytes()
+
+
+@attack
+def symlink_to_the_parent(_: Channel) -> object:
+    Path("up").symlink_to("/tmp", target_is_directory=True)
+    return os.listdir("up")
+
+
+@attack
+def symlink_loop(_: Channel) -> object:
+    Path("a").symlink_to("b")
+    Path("b").symlink_to("a")
+    return Path("a").read_bytes()
+
+
+@attack
+def hard_link_from_outside(_: Channel) -> object:
+    os.link("/runtime/taskworker/sandbox/frames.py", "stolen")
+    return "linked"
+
+
+@attack
+def rename_into_the_parent(_: Channel) -> object:
+    Path("file").write_bytes(b"x")
+    Path("file").rename("../file")
+    return "renamed"
+
+
+@attack
+def remove_the_private_directory(_: Channel) -> object:
+    home = Path.cwd()
+    home.rmdir()
+    return "removed"
+
+
+@attack
+def leave_through_the_working_directory(_: Channel) -> object:
+    os.chdir("/")
+    above = [os.open("..", os.O_RDONLY | os.O_DIRECTORY)]
+    for _step in range(20):
+        above.append(os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=above[-1]))
+    return set(os.listdir(above[-1])) & {"etc", "usr", "home", "var", "work", "proc", "sys"}
+
+
+@attack
+def use_inherited_descriptors(_: Channel) -> object:
+    found = []
+    for descriptor in range(3, 4096):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            continue
+        found.append(descriptor)
+    return found[1:]  # the channel is one
+
+
+@attack
+def list_directories_behind_descriptors(_: Channel) -> object:
+    found = []
+    for descriptor in range(64):
+        try:
+            found.append(os.listdir(descriptor))
+        except OSError:
+            continue
+    return found
+
+
+@attack
+def read_the_other_end_of_output(_: Channel) -> object:
+    return os.read(1, 1) or os.read(2, 1)
+
+
+@attack
+def open_by_handle(_: Channel) -> object:
+    handle = ctypes.create_string_buffer(b"\x80\0\0\0\1\0\0\0" + bytes(128))
+    return call("open_by_handle_at", AT_FDCWD, handle, 0)
+
+
+@attack
+def name_to_handle(_: Channel) -> object:
+    handle = ctypes.create_string_buffer(b"\x80\0\0\0" + bytes(132))
+    identity = ctypes.c_int()
+    return call("name_to_handle_at", AT_FDCWD, b"/tmp", handle, ctypes.byref(identity), 0) == 0
+
+
+@attack
+def make_a_device(_: Channel) -> object:
+    os.mknod("disk", 0o60666, os.makedev(8, 0))
+    return os.open("disk", os.O_RDONLY)
+
+
+@attack
+def execute_from_the_private_directory(_: Channel) -> object:
+    Path("program").write_bytes(b"#!/python/bin/python3\n")
+    Path("program").chmod(0o755)
+    os.execv("./program", ["program"])
+
+
+@attack
+def map_executable_from_the_private_directory(_: Channel) -> object:
+    with Path("code").open("wb+") as file:
+        file.write(b"\xc3" * 4096)
+        file.flush()
+        return mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+@attack
+def share_memory_with_other_calls(_: Channel) -> object:
+    return mmap.mmap(-1, 4096)
+
+
+@attack
+def make_a_nameless_file(_: Channel) -> object:
+    return call("memfd_create", b"x", 0) or call("memfd_secret", 0)
+
+
+@attack
+def devices_beyond_the_harmless(_: Channel) -> object:
+    return set(os.listdir("/dev")) - {"null", "random", "urandom"}
+
+
+@attack
+def read_host_logs_and_memory(_: Channel) -> object:
+    return [name for name in ("/dev/mem", "/dev/kmsg", "/dev/sda", "/dev/tty", "/dev/shm") if Path(name).exists()]
+
+
+@attack
+def set_user_id_bit(_: Channel) -> object:
+    Path("root").write_bytes(b"x")
+    os.chown("root", 0, 0)
+    return "owned by root"
+
+
+@attack
+def watch_the_file_system(_: Channel) -> object:
+    return call("inotify_init1", 0)
+
+
+@attack
+def watch_the_file_system_whole(_: Channel) -> object:
+    return call("fanotify_init", 0, 0)
+
+
+@attack
+def be_told_of_directory_changes(_: Channel) -> object:
+    import fcntl
+
+    directory = os.open(".", os.O_RDONLY)
+    fcntl.fcntl(directory, fcntl.F_NOTIFY, fcntl.DN_CREATE)
+    return "told"
+
+
+@attack
+def take_a_lease(_: Channel) -> object:
+    import fcntl
+
+    descriptor = os.open("leased", os.O_CREAT | os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    return "leased"
+
+
+@attack
+def find_what_the_last_call_left(_: Channel) -> object:
+    left = os.listdir(".") + os.listdir(tempfile.gettempdir()) + os.listdir(Path.home())
+    Path("left-behind").write_bytes(b"secret of this call")
+    return left
+
+
+@attack
+def find_what_the_last_call_left_again(_: Channel) -> object:
+    return os.listdir(".")
+
+
+@attack
+def pass_a_descriptor_to_the_worker(channel: Channel) -> object:
+    """Descriptors sent over the channel must not pile up there, nor their count be the worker's death."""
+    connection = socket.socket(fileno=os.dup(3))
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+    frame = b"\x05\0\0\0\x05hello"
+    socket.send_fds(connection, [frame], opened)
+    answer = connection.recv(64)
+    return b"" if answer.endswith(b"hello") else answer
+
+
+@attack
+def statistics_of_mounts(_: Channel) -> object:
+    got: list[object] = []
+    for name in ("statmount", "listmount"):
+        try:
+            got.append(call(name, 0, 0, 0, 0))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS):
+                got.append(error.errno)
+    return got
+
+
+@attack
+def unknown_system_calls(_: Channel) -> object:
+    reached = []
+    for number in [*range(463, 600), 100_000]:
+        if number in NUMBERS.values():
+            continue
+        try:
+            raw(number, 0, 0, 0, 0, 0, 0)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOSYS):
+                continue
+        reached.append(number)
+    return reached

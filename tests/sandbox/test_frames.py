@@ -1,0 +1,184 @@
+"""What comes out of a sandbox is hostile: the decoder, the conversation, and a live host fed with anything."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from taskworker.sandbox import FunctionImage, LimitExceeded, Limits, ProtocolViolation, SandboxError, SandboxHost
+from taskworker.sandbox.conversation import Conversation, State, failure_of
+from taskworker.sandbox.frames import (
+    ASK_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    FROM_SANDBOX,
+    HEADER,
+    HELLO,
+    TO_SANDBOX,
+    VERSION,
+    Cause,
+    Failure,
+    Frame,
+    FrameDecoder,
+    FrameError,
+    Kind,
+    decode_failure,
+    encode,
+    encode_failure,
+)
+from tests.sandbox.bundles import begin, program
+
+HEADS = st.builds(
+    lambda kind, length, rest: HEADER.pack(kind, length) + rest,
+    st.integers(0, 255),
+    st.one_of(st.integers(0, 64), st.integers(0, 2**32 - 1)),
+    st.binary(max_size=64),
+)
+FROM_INSIDE = st.lists(st.one_of(st.binary(max_size=200), HEADS), min_size=1, max_size=6)
+GREETING = encode(Kind.HELLO, HELLO.pack(VERSION))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(FROM_SANDBOX)), st.binary(max_size=2)), max_size=8),
+    st.integers(1, 30),
+)
+def test_frames_come_back_however_the_stream_is_cut(sent: list[tuple[Kind, bytes]], step: int) -> None:
+    stream = b"".join(encode(kind, payload) for kind, payload in sent)
+    decoder, got = FrameDecoder(FROM_SANDBOX), []
+    for start in range(0, len(stream), step):
+        decoder.feed(stream[start : start + step])
+        while (frame := decoder.next()) is not None:
+            got.append(frame)
+    assert got == [Frame(kind, payload) for kind, payload in sent]
+    assert decoder.pending == 0
+
+
+@given(FROM_INSIDE)
+@example([b"\x03\xff\xff\xff\xff"])
+def test_anything_else_is_a_frame_error(chunks: list[bytes]) -> None:
+    decoder = FrameDecoder(FROM_SANDBOX)
+    try:
+        for chunk in chunks:
+            decoder.feed(chunk)
+            while (frame := decoder.next()) is not None:
+                assert len(frame.payload) <= FROM_SANDBOX[frame.kind]
+    except FrameError:
+        pass
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_lengths_are_judged_by_the_head_alone(kind: Kind) -> None:
+    limits = FROM_SANDBOX if kind in FROM_SANDBOX else TO_SANDBOX
+    decoder = FrameDecoder(limits)
+    decoder.feed(HEADER.pack(kind, limits[kind] + 1))
+    with pytest.raises(FrameError, match="at most"):
+        decoder.next()
+    with pytest.raises(FrameError, match="at most"):
+        encode(kind, bytes(limits[kind] + 1))
+
+
+@given(st.sampled_from(Cause), st.text(), st.text())
+def test_failures_come_back(cause: Cause, type_name: str, text: str) -> None:
+    frame = encode_failure(Kind.FAILURE, cause, type_name, text)
+    said = decode_failure(frame[HEADER.size :])
+    assert said.cause is cause
+    assert said.type_name == type_name[:200].encode(errors="replace").decode()
+    assert said.text == text[:15_000].encode(errors="replace").decode()
+
+
+def test_a_failure_of_any_length_fits() -> None:
+    frame = encode_failure(Kind.ANSWER_FAILED, Cause.RAISED, "\U0001f980" * 10**5, "\U0001f980" * 10**5)
+    assert decode_failure(frame[HEADER.size :]) == Failure(Cause.RAISED, "\U0001f980" * 200, "\U0001f980" * 15_000)
+
+
+@given(st.binary(max_size=100))
+def test_failures_that_are_none_are_violations(payload: bytes) -> None:
+    with contextlib.suppress(ProtocolViolation):
+        failure_of(Frame(Kind.FAILURE, payload))
+
+
+@given(FROM_INSIDE, st.booleans())
+def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], greeted: bool) -> None:
+    conversation = Conversation(result_bytes=100)
+    if greeted:
+        assert conversation.feed(GREETING) is not None
+        conversation.requested()
+    try:
+        for chunk in chunks:
+            frame = conversation.feed(chunk)
+            if frame is not None and frame.kind is Kind.ASK:
+                assert conversation.state is State.ASKED
+                conversation.answered()
+            elif frame is not None:
+                assert frame.kind is Kind.HELLO or len(frame.payload) <= 100 or frame.kind is Kind.FAILURE
+    except (ProtocolViolation, LimitExceeded):
+        pass
+
+
+def test_what_comes_out_of_turn_is_refused() -> None:
+    conversation = Conversation(result_bytes=100)
+    with pytest.raises(ProtocolViolation, match="before the hello"):
+        conversation.feed(encode(Kind.RESULT, b""))
+    conversation = Conversation(result_bytes=100)
+    conversation.feed(GREETING)
+    with pytest.raises(ProtocolViolation, match="before the request"):
+        conversation.feed(b"\x03")
+    conversation.requested()
+    assert conversation.feed(encode(Kind.ASK, b"q")) == Frame(Kind.ASK, b"q")
+    with pytest.raises(ProtocolViolation, match="while an ask is being answered"):
+        conversation.feed(encode(Kind.RESULT, b""))
+    conversation.answered()
+    assert conversation.feed(encode(Kind.RESULT, b"r")) == Frame(Kind.RESULT, b"r")
+    with pytest.raises(ProtocolViolation, match="after the end"):
+        conversation.feed(b"\x03")
+
+
+def test_another_version_is_refused() -> None:
+    with pytest.raises(ProtocolViolation, match="version"):
+        Conversation(result_bytes=1).feed(encode(Kind.HELLO, HELLO.pack(VERSION + 1)))
+
+
+def test_a_result_is_judged_before_its_bytes_come() -> None:
+    conversation = Conversation(result_bytes=100)
+    conversation.feed(GREETING)
+    conversation.requested()
+    with pytest.raises(LimitExceeded, match="result limit of 100 bytes"):
+        conversation.feed(HEADER.pack(Kind.RESULT, 101))
+
+
+BABBLE = """
+import os
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    while request:
+        request = request[os.write(3, request):]
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def babbling(host: SandboxHost, bundles: Path) -> FunctionImage:
+    image = program(bundles, BABBLE, limits=Limits(wall_s=5.0, result_bytes=100))
+    host.warm(image)
+    return image
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunks=FROM_INSIDE)
+@example(chunks=[HEADER.pack(Kind.RESULT, 0xFFFF_FFFF)])
+@example(chunks=[HEADER.pack(Kind.ASK, ASK_BYTES_MAX) + bytes(1000)])
+@example(chunks=[encode(Kind.ASK, bytes(ASK_BYTES_MAX))])
+@example(chunks=[HEADER.pack(Kind.RESULT, FRAME_BYTES_MAX)])
+def test_a_live_host_gives_a_result_or_a_typed_error(
+    host: SandboxHost, babbling: FunctionImage, chunks: list[bytes]
+) -> None:
+    call = begin(host, babbling, b"".join(chunks))
+    with contextlib.suppress(SandboxError):
+        assert len(call.result()) <= 100
+    assert begin(host, babbling, encode(Kind.RESULT, b"fine")).result() == b"fine"

