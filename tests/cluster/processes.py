@@ -210,9 +210,11 @@ class Cluster:
                 raise AssertionError(f"the pool did not get there: {status}")
             time.sleep(0.05)
 
-    def await_survivable(self, workers: int) -> PoolStatus:
+    def await_survivable(self, workers: int, wait_s: float = WAIT_S) -> PoolStatus:
         """The status once nothing is being mended and any ``workers`` may be lost."""
-        return self.await_status(lambda status: status.workers_survivable >= workers and not status.is_mending)
+        return self.await_status(
+            lambda status: status.workers_survivable >= workers and not status.is_mending, wait_s
+        )
 
     def __enter__(self) -> Cluster:
         return self

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ def main() -> None:
         parser.add_argument(name, action="store_true", help="as it always is")
     arguments = parser.parse_args()
     worker = Misfit(arguments.id, arguments.pool, Path(arguments.dir), capacity=arguments.capacity << 30)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     worker.start(arguments.listen)
     print(json.dumps({"worker": arguments.id, "address": worker.address}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
