@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,13 @@ from pathlib import Path
 from benchmarks import cluster_peers
 from benchmarks.bare_relay import BareRelay
 from benchmarks.cluster_peers import ClusterPeer, Found
-from benchmarks.cluster_processes import ClientProcess, Cluster
+from benchmarks.cluster_processes import POLL_S, SETTLED_TIMEOUT_S, ClientProcess, Cluster
 from benchmarks.measure import MIB, Better, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate, seconds_of
-from benchmarks.processes import started_together
+from benchmarks.processes import TaskFailed, started_together
 from benchmarks.session import Session, human_size, settle
 from benchmarks.workload import USER, Digest, Discard, RandomContent, small_content
 from taskworker import Client
+from taskworker.client.pool import PoolClient, PoolStatus
 
 SMALL_BYTES = 4096
 CLIENTS = 8
@@ -28,6 +29,8 @@ LEASE_S = 1.0
 RATIO_MIN = 0.5
 DEGRADED_MIN = 0.7
 CLIENTS_MIN = 0.9
+BESIDE_MIN = 0.7
+_FILLED = 4  # times the bytes pushed and got: more to move than is moved meanwhile
 POOL_MIB_MAX = 300
 CLIENT_MIB_MAX = 150
 MARK = "h"
@@ -35,6 +38,7 @@ PUSH_LIMIT = "bare relay: 1 MiB messages to it, 1.5x the bytes on to six sinks t
 GET_LIMIT = "bare relay: 1 MiB messages from four sinks to it, and on to the client"
 SMALL_LIMIT = "bare relay: a call to it, then one to each of six sinks that write a quarter and fsync"
 MEND_LIMIT = "bare relay: reads the bytes from four sinks, writes a quarter of them to two that fsync"
+QUIET_LIMIT = "the same on the same pool with nothing else going on"
 ALONE_LIMIT = "the same bytes by one such client"
 
 FACTORS = {
@@ -64,6 +68,9 @@ class Samples:
     peers: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     alone: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
     together: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
+    quiet: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
+    beside: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
+    """With nothing else going on in the pool, and while shards are moved off a worker."""
     kill_to_whole: list[float] = field(default_factory=list)
     peaks: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Peak memory in MiB: at the end, and before the first byte."""
@@ -81,6 +88,7 @@ def run(session: Session) -> SuiteResult:
             stack.callback(peer.close)
         sources = _sources(session, root)
         _rounds(session, root, sources, bare, found, samples)
+        _beside_background_work(session, samples)
         _repairs(session, sources, bare, found, samples)
     return result_of(session, samples, found)
 
@@ -234,6 +242,46 @@ def _memory(session: Session, root: Path, pool: Cluster, samples: Samples) -> No
     source.unlink()
 
 
+# -- beside background work -----------------------------------------------------------------------
+
+
+def _beside_background_work(session: Session, samples: Samples) -> None:
+    """In turns: push and get on a quiet pool, and on one that moves the shards of a worker being drained."""
+    session.progress.step("filling a pool whose shards are to be moved")
+    size = session.sizes.cluster_bytes
+    with session.scratch("cluster-work") as home, Cluster(home) as pool, ClientProcess() as client:
+        client.run("connect", address=pool.address)
+        for number in range(_FILLED):
+            client.run("push_random", address=pool.address, name=f"filled-{number}", size=size)
+        with PoolClient(pool.address) as operator:
+            for number in session.rounds("push and get beside background work"):
+                drained = pool.workers[number % len(pool.workers)]
+                for cancel in (False, True):  # shards move off it, and back
+                    name = f"{number}-{cancel}"
+                    _push_and_get(client, pool, f"quiet-{name}", size, samples.quiet)
+                    operator.drain(drained, cancel=cancel)
+                    _await(operator, lambda status: any(work.state == "running" for work in status.work))
+                    _push_and_get(client, pool, f"beside-{name}", size, samples.beside)
+                    status = operator.status()
+                    if status is None or not status.is_mending:
+                        raise AssertionError("the pool had moved all shards before the client was done")
+                    _await(operator, lambda status: not status.is_mending)
+
+
+def _push_and_get(client: ClientProcess, pool: Cluster, name: str, size: int, into: dict[str, list[float]]) -> None:
+    settle()
+    into["push"].append(client.run("push_random", address=pool.address, name=name, size=size)["seconds"])
+    into["get"].append(client.run("get", address=pool.address, name=name)["seconds"])
+
+
+def _await(operator: PoolClient, wanted: Callable[[PoolStatus], bool]) -> None:
+    until = time.monotonic() + SETTLED_TIMEOUT_S
+    while (status := operator.status()) is None or not wanted(status):
+        if time.monotonic() > until:
+            raise TaskFailed(f"the pool did not get there: {status}")
+        time.sleep(POLL_S)
+
+
 # -- repair ----------------------------------------------------------------------------------------
 
 
@@ -305,6 +353,14 @@ def result_of(session: Session, samples: Samples, found: Found) -> SuiteResult:
         figure = Figure(f"pool: {CLIENTS} clients {task} {human_size(amount)} in all", "MB/s", rates, limit=alone)
         figures.append(figure)
         targets.append(_target(f"{task} by {CLIENTS} clients / by one", CLIENTS_MIN, figure.ratios, figure, session))
+    for task in ("push", "get"):
+        quiet = Limit(QUIET_LIMIT, megabytes_per_second(sizes.cluster_bytes, samples.quiet[task]))
+        rates = megabytes_per_second(sizes.cluster_bytes, samples.beside[task])
+        name = f"pool: {task} {human_size(sizes.cluster_bytes)} while shards are moved off a worker"
+        figure = Figure(name, "MB/s", rates, limit=quiet)
+        figures.append(figure)
+        text = f"{task} beside background work / without"
+        targets.append(_target(text, BESIDE_MIN, figure.ratios, figure, session))
     for who, bound in (("pool", POOL_MIB_MAX), ("client", CLIENT_MIB_MAX)):
         peak, floor = samples.peaks[who]
         name = f"{who}: push and get of {human_size(sizes.cluster_memory_bytes)}"

@@ -365,9 +365,13 @@ class RemoteVolume:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._broken(error) from None
 
-    def instance(self) -> str:
-        """Random name of the process that answers."""
-        return self._call("Instance", b"").decode("ascii", "replace")
+    def instance(self, *, patient: bool = True) -> str:
+        """Random name of the process that answers.
+
+        Args:
+            patient: keep trying to connect for as long as a call may take: on a busy machine a single try may fail.
+        """
+        return self._call("Instance", b"", wait_for_ready=patient).decode("ascii", "replace")
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -408,10 +412,13 @@ class RemoteVolume:
             method = self._methods[name] = make(f"/{SHARD_SERVICE}/{name}")
         return method
 
-    def _call(self, name: str, request: bytes, timeout_s: float | None = None) -> bytes:
+    def _call(
+        self, name: str, request: bytes, timeout_s: float | None = None, *, wait_for_ready: bool = False
+    ) -> bytes:
         self._check_usable()
+        timeout_s = timeout_s or self._timeout_s
         try:
-            answer: bytes = self._method(name)(request, timeout=timeout_s or self._timeout_s)
+            answer: bytes = self._method(name)(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
         except (grpc.RpcError, ValueError) as error:
             raise self._translated(name, error) from None
         return answer
@@ -510,6 +517,6 @@ def identify_process(address: str, name: str) -> str:
     """
     probe = RemoteVolume(address, name, timeout_s=_PROBE_S)
     try:
-        return probe.instance()
+        return probe.instance(patient=False)
     finally:
         probe.abandon("it was only looked for")

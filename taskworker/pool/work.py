@@ -123,6 +123,8 @@ class WorkJournal:
 class Tranquility:
     """Rests while users are at work, in multiples of the time that was worked (the word and the idea are Garage's).
 
+    Threads that work side by side rest one after another: it is their work in all that is to make way.
+
     Args:
         factor: multiples; 0: never rest.
         is_busy: whether users are at work.
@@ -133,8 +135,12 @@ class Tranquility:
         self._factor = factor
         self._is_busy = is_busy
         self._closed = closed
+        self._resting = threading.Lock()
 
     def rest(self, worked_s: float) -> None:
         """Make way for users, if there are any."""
-        if self._factor and self._is_busy():
-            self._closed.wait(min(_REST_S_MAX, self._factor * worked_s))
+        if not self._factor or not self._is_busy():
+            return
+        with self._resting:
+            if self._is_busy():
+                self._closed.wait(min(_REST_S_MAX, self._factor * worked_s))

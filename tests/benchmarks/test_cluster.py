@@ -49,13 +49,13 @@ def test_all_targets_are_reported(tmp_path: Path, peer: type[Tahoe] | type[Glust
     two = [1.0, 2.0]
     series = Series(two, two, two, two, two)
     samples = Samples(series, series, kill_to_whole=two, peaks={"pool": (2.0, 1.0), "client": (2.0, 1.0)})
-    samples.alone = samples.together = {"push": two, "get": two}
+    samples.alone = samples.together = samples.quiet = samples.beside = {"push": two, "get": two}
     peers: list[ClusterPeer] = [] if peer is None else [peer.__new__(peer)]
     for each in peers:
         samples.peers[each.name] = series if each.repairs else Series(push=two, get=two, small=two)
     result = result_of(session, samples, Found(peers, []))
     wanted = [factor for each in peers for factor in FACTORS[each.name].values()]
-    assert [target.bound for target in result.targets] == [0.5, 0.5, 0.7, *wanted, 0.9, 0.9, 300, 150]
+    assert [target.bound for target in result.targets] == [0.5, 0.5, 0.7, *wanted, 0.9, 0.9, 0.7, 0.7, 300, 150]
     assert len({figure.name for figure in result.figures}) == len(result.figures)
 
 

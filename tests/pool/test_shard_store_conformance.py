@@ -494,6 +494,24 @@ def test_another_process_of_a_worker_takes_no_writes(tmp_path: Path, exits: Exit
         assert second.locate(shard_of(2).key) is None
 
 
+def test_a_worker_that_is_slow_to_answer_at_first_is_waited_for(tmp_path: Path, exits: ExitStack) -> None:
+    local = open_volume(tmp_path / "volume")
+    exits.callback(local.close)
+    with served(local) as address:
+        port = int(address.rpartition(":")[2])
+    with pytest.raises(VolumeFailed, match="does not answer"):
+        identify_process(address, "w1")
+    volume = connect(exits, address)
+    names: list[str] = []
+    asking = threading.Thread(target=lambda: names.append(volume.instance()))
+    asking.start()
+    asking.join(0.5)
+    assert asking.is_alive()
+    with served(local, "instance 1", port):
+        asking.join()
+    assert names == ["instance 1"]
+
+
 def _await_answer(address: str) -> None:
     """Return once a process answers at an address."""
     while True:

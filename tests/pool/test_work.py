@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from taskworker.pool.health import Safety, health_line
 from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.mending import Endangered
 from taskworker.pool.scrubbing import scrub_view
-from taskworker.pool.work import WorkJournal, WorkView
+from taskworker.pool.work import Tranquility, WorkJournal, WorkView
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -244,3 +245,33 @@ def test_health_names_the_files_that_lack_shards(cluster: Cluster) -> None:
     least = "1 of 5 files can be read, but might not after one more loss; the others survive 2 more losses"
     assert any(line.startswith(least) for line in seen), seen
     assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+
+
+# -- making way ------------------------------------------------------------------------------------
+
+
+def test_nobody_rests_while_no_user_is_at_work() -> None:
+    closed = threading.Event()
+    Tranquility(1e9, lambda: False, closed).rest(1e9)
+    Tranquility(0.0, lambda: True, closed).rest(1e9)
+
+
+def test_threads_rest_one_after_another_and_not_once_the_pool_is_closed() -> None:
+    closed = threading.Event()
+    looks: list[int] = []
+
+    def is_busy() -> bool:
+        looks.append(0)
+        return True
+
+    tranquility = Tranquility(1e9, is_busy, closed)
+    threads = [threading.Thread(target=tranquility.rest, args=(1.0,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(looks) < 4:  # each has looked, and the first of them once more, before it rests
+        closed.wait(0.001)
+    closed.wait(0.05)
+    assert len(looks) == 4
+    closed.set()
+    for thread in threads:
+        thread.join()

@@ -9,6 +9,6 @@ healing (:class:`taskworker.pool.node_pool.PoolCore`). Simulated are the machine
 
 ``operations`` and ``faults`` happen in random order, at least 200 faults in every seed. Each is held against the
 ``model`` of what users were told and the ``invariants``, which look at what the disks really hold. ``meanwhile``
-lets the pool's other threads work in the midst of an operation. Everything takes turns: races within one step
-of the engine's own threads, hedging against slow workers and the bytes on the wire are left to other tests.
+lets the pool's other threads work in the midst of an operation. Everything takes turns: races within one step of
+the engine's own threads, hedging against slow workers and the bytes on the wire are left to other tests.
 """
