@@ -38,7 +38,7 @@ SCRIPT = """
 import json, sys
 print(json.dumps({"text": f"Hello, {json.load(sys.stdin)['name']}!"}))
 """
-PASS_LIMIT = "bwrap with the same root, python -c pass"
+PASS_LIMIT = "bwrap with the same root, python -I -c pass"
 SCRIPT_LIMIT = "bwrap with the same root, python and a script for every call"
 
 
@@ -111,11 +111,11 @@ def _rate(host: SandboxHost, image: FunctionImage, calls: int) -> float:
 
 
 def _nothing(plain: list[str]) -> None:
-    subprocess.run([*plain, "-c", "pass"], check=True, stdin=subprocess.DEVNULL, env={})
+    subprocess.run([*plain, "-I", "-c", "pass"], check=True, stdin=subprocess.DEVNULL, env={})
 
 
 def _script(plain: list[str]) -> None:
-    subprocess.run([*plain, "-c", SCRIPT], check=True, input=REQUEST, capture_output=True, env={})
+    subprocess.run([*plain, "-I", "-c", SCRIPT], check=True, input=REQUEST, capture_output=True, env={})
 
 
 def _memory(host: SandboxHost, samples: Samples) -> None:
@@ -146,7 +146,7 @@ def _result(samples: Samples) -> SuiteResult:
     targets = (
         Target(MARK, "warm call, p50, on the host alone", "at most", 5.0, "ms", warm.samples, warm.name),
         Target(MARK, f"warm calls with {THREADS} callers, on the host alone", "at least", 300, "/s", rate.samples),
-        Target(MARK, "cold start with its call / bwrap python -c pass", "at most", 1.5, "x", starts, cold.name),
+        Target(MARK, "cold start with its call / bwrap python -I -c pass", "at most", 1.5, "x", starts, cold.name),
         Target(MARK, "bwrap python script / warm call", "at least", 10, "x", warm.ratios, warm.name),
         Target(MARK, "idle warm function", "at most", 15, "MiB", idle.samples, idle.name),
         Target(MARK, "warm functions on one worker", "at least", 100, "", functions.samples, functions.name),

@@ -41,7 +41,8 @@ def command(bwrap: str, bundles: Path, control: int, proc: int) -> list[str]:
         proc: descriptor of this machine's ``/proc``.
     """
     path = list(runtime_root.module_path())
-    return [*interpreter(bwrap, bundles), "-X", "utf8", "-c", _BASE.format(path=path), str(control), str(proc)]
+    program = ("-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path))
+    return [*interpreter(bwrap, bundles), *program, str(control), str(proc)]
 
 
 def interpreter(bwrap: str, bundles: Path) -> list[str]:
@@ -55,7 +56,7 @@ def interpreter(bwrap: str, bundles: Path) -> list[str]:
         *_root(),
         *("--ro-bind", str(bundles), BUNDLES),
         *("--dir", "/code", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"),
-        *(runtime_root.interpreter(), "-I", "-S", "-B"),
+        runtime_root.interpreter(),
     ]
 
 

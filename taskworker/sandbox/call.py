@@ -35,6 +35,9 @@ _RECEIVE_BYTES = 256 << 10
 _OUTPUT_BYTES = 64 << 10
 _DRAIN_BYTES = 1 << 20
 _CPU_GRACE_S = 0.2
+_SIGNALS_OF_C = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+_MOST = 0.8
+"""Code in C that gets no memory ends its process; it is told from other crashes by how much memory was taken."""
 
 
 class SandboxCall:
@@ -53,7 +56,7 @@ class SandboxCall:
         spare: Spare,
         *,
         deadline: float,
-        wall_s: float,
+        timeout_s: float,
         answer: Answer,
         output: Output,
         ended: Callable[[SandboxCall], None],
@@ -66,8 +69,9 @@ class SandboxCall:
         self._limits = function.image.limits
         self._spare = spare
         self._begun = time.monotonic()
-        self._deadline = deadline
-        self._allowed_s = wall_s
+        wall_s = self._limits.wall_s
+        self._deadline = min(deadline, self._begun + wall_s)
+        self._allowed_s = wall_s if self._begun + wall_s < deadline else timeout_s
         self._answer = answer
         self._output = output
         self._ended = ended
@@ -239,6 +243,8 @@ class SandboxCall:
             return CallCrashed.by_exit(code)
         if -code == signal.SIGXCPU or (-code == signal.SIGKILL and self._cpu_spent()):
             return LimitExceeded("cpu", self._limits.cpu_s)
+        if -code in _SIGNALS_OF_C and peak_bytes >= _MOST * self._limits.memory_bytes:
+            return LimitExceeded("memory", self._limits.memory_bytes)
         return CallCrashed.by_signal(-code)
 
     def _cpu_spent(self) -> bool:

@@ -133,18 +133,17 @@ class FunctionSandbox:
                     raise self._failure
                 self._changed.wait()
 
-    def take(self, deadline: float, wall_s: float) -> Spare:
-        """Take a process for a call, and have another one forked in its place.
+    def take(self, deadline: float, timeout_s: float) -> Spare:
+        """Take a process for a call; another one is forked in its place when the call has ended, or one is missed.
 
         Args:
             deadline: on the monotonic clock.
-            wall_s: the time the call has, for the error's text.
+            timeout_s: how long that was when the call came, for the error's text.
 
         Raises:
             CallDeadline: there was none in time.
             SandboxError: the sandbox is gone.
         """
-        self._loop.call_soon_threadsafe(self._refill)
         waited = False
         with self._changed:
             self._waiting += 1
@@ -159,11 +158,11 @@ class FunctionSandbox:
                             self.used = time.time()
                             return spare
                         self._loop.call_soon_threadsafe(self._discard, spare)
-                    if waited and self._target < SPARES_MAX:
-                        self._target += 1
+                    self._loop.call_soon_threadsafe(self.refill)
+                    self._target = min(SPARES_MAX, self._target + waited)
                     waited = True
                     if not self._changed.wait(deadline - time.monotonic()):
-                        raise CallDeadline(wall_s)
+                        raise CallDeadline(timeout_s)
             finally:
                 self._waiting -= 1
 
@@ -179,11 +178,14 @@ class FunctionSandbox:
             return bool(self._calls) or self._waiting > 0
 
     def dropped(self, spare: Spare) -> None:
-        """Take back the process of a call that has ended: it and its private directory go."""
-        spare.close()
+        """Take back the process of a call that has ended: it and its private directory go, and one is made anew."""
         with self._changed:
             self._calls.pop(spare.pid, None)
-        self._drop_directory(spare.name)
+            self._endings.pop(spare.name, None)
+        try:
+            self._loop.call_soon_threadsafe(self._replace, spare)
+        except RuntimeError:  # the host is closed
+            spare.close()
 
     def ending_of(self, spare: Spare) -> tuple[int, int] | None:
         """Ask the zygote how a call's process ended: its wait status and peak bytes; None if it does not say."""
@@ -264,12 +266,20 @@ class FunctionSandbox:
         if any(now - seen > STRANGER_S for seen in self._strangers.values()):
             self.close(ProtocolViolation("processes that are no calls were found in the function's sandbox"))
 
+    def refill(self) -> None:
+        """Have as many processes forked as calls that come soon will need."""
+        if not self._warm or self._failure is not None:
+            return
+        wanted = self._target + self._waiting - len(self._ready) - len(self._pending)
+        for _ in range(wanted):
+            self._mount()
+
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
         with self._changed:
             spares = list(self._ready)
             self._ready.clear()
-            self._target = 1
+            self._target = 0
         for spare in spares:
             self._discard(spare)
 
@@ -348,7 +358,7 @@ class FunctionSandbox:
         with self._changed:
             self._warm = True
             self._changed.notify_all()
-        self._refill()
+        self.refill()
 
     def _import_too_long(self) -> None:
         self.close(FunctionBroken(f"the function's code was not imported within {IMPORT_TIMEOUT_S:g} s"))
@@ -356,15 +366,9 @@ class FunctionSandbox:
     def _remember_ending(self, content: bytes) -> None:
         name = content[: init.NAME_CHARS].decode(errors="replace")
         with self._changed:
-            self._endings = {name: content[init.NAME_CHARS :]}
+            if any(spare.name == name for spare in self._calls.values()):
+                self._endings[name] = content[init.NAME_CHARS :]
             self._changed.notify_all()
-
-    def _refill(self) -> None:
-        if not self._warm or self._failure is not None:
-            return
-        wanted = self._target + self._waiting - len(self._ready) - len(self._pending)
-        for _ in range(wanted):
-            self._mount()
 
     def _mount(self) -> None:
         """Begin to make a spare: first its private directory."""
@@ -403,12 +407,14 @@ class FunctionSandbox:
         if self._pending.get(spare.name) is spare:
             self.close(CallCrashed(f"the function's zygote did not fork a call within {SPAWN_TIMEOUT_S:g} s"))
 
+    def _replace(self, spare: Spare) -> None:
+        self._discard(spare)
+        self._target = max(1, self._target)
+        self.refill()
+
     def _discard(self, spare: Spare) -> None:
         spare.close()
-        self._drop_directory(spare.name)
-
-    def _drop_directory(self, name: str) -> None:
-        self._tell_init(init.DROP, name)
+        self._tell_init(init.DROP, spare.name)
 
     def _tell_init(self, what: bytes, name: str) -> None:
         try:

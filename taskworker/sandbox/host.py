@@ -32,6 +32,8 @@ _INSPECT_S = 5.0
 _START_TIMEOUT_S = 90.0
 
 _SELFTEST = b"program:taskworker.sandbox.inside.selftest\n"
+_BEGIN_TIMEOUT_S = 60.0
+"""For a call without a deadline of its own to get a process: its function may have to be imported first."""
 _ATTEMPTS = 3
 """To begin a call: one for a function that was just ended, one for a base that was, and one that must do."""
 _DESCRIPTORS_WANTED = 16_384
@@ -115,6 +117,7 @@ class SandboxHost:
             self._in_loop(self._end_all)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.run_until_complete(asyncio.sleep(0))  # what calls that just ended have left to do
         self._loop.close()
         if self._fence is not None:
             self._fence.close()
@@ -136,7 +139,8 @@ class SandboxHost:
         Args:
             image: what to call.
             request: handed to the program inside, opaque here.
-            timeout_s: what is left of the caller's deadline; the image's ``wall_s`` holds besides.
+            timeout_s: what is left of the caller's deadline, waiting for a process included; the image's
+                ``wall_s``, from the request on, holds besides.
             answer: gives the reply to an ask; what it raises is told to the one who asked.
             output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
 
@@ -147,14 +151,14 @@ class SandboxHost:
             FrameError: the request has more than 8 MiB.
         """
         frame = encode(Kind.REQUEST, request)
-        wall_s = image.limits.wall_s if timeout_s is None else min(timeout_s, image.limits.wall_s)
-        deadline = time.monotonic() + wall_s
-        function, spare = self._taken(image, deadline, wall_s)
+        timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        function, spare = self._taken(image, deadline, timeout_s)
         call = SandboxCall(
             function,
             spare,
             deadline=deadline,
-            wall_s=wall_s,
+            timeout_s=timeout_s,
             answer=answer,
             output=output,
             ended=self._calls.discard,
@@ -182,14 +186,14 @@ class SandboxHost:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
 
-    def _taken(self, image: FunctionImage, deadline: float, wall_s: float) -> tuple[FunctionSandbox, Spare]:
+    def _taken(self, image: FunctionImage, deadline: float, timeout_s: float) -> tuple[FunctionSandbox, Spare]:
         """Take a process for a call; a sandbox that ended before the call began is started again."""
         for _ in range(_ATTEMPTS - 1):
             function = self._function(image)
             with contextlib.suppress(CallCrashed):
-                return function, function.take(deadline, wall_s)
+                return function, function.take(deadline, timeout_s)
         function = self._function(image)
-        return function, function.take(deadline, wall_s)
+        return function, function.take(deadline, timeout_s)
 
     def _function(self, image: FunctionImage) -> FunctionSandbox:
         with self._lock:
@@ -274,6 +278,8 @@ class SandboxHost:
                 function.close(CallCrashed("the function was not used for long"))
             elif now - function.used > SPARES_IDLE_S:
                 function.rest()
+            else:
+                function.refill()
         self._loop.call_later(_TICK_S, self._tick)
 
     def _inspect(self) -> None:

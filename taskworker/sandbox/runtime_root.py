@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from taskworker.sandbox.errors import SandboxUnavailable
@@ -58,7 +59,8 @@ def module_path() -> tuple[str, ...]:
     return (RUNTIME, PACKAGES)
 
 
-def binds() -> list[Bind]:
+@cache
+def binds() -> tuple[Bind, ...]:
     """List what is bound into the root, read-only.
 
     Raises:
@@ -68,14 +70,14 @@ def binds() -> list[Bind]:
     inside = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
     packages = list(_packages())
     own = Path(__file__).parent
-    return [
+    return (
         Bind(_executable(), interpreter()),
         Bind(standard_library, inside),
         *packages,
         Bind(own / "inside", f"{RUNTIME}/taskworker/sandbox/inside"),
         Bind(own / "frames.py", f"{RUNTIME}/taskworker/sandbox/frames.py"),
         *_libraries([_executable(), *_standard_extensions(standard_library), *_extensions(packages)]),
-    ]
+    )
 
 
 def hidden() -> Iterator[str]:

@@ -20,6 +20,8 @@ from taskworker.sandbox.image import Limits
 
 FUNCTION_TASKS_MAX = 512
 """Processes and threads of all calls of one function together. What one call may have is watched besides."""
+NO_CORE_BYTES = 1
+"""Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
 _RECEIVE_BYTES = 256 << 10
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CPU_CLOCK = 2
@@ -50,7 +52,7 @@ def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
         (resource.RLIMIT_FSIZE, limits.disk_bytes, None),
         (resource.RLIMIT_NOFILE, limits.open_files, None),
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
-        (resource.RLIMIT_CORE, 0, None),
+        (resource.RLIMIT_CORE, NO_CORE_BYTES, None),
     ):
         resource.prlimit(pid, kind, (soft, soft if hard is None else hard))
 
@@ -62,6 +64,7 @@ def limit_zygote(pid: int, limits: Limits) -> None:
         (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX),
         (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
         _, hard = resource.prlimit(pid, kind)
         resource.prlimit(pid, kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

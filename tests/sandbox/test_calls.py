@@ -353,6 +353,16 @@ def test_how_a_process_ended_is_told(host: SandboxHost, runs: FunctionImage) -> 
     assert crashed.value.signal == 11
 
 
+def test_how_many_processes_ended_is_told_to_each(host: SandboxHost, runs: FunctionImage) -> None:
+    def code(number: int) -> int | None:
+        with pytest.raises(CallCrashed) as exited:
+            begin(host, runs, b"os._exit(%d)" % number).result()
+        return exited.value.exit_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(code, range(1, 41))) == list(range(1, 41))
+
+
 def test_what_the_program_raises_is_told(host: SandboxHost, runs: FunctionImage) -> None:
     with pytest.raises(CallFailed) as raised:
         begin(host, runs, b"{}['absent']").result()

@@ -6,6 +6,7 @@ out of sight before any user code runs.
 
 from __future__ import annotations
 
+import datetime
 import gc
 import importlib
 import importlib.util
@@ -14,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 from taskworker.sandbox.inside import init, kernel, zygote
 
@@ -82,8 +84,15 @@ def _preimport() -> None:
         importlib.import_module(name)
     if importlib.util.find_spec(PROGRAM) is not None:
         importlib.import_module(PROGRAM)
-    pydantic = sys.modules["pydantic"]
+    _use_pydantic(sys.modules["pydantic"])
+
+
+def _use_pydantic(pydantic: Any) -> None:
+    """Make a model and validate with it: much of pydantic is loaded at its first use only."""
+    model = pydantic.create_model("Model", x=(int, ...), when=(datetime.datetime | None, None), y=(list[str], []))
+    model.model_validate_json('{"x": "1"}').model_dump_json()
     pydantic.TypeAdapter(dict[str, int]).validate_python({"a": "1"})
+    pydantic.validate_call(lambda x: x)(1)
 
 
 def _start_function(start: init.Start, descriptors: list[int], proc: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import resource
 import signal
 import socket
 import struct
@@ -52,7 +51,6 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
         os.setsid()
         kernel.drop_capabilities()
         kernel.forbid_new_privileges()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         filters[0].install()
         control.send(CONFINED)
         if control.recv(1) != GO:
@@ -85,8 +83,7 @@ def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
     except BaseException as error:
         control.send(BROKEN + _text_of(error).encode(errors="replace")[-TEXT_BYTES_MAX:])
         return None
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # no collection before: it would touch, and so copy, what all functions share
     control.send(READY)
     return program
 
