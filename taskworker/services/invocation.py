@@ -52,8 +52,7 @@ class InvocationService:
         running = RunningCall()
         caller.add_callback(running.cancel)
         try:
-            function = self._function(request)
-            report = self._host.run(function, call, time_left_s(caller), running)
+            report = self._host.run(self._function(request), call.checked(), time_left_s(caller), running)
         except StorageError as error:
             report = CallReport(error=error)
         if isinstance(report.error, FunctionsUnavailable):
