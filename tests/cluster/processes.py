@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from taskworker import Client
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import StorageUnavailable
@@ -57,6 +59,15 @@ class Process:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that came of it and run."""
+        return psutil.Process(self.pid).children(recursive=True)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
