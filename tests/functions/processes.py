@@ -112,4 +112,5 @@ class FunctionPool:
 def _is_whole(status: PoolStatus | None, workers: int) -> bool:
     if status is None or any(work.state != "idle" for work in status.work):
         return False
-    return sum(worker.state == "alive" and worker.complete for worker in status.workers) == workers
+    whole = [worker for worker in status.workers if worker.state == "alive" and worker.complete and worker.share > 0]
+    return len(whole) == workers
