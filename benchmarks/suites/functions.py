@@ -127,8 +127,7 @@ def _peer(root: Path) -> Callable[[], None]:
     """The same addition by a program started in a bubblewrap of its own."""
     script = root / "peer.py"
     script.write_text(_PEER_PROGRAM)
-    options = ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    options += ["--ro-bind", str(root), str(root)]
+    options = ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
     command = [bubblewrap.find(), "--unshare-all", "--die-with-parent", *options]
     command += [sys.executable, "-I", str(script), *ARGUMENTS]
 
