@@ -37,6 +37,7 @@ SUITES = {
     "memory": "memory",
     "cluster": "cluster",
     "sandbox": "sandbox",
+    "functions": "functions",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

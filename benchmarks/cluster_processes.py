@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import grpc
 
-from benchmarks.measure import GIB, seconds_of
+from benchmarks.measure import GIB
 from benchmarks.processes import (
     STOP_TIMEOUT_S,
     PeakMemory,
@@ -122,10 +122,17 @@ class Cluster:
 
 
 class ClientProcess:
-    """A client in a process of its own that does what it is told."""
+    """A client in a process of its own that does what it is told.
+
+    Args:
+        module: what ``python -m`` runs; it calls :func:`obey`.
+    """
+
+    def __init__(self, module: str = "benchmarks.cluster_processes") -> None:
+        self._module = module
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "benchmarks.cluster_processes"]
+        command = [sys.executable, "-m", self._module]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 
@@ -142,22 +149,22 @@ class ClientProcess:
             self._process.wait()
         self._process.stdout.close()
 
-    def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, float]]:
+    def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, Any]]:
         """Have it do a task; what comes back waits for the outcome."""
         assert self._process.stdin is not None
         print(json.dumps([task, arguments], default=str), file=self._process.stdin, flush=True)
         return self._outcome
 
-    def run(self, task: str, **arguments: object) -> dict[str, float]:
+    def run(self, task: str, **arguments: object) -> dict[str, Any]:
         """Have it do a task; its outcome."""
         return self.begin(task, **arguments)()
 
-    def _outcome(self) -> dict[str, float]:
+    def _outcome(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise TaskFailed(f"a client ended with status {self._process.wait()}")
-        found: dict[str, float] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
 
@@ -190,14 +197,16 @@ class _Tasks:
         client.download(found.file_id, BufferedWriter(Discard()), user_id=USER)
 
 
-def _obey() -> None:
-    tasks = _Tasks()
+def obey(tasks: object) -> None:
+    """Do what standard input says with the methods of ``tasks``; what they return, if anything, is told as well."""
     for line in sys.stdin:
         name, arguments = json.loads(line)
         task: Callable[..., Any] = getattr(tasks, name)
-        seconds = seconds_of(lambda: task(**arguments))  # noqa: B023 - called at once
-        print(json.dumps({"seconds": seconds, "peak_resident": own_peak_resident()}), flush=True)
+        start = time.perf_counter()
+        told: dict[str, Any] = task(**arguments) or {}
+        outcome = {"seconds": time.perf_counter() - start, "peak_resident": own_peak_resident(), **told}
+        print(json.dumps(outcome), flush=True)
 
 
 if __name__ == "__main__":
-    _obey()
+    obey(_Tasks())

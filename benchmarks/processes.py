@@ -146,6 +146,11 @@ class ServerProcess:
         self._end()
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
     def memory(self) -> PeakMemory:
         """The server's peak memory until now."""
         return self._watch.peak()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import getpass
-import os
 import time
 from pathlib import Path
 
@@ -32,6 +30,9 @@ def report(prefix: str = "") -> dict[str, object]:
 
 def main() -> None:
     """Deploy the report and call it until interrupted."""
+    import getpass
+    import os  # which the function, whose module this is, could not import
+
     from taskworker import Client
     from taskworker.client.functions import FunctionClient
     from taskworker.functions.packing import pack_module

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from taskworker.client.functions import Deployed, FunctionClient, FunctionStatus, FunctionVersion, LogLine
 
 _ID_SHOWN = 12
+_SUMMARY_SHOWN = 8
+_LOG_INDENT = 29
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
 
@@ -120,6 +122,13 @@ def _show_deployment(session: Session, deployed: Deployed, *, size: int = 0, pac
     )
 
 
+def _show_rollback(session: Session, deployed: Deployed) -> None:
+    how = "is rolled back" if deployed.changed else "was like this already"
+    session.terminal.result(
+        document(deployed), f"{deployed.function} {how}: version {deployed.version_id[:_ID_SHOWN]} is the newest"
+    )
+
+
 def undeploy(session: Session, function: FunctionName) -> None:
     """Take a deployed function, and its versions, out of the pool.
 
@@ -163,17 +172,17 @@ def functions(
         elif what == "log":
             _show_history(session, client, function)
         else:
-            _show_deployment(session, client.roll_back(function, version or "", user_id=session.user))
+            _show_rollback(session, client.roll_back(function, version or "", user_id=session.user))
 
 
 def function_lines(found: list[FunctionStatus]) -> list[str]:
-    """The functions as a table."""
+    """The functions as a table of at most 100 columns, if their names are short."""
     if not found:
         return ["no functions yet; deploy one with `taskworker deploy NAME MODULE:FUNCTION`"]
-    width = max(8, *(len(one.function) for one in found))
+    width = max(8, *(len(one_line(one.function)) for one in found))
     return [
-        f"{'FUNCTION':{width}}  {'VERSION':12}  {'CALLS':>8}  {'ERRORS':>6}  {'RATE':>7}  {'P50':>8}  {'P95':>8}  "
-        f"{'P99':>8}  {'NOW':>9}  {'WARM':>4}  {'MEMORY':>9}  WORKERS",
+        f"{'FUNCTION':{width}}  {'VERSION':12}  {'CALLS':>7}  {'ERRORS':>6}  {'RATE':>6}  {'P50':>7}  {'P95':>7}  "
+        f"{'P99':>7}  {'NOW':>5}  {'WARM':>9}  ON",
         *(_function_line(one, width) for one in found),
     ]
 
@@ -181,15 +190,38 @@ def function_lines(found: list[FunctionStatus]) -> list[str]:
 def _function_line(one: FunctionStatus, width: int) -> str:
     now = f"{one.running}+{one.waiting}" if one.waiting else str(one.running)
     return (
-        f"{one.function:{width}}  {one.version_id[:_ID_SHOWN] or 'of workers':12}  {one.calls:>8,}  {one.errors:>6,}  "
-        f"{one.rate:>5.1f}/s  {_ms(one.p50_ms):>8}  {_ms(one.p95_ms):>8}  {_ms(one.p99_ms):>8}  {now:>9}  "
-        f"{sum(warm.processes for warm in one.warm):>4}  {size_text(sum(warm.memory_bytes for warm in one.warm)):>9}  "
+        f"{one_line(one.function):{width}}  {one.version_id[:_ID_SHOWN] or 'of workers':12}  {_count(one.calls):>7}  "
+        f"{_count(one.errors):>6}  {_rate(one.rate):>6}  {_ms(one.p50_ms):>7}  {_ms(one.p95_ms):>7}  "
+        f"{_ms(one.p99_ms):>7}  {now:>5}  {size_text(sum(warm.memory_bytes for warm in one.warm)):>9}  "
         f"{len(one.workers)}"
     )
 
 
+def function_summary(found: list[FunctionStatus]) -> list[str]:
+    """The functions of a pool as a section of its status: the busiest of them."""
+    if not found:
+        return []
+    busiest = sorted(found, key=lambda one: (-one.rate, -one.calls, one.function))[:_SUMMARY_SHOWN]
+    rest = len(found) - len(busiest)
+    return [
+        "",
+        *function_lines(sorted(busiest, key=lambda one: one.function)),
+        *([f"and {plural(rest, 'function')} more; see `taskworker functions`"] if rest else []),
+    ]
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:,.1f} M"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f}/s" if rate < 100 else f"{rate:,.0f}/s"
+
+
 def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.1f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+    if milliseconds < 100:
+        return f"{milliseconds:.1f} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def _show_history(session: Session, client: FunctionClient, function: str) -> None:
@@ -220,13 +252,22 @@ def logs(
     from taskworker.client.functions import FunctionClient
 
     with FunctionClient(session.pool_address()) as client:
+        none = True
         for line in client.logs(function, follow=follow):
+            none = False
             if session.terminal.as_json:
                 session.terminal.lines(json.dumps(document(line), ensure_ascii=False))
             else:
-                session.terminal.lines(_log_line(line))
+                session.terminal.lines(*_log_lines(line))
+    if none:
+        session.terminal.note(f"no call of {one_line(function)} printed or logged anything yet, or failed")
 
 
-def _log_line(line: LogLine) -> str:
+def _log_lines(line: LogLine) -> list[str]:
+    """A line of the log; an error's frames come below it, indented, so that they cannot pass for another's line."""
     mark = {"stdout": " ", "stderr": "!"}.get(line.stream, "*")
-    return f"{time_text(line.time_ms)} {line.call_id[:8]} {mark} {one_line(line.text)}"
+    first, *frames = (line.text.splitlines() or [""]) if line.stream == "event" else [line.text]
+    return [
+        f"{time_text(line.time_ms)} {line.call_id[:8]:8} {mark} {one_line(first)}",
+        *(f"{'':{_LOG_INDENT}}{mark}   {one_line(frame.strip())}" for frame in frames),
+    ]

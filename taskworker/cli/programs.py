@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import sys
@@ -25,6 +24,8 @@ def run_program(session: Session, place: str, listen: str) -> None:
         place: a module found in the current directory, and the name of a ``TaskWorker`` in it.
         listen: ``host:port``; the port is taken from it, the host is the worker's own.
     """
+    import asyncio
+
     worker = _worker_at(place)
     port = listen.rpartition(":")[2]
     if not port.isdecimal():

@@ -213,7 +213,7 @@ def _help_text(docstring: str) -> str:
 
 
 def _run(session: Session, command: Callable[[Session], None]) -> None:
-    """Run a command; an error ends it with the right exit code and one readable line."""
+    """Run a command; an error ends it with the right exit code and one readable line, a function's with its frames."""
     try:
         command(session)
     except BrokenPipeError:
@@ -223,7 +223,7 @@ def _run(session: Session, command: Callable[[Session], None]) -> None:
     except Exception as error:
         if session.settings.debug:
             traceback.print_exc()
-        session.terminal.error(_message(error))
+        session.terminal.error(*_messages(error))
         raise typer.Exit(exit_code_of(error)) from None
 
 
@@ -231,6 +231,14 @@ def _leave_quietly() -> NoReturn:
     """Whoever read our output has had enough of it; what is still buffered must not be written at exit."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     raise typer.Exit(ExitCode.PIPE_CLOSED)
+
+
+def _messages(error: Exception) -> list[str]:
+    from taskworker.errors import FunctionBroken, FunctionFailed
+
+    if isinstance(error, FunctionBroken | FunctionFailed):
+        return [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    return [_message(error)]
 
 
 def _message(error: Exception) -> str:

@@ -67,9 +67,9 @@ class Terminal:
         if sys.stderr.isatty() and not self.as_json:
             sys.stderr.write(text + "\n")
 
-    def error(self, text: str) -> None:
-        """Print an error as one line."""
-        sys.stderr.write(f"taskworker: {one_line(text)}\n")
+    def error(self, text: str, *more: str) -> None:
+        """Print an error as one line; ``more``, such as a function's frames, as indented ones."""
+        sys.stderr.writelines([f"taskworker: {one_line(text)}\n", *(f"  {one_line(line)}\n" for line in more)])
 
     @contextlib.contextmanager
     def progress(self, label: str, *, unit: Literal["bytes", "objects"] = "bytes") -> Iterator[Progress | None]:

@@ -8,6 +8,7 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.functions import function_summary
 from taskworker.cli.pool_status import pool_status_lines, watch
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
@@ -55,7 +56,9 @@ def _show_store(session: Session, stats: StoreStats) -> None:
 
 def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watched: bool) -> None:
     if not watched:
-        session.terminal.result(document(status), *pool_status_lines(status))
+        functions, lines = _functions_of(session)
+        told = document(status) | {"functions": functions}
+        session.terminal.result(told, *pool_status_lines(status), *lines)
         return
     if session.terminal.as_json:
         raise Failure("--watch and --json exclude each other: give one", ExitCode.USAGE)
@@ -64,11 +67,24 @@ def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watc
 
     def look() -> list[str]:
         try:
-            return pool_status_lines(client.status() or status)
+            return [*pool_status_lines(client.status() or status), *_functions_of(session)[1]]
         except StorageError as error:
             return [f"the pool does not answer ({one_line(str(error))}); it is asked again"]
 
     watch(look)
+
+
+def _functions_of(session: Session) -> tuple[list[dict[str, object]] | None, list[str]]:
+    """The functions as documents and as lines; a pool that cannot list them now has a status all the same."""
+    from storage.errors import StorageError
+    from taskworker.client.functions import FunctionClient
+
+    try:
+        with FunctionClient(session.pool_address()) as client:
+            found = client.functions()
+    except StorageError as error:
+        return None, ["", f"! functions cannot be listed now: {one_line(str(error))}"]
+    return [document(one) for one in found], function_summary(found)
 
 
 def _status_lines(stats: StoreStats) -> list[str]:

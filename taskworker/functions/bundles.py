@@ -30,6 +30,8 @@ APP, DEPENDENCIES, DOCUMENT = "app", "dependencies", "function.json"
 BUNDLE_BYTES_MAX = 48 << 20
 FILES_MAX = 20_000
 _KEPT = 256
+_PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unpacked into
+_NAME_BYTES_MAX = 255
 
 
 def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> bytes:
@@ -69,30 +71,23 @@ def spec_of(bundle: bytes) -> FunctionSpec:
         FormatError: it is no bundle.
         InvalidArgument: its document asks for what is not given.
     """
-    for path, content in _entries(bundle):
-        if path == PurePosixPath(DOCUMENT):
-            return FunctionSpec.from_json(content)
-    raise FormatError(f"this is no function's bundle: it has no {DOCUMENT}")
+    documents = [content for path, content in _entries(bundle) if path == PurePosixPath(DOCUMENT)]
+    if not documents:
+        raise FormatError(f"this is no function's bundle: it has no {DOCUMENT}")
+    return FunctionSpec.from_json(documents[0])
 
 
 def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
     if len(bundle) > 2 * BUNDLE_BYTES_MAX:
         raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
-    seen: set[PurePosixPath] = set()
+    taken = _Paths()
     try:
         with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as tar:
             for entry in tar:
                 path = PurePosixPath(entry.name)
-                if (
-                    not entry.isfile()
-                    or entry.issparse()
-                    or not _is_below(path)
-                    or path in seen
-                    or len(seen) > FILES_MAX
-                ):
-                    raise FormatError(f"this is no function's bundle: {entry.name!r} does not belong in one")
-                seen.add(path)
+                if not entry.isfile() or entry.issparse() or not taken.take(path):
+                    raise FormatError(f"this is no function's bundle: {entry.name[:200]!r} does not belong in one")
                 content = tar.extractfile(entry)
                 assert content is not None, "it is a file"
                 yield path, content.read()
@@ -100,9 +95,36 @@ def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
         raise FormatError(f"this is no function's bundle: {error}") from None
 
 
+class _Paths:
+    """The files of a bundle, all of which can be made below one directory, on any file system."""
+
+    def __init__(self) -> None:
+        self._files: set[PurePosixPath] = set()
+        self._directories: set[PurePosixPath] = set()
+
+    def take(self, path: PurePosixPath) -> bool:
+        """Whether this one belongs there beside those before it."""
+        if not _is_below(path) or not _can_be_made(path) or len(self._files) > FILES_MAX:
+            return False
+        above = path.parents
+        if path in self._files or path in self._directories or not self._files.isdisjoint(above):
+            return False
+        self._files.add(path)
+        self._directories.update(above)
+        return True
+
+
 def _is_below(path: PurePosixPath) -> bool:
     inside = len(path.parts) > 1 and path.parts[0] in (APP, DEPENDENCIES)
     return (inside or path == PurePosixPath(DOCUMENT)) and ".." not in path.parts and "\0" not in str(path)
+
+
+def _can_be_made(path: PurePosixPath) -> bool:
+    try:
+        encoded = str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return len(encoded) <= _PATH_BYTES_MAX and all(len(name) <= _NAME_BYTES_MAX for name in encoded.split(b"/"))
 
 
 class BundleCache:

@@ -50,6 +50,7 @@ class _Outcome(msgspec.Struct):
 
 
 _outcomes = msgspec.json.Decoder(_Outcome)
+_json = msgspec.json.Decoder(msgspec.Raw)  # reads all of a document, and builds nothing of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +253,7 @@ def _read_outcome(told: bytes, spec: FunctionSpec) -> str:
     try:
         outcome = _outcomes.decode(told)
         if outcome.result is not None:
-            msgspec.json.decode(outcome.result)  # code in the sandbox may have written this itself
+            _json.decode(outcome.result)  # code in the sandbox may have written this itself
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FunctionCrashed(f"function {spec.name} answered with something unreadable ({error})") from None
     if outcome.error == "arguments":

@@ -1,7 +1,8 @@
 """Routing calls: a turn, a worker, another one if that is lost.
 
 A worker is chosen as the less busy of two taken at random ("the power of two choices", Mitzenmacher,
-IEEE TPDS 12(10), 2001): nearly as good as asking all, without all callers running to the same one.
+IEEE TPDS 12(10), 2001): nearly as good as asking all, without all callers running to the same one. Busy
+is how long a call would take there: the calls it has, times how slow it lately was beside the others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from taskworker.errors import (
     StorageUnavailable,
 )
 from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.paces import Paces
 from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallFigures, CallStatistics
 from taskworker.functions.turns import Turns
@@ -127,6 +129,7 @@ class CallRouter:
         self._finished = finished
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
+        self._paces = Paces()
         self._turns: dict[str, Turns] = {}
         self._statistics: dict[str, CallStatistics] = {}
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
@@ -239,8 +242,9 @@ class CallRouter:
                 raise CallAbandoned(f"the call of {function.name} was cancelled")
             worker = self._choose(function, tried, deadline)
             try:
-                with self._counted(worker):
+                with self._counted(function, worker) as ended:
                     report = self._workers.invoke(worker, function, call, deadline.left_s(), running)
+                    ended(report)
             except WorkerGone as gone:
                 if gone.may_have_run and not function.idempotent:
                     raise CallUncertain(
@@ -262,7 +266,7 @@ class CallRouter:
             able = self._workers.able(function)
             fresh = [worker for worker in able if worker not in tried]
             if fresh:
-                return self._less_busy(fresh)
+                return self._less_busy(function, fresh)
             if time.monotonic() > give_up:
                 raise FunctionsUnavailable(
                     f"no worker that is alive can run function {function.name} now"
@@ -272,19 +276,29 @@ class CallRouter:
             tried.clear()
             time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
 
-    def _less_busy(self, workers: list[str]) -> str:
+    def _less_busy(self, function: RoutedFunction, workers: list[str]) -> str:
         if len(workers) == 1:
             return workers[0]
-        one, other = random.sample(workers, 2)
+        two = random.sample(workers, 2)
         with self._lock:
-            return one if self._outstanding[one] <= self._outstanding[other] else other
+            slowness = self._paces.slowness(function.name, two)
+            return min(two, key=lambda worker: (self._outstanding[worker] + 1) * slowness[worker])
 
     @contextlib.contextmanager
-    def _counted(self, worker: str) -> Iterator[None]:
+    def _counted(self, function: RoutedFunction, worker: str) -> Iterator[Callable[[CallReport], None]]:
+        """Count a call as under way at a worker; what is yielded is told what became of it."""
+        started = time.monotonic()
+
+        def ended(report: CallReport) -> None:
+            # One that fails at once is not quick.
+            if report.error is None:
+                with self._lock:
+                    self._paces.took(function.name, worker, time.monotonic() - started)
+
         with self._lock:
             self._outstanding[worker] += 1
         try:
-            yield
+            yield ended
         finally:
             with self._lock:
                 self._outstanding[worker] -= 1

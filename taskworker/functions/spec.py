@@ -43,6 +43,21 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_options(concurrency: int, queue: int, cache_ttl_s: float) -> None:
+    """Return if calls of a function can be routed so.
+
+    Raises:
+        InvalidArgument: they cannot.
+    """
+    if not 1 <= concurrency <= CONCURRENCY_MAX or not 0 <= queue <= 10 * CONCURRENCY_MAX:
+        raise InvalidArgument(
+            f"concurrency {concurrency} and queue {queue}: "
+            f"1 to {CONCURRENCY_MAX} calls at once, up to {10 * CONCURRENCY_MAX} waiting"
+        )
+    if not 0 <= cache_ttl_s <= 86_400:
+        raise InvalidArgument(f"cache_ttl {cache_ttl_s}: 0 to 86400 seconds")
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as its bundle describes it (``function.json``).
 
@@ -82,13 +97,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         place, _, function = self.entry.partition(":")
         if not place or not function:
             raise InvalidArgument(f"entry {self.entry!r} is not module:function")
-        if not 1 <= self.concurrency <= CONCURRENCY_MAX or not 0 <= self.queue <= 10 * CONCURRENCY_MAX:
-            raise InvalidArgument(
-                f"concurrency {self.concurrency} and queue {self.queue}: "
-                f"1 to {CONCURRENCY_MAX} calls at once, up to {10 * CONCURRENCY_MAX} waiting"
-            )
-        if not 0 <= self.cache_ttl_s <= 86_400:
-            raise InvalidArgument(f"cache_ttl {self.cache_ttl_s}: 0 to 86400 seconds")
+        check_options(self.concurrency, self.queue, self.cache_ttl_s)
         for field, most in _CEILINGS.items():
             value = getattr(self.limits, field)
             if not 0 < value <= most:

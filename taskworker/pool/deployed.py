@@ -10,7 +10,7 @@ from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import FunctionNotFound
 from taskworker.functions.bundles import spec_of
 from taskworker.functions.routing import RoutedFunction
-from taskworker.functions.spec import check_name
+from taskworker.functions.spec import FunctionSpec, check_name
 from taskworker.wire.deployed import DEPLOYED_OWNER as OWNER
 
 
@@ -66,7 +66,7 @@ class DeployedFunctions:
         Raises:
             FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
         """
-        return self._put(spec_of(bundle).name, bundle, user_id)
+        return self._put(spec_of(bundle), bundle, user_id)
 
     def roll_back(self, name: str, version_id: str, user_id: str) -> Deployment:
         """Make an earlier version the newest again.
@@ -93,7 +93,7 @@ class DeployedFunctions:
                 f"`taskworker functions log {name}` lists them"
             )
         bundle = self._store.get(chosen[0].file_id, user_id=OWNER, version_id=chosen[0].version_id)
-        return self._put(name, bundle, user_id)
+        return self._put(spec_of(bundle), bundle, user_id)
 
     def history(self, name: str) -> list[Version]:
         """All versions, newest first.
@@ -114,11 +114,11 @@ class DeployedFunctions:
             self._store.delete(self._head(name).file_id, user_id=OWNER)
             self._known.pop(name, None)
 
-    def _put(self, name: str, bundle: bytes, user_id: str) -> Deployment:
+    def _put(self, spec: FunctionSpec, bundle: bytes, user_id: str) -> Deployment:
         with self._lock:
-            before = self._store.find(name, user_id=OWNER)
-            version = self._store.push(bundle, filename=name, user_id=OWNER, note=user_id)
-            self._known[name] = RoutedFunction.of(spec_of(bundle), version.version_id, version.file_id)
+            before = self._store.find(spec.name, user_id=OWNER)
+            version = self._store.push(bundle, filename=spec.name, user_id=OWNER, note=user_id)
+            self._known[spec.name] = RoutedFunction.of(spec, version.version_id, version.file_id)
         return Deployment(version, before is None or before.version_id != version.version_id)
 
     def _routed(self, head: Version) -> RoutedFunction:

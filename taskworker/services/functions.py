@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storage import Version
+from storage.errors import InvalidArgument
 from taskworker import functions_pb2
 from taskworker.errors import CallAbandoned
 from taskworker.functions.call_log import CallLog
 from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions.spec import check_name, check_options
 from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import Hosting, Offer, WarmFunction, warm_of
 from taskworker.services.binding import Caller
+
+_OFFERED_MAX = 1_000
 
 
 class FunctionService:
@@ -131,23 +135,34 @@ class HostingService:
     def Offer(  # noqa: N802
         self, request: functions_pb2.OfferRequest, _caller: Caller
     ) -> functions_pb2.OfferResponse:
-        """What a worker can run, from now on."""
-        functions = {
-            one.function_name: RoutedFunction(
-                name=one.function_name,
-                version=one.bundle,
-                idempotent=one.idempotent,
-                cache_ttl_s=one.cache_ttl,
-                concurrency=max(1, one.concurrency),
-                queue=one.queue,
-            )
-            for one in request.functions
-        }
+        """What a worker can run, from now on.
+
+        Raises:
+            InvalidArgument: functions that no one may have, or too many.
+            NotJoined: the worker has no lease.
+        """
+        if len(request.functions) > _OFFERED_MAX or len(request.warm) > _OFFERED_MAX:
+            raise InvalidArgument(f"an offer of more than {_OFFERED_MAX:,} functions")
+        functions = {one.function_name: _offered(one) for one in request.functions}
         warm = tuple(
             WarmFunction(one.function_name, request.worker_id, one.processes, one.memory_bytes) for one in request.warm
         )
         self._hosting.offer(Offer(request.worker_id, request.instance, request.hosts_deployed, functions, warm))
         return functions_pb2.OfferResponse(functions_deployed=self._deployed.any())
+
+
+def _offered(offer: functions_pb2.FunctionOffer) -> RoutedFunction:
+    """What a worker says of a function: within the bounds that anyone's function has."""
+    concurrency = max(1, offer.concurrency)
+    check_options(concurrency, offer.queue, offer.cache_ttl)
+    return RoutedFunction(
+        name=check_name(offer.function_name),
+        version=offer.bundle,
+        idempotent=offer.idempotent,
+        cache_ttl_s=offer.cache_ttl,
+        concurrency=concurrency,
+        queue=offer.queue,
+    )
 
 
 def _deployment(deployment: Deployment) -> functions_pb2.DeployResponse:

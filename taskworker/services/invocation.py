@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 
 import grpc
+import msgspec
 
 from storage.errors import StorageError
 from taskworker import functions_pb2
@@ -17,11 +17,14 @@ from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.functions_pb2_grpc import InvocationServiceStub
-from taskworker.services.rpc import CallerWithDeadline
+from taskworker.services.rpc import CallerWithDeadline, time_left_s
 from taskworker.wire import status
 
 Fetch = Callable[[str, str], bytes]
 """(file id, version id) → the deployed bundle."""
+
+_json = msgspec.json.Decoder(msgspec.Raw)
+"""Reads all of a document, and builds nothing of it."""
 
 _NEVER_SENT = ("failed to connect", "connection refused", "no such file", "connect failed")
 
@@ -49,8 +52,7 @@ class InvocationService:
         running = RunningCall()
         caller.add_callback(running.cancel)
         try:
-            function = self._function(request)
-            report = self._host.run(function, call, caller.time_remaining(), running)
+            report = self._host.run(self._function(request), call.checked(), time_left_s(caller), running)
         except StorageError as error:
             report = CallReport(error=error)
         if isinstance(report.error, FunctionsUnavailable):
@@ -87,8 +89,8 @@ def _report_from_proto(response: functions_pb2.InvokeResponse) -> CallReport:
         error = status.error_of(response.kind, response.text)
     else:
         try:
-            json.loads(response.result)
-        except (ValueError, RecursionError):
+            _json.decode(response.result)
+        except (msgspec.MsgspecError, RecursionError):
             error = status.error_of("FunctionCrashed", "the worker answered with something that is no JSON")
     return CallReport(
         result=response.result,
@@ -105,15 +107,15 @@ class GrpcTransport:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._channels: dict[str, grpc.Channel] = {}
+        self._stubs: dict[str, tuple[InvocationServiceStub, grpc.Channel]] = {}
         self._under_way: defaultdict[str, set[grpc.Future[functions_pb2.InvokeResponse]]] = defaultdict(set)
         self._abandoned: set[grpc.Future[functions_pb2.InvokeResponse]] = set()
 
     def close(self) -> None:
         """End all connections."""
         with self._lock:
-            channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
+            stubs, self._stubs = list(self._stubs.values()), {}
+        for _, channel in stubs:
             channel.close()
 
     def abandon(self, worker: str) -> None:
@@ -145,8 +147,7 @@ class GrpcTransport:
             chain=call.chain,
             token=call.token,
         )
-        stub = InvocationServiceStub(self._channel(address))
-        future = stub.Invoke.future(request, timeout=timeout_s)
+        future = self._stub(address).Invoke.future(request, timeout=timeout_s)
         with self._lock:
             self._under_way[worker].add(future)
         try:
@@ -181,8 +182,11 @@ class GrpcTransport:
             return DeadlineExceeded(f"function {function.name}: the call did not end within its time limit")
         return failure
 
-    def _channel(self, address: str) -> grpc.Channel:
+    def _stub(self, address: str) -> InvocationServiceStub:
+        """One for each address."""
         with self._lock:
-            if address not in self._channels:
-                self._channels[address] = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
-            return self._channels[address]
+            known = self._stubs.get(address)
+            if known is None:
+                channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+                known = self._stubs[address] = (InvocationServiceStub(channel), channel)
+            return known[0]

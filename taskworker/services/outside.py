@@ -80,10 +80,15 @@ class PoolOutside:
     """
 
     def __init__(self, channel: grpc.Channel, address: str, token: str, timeout_s: float | None) -> None:
-        self._stub = OutsideServiceStub(channel)
+        self._channel = channel
         self._address = address
         self._token = token
         self._timeout_s = timeout_s
+
+    @property
+    def _stub(self) -> OutsideServiceStub:
+        # Made when something is asked: most calls ask nothing.
+        return OutsideServiceStub(self._channel)
 
     def secret(self, name: str) -> str:
         """See ``Outside``."""

@@ -11,18 +11,29 @@ from taskworker.functions.routing import CallRouter
 from taskworker.services.binding import Caller
 from taskworker.wire.chains import read_chain
 
+_FOREVER_S = 10 * 365 * 86_400.0
+
 
 class CallerWithDeadline(Caller, Protocol):
     """Who waits for a call's result. gRPC's ServicerContext is one."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller waits no longer; None if it waits for ever."""
+        """Seconds until the caller waits no longer; None, or centuries, if it waits for ever."""
 
     def add_callback(self, callback: object) -> bool:
         """Have ``callback`` called when the call is over; False if it is already."""
 
     def invocation_metadata(self) -> object:
         """Pairs that came with the call."""
+
+
+def time_left_s(caller: CallerWithDeadline) -> float | None:
+    """Seconds until the caller waits no longer; None if it waits for ever.
+
+    gRPC's synchronous server says 9.2e18 of a caller without a deadline, which no timeout takes.
+    """
+    left = caller.time_remaining()
+    return None if left is None or left > _FOREVER_S else left
 
 
 class RpcService:
@@ -46,5 +57,5 @@ class RpcService:
         )
         running = RunningCall()
         caller.add_callback(running.cancel)
-        result = self._router.call(call, caller.time_remaining(), running)
+        result = self._router.call(call, time_left_s(caller), running)
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)

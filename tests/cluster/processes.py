@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from taskworker import Client
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import StorageUnavailable
@@ -78,6 +80,10 @@ class Process:
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that came of it and run."""
+        return psutil.Process(self.pid).children(recursive=True)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -212,9 +218,7 @@ class Cluster:
 
     def await_survivable(self, workers: int, wait_s: float = WAIT_S) -> PoolStatus:
         """The status once nothing is being mended and any ``workers`` may be lost."""
-        return self.await_status(
-            lambda status: status.workers_survivable >= workers and not status.is_mending, wait_s
-        )
+        return self.await_status(lambda status: status.workers_survivable >= workers and not status.is_mending, wait_s)
 
     def __enter__(self) -> Cluster:
         return self

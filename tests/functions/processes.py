@@ -10,6 +10,7 @@ from types import TracebackType
 from storage.errors import DataLossError, InsufficientWorkers
 from taskworker import Client
 from taskworker.client.functions import FunctionClient, FunctionStatus
+from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import StorageUnavailable
 from taskworker.functions.packing import pack_module
 from taskworker.functions.spec import FunctionSpec
@@ -81,6 +82,14 @@ class FunctionPool:
                 raise AssertionError(f"function {name} did not get there: {status}")
             time.sleep(0.05)
 
+    def await_whole(self) -> None:
+        """Return once every worker's volume is there and has all it should."""
+        give_up = time.monotonic() + WAIT_S
+        with PoolClient(self.address) as client:
+            while not _is_whole(client.status(), len(self.workers)):
+                assert time.monotonic() < give_up, "the pool is not whole again"
+                time.sleep(0.05)
+
     def await_gone(self, name: str) -> None:
         """Return once the function is not listed any more."""
         give_up = time.monotonic() + WAIT_S
@@ -98,3 +107,10 @@ class FunctionPool:
         self.functions.close()
         for process in (self.pool_process, *self.workers.values()):
             process.kill()
+
+
+def _is_whole(status: PoolStatus | None, workers: int) -> bool:
+    if status is None or any(work.state != "idle" for work in status.work):
+        return False
+    whole = [worker for worker in status.workers if worker.state == "alive" and worker.complete and worker.share > 0]
+    return len(whole) == workers

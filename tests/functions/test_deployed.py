@@ -128,3 +128,6 @@ def test_figures_of_calls() -> None:
     assert (figures.calls, figures.errors, figures.cached) == (101, 10, 1)
     assert (figures.p50_s, figures.p95_s, figures.p99_s) == (0.05, 0.095, 0.099)
     assert figures.rate == pytest.approx(100 / 60)
+    for _ in range(10_000):
+        statistics.ended(0.5, failed=False)
+    assert (statistics.figures().calls, statistics.figures().p50_s) == (10_101, 0.5)

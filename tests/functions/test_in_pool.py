@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument
+from taskworker import Client
 from taskworker.errors import (
     CallUncertain,
     DeadlineExceeded,
@@ -129,6 +130,15 @@ def test_arguments_as_a_caller_would_expect(pool: FunctionPool) -> None:
     assert pool.client.call("later", [{"深": [1, None]}], user_id=USER) == {"深": [1, None]}
     with pytest.raises(FunctionNotFound, match="'absent'"):
         pool.client.call("absent", user_id=USER)
+
+
+def test_a_caller_may_wait_without_a_deadline(pool: FunctionPool) -> None:
+    with Client(pool.address) as patient:
+        assert patient.call("calculate", [3, 4], user_id=USER) == 7
+        pool.deploy("single", "app:later", pool.directory, concurrency=1)
+        with ThreadPoolExecutor(4) as callers:
+            calls = [callers.submit(patient.call, "single", [number, 0.05], user_id=USER) for number in range(8)]
+            assert [call.result(60) for call in calls] == list(range(8))
 
 
 def test_an_exception_comes_with_the_function_s_own_frames(pool: FunctionPool) -> None:

@@ -102,6 +102,15 @@ def test_a_call_that_never_left_is_moved_in_any_case() -> None:
     assert fleet.runs["a"]
 
 
+def test_a_worker_five_times_slower_gets_little_of_the_load() -> None:
+    fleet = Fleet(a=answers(after_s=0.02), b=answers(after_s=0.02), slow=answers(after_s=0.1))
+    routes = router(fleet)
+    with ThreadPoolExecutor(3) as callers:
+        list(callers.map(lambda _: routes.call(Call("f"), None), range(300)))
+    assert 0 < fleet.runs["slow"] <= 300 / 8
+    assert routes.outstanding() == {}
+
+
 def test_a_busy_worker_s_call_goes_to_another() -> None:
     fleet = Fleet(a=fails(ServerBusy("full")), b=answers())
     for _ in range(10):

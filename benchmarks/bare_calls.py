@@ -1,0 +1,56 @@
+"""A bare call over two hops: client to relay to end and back, handlers that do nothing, messages of given sizes.
+
+The servers and channels are the project's own, with all their options; no protobuf, no wrapping, no checks.
+Run as a module it is the end or the relay, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.services.server import FileServer
+
+SERVICE = "benchmarks.BareCalls"
+CALLS = 64
+
+
+class BareClient:
+    """Calls to a relay or an end; messages are bytes as they are."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self.call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Call")
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+
+def _serve(answer_bytes: int, forward_to: str, forward_bytes: int) -> None:
+    """Serve until standard input ends; the port is printed once it is open."""
+    answer, forwarded = bytes(answer_bytes), bytes(forward_bytes)
+    onward = BareClient(forward_to) if forward_to else None
+
+    def relay(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        assert onward is not None
+        onward.call(forwarded)
+        return answer
+
+    def end(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        return answer
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(end if onward is None else relay)
+    service = grpc.method_handlers_generic_handler(SERVICE, {"Call": handler})
+    server = FileServer(None, added={SERVICE: service}, added_calls=CALLS)
+    print(server.start("127.0.0.1:0"), flush=True)
+    sys.stdin.read()
+    server.stop(0.0)
+    if onward is not None:
+        onward.close()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), *((sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else ("", 0)))

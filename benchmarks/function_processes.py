@@ -1,0 +1,251 @@
+"""A pool that runs functions, a bare relay of the same hops, and callers of either: each a process of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from benchmarks.bare_calls import BareClient
+from benchmarks.cluster_processes import ClientProcess, obey
+from benchmarks.function_servers import BALANCED, SKEWED
+from benchmarks.processes import ServerProcess, TaskFailed, started_together
+from benchmarks.workload import USER
+from storage.errors import StorageError
+from taskworker import Client, functions_pb2, taskworker_pb2
+from taskworker.client.functions import FunctionClient
+from taskworker.functions.packing import pack_module
+from taskworker.functions.spec import FunctionSpec
+
+WORKERS = 3
+ADD = "add"
+ADD_MODULE = "def add(a: int, b: int) -> int:\n    return a + b\n"
+ARGUMENTS = ("3", "4")
+READY_TIMEOUT_S = 120.0
+POLL_S = 0.05
+
+
+class FunctionPool:
+    """A pool and three workers. Each can run ``add``, deployed, and offers the functions of its own program.
+
+    Args:
+        home: a directory for it.
+        pause_s: how long a call of the worker's own function takes.
+        slower: how many times longer it takes on the last worker, in ``skewed``.
+    """
+
+    def __init__(self, home: Path, *, pause_s: float, slower: float) -> None:
+        self._home = home
+        self._pauses_s = [pause_s] * (WORKERS - 1) + [pause_s * slower]
+        self._usual_s = pause_s
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ServerProcess("benchmarks.function_servers", "pool", self._home / "pool"))
+            self.address = pool.address
+            workers = [self._worker(number, pause_s) for number, pause_s in enumerate(self._pauses_s)]
+            stack.enter_context(started_together(workers))
+            self._processes = [pool, *workers]
+            self._deploy()
+            self._await_able()
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, trace)
+
+    def cpu_s(self) -> float:
+        """Processor seconds that pool, workers and sandboxes have taken until now."""
+        return cpu_s_of([process.pid for process in self._processes])
+
+    def _worker(self, number: int, pause_s: float) -> ServerProcess:
+        name = f"worker-{number}"
+        arguments = (name, self.address, self._home / name, self._usual_s, pause_s)
+        return ServerProcess("benchmarks.function_servers", "worker", *arguments)
+
+    def _deploy(self) -> None:
+        (self._home / "app.py").write_text(ADD_MODULE)
+        bundle = pack_module("app:add", FunctionSpec(name=ADD, entry="app:add"), root=self._home).bundle
+        with FunctionClient(self.address) as functions:
+            _until(lambda: functions.deploy(bundle, user_id=USER), "the pool takes no function")
+
+    def _await_able(self) -> None:
+        """Wait until all workers can run all functions, and have them warm."""
+        wanted = {ADD, BALANCED, SKEWED}
+
+        def able() -> None:
+            able_now = {one.function for one in functions.functions() if len(one.workers) == WORKERS}
+            warm = {(one.function, warm.worker_id) for one in functions.functions() for warm in one.warm}
+            if wanted - able_now or len(warm) < WORKERS * len(wanted):
+                for name in wanted:
+                    client.call(name, ARGUMENTS if name == ADD else (), user_id=USER)
+                raise StorageError("not yet")
+
+        with FunctionClient(self.address) as functions, Client(self.address) as client:
+            _until(able, "not all workers run all functions")
+
+
+def _until(attempt: Callable[[], object], failure: str) -> None:
+    give_up = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            attempt()
+        except StorageError as error:
+            if time.monotonic() > give_up:
+                raise TaskFailed(f"{failure}: {error}") from error
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+def cpu_s_of(pids: Sequence[int]) -> float:
+    """Processor seconds of processes and all that came of them and still runs, or was waited for."""
+    total = 0.0
+    for pid in pids:
+        for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+            try:
+                total += sum(process.cpu_times()[:4])
+            except psutil.NoSuchProcess:
+                continue
+    return total
+
+
+class BareCalls:
+    """A bare relay and its end, with messages as large as those of a call of ``add``."""
+
+    def __enter__(self) -> Self:
+        sizes = message_sizes()
+        self.request = bytes(sizes["call"])
+        with ExitStack() as stack:
+            end = stack.enter_context(ServerProcess("benchmarks.bare_calls", sizes["invoked"]))
+            arguments = (sizes["answer"], end.address, sizes["invoke"])
+            relay = stack.enter_context(ServerProcess("benchmarks.bare_calls", *arguments))
+            self.address = relay.address
+            self._processes = (relay, end)
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, trace)
+
+    def cpu_s(self) -> float:
+        """Processor seconds that relay and end have taken until now."""
+        return cpu_s_of([process.pid for process in self._processes])
+
+
+def message_sizes() -> dict[str, int]:
+    """Bytes of the messages of one call of ``add``: to the pool, to the worker, and back."""
+    call = taskworker_pb2.FunctionCallRequest(function_name=ADD, args=ARGUMENTS, user_id=USER)
+    invoke = functions_pb2.InvokeRequest(
+        call_id="0" * 16,
+        function_name=ADD,
+        file_id="0" * 32,
+        version_id="0" * 64,
+        args=ARGUMENTS,
+        user_id=USER,
+        token="0" * 32,
+    )
+    invoked = functions_pb2.InvokeResponse(result="7", wall_ms=1.5, cpu_ms=0.5, memory_bytes=1 << 25)
+    answer = taskworker_pb2.FunctionCallResponse(result="7", status=True)
+    messages = {"call": call, "invoke": invoke, "invoked": invoked, "answer": answer}
+    return {name: message.ByteSize() for name, message in messages.items()}
+
+
+class _Tasks:
+    """What a process of callers can do."""
+
+    def latencies(self, address: str, count: int, *, bare: bool) -> dict[str, object]:
+        """Call ``count`` times, one after the other; milliseconds of each."""
+        with _Calls(address, bare=bare) as calls:
+            calls.once()
+            taken = []
+            for _ in range(count):
+                start = time.perf_counter()
+                calls.once()
+                taken.append((time.perf_counter() - start) * 1e3)
+        return {"milliseconds": taken}
+
+    def sustain(self, address: str, callers: int, seconds: float, *, bare: bool) -> dict[str, object]:
+        """Have so many callers, a thread each, call for so long; how often they did."""
+        with _Calls(address, bare=bare) as calls:
+            calls.once()
+            begun = time.process_time()
+            done = _together(callers, seconds, calls.once)
+            return {"calls": len(done), "cpu": time.process_time() - begun}
+
+    def share(self, address: str, function: str, callers: int, count: int) -> dict[str, object]:
+        """Have so many callers call until so many calls are done; how many each worker ran."""
+        with Client(address) as client:
+            left = iter(range(count))
+
+            def once() -> str | None:
+                return client.call(function, user_id=USER) if next(left, None) is not None else None
+
+            ran = _together(callers, None, once)
+        return {"shares": Counter(ran)}
+
+
+class _Calls:
+    """Calls of ``add`` through a pool, or bare ones of the same sizes; answers are checked."""
+
+    def __init__(self, address: str, *, bare: bool) -> None:
+        self._client: BareClient | Client = BareClient(address) if bare else Client(address)
+        self._request = bytes(message_sizes()["call"])
+
+    def once(self) -> object:
+        """Call, and see that the answer is right."""
+        if isinstance(self._client, BareClient):
+            return self._client.call(self._request)
+        told = self._client.call_texts(ADD, ARGUMENTS, {}, user_id=USER)
+        if told != "7":
+            raise AssertionError(f"3 and 4 are {told}?")
+        return told
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+
+def _together(callers: int, seconds: float | None, once: Callable[[], object]) -> list[object]:
+    """What calls in so many threads gave, for so long, or until they give None."""
+    end = None if seconds is None else time.monotonic() + seconds
+    done: list[object] = []
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            while (end is None or time.monotonic() < end) and (told := once()) is not None:
+                done.append(told)
+        except BaseException as error:  # raised again where it is seen
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return done
+
+
+def caller_process() -> ClientProcess:
+    """A process of callers."""
+    return ClientProcess("benchmarks.function_processes")
+
+
+if __name__ == "__main__":
+    obey(_Tasks())

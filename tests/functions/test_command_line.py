@@ -1,0 +1,108 @@
+"""What the commands for functions show."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.functions.processes import USER, WAIT_S, FunctionPool
+
+COLUMNS = 100
+MODULE = """
+import logging
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def fails(text):
+    print("working on", text)
+    logging.warning("this will not end well")
+    raise ValueError(text + "\\ntaskworker: forged")
+"""
+
+
+class Commands:
+    """The command line, for a pool."""
+
+    def __init__(self, pool: FunctionPool) -> None:
+        self.pool = pool
+
+    def run(self, *words: str, code: int = 0) -> tuple[list[str], list[str]]:
+        """Lines on stdout and stderr."""
+        done = subprocess.run(
+            [sys.executable, "-m", "taskworker", *words, "--pool", self.pool.address, "--user", USER],
+            cwd=self.pool.directory,
+            env={name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")},
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    directory = tmp_path_factory.mktemp("commands")
+    (directory / "app.py").write_text(MODULE)
+    with FunctionPool(directory) as pool:
+        pool.await_whole()
+        commands = Commands(pool)
+        for name in ("add", "fails"):
+            commands.run("deploy", name, f"app:{name}")
+            pool.await_workers(name, 3)
+        yield commands
+
+
+def test_an_error_of_a_function_is_shown_with_its_frames(commands: Commands) -> None:
+    _, told = commands.run("call", "fails", "no way", code=1)
+    assert told == [
+        "taskworker: ValueError: no way",
+        "  taskworker: forged",
+        '  app/app.py:12 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+    ]
+
+
+def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) -> None:
+    commands.run("call", "fails", "again", code=1)
+    shown, _ = commands.run("logs", "fails")
+    at = next(number for number, line in enumerate(shown) if "working on again" in line)
+    assert [line[28:] for line in shown[at:]] == [
+        "   working on again",
+        " ! WARNING root: this will not end well",
+        " * FunctionFailed: ValueError: again",
+        " *   taskworker: forged",
+        ' *   app/app.py:12 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+    ]
+    assert all(not line.startswith("taskworker") for line in shown)
+    assert commands.run("logs", "add") == ([], [])
+
+
+def test_functions_fit_into_a_terminal(commands: Commands) -> None:
+    commands.run("call", "add", "3", "4")
+    shown, _ = commands.run("functions")
+    assert [line.split()[0] for line in shown] == ["FUNCTION", "add", "fails"]
+    assert max(map(len, shown)) <= COLUMNS
+
+
+def test_the_pool_s_status_has_its_functions(commands: Commands) -> None:
+    shown, _ = commands.run("status")
+    at = next(number for number, line in enumerate(shown) if line.startswith("FUNCTION"))
+    assert [line.split()[0] for line in shown[at + 1 :]] == ["add", "fails"]
+    told = json.loads("\n".join(commands.run("status", "--json")[0]))
+    assert [one["function"] for one in told["functions"]] == ["add", "fails"]
+
+
+def test_rolling_back_says_so(commands: Commands) -> None:
+    (commands.pool.directory / "app.py").write_text(MODULE + "\n# newer\n")
+    commands.run("deploy", "add", "app:add")
+    shown, _ = commands.run("functions", "rollback", "add")
+    assert shown[0].startswith("add is rolled back: version ")
