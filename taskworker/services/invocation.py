@@ -17,7 +17,7 @@ from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.functions_pb2_grpc import InvocationServiceStub
-from taskworker.services.rpc import CallerWithDeadline
+from taskworker.services.rpc import CallerWithDeadline, time_left
 from taskworker.wire import status
 
 Fetch = Callable[[str, str], bytes]
@@ -50,7 +50,7 @@ class InvocationService:
         caller.add_callback(running.cancel)
         try:
             function = self._function(request)
-            report = self._host.run(function, call, caller.time_remaining(), running)
+            report = self._host.run(function, call, time_left(caller), running)
         except StorageError as error:
             report = CallReport(error=error)
         if isinstance(report.error, FunctionsUnavailable):

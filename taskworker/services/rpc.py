@@ -16,13 +16,22 @@ class CallerWithDeadline(Caller, Protocol):
     """Who waits for a call's result. gRPC's ServicerContext is one."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller waits no longer; None if it waits for ever."""
+        """Seconds until the caller waits no longer; None, or more than anyone waits, if for ever."""
 
     def add_callback(self, callback: object) -> bool:
         """Have ``callback`` called when the call is over; False if it is already."""
 
     def invocation_metadata(self) -> object:
         """Pairs that came with the call."""
+
+
+_NO_DEADLINE_S = 1e9
+
+
+def time_left(caller: CallerWithDeadline) -> float | None:
+    """Seconds until the caller waits no longer; None if it waits for ever, for which gRPC has a huge number."""
+    left = caller.time_remaining()
+    return None if left is None or left > _NO_DEADLINE_S else left
 
 
 class RpcService:
@@ -46,5 +55,5 @@ class RpcService:
         )
         running = RunningCall()
         caller.add_callback(running.cancel)
-        result = self._router.call(call, caller.time_remaining(), running)
+        result = self._router.call(call, time_left(caller), running)
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)

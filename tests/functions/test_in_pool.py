@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from storage.errors import InvalidArgument
+from taskworker import taskworker_pb2, taskworker_pb2_grpc
 from taskworker.errors import (
     CallUncertain,
     DeadlineExceeded,
@@ -129,6 +131,12 @@ def test_arguments_as_a_caller_would_expect(pool: FunctionPool) -> None:
     assert pool.client.call("later", [{"深": [1, None]}], user_id=USER) == {"深": [1, None]}
     with pytest.raises(FunctionNotFound, match="'absent'"):
         pool.client.call("absent", user_id=USER)
+
+
+def test_a_caller_may_wait_without_a_limit(pool: FunctionPool) -> None:
+    with grpc.insecure_channel(pool.address) as channel:
+        request = taskworker_pb2.FunctionCallRequest(function_name="calculate", args=["3", "4"], user_id=USER)
+        assert taskworker_pb2_grpc.RPCServiceStub(channel).CallFunction(request).result == "7"
 
 
 def test_an_exception_comes_with_the_function_s_own_frames(pool: FunctionPool) -> None:
