@@ -50,7 +50,6 @@ def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
         (resource.RLIMIT_FSIZE, limits.disk_bytes, None),
         (resource.RLIMIT_NOFILE, limits.open_files, None),
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
-        (resource.RLIMIT_CORE, 0, None),
     ):
         resource.prlimit(pid, kind, (soft, soft if hard is None else hard))
 

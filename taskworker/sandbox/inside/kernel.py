@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import struct
 
 CLONE_NEWNS = 0x0002_0000
@@ -67,6 +68,17 @@ def drop_capabilities() -> None:
     _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, None, 0, 0), "drop ambient capabilities")
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "drop capabilities")
+
+
+def forbid_core_dumps() -> None:
+    """Let neither this process nor its children leave what they know in a core dump.
+
+    A limit of 0 would keep it out of files only: a core_pattern that is a pipe gets it all the same, unless the
+    limit is 1 (core(5)).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def forbid_new_privileges() -> None:

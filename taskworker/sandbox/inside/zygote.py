@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import resource
 import signal
 import socket
 import struct
@@ -52,7 +51,7 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
         os.setsid()
         kernel.drop_capabilities()
         kernel.forbid_new_privileges()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        kernel.forbid_core_dumps()
         kernel.install_filter(filters[0])
         control.send(CONFINED)
         if control.recv(1) != GO:
