@@ -178,6 +178,11 @@ class PoolCore:
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
 
+    @property
+    def catalog(self) -> Catalog:
+        """The pool's, for documents of those around it."""
+        return self._catalog
+
     # -- workers ---------------------------------------------------------------------------------
 
     def join(self, application: Application) -> MemberRecord:

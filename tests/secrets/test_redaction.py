@@ -1,0 +1,116 @@
+"""What a call was given does not come out in what it prints, or in the errors it ends with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskworker.errors import FunctionFailed
+from taskworker.functions.calls import CallReport, OutputLine
+from taskworker.functions.outside import NoOutside
+from taskworker.functions.redaction import CallRedactors, RedactedOutside, Redactor
+
+SECRET = 'p4ss/wörd+ "quoted"?&=%'
+
+
+def redactor_of(*values: str) -> Redactor:
+    redactor = Redactor()
+    for value in values:
+        redactor.add(value)
+    return redactor
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        SECRET,
+        base64.b64encode(SECRET.encode()).decode(),
+        base64.b64encode(SECRET.encode()).decode().rstrip("="),
+        base64.urlsafe_b64encode(SECRET.encode()).decode(),
+        urllib.parse.quote(SECRET),
+        urllib.parse.quote(SECRET, safe=""),
+        urllib.parse.quote_plus(SECRET),
+        SECRET.encode().hex(),
+        SECRET.encode().hex().upper(),
+        json.dumps(SECRET)[1:-1],
+        json.dumps(SECRET, ensure_ascii=False)[1:-1],
+        repr(SECRET)[1:-1],
+        repr(SECRET.encode())[2:-1],
+    ],
+)
+def test_a_value_and_its_encodings_are_replaced(form: str) -> None:
+    assert redactor_of(SECRET).text(f"before <{form}> after") == "before <***> after"
+
+
+@settings(max_examples=60)
+@given(
+    value=st.text("abcXYZ019-_", min_size=16, max_size=40), before=st.binary(max_size=9), after=st.binary(max_size=9)
+)
+def test_a_value_within_a_longer_base64_text_is_replaced(value: str, before: bytes, after: bytes) -> None:
+    redactor = redactor_of(value)
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        shown = redactor.text(encode(before + value.encode() + after).decode())
+        assert "***" in shown
+        # At most the characters at the edges, which neighbours decide as well, are left.
+        assert len(shown) <= len(encode(before + after)) + 3 + 8
+
+
+def test_the_longer_of_two_goes_first_and_lines_go_alone() -> None:
+    assert redactor_of("secret", "secret-and-more").text("secret-and-more secret") == "*** ***"
+    key = "-----BEGIN KEY-----\nMIIBVgIBADANBgkqhkiG\n9w0BAQEFAASC\n-----END KEY-----"
+    redactor = redactor_of(key)
+    assert redactor.text(f"a {key} b") == "a *** b"
+    assert redactor.text("it has MIIBVgIBADANBgkqhkiG in it") == "it has *** in it"
+    assert redactor_of("x").text("axe 78 eA==") == "a***e 78 eA=="
+
+
+def test_a_report_keeps_its_result_and_loses_the_rest() -> None:
+    report = CallReport(
+        result=json.dumps("the-secret"),
+        error=FunctionFailed("KeyError: 'the-secret'"),
+        output=[OutputLine(1, "stdout", "got the-secret"), OutputLine(2, "stderr", "nothing")],
+    )
+    redactor_of("the-secret").report(report)
+    assert str(report.error) == "KeyError: '***'"
+    assert report.output == [OutputLine(1, "stdout", "got ***"), OutputLine(2, "stderr", "nothing")]
+    assert json.loads(report.result) == "the-secret"
+
+
+def test_calls_that_one_led_to_share_what_it_was_given() -> None:
+    redactors = CallRedactors()
+    with redactors.during("call") as outer, redactors.during("other") as other:
+        with redactors.during("call") as inner:
+            redactors.given("call", "the-secret")
+            assert inner.text("the-secret") == "***"
+            assert other.text("the-secret") == "the-secret"
+        assert outer.text("the-secret") == "***"
+    with redactors.during("call") as later:
+        assert later.text("the-secret") == "the-secret"
+    redactors.given("call", "late")  # a call that is over
+
+
+def test_an_error_that_ends_a_call_is_redacted_on_its_way() -> None:
+    redactors = CallRedactors()
+
+    def fails() -> None:
+        with redactors.during("call"):
+            redactors.given("call", "the-secret")
+            raise FunctionFailed("told the-secret")
+
+    with pytest.raises(FunctionFailed, match=r"^told \*\*\*$"):
+        fails()
+
+
+def test_secrets_that_come_through_are_noted() -> None:
+    class Giving(NoOutside):
+        def secret(self, name: str) -> str:
+            return f"value of {name}"
+
+    redactor = Redactor()
+    assert RedactedOutside(Giving(), redactor).secret("key") == "value of key"
+    assert redactor.text("the value of key") == "the ***"
