@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from storage.errors import StorageError
 from taskworker.secrets.vault import Documents
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,16 @@ class LastUses:
             self._changed = self._uses.pop(name, None) is not None or self._changed
 
     def keep(self) -> None:
-        """Write down what is new."""
+        """Write down what is new; where that fails, a secret is used all the same."""
         with self._lock:
-            if self._changed:
+            self._kept_at_s = time.monotonic()
+            if not self._changed:
+                return
+            try:
                 self._documents.save_document(_DOCUMENT, msgspec.msgpack.encode(self._uses))
-            self._changed, self._kept_at_s = False, time.monotonic()
+                self._changed = False
+            except StorageError as error:
+                log.warning("the times of the last uses of secrets cannot be kept: %s", error)
 
 
 def _kept(documents: Documents) -> dict[str, int]:

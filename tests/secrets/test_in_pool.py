@@ -288,4 +288,3 @@ def test_neither_pool_nor_worker_leaves_a_core_dump(pool: FunctionPool, holder: 
     pids = [pid_of(pool.pool_process), holder, *(pid_of(process) for process in pool.workers.values())]
     for pid in (*pids, *(one.pid for one in psutil.Process(holder).children(recursive=True))):
         assert "Max core file size        1                    1 " in Path(f"/proc/{pid}/limits").read_text()
-    assert Path(f"/proc/{pids[0]}/mem").stat().st_uid == 0  # nobody's of the pool's user

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage import FileStorage
 from taskworker.errors import FunctionFailed
-from taskworker.functions.calls import CallReport, OutputLine
+from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
+from taskworker.functions.host import FunctionHost
 from taskworker.functions.outside import NoOutside
-from taskworker.functions.redaction import CallRedactors, RedactedOutside, Redactor
+from taskworker.functions.packing import pack_module
+from taskworker.functions.redaction import CallRedactors, Redactor
+from taskworker.functions.spec import FunctionSpec
+from taskworker.functions.user_files import EmbeddedFiles
 
 SECRET = 'p4ss/wörd+ "quoted"?&=%'
 
@@ -106,11 +113,36 @@ def test_an_error_that_ends_a_call_is_redacted_on_its_way() -> None:
         fails()
 
 
-def test_secrets_that_come_through_are_noted() -> None:
-    class Giving(NoOutside):
-        def secret(self, name: str) -> str:
-            return f"value of {name}"
+LEAKY = """
+from taskworker.inside import worker
 
-    redactor = Redactor()
-    assert RedactedOutside(Giving(), redactor).secret("key") == "value of key"
-    assert redactor.text("the value of key") == "the ***"
+
+def leaks():
+    value = worker.get_secret("key")
+    print("got", value)
+    print("x" * 3_995 + value)
+    raise ValueError(f"refused: {value}")
+"""
+
+
+class Giving(NoOutside):
+    def secret(self, name: str) -> str:
+        return f"value-of-{name}"
+
+
+def test_a_worker_tells_its_pool_nothing_of_what_a_call_was_given(tmp_path: Path) -> None:
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    packed = pack_module("leaky:leaks", FunctionSpec(name="leaks", entry="leaky:leaks"), root=tmp_path)
+    with contextlib.closing(FileStorage.open(tmp_path / "store")) as store:
+        host = FunctionHost(
+            tmp_path / "functions",
+            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s: call.function,
+            lambda _call, _timeout_s: Giving(),
+        )
+        with contextlib.closing(host):
+            host.register(packed)
+            report = host.run(host.own_function("leaks"), Call("leaks"), 60.0, RunningCall())
+    assert str(report.error).splitlines()[0] == "ValueError: refused: ***"
+    # Also where a long line is cut: in the middle of it.
+    assert [line.text for line in report.output] == ["got ***", "x" * 3_995 + "***"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,3 +156,27 @@ def test_nothing_that_shows_a_key_shows_it() -> None:
     assert KEY.id in shown
     for form in (repr(KEY.raw), repr(KEY.wrap), repr(KEY.table), KEY.text(), KEY.raw.hex()):
         assert form.strip("b'") not in shown
+
+
+def test_the_format_is_as_it_is_written() -> None:
+    """As docs/format.md tells it, by other means."""
+
+    def derived(purpose: bytes, length: int) -> bytes:
+        # RFC 5869, for up to one block of output
+        extracted = hmac.digest(bytes(32), KEY.raw, "sha256")
+        return hmac.digest(extracted, b"taskworker secrets " + purpose + b"\1", "sha256")[:length]
+
+    def opened_by(key: bytes, sealed_bytes: bytes, context: bytes) -> bytes:
+        return AESGCM(key).decrypt(sealed_bytes[:12], sealed_bytes[12:], context)
+
+    number, key_id, table, tag, records = msgspec.msgpack.decode(document(secret("b", "välue"), secret("a", "x", 7)))
+    assert (number, key_id) == (1, derived(b"id", 8).hex())
+    assert tag == hmac.digest(derived(b"table", 32), msgspec.msgpack.encode([1, key_id, table]), "sha256")
+    found = {}
+    for (name, version, serial), record in zip(table, records, strict=True):
+        about, wrapped, sealed_value = msgspec.msgpack.decode(record)
+        data_key = opened_by(derived(b"wrap", 32), wrapped, b"taskworker secret key 1\0" + about)
+        assert len(serial) == 16
+        assert msgspec.msgpack.decode(about) == [name, version, serial, 1, 2, [["f", []]]]
+        found[name] = opened_by(data_key, sealed_value, b"taskworker secret value 1\0" + about).decode()
+    assert list(found.items()) == [("a", "x"), ("b", "välue")]

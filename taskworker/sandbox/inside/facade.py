@@ -1,4 +1,4 @@
-"""What a function sees as ``worker``: files on behalf of the caller, and other functions."""
+"""What a function sees as ``worker``: files on behalf of the caller, other functions, secrets."""
 
 from __future__ import annotations
 
