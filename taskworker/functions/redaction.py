@@ -10,12 +10,13 @@ import base64
 import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, quote_plus
 
 from storage.errors import StorageError
-from taskworker.functions.calls import CallReport
+from taskworker.functions.calls import Call, CallReport
 from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
 
 MARK = "***"
@@ -127,7 +128,7 @@ class RedactedOutside:
 @dataclass(slots=True)
 class _Shared:
     redactor: Redactor = field(default_factory=Redactor)
-    calls: int = 0
+    functions: Counter[str] = field(default_factory=Counter)
 
 
 class CallRedactors:
@@ -138,11 +139,11 @@ class CallRedactors:
         self._shared: dict[str, _Shared] = {}
 
     @contextlib.contextmanager
-    def during(self, call_id: str) -> Iterator[Redactor]:
+    def during(self, call: Call) -> Iterator[Redactor]:
         """The redactor of a call, until it is over; errors that pass through are redacted."""
         with self._lock:
-            shared = self._shared.setdefault(call_id, _Shared())
-            shared.calls += 1
+            shared = self._shared.setdefault(call.call_id, _Shared())
+            shared.functions[call.function] += 1
         try:
             yield shared.redactor
         except StorageError as error:
@@ -150,13 +151,20 @@ class CallRedactors:
             raise
         finally:
             with self._lock:
-                shared.calls -= 1
-                if not shared.calls:
-                    del self._shared[call_id]
+                shared.functions[call.function] -= 1
+                if not shared.functions.total():
+                    del self._shared[call.call_id]
 
-    def given(self, call_id: str, value: str) -> None:
+    def given(self, call: Call, value: str) -> None:
         """A call was given a secret."""
         with self._lock:
-            shared = self._shared.get(call_id)
+            shared = self._shared.get(call.call_id)
         if shared is not None:
             shared.redactor.add(value)
+
+    def given_to(self, function: str, value: str) -> None:
+        """A call of a function, it is not known which, was given a secret."""
+        with self._lock:
+            concerned = [shared.redactor for shared in self._shared.values() if shared.functions[function]]
+        for redactor in concerned:
+            redactor.add(value)

@@ -138,7 +138,7 @@ class Hosting:
         with self._lock:
             self._under_way[call.token] = call
         try:
-            with self.redactors.during(call.call_id) as redactor:
+            with self.redactors.during(call) as redactor:
                 report = self._transport.invoke(worker, address, function, call, timeout_s, running)
                 redactor.report(report)
                 return report

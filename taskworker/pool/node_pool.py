@@ -172,16 +172,16 @@ class PoolCore:
         )
         self.fleet.on_rot = self.mender.wake
 
+    @property
+    def documents(self) -> Catalog:
+        """Where other parts of the pool keep small documents (``document`` and ``save_document``)."""
+        return self._catalog
+
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
         self.mender.close()
         self._catalog.save_document(_RUNNING, b"")
         self.store.close()
-
-    @property
-    def catalog(self) -> Catalog:
-        """The pool's, for documents of those around it."""
-        return self._catalog
 
     # -- workers ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The pool's secrets as one call may use them."""
+"""The pool's secrets as calls may use them; what they were given is told to those who redact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CallSecrets:
     Args:
         secrets: of the pool.
         call: who asks.
-        given: told of each value that the call gets, or has filled in.
+        given: told of each value that the call gets.
     """
 
     def __init__(self, secrets: Secrets, call: Call, given: Callable[[str], None]) -> None:
@@ -28,6 +28,25 @@ class CallSecrets:
         self._given(value)
         return value
 
-    def fill(self, text: str, host: str | None) -> str:
-        """Text of a request to a host with the secrets in it; see ``Secrets.fill``."""
-        return self._secrets.fill(self._call.function, text, host=host, given=self._given)
+
+class RequestSecrets:
+    """Puts secrets into requests that the pool makes for functions.
+
+    Args:
+        secrets: of the pool.
+        given: told of the function and of each value that was put in: the answer may echo it.
+    """
+
+    def __init__(self, secrets: Secrets, given: Callable[[str, str], None]) -> None:
+        self._secrets = secrets
+        self._given = given
+
+    def fill(self, function: str, host: str, text: str) -> str:
+        """Text of a function's request to a host, with values in the place of ``{{secret:NAME}}``.
+
+        Raises:
+            PermissionDenied: one is not granted to the function, or not for this host.
+            InvalidArgument: not a secret's name.
+            SecretsUnavailable, SecretDamaged: one cannot be read now.
+        """
+        return self._secrets.fill(function, text, host=host, given=lambda value: self._given(function, value))

@@ -6,8 +6,7 @@ import re
 
 from storage.errors import InvalidArgument
 
-NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
-_NAME = re.compile(NAME_PATTERN)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*|[0-9a-f:]*:[0-9a-f:.]*")
 _HOST_CHARS_MAX = 253

@@ -14,7 +14,7 @@ from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, Secre
 from taskworker.functions import spec
 from taskworker.secrets.document import SealedSecret
 from taskworker.secrets.master_key import MasterKey, MasterKeySource
-from taskworker.secrets.names import NAME_PATTERN, check_name, host_matches, host_pattern
+from taskworker.secrets.names import check_name, host_matches, host_pattern
 from taskworker.secrets.sealing import Grant, Terms, seal
 from taskworker.secrets.uses import LastUses
 from taskworker.secrets.vault import Documents, Vault
@@ -23,7 +23,7 @@ VALUE_BYTES_MAX = 64 << 10
 SECRETS_MAX = 10_000
 GRANTS_MAX = 256
 _HOSTS_MAX = 64
-_PLACEHOLDER = re.compile(r"\{\{secret:(" + NAME_PATTERN + r")\}\}")
+_PLACE = re.compile(r"\{\{secret:([^{}]{0,200})\}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +236,12 @@ class Secrets:
 
         Raises:
             PermissionDenied: one is not granted, or not for this host.
+            InvalidArgument: not a secret's name.
             SecretsUnavailable, SecretDamaged: one cannot be read now.
         """
 
         def value(found: re.Match[str]) -> str:
-            name = found[1]
+            name = check_name(found[1])
             secret, grant = self._granted(function, name)
             if grant.hosts and not (host is not None and any(host_matches(one, host) for one in grant.hosts)):
                 raise PermissionDenied(
@@ -251,7 +252,7 @@ class Secrets:
             given(filled)
             return filled
 
-        return _PLACEHOLDER.sub(value, text)
+        return _PLACE.sub(value, text)
 
     def _granted(self, function: str, name: str) -> tuple[SealedSecret, Grant]:
         try:

@@ -70,7 +70,7 @@ class PoolServer:
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport)
-        self.secrets = Secrets(self.pool.catalog, master_key or KeyFile(Path(directory) / _MASTER_KEY))
+        self.secrets = Secrets(self.pool.documents, master_key or KeyFile(Path(directory) / _MASTER_KEY))
         self._server = FileServer(self.pool.store, added=self._services((str(directory),)), added_calls=_CALLS)
 
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
@@ -90,7 +90,7 @@ class PoolServer:
         }
 
     def _outside_of(self, call: Call) -> _Outside:
-        given = functools.partial(self.functions.hosting.redactors.given, call.call_id)
+        given = functools.partial(self.functions.hosting.redactors.given, call)
         return _Outside(CallSecrets(self.secrets, call, given))
 
     def start(self, address: str) -> int:

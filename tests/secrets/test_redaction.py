@@ -25,6 +25,9 @@ from taskworker.functions.user_files import EmbeddedFiles
 SECRET = 'p4ss/wörd+ "quoted"?&=%'
 
 
+OUTER, INNER, OTHER = Call("f", call_id="1"), Call("inner", call_id="1", chain=("f",)), Call("g", call_id="2")
+
+
 def redactor_of(*values: str) -> Redactor:
     redactor = Redactor()
     for value in values:
@@ -90,23 +93,34 @@ def test_a_report_keeps_its_result_and_loses_the_rest() -> None:
 
 def test_calls_that_one_led_to_share_what_it_was_given() -> None:
     redactors = CallRedactors()
-    with redactors.during("call") as outer, redactors.during("other") as other:
-        with redactors.during("call") as inner:
-            redactors.given("call", "the-secret")
+    with redactors.during(OUTER) as outer, redactors.during(OTHER) as other:
+        with redactors.during(INNER) as inner:
+            redactors.given(INNER, "the-secret")
             assert inner.text("the-secret") == "***"
             assert other.text("the-secret") == "the-secret"
         assert outer.text("the-secret") == "***"
-    with redactors.during("call") as later:
+    with redactors.during(OUTER) as later:
         assert later.text("the-secret") == "the-secret"
-    redactors.given("call", "late")  # a call that is over
+    redactors.given(OUTER, "late")  # a call that is over
+
+
+def test_what_is_given_to_a_function_concerns_all_its_calls() -> None:
+    redactors = CallRedactors()
+    with redactors.during(OUTER) as outer, redactors.during(OTHER) as other:
+        with redactors.during(INNER):
+            redactors.given_to("inner", "the-secret")
+        redactors.given_to("inner", "too late")
+        redactors.given_to("g", "another")
+        assert outer.text("the-secret, too late, another") == "***, too late, another"
+        assert other.text("the-secret, too late, another") == "the-secret, too late, ***"
 
 
 def test_an_error_that_ends_a_call_is_redacted_on_its_way() -> None:
     redactors = CallRedactors()
 
     def fails() -> None:
-        with redactors.during("call"):
-            redactors.given("call", "the-secret")
+        with redactors.during(OUTER):
+            redactors.given(OUTER, "the-secret")
             raise FunctionFailed("told the-secret")
 
     with pytest.raises(FunctionFailed, match=r"^told \*\*\*$"):

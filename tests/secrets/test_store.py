@@ -13,7 +13,7 @@ from storage.catalog import LmdbCatalog
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
 from taskworker.functions.calls import Call
-from taskworker.secrets.calls import CallSecrets
+from taskworker.secrets.calls import CallSecrets, RequestSecrets
 from taskworker.secrets.master_key import KeyFile
 from taskworker.secrets.sealing import Grant
 from taskworker.secrets.store import VALUE_BYTES_MAX, Secrets
@@ -122,13 +122,16 @@ def test_text_is_filled_in_once(kept: Secrets) -> None:
     for name in ("a", "b"):
         kept.grant(name, "f")
     given: list[str] = []
-    text = "{{secret:a}} {{secret:b}}{{secret:b}} {{secret: a}} {{other:a}} {secret:a}"
+    text = "{{secret:a}} {{secret:b}}{{secret:b}} {{other:a}} {secret:a}"
     filled = kept.fill("f", text, host="anywhere.example", given=given.append)
-    assert filled == "{{secret:b}}\\1 secondsecond {{secret: a}} {{other:a}} {secret:a}"
+    assert filled == "{{secret:b}}\\1 secondsecond {{other:a}} {secret:a}"
     assert given == ["{{secret:b}}\\1", "second", "second"]
     assert kept.fill("g", "nothing in it") == "nothing in it"
     with pytest.raises(PermissionDenied):
         kept.fill("g", text)
+    for typo in ("", " a", "a b", "-", "a" * 65):
+        with pytest.raises(InvalidArgument, match="secret name"):  # not sent as it stands
+            kept.fill("f", f"{{{{secret:{typo}}}}}")
 
 
 def test_a_bound_secret_goes_to_its_hosts_alone_and_is_not_seen(kept: Secrets) -> None:
@@ -161,12 +164,21 @@ def test_a_call_has_its_own_function_s_secrets(kept: Secrets) -> None:
     inner = CallSecrets(kept, Call("g", chain=("f",)), given.append)
     with pytest.raises(PermissionDenied):
         inner.secret("key")
-    with pytest.raises(PermissionDenied):
-        inner.fill("{{secret:key}}", "a.example")
     assert given == []
-    own = CallSecrets(kept, Call("f"), given.append)
-    assert [own.secret("key"), own.fill("<{{secret:key}}>", "a.example")] == ["value", "<value>"]
-    assert given == ["value", "value"]
+    assert CallSecrets(kept, Call("f"), given.append).secret("key") == "value"
+    assert given == ["value"]
+
+
+def test_a_request_has_the_secrets_of_its_function_filled_in(kept: Secrets) -> None:
+    kept.set("key", "value")
+    kept.grant("key", "f", ["a.example"])
+    given: list[tuple[str, str]] = []
+    requests = RequestSecrets(kept, lambda function, value: given.append((function, value)))
+    assert requests.fill("f", "a.example", "Bearer {{secret:key}}") == "Bearer value"
+    for function, host in (("f", "b.example"), ("g", "a.example")):
+        with pytest.raises(PermissionDenied):
+            requests.fill(function, host, "Bearer {{secret:key}}")
+    assert given == [("f", "value")]
 
 
 def test_a_damaged_secret_harms_no_other(kept: Secrets, catalog: LmdbCatalog) -> None:
