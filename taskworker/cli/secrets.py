@@ -62,6 +62,8 @@ def _value(name: str) -> str:
         )
         return typed
     raw = sys.stdin.buffer.read(_VALUE_BYTES_MAX + 3)
+    if len(raw) == _VALUE_BYTES_MAX + 3:
+        raise Failure(f"a secret has at most {_VALUE_BYTES_MAX:,} bytes, and this one has more", ExitCode.USAGE)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

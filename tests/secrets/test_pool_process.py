@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from storage.catalog import LmdbCatalog
 from storage.errors import FileNotFound, InvalidArgument
 from taskworker import Client
 from taskworker.client.pool import PoolClient
 from taskworker.client.secrets import SecretClient
-from taskworker.errors import SecretsUnavailable
+from taskworker.errors import SecretDamaged, SecretsUnavailable
+from taskworker.secrets.vault import DOCUMENT
 from tests.cluster.processes import Process
+from tests.secrets.kept import secrets_in
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -53,6 +57,28 @@ def test_a_pool_whose_key_cannot_be_used_does_all_else(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert not key.exists()
+
+
+def test_a_pool_whose_catalog_was_tampered_with_does_all_else(tmp_path: Path) -> None:
+    with secrets_in(tmp_path) as kept:
+        for name in ("one", "two"):
+            kept.set(name, "value")
+    with contextlib.closing(LmdbCatalog(tmp_path / "catalog")) as catalog:
+        intact = catalog.document(DOCUMENT)
+        assert intact is not None
+        catalog.save_document(DOCUMENT, intact[:-1] + bytes([intact[-1] ^ 1]))
+    process = Process(["pool", "--dir", str(tmp_path), "--listen", "127.0.0.1:0"], tmp_path / "pool.log")
+    try:
+        assert "two" in (tmp_path / "pool.log").read_text()
+        with SecretClient(process.address) as operator, PoolClient(process.address) as pool:
+            assert [(one.name, one.damaged) for one in operator.secrets()] == [("one", False), ("two", True)]
+            with pytest.raises(SecretDamaged, match="rm two"):
+                operator.rotate("two", "new")
+            operator.remove("two")
+            operator.rotate("one", "new")
+            assert pool.status() is not None
+    finally:
+        process.kill()
 
 
 def test_a_key_from_the_environment_is_on_no_disk(tmp_path: Path) -> None:
