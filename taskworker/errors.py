@@ -75,3 +75,19 @@ class FunctionBusy(ServerBusy):
 
 class CallUncertain(StorageError):
     """A worker was lost amid a call that must not run twice: it may have run, or not."""
+
+
+class SecretNotFound(StorageError):
+    """The pool has no secret of this name. Told to operators only."""
+
+
+class SecretExists(StorageError):
+    """The pool has a secret of this name already."""
+
+
+class SecretsUnavailable(StorageError):
+    """The master key is missing, another one, or kept where others may read it; the text says what to do."""
+
+
+class SecretDamaged(StorageError):
+    """A sealed secret, or the list of them, was changed since it was sealed; it is not used."""

@@ -1,6 +1,7 @@
 """For the code of functions: ``from taskworker.inside import worker``.
 
-Inside a call, ``worker.storage`` has the files of the calling user and ``worker.call`` calls other functions.
+Inside a call, ``worker.storage`` has the files of the calling user, ``worker.call`` calls other functions, and
+``worker.get_secret`` gives secrets that the function is granted.
 Outside of one, importing this works, so that a module of functions can be imported and tested; asking does not.
 """
 

@@ -24,27 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18taskworker/outside.proto\x12\x12taskworker.outside\"/\n\x10GetSecretRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\"\n\x11GetSecretResponse\x12\r\n\x05value\x18\x01 \x01(\t\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xb7\x01\n\x12\x45xternalApiRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x07headers\x18\x04 \x03(\x0b\x32\x1a.taskworker.outside.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\r\n\x05\x63\x61\x63he\x18\x07 \x01(\x08\x12\x18\n\x10\x66ollow_redirects\x18\x08 \x01(\x08\"\x81\x01\n\x13\x45xternalApiResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12+\n\x07headers\x18\x02 \x03(\x0b\x32\x1a.taskworker.outside.Header\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0b\n\x03url\x18\x04 \x01(\t\x12\x12\n\nfrom_cache\x18\x05 \x01(\x08\";\n\x0eResolveRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\"\"\n\x0fResolveResponse\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\t2\xa2\x02\n\x0eOutsideService\x12X\n\tGetSecret\x12$.taskworker.outside.GetSecretRequest\x1a%.taskworker.outside.GetSecretResponse\x12\x62\n\x0f\x43\x61llExternalApi\x12&.taskworker.outside.ExternalApiRequest\x1a\'.taskworker.outside.ExternalApiResponse\x12R\n\x07Resolve\x12\".taskworker.outside.ResolveRequest\x1a#.taskworker.outside.ResolveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18taskworker/outside.proto\x12\x12taskworker.outside\"/\n\x10GetSecretRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\'\n\x11GetSecretResponse\x12\x12\n\x05value\x18\x01 \x01(\tB\x03\x80\x01\x01\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xb7\x01\n\x12\x45xternalApiRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x07headers\x18\x04 \x03(\x0b\x32\x1a.taskworker.outside.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\r\n\x05\x63\x61\x63he\x18\x07 \x01(\x08\x12\x18\n\x10\x66ollow_redirects\x18\x08 \x01(\x08\"\x81\x01\n\x13\x45xternalApiResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12+\n\x07headers\x18\x02 \x03(\x0b\x32\x1a.taskworker.outside.Header\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0b\n\x03url\x18\x04 \x01(\t\x12\x12\n\nfrom_cache\x18\x05 \x01(\x08\";\n\x0eResolveRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\"\"\n\x0fResolveResponse\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\t2\xa2\x02\n\x0eOutsideService\x12X\n\tGetSecret\x12$.taskworker.outside.GetSecretRequest\x1a%.taskworker.outside.GetSecretResponse\x12\x62\n\x0f\x43\x61llExternalApi\x12&.taskworker.outside.ExternalApiRequest\x1a\'.taskworker.outside.ExternalApiResponse\x12R\n\x07Resolve\x12\".taskworker.outside.ResolveRequest\x1a#.taskworker.outside.ResolveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'taskworker.outside_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETSECRETRESPONSE'].fields_by_name['value']._loaded_options = None
+  _globals['_GETSECRETRESPONSE'].fields_by_name['value']._serialized_options = b'\200\001\001'
   _globals['_GETSECRETREQUEST']._serialized_start=48
   _globals['_GETSECRETREQUEST']._serialized_end=95
   _globals['_GETSECRETRESPONSE']._serialized_start=97
-  _globals['_GETSECRETRESPONSE']._serialized_end=131
-  _globals['_HEADER']._serialized_start=133
-  _globals['_HEADER']._serialized_end=170
-  _globals['_EXTERNALAPIREQUEST']._serialized_start=173
-  _globals['_EXTERNALAPIREQUEST']._serialized_end=356
-  _globals['_EXTERNALAPIRESPONSE']._serialized_start=359
-  _globals['_EXTERNALAPIRESPONSE']._serialized_end=488
-  _globals['_RESOLVEREQUEST']._serialized_start=490
-  _globals['_RESOLVEREQUEST']._serialized_end=549
-  _globals['_RESOLVERESPONSE']._serialized_start=551
-  _globals['_RESOLVERESPONSE']._serialized_end=585
-  _globals['_OUTSIDESERVICE']._serialized_start=588
-  _globals['_OUTSIDESERVICE']._serialized_end=878
+  _globals['_GETSECRETRESPONSE']._serialized_end=136
+  _globals['_HEADER']._serialized_start=138
+  _globals['_HEADER']._serialized_end=175
+  _globals['_EXTERNALAPIREQUEST']._serialized_start=178
+  _globals['_EXTERNALAPIREQUEST']._serialized_end=361
+  _globals['_EXTERNALAPIRESPONSE']._serialized_start=364
+  _globals['_EXTERNALAPIRESPONSE']._serialized_end=493
+  _globals['_RESOLVEREQUEST']._serialized_start=495
+  _globals['_RESOLVEREQUEST']._serialized_end=554
+  _globals['_RESOLVERESPONSE']._serialized_start=556
+  _globals['_RESOLVERESPONSE']._serialized_end=590
+  _globals['_OUTSIDESERVICE']._serialized_start=593
+  _globals['_OUTSIDESERVICE']._serialized_end=883
 # @@protoc_insertion_point(module_scope)

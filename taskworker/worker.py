@@ -164,6 +164,17 @@ class TaskWorker:
         elif self._local is not None:
             self._local.register([packed])
 
+    def get_secret(self, name: str) -> str:
+        """Inside a function: a secret of the pool that is granted to it. Here it is there to be written in functions.
+
+        Raises:
+            InvalidArgument: always, as this is outside of one.
+        """
+        raise InvalidArgument(
+            f"get_secret({name[:80]!r}) is for inside a function: secrets are given to calls of functions that they "
+            f"are granted to (`taskworker secret grant {name[:80]} FUNCTION`), not to the program around them"
+        )
+
     # -- the server ------------------------------------------------------------------------------
 
     async def start_server(self, port: int = 50052) -> int:

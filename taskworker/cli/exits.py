@@ -29,7 +29,15 @@ class Failure(Exception):
 def exit_code_of(error: Exception) -> ExitCode:
     """The exit code for an error of the engine, the client or the operating system."""
     from storage import errors
-    from taskworker.errors import DeadlineExceeded, FunctionNotFound, StorageUnavailable
+    from taskworker.errors import (
+        DeadlineExceeded,
+        FunctionNotFound,
+        SecretDamaged,
+        SecretExists,
+        SecretNotFound,
+        SecretsUnavailable,
+        StorageUnavailable,
+    )
 
     if isinstance(error, Failure):
         return error.code
@@ -38,8 +46,12 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.FileNotFound, ExitCode.NOT_FOUND),
         (errors.VersionNotFound, ExitCode.NOT_FOUND),
         (FunctionNotFound, ExitCode.NOT_FOUND),
+        (SecretNotFound, ExitCode.NOT_FOUND),
+        (SecretExists, ExitCode.CONFLICT),
         (errors.ConflictError, ExitCode.CONFLICT),
         (errors.DataLossError, ExitCode.DATA_LOSS),
+        (SecretDamaged, ExitCode.DATA_LOSS),
+        (SecretsUnavailable, ExitCode.UNAVAILABLE),
         (errors.InsufficientWorkers, ExitCode.UNAVAILABLE),
         (errors.StoreLocked, ExitCode.UNAVAILABLE),
         (errors.StoreClosed, ExitCode.UNAVAILABLE),

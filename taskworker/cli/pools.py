@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from taskworker.cli.programs import run_program
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.text import one_line
+
+if TYPE_CHECKING:
+    from taskworker.secrets.master_key import MasterKeySource
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 _GRACE_S = 5.0
@@ -73,6 +76,15 @@ def pool(
             metavar="POOL_ID",
         ),
     ] = "",
+    master_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the key of the pool's secrets is, made if absent (default: master.key in --dir); or give "
+            "the key itself, in base64, as TASKWORKER_MASTER_KEY.",
+            metavar="FILE",
+            dir_okay=False,
+        ),
+    ] = None,
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -85,6 +97,7 @@ def pool(
     """
     from taskworker.cli.allocator import keep_few_arenas
     from taskworker.pool.node_pool import PoolOptions
+    from taskworker.secrets.process_memory import keep_private
     from taskworker.services.pool_server import PoolServer
     from taskworker.worker import default_store
 
@@ -97,7 +110,8 @@ def pool(
         collect_every_s=collect_every,
         rebuild=rebuild,
     )
-    server = PoolServer(path, profile=profile_of(k, n), options=options)
+    keep_private()
+    server = PoolServer(path, profile=profile_of(k, n), options=options, master_key=_master_key(master_key))
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
@@ -122,6 +136,15 @@ def pool(
         session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
     finally:
         server.stop(_GRACE_S)
+
+
+def _master_key(file: Path | None) -> MasterKeySource | None:
+    from taskworker.secrets.master_key import VARIABLE, GivenKeys, KeyFile
+
+    given = os.environ.pop(VARIABLE, None)  # no child of this process needs it
+    if file is not None:
+        return KeyFile(file)
+    return GivenKeys(given) if given else None
 
 
 def worker(
@@ -169,6 +192,9 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
         taskworker worker app:worker
     """
+    from taskworker.secrets.process_memory import forbid_core_dumps
+
+    forbid_core_dumps()  # secrets pass through here on their way to functions
     if program is not None:
         run_program(session, program, listen)
         return

@@ -1,4 +1,4 @@
-"""Answers what a function asks of its worker: the calling user's files, and calls of other functions.
+"""Answers what a function asks of its worker: the calling user's files, calls of other functions, what is outside.
 
 What comes here was written by code in a sandbox, that is, by anyone: it is read strictly, within
 bounds, and every question is answered for the user of the call, whatever it says.

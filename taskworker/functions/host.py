@@ -26,6 +26,7 @@ from taskworker.functions.bundles import BundleCache, key_of, spec_of
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.packing import PackedFunction
+from taskworker.functions.redaction import RedactedOutside, Redactor
 from taskworker.functions.spec import FunctionSpec
 from taskworker.sandbox import FunctionImage, SandboxHost, WarmView
 from taskworker.sandbox import errors as sandbox_errors
@@ -194,7 +195,7 @@ class FunctionHost:
             timeout_s: how long the caller waits.
             running: lets others end it.
         """
-        report, output = CallReport(), _Output()
+        report, output, redactor = CallReport(), _Output(), Redactor()
         started = time.monotonic()
         until = None if timeout_s is None else started + timeout_s
 
@@ -206,17 +207,18 @@ class FunctionHost:
             call,
             files,
             lambda nested: self._call_function(nested, left_s()),
-            self._outside_of(call, timeout_s),
+            RedactedOutside(self._outside_of(call, timeout_s), redactor),
             disk_bytes=function.spec.limits.disk_bytes,
         )
         try:
             report.result = self._result(function, call, left_s(), bridge, output, running, report)
         except StorageError as error:
+            redactor.error(error)
             report.error = error
         finally:
             bridge.close()
         report.wall_s = time.monotonic() - started
-        report.output = output.lines()
+        report.output = output.lines(redactor)
         return report
 
     def _result(
@@ -295,7 +297,7 @@ class _Output:
         with self._lock:
             self._pieces.append((time.time_ns() // 1_000_000, stream, piece))
 
-    def lines(self) -> list[OutputLine]:
+    def lines(self, redactor: Redactor) -> list[OutputLine]:
         with self._lock:
             pieces, self._pieces = self._pieces, []
         found: list[OutputLine] = []
@@ -304,12 +306,12 @@ class _Output:
             for time_ms, from_stream, piece in pieces:
                 if from_stream == stream:
                     *complete, rest = (rest + piece).split(b"\n")
-                    found += (OutputLine(time_ms, stream, _text(line)) for line in complete)
+                    found += (OutputLine(time_ms, stream, _text(line, redactor)) for line in complete)
             if rest:
-                found.append(OutputLine(pieces[-1][0], stream, _text(rest)))
+                found.append(OutputLine(pieces[-1][0], stream, _text(rest, redactor)))
         return sorted(found, key=lambda line: line.time_ms)
 
 
-def _text(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").rstrip("\r")
+def _text(line: bytes, redactor: Redactor) -> str:
+    text = redactor.text(line.decode("utf-8", "replace").rstrip("\r"))
     return text if len(text) <= _LINE_CHARS_MAX else f"{text[:_LINE_CHARS_MAX]}..."

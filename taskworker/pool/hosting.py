@@ -10,6 +10,7 @@ from typing import Protocol
 
 from taskworker.errors import NotJoined
 from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.redaction import CallRedactors
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
 
@@ -67,6 +68,9 @@ class Hosting:
     Args:
         membership: tells who is alive.
         transport: reaches them.
+
+    Attributes:
+        redactors: take the secrets that calls were given out of what is kept and told of them.
     """
 
     def __init__(self, membership: Membership, transport: Transport) -> None:
@@ -75,6 +79,7 @@ class Hosting:
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
         self._under_way: dict[str, Call] = {}
+        self.redactors = CallRedactors()
 
     def offer(self, offer: Offer) -> None:
         """Take note of what a worker can run.
@@ -133,7 +138,10 @@ class Hosting:
         with self._lock:
             self._under_way[call.token] = call
         try:
-            return self._transport.invoke(worker, address, function, call, timeout_s, running)
+            with self.redactors.during(call) as redactor:
+                report = self._transport.invoke(worker, address, function, call, timeout_s, running)
+                redactor.report(report)
+                return report
         except WorkerGone:
             # No further calls until it offers itself again, which a living one does within moments.
             with self._lock:

@@ -54,7 +54,12 @@ def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
         (resource.RLIMIT_CORE, NO_CORE_BYTES, None),
     ):
-        resource.prlimit(pid, kind, (soft, soft if hard is None else hard))
+        _, most = resource.prlimit(pid, kind)
+        wanted = (soft, soft if hard is None else hard)
+        # Where the worker itself may have less, a call has no more.
+        resource.prlimit(
+            pid, kind, wanted if most == resource.RLIM_INFINITY else (min(wanted[0], most), min(wanted[1], most))
+        )
 
 
 def limit_zygote(pid: int, limits: Limits) -> None:

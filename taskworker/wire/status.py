@@ -41,6 +41,10 @@ from taskworker.errors import (
     FunctionsUnavailable,
     MessageTooLarge,
     NotJoined,
+    SecretDamaged,
+    SecretExists,
+    SecretNotFound,
+    SecretsUnavailable,
     ServerBusy,
     ServerFault,
     StorageUnavailable,
@@ -86,6 +90,10 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
     FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
+    SecretNotFound: grpc.StatusCode.NOT_FOUND,
+    SecretExists: grpc.StatusCode.ALREADY_EXISTS,
+    SecretsUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    SecretDamaged: grpc.StatusCode.DATA_LOSS,
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}

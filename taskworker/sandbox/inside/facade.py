@@ -1,4 +1,4 @@
-"""What a function sees as ``worker``: files on behalf of the caller, and other functions."""
+"""What a function sees as ``worker``: files on behalf of the caller, other functions, secrets."""
 
 from __future__ import annotations
 
@@ -165,6 +165,15 @@ class FunctionWorker:
         )
         return json.loads(told["result"])
 
+    def get_secret(self, name: str) -> str:
+        """A secret of the pool that is granted to this function: `taskworker secret grant NAME FUNCTION`.
+
+        Raises:
+            WorkerError: it is not granted, whether or not there is one (``kind`` is ``PermissionDenied``).
+        """
+        told, _ = self._connection.ask("secret", name=name)
+        return str(told["value"])
+
     def function(self, name: str | None = None, **_options: object) -> Callable[[FunctionT], FunctionT]:
         """The decorator that declares functions; they are declared already."""
         return lambda function: function
@@ -178,7 +187,8 @@ class FunctionWorker:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
-            f"worker.{name} is not to be had inside a function; there are worker.storage and worker.call"
+            f"worker.{name} is not to be had inside a function; there are worker.storage, worker.call and "
+            "worker.get_secret"
         )
 
 

@@ -1,0 +1,139 @@
+"""The operator's side of a pool's secrets, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from taskworker import secrets_pb2
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.secrets_pb2_grpc import SecretServiceStub
+from taskworker.wire import status
+
+ResponseT = TypeVar("ResponseT")
+
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SecretGrant:
+    """A function that may use a secret; with ``hosts``, in requests to these alone, and without seeing it."""
+
+    function: str
+    hosts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SecretStatus:
+    """A secret, without its value; times in ms since 1970, ``last_used_ms`` None if it never was.
+
+    A ``damaged`` one was changed in the pool's catalog, and is not used.
+    """
+
+    name: str
+    version: int
+    created_ms: int
+    changed_ms: int
+    last_used_ms: int | None
+    grants: list[SecretGrant]
+    damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKeyRotation:
+    """A new master key: its id, and how many secrets it wraps."""
+
+    key_id: str
+    secrets: int
+
+
+class SecretClient:
+    """The secrets of a pool. Thread-safe; a context manager.
+
+    Errors are of the engine's family: ``SecretNotFound``, ``SecretExists``, ``SecretsUnavailable`` (the pool's master
+    key), ``SecretDamaged``, ``InvalidArgument``, ``StorageUnavailable``.
+
+    Args:
+        address: of the pool.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._stub = SecretServiceStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> SecretClient:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def set(self, name: str, value: str) -> SecretStatus:
+        """Keep a new secret."""
+        request = secrets_pb2.SetSecretRequest(name=name, value=value)
+        return _status(self._call(lambda: self._stub.SetSecret(request, timeout=_TIMEOUT_S)))
+
+    def rotate(self, name: str, value: str) -> SecretStatus:
+        """Give a secret a new value, as a new version; the old one is gone."""
+        request = secrets_pb2.RotateSecretRequest(name=name, value=value)
+        return _status(self._call(lambda: self._stub.RotateSecret(request, timeout=_TIMEOUT_S)))
+
+    def remove(self, name: str) -> None:
+        """End a secret and its grants."""
+        request = secrets_pb2.RemoveSecretRequest(name=name)
+        self._call(lambda: self._stub.RemoveSecret(request, timeout=_TIMEOUT_S))
+
+    def remove_all(self) -> None:
+        """Give up all secrets, even those that cannot be read any more."""
+        request = secrets_pb2.RemoveAllSecretsRequest()
+        self._call(lambda: self._stub.RemoveAllSecrets(request, timeout=_TIMEOUT_S))
+
+    def secrets(self) -> list[SecretStatus]:
+        """All, by name."""
+        request = secrets_pb2.ListSecretsRequest()
+        answer = self._call(lambda: self._stub.ListSecrets(request, timeout=_TIMEOUT_S))
+        return [_status(one) for one in answer.secrets]
+
+    def grant(self, name: str, function: str, hosts: Sequence[str] = ()) -> SecretStatus:
+        """Let a function use a secret: see it, or with ``hosts``, have it filled into requests to these alone."""
+        request = secrets_pb2.GrantSecretRequest(name=name, function_name=function, hosts=hosts)
+        return _status(self._call(lambda: self._stub.GrantSecret(request, timeout=_TIMEOUT_S)))
+
+    def revoke(self, name: str, function: str) -> SecretStatus:
+        """Take a grant back."""
+        request = secrets_pb2.RevokeSecretRequest(name=name, function_name=function)
+        return _status(self._call(lambda: self._stub.RevokeSecret(request, timeout=_TIMEOUT_S)))
+
+    def rotate_master_key(self) -> MasterKeyRotation:
+        """Put a new master key in place of the one there."""
+        request = secrets_pb2.RotateMasterKeyRequest()
+        answer = self._call(lambda: self._stub.RotateMasterKey(request, timeout=_TIMEOUT_S))
+        return MasterKeyRotation(answer.key_id, answer.secrets)
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+
+def _status(one: secrets_pb2.Secret) -> SecretStatus:
+    return SecretStatus(
+        name=one.name,
+        version=one.version,
+        created_ms=one.created_ms,
+        changed_ms=one.changed_ms,
+        last_used_ms=one.last_used_ms or None,
+        grants=[SecretGrant(grant.function_name, list(grant.hosts)) for grant in one.grants],
+        damaged=one.damaged,
+    )

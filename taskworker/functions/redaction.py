@@ -1,0 +1,170 @@
+"""Takes the secrets that a call was given out of what it printed and of the errors it ended with.
+
+This is for accidents: a traceback with a key in it, a header that was logged. Code that was given a secret can
+say it in ways that nobody recognises.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, quote_plus
+
+from storage.errors import StorageError
+from taskworker.functions.calls import Call, CallReport
+from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
+
+MARK = "***"
+_ENCODED_BYTES_MIN = 4  # the encoded forms of less than that are found everywhere
+_EMBEDDED_CHARS_MIN = 6
+_LINE_CHARS_MIN = 8
+
+
+class Redactor:
+    """Puts ``***`` in the place of values that it was told of, and of their usual encodings. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: set[str] = set()
+        self._forms: tuple[str, ...] = ()
+
+    def add(self, value: str) -> None:
+        """A value that must not be seen."""
+        with self._lock:
+            if value in self._values:
+                return
+            self._values.add(value)
+            # The longest first: what is left of one whose middle was replaced would not be recognised.
+            self._forms = tuple(sorted({*self._forms, *_forms(value)}, key=lambda form: (-len(form), form)))
+
+    def text(self, text: str) -> str:
+        """A text without them."""
+        for form in self._forms:
+            text = text.replace(form, MARK)
+        return text
+
+    def error(self, error: StorageError) -> None:
+        """Take them out of what an error says."""
+        if self._forms:
+            error.args = tuple(self.text(one) if isinstance(one, str) else one for one in error.args)
+
+    def report(self, report: CallReport) -> None:
+        """Take them out of what became of a call: all but its result, which is its caller's."""
+        if not self._forms:
+            return
+        report.output = [replace(line, text=self.text(line.text)) for line in report.output]
+        if report.error is not None:
+            self.error(report.error)
+
+
+def _forms(value: str) -> set[str]:
+    lines = [line.strip() for line in value.splitlines()]
+    pieces = {value, *(line for line in lines if len(line) >= _LINE_CHARS_MIN)}
+    return {form for piece in pieces for form in _forms_of_piece(piece) if form}
+
+
+def _forms_of_piece(piece: str) -> Iterator[str]:
+    yield piece
+    raw = piece.encode("utf-8", "surrogatepass")
+    if len(raw) < _ENCODED_BYTES_MIN:
+        return
+    yield from (raw.hex(), raw.hex().upper())
+    yield from (
+        json.dumps(piece)[1:-1],
+        json.dumps(piece, ensure_ascii=False)[1:-1],
+        repr(piece)[1:-1],
+        repr(raw)[2:-1],
+    )
+    for quoted in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
+        yield from (quoted, _lower_escapes(quoted))
+    for encoded in (base64.b64encode, base64.urlsafe_b64encode):
+        whole = encoded(raw).decode()
+        yield from (whole, whole.rstrip("="))
+        yield from _embedded(raw, encoded(b"\0" + raw).decode(), 1)
+        yield from _embedded(raw, encoded(b"\0\0" + raw).decode(), 2)
+        yield from _embedded(raw, whole, 0)
+
+
+def _embedded(raw: bytes, encoded: str, before: int) -> Iterator[str]:
+    """The characters of a base64 text that ``raw`` alone decides, wherever in it that begins."""
+    first = -(-before * 8 // 6)
+    form = encoded[first : (before + len(raw)) * 8 // 6]
+    if len(form) >= _EMBEDDED_CHARS_MIN:
+        yield form
+
+
+def _lower_escapes(quoted: str) -> str:
+    parts = quoted.split("%")
+    return "%".join([parts[0], *(part[:2].lower() + part[2:] for part in parts[1:])])
+
+
+class RedactedOutside:
+    """The world outside of a call (an ``Outside``), with a redactor that hears of the secrets it gives."""
+
+    def __init__(self, outside: Outside, redactor: Redactor) -> None:
+        self._outside = outside
+        self._redactor = redactor
+
+    def secret(self, name: str) -> str:
+        """See ``Outside``."""
+        value = self._outside.secret(name)
+        self._redactor.add(value)
+        return value
+
+    def request(self, request: ApiRequest) -> ApiResponse:
+        """See ``Outside``."""
+        return self._outside.request(request)
+
+    def resolve(self, name: str, kind: str) -> list[str]:
+        """See ``Outside``."""
+        return self._outside.resolve(name, kind)
+
+
+@dataclass(slots=True)
+class _Shared:
+    redactor: Redactor = field(default_factory=Redactor)
+    functions: Counter[str] = field(default_factory=Counter)
+
+
+class CallRedactors:
+    """The redactors of calls under way, by call id: calls that one led to share its id, and so its secrets."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shared: dict[str, _Shared] = {}
+
+    @contextlib.contextmanager
+    def during(self, call: Call) -> Iterator[Redactor]:
+        """The redactor of a call, until it is over; errors that pass through are redacted."""
+        with self._lock:
+            shared = self._shared.setdefault(call.call_id, _Shared())
+            shared.functions[call.function] += 1
+        try:
+            yield shared.redactor
+        except StorageError as error:
+            shared.redactor.error(error)
+            raise
+        finally:
+            with self._lock:
+                shared.functions[call.function] -= 1
+                if not shared.functions.total():
+                    del self._shared[call.call_id]
+
+    def given(self, call: Call, value: str) -> None:
+        """A call was given a secret."""
+        with self._lock:
+            shared = self._shared.get(call.call_id)
+        if shared is not None:
+            shared.redactor.add(value)
+
+    def given_to(self, function: str, value: str) -> None:
+        """A call of a function, it is not known which, was given a secret."""
+        with self._lock:
+            concerned = [shared.redactor for shared in self._shared.values() if shared.functions[function]]
+        for redactor in concerned:
+            redactor.add(value)

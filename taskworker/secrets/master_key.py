@@ -1,0 +1,249 @@
+"""The master key: where it is kept, who may read it, how a new one takes an old one's place."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import logging
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from storage.errors import InvalidArgument
+from taskworker.errors import SecretsUnavailable
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "TASKWORKER_MASTER_KEY"
+KEY_BYTES = 32
+_ID_BYTES = 8
+_FILE_BYTES_MAX = 4096
+_HEADER = "# TaskWorker: the master key of a pool's secrets. Without it they cannot be read; keep a copy elsewhere.\n"
+
+
+class MasterKey:
+    """A master key as the two keys derived from it; nothing that shows it shows more than its id.
+
+    Args:
+        raw: 32 random bytes.
+    """
+
+    __slots__ = ("id", "raw", "table", "wrap")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.id = _derived(raw, b"id", _ID_BYTES).hex()
+        self.wrap = _derived(raw, b"wrap", KEY_BYTES)
+        self.table = _derived(raw, b"table", KEY_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<MasterKey {self.id}>"
+
+    @classmethod
+    def new(cls) -> MasterKey:
+        """A random one."""
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    @classmethod
+    def of_text(cls, text: str, where: str) -> MasterKey:
+        """One that is written as base64.
+
+        Raises:
+            SecretsUnavailable: it is not.
+        """
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        if len(raw) != KEY_BYTES:
+            raise SecretsUnavailable(
+                f"{where} holds no master key: that is {KEY_BYTES} random bytes in base64, as `head -c {KEY_BYTES} "
+                "/dev/urandom | base64` prints them; put the right key there"
+            )
+        return cls(raw)
+
+    def text(self) -> str:
+        """As :meth:`of_text` reads it."""
+        return base64.b64encode(self.raw).decode()
+
+
+def _derived(raw: bytes, purpose: bytes, length: int) -> bytes:
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=b"taskworker secrets " + purpose).derive(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The key that seals, and those that it is taking the place of."""
+
+    current: MasterKey
+    former: tuple[MasterKey, ...] = ()
+
+    def find(self, key_id: str) -> MasterKey | None:
+        """The key with this id, if it is here."""
+        return next((key for key in (self.current, *self.former) if key.id == key_id), None)
+
+
+class MasterKeySource(Protocol):
+    """A place that keys are kept in. Methods raise SecretsUnavailable where it cannot be used."""
+
+    @property
+    def name(self) -> str:
+        """What to call the place in texts."""
+
+    def load(self) -> KeyRing | None:
+        """The keys; None: there are none yet."""
+
+    def make(self) -> KeyRing:
+        """Keep a first key, durably."""
+
+    def renew(self, ring: KeyRing) -> KeyRing:
+        """Keep a new key besides those there, durably: it is the current one from now on."""
+
+    def settle(self, ring: KeyRing) -> KeyRing:
+        """Forget the former keys: nothing is wrapped by them any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A file of the pool's own user that nobody else may read: a key a line, the current one first.
+
+    Args:
+        path: of the file; made if absent, its directory too.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """See ``MasterKeySource``."""
+        return f"the master key file {self.path}"
+
+    def load(self) -> KeyRing | None:
+        """See ``MasterKeySource``."""
+        with contextlib.suppress(OSError):  # a place that is read alone has none
+            self._aside.unlink()  # keys that a crash kept from being put in place, and that seal nothing
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SecretsUnavailable(f"{self.name} cannot be opened: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            self._require_private(os.fstat(descriptor))
+            text = file.read(_FILE_BYTES_MAX).decode("utf-8", "replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        keys = [MasterKey.of_text(line, self.name) for line in lines or [""]]
+        return KeyRing(keys[0], tuple(keys[1:]))
+
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.new")
+
+    def _require_private(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise SecretsUnavailable(f"{self.name} is not a regular file")
+        if found.st_uid != os.geteuid():
+            raise SecretsUnavailable(
+                f"{self.name} belongs to user {found.st_uid}, not to the pool's own ({os.geteuid()}): who owns it can "
+                "change it; give the pool a file of its own"
+            )
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & ~0o600:
+            raise SecretsUnavailable(
+                f"{self.name} has mode {mode:04o}, so others may read it: `chmod 600 {self.path}`, and if others were "
+                "about, `taskworker secret rotate-master` afterwards"
+            )
+
+    def make(self) -> KeyRing:
+        """See ``MasterKeySource``."""
+        ring = KeyRing(MasterKey.new())
+        self._keep(ring)
+        log.warning("made %s (0600), which seals the pool's secrets; keep a copy of it elsewhere", self.name)
+        return ring
+
+    def renew(self, ring: KeyRing) -> KeyRing:
+        """See ``MasterKeySource``."""
+        renewed = KeyRing(MasterKey.new(), (ring.current, *ring.former))
+        self._keep(renewed)
+        return renewed
+
+    def settle(self, ring: KeyRing) -> KeyRing:
+        """See ``MasterKeySource``."""
+        settled = KeyRing(ring.current)
+        self._keep(settled)
+        return settled
+
+    def _keep(self, ring: KeyRing) -> None:
+        text = _HEADER + "".join(f"{key.text()}\n" for key in (ring.current, *ring.former))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._aside.unlink(missing_ok=True)
+            _write_durably(self._aside, text.encode())
+            self._aside.replace(self.path)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise SecretsUnavailable(f"{self.name} cannot be written: {error.strerror}") from error
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # whatever the umask made of it
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenKeys:
+    """Keys that came with the environment, or from a program: the current one first, separated by commas.
+
+    Args:
+        text: the keys in base64.
+    """
+
+    text: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """See ``MasterKeySource``."""
+        return f"the environment variable {VARIABLE}"
+
+    def load(self) -> KeyRing:
+        """See ``MasterKeySource``."""
+        keys = [MasterKey.of_text(one.strip(), self.name) for one in self.text.split(",")]
+        return KeyRing(keys[0], tuple(keys[1:]))
+
+    def make(self) -> KeyRing:
+        """See ``MasterKeySource``."""
+        return self.load()
+
+    def renew(self, ring: KeyRing) -> KeyRing:
+        """Cannot be done from here.
+
+        Raises:
+            InvalidArgument: always; the text says how to.
+        """
+        raise InvalidArgument(
+            f"the pool's master key comes from {self.name}, which the pool cannot change: start it again with "
+            f"{VARIABLE}=NEW,OLD; it then wraps all secrets anew, and OLD may be left out at the next start"
+        )
+
+    def settle(self, ring: KeyRing) -> KeyRing:
+        """See ``MasterKeySource``."""
+        return KeyRing(ring.current)

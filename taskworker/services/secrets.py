@@ -1,0 +1,77 @@
+"""SecretService of the pool, in the messages of ``secrets.proto``."""
+
+from __future__ import annotations
+
+from taskworker import secrets_pb2
+from taskworker.secrets.store import Secrets, SecretView
+from taskworker.services.binding import Caller
+
+
+class SecretService:
+    """Serves the secrets of a pool to its operators; thread-safe."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    def SetSecret(  # noqa: N802 - the names are the contract's
+        self, request: secrets_pb2.SetSecretRequest, _caller: Caller
+    ) -> secrets_pb2.Secret:
+        """Keep a new secret."""
+        return _secret(self._secrets.set(request.name, request.value))
+
+    def RotateSecret(  # noqa: N802
+        self, request: secrets_pb2.RotateSecretRequest, _caller: Caller
+    ) -> secrets_pb2.Secret:
+        """Give a secret a new value."""
+        return _secret(self._secrets.rotate(request.name, request.value))
+
+    def RemoveSecret(  # noqa: N802
+        self, request: secrets_pb2.RemoveSecretRequest, _caller: Caller
+    ) -> secrets_pb2.RemoveSecretResponse:
+        """End a secret."""
+        self._secrets.remove(request.name)
+        return secrets_pb2.RemoveSecretResponse()
+
+    def RemoveAllSecrets(  # noqa: N802
+        self, _request: secrets_pb2.RemoveAllSecretsRequest, _caller: Caller
+    ) -> secrets_pb2.RemoveSecretResponse:
+        """End all secrets."""
+        self._secrets.remove_all()
+        return secrets_pb2.RemoveSecretResponse()
+
+    def ListSecrets(  # noqa: N802
+        self, _request: secrets_pb2.ListSecretsRequest, _caller: Caller
+    ) -> secrets_pb2.ListSecretsResponse:
+        """All secrets, without their values."""
+        return secrets_pb2.ListSecretsResponse(secrets=[_secret(one) for one in self._secrets.list()])
+
+    def GrantSecret(  # noqa: N802
+        self, request: secrets_pb2.GrantSecretRequest, _caller: Caller
+    ) -> secrets_pb2.Secret:
+        """Let a function use a secret."""
+        return _secret(self._secrets.grant(request.name, request.function_name, list(request.hosts)))
+
+    def RevokeSecret(  # noqa: N802
+        self, request: secrets_pb2.RevokeSecretRequest, _caller: Caller
+    ) -> secrets_pb2.Secret:
+        """Take a grant back."""
+        return _secret(self._secrets.revoke(request.name, request.function_name))
+
+    def RotateMasterKey(  # noqa: N802
+        self, _request: secrets_pb2.RotateMasterKeyRequest, _caller: Caller
+    ) -> secrets_pb2.RotateMasterKeyResponse:
+        """Put a new master key in place of the one there."""
+        done = self._secrets.rotate_master()
+        return secrets_pb2.RotateMasterKeyResponse(key_id=done.key_id, secrets=done.secrets)
+
+
+def _secret(view: SecretView) -> secrets_pb2.Secret:
+    return secrets_pb2.Secret(
+        name=view.name,
+        version=view.version,
+        created_ms=view.created_ms,
+        changed_ms=view.changed_ms,
+        last_used_ms=view.last_used_ms or 0,
+        grants=[secrets_pb2.SecretGrant(function_name=one.function, hosts=one.hosts) for one in view.grants],
+        damaged=view.damaged,
+    )
