@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-CONTRACTS = ("taskworker", "store", "pool", "functions", "outside")
+CONTRACTS = ("taskworker", "store", "pool", "functions", "outside", "egress")
 
 
 def generate(directory: Path) -> list[Path]:

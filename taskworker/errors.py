@@ -71,3 +71,15 @@ class FunctionBusy(ServerBusy):
 
 class CallUncertain(StorageError):
     """A worker was lost amid a call that must not run twice: it may have run, or not."""
+
+
+class ApiUnreachable(StorageError):
+    """An outside API gave no answer that can be used; the text says which host, and what was wrong."""
+
+
+class ApiLimitExceeded(StorageError):
+    """An outside API answered with more than a function gets: bytes, headers, redirects."""
+
+
+class ApiBusy(ServerBusy):
+    """A function calls outside APIs too often, or too many at once; try again after a while."""

@@ -164,6 +164,17 @@ class TaskWorker:
         elif self._local is not None:
             self._local.register([packed])
 
+    def call_external_api(self, url: str, *_args: Any, **_options: Any) -> Any:
+        """Inside a function, calls an outside API (``taskworker.sandbox.inside.facade.FunctionWorker``).
+
+        Raises:
+            InvalidArgument: this is no function of the pool's.
+        """
+        raise InvalidArgument(
+            "worker.call_external_api works inside a function while the pool runs it, where the pool's allow-list "
+            "applies; elsewhere, use an HTTP client of your own"
+        )
+
     # -- the server ------------------------------------------------------------------------------
 
     async def start_server(self, port: int = 50052) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskworker.cli import demo, files, functions, pool_status, pools, serve, sync, upkeep
+from taskworker.cli import demo, egress, files, functions, pool_status, pools, serve, sync, upkeep
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.session import (
     DebugOption,
@@ -80,3 +80,4 @@ def run() -> int:
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(with_session(_command))
+app.add_typer(egress.app, name="egress", rich_help_panel="Functions")

@@ -172,6 +172,11 @@ class PoolCore:
         )
         self.fleet.on_rot = self.mender.wake
 
+    @property
+    def documents(self) -> Catalog:
+        """Where other parts of the pool keep small documents (``document`` and ``save_document``)."""
+        return self._catalog
+
     def close(self) -> None:
         """Finish calls under way and let go of the directory; workers wait for the pool's return."""
         self.mender.close()

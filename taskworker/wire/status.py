@@ -29,6 +29,9 @@ from storage.errors import (
 )
 from storage.shards import VolumeFailed
 from taskworker.errors import (
+    ApiBusy,
+    ApiLimitExceeded,
+    ApiUnreachable,
     CallAbandoned,
     CallUncertain,
     DeadlineExceeded,
@@ -84,6 +87,9 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
     FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
+    ApiUnreachable: grpc.StatusCode.UNAVAILABLE,
+    ApiLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ApiBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
@@ -145,7 +151,7 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
     elif isinstance(error, DataLossError):
         detail.chunk, detail.found, detail.needed = error.chunk, error.found, error.needed
         detail.filename, detail.file_id = error.filename or "", error.file_id or ""
-    elif isinstance(error, FunctionBusy):
+    elif isinstance(error, FunctionBusy | ApiBusy):
         metadata.append((RETRY_KEY, str(_RETRY_AFTER_S)))
     metadata.append((DETAIL_KEY, detail.SerializeToString()))
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))
