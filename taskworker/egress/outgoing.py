@@ -72,12 +72,13 @@ class Outgoing:
     body: bytes
     body_filled: bool
 
-    def sent_headers(self) -> list[tuple[str, str]]:
+    def sent_headers(self) -> list[tuple[bytes, bytes]]:
         """All headers but those that the transport sets."""
         names = {header.name.lower() for header in self.headers}
         own = [] if "user-agent" in names else [("User-Agent", "taskworker")]
         own += [] if "accept" in names else [("Accept", "*/*")]
-        return [*own, ("Accept-Encoding", ACCEPTED), *((header.name, header.value) for header in self.headers)]
+        pairs = [*own, ("Accept-Encoding", ACCEPTED), *((header.name, header.value) for header in self.headers)]
+        return [(name.encode("ascii"), value.encode("latin-1")) for name, value in pairs]
 
 
 def prepare(request: ApiRequest, url: OutsideUrl, filling: Filling, limits: EgressLimits) -> Outgoing:

@@ -150,3 +150,5 @@ class EgressProxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._sender.aclose()
+        await self._loop.shutdown_asyncgens()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next turn

@@ -98,7 +98,7 @@ def parse_rule(text: str, *, private: bool = False) -> Rule:
         raise InvalidArgument(f"{text!r} is no rule: {error}") from None
     if wildcard and (url.address is not None or "." not in url.host):
         raise InvalidArgument(f"{text!r} is no rule: after '*.' there must be a name with a dot in it")
-    if url.path != "/" and _STEP.search(url.path):
+    if prefix and _STEP.search(prefix):
         raise InvalidArgument(f"{text!r} is no rule: its path may have no dots, %25, %2F, %5C or // to step elsewhere")
     return Rule(
         host=url.host,

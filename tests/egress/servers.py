@@ -45,10 +45,12 @@ class Server:
         self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.port: int = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
+        starting = asyncio.start_server(self._connected, sock=self._socket, ssl=self._tls, limit=1 << 22)
+        self._server = self._loop.run_until_complete(starting)
         self._thread.start()
         return self
 
@@ -60,18 +62,12 @@ class Server:
         self._thread.join()
         self._loop.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._connected, sock=self._socket, ssl=self._tls, limit=1 << 22)
-        )
-        self._loop.run_forever()
-
     async def _end(self) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # for transports to be closed, which they are not at once
 
     def _connected(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         self.connections += 1
@@ -83,8 +79,11 @@ class Server:
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self._converse(reader, writer)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         finally:
-            writer.close()
+            writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         while not writer.is_closing():
