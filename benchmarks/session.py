@@ -31,6 +31,7 @@ class Sizes:
     cluster_bytes: int = GIB // 4
     cluster_small_pushes: int = 200
     cluster_repairs: int = 3
+    egress_requests: int = 200
     cluster_memory_bytes: int = 4 * GIB
     scale_files_few: int = 10_000
     scale_files_many: int = 1_000_000
@@ -53,6 +54,7 @@ QUICK = Sizes(
     cluster_bytes=32 * MIB,
     cluster_small_pushes=40,
     cluster_repairs=1,
+    egress_requests=60,
     cluster_memory_bytes=64 * MIB,
     scale_files_few=2_000,
     scale_files_many=10_000,

@@ -11,6 +11,7 @@ from taskworker.errors import ApiLimitExceeded, ApiUnreachable
 
 ACCEPTED = "gzip, deflate"
 _PIECE = 64 << 10
+_PIECES_AT_ONCE = 8
 _MEMBERS_MAX = 1_000
 
 
@@ -109,11 +110,12 @@ async def read_body(
         async for part in parts:
             received += len(part)
             _require(received, bytes_max, place)
-            for piece in decoder.feed(part):
+            for number, piece in enumerate(decoder.feed(part), start=1):
                 _require(len(body) + len(piece), bytes_max, place)
                 hold(len(piece))
                 body += piece
-            await asyncio.sleep(0)  # a part may stand for much, and others wait for their turn
+                if number % _PIECES_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # a part may stand for much, and others wait for their turn
     except zlib.error:
         raise ApiUnreachable(f"{place} answered with damaged compressed data") from None
     except BaseException:
