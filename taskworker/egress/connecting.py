@@ -19,8 +19,75 @@ from taskworker.errors import ApiUnreachable
 
 _LOOKUPS = 8
 _ADDRESSES_TRIED = 4
+_FRAME_HEAD_BYTES = 9
+_FRAME_BYTES_MAX = 16_384
+"""Of a payload, as HTTP/2 has it unless a larger one is agreed on, which it never is here."""
 _KEPT_IDLE = 16
 _KEPT_S = 30.0
+
+
+class FrameGuard(httpcore.AsyncNetworkStream):
+    """A connection that ends where an HTTP/2 frame is announced that is larger than was agreed.
+
+    The HTTP/2 library refuses such a frame only once all of it is there, and keeps up to 16 MiB for it until then.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, *, http2: bool = False) -> None:
+        self._stream = stream
+        self._http2 = http2
+        self._head = bytearray()
+        self._payload_left = 0
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the port's
+        """See ``AsyncNetworkStream``.
+
+        Raises:
+            httpcore.RemoteProtocolError: a frame is too large.
+        """
+        data = await self._stream.read(max_bytes, timeout)
+        if self._http2:
+            self._follow(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """See ``AsyncNetworkStream``."""
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """See ``AsyncNetworkStream``."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        """See ``AsyncNetworkStream``; what was agreed on says whether there will be frames."""
+        stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        agreed = stream.get_extra_info("ssl_object")
+        return FrameGuard(stream, http2=agreed is not None and agreed.selected_alpn_protocol() == "h2")
+
+    def get_extra_info(self, info: str) -> Any:
+        """See ``AsyncNetworkStream``."""
+        return self._stream.get_extra_info(info)
+
+    def _follow(self, data: bytes) -> None:
+        """Go from frame to frame: three bytes of length, six more of head, the payload."""
+        at = 0
+        while at < len(data):
+            if self._payload_left:
+                taken = min(self._payload_left, len(data) - at)
+                self._payload_left -= taken
+            else:
+                taken = min(_FRAME_HEAD_BYTES - len(self._head), len(data) - at)
+                self._head += data[at : at + taken]
+                if len(self._head) == _FRAME_HEAD_BYTES:
+                    self._payload_left = int.from_bytes(self._head[:3], "big")
+                    self._head.clear()
+                    if self._payload_left > _FRAME_BYTES_MAX:
+                        raise httpcore.RemoteProtocolError("a frame larger than was agreed")
+            at += taken
 
 
 class PinnedBackend(httpcore.AsyncNetworkBackend):
@@ -60,7 +127,8 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         seconds = self._connect_s if timeout is None else min(timeout, self._connect_s)
         for number, address in enumerate(addresses, start=1):
             try:
-                return await self._network.connect_tcp(str(address), port, seconds, local_address, socket_options)
+                stream = await self._network.connect_tcp(str(address), port, seconds, local_address, socket_options)
+                return FrameGuard(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if number == len(addresses):
                     raise

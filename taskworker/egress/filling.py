@@ -13,6 +13,8 @@ Fill = Callable[[str, str, str], str]
 """(function, host, text with ``{{secret:NAME}}``) → the text with the value in its place; raises PermissionDenied."""
 
 _PLACES_MAX = 16
+_HIDDEN_CHARS_MIN = 4
+"""What is shorter is in every other text by chance."""
 _PLACE = re.compile(r"\{\{secret:([A-Za-z0-9_.\-]{1,128})\}\}")
 # As URLs and forms have it, wholly or in part percent-encoded.
 _ENCODED = re.compile(r"(?:\{|%7B){2}secret(?::|%3A)([A-Za-z0-9_.\-]{1,128})(?:\}|%7D){2}", re.IGNORECASE)
@@ -60,9 +62,10 @@ class Filling:
 
     def hide(self, text: str) -> str:
         """A text of the answer's head, with names in place of the values that were filled in."""
-        for name, value in self._values.items():
-            for form in dict.fromkeys((value, quote(value, safe=""), quote_plus(value), quote(value))):
-                text = text.replace(form, f"{{{{secret:{name}}}}}") if form else text
+        for name, value in sorted(self._values.items(), key=lambda pair: -len(pair[1])):
+            if len(value) >= _HIDDEN_CHARS_MIN:
+                for form in dict.fromkeys((value, quote(value, safe=""), quote_plus(value), quote(value))):
+                    text = text.replace(form, f"{{{{secret:{name}}}}}")
         return text
 
     def _filled(self, places: re.Pattern[str], text: str, write: Callable[[str], str]) -> str:

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import httpx
@@ -141,7 +142,7 @@ class EgressProxy:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except asyncio.CancelledError:
+        except CancelledError:
             raise StoreClosed("the pool is being stopped") from None
 
     async def _end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import grpc
@@ -108,7 +109,12 @@ class PoolServer:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Give calls under way ``grace_s`` seconds, then close the pool."""
+        # Calls that wait for an answer from outside would keep the server from stopping for as long as they may wait.
+        ending = threading.Timer(grace_s, self.egress.close)
+        ending.start()
         self._server.stop(grace_s)
+        ending.cancel()
+        ending.join()
         self.egress.close()
         self.functions.close()
         self._transport.close()

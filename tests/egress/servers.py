@@ -15,6 +15,8 @@ from typing import Self
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
+import trustme
 
 Writer = asyncio.StreamWriter
 
@@ -116,12 +118,21 @@ def canary(host: str = "127.0.0.1", port: int = 0) -> Server:
     return Server(plain, host=host, port=port)
 
 
+Behave2 = Callable[[h2.connection.H2Connection, int, socket.socket], None]
+
+
+def _say_h2(state: h2.connection.H2Connection, stream: int, _connection: socket.socket) -> None:
+    state.send_headers(stream, [(":status", "200"), ("content-length", "2")])
+    state.send_data(stream, b"h2", end_stream=True)
+
+
 class Http2Server:
     """A server that speaks HTTP/2 only, by ALPN over TLS; counts connections and streams."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, behave: Behave2 | None = None) -> None:
         tls.set_alpn_protocols(["h2"])
         self._tls = tls
+        self._behave = behave or _say_h2
         self.connections = 0
         self.streams = 0
         self.authorities: list[str] = []
@@ -147,7 +158,10 @@ class Http2Server:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, raw: socket.socket) -> None:
-        with contextlib.suppress(OSError), self._tls.wrap_socket(raw, server_side=True) as connection:
+        with (
+            contextlib.suppress(OSError, h2.exceptions.ProtocolError),
+            self._tls.wrap_socket(raw, server_side=True) as connection,
+        ):
             self.connections += 1
             state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
             state.initiate_connection()
@@ -157,6 +171,15 @@ class Http2Server:
                     if isinstance(event, h2.events.RequestReceived):
                         self.streams += 1
                         self.authorities.append(dict(event.headers)[":authority"])  # type: ignore[arg-type, index]
-                        state.send_headers(event.stream_id, [(":status", "200"), ("content-length", "2")])
-                        state.send_data(event.stream_id, b"h2", end_stream=True)
+                        self._behave(state, event.stream_id, connection)
                 connection.sendall(state.data_to_send())
+
+
+def contexts(*names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context with a certificate for these names, and a client's that trusts it."""
+    authority = trustme.CA()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(serving)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return serving, trusting

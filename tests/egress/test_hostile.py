@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import multiprocessing
+import socket
 import threading
 import time
 import zlib
@@ -15,12 +16,13 @@ from multiprocessing.connection import Connection
 
 import psutil
 import pytest
+from h2.connection import H2Connection
 
 from storage.errors import StorageError
 from taskworker.egress.limits import EgressLimits
 from taskworker.errors import ApiBusy, ApiLimitExceeded, ApiUnreachable, DeadlineExceeded
 from tests.egress.conftest import Egress, Make
-from tests.egress.servers import Received, Server, Writer, answer, plain
+from tests.egress.servers import Behave2, Http2Server, Received, Server, Writer, answer, contexts, plain
 
 MIB = 1 << 20
 BODY_MAX = 6 * MIB
@@ -176,6 +178,87 @@ def test_it_ends_with_a_typed_error(hostile: Egress, name: str) -> None:
                 f"http://127.0.0.1:{server.port}/{target_of(name)}", timeout_s=0.3 if "slow" in name else None
             )
         assert f"127.0.0.1:{server.port}" in str(raised.value)
+
+
+def h2_garbage(_state: H2Connection, _stream: int, connection: socket.socket) -> None:
+    connection.sendall(b"\xff" * 4096)
+
+
+def h2_frame_without_end(_state: H2Connection, _stream: int, connection: socket.socket) -> None:
+    connection.sendall(b"\xff\xff\xff\x00\x00\x00\x00\x00\x01")  # DATA of 16 MiB
+    while True:
+        connection.sendall(bytes(65536))
+
+
+def h2_reset(state: H2Connection, stream: int, _connection: socket.socket) -> None:
+    state.reset_stream(stream)
+
+
+def h2_goodbye(state: H2Connection, _stream: int, _connection: socket.socket) -> None:
+    state.close_connection(error_code=1)
+
+
+def h2_hang_up(_state: H2Connection, _stream: int, connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def h2_silence(_state: H2Connection, _stream: int, _connection: socket.socket) -> None:
+    """Says nothing."""
+
+
+def h2_head_without_end(state: H2Connection, stream: int, connection: socket.socket) -> None:
+    connection.sendall(state.data_to_send())
+    head = b"\x00\x40\x00\x01\x00" + stream.to_bytes(4, "big") + b"\x00" * 0x4000  # HEADERS, not the last
+    more = b"\x00\x40\x00\x09\x00" + stream.to_bytes(4, "big") + b"\x00" * 0x4000  # CONTINUATION
+    connection.sendall(head + more * 200)
+
+
+def h2_many_headers(state: H2Connection, stream: int, _connection: socket.socket) -> None:
+    state.send_headers(stream, [(":status", "200"), *((f"x-{n}", "y") for n in range(1000))])
+
+
+def h2_compressed_head(state: H2Connection, stream: int, _connection: socket.socket) -> None:
+    """One large header, referred to by a byte each time."""
+    state.send_headers(stream, [(":status", "200"), *[("x", "y" * 3000)] * 1000])
+
+
+def h2_pings(state: H2Connection, _stream: int, connection: socket.socket) -> None:
+    while True:
+        for _ in range(100):
+            state.ping(b"12345678")
+        connection.sendall(state.data_to_send())
+
+
+def h2_bomb(state: H2Connection, stream: int, connection: socket.socket) -> None:
+    state.send_headers(stream, [(":status", "200"), ("content-encoding", "gzip")])
+    for start in range(0, min(len(BOMB), 60_000), 16_000):
+        state.send_data(stream, BOMB[start : start + 16_000])
+
+
+HOSTILE_2: dict[str, tuple[Behave2, type[StorageError]]] = {
+    "garbage": (h2_garbage, ApiUnreachable),
+    "frame without end": (h2_frame_without_end, ApiUnreachable),
+    "reset": (h2_reset, ApiUnreachable),
+    "goodbye": (h2_goodbye, ApiUnreachable),
+    "hang up": (h2_hang_up, ApiUnreachable),
+    "silence": (h2_silence, DeadlineExceeded),
+    "head without end": (h2_head_without_end, ApiUnreachable),
+    "1,000 headers": (h2_many_headers, ApiLimitExceeded),
+    "compressed head": (h2_compressed_head, ApiUnreachable),
+    "pings": (h2_pings, DeadlineExceeded),
+    "gzip bomb": (h2_bomb, ApiLimitExceeded),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_2)
+def test_it_ends_over_http_2_too(make: Make, name: str) -> None:
+    serving, trusting = contexts("api.example")
+    egress = make(EgressLimits(total_s=1.0, attempts=1), tls=trusting)
+    egress.names.lead("api.example", ["127.0.0.1"])
+    with Http2Server(serving, HOSTILE_2[name][0]) as server:
+        egress.allow(f"api.example:{server.port}")
+        with pytest.raises(HOSTILE_2[name][1]):
+            egress.request(f"https://api.example:{server.port}/")
 
 
 def serve(connection: Connection) -> None:

@@ -28,6 +28,10 @@ async def behave(request: Received, writer: Writer) -> None:
     elif request.target == "/latin":
         headers = "Content-Type: text/plain; charset=latin-1\r\nX-A: 1\r\nX-A: 2\r\n"
         answer(writer, "é".encode("latin-1"), headers=headers)
+    elif request.target == "/large":
+        answer(writer, bytes(6 << 20))
+    elif len(request.body) > 1000:
+        answer(writer, json.dumps({"headers": request.headers}).encode())
     elif request.target == "/away":
         answer(writer, status="302 Found", headers="Location: http://127.0.0.1:1/\r\n")
     else:
@@ -80,6 +84,10 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
                 "form": [form["body"], form["headers"]["content-type"]],
                 "latin": [latin.text, list(latin.content), latin.headers["x-a"], "CONTENT-TYPE" in latin.headers],
                 "missing": [missing.ok, failure.removeprefix(f"HTTPStatusError: {url}")],
+                "large": len(worker.call_external_api(url + "/large").content),
+                "largest body": worker.call_external_api(url, "POST", data=bytes(1 << 20)).json()["headers"][
+                    "content-length"
+                ],
                 "redirected": worker.call_external_api(url + "/redirect").url.removeprefix(url),
                 "not followed": worker.call_external_api(url + "/redirect", follow_redirects=False).status,
             }
@@ -147,6 +155,8 @@ EXPLORED = {
     "form": ["x=1+2&y=%C3%A9", "application/x-www-form-urlencoded"],
     "latin": ["é", [0xE9], "1, 2", True],
     "missing": [False, "/missing answered 404: the request was at fault"],
+    "large": 6 << 20,
+    "largest body": str(1 << 20),
     "redirected": "/landed",
     "not followed": 302,
 }

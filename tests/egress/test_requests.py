@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-import ssl
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import trustme
 
 from storage.errors import InvalidArgument, PermissionDenied, StoreClosed
 from taskworker.egress.audit import AuditLog
@@ -19,7 +19,7 @@ from taskworker.egress.rules import RuleBook, parse_rule
 from taskworker.egress.turns import Turns
 from taskworker.errors import ApiBusy, ApiUnreachable
 from tests.egress.conftest import Documents, Egress, Make
-from tests.egress.servers import Http2Server, Received, Server, Writer, answer, plain
+from tests.egress.servers import Http2Server, Received, Server, Writer, answer, contexts, plain
 
 KEY = 's3cr:t/"value"&'
 
@@ -487,17 +487,21 @@ def test_a_closed_proxy_says_so(egress: Egress, server: Server) -> None:
         egress.request(url_of(server))
 
 
+def test_closing_ends_what_is_under_way(egress: Egress) -> None:
+    async def silence(_request: Received, _writer: Writer) -> None:
+        await asyncio.sleep(3600)
+
+    with Server(silence) as server, ThreadPoolExecutor(1) as threads:
+        egress.allow(f"127.0.0.1:{server.port}")
+        hanging = threads.submit(egress.request, url_of(server))
+        while not server.received:
+            time.sleep(0.005)
+        egress.proxy.close()
+        with pytest.raises(StoreClosed):
+            hanging.result()
+
+
 # -- TLS and HTTP/2 ----------------------------------------------------------------------------------
-
-
-def contexts(*names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate for these names, and a client's that trusts it."""
-    authority = trustme.CA()
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(serving)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    return serving, trusting
 
 
 def test_http_2_is_spoken_over_one_connection(make: Make) -> None:
