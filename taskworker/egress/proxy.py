@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from taskworker.egress.requesting import Exchange, Sender
 from taskworker.egress.rules import RuleBook
 from taskworker.egress.turns import Turn, Turns
 from taskworker.egress.urls import parse_url, place_of
-from taskworker.errors import DeadlineExceeded
+from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.functions.outside import ApiRequest, ApiResponse
 
 ResultT = TypeVar("ResultT")
@@ -32,6 +33,8 @@ ResultT = TypeVar("ResultT")
 _TALKATIVE = ("httpx", "httpcore", "hpack", "hishel")
 """Libraries whose lines below WARNING show URLs and headers, secrets included."""
 _CLOSE_S = 5.0
+_LOOK_S = 0.25
+"""How often a request that takes long is asked whether anybody still waits for it."""
 
 
 class EgressProxy:
@@ -70,8 +73,16 @@ class EgressProxy:
         self._closed = False
         self._starting = threading.Lock()
 
-    def request(self, function: str, user: str, request: ApiRequest) -> ApiResponse:
+    def request(
+        self, function: str, user: str, request: ApiRequest, is_wanted: Callable[[], bool] = lambda: True
+    ) -> ApiResponse:
         """Call an outside API for a function and a user.
+
+        Args:
+            function: its name.
+            user: on whose behalf it runs.
+            request: what it asks for.
+            is_wanted: asked now and then; False ends the request.
 
         Raises:
             InvalidArgument: the request is none, or larger than may be.
@@ -80,11 +91,12 @@ class EgressProxy:
             ApiLimitExceeded: the answer is too large, or redirects do not end.
             ApiUnreachable: there is no answer to be had.
             DeadlineExceeded: not within the time allowed.
+            CallAbandoned: it is not wanted any more.
             StoreClosed: the pool is being stopped.
         """
         with self._turns.turn(function) as turn:
             exchange = self._prepared(function, user, request, turn)
-            return self._run(self._within(self._allowed_s(request), exchange))
+            return self._run(self._within(self._allowed_s(request), exchange), is_wanted)
 
     def close(self) -> None:
         """End requests under way, and all connections."""
@@ -132,7 +144,7 @@ class EgressProxy:
         except TimeoutError:
             raise DeadlineExceeded(f"{exchange.place} did not answer in full within {total_s:g} s") from None
 
-    def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    def _run(self, work: Coroutine[Any, Any, ResultT], is_wanted: Callable[[], bool]) -> ResultT:
         with self._starting:
             if self._closed:
                 work.close()
@@ -141,7 +153,12 @@ class EgressProxy:
                 self._thread.start()
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return future.result(_LOOK_S)
+                if not is_wanted():
+                    future.cancel()
+                    raise CallAbandoned("the call that asked for an outside API is over")
         except CancelledError:
             raise StoreClosed("the pool is being stopped") from None
 

@@ -15,6 +15,8 @@ from taskworker.egress.limits import DEFAULT_LIMITS, EgressLimits
 from taskworker.egress.outside import OutsideApis
 from taskworker.egress.proxy import EgressProxy
 from taskworker.egress.rules import RuleBook
+from taskworker.functions.calls import Call
+from taskworker.functions.outside import Outside
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
 from taskworker.services.admission import Gate
@@ -78,7 +80,7 @@ class PoolServer:
         functions = self.functions
         gate = Gate(_CALLS, f"{_CALLS} calls of functions are under way, as many as this pool allows")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
-        outside = OutsideService(functions.hosting.call_of, lambda call: OutsideApis(self.egress, call))
+        outside = OutsideService(functions.hosting.call_of, self._outside_of)
         # Calls under way hold places of their own gate while they ask: with one gate, they could fill it and fail.
         outside_gate = Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are asking for what is outside")
         return {
@@ -91,6 +93,10 @@ class PoolServer:
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, gate=gate),
         }
+
+    def _outside_of(self, call: Call) -> Outside:
+        """The world outside as a call may use it, for as long as it is under way."""
+        return OutsideApis(self.egress, call, lambda: self.functions.hosting.call_of(call.token) is not None)
 
     def start(self, address: str) -> int:
         """Listen; see :meth:`taskworker.services.server.FileServer.start`. On failure the pool is closed."""

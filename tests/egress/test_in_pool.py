@@ -75,6 +75,7 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
             form = worker.call_external_api(url, method="PUT", data={"x": "1 2", "y": "é"}).json()
             latin = worker.call_external_api(url + "/latin")
             missing = worker.call_external_api(url + "/missing")
+            largest = worker.call_external_api(url, "POST", data=bytes(1 << 20))
             try:
                 missing.raise_for_status()
             except Exception as error:
@@ -85,9 +86,7 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
                 "latin": [latin.text, list(latin.content), latin.headers["x-a"], "CONTENT-TYPE" in latin.headers],
                 "missing": [missing.ok, failure.removeprefix(f"HTTPStatusError: {url}")],
                 "large": len(worker.call_external_api(url + "/large").content),
-                "largest body": worker.call_external_api(url, "POST", data=bytes(1 << 20)).json()["headers"][
-                    "content-length"
-                ],
+                "largest body": largest.json()["headers"]["content-length"],
                 "redirected": worker.call_external_api(url + "/redirect").url.removeprefix(url),
                 "not followed": worker.call_external_api(url + "/redirect", follow_redirects=False).status,
             }
@@ -127,6 +126,11 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
                 client.allow("stray", f"{place}/away", private=True)
 
         asyncio.run(scenario())
+        logged = [json.loads(line) for line in command(pool, "log", "report").splitlines()]
+        assert [(one["host"], one["outcome"]) for one in logged] == [
+            (f"127.0.0.1:{server.port}", "PermissionDenied"),
+            (f"127.0.0.1:{server.port}", "ok"),
+        ]
         pool.restart_pool()  # rules outlive it
         assert [rule["function"] for rule in command(pool, "ls")] == ["explore", "report", "stray"]
         assert command(pool, "deny", "report", f"127.0.0.1:{server.port}") == [

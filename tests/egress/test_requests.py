@@ -17,7 +17,8 @@ from taskworker.egress.audit import AuditLog
 from taskworker.egress.limits import EgressLimits
 from taskworker.egress.rules import RuleBook, parse_rule
 from taskworker.egress.turns import Turns
-from taskworker.errors import ApiBusy, ApiUnreachable
+from taskworker.errors import ApiBusy, ApiUnreachable, CallAbandoned
+from taskworker.functions.outside import ApiRequest
 from tests.egress.conftest import Documents, Egress, Make
 from tests.egress.servers import Http2Server, Received, Server, Writer, answer, contexts, plain
 
@@ -499,6 +500,21 @@ def test_closing_ends_what_is_under_way(egress: Egress) -> None:
         egress.proxy.close()
         with pytest.raises(StoreClosed):
             hanging.result()
+
+
+def test_what_nobody_waits_for_any_more_is_ended(egress: Egress) -> None:
+    async def silence(_request: Received, _writer: Writer) -> None:
+        await asyncio.sleep(3600)
+
+    with Server(silence) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+        request = ApiRequest("GET", url_of(server))
+        with pytest.raises(CallAbandoned):
+            egress.proxy.request("f", "ann", request, is_wanted=lambda: not server.received)
+    give_up = time.monotonic() + 60
+    while not any(one for one in egress.audit.read()):  # it comes to its own end
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
 
 
 # -- TLS and HTTP/2 ----------------------------------------------------------------------------------
