@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -13,17 +13,15 @@ import httpx
 from taskworker.egress.addresses import Resolve
 from taskworker.egress.connecting import PinnedBackend, PinnedTransport
 from taskworker.egress.limits import EgressLimits
-from taskworker.egress.rules import Rule
 
 _RESOLVER_THREADS = 32
 
 
 class _Connections:
-    """The connections of a function under certain rules, to private or to public addresses."""
+    """The connections of a function, to private or to public addresses."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, rules: Sequence[Rule]) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self.transport = transport
-        self.rules = rules
         self.users = 0
         self.retired = False
 
@@ -45,15 +43,13 @@ class ConnectionPools:
         self._open: OrderedDict[tuple[str, bool], _Connections] = OrderedDict()
 
     @asynccontextmanager
-    async def transport(
-        self, function: str, rules: Sequence[Rule], *, private: bool
-    ) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    async def transport(self, function: str, *, private: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
         """The transport of a function, while a request uses it.
 
-        Rules that changed get connections of their own. So does what comes after a request that was cut off: over
-        HTTP/2, the peer would go on sending, and count the request as one under way.
+        After a request that was cut off, others get new connections: over HTTP/2, the peer would go on sending, and
+        count the request as one under way.
         """
-        connections = await self._find((function, private), rules)
+        connections = await self._find((function, private))
         connections.users += 1
         try:
             yield connections.transport
@@ -72,14 +68,10 @@ class ConnectionPools:
         self._open.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _find(self, key: tuple[str, bool], rules: Sequence[Rule]) -> _Connections:
+    async def _find(self, key: tuple[str, bool]) -> _Connections:
         found = self._open.get(key)
-        if found is not None and found.rules is not rules:
-            await self._close(key, found)
-            found = None
         if found is None:
-            found = _Connections(self._new(private=key[1]), rules)
-            self._open[key] = found
+            found = self._open[key] = _Connections(self._new(private=key[1]))
         self._open.move_to_end(key)
         while len(self._open) > self._limits.functions:
             await self._close(*next(iter(self._open.items())))

@@ -180,7 +180,6 @@ class Sender:
 
     async def _ask(self, exchange: Exchange) -> _Answer:
         outgoing = exchange.outgoing
-        rules = self._rules.of(exchange.function)
         rule = self._rules.require(exchange.function, outgoing.url)
         request = httpx.Request(
             outgoing.method,
@@ -190,7 +189,7 @@ class Sender:
             # Only the whole has a time limit: over HTTP/2, one request's timeout would end its neighbours.
             extensions={"timeout": {"connect": self.limits.connect_s}},
         )
-        async with self._pools.transport(exchange.function, rules, private=rule.private) as transport:
+        async with self._pools.transport(exchange.function, private=rule.private) as transport:
             if exchange.cache:
                 transport = self._caching(transport, request, exchange)
             response = await transport.handle_async_request(request)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,18 +160,15 @@ class RuleBook:
         with self._lock:
             return [(function, rule) for function in sorted(self._rules) for rule in self._rules[function]]
 
-    def of(self, function: str) -> Sequence[Rule]:
-        """The rules of one function; the same object as long as they do not change."""
-        with self._lock:
-            return self._rules.get(function, ())
-
     def require(self, function: str, url: OutsideUrl) -> Rule:
         """The rule that lets a function call a URL; one with ``private`` goes first.
 
         Raises:
             PermissionDenied: there is none.
         """
-        found = [rule for rule in self.of(function) if rule.allows(url)]
+        with self._lock:
+            rules = self._rules.get(function, ())
+        found = [rule for rule in rules if rule.allows(url)]
         if not found:
             raise PermissionDenied(
                 f"function {function} may not call {url.place} (or not this path of it); an operator allows it with "

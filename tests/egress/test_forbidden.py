@@ -64,6 +64,22 @@ def test_no_url_gets_at_a_forbidden_address(wide_open: Egress, canaries: list[Se
     assert [server.connections for server in canaries] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        *((host, "number") for host in ("127.1", "2130706433", "0x7f000001", "0x7f.0.0.1", "017700000001", "0")),
+        *((host, "number") for host in ("127。0。0。1", "1.2.3.4.5", "a.0x1")),
+        ("good.example@127.0.0.1", "user name"),
+        ("127.0.0.1.", "dot"),
+        ("127.0.0.1\\", "backslash"),
+        ("xn--999999999", "xn--"),
+    ],
+)
+def test_hosts_that_some_take_for_another_are_none_for_any_resolver(host: str, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        parse_url(f"http://{host}/")
+
+
 def test_no_rule_opens_what_it_does_not_name(make: Make, canaries: list[Server]) -> None:
     egress = make()
     egress.allow("good.example")
@@ -146,7 +162,7 @@ def test_even_rules_for_private_hosts_open_no_metadata_and_no_groups(egress: Egr
 
 
 def test_connections_to_private_hosts_are_no_others_to_use(egress: Egress, canaries: list[Server]) -> None:
-    """A pooled connection is of the function and the rule that it was made for, and ends with the rule."""
+    """A pooled connection is of the function that it was made for, and of rules that open private addresses."""
     url = f"http://127.0.0.1:{canaries[0].port}"
     egress.allow(f"127.0.0.1:{canaries[0].port}/open")
     assert egress.request(f"{url}/open").status == 200
