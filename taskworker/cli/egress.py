@@ -19,7 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="Say which functions may call which
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
 RuleText = Annotated[
-    str, typer.Argument(help="[*.]host[:port][/prefix], with http:// or https:// for one of them.", metavar="HOST")
+    str,
+    typer.Argument(help="host, *.host, host:port or host/prefix; http:// or https:// before it.", metavar="HOST"),
 ]
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from storage.errors import InvalidArgument
 from taskworker import AsyncClient, TaskWorker
+from taskworker.cli.app import app
 from taskworker.client.egress import EgressClient
 from taskworker.errors import FunctionFailed
 from tests.egress.servers import Received, Server, Writer, answer
@@ -182,6 +184,13 @@ def test_the_log_is_followed(tmp_path: Path) -> None:
             assert len([*client.log()]) == 3
     finally:
         pool.stop(0)
+
+
+@pytest.mark.parametrize("words", [[], ["allow"], ["deny"], ["rm"], ["ls"], ["log"]])
+def test_commands_explain_themselves(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, ["egress", *words, "--help"])
+    assert shown.exit_code == 0, shown.exception
+    assert not words or f"taskworker egress {words[0]}" in shown.output
 
 
 def test_outside_of_a_function_it_says_so(tmp_path: Path) -> None:
