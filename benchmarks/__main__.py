@@ -38,6 +38,7 @@ SUITES = {
     "cluster": "cluster",
     "sandbox": "sandbox",
     "functions": "functions",
+    "egress": "egress",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

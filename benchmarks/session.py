@@ -31,6 +31,7 @@ class Sizes:
     cluster_bytes: int = GIB // 4
     cluster_small_pushes: int = 200
     cluster_repairs: int = 3
+    egress_requests: int = 200
     cluster_memory_bytes: int = 4 * GIB
     function_calls: int = 500
     function_seconds: float = 5.0
@@ -60,6 +61,7 @@ QUICK = Sizes(
     cluster_bytes=32 * MIB,
     cluster_small_pushes=40,
     cluster_repairs=1,
+    egress_requests=60,
     cluster_memory_bytes=64 * MIB,
     function_calls=100,
     function_seconds=2.0,

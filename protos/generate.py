@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-CONTRACTS = ("taskworker", "store", "pool", "functions", "outside", "secrets")
+CONTRACTS = ("taskworker", "store", "pool", "functions", "outside", "secrets", "egress")
 
 
 def generate(directory: Path) -> list[Path]:

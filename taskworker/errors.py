@@ -91,3 +91,15 @@ class SecretsUnavailable(StorageError):
 
 class SecretDamaged(StorageError):
     """A sealed secret, or the list of them, was changed since it was sealed; it is not used."""
+
+
+class ApiUnreachable(StorageError):
+    """An outside API gave no answer that can be used; the text says which host, and what was wrong."""
+
+
+class ApiLimitExceeded(StorageError):
+    """An outside API answered with more than a function gets: bytes, headers, redirects."""
+
+
+class ApiBusy(ServerBusy):
+    """A function calls outside APIs too often, or too many at once; try again after a while."""

@@ -1,12 +1,13 @@
 """For the code of functions: ``from taskworker.inside import worker``.
 
 Inside a call, ``worker.storage`` has the files of the calling user, ``worker.call`` calls other functions, and
-``worker.get_secret`` gives secrets that the function is granted.
+``worker.get_secret`` gives secrets that the function is granted, ``worker.call_external_api`` calls outside APIs.
 Outside of one, importing this works, so that a module of functions can be imported and tested; asking does not.
 """
 
 from __future__ import annotations
 
+from taskworker.sandbox.inside.api import HTTPStatusError, Response
 from taskworker.sandbox.inside.facade import StoredFile, WorkerError, worker
 
-__all__ = ["StoredFile", "WorkerError", "worker"]
+__all__ = ["HTTPStatusError", "Response", "StoredFile", "WorkerError", "worker"]

@@ -175,6 +175,17 @@ class TaskWorker:
             f"are granted to (`taskworker secret grant {name[:80]} FUNCTION`), not to the program around them"
         )
 
+    def call_external_api(self, url: str, *_args: Any, **_options: Any) -> Any:
+        """Inside a function, calls an outside API (``taskworker.sandbox.inside.facade.FunctionWorker``).
+
+        Raises:
+            InvalidArgument: this is no function of the pool's.
+        """
+        raise InvalidArgument(
+            "worker.call_external_api works inside a function while the pool runs it, where the pool's allow-list "
+            "applies; elsewhere, use an HTTP client of your own"
+        )
+
     # -- the server ------------------------------------------------------------------------------
 
     async def start_server(self, port: int = 50052) -> int:

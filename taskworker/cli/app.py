@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskworker.cli import demo, files, functions, pool_status, pools, secrets, serve, sync, upkeep
+from taskworker.cli import demo, egress, files, functions, pool_status, pools, secrets, serve, sync, upkeep
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.session import (
     DebugOption,
@@ -82,3 +82,4 @@ for _panel, _commands in _PANELS.items():
         app.command(rich_help_panel=_panel)(with_session(_command))
 
 app.add_typer(secrets.app, name="secret", help="Secrets, granted to functions.", rich_help_panel="Functions")
+app.add_typer(egress.app, name="egress", rich_help_panel="Functions")

@@ -12,6 +12,7 @@ from taskworker.functions.calls import Call
 from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
 from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.services.binding import Caller
+from taskworker.services.rpc import CallerWithDeadline
 from taskworker.wire import status
 
 
@@ -34,7 +35,7 @@ class OutsideService:
         return outside_pb2.GetSecretResponse(value=self._outside(request.token).secret(request.name))
 
     def CallExternalApi(  # noqa: N802
-        self, request: outside_pb2.ExternalApiRequest, _caller: Caller
+        self, request: outside_pb2.ExternalApiRequest, caller: CallerWithDeadline
     ) -> outside_pb2.ExternalApiResponse:
         """Call an outside API for the function that asks."""
         response = self._outside(request.token).request(
@@ -43,7 +44,7 @@ class OutsideService:
                 url=request.url,
                 headers=tuple((header.name, header.value) for header in request.headers),
                 body=request.body,
-                timeout_s=request.timeout_s or None,
+                timeout_s=_sooner(request.timeout_s or None, caller.time_remaining()),
                 cache=request.cache,
                 follow_redirects=request.follow_redirects,
             )
@@ -67,6 +68,13 @@ class OutsideService:
         if call is None:
             raise PermissionDenied("this is no call under way; only running functions reach outside")
         return self._outside_of(call)
+
+
+def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
+    """The time for a request: nobody waits for it beyond the caller's deadline."""
+    if left_s is None or asked_s is None:
+        return left_s if asked_s is None else asked_s
+    return min(asked_s, left_s)
 
 
 class PoolOutside:

@@ -29,6 +29,9 @@ from storage.errors import (
 )
 from storage.shards import VolumeFailed
 from taskworker.errors import (
+    ApiBusy,
+    ApiLimitExceeded,
+    ApiUnreachable,
     CallAbandoned,
     CallUncertain,
     DeadlineExceeded,
@@ -94,6 +97,9 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     SecretExists: grpc.StatusCode.ALREADY_EXISTS,
     SecretsUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     SecretDamaged: grpc.StatusCode.DATA_LOSS,
+    ApiUnreachable: grpc.StatusCode.UNAVAILABLE,
+    ApiLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ApiBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
@@ -155,7 +161,7 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
     elif isinstance(error, DataLossError):
         detail.chunk, detail.found, detail.needed = error.chunk, error.found, error.needed
         detail.filename, detail.file_id = error.filename or "", error.file_id or ""
-    elif isinstance(error, FunctionBusy):
+    elif isinstance(error, FunctionBusy | ApiBusy):
         metadata.append((RETRY_KEY, str(_RETRY_AFTER_S)))
     metadata.append((DETAIL_KEY, detail.SerializeToString()))
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
 from pydantic_core import to_jsonable_python
 
+from taskworker.sandbox.inside import api
+
 PART_BYTES = 512 << 10
 _LENGTH = struct.Struct("<I")
 
@@ -174,6 +176,53 @@ class FunctionWorker:
         told, _ = self._connection.ask("secret", name=name)
         return str(told["value"])
 
+    def call_external_api(
+        self,
+        url: str,
+        method: str = "GET",
+        headers: api.Pairs | None = None,
+        params: api.Pairs | str | None = None,
+        json: Any = None,
+        data: bytes | str | api.Pairs | None = None,
+        timeout: float | None = None,
+        cache: bool = False,
+        follow_redirects: bool = True,
+    ) -> api.Response:
+        """Call an outside API, through the pool, if an operator allows this function to.
+
+        ``{{secret:NAME}}`` in the query, in header values and in the body stands for a secret granted to the
+        function; the pool fills it in.
+
+        Args:
+            url: of http or https.
+            method: of HTTP.
+            headers: by name, or pairs.
+            params: added to the URL's query; a list is several values.
+            json: sent as the body.
+            data: sent as the body: bytes or a text as they are, names and values as a form.
+            timeout: seconds for all of it, redirects included.
+            cache: whether an answer from before will do, by HTTP's rules.
+            follow_redirects: to hosts that the function may call, too.
+
+        Returns:
+            The response, whatever its status; see ``raise_for_status``.
+
+        Raises:
+            WorkerError: refused, or there is no answer; ``kind`` and text say why.
+        """
+        return api.call_external_api(
+            self._connection,
+            url,
+            method,
+            headers=headers,
+            params=params,
+            json_value=json,
+            data=data,
+            timeout=timeout,
+            cache=cache,
+            follow_redirects=follow_redirects,
+        )
+
     def function(self, name: str | None = None, **_options: object) -> Callable[[FunctionT], FunctionT]:
         """The decorator that declares functions; they are declared already."""
         return lambda function: function
@@ -188,7 +237,7 @@ class FunctionWorker:
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
             f"worker.{name} is not to be had inside a function; there are worker.storage, worker.call and "
-            "worker.get_secret"
+            "worker.get_secret, worker.call_external_api and worker.resolve"
         )
 
 

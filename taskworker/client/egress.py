@@ -1,0 +1,131 @@
+"""The operator's side of outside APIs: who may call what, and who did, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from taskworker import egress_pb2
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.egress_pb2_grpc import EgressServiceStub
+from taskworker.wire import status
+
+ResponseT = TypeVar("ResponseT")
+
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRule:
+    """Hosts that a function may call; ``private``: on loopback and in private networks, too."""
+
+    function: str
+    rule: str
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRecord:
+    """One request to one host; sizes of bodies in bytes, ``status`` 0 without an answer.
+
+    ``outcome`` is ``ok``, ``cache``, or the kind of error.
+    """
+
+    time_ms: int
+    function: str
+    user_id: str
+    host: str
+    method: str
+    status: int
+    sent: int
+    received: int
+    ms: float
+    outcome: str
+
+
+class EgressClient:
+    """The egress of a pool. Thread-safe; a context manager.
+
+    Errors are of the engine's family: ``InvalidArgument``, ``StorageUnavailable``.
+
+    Args:
+        address: of the pool.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._stub = EgressServiceStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> EgressClient:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def allow(self, function: str, rule: str, *, private: bool = False) -> tuple[EgressRule, bool]:
+        """Let a function call a host.
+
+        Args:
+            function: its name; it need not be deployed yet.
+            rule: ``[http://|https://][*.]host[:port][/prefix]``.
+            private: the host may be on loopback or in a private network.
+
+        Returns:
+            The rule as it was understood, and whether anything changed.
+        """
+        request = egress_pb2.AllowRequest(function_name=function, rule=rule, private=private)
+        answer = self._call(lambda: self._stub.Allow(request, timeout=_TIMEOUT_S))
+        return _rule(answer.rule), answer.changed
+
+    def deny(self, function: str, rule: str = "") -> list[EgressRule]:
+        """Take a rule back, by default all of a function's; those taken back."""
+        request = egress_pb2.DenyRequest(function_name=function, rule=rule)
+        return [_rule(one) for one in self._call(lambda: self._stub.Deny(request, timeout=_TIMEOUT_S)).rules]
+
+    def rules(self, function: str = "") -> list[EgressRule]:
+        """All rules, or one function's."""
+        request = egress_pb2.ListRulesRequest(function_name=function)
+        return [_rule(one) for one in self._call(lambda: self._stub.ListRules(request, timeout=_TIMEOUT_S)).rules]
+
+    def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
+        """The requests that are kept, then, if asked to follow, those that come, without end."""
+        stream = self._stub.AuditLog(egress_pb2.AuditLogRequest(function_name=function, follow=follow))
+        try:
+            for one in stream:
+                yield EgressRecord(
+                    one.time_ms,
+                    one.function_name,
+                    one.user_id,
+                    one.host,
+                    one.method,
+                    one.status,
+                    one.sent,
+                    one.received,
+                    one.ms,
+                    one.outcome,
+                )
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+        finally:
+            stream.cancel()
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise status.decode(error, self._address) from None
+
+
+def _rule(one: egress_pb2.Rule) -> EgressRule:
+    return EgressRule(one.function_name, one.rule, one.private)

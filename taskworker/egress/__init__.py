@@ -1,0 +1,1 @@
+"""Outside APIs for functions: by allow-list, over checked and pinned addresses, within limits, audited."""

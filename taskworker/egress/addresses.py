@@ -1,0 +1,84 @@
+"""Which addresses are the world outside, and which are this machine's neighbours."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[[str], list[Address]]
+"""The addresses of a name, none if it has none; may block, and raise OSError."""
+
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is assigned for use between networks."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Lists of special addresses in the standard library differ between Python's versions: what the oldest lacks is here.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # the metadata server of Azure, on an address like any other
+            "192.88.99.0/24",  # relays of 6to4
+            "2001::/23",  # protocols' own, Teredo among them
+            "2001:db8::/32",
+            "2620:4f:8000::/48",  # reverse zones of private addresses
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+_ISATAP = 0x5EFE
+
+
+def resolve_by_system(name: str) -> list[Address]:
+    """The addresses that the system's resolver has for a name."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address, and the IPv4 address that it may stand for, is of the world outside."""
+    if any(address in network for network in _SPECIAL):
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast
+    inner = _embedded(address)
+    if address.ipv4_mapped is None and address not in _NAT64 and (address not in _UNICAST or not address.is_global):
+        return False
+    return all(is_public(one) for one in inner)
+
+
+def is_neighbour(address: Address) -> bool:
+    """Whether an address is loopback or of a private network: what a rule with ``private`` opens."""
+    inner = _embedded(address) if isinstance(address, ipaddress.IPv6Address) else []
+    if inner:
+        return all(is_neighbour(one) for one in inner)
+    if is_unroutable(address) or address.is_link_local:
+        return False
+    return not is_public(address)
+
+
+def is_unroutable(address: Address) -> bool:
+    """Whether an address is nobody's in particular: unspecified, multicast, broadcast, reserved."""
+    if isinstance(address, ipaddress.IPv6Address) and _embedded(address):
+        return any(is_unroutable(one) for one in _embedded(address))
+    if isinstance(address, ipaddress.IPv4Address) and int(address) < 1 << 24:
+        return True  # 0.0.0.0/8, which Linux takes for this machine
+    return address.is_unspecified or address.is_multicast or (address.is_reserved and not address.is_loopback)
+
+
+def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that an IPv6 address may lead to."""
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        return [address.sixtofour]
+    if address.teredo is not None:
+        return list(address.teredo)
+    number = int(address)
+    last = ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    if address in _NAT64 or (number >> 32 == 0 and number > 1):
+        return [last]
+    if (number >> 32) & 0xFFFF == _ISATAP and (number >> 48) & 0xFDFF == 0:
+        return [last]
+    return []

@@ -1,0 +1,99 @@
+"""Who called what outside: without paths, queries, headers or bodies, as those may hold secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_RECORDS_KEPT = 5_000
+_FILE_BYTES = 4 << 20
+_FILES = 4
+_WAKE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One request to one host; a request that was redirected, or tried again, has several.
+
+    Attributes:
+        time_ms: when it began, since 1970 (UTC).
+        function: that made it.
+        user_id: for whom.
+        host: with its port; empty if the URL could not be read.
+        method: of HTTP.
+        status: of the answer, 0 without one.
+        sent: bytes of the request's body.
+        received: bytes of the answer's body as they came.
+        ms: how long it took.
+        outcome: ``ok``, ``cache``, or the kind of error.
+    """
+
+    time_ms: int
+    function: str
+    user_id: str
+    host: str
+    method: str
+    status: int
+    sent: int
+    received: int
+    ms: float
+    outcome: str
+
+
+class AuditLog:
+    """The latest 5,000 records in memory, and up to 20 MiB of them in files. Thread-safe.
+
+    Args:
+        path: of the file that is written to; the earlier ones have ``.1`` to ``.4`` appended. None: no files.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._changed = threading.Condition()
+        self._records: deque[AuditRecord] = deque(maxlen=_RECORDS_KEPT)
+        self._count = 0
+        self._file = (
+            None
+            if path is None
+            else logging.handlers.RotatingFileHandler(
+                path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8", delay=True
+            )
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, record: AuditRecord) -> None:
+        """Keep a record. A disk that takes no more does not stop requests: logging says so on stderr."""
+        with self._changed:
+            self._records.append(record)
+            self._count += 1
+            self._changed.notify_all()
+        if self._file is not None:
+            self._file.handle(logging.makeLogRecord({"msg": "%s", "args": (json.dumps(asdict(record)),)}))
+
+    def read(self, function: str = "", *, follow: bool = False) -> Iterator[AuditRecord | None]:
+        """The records kept, oldest first, then those that come if asked to follow; None now and then while none does.
+
+        Args:
+            function: only its own; empty: all.
+            follow: go on.
+        """
+        number = 0
+        while True:
+            with self._changed:
+                if follow and number == self._count:
+                    self._changed.wait(_WAKE_S)
+                fresh = list(self._records)[max(0, number - self._count + len(self._records)) :]
+                number = self._count
+            yield from (record for record in fresh if function in ("", record.function))
+            if not follow:
+                return
+            yield None

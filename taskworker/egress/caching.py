@@ -1,0 +1,125 @@
+"""Answers kept by HTTP's rules (RFC 9111, by hishel), in memory, each function's and user's apart."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hishel import AsyncBaseStorage, CacheOptions, Entry, Headers, Request, Response
+
+_ENTRIES_PER_URL = 8
+_ENTRY_OVERHEAD = 2048
+_TTL_S = 24 * 3600.0
+PRIVATE = CacheOptions(shared=False, supported_methods=["GET", "HEAD"], allow_stale=False)
+
+
+def cache_key(function: str, user: str, url: str) -> str:
+    """Under which an answer is kept: nobody finds another's."""
+    return hashlib.sha256("\0".join((function, user, url)).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Kept:
+    key: str
+    entry: Entry
+    body: bytes
+    until: float
+
+    @property
+    def cost(self) -> int:
+        return len(self.body) + _ENTRY_OVERHEAD
+
+
+class MemoryStorage(AsyncBaseStorage):
+    """Keeps as many bytes of answers as it may, the latest used ones. Used by one event loop.
+
+    Args:
+        bytes_max: of all.
+        body_bytes_max: of one; larger ones are passed on without being kept.
+    """
+
+    def __init__(self, bytes_max: int, body_bytes_max: int) -> None:
+        super().__init__(default_ttl=_TTL_S, max_stream_size=min(bytes_max // 4, body_bytes_max))
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._kept: OrderedDict[uuid.UUID, _Kept] = OrderedDict()
+        self._by_key: dict[str, list[uuid.UUID]] = {}
+
+    async def create_entry(
+        self,
+        request: Request,
+        response: Response,
+        key: str,
+        *,
+        ttl: float | None = None,
+        tti: float | None = None,
+    ) -> Entry:
+        """See ``AsyncBaseStorage``."""
+        until = time.monotonic() + (_TTL_S if ttl is None else ttl)
+        entry = Entry(uuid.uuid4(), request, response)
+        saved = replace(entry, response=replace(response, stream=None, headers=Headers(dict(response.headers.items()))))
+        return replace(entry, response=replace(response, stream=self._saving(response.stream, saved, key, until)))
+
+    async def get_entries(self, key: str) -> list[Entry]:
+        """See ``AsyncBaseStorage``."""
+        found = []
+        for identity in list(self._by_key.get(key, ())):
+            kept = self._kept[identity]
+            if kept.until < time.monotonic():
+                self._drop(identity)
+                continue
+            self._kept.move_to_end(identity)
+            response = replace(kept.entry.response, stream=_stream_of(kept.body))
+            found.append(replace(kept.entry, response=response))
+        return found
+
+    async def update_headers(self, id: uuid.UUID, headers: Headers) -> None:  # noqa: A002 - the port's
+        """See ``AsyncBaseStorage``."""
+        kept = self._kept.get(id)
+        if kept is not None:
+            kept.entry = replace(kept.entry, response=replace(kept.entry.response, headers=headers))
+
+    async def remove_entry(self, id: uuid.UUID) -> None:  # noqa: A002
+        """See ``AsyncBaseStorage``."""
+        self._drop(id)
+
+    async def _saving(self, stream: Any, entry: Entry, key: str, until: float) -> AsyncIterator[bytes]:
+        """Pass on what comes, and keep it once it is whole."""
+        parts: list[bytes] | None = []
+        size = 0
+        async for part in stream:
+            size += len(part)
+            if parts is not None:
+                parts = None if size > (self.max_stream_size or 0) else [*parts, part]
+            yield part
+        if parts is not None:
+            self._keep(_Kept(key, entry, b"".join(parts), until))
+
+    def _keep(self, kept: _Kept) -> None:
+        same = self._by_key.setdefault(kept.key, [])
+        same.append(kept.entry.id)
+        self._kept[kept.entry.id] = kept
+        self._bytes += kept.cost
+        while len(same) > _ENTRIES_PER_URL:
+            self._drop(same[0])
+        while self._bytes > self._bytes_max:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, identity: uuid.UUID) -> None:
+        kept = self._kept.pop(identity, None)
+        if kept is None:
+            return
+        self._bytes -= kept.cost
+        same = self._by_key[kept.key]
+        same.remove(identity)
+        if not same:
+            del self._by_key[kept.key]
+
+
+async def _stream_of(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -1,0 +1,126 @@
+"""What is outside of a pool, and who of its functions gets how much of it: secrets, outside APIs, names."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from pathlib import Path
+
+from taskworker.dns.call import NamesOfCall
+from taskworker.dns.names import DnsOptions, Names
+from taskworker.egress.audit import AuditLog
+from taskworker.egress.limits import EgressLimits
+from taskworker.egress.outside import OutsideApis
+from taskworker.egress.proxy import EgressProxy
+from taskworker.egress.rules import RuleBook
+from taskworker.errors import SecretDamaged, SecretsUnavailable
+from taskworker.functions.calls import Call
+from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
+from taskworker.pool.functions import PoolFunctions
+from taskworker.pool.names import PoolDirectory
+from taskworker.pool.node_pool import NodePool
+from taskworker.secrets.calls import CallSecrets, RequestSecrets
+from taskworker.secrets.master_key import KeyFile, MasterKeySource
+from taskworker.secrets.store import Secrets
+
+log = logging.getLogger(__name__)
+
+_MASTER_KEY = "master.key"
+_AUDIT_LOG = "egress.log"
+
+
+class PoolOutside:
+    """The world outside of a pool, from :meth:`start` until :meth:`close`.
+
+    Args:
+        pool: whose it is.
+        functions: of the pool.
+        directory: of the pool.
+        master_key: where the key of the secrets is; default: the file ``master.key`` in ``directory``.
+        egress: bounds on calls of outside APIs.
+        dns: how to resolve names, and where to serve them.
+
+    Raises:
+        FormatError: what the catalog keeps of rules cannot be read.
+    """
+
+    def __init__(
+        self,
+        pool: NodePool,
+        functions: PoolFunctions,
+        directory: str | os.PathLike[str],
+        *,
+        master_key: MasterKeySource | None,
+        egress: EgressLimits,
+        dns: DnsOptions | None,
+    ) -> None:
+        self._functions = functions
+        self._address = ""
+        self._rules = RuleBook(pool.documents)
+        self.secrets = Secrets(pool.documents, master_key or KeyFile(Path(directory) / _MASTER_KEY))
+        self.egress = EgressProxy(
+            self._rules,
+            AuditLog(Path(directory) / _AUDIT_LOG),
+            limits=egress,
+            fill=RequestSecrets(self.secrets, functions.hosting.redactors.given_to).fill,
+        )
+        self.names = Names(PoolDirectory(pool.pool_id, lambda: self._address, pool.membership, functions), dns)
+
+    def start(self) -> None:
+        """Serve names.
+
+        Raises:
+            StorageUnavailable: the address to serve them on is taken.
+        """
+        self.names.start()
+
+    def began(self, address: str) -> None:
+        """The pool serves at an address; say what there is to say of its secrets."""
+        self._address = address
+        try:
+            self.secrets.check()
+        except (SecretsUnavailable, SecretDamaged) as error:
+            log.warning("%s", error)
+
+    def of(self, call: Call) -> Outside:
+        """The world outside as a call may use it, for as long as it is under way."""
+        return _OutsideOfCall(
+            CallSecrets(self.secrets, call, functools.partial(self._functions.hosting.redactors.given, call)),
+            OutsideApis(self.egress, call, lambda: self._functions.hosting.call_of(call.token) is not None),
+            NamesOfCall(self.names, call.function, self._rules.allows_host),
+        )
+
+    def ending(self, grace_s: float) -> threading.Timer:
+        """End requests under way after ``grace_s`` seconds: the server would wait for them; cancelled if it need not."""
+        timer = threading.Timer(grace_s, self.egress.close)
+        timer.start()
+        return timer
+
+    def close(self) -> None:
+        """End all that is under way."""
+        self.egress.close()
+        self.names.stop()
+        self.secrets.close()
+
+
+class _OutsideOfCall:
+    """Of one call; an ``Outside``."""
+
+    def __init__(self, secrets: CallSecrets, apis: OutsideApis, names: NamesOfCall) -> None:
+        self._secrets = secrets
+        self._apis = apis
+        self._names = names
+
+    def secret(self, name: str) -> str:
+        """See ``Outside``."""
+        return self._secrets.secret(name)
+
+    def request(self, request: ApiRequest) -> ApiResponse:
+        """See ``Outside``."""
+        return self._apis.request(request)
+
+    def resolve(self, name: str, kind: str) -> list[str]:
+        """See ``Outside``."""
+        return self._names.resolve(name, kind)
