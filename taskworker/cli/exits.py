@@ -29,7 +29,7 @@ class Failure(Exception):
 def exit_code_of(error: Exception) -> ExitCode:
     """The exit code for an error of the engine, the client or the operating system."""
     from storage import errors
-    from taskworker.errors import DeadlineExceeded, FunctionNotFound, StorageUnavailable
+    from taskworker.errors import DeadlineExceeded, FunctionNotFound, NameNotFound, StorageUnavailable
 
     if isinstance(error, Failure):
         return error.code
@@ -38,6 +38,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.FileNotFound, ExitCode.NOT_FOUND),
         (errors.VersionNotFound, ExitCode.NOT_FOUND),
         (FunctionNotFound, ExitCode.NOT_FOUND),
+        (NameNotFound, ExitCode.NOT_FOUND),
         (errors.ConflictError, ExitCode.CONFLICT),
         (errors.DataLossError, ExitCode.DATA_LOSS),
         (errors.InsufficientWorkers, ExitCode.UNAVAILABLE),

@@ -11,6 +11,15 @@ from typing import Annotated
 
 import typer
 
+from taskworker.cli.names import (
+    DnsAllowPrivate,
+    DnsBlock,
+    DnsPort,
+    DnsUpstream,
+    dns_document,
+    dns_lines,
+    dns_options,
+)
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
@@ -57,6 +66,10 @@ def pool(
             min=0,
         ),
     ] = 4.0,
+    dns_port: DnsPort = None,
+    dns_upstream: DnsUpstream = None,
+    dns_block: DnsBlock = None,
+    dns_allow_private: DnsAllowPrivate = None,
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -66,6 +79,7 @@ def pool(
     Examples:
         taskworker pool --dir ./pool
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
+        taskworker pool --dir ./pool --dns-port 5353
     """
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.services.pool_server import PoolServer
@@ -73,14 +87,16 @@ def pool(
 
     path = directory or default_store("pool")
     options = PoolOptions(grace_s=grace, allow_fragile=allow_fragile, tranquility=tranquility)
-    server = PoolServer(path, profile=profile_of(k, n), options=options)
+    dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)
+    server = PoolServer(path, profile=profile_of(k, n), options=options, dns=dns)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
         _watch_parent(wanted=supervised)
         session.terminal.result(
-            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()},
+            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()} | dns_document(server.names.address),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
+            *dns_lines(server.names.address),
         )
         session.terminal.note(f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n")
         server.wait()

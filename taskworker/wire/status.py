@@ -40,6 +40,8 @@ from taskworker.errors import (
     FunctionNotFound,
     FunctionsUnavailable,
     MessageTooLarge,
+    NameNotFound,
+    NameServersUnavailable,
     NotJoined,
     ServerBusy,
     ServerFault,
@@ -83,6 +85,8 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FunctionCrashed: grpc.StatusCode.INTERNAL,
     FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
     FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NameNotFound: grpc.StatusCode.NOT_FOUND,
+    NameServersUnavailable: grpc.StatusCode.UNAVAILABLE,
     CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
 }
 
