@@ -36,6 +36,7 @@ SUITES = {
     "scale": "scale",
     "memory": "memory",
     "cluster": "cluster",
+    "dns": "dns",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

@@ -61,15 +61,14 @@ def dns_options(
         InvalidArgument: one of them cannot be.
     """
     from taskworker.dns.names import DnsOptions
-    from taskworker.dns.policy import read_block_list
+    from taskworker.dns.policy import Policy, read_block_list
     from taskworker.dns.server import Listen
     from taskworker.dns.upstream import NameServer
 
     return DnsOptions(
         listen=None if port is None else Listen.parse(port),
         servers=tuple(NameServer.parse(one) for one in upstream or ()),
-        blocked=tuple(name for path in block or () for name in read_block_list(path)),
-        private_allowed=tuple(allow_private or ()),
+        policy=Policy((name for path in block or () for name in read_block_list(path)), allow_private or ()),
     )
 
 

@@ -49,6 +49,8 @@ class Answer:
     def stale(self, ttl_s: int) -> Answer:
         """The same, given out after its time (RFC 8767) with a TTL of its own."""
         told = self._with_ttls(lambda _ttl: ttl_s)
+        if self.trouble is not None:
+            return told
         return replace(told, trouble=EDECode.STALE_ANSWER, text="the name servers do not answer; this is out of date")
 
     def records_of(self, kind: RdataType) -> RRset | None:

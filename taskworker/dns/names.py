@@ -7,13 +7,14 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import dns.exception
 import dns.name
 import dns.reversename
+from dns.edns import EDECode
 from dns.name import Name
 from dns.rcode import Rcode
 from dns.rdata import Rdata, RdataStyle
@@ -46,20 +47,26 @@ class DnsOptions:
     Attributes:
         listen: where to serve them; None: nowhere, the pool's own services resolve them all the same.
         servers: name servers that the rest is asked of; none: the system's.
-        blocked: names that do not exist, with all under them.
-        private_allowed: outside names that may mean private addresses, with all under them.
+        policy: what is not answered.
         excess_bytes_per_s: how much larger than their questions UDP replies to one network may be.
         stale_after_s: how long a fresh answer is waited for while there is an old one.
         tcp_idle_s: after so long without a question a TCP client is sent away.
+
+    Raises:
+        InvalidArgument: the server would ask itself.
     """
 
     listen: Listen | None = None
     servers: tuple[NameServer, ...] = ()
-    blocked: tuple[str, ...] = ()
-    private_allowed: tuple[str, ...] = ()
-    excess_bytes_per_s: float = 2 << 20
+    policy: Policy = field(default_factory=Policy)
+    excess_bytes_per_s: float = 4 << 20
     stale_after_s: float = 1.8
     tcp_idle_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        listen = self.listen
+        if listen is not None and any((one.address, one.port) == (listen.host, listen.port) for one in self.servers):
+            raise InvalidArgument(f"--dns-upstream {listen} is where this server listens itself; name another server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +84,21 @@ class Names:
         directory: who is in the pool.
         options: how.
         clock_s: monotonic seconds.
-
-    Raises:
-        InvalidArgument: an option that cannot be.
     """
 
     def __init__(
         self, directory: Directory, options: DnsOptions | None = None, *, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         chosen = self._options = options or DnsOptions()
-        _refuse_loop(chosen)
         self._resolver = Resolver(
             Zone(directory, clock_s, serial=int(time.time())),
-            Policy(chosen.blocked, chosen.private_allowed),
+            chosen.policy,
             Upstream(chosen.servers),
             clock_s=clock_s,
             stale_after_s=chosen.stale_after_s,
         )
         budget = ReplyBudget(chosen.excess_bytes_per_s, clock_s)
         self._server = DnsServer(self._resolver, budget, clock_s=clock_s, idle_s=chosen.tcp_idle_s)
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="dns", daemon=True)
         self.address: Listen | None = None
         """Where names are served, once they are."""
@@ -107,6 +109,7 @@ class Names:
         Raises:
             StorageUnavailable: the address to serve on is taken; nothing runs then.
         """
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         try:
             self._wait(self._start())
@@ -161,6 +164,7 @@ class Names:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # their sockets are closed in the next turn of the loop
         self._loop.close()
 
     def _end(self) -> None:
@@ -221,7 +225,7 @@ def shown(name: Name) -> str:
 
 
 def _lookup(name: Name, kind: RdataType, answer: Answer) -> Lookup:
-    if answer.rcode == Rcode.REFUSED or (answer.rcode == Rcode.NXDOMAIN and answer.text):
+    if answer.trouble in (EDECode.BLOCKED, EDECode.FILTERED):
         raise PermissionDenied(answer.text)
     if answer.rcode == Rcode.NXDOMAIN:
         raise NameNotFound(f"there is no name {shown(name)}")
@@ -238,9 +242,3 @@ def _text(record: Rdata) -> str:
     if isinstance(record, TXT):
         return b"".join(record.strings).decode(errors="backslashreplace")
     return record.to_text(style=_STYLE)
-
-
-def _refuse_loop(options: DnsOptions) -> None:
-    listen = options.listen
-    if listen is not None and any((one.address, one.port) == (listen.host, listen.port) for one in options.servers):
-        raise InvalidArgument(f"--dns-upstream {listen} is where this server listens itself; name another server")

@@ -12,7 +12,7 @@ from dns.edns import EDECode
 from dns.message import Message
 from dns.rcode import Rcode
 
-from storage.errors import InvalidArgument
+from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.dns.upstream import NameServer
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
 from tests.dns.conftest import TIMEOUT_S, Serve, Served
@@ -180,6 +180,17 @@ def test_old_answers_are_given_out_while_no_server_answers(serve: Serve) -> None
     served.outside.set("www.example 100 A 198.41.0.5")
     served.clock.ahead_s = 240  # past the rest that a failing server gets
     await_(lambda: served.texts("www.example") == ["198.41.0.5"])
+
+
+def test_that_there_is_nothing_and_what_is_refused_stay_so_when_out_of_date(serve: Serve) -> None:
+    served = serve(stale_after_s=0.1)
+    served.outside.set("evil.example 60 A 127.0.0.1")
+    for ahead_s, silent in ((0, False), (70, True)):
+        served.clock.ahead_s, served.outside.silent = ahead_s, silent
+        with pytest.raises(NameNotFound, match=r"there is no name absent\.example"):
+            served.names.resolve("absent.example")
+        with pytest.raises(PermissionDenied, match="not public"):
+            served.names.resolve("evil.example")
 
 
 def test_the_fresh_answer_is_preferred_where_it_comes_in_time(known: Served) -> None:

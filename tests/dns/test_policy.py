@@ -70,7 +70,7 @@ def test_hints_of_https_records_are_looked_at(served: Served) -> None:
 
 
 def test_names_that_are_allowed_to_be_private(serve: Serve) -> None:
-    served = serve(private_allowed=("corp.example",))
+    served = serve(policy=Policy(private_allowed=["corp.example"]))
     served.outside.set("db.corp.example 100 A 10.0.0.7", "corp.example 100 A 10.0.0.8", "xcorp.example 100 A 10.0.0.9")
     assert served.texts("db.corp.example") == ["10.0.0.7"]
     assert served.texts("CORP.example") == ["10.0.0.8"]
@@ -78,7 +78,7 @@ def test_names_that_are_allowed_to_be_private(serve: Serve) -> None:
 
 
 def test_blocked_names_do_not_exist_and_are_not_asked_for(serve: Serve) -> None:
-    served = serve(blocked=("ads.example", "Tracker.Example."))
+    served = serve(policy=Policy(["ads.example", "Tracker.Example."]))
     served.outside.set("ads.example 100 A 198.41.0.4", "hop.example 100 CNAME cdn.tracker.example.")
     served.outside.set("cdn.tracker.example 100 A 198.41.0.5", "bads.example 100 A 198.41.0.6")
     for name in ("ads.example", "a.b.ADS.example", "tracker.example"):

@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_said_and_nothing_is_left_running(served: Served
 
 def test_asking_oneself_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="is where this server listens itself"):
-        Names(Pool(), DnsOptions(listen=Listen.parse("5353"), servers=(NameServer("127.0.0.1", 5353),)))
+        DnsOptions(listen=Listen.parse("5353"), servers=(NameServer("127.0.0.1", 5353),))
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -282,7 +282,8 @@ def test_messages_that_are_far_too_long_end_the_conversation(served: Served) -> 
             assert one.recv(1) == b""
 
 
-def test_clients_that_hold_on_to_connections_shut_nobody_out(served: Served) -> None:
+def test_clients_that_hold_on_to_connections_shut_nobody_out(serve: Serve) -> None:
+    served = serve(tcp_idle_s=600.0)
     held = [served.connection() for _ in range(CLIENTS_MAX + 20)]
     try:
         assert served.texts("localhost", tcp=True) == ["127.0.0.1"]

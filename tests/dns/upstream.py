@@ -48,9 +48,7 @@ class TestNameServer:
         self.ids: list[int] = []
         self.silent = self.failing = self.forging = False
         self.delay_s = 0.0
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", 0))
-        self._tcp = socket.create_server(self._udp.getsockname())
+        self._udp, self._tcp = _bound()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._serve_udp, self._serve_tcp)]
         for thread in self._threads:
             thread.start()
@@ -161,6 +159,17 @@ class TestNameServer:
         response.flags |= dns.flags.TC
         response.answer = []
         return response.to_wire()
+
+
+def _bound() -> tuple[socket.socket, socket.socket]:
+    """Sockets for UDP and TCP on one port; one that is free for UDP may be taken for TCP."""
+    while True:
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        datagrams.bind(("127.0.0.1", 0))
+        try:
+            return datagrams, socket.create_server(datagrams.getsockname())
+        except OSError:
+            datagrams.close()
 
 
 def _soa() -> RRset:
