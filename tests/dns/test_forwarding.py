@@ -115,6 +115,12 @@ def test_answers_too_long_for_udp_are_fetched_over_tcp(known: Served) -> None:
     assert known.outside.tcp_asked == 1
 
 
+def test_answers_of_usual_size_need_no_tcp(known: Served) -> None:
+    known.outside.set(*(f'mid.example 100 TXT "{number:0>200}"' for number in range(5)))
+    assert len(known.texts("mid.example", "TXT", tcp=True)) == 5
+    assert known.outside.tcp_asked == 0  # as EDNS says that more than 512 bytes are taken
+
+
 def test_equal_questions_at_once_are_one(known: Served) -> None:
     known.outside.delay_s = 0.3
     with ThreadPoolExecutor(16) as threads:
@@ -173,6 +179,7 @@ def test_old_answers_are_given_out_while_no_server_answers(serve: Serve) -> None
     served.clock.ahead_s = 200
     for _ in range(3):
         response = served.query("www.example", use_edns=0)
+        assert served.outside.asked[WWW] == 2  # the first answer was not waited for until all tries had failed
         assert [str(record) for record in response.answer[0]] == ["198.41.0.4"]
         assert response.answer[0].ttl == 30
         assert codes(response) == [EDECode.STALE_ANSWER]
@@ -180,6 +187,20 @@ def test_old_answers_are_given_out_while_no_server_answers(serve: Serve) -> None
     served.outside.set("www.example 100 A 198.41.0.5")
     served.clock.ahead_s = 240  # past the rest that a failing server gets
     await_(lambda: served.texts("www.example") == ["198.41.0.5"])
+
+
+def test_servers_that_fail_get_a_rest_while_there_is_an_old_answer(known: Served) -> None:
+    known.query("www.example")
+    known.outside.failing = True
+    known.clock.ahead_s = 200
+    assert known.query("www.example").answer[0].ttl == 30
+    asked = known.outside.asked[WWW]
+    known.clock.ahead_s = 220
+    assert known.query("www.example").answer[0].ttl == 30
+    assert known.outside.asked[WWW] == asked > 1
+    known.outside.failing = False
+    known.clock.ahead_s = 240
+    assert known.query("www.example").answer[0].ttl == 100
 
 
 def test_that_there_is_nothing_and_what_is_refused_stay_so_when_out_of_date(serve: Serve) -> None:
