@@ -39,6 +39,7 @@ SUITES = {
     "sandbox": "sandbox",
     "functions": "functions",
     "egress": "egress",
+    "dns": "dns",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

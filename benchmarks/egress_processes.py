@@ -65,7 +65,7 @@ def serve_pool(directory: str, outside_port: str) -> None:
     """Run a pool whose functions may call the outside."""
     pool = PoolServer(directory, egress=EgressLimits(rate=_RATE))
     for function in FUNCTIONS:
-        pool.egress.rules.allow(function, parse_rule(f"127.0.0.1:{outside_port}", private=True))
+        pool.outside.egress.rules.allow(function, parse_rule(f"127.0.0.1:{outside_port}", private=True))
     print(pool.start("127.0.0.1:0"), flush=True)
     sys.stdin.read()
     pool.stop(0.0)

@@ -28,6 +28,7 @@ class Sizes:
     small_pushes: int = 500
     small_threaded_pushes: int = 4000
     small_gets: int = 5000
+    dns_questions: int = 40_000
     cluster_bytes: int = GIB // 4
     cluster_small_pushes: int = 200
     cluster_repairs: int = 3
@@ -58,6 +59,7 @@ QUICK = Sizes(
     small_pushes=100,
     small_threaded_pushes=800,
     small_gets=1000,
+    dns_questions=8_000,
     cluster_bytes=32 * MIB,
     cluster_small_pushes=40,
     cluster_repairs=1,

@@ -73,6 +73,14 @@ class FunctionBusy(ServerBusy):
     """As many calls of the function run and wait as are allowed; try again after a while."""
 
 
+class NameNotFound(StorageError):
+    """A domain name does not exist, or has no records of the type asked for; the text says which."""
+
+
+class NameServersUnavailable(StorageUnavailable):
+    """No name server gives an answer; the text says what each did. Trying again later may help."""
+
+
 class CallUncertain(StorageError):
     """A worker was lost amid a call that must not run twice: it may have run, or not."""
 

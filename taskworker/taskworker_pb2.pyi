@@ -340,7 +340,9 @@ class DNSRequest(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     REQUEST_TYPE_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
+    """for PTR, an address will do"""
     request_type: _builtins.str
+    """A, AAAA, CNAME, MX, TXT, SRV, NS or PTR; empty: A"""
     def __init__(
         self,
         *,
@@ -362,19 +364,30 @@ class DNSResponse(_message.Message):
     RESOLVED_IP_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
     resolved_ip: _builtins.str
+    """the answers, separated by commas"""
     status: _builtins.bool
     message: _builtins.str
+    ttl: _builtins.int
+    """for how many seconds they hold"""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """each by itself: texts may hold commas"""
+
     def __init__(
         self,
         *,
         resolved_ip: _builtins.str = ...,
         status: _builtins.bool = ...,
         message: _builtins.str = ...,
+        answers: _abc.Iterable[_builtins.str] | None = ...,
+        ttl: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "resolved_ip", b"resolved_ip", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "message", b"message", "resolved_ip", b"resolved_ip", "status", b"status", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

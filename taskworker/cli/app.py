@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskworker.cli import demo, egress, files, functions, pool_status, pools, secrets, serve, sync, upkeep
+from taskworker.cli import demo, egress, files, functions, names, pool_status, pools, secrets, serve, sync, upkeep
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.session import (
     DebugOption,
@@ -31,7 +31,7 @@ _PANELS = {
     "Files": (files.push, files.get, files.ls, files.log, files.stat, files.revise, sync.sync, files.rm),
     "The store": (upkeep.status, upkeep.scrub, upkeep.repair, upkeep.collect, upkeep.rebuild),
     "Functions": (functions.call, functions.functions, functions.deploy, functions.undeploy, functions.logs),
-    "The pool": (pool_status.layout, pool_status.drain),
+    "The pool": (pool_status.layout, pool_status.drain, names.resolve),
     "Running": (pools.up, pools.pool, pools.worker, serve.serve, demo.demo),
 }
 

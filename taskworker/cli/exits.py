@@ -32,6 +32,7 @@ def exit_code_of(error: Exception) -> ExitCode:
     from taskworker.errors import (
         DeadlineExceeded,
         FunctionNotFound,
+        NameNotFound,
         SecretDamaged,
         SecretExists,
         SecretNotFound,
@@ -48,6 +49,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (FunctionNotFound, ExitCode.NOT_FOUND),
         (SecretNotFound, ExitCode.NOT_FOUND),
         (SecretExists, ExitCode.CONFLICT),
+        (NameNotFound, ExitCode.NOT_FOUND),
         (errors.ConflictError, ExitCode.CONFLICT),
         (errors.DataLossError, ExitCode.DATA_LOSS),
         (SecretDamaged, ExitCode.DATA_LOSS),

@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskworker.cli.names import (
+    DnsAllowPrivate,
+    DnsBlock,
+    DnsPort,
+    DnsUpstream,
+    dns_document,
+    dns_lines,
+    dns_options,
+)
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
@@ -85,6 +94,10 @@ def pool(
             dir_okay=False,
         ),
     ] = None,
+    dns_port: DnsPort = None,
+    dns_upstream: DnsUpstream = None,
+    dns_block: DnsBlock = None,
+    dns_allow_private: DnsAllowPrivate = None,
     k: K = None,
     n: N = None,
     supervised: Supervised = False,
@@ -94,6 +107,7 @@ def pool(
     Examples:
         taskworker pool --dir ./pool
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
+        taskworker pool --dir ./pool --dns-port 5353
     """
     from taskworker.cli.allocator import keep_few_arenas
     from taskworker.pool.node_pool import PoolOptions
@@ -111,14 +125,18 @@ def pool(
         rebuild=rebuild,
     )
     keep_private()
-    server = PoolServer(path, profile=profile_of(k, n), options=options, master_key=_master_key(master_key))
+    dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)
+    key = _master_key(master_key)
+    server = PoolServer(path, profile=profile_of(k, n), options=options, master_key=key, dns=dns)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
         _watch_parent(wanted=supervised)
+        names_at = server.outside.names.address
         session.terminal.result(
-            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()},
+            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()} | dns_document(names_at),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
+            *dns_lines(names_at),
         )
         if server.pool.store.needs_rebuild:
             session.terminal.note(

@@ -315,6 +315,10 @@ class AsyncClient:
         """See :meth:`Client.call`."""
         return await self._run(lambda: self._client.call(function, args, kwargs, user_id=user_id, timeout_s=timeout_s))
 
+    async def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
+        """See :meth:`Client.resolve`."""
+        return await self._run(lambda: self._client.resolve(name, type, timeout_s=timeout_s))
+
     async def stats(self, *, timeout_s: float | None = None) -> StoreStats:
         """See :meth:`Client.stats`."""
         return await self._run(lambda: self._client.stats(timeout_s=timeout_s))

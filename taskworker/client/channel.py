@@ -18,7 +18,7 @@ from storage.errors import InvalidArgument
 from taskworker import store_pb2
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
 from taskworker.store_pb2_grpc import StoreServiceStub
-from taskworker.taskworker_pb2_grpc import FileServiceStub, RPCServiceStub
+from taskworker.taskworker_pb2_grpc import DNSServiceStub, FileServiceStub, RPCServiceStub
 from taskworker.wire import status
 from taskworker.wire.frames import data_of_frame
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
@@ -163,6 +163,7 @@ class Channel:
         self.files = FileServiceStub(self._channel)
         self.store = StoreServiceStub(self._channel)
         self.rpc = RPCServiceStub(self._channel)
+        self.dns = DNSServiceStub(self._channel)
         self._push: grpc.StreamUnaryMultiCallable[bytes, store_pb2.PushStreamResponse] = self._channel.stream_unary(
             f"/{_STORE}/PushStream", response_deserializer=store_pb2.PushStreamResponse.FromString
         )

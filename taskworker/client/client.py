@@ -566,6 +566,29 @@ class Client:
         request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         return self._channel.unary(self._channel.rpc.CallFunction, request, self._deadline(timeout_s)).result
 
+    # Names
+
+    @_arguments_checked
+    def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
+        """Resolve a name by the pool: one of its own, as ``worker_001.worker.hive``, or any other.
+
+        Args:
+            name: the name; for PTR an address will do.
+            type: A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.
+            timeout_s: how long to wait.
+
+        Returns:
+            The records as texts, at least one; names in them have no dot at their end.
+
+        Raises:
+            NameNotFound: it does not exist, or has no such records.
+            PermissionDenied: it is blocked, or is an outside name that means a private address.
+            NameServersUnavailable: no name server answers.
+        """
+        request = taskworker_pb2.DNSRequest(domain=name, request_type=type)
+        response = self._channel.unary(self._channel.dns.ResolveDomain, request, self._deadline(timeout_s))
+        return list(response.answers)
+
     # Upkeep of the store
 
     def stats(self, *, timeout_s: float | None = None) -> StoreStats:

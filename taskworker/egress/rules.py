@@ -177,7 +177,7 @@ class RuleBook:
         return next((rule for rule in found if rule.private), found[0])
 
     def allows_host(self, function: str, host: str) -> bool:
-        """Whether a function may call a host, a name in its A-form, at some place of it; then it may resolve it, too."""
+        """Whether a function may call a host, a name in its A-form, at some place; then it may resolve it, too."""
         with self._lock:
             rules = self._rules.get(function, ())
         return any(host.endswith(f".{rule.host}") if rule.subdomains else host == rule.host for rule in rules)

@@ -93,7 +93,7 @@ class PoolOutside:
         )
 
     def ending(self, grace_s: float) -> threading.Timer:
-        """End requests under way after ``grace_s`` seconds: the server would wait for them; cancelled if it need not."""
+        """End requests under way in ``grace_s`` seconds, as the server would wait for them; to be cancelled after."""
         timer = threading.Timer(grace_s, self.egress.close)
         timer.start()
         return timer

@@ -43,6 +43,8 @@ from taskworker.errors import (
     FunctionNotFound,
     FunctionsUnavailable,
     MessageTooLarge,
+    NameNotFound,
+    NameServersUnavailable,
     NotJoined,
     SecretDamaged,
     SecretExists,
@@ -92,6 +94,8 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FunctionCrashed: grpc.StatusCode.INTERNAL,
     FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
     FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NameNotFound: grpc.StatusCode.NOT_FOUND,
+    NameServersUnavailable: grpc.StatusCode.UNAVAILABLE,
     CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
     SecretNotFound: grpc.StatusCode.NOT_FOUND,
     SecretExists: grpc.StatusCode.ALREADY_EXISTS,

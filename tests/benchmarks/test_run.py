@@ -13,7 +13,7 @@ from benchmarks.__main__ import SUITES, main
 from benchmarks.progress import RunProgress
 from benchmarks.report import read_json
 from benchmarks.session import Session, Sizes
-from benchmarks.suites import engine, revise_sync, small_files
+from benchmarks.suites import dns, engine, revise_sync, small_files
 
 TINY = Sizes(
     rounds=2,
@@ -21,6 +21,7 @@ TINY = Sizes(
     small_pushes=5,
     small_threaded_pushes=32,
     small_gets=10,
+    dns_questions=400,
     reduced=True,
 )
 
@@ -46,6 +47,13 @@ def test_revise_sends_and_stores_one_chunk(session: Session) -> None:
     for text in by_text:
         if "bytes" in text or "stripes" in text:
             assert by_text[text].verdict == "met", text
+
+
+def test_names_stand_beside_a_bare_echo(session: Session) -> None:
+    result = dns.run(session)
+    assert [len(figure.samples) for figure in result.figures[:4]] == [TINY.rounds] * 4
+    assert [(target.mark, target.bound) for target in result.targets] == [("c", 0.5)]
+    assert result.remarks[-1].startswith("0 answers were sent to TCP")
 
 
 def test_a_run_writes_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def complete(cli: Cli, line: str) -> list[str]:
 def test_completion_of_commands_options_and_names(cli: Cli) -> None:
     cli.run("push", "-", "--name", "report.pdf", stdin=b"x")
     cli.run("push", "-", "--name", "other", stdin=b"x")
-    assert complete(cli, "taskworker re") == ["revise", "repair", "rebuild"]
+    assert complete(cli, "taskworker re") == ["revise", "repair", "rebuild", "resolve"]
     assert complete(cli, "taskworker get --ra") == ["--range"]
     assert complete(cli, "taskworker get rep") == ["report.pdf"]
     assert complete(cli, "taskworker log --store /nowhere rep") == []

@@ -179,7 +179,9 @@ def test_the_log_is_followed(tmp_path: Path) -> None:
             lines = client.log("f", follow=True)
             for number in range(3):
                 with pytest.raises(InvalidArgument):
-                    pool.egress.request("f" if number != 1 else "g", "ann", ApiRequest("GET", f"ftp://x{number}/"))
+                    pool.outside.egress.request(
+                        "f" if number != 1 else "g", "ann", ApiRequest("GET", f"ftp://x{number}/")
+                    )
             assert [next(lines).outcome, next(lines).outcome] == ["InvalidArgument"] * 2
             assert len([*client.log()]) == 3
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,10 +23,10 @@ USER = "ann"
 class FunctionPool:
     """A pool and its workers in a directory; a context manager that ends them all."""
 
-    def __init__(self, directory: Path, *, workers: int = 3) -> None:
+    def __init__(self, directory: Path, *, workers: int = 3, pool_options: Sequence[str] = ()) -> None:
         self.directory = directory
         arguments = ["pool", "--dir", str(directory / "pool"), "--listen", "127.0.0.1:0", "--k", "1", "--n", "3"]
-        self._arguments = [*arguments, "--tranquility", "0"]
+        self._arguments = [*arguments, "--tranquility", "0", *pool_options]
         self.pool_process = Process(self._arguments, directory / "pool.log")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}

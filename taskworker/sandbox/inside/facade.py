@@ -223,6 +223,19 @@ class FunctionWorker:
             follow_redirects=follow_redirects,
         )
 
+    def resolve(self, name: str, type: str = "A") -> list[str]:  # noqa: A002 - as users of DNS call it
+        """Records of a name as texts: of the pool's own names, and of hosts that this function may call.
+
+        Args:
+            name: as ``worker_001.worker.hive`` or ``api.example.com``.
+            type: A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.
+
+        Raises:
+            WorkerError: it does not exist, has no such records, or this function may not resolve it.
+        """
+        told, _ = self._connection.ask("resolve", name=name, type=type)
+        return list(told["answers"])
+
     def function(self, name: str | None = None, **_options: object) -> Callable[[FunctionT], FunctionT]:
         """The decorator that declares functions; they are declared already."""
         return lambda function: function

@@ -1,0 +1,23 @@
+"""DNSService: names, in the messages of ``taskworker.proto``."""
+
+from __future__ import annotations
+
+from taskworker import taskworker_pb2
+from taskworker.dns.names import Names
+from taskworker.services.rpc import CallerWithDeadline
+
+
+class DnsService:
+    """Serves names; thread-safe. Methods raise the engine's errors; the binding makes status codes of them."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    def ResolveDomain(  # noqa: N802 - the names are the contract's
+        self, request: taskworker_pb2.DNSRequest, caller: CallerWithDeadline
+    ) -> taskworker_pb2.DNSResponse:
+        """Resolve a name."""
+        found = self._names.resolve(request.domain, request.request_type or "A", timeout_s=caller.time_remaining())
+        return taskworker_pb2.DNSResponse(
+            resolved_ip=",".join(found.records), status=True, answers=found.records, ttl=found.ttl_s
+        )
