@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TIMEOUT_S, Cli, serving
+from tests.functions.processes import USER, FunctionPool
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LIBRARY, WORKER, CLIENT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FUNCTIONS, LIBRARY, WORKER, CLIENT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_set_up_is_two_lines() -> None:
@@ -54,6 +56,48 @@ def test_client(desk: Cli) -> None:
     with serving(desk, desk.directory / "data") as address:
         run_python(desk, CLIENT.replace("127.0.0.1:50051", address))
     assert desk.read("copy.iso") == desk.read("big.iso")
+
+
+def test_functions(tmp_path: Path) -> None:
+    with FunctionPool(tmp_path, workers=2) as pool:
+        program = FUNCTIONS.replace("127.0.0.1:50051", pool.address).replace(
+            "node_pool", f"volume='{tmp_path}/v', node_pool"
+        )
+        (tmp_path / "app.py").write_text(program)
+        environment = os.environ | {"TASKWORKER_POOL": pool.address, "TASKWORKER_USER": USER}
+
+        def run(*arguments: str) -> str:
+            command = [sys.executable, "-m", "taskworker", *arguments]
+            ended = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+            assert ended.returncode == 0, ended.stderr
+            return ended.stdout
+
+        (tmp_path / "plain.py").write_text("def calculate(a: int, b: int) -> int: return a + b\n")
+        pool.deploy("first", "plain:calculate", tmp_path)  # once its workers are there
+        run("deploy", "calculate", "plain:calculate")
+        assert run("call", "calculate", "3", "4") == "7\n"
+        assert "calculate" in run("functions")
+        run("logs", "calculate")
+        run("undeploy", "calculate")
+        with Served(tmp_path, environment):
+            pool.await_workers("calculate", 1)
+            assert run("call", "calculate", "3", "4") == "7\n"
+
+
+class Served:
+    """`taskworker worker app:worker`, until the end of the block."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "taskworker", "worker", "app:worker", "--listen", "127.0.0.1:0"]
+        self._process = subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.DEVNULL)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        assert self._process.wait(TIMEOUT_S) == 0
 
 
 def test_command_line(desk: Cli) -> None:
