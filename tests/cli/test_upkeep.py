@@ -71,8 +71,8 @@ def test_rebuild_of_a_lost_catalog(embedded: Cli) -> None:
     assert embedded.run("get", "a", "-o", "-").stdout == b"two"
 
 
-def test_rebuild_is_for_embedded_stores(embedded: Cli) -> None:
-    embedded.error("rebuild", "--pool", "127.0.0.1:9", code=2)
+def test_rebuild_asks_the_pool_that_is_named(embedded: Cli) -> None:
+    embedded.error("rebuild", "--pool", "127.0.0.1:9", code=6)
 
 
 def test_a_store_in_use(embedded: Cli) -> None:
