@@ -90,8 +90,10 @@ class Layout:
         return empty.after(members)
 
     def after(self, members: Iterable[Member]) -> Layout:
-        """The next version, over these members, with the fewest moves from this one."""
+        """The next version, over these members, with the fewest moves from this one; none for the same members."""
         chosen = _checked(members)
+        if self.members == tuple(sorted(chosen, key=lambda member: member.slot)):
+            return Layout(self.version + 1, self.width, chosen, self.rows)
         return Layout(self.version + 1, self.width, chosen, _Assignment(self, chosen).rows())
 
     # -- where things are --------------------------------------------------------------------------
