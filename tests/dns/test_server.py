@@ -152,7 +152,11 @@ def test_other_operations_are_not_implemented(served: Served) -> None:
         assert served.raw(bytes(wire))[3] & 0xF == Rcode.NOTIMP
 
 
-@pytest.mark.parametrize("wire", [b"", b"\0" * 11, dns.message.make_response(query()).to_wire()])
+@pytest.mark.parametrize(
+    "wire",
+    [b"", b"\0" * 11, dns.message.make_response(query()).to_wire()],
+    ids=["nothing", "cut off", "a reply"],  # their bytes are others in each process
+)
 def test_what_deserves_no_reply_gets_none(served: Served, wire: bytes) -> None:
     assert served.raw(wire, answered=False)[:2] == struct.pack("!H", 4711)  # the reply to the question after it
 
@@ -168,6 +172,7 @@ def test_what_deserves_no_reply_gets_none(served: Served, wire: bytes) -> None:
         struct.pack("!6H", 7, 0x100, 1, 0, 0, 0) + b"\x3fx",
         query(use_edns=0).to_wire()[:-11] * 2,
     ],
+    ids=["no question", "cut off", "more after it", "one too few", "a loop", "a long label", "twice"],
 )
 def test_malformed_questions_are_told_so(served: Served, wire: bytes) -> None:
     reply = served.raw(wire)
