@@ -9,8 +9,11 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -64,6 +67,12 @@ def leaks(name):
     logging.warning("url %s hex %s", urllib.parse.quote(value, safe=""), value.encode().hex())
     worker.call("prints", value)
     raise ValueError(f"{{name}} is {{value}}, {{value!r}}")
+
+
+@worker.function("fills")
+def fills(url, name):
+    secret = "{{{{secret:" + name + "}}}}"
+    return worker.call_external_api(url, headers={{"X-Key": secret}}, params={{"key": secret}}).status_code
 
 
 @worker.function("prints")
@@ -286,6 +295,47 @@ def test_planted_values_are_found_nowhere_but_where_they_are_granted(pool: Funct
         assert found(value, [("what looks for it", b"x" + value.encode())])  # finds it
         assert found(value, [*((text[:80], text.encode()) for text in said), *others, *on_disk]) == []
         assert found(value, memory(holder))  # here it was granted
+
+
+class Outside(BaseHTTPRequestHandler):
+    """A host that wants a key; keeps what it was sent."""
+
+    sent: ClassVar[list[tuple[str, str]]] = []
+
+    def do_GET(self) -> None:
+        self.sent.append((str(self.headers["X-Key"]), self.path))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing."""
+
+
+@pytest.fixture
+def outside() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Outside) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_value_that_the_pool_fills_in_is_known_to_no_worker(pool: FunctionPool, holder: int, outside: int) -> None:
+    value = secrets.token_urlsafe(24)
+    url = f"http://127.0.0.1:{outside}/"
+    said = taskworker(pool, "secret", "set", "filled", stdin=value)
+    said += taskworker(pool, "egress", "allow", "fills", f"127.0.0.1:{outside}", "--private")
+    said += taskworker(pool, "call", "fills", url, "filled", code=1)  # not granted
+    assert not Outside.sent
+    said += taskworker(pool, "secret", "grant", "filled", "fills", "--host", "127.0.0.1")
+    said += taskworker(pool, "call", "fills", url, "filled")
+    said += taskworker(pool, "call", "fills", url.replace("127.0.0.1", "localhost"), "filled", code=1)
+    said += taskworker(pool, "egress", "log") + taskworker(pool, "logs", "fills")
+    assert Outside.sent == [(value, f"/?key={value}")]
+    pids = [holder, *(pid_of(process) for process in pool.workers.values())]
+    known = [one for pid in pids for one in memory(pid)]
+    assert found(value, [("said", said.encode()), *known, *files(pool.directory)]) == []
 
 
 def test_neither_pool_nor_worker_leaves_a_core_dump(pool: FunctionPool, holder: int) -> None:
