@@ -6,6 +6,7 @@ import logging
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,7 @@ _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 _INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
 _OFFER_EVERY_S = 2.0
 _OFFER_TIMEOUT_S = 5.0
+_TRY_AGAIN_S = 15.0
 
 
 class HostedFunctions:
@@ -69,6 +71,7 @@ class HostedFunctions:
             lambda call, timeout_s: PoolOutside(self._channel, pool_address, call.token, timeout_s),
         )
         self.unavailable: str | None = None
+        self._try_at = 0.0
         self._worker, self._instance = "", ""
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -120,7 +123,7 @@ class HostedFunctions:
             except grpc.RpcError as error:
                 log.debug("the pool did not take the offer: %s", status.decode(error, self._pool_address))
             else:
-                if answer.functions_deployed and self.unavailable is None:
+                if answer.functions_deployed and time.monotonic() >= self._try_at:
                     self._bring_up()
             self._wanted.wait(_OFFER_EVERY_S)
             self._wanted.clear()
@@ -130,9 +133,14 @@ class HostedFunctions:
         try:
             self.host.start()
         except SandboxUnavailable as error:
+            if self.unavailable is None:
+                log.warning("this worker runs no functions: %s", error)
             self.unavailable = str(error)
-            log.warning("this worker runs no functions: %s", error)
-            self.offer_soon()
+            self._try_at = time.monotonic() + _TRY_AGAIN_S  # it may have been the load of the moment
+        else:
+            if self.unavailable is not None:
+                self.unavailable = None
+                self.offer_soon()
 
     def _offer(self) -> functions_pb2.OfferRequest:
         return functions_pb2.OfferRequest(

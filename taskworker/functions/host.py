@@ -108,7 +108,11 @@ class FunctionHost:
         """
         with self._starting:
             if not self._started:
-                self._sandbox.start()
+                try:
+                    self._sandbox.start()
+                except sandbox_errors.SandboxUnavailable:
+                    self._sandbox = SandboxHost(self._bundles.directory)  # to be tried again: this one is closed
+                    raise
                 self._started = True
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.campaign.command import status_command
 from tests.cluster.processes import Cluster
 from tests.cluster.test_cluster import MIB, USER, content
@@ -11,6 +13,7 @@ from tests.cluster.test_cluster import MIB, USER, content
 _MISFIT = "tests.cluster.campaign.misfit"
 
 
+@pytest.mark.campaign
 def test_workers_that_lie_or_swallow(tmp_path: Path) -> None:
     with Cluster(tmp_path, workers=4) as cluster:
         for name in ("w4", "w5"):
