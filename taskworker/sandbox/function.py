@@ -32,6 +32,8 @@ from taskworker.sandbox.pids_cgroup import PidsCgroup
 from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, Size, Spare, limit_zygote, size_of
 
 SPARES_MAX = 8
+PENDING_MAX = 32
+"""Processes being forked at once: a crowd of callers is served in turns, and queues to init and zygote stay short."""
 IMPORT_TIMEOUT_S = 60.0
 SPAWN_TIMEOUT_S = 10.0
 ENDING_TIMEOUT_S = 1.0
@@ -40,6 +42,8 @@ STRANGER_S = 15.0
 FILES_PER_MIB = 64
 """Files and directories in a private directory, by its size: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
+_LOGGED_CHARS = 500
+_RETRY_S = 0.01
 _MESSAGE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
 
@@ -87,6 +91,7 @@ class FunctionSandbox:
         self._warm = False
         self._ready: deque[Spare] = deque()
         self._pending: dict[str, Spare] = {}
+        self._mounted: list[str] = []
         self._waiting = 0
         self._target = 1
         self._pid_namespace = ""
@@ -270,8 +275,8 @@ class FunctionSandbox:
         """Have as many processes forked as calls that come soon will need."""
         if not self._warm or self._failure is not None:
             return
-        wanted = self._target + self._waiting - len(self._ready) - len(self._pending)
-        for _ in range(wanted):
+        wanted = min(PENDING_MAX, self._target + self._waiting - len(self._ready))
+        for _ in range(wanted - len(self._pending)):
             self._mount()
 
     def rest(self) -> None:
@@ -291,7 +296,7 @@ class FunctionSandbox:
         if not message:
             self.close(CallCrashed("the function's sandbox ended"))
         elif message[:1] == init.MOUNTED:
-            self._fork(message[1:].decode())
+            self._fork_if_warm(message[1:].decode())
         else:
             self._bounded = message == init.BOUNDED
             self._init_pid = pid
@@ -309,12 +314,18 @@ class FunctionSandbox:
             self._trust()
         elif kind == zygote.READY and self._confined and not self._warm:
             self._imported()
-        elif kind == zygote.BROKEN and not self._warm:
-            self.close(FunctionBroken(content.decode(errors="replace")))
+        elif kind == zygote.BROKEN:
+            self.close(self._broken(content.decode(errors="replace")))
         elif kind == zygote.ENDED and len(content) == init.NAME_CHARS + zygote.ENDING.size:
             self._remember_ending(content)
         elif kind != zygote.ENDED:
             self.close(self._lost_zygote())
+
+    def _broken(self, text: str) -> SandboxError:
+        if not self._warm:
+            return FunctionBroken(text)
+        _log.warning("the zygote of function %s ended: %s", self.image.key, text[:_LOGGED_CHARS])
+        return CallCrashed(f"the function's zygote ended: {text[:_LOGGED_CHARS]}")
 
     def _lost_zygote(self) -> SandboxError:
         if self._warm:
@@ -343,6 +354,7 @@ class FunctionSandbox:
             self.close(self._lost_zygote())
         else:
             self._confined = True
+            self._mount()  # while the code is imported
 
     def _imported(self) -> None:
         self._timer.cancel()
@@ -358,6 +370,8 @@ class FunctionSandbox:
         with self._changed:
             self._warm = True
             self._changed.notify_all()
+        for name in self._mounted:
+            self._fork(name)
         self.refill()
 
     def _import_too_long(self) -> None:
@@ -374,8 +388,13 @@ class FunctionSandbox:
         """Begin to make a spare: first its private directory."""
         spare = Spare(secrets.token_hex(init.NAME_CHARS // 2), self.image.limits.result_bytes)
         self._pending[spare.name] = spare
-        self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
         self._tell_init(init.MOUNT, spare.name)
+
+    def _fork_if_warm(self, name: str) -> None:
+        if self._warm:
+            self._fork(name)
+        else:
+            self._mounted.append(name)
 
     def _fork(self, name: str) -> None:
         spare = self._pending.get(name)
@@ -387,6 +406,7 @@ class FunctionSandbox:
             self.close(self._lost_zygote())
             return
         spare.handed_over()
+        self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
         self._loop.add_reader(spare.channel, self._greet, spare)
 
     def _greet(self, spare: Spare) -> None:
@@ -402,6 +422,7 @@ class FunctionSandbox:
         with self._changed:
             self._ready.append(spare)
             self._changed.notify()
+        self.refill()
 
     def _spawn_too_long(self, spare: Spare) -> None:
         if self._pending.get(spare.name) is spare:
@@ -419,6 +440,8 @@ class FunctionSandbox:
     def _tell_init(self, what: bytes, name: str) -> None:
         try:
             self._init.send(what + name.encode(), socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # many calls ended at once, and it gets no time
+            self._loop.call_later(_RETRY_S, self._tell_init, what, name)
         except OSError:
             self.kill()
 

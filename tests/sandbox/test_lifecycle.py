@@ -33,6 +33,7 @@ from taskworker.sandbox.pids_cgroup import PidsCgroup
 from tests.sandbox.bundles import ECHO, begin, program
 
 PATIENCE_S = 20.0
+CROWD = 300
 TROUBLE = """
 import os, signal, time
 
@@ -220,6 +221,25 @@ def test_calls_fail_when_their_zygote_dies_and_the_next_starts_it_again(host: Sa
     assert begin(host, image, b"again").result() == b"again"
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["init", "zygote"])
+def test_a_crowd_waits_for_a_process_that_gets_no_time(host: SandboxHost, bundles: Path, which: int) -> None:
+    """More is asked of it at once than the kernel queues for it."""
+    image = program(bundles, ECHO, document=f"slow {which}".encode())
+    begin(host, image).result()
+    slow = view_of(host, image.key).pids[which]
+    os.kill(slow, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(CROWD) as pool:
+            results = [pool.submit(lambda: begin(host, image, b"served").result()) for _ in range(CROWD)]
+            time.sleep(0.5)
+            os.kill(slow, signal.SIGCONT)
+            assert {result.result() for result in results} == {b"served"}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slow, signal.SIGCONT)
+    assert view_of(host, image.key).pids[which] == slow
+
+
 def test_a_function_that_was_not_used_for_long_is_ended(bundles: Path) -> None:
     host = SandboxHost(bundles, idle_s=0.5)
     host.start()
@@ -392,9 +412,11 @@ def _memory_is_flat(bundles: Path, calls: int) -> None:
         image = program(bundles, ECHO)
         for _ in range(200):
             begin(host, image, b"x").result()
+        pids = view_of(host, image.key).pids
         before = psutil.Process().memory_info().rss
         for _ in range(calls):
             assert begin(host, image, b"x").result() == b"x"
         assert psutil.Process().memory_info().rss - before < 8 << 20
+        assert view_of(host, image.key).pids == pids
     finally:
         host.close()

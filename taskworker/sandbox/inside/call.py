@@ -14,6 +14,9 @@ from taskworker.sandbox.inside import kernel
 from taskworker.sandbox.inside.channel import Channel
 from taskworker.sandbox.inside.init import CALLS
 
+CHANNEL = 3
+"""The one descriptor that a call has beside standard input, output and error."""
+
 
 def main(
     name: str, descriptors: list[int], program: ModuleType, second_filter: kernel.Filter, result_bytes: int
@@ -28,10 +31,12 @@ def main(
         os.setsid()
         os.dup2(output, 1)
         os.dup2(errors, 2)
-        kernel.close_all_but({connection})
+        if connection != CHANNEL:
+            os.dup2(connection, CHANNEL)
+        kernel.close_all_but({CHANNEL})
         _settle(f"{CALLS}/{name}")
         second_filter.install()
-        channel = Channel(socket.socket(fileno=connection))
+        channel = Channel(socket.socket(fileno=CHANNEL))
         channel.hello()
         _run(program, channel, result_bytes)
         status = 0

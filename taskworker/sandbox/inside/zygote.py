@@ -6,9 +6,11 @@ this process by what `main` takes away first, and the host checks from outside t
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -41,8 +43,8 @@ ENDINGS_MAX = 256
 
 def main(start: Start, connection: int, document: int, first_filter: int, second_filter: int) -> None:
     """Give up all rights, import the user's code, and fork calls; does not return."""
+    control = socket.socket(fileno=connection)
     try:
-        control = socket.socket(fileno=connection)
         document_bytes = _read(document)
         filters = kernel.Filter(_read(first_filter)), kernel.Filter(_read(second_filter))
         kernel.close_all_but({connection})
@@ -58,7 +60,8 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
         program = _prepare(control, document_bytes)
         if program is not None:
             _Zygote(start, control, program, filters[1]).serve()
-    except BaseException:  # the last resort of a process that has no caller
+    except BaseException as error:  # the last resort of a process that has no caller
+        control.send(BROKEN + f"{type(error).__name__}: {error}".encode(errors="replace")[:TEXT_BYTES_MAX])
         os._exit(1)
     os._exit(0)
 
@@ -105,36 +108,49 @@ class _Zygote:
 
     def serve(self) -> None:
         """Fork a call for every message, and say on demand how one ended."""
-        signal.signal(signal.SIGCHLD, self._reap)
+        ended, wakeup = socket.socketpair()
+        wakeup.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # nothing is done in it: it comes between any two steps
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
         while True:
-            message, descriptors, _, _ = socket.recv_fds(self._control, 64, 3)
-            if not message:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if ended.fileno() in ready:
+                ended.recv(4096)
+                self._reap()
+            if self._control.fileno() in ready and not self._obey():
                 return
-            if message[:1] == SPAWN:
-                self._spawn(message[1:], list(descriptors))
-            elif message[:1] == STATUS:
-                self._control.send(ENDED + message[1:] + self._endings.pop(message[1:], b""))
+
+    def _obey(self) -> bool:
+        """Do what the host says; False when it has hung up."""
+        message, descriptors, _, _ = socket.recv_fds(self._control, 64, 3)
+        if message[:1] == SPAWN:
+            self._spawn(message[1:], list(descriptors))
+        elif message[:1] == STATUS:
+            self._reap()
+            self._control.send(ENDED + message[1:] + self._endings.pop(message[1:], b""))
+        return bool(message)
 
     def _spawn(self, name: bytes, descriptors: list[int]) -> None:
         child = os.fork()
         if child == 0:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             call.main(name.decode(), descriptors, self._program, self._filter, self._start.result_bytes)
         self._names[child] = name
         for descriptor in descriptors:
             os.close(descriptor)
-        self._reap()
 
-    def _reap(self, *_: object) -> None:
-        try:
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
             while True:
                 child, status, usage = os.wait4(-1, os.WNOHANG)
                 if child == 0:
                     return
                 if (name := self._names.pop(child, None)) is not None:
                     self._remember(name, ENDING.pack(status, usage.ru_maxrss << 10))
-        except ChildProcessError:
-            pass
 
     def _remember(self, name: bytes, ending: bytes) -> None:
         while len(self._endings) >= ENDINGS_MAX:
