@@ -63,11 +63,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
         """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
         with self._lock:
-            self._layouts = (current, *former)
+            before, self._layouts = self._layouts[:1], (current, *former)
             for member in current.members:
                 self._stores.setdefault(member.slot, None)
                 self._moves.setdefault(member.slot, 0)
-            self._changed()
+            if before != (current,):  # where shards are put does not change by the end of a former layout
+                self._changed()
 
     def attach(self, slot: int, volume: WorkerVolume) -> None:
         """Take a member's volume into use."""

@@ -155,6 +155,19 @@ def test_repair_and_rebalance_are_told_apart(cluster: Cluster) -> None:
     assert work(cluster, "repair").note.startswith("made ")
 
 
+def test_a_pass_that_left_all_in_its_place_is_not_followed_by_another(cluster: Cluster) -> None:
+    cluster.pool.store.push(Random(1).randbytes(300_000), filename="f", user_id="u")
+    settle(cluster)
+    cluster.pool.drain("w2")
+    assert len(cluster.pool.layouts) == 2
+    cluster.pool.mender.mend()
+    assert len(cluster.pool.layouts) == 1
+    assert cluster.pool.fleet.is_mended()
+    calls = cluster.network.calls
+    cluster.pool.mender.mend()
+    assert cluster.network.calls == calls
+
+
 def test_objects_that_are_lost_are_an_error_until_they_are_back(cluster: Cluster) -> None:
     cluster.pool.store.push(Random(1).randbytes(300_000), filename="f", user_id="u")
     settle(cluster)
