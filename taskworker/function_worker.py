@@ -23,11 +23,12 @@ from taskworker.functions.packing import PackedFunction
 from taskworker.functions.routing import CallRouter
 from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
 from taskworker.functions_pb2_grpc import HostingServiceStub
+from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.sandbox import SandboxUnavailable
 from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
-from taskworker.services.outside import PoolOutside
+from taskworker.services.outside import RemoteOutside
 from taskworker.services.rpc import RpcService
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
@@ -62,13 +63,14 @@ class HostedFunctions:
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
         self._pool = RPCServiceStub(self._channel)
         self._hosting = HostingServiceStub(self._channel)
+        outside = OutsideServiceStub(self._channel)
         self._pool_address = pool_address
         self._required = required
         self.host = FunctionHost(
             directory,
             lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
             self._call_function,
-            lambda call, timeout_s: PoolOutside(self._channel, pool_address, call.token, timeout_s),
+            lambda call, timeout_s: RemoteOutside(outside, pool_address, call.token, timeout_s),
         )
         self.unavailable: str | None = None
         self._try_at = 0.0
@@ -177,10 +179,8 @@ class HostedFunctions:
             function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
         )
         metadata = chain_metadata(call.call_id or secrets.token_hex(8), call.chain)
-        try:
+        with status.errors_decoded(self._pool_address):
             return self._pool.CallFunction(request, timeout=timeout_s, metadata=metadata).result
-        except grpc.RpcError as error:
-            raise status.decode(error, self._pool_address) from None
 
 
 class LocalFunctions:

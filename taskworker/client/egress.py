@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TypeVar
-
-import grpc
 
 from taskworker import egress_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.operators import OperatorClient
 from taskworker.egress_pb2_grpc import EgressServiceStub
-from taskworker.wire import status
-
-ResponseT = TypeVar("ResponseT")
 
 _TIMEOUT_S = 60.0
 
@@ -47,7 +40,7 @@ class EgressRecord:
     outcome: str
 
 
-class EgressClient:
+class EgressClient(OperatorClient):
     """The egress of a pool. Thread-safe; a context manager.
 
     Errors are of the engine's family: ``InvalidArgument``, ``StorageUnavailable``.
@@ -57,21 +50,8 @@ class EgressClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        super().__init__(address)
         self._stub = EgressServiceStub(self._channel)
-
-    def close(self) -> None:
-        """End the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> EgressClient:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def allow(self, function: str, rule: str, *, private: bool = False) -> tuple[EgressRule, bool]:
         """Let a function call a host.
@@ -100,31 +80,20 @@ class EgressClient:
 
     def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
         """The requests that are kept, then, if asked to follow, those that come, without end."""
-        stream = self._stub.AuditLog(egress_pb2.AuditLogRequest(function_name=function, follow=follow))
-        try:
-            for one in stream:
-                yield EgressRecord(
-                    one.time_ms,
-                    one.function_name,
-                    one.user_id,
-                    one.host,
-                    one.method,
-                    one.status,
-                    one.sent,
-                    one.received,
-                    one.ms,
-                    one.outcome,
-                )
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
-        finally:
-            stream.cancel()
-
-    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
+        request = egress_pb2.AuditLogRequest(function_name=function, follow=follow)
+        for one in self._stream(self._stub.AuditLog(request)):
+            yield EgressRecord(
+                one.time_ms,
+                one.function_name,
+                one.user_id,
+                one.host,
+                one.method,
+                one.status,
+                one.sent,
+                one.received,
+                one.ms,
+                one.outcome,
+            )
 
 
 def _rule(one: egress_pb2.Rule) -> EgressRule:

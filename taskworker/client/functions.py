@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TypeVar
-
-import grpc
 
 from taskworker import functions_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.operators import OperatorClient
 from taskworker.functions_pb2_grpc import FunctionServiceStub
-from taskworker.wire import status
-
-ResponseT = TypeVar("ResponseT")
 
 _TIMEOUT_S = 60.0
 
@@ -86,7 +79,7 @@ class LogLine:
     text: str
 
 
-class FunctionClient:
+class FunctionClient(OperatorClient):
     """The functions of a pool. Thread-safe; a context manager.
 
     Errors are of the engine's family: ``FunctionNotFound``, ``InvalidArgument``, ``StorageUnavailable``.
@@ -96,21 +89,8 @@ class FunctionClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        super().__init__(address)
         self._stub = FunctionServiceStub(self._channel)
-
-    def close(self) -> None:
-        """End the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> FunctionClient:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def deploy(self, bundle: bytes, *, user_id: str) -> Deployed:
         """Make a bundle the newest version of its function."""
@@ -141,20 +121,9 @@ class FunctionClient:
 
     def logs(self, function: str, *, follow: bool = False) -> Iterator[LogLine]:
         """The lines that are kept, then, if asked to follow, those that come, without end."""
-        stream = self._stub.Logs(functions_pb2.LogsRequest(function_name=function, follow=follow))
-        try:
-            for line in stream:
-                yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
-        finally:
-            stream.cancel()
-
-    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
+        request = functions_pb2.LogsRequest(function_name=function, follow=follow)
+        for line in self._stream(self._stub.Logs(request)):
+            yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
 
 
 def _deployed(answer: functions_pb2.DeployResponse) -> Deployed:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TypeVar
 
 import grpc
 
 from taskworker import pool_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.operators import OperatorClient
 from taskworker.pool_pb2_grpc import PoolServiceStub
 from taskworker.wire import status
-
-ResponseT = TypeVar("ResponseT")
 
 _TIMEOUT_S = 10.0
 
@@ -141,7 +137,7 @@ class LayoutPreview:
     bytes_moved: int
 
 
-class PoolClient:
+class PoolClient(OperatorClient):
     """Asks a node pool; thread-safe. Close it, or use it as a context manager.
 
     Args:
@@ -152,21 +148,8 @@ class PoolClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        super().__init__(address)
         self._stub = PoolServiceStub(self._channel)
-
-    def close(self) -> None:
-        """End the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> PoolClient:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def status(self) -> PoolStatus | None:
         """The pool at a glance; None if the server is a standalone store, not a pool.
@@ -207,12 +190,6 @@ class PoolClient:
         """
         request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
         return self._call(lambda: self._stub.Drain(request, timeout=_TIMEOUT_S)).moved
-
-    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
 
 
 def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:

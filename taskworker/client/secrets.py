@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TypeVar
-
-import grpc
 
 from taskworker import secrets_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.operators import OperatorClient
 from taskworker.secrets_pb2_grpc import SecretServiceStub
-from taskworker.wire import status
-
-ResponseT = TypeVar("ResponseT")
 
 _TIMEOUT_S = 30.0
 
@@ -51,7 +44,7 @@ class MasterKeyRotation:
     secrets: int
 
 
-class SecretClient:
+class SecretClient(OperatorClient):
     """The secrets of a pool. Thread-safe; a context manager.
 
     Errors are of the engine's family: ``SecretNotFound``, ``SecretExists``, ``SecretsUnavailable`` (the pool's master
@@ -62,21 +55,8 @@ class SecretClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        super().__init__(address)
         self._stub = SecretServiceStub(self._channel)
-
-    def close(self) -> None:
-        """End the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> SecretClient:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def set(self, name: str, value: str) -> SecretStatus:
         """Keep a new secret."""
@@ -119,12 +99,6 @@ class SecretClient:
         request = secrets_pb2.RotateMasterKeyRequest()
         answer = self._call(lambda: self._stub.RotateMasterKey(request, timeout=_TIMEOUT_S))
         return MasterKeyRotation(answer.key_id, answer.secrets)
-
-    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
 
 
 def _status(one: secrets_pb2.Secret) -> SecretStatus:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from taskworker.egress.proxy import EgressProxy
 from taskworker.functions.calls import Call
-from taskworker.functions.outside import ApiRequest, ApiResponse, NoOutside
+from taskworker.functions.outside import ApiRequest, ApiResponse
 
 
-class OutsideApis(NoOutside):
-    """What a call may request of the world outside (an ``Outside``).
+class OutsideApis:
+    """What a call may request of the world outside (the part of an ``Outside``).
 
     Args:
         proxy: of the pool.

@@ -62,12 +62,13 @@ class Rule:
         """Whether a URL is one of those meant."""
         if self.scheme not in (None, url.scheme) or url.port != (self.port or _default_port(url)):
             return False
-        if self.subdomains:
-            if url.address is not None or not url.host.endswith(f".{self.host}"):
-                return False
-        elif url.host != self.host:
+        if (self.subdomains and url.address is not None) or not self.stands_for(url.host):
             return False
         return self._allows_path(url.path)
+
+    def stands_for(self, host: str) -> bool:
+        """Whether a host, a name in its A-form or an address, is one of those meant."""
+        return host.endswith(f".{self.host}") if self.subdomains else host == self.host
 
     def _allows_path(self, path: str) -> bool:
         if self.prefix == "/":
@@ -180,7 +181,7 @@ class RuleBook:
         """Whether a function may call a host, a name in its A-form, at some place; then it may resolve it, too."""
         with self._lock:
             rules = self._rules.get(function, ())
-        return any(host.endswith(f".{rule.host}") if rule.subdomains else host == rule.host for rule in rules)
+        return any(rule.stands_for(host) for rule in rules)
 
     def _save(self, function: str, rules: tuple[Rule, ...]) -> None:
         changed = {name: kept for name, kept in self._rules.items() if name != function}

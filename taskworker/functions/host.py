@@ -28,7 +28,7 @@ from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.redaction import RedactedOutside, Redactor
 from taskworker.functions.spec import FunctionSpec
-from taskworker.sandbox import FunctionImage, SandboxHost, WarmView
+from taskworker.sandbox import FunctionImage, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 
 _LINE_CHARS_MAX = 4_000
@@ -170,23 +170,11 @@ class FunctionHost:
         document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules})
         return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits))
 
-    def warm(self, function: HostedFunction) -> None:
-        """Load a function ahead of its first call.
-
-        Raises:
-            FunctionBroken: it cannot be loaded; the text says why.
-        """
-        try:
-            self.start()
-            self._sandbox.warm(function.image)
-        except sandbox_errors.SandboxError as error:
-            raise _translated(error, function.spec) from error
-
     def views(self) -> list[Warm]:
         """The functions that have processes here."""
         with self._lock:
             names = {one.image.key: one.spec.name for one in (*self._hosted.values(), *self._own.values())}
-        return [Warm(names.get(view.key, view.key), _processes(view), view.pss_bytes) for view in self._sandbox.views()]
+        return [Warm(names.get(view.key, view.key), len(view.pids), view.pss_bytes) for view in self._sandbox.views()]
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -249,10 +237,6 @@ class FunctionHost:
         except sandbox_errors.SandboxError as error:
             raise _translated(error, function.spec) from error
         return _read_outcome(told, function.spec)
-
-
-def _processes(view: WarmView) -> int:
-    return len(view.pids)
 
 
 def _read_outcome(told: bytes, spec: FunctionSpec) -> str:

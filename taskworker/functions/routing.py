@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from cachetools import TLRUCache
@@ -327,8 +327,3 @@ class _Until:
 
 def _cache_key(function: RoutedFunction, call: Call) -> object:
     return function.name, function.version, call.user_id, call.args, tuple(sorted(call.kwargs.items()))
-
-
-def forwarded(call: Call, call_id: str) -> Call:
-    """The call under a name for logs, unless it has one."""
-    return call if call.call_id else replace(call, call_id=call_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -111,10 +110,10 @@ class Hosting:
         with self._lock:
             return {name: one for offer in self._offers.values() for name, one in offer.functions.items()}
 
-    def warm(self) -> list[WarmFunction]:
-        """Which functions have processes where."""
+    def warm(self, function: str) -> list[WarmFunction]:
+        """Where a function has processes."""
         with self._lock:
-            return [one for offer in self._offers.values() for one in offer.warm]
+            return [one for offer in self._offers.values() for one in offer.warm if one.function == function]
 
     def _is_alive(self, offer: Offer) -> bool:
         return self._membership.address_of(offer.worker, offer.instance) is not None
@@ -163,8 +162,3 @@ def _can_run(offer: Offer, function: RoutedFunction) -> bool:
         return offer.hosts_deployed
     # Two processes may pack the same function into bundles that differ by a byte: the name decides.
     return function.name in offer.functions
-
-
-def warm_of(views: Iterable[WarmFunction], function: str) -> list[WarmFunction]:
-    """Those of one function."""
-    return [one for one in views if one.function == function]

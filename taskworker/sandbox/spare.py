@@ -54,12 +54,7 @@ def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
         (resource.RLIMIT_CORE, NO_CORE_BYTES, None),
     ):
-        _, most = resource.prlimit(pid, kind)
-        wanted = (soft, soft if hard is None else hard)
-        # Where the worker itself may have less, a call has no more.
-        resource.prlimit(
-            pid, kind, wanted if most == resource.RLIM_INFINITY else (min(wanted[0], most), min(wanted[1], most))
-        )
+        _limit(pid, kind, soft, soft if hard is None else hard)
 
 
 def limit_zygote(pid: int, limits: Limits) -> None:
@@ -71,8 +66,15 @@ def limit_zygote(pid: int, limits: Limits) -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
-        _, hard = resource.prlimit(pid, kind)
-        resource.prlimit(pid, kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        _limit(pid, kind, soft, resource.RLIM_INFINITY)
+
+
+def _limit(pid: int, kind: int, soft: int, hard: int) -> None:
+    """Set a limit: never more than the process may have as it is, which may be less than what is wanted."""
+    _, most = resource.prlimit(pid, kind)
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
+    resource.prlimit(pid, kind, (soft, hard))
 
 
 class Spare:

@@ -12,7 +12,7 @@ from taskworker.functions.call_log import CallLog
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions.spec import check_name, check_options
 from taskworker.pool.deployed import DeployedFunctions, Deployment
-from taskworker.pool.hosting import Hosting, Offer, WarmFunction, warm_of
+from taskworker.pool.hosting import Hosting, Offer, WarmFunction
 from taskworker.services.binding import Caller
 
 _OFFERED_MAX = 1_000
@@ -120,7 +120,7 @@ class FunctionService:
                     processes=one.processes,
                     memory_bytes=one.memory_bytes,
                 )
-                for one in warm_of(self._hosting.warm(), function.name)
+                for one in self._hosting.warm(function.name)
             ],
         )
 

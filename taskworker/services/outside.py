@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import grpc
-
 from storage.errors import PermissionDenied
 from taskworker import outside_pb2
 from taskworker.functions.calls import Call
@@ -77,34 +75,27 @@ def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
     return min(asked_s, left_s)
 
 
-class PoolOutside:
+class RemoteOutside:
     """The world outside as a worker's call reaches it, through the pool (an ``Outside``).
 
     Args:
-        channel: to the pool.
+        stub: of the pool.
         address: of the pool, for texts.
         token: of the call.
         timeout_s: of each request.
     """
 
-    def __init__(self, channel: grpc.Channel, address: str, token: str, timeout_s: float | None) -> None:
-        self._channel = channel
+    def __init__(self, stub: OutsideServiceStub, address: str, token: str, timeout_s: float | None) -> None:
+        self._stub = stub
         self._address = address
         self._token = token
         self._timeout_s = timeout_s
 
-    @property
-    def _stub(self) -> OutsideServiceStub:
-        # Made when something is asked: most calls ask nothing.
-        return OutsideServiceStub(self._channel)
-
     def secret(self, name: str) -> str:
         """See ``Outside``."""
         request = outside_pb2.GetSecretRequest(token=self._token, name=name)
-        try:
+        with status.errors_decoded(self._address):
             return self._stub.GetSecret(request, timeout=self._timeout_s).value
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
 
     def request(self, request: ApiRequest) -> ApiResponse:
         """See ``Outside``."""
@@ -118,17 +109,13 @@ class PoolOutside:
             cache=request.cache,
             follow_redirects=request.follow_redirects,
         )
-        try:
+        with status.errors_decoded(self._address):
             answer = self._stub.CallExternalApi(message, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None
         headers = tuple((header.name, header.value) for header in answer.headers)
         return ApiResponse(answer.status, headers, answer.body, answer.url, answer.from_cache)
 
     def resolve(self, name: str, kind: str) -> list[str]:
         """See ``Outside``."""
         request = outside_pb2.ResolveRequest(token=self._token, name=name, type=kind)
-        try:
+        with status.errors_decoded(self._address):
             return list(self._stub.Resolve(request, timeout=self._timeout_s).answers)
-        except grpc.RpcError as error:
-            raise status.decode(error, self._address) from None

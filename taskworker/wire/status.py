@@ -7,7 +7,8 @@ that fits the code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -184,6 +185,15 @@ def decode(error: grpc.RpcError, address: str) -> StorageError:
     if detail is not None and detail.kind in _BY_NAME:
         return _rebuilt(_BY_NAME[detail.kind], text, detail)
     return _from_code(code, text, metadata, address)
+
+
+@contextmanager
+def errors_decoded(address: str) -> Iterator[None]:
+    """Within it, a failed call to ``address`` raises the error it stands for."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise decode(error, address) from None
 
 
 def _rebuilt(cls: type[StorageError], text: str, detail: ErrorDetail) -> StorageError:

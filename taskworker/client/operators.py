@@ -1,0 +1,60 @@
+"""What the operators' clients of a pool have in common: a connection, and errors of the engine's family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import grpc
+
+from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.wire import status
+
+ResponseT = TypeVar("ResponseT")
+ResponseT_co = TypeVar("ResponseT_co", covariant=True)
+
+
+class Responses(Protocol[ResponseT_co]):
+    """A call under way whose responses are iterated over."""
+
+    def __iter__(self) -> Iterator[ResponseT_co]: ...
+
+    def cancel(self) -> object:
+        """End the call."""
+
+
+class OperatorClient:
+    """A connection to a pool; a context manager. What derives from it makes its stub on ``_channel``.
+
+    Args:
+        address: of the pool.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        with status.errors_decoded(self._address):
+            return call()
+
+    def _stream(self, stream: Responses[ResponseT]) -> Iterator[ResponseT]:
+        """The responses as they come; the call is cancelled when nobody wants more of them."""
+        try:
+            with status.errors_decoded(self._address):
+                yield from stream
+        finally:
+            stream.cancel()
