@@ -10,7 +10,10 @@ from taskworker.sandbox import runtime_root
 from taskworker.sandbox.errors import SandboxUnavailable
 
 BUNDLES = "/bundles"
-_BASE = "import sys; sys.path[:0] = {path!r}; from taskworker.sandbox.inside import base; base.main()"
+_BASE = (
+    "import sys; sys.path[:0] = {path!r}; from taskworker.sandbox.inside import fork_hooks; "
+    "fork_hooks.leave_out_idle(); from taskworker.sandbox.inside import base; base.main()"
+)
 
 
 def find() -> str:

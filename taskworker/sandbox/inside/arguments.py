@@ -11,7 +11,10 @@ from typing import Any, cast
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticErrorMixin
 
+_READ_ALIKE_CHARS = 4_000
+"""Python converts integers of up to 4,300 digits."""
 _EMPTY = inspect.Parameter.empty
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BYTES_AS_BASE64 = ConfigDict(val_json_bytes="base64", arbitrary_types_allowed=True)
 
 
@@ -21,12 +24,15 @@ class ArgumentRefused(Exception):
 
 def value_of(text: str) -> Any:
     """What a string of a call means: the JSON value it is, else the bare word itself."""
-    return json.loads(_as_json(text))
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _as_json(text: str) -> str:
     try:
-        json.loads(text, parse_constant=_refuse_constant)
+        _decode(text)
     except (ValueError, RecursionError):
         return json.dumps(text)
     return text
@@ -34,6 +40,14 @@ def _as_json(text: str) -> str:
 
 def _refuse_constant(name: str) -> typing.NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def _read_alike(text: str) -> bool:
+    """Whether pydantic, which takes NaN, Infinity and integers of any length, reads what ``json`` reads here."""
+    return len(text) < _READ_ALIKE_CHARS and "N" not in text and "I" not in text
 
 
 class Parameters:
@@ -49,6 +63,21 @@ class Parameters:
         self._adapters = {
             name: _adapter(hints[name]) for name in self._signature.parameters if hints.get(name, _EMPTY) is not _EMPTY
         }
+        parameters = self._signature.parameters.values()
+        self._names = tuple(self._signature.parameters)
+        self._only_positional = all(one.kind in _BY_POSITION for one in parameters)
+        self._needed = sum(one.default is _EMPTY for one in parameters)
+
+    def take(self, args: Sequence[str], kwargs: Mapping[str, str]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """What to call the function with; as `bind` says, and by a short way where arguments come by position.
+
+        Raises:
+            ArgumentRefused: as `bind`.
+        """
+        if self._only_positional and not kwargs and self._needed <= len(args) <= len(self._names):
+            return [self._convert(name, text) for name, text in zip(self._names, args, strict=False)], {}
+        bound = self.bind(args, kwargs)
+        return bound.args, bound.kwargs
 
     def bind(self, args: Sequence[str], kwargs: Mapping[str, str]) -> inspect.BoundArguments:
         """The arguments as values of the right types.
@@ -76,6 +105,11 @@ class Parameters:
         adapter = self._adapters.get(name)
         if adapter is None:
             return value_of(text)
+        if _read_alike(text):
+            try:
+                return adapter.validator.validate_json(text)
+            except ValidationError:
+                pass  # a bare word, or a misfit
         document = _as_json(text)
         try:
             return adapter.validate_json(document)

@@ -17,7 +17,7 @@ import socket
 import sys
 from typing import Any
 
-from taskworker.sandbox.inside import init, kernel, zygote
+from taskworker.sandbox.inside import call, init, kernel, zygote
 
 START_BYTES_MAX = 64 << 10
 PREIMPORTED = (
@@ -82,9 +82,9 @@ def main() -> None:
 def _preimport() -> None:
     for name in PREIMPORTED:
         importlib.import_module(name)
-    if importlib.util.find_spec(PROGRAM) is not None:
-        importlib.import_module(PROGRAM)
     _use_pydantic(sys.modules["pydantic"])
+    if importlib.util.find_spec(PROGRAM) is not None:
+        call.rehearse(importlib.import_module(PROGRAM))
 
 
 def _use_pydantic(pydantic: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import threading
 
 from taskworker.sandbox.frames import (
@@ -41,10 +41,15 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """The sandbox's end of a call's channel. `ask` may be called from any thread; asks take turns."""
+    """The sandbox's end of a call's channel. `ask` may be called from any thread; asks take turns.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    Args:
+        descriptor: of a connected stream socket. Not an object of ``socket``: each object that a call makes
+            and uses is memory copied.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._decoder = FrameDecoder(TO_SANDBOX)
         self._turn = threading.Lock()
 
@@ -57,7 +62,7 @@ class Channel:
         """
         frame = encode(Kind.ASK, payload)
         with self._turn:
-            self._connection.sendall(frame)
+            self._send(frame)
             answer = self._receive()
         if answer.kind is Kind.ANSWER_FAILED:
             failure = decode_failure(answer.payload)
@@ -66,7 +71,7 @@ class Channel:
 
     def hello(self) -> None:
         """Say that this process is ready for its request."""
-        self._connection.sendall(encode(Kind.HELLO, HELLO.pack(VERSION)))
+        self._send(encode(Kind.HELLO, HELLO.pack(VERSION)))
 
     def request(self) -> bytes:
         """Wait for the request."""
@@ -79,20 +84,25 @@ class Channel:
             self.fail(Cause.RESULT_TOO_LARGE, "ResultTooLarge", str(len(result)))
             return
         with self._turn:
-            self._connection.sendall(encode(Kind.RESULT, result))
+            self._send(encode(Kind.RESULT, result))
 
     def fail(self, cause: Cause, type_name: str, text: str) -> None:
         """Say why there is no result."""
         with self._turn:
-            self._connection.sendall(encode_failure(Kind.FAILURE, cause, type_name, text))
+            self._send(encode_failure(Kind.FAILURE, cause, type_name, text))
 
     def wait_for_end(self) -> None:
         """Return when the worker hangs up."""
-        self._connection.recv(1)
+        os.read(self._descriptor, 1)
+
+    def _send(self, frame: bytes) -> None:
+        sent = os.write(self._descriptor, frame)
+        while sent < len(frame):
+            sent += os.write(self._descriptor, memoryview(frame)[sent:])
 
     def _receive(self) -> Frame:
         while (frame := self._decoder.next()) is None:
-            data = self._connection.recv(_RECEIVE_BYTES)
+            data = os.read(self._descriptor, _RECEIVE_BYTES)
             if not data:
                 raise ChannelClosed
             self._decoder.feed(data)

@@ -123,7 +123,7 @@ def close_all_but(kept: set[int]) -> None:
         if descriptor >= start:
             os.closerange(start, descriptor)
             start = descriptor + 1
-    os.closerange(start, _descriptors_max())
+    os.closerange(start, descriptors_end())
 
 
 def to_null(*descriptors: int) -> None:
@@ -135,7 +135,8 @@ def to_null(*descriptors: int) -> None:
         os.close(null)
 
 
-def _descriptors_max() -> int:
+def descriptors_end() -> int:
+    """Give a number that no descriptor of this process has, nor a higher one."""
     return max(os.sysconf("SC_OPEN_MAX"), 1024)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 class ResultRefused(Exception):
     """A function returned what JSON cannot hold; the text names it."""
 
@@ -20,7 +23,7 @@ def json_of(value: Any) -> str:
     """
     try:
         plain = to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _encode(plain)
         text.encode()
     except PydanticSerializationError as error:
         raise ResultRefused(f"the result cannot be sent as JSON: {error}; return plain values") from None

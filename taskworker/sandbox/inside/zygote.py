@@ -103,6 +103,7 @@ class _Zygote:
         self._control = control
         self._program = program
         self._filter = second_filter
+        self._descriptors_end = kernel.descriptors_end()
         self._names: dict[int, bytes] = {}
         self._endings: dict[bytes, bytes] = {}
 
@@ -136,9 +137,15 @@ class _Zygote:
     def _spawn(self, name: bytes, descriptors: list[int]) -> None:
         child = os.fork()
         if child == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            call.main(name.decode(), descriptors, self._program, self._filter, self._start.result_bytes)
+            signal.set_wakeup_fd(-1)  # the handler may stay: a call cannot have children
+            call.main(
+                name.decode(),
+                descriptors,
+                self._program,
+                self._filter,
+                self._start.result_bytes,
+                self._descriptors_end,
+            )
         self._names[child] = name
         for descriptor in descriptors:
             os.close(descriptor)
