@@ -137,6 +137,7 @@ class BundleCache:
 
     def __init__(self, directory: Path, *, kept: int = _KEPT) -> None:
         self.directory = directory
+        self._prefix = f"{directory}{os.sep}"
         self._kept = kept
         self._lock = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
@@ -145,12 +146,15 @@ class BundleCache:
 
     def find(self, key: str) -> Path | None:
         """Where the bundle is unpacked, if it is."""
-        path = self.directory / key
+        return self.directory / key if self.keep(key) else None
+
+    def keep(self, key: str) -> bool:
+        """Have a bundle's turn to go be later; False if it is not here."""
         try:
-            os.utime(path)  # its turn to go is later now
+            os.utime(f"{self._prefix}{key}")
         except OSError:
-            return None
-        return path
+            return False
+        return True
 
     def add(self, bundle: bytes) -> Path:
         """Unpack a bundle; its directory.

@@ -158,7 +158,7 @@ class FunctionHost:
         """
         with self._lock:
             hosted = self._hosted.get(bundle_id)
-        if hosted is None or self._bundles.find(hosted.image.key) is None:
+        if hosted is None or not self._bundles.keep(hosted.image.key):
             hosted = self._host(fetch())
             with self._lock:
                 self._hosted[bundle_id] = hosted

@@ -37,6 +37,9 @@ class Kind(IntEnum):
     ANSWER_FAILED = 7
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class Cause(IntEnum):
     """Why a call has no result."""
 
@@ -170,10 +173,9 @@ class FrameDecoder:
         return len(self._buffer)
 
     def _kind(self, number: int) -> Kind:
-        try:
-            kind = Kind(number)
-        except ValueError:
-            raise FrameError(f"a frame of kind {number}, which there is not") from None
+        kind = _KINDS.get(number)
+        if kind is None:
+            raise FrameError(f"a frame of kind {number}, which there is not")
         if kind not in self._limits:
             raise FrameError(f"a {kind.name} frame, which may not come from that side")
         return kind

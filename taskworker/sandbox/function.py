@@ -29,7 +29,7 @@ from taskworker.sandbox.filters import Filters
 from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, Size, Spare, limit_zygote, size_of
+from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Spare, limit_calls, limit_zygote
 
 SPARES_MAX = 8
 PENDING_MAX = 32
@@ -95,7 +95,7 @@ class FunctionSandbox:
         self._waiting = 0
         self._target = 1
         self._pid_namespace = ""
-        self._size = Size(0, 0)
+        self._call_limits: CallLimits = ()
         self._init_pid = self._zygote_pid = 0
         self._init_pidfd = -1
         self._endings: dict[str, bytes] = {}
@@ -359,8 +359,8 @@ class FunctionSandbox:
     def _imported(self) -> None:
         self._timer.cancel()
         try:
-            self._size = size_of(self._zygote_pid)
             proof.require_alone(self._zygote_pid, self._init_pid)
+            self._call_limits = limit_calls(self._zygote_pid, self.image.limits)
         except OSError:
             self.close(self._lost_zygote())
             return
@@ -411,7 +411,7 @@ class FunctionSandbox:
 
     def _greet(self, spare: Spare) -> None:
         try:
-            if not spare.greet(self.image.limits, self._size, self._pid_namespace, self._zygote_pid):
+            if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid):
                 return
         except (SandboxError, OSError) as error:
             _log.warning("a call's process was refused: %s", error)

@@ -28,9 +28,13 @@ _CPU_CLOCK = 2
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
+CallLimits = tuple[tuple[int, tuple[int, int]], ...]
+"""Kinds of limits (``resource.RLIMIT_*``), each with the soft and the hard one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What the zygote takes, which its calls begin with: bytes of address space and of data."""
+    """What a process takes, in bytes: of address space and of data."""
 
     address_space: int
     data: int
@@ -42,23 +46,8 @@ def size_of(pid: int) -> Size:
     return Size(int(fields[0]) * _PAGE_BYTES, int(fields[5]) * _PAGE_BYTES)
 
 
-def limit_call(pid: int, limits: Limits, begun_with: Size) -> None:
-    """Put a call's limits on its process, from outside."""
-    seconds = math.ceil(limits.cpu_s)
-    for kind, soft, hard in (
-        (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes, None),
-        (resource.RLIMIT_DATA, begun_with.data + limits.memory_bytes, None),
-        (resource.RLIMIT_CPU, seconds, seconds + 1),
-        (resource.RLIMIT_FSIZE, limits.disk_bytes, None),
-        (resource.RLIMIT_NOFILE, limits.open_files, None),
-        (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX, None),
-        (resource.RLIMIT_CORE, NO_CORE_BYTES, None),
-    ):
-        _limit(pid, kind, soft, soft if hard is None else hard)
-
-
 def limit_zygote(pid: int, limits: Limits) -> None:
-    """Bound what a zygote takes for its import. Soft limits: it cannot raise them, and its calls have their own."""
+    """Bound what a zygote takes for its import. Soft limits, which it cannot raise."""
     begun_with = size_of(pid)
     for kind, soft in (
         (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
@@ -66,15 +55,35 @@ def limit_zygote(pid: int, limits: Limits) -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
-        _limit(pid, kind, soft, resource.RLIM_INFINITY)
+        resource.prlimit(pid, kind, _at_most(resource.prlimit(pid, kind)[1], soft, resource.RLIM_INFINITY))
 
 
-def _limit(pid: int, kind: int, soft: int, hard: int) -> None:
-    """Set a limit: never more than the process may have as it is, which may be less than what is wanted."""
-    _, most = resource.prlimit(pid, kind)
-    if most != resource.RLIM_INFINITY:
-        soft, hard = min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
-    resource.prlimit(pid, kind, (soft, hard))
+def limit_calls(pid: int, limits: Limits) -> CallLimits:
+    """Put on a zygote that has imported its code what its calls inherit; give what each of them gets of its own."""
+    begun_with = size_of(pid)
+    for kind, most in (
+        (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
+        (resource.RLIMIT_DATA, begun_with.data + limits.memory_bytes),
+        (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX),
+        (resource.RLIMIT_CORE, NO_CORE_BYTES),
+    ):
+        resource.prlimit(pid, kind, _at_most(resource.prlimit(pid, kind)[1], most, most))
+    seconds = math.ceil(limits.cpu_s)
+    return (
+        (resource.RLIMIT_CPU, _at_most(resource.prlimit(pid, resource.RLIMIT_CPU)[1], seconds, seconds + 1)),
+        (
+            resource.RLIMIT_NOFILE,
+            _at_most(resource.prlimit(pid, resource.RLIMIT_NOFILE)[1], limits.open_files, limits.open_files),
+        ),
+    )
+
+
+def _at_most(most: int, soft: int, hard: int) -> tuple[int, int]:
+    """A limit that is never more than a process may have as it is, which may be less than what is wanted."""
+    if most == resource.RLIM_INFINITY:
+        return soft, hard
+    return min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
 
 
 class Spare:
@@ -101,8 +110,8 @@ class Spare:
             os.close(descriptor)
         self.theirs = ()  # type: ignore[assignment]
 
-    def greet(self, limits: Limits, begun_with: Size, pid_namespace: str, zygote: int) -> bool:
-        """Take the hello; False if it has not come whole.
+    def greet(self, limits: CallLimits, pid_namespace: str, zygote: int) -> bool:
+        """Take the hello, and put on the process's own limits; False if it has not come whole.
 
         Raises:
             SandboxUnavailable: the process is not confined as it should be.
@@ -118,7 +127,8 @@ class Spare:
         if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
             raise SandboxUnavailable("what answered is not of the sandbox")
         proof.require_filters(pid, 2)
-        limit_call(pid, limits, begun_with)
+        for kind, limit in limits:
+            resource.prlimit(pid, kind, limit)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         self.pid = pid
         return True
@@ -146,15 +156,15 @@ class Spare:
     def peak_bytes(self) -> int:
         """Give the most memory it had, in bytes; 0 when it is gone."""
         try:
-            return int(proof.status_of(self.pid).get("VmHWM", "0 kB").split()[0]) << 10
+            return (proof.number_of(self.pid, b"VmHWM") or 0) << 10
         except OSError:
             return 0
 
     def threads(self) -> int:
         """Count its threads; 0 when it is gone."""
         try:
-            return int(proof.status_of(self.pid)["Threads"])
-        except (OSError, KeyError):
+            return proof.number_of(self.pid, b"Threads") or 0
+        except OSError:
             return 0
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()
+    kernel.join_pages(proc)
     control.send(b"ready")
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, START_BYTES_MAX, init.DESCRIPTORS)

@@ -31,10 +31,14 @@ _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPABILITIES_MAX = 64
 _INSTRUCTION_BYTES = 8
+_MADV_COLLAPSE = 25
+_HUGE_PAGE_BYTES = 2 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _Program(ctypes.Structure):
@@ -114,6 +118,25 @@ def limit_pids(proc: int, most: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def join_pages(proc: int) -> None:
+    """Have the kernel put this process's anonymous memory into huge pages, where it can: since Linux 6.1.
+
+    Memory stays shared with what is forked afterwards, and is still copied by the small page. But the entries of
+    small pages that are neighbours in a huge one are copied at a fork and dropped at an exit many at a time (Linux
+    6.9), which takes a fifth off both.
+
+    Args:
+        proc: a descriptor of a ``/proc`` in which this process is to be seen.
+    """
+    with open("self/maps", opener=lambda name, flags: os.open(name, flags, dir_fd=proc)) as maps:
+        mappings = [line.split() for line in maps]
+    for area, rights, _, _, inode, *_ in mappings:
+        begin, end = (int(address, 16) for address in area.split("-"))
+        begin, end = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        if rights == "rw-p" and inode == "0" and begin < end:
+            _madvise(begin, end - begin, _MADV_COLLAPSE)  # advice: whether it is taken is the kernel's affair
 
 
 def close_all_but(kept: set[int]) -> None:
