@@ -164,8 +164,9 @@ class FunctionSandbox:
                             return spare
                         self._loop.call_soon_threadsafe(self._discard, spare)
                     self._loop.call_soon_threadsafe(self.refill)
-                    self._target = min(SPARES_MAX, self._target + waited)
-                    waited = True
+                    if not waited:
+                        waited = True
+                        self._target = min(SPARES_MAX, self._target + 1)
                     if not self._changed.wait(deadline - time.monotonic()):
                         raise CallDeadline(timeout_s)
             finally:

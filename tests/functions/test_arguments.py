@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskworker.sandbox.inside import arguments
 from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters, value_of
 from taskworker.sandbox.inside.results import ResultRefused, json_of
 
@@ -105,6 +106,49 @@ def test_a_huge_misfit_is_told_briefly() -> None:
     with pytest.raises(ArgumentRefused) as refused:
         bound(annotated, "x" * 1_000_000)
     assert len(str(refused.value)) < 500
+
+
+HINTS = (int, float, str, bool, Any, list[int], dict[str, Any], bytes, datetime.datetime, int | str | None, None)
+ODD_TEXTS = ("NaN", "[NaN]", "Infinity", "-Infinity", "1e999", "-0", "1" * 4_299, "1" * 5_000, "[" * 300, '"\\ud800"')
+TEXTS = (
+    st.text(max_size=20) | st.text('0123456789.eE+-NaInfity"[]{}:, \t\\ud8', max_size=12) | st.sampled_from(ODD_TEXTS)
+)
+
+
+def outcome(hint: Any, texts: list[str]) -> object:
+    def function(a: hint, b: hint = 1) -> None: ...
+
+    function.__annotations__ = {} if hint is None else {"a": hint, "b": hint}
+    try:
+        return repr(Parameters(function).take(texts, {}))
+    except ArgumentRefused as error:
+        return str(error)
+
+
+@given(st.sampled_from(HINTS), st.lists(TEXTS, max_size=3))
+def test_the_short_ways_end_where_the_long_way_does(hint: Any, texts: list[str]) -> None:
+    require_one_outcome(hint, texts)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=lambda text: text[:12])
+def test_the_short_ways_read_odd_texts_as_the_long_way_does(text: str) -> None:
+    for hint in HINTS:
+        require_one_outcome(hint, [text])
+
+
+def require_one_outcome(hint: Any, texts: list[str]) -> None:
+    """By short ways and by the long one."""
+    found = outcome(hint, texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "_read_alike", lambda _text: False)
+        patch.setattr(Parameters, "take", lambda self, args, kwargs: _by_binding(self, args, kwargs))
+        assert outcome(hint, texts) == found
+
+
+def _by_binding(parameters: Parameters, args: list[str], kwargs: dict[str, str]) -> tuple[object, object]:
+    bound = parameters.bind(args, kwargs)
+    given_first = len(args)  # what is not given, the function's defaults stand for
+    return list(bound.args[:given_first]), bound.kwargs
 
 
 @given(st.text(max_size=50))

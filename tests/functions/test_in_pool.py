@@ -111,6 +111,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
     directory = tmp_path_factory.mktemp("functions")
     (directory / "app.py").write_text(MODULE)
     (directory / "broken.py").write_text("import absent_module\n")
+    (directory / "eager.py").write_text("from taskworker.inside import worker\n\nworker.storage.stat('x')\n")
     with FunctionPool(directory) as pool:
         pool.deploy("calculate", "app:calculate", directory)
         pool.await_workers("calculate", 3)
@@ -167,6 +168,12 @@ def test_a_module_that_cannot_be_imported_is_told(pool: FunctionPool) -> None:
     pool.deploy("nowhere", "app:nowhere", pool.directory)
     with pytest.raises(FunctionBroken, match="no 'nowhere'"):
         pool.client.call("nowhere", user_id=USER)
+
+
+def test_the_worker_is_not_there_while_a_module_is_imported(pool: FunctionPool) -> None:
+    pool.deploy("eager", "eager:f", pool.directory)
+    with pytest.raises(FunctionBroken, match="while a call runs, not while the module is being imported"):
+        pool.client.call("eager", user_id=USER)
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:
