@@ -157,7 +157,7 @@ class FunctionSandbox:
                     if self._failure is not None:
                         raise self._failure
                     while self._ready:
-                        spare = self._ready.popleft()
+                        spare = self._ready.pop()  # the latest: the caches know it best
                         if spare.alive:
                             self._calls[spare.pid] = spare
                             self.used = time.time()
