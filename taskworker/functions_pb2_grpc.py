@@ -334,6 +334,11 @@ class InvocationServiceStub:
                 request_serializer=taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
                 response_deserializer=taskworker_dot_functions__pb2.InvokeResponse.FromString,
                 _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/taskworker.functions.InvocationService/Cancel',
+                request_serializer=taskworker_dot_functions__pb2.CancelRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.CancelResponse.FromString,
+                _registered_method=True)
 
 
 class InvocationServiceServicer:
@@ -347,6 +352,13 @@ class InvocationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cancel(self, request, context):
+        """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InvocationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -354,6 +366,11 @@ def add_InvocationServiceServicer_to_server(servicer, server):
                     servicer.Invoke,
                     request_deserializer=taskworker_dot_functions__pb2.InvokeRequest.FromString,
                     response_serializer=taskworker_dot_functions__pb2.InvokeResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=taskworker_dot_functions__pb2.CancelRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.CancelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -384,6 +401,33 @@ class InvocationService:
             '/taskworker.functions.InvocationService/Invoke',
             taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
             taskworker_dot_functions__pb2.InvokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.functions.InvocationService/Cancel',
+            taskworker_dot_functions__pb2.CancelRequest.SerializeToString,
+            taskworker_dot_functions__pb2.CancelResponse.FromString,
             options,
             channel_credentials,
             insecure,

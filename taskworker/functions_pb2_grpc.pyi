@@ -124,6 +124,8 @@ class InvocationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> InvocationServiceAsyncStub: ...
     Invoke: _grpc.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]
     """Runs one call. A function's own failure is an outcome, not a status."""
+    Cancel: _grpc.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]
+    """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
 @_typing.type_check_only
 class InvocationServiceAsyncStub(InvocationServiceStub):
@@ -132,6 +134,8 @@ class InvocationServiceAsyncStub(InvocationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invoke: _aio.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]  # type: ignore[assignment]
     """Runs one call. A function's own failure is an outcome, not a status."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]  # type: ignore[assignment]
+    """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
 class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by workers, for their pool alone."""
@@ -143,6 +147,14 @@ class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.InvokeResponse, _abc.Awaitable[_functions_pb2.InvokeResponse]]:
         """Runs one call. A function's own failure is an outcome, not a status."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _functions_pb2.CancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.CancelResponse, _abc.Awaitable[_functions_pb2.CancelResponse]]:
+        """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
 def add_InvocationServiceServicer_to_server(servicer: InvocationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker import Client
+from taskworker import Client, functions_pb2, taskworker_pb2
 from taskworker.errors import (
     CallUncertain,
     DeadlineExceeded,
@@ -21,7 +23,10 @@ from taskworker.errors import (
     FunctionLimitExceeded,
     FunctionNotFound,
 )
+from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.sandbox import Limits
+from taskworker.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.wire.deployed import DEPLOYED_OWNER
 from tests.functions.processes import USER, FunctionPool
 
 MODULE = """
@@ -279,6 +284,47 @@ def test_calls_of_a_killed_worker_move(pool: FunctionPool) -> None:
         assert [call.result() for call in calls] == list(range(200))
     pool.start_worker("w1")
     pool.await_workers("moving", 3)
+
+
+def test_calls_of_a_suspended_worker_move(pool: FunctionPool) -> None:
+    pool.deploy("hanging", "app:later", pool.directory)
+    pool.await_workers("hanging", 3)
+    with ThreadPoolExecutor(16) as callers:
+        calls = [callers.submit(pool.client.call, "hanging", [number, 0.05], user_id=USER) for number in range(200)]
+        time.sleep(0.4)
+        pool.workers["w2"].signal(signal.SIGSTOP)
+        try:
+            assert [call.result() for call in calls] == list(range(200))
+        finally:
+            pool.workers["w2"].signal(signal.SIGCONT)
+    pool.await_workers("hanging", 3)
+
+
+def test_a_call_whose_caller_has_gone_ends_at_once(pool: FunctionPool) -> None:
+    pool.deploy("unending", "app:forever", pool.directory, limits=Limits(wall_s=300.0))  # longer than is waited here
+    pool.await_workers("unending", 3)
+    with grpc.insecure_channel(pool.address) as channel:
+        request = taskworker_pb2.FunctionCallRequest(function_name="unending", user_id=USER)
+        call = RPCServiceStub(channel).CallFunction.future(request)
+        pool.await_status("unending", lambda status: status.running == 1)
+        call.cancel()
+        assert pool.await_status("unending", lambda status: status.running == 0).errors == 1
+    assert pool.client.call("calculate", [1, 2], user_id=USER) == 3
+
+
+def test_a_cancel_that_overtakes_its_call_ends_it(pool: FunctionPool) -> None:
+    version = pool.deploy("overtaken", "app:forever", pool.directory)
+    file_id = next(one.file_id for one in pool.client.list_files(user_id=DEPLOYED_OWNER) if one.filename == "overtaken")
+    with grpc.insecure_channel(pool.workers["w0"].address) as channel:
+        worker = InvocationServiceStub(channel)
+        worker.Cancel(functions_pb2.CancelRequest(token="early"))
+        told = worker.Invoke(
+            functions_pb2.InvokeRequest(
+                function_name="overtaken", file_id=file_id, version_id=version, user_id=USER, token="early"
+            ),
+            timeout=30,
+        )
+    assert told.kind == "CallAbandoned"
 
 
 def test_a_call_that_must_not_run_twice_says_that_it_may_have_run(pool: FunctionPool) -> None:
