@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from storage.catalog import Catalog, FileEntry
-from storage.keys import Kind, StripeKey
+from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
 from storage.stripes import StripeStore, metadata_stripe
 from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, read_version
 
 
-@dataclass(frozen=True, slots=True)
-class LiveObject:
+class LiveObject(NamedTuple):
     """An object and the file it was met in (file_id empty for tombstones)."""
 
     stripe: StripeKey
@@ -72,8 +71,10 @@ def _objects_of(
     manifest = Manifest(stored.root, load_node)
     for node_id in manifest.node_ids():
         yield live(metadata_stripe(Kind.NODE, node_id, copies))
+    user_id, filename, file_id = entry.user_id, entry.filename, record.file_id
+    profile = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, not for each of millions
     for chunk_id in _new_chunks(catalog, load_node, stored, manifest):
-        yield live(chunk_stripe(chunk_id, stored.root.profile))
+        yield LiveObject(StripeKey(chunk_id + profile), user_id, filename, file_id)
 
 
 def _new_chunks(catalog: Catalog, load_node: LoadNode, stored: StoredVersion, manifest: Manifest) -> Iterator[bytes]:

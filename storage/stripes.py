@@ -7,10 +7,10 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 from cachetools import LRUCache
@@ -23,6 +23,7 @@ from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts,
 from storage.limits import BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
+from storage.survey import Surveyor, Whereabouts
 from storage.versions import decode_version
 
 # Read together from stores that cost a round trip: several shards a message, in bounded memory.
@@ -33,13 +34,6 @@ _LATELY_KEPT = 4096  # more than lie between two leases of a push
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 
 _ASKERS = 16  # threads that ask stores where shards are
-
-
-class _Asked(NamedTuple):
-    """A shard that a store is asked for: the index of its stripe among those at hand, its slot."""
-
-    at: int
-    slot: int
 
 
 _Places = dict[int, tuple[int, Location | None]]
@@ -54,26 +48,6 @@ class _Survivors:
 
     payloads: dict[int, memoryview]
     length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """Where the shards of a stripe are.
-
-    Attributes:
-        holders: the store that has each shard, None for those that none has.
-        absent: slots whose shard is not where it should be put now, had elsewhere or not.
-        length: of the object in bytes, None if no shard tells.
-    """
-
-    holders: tuple[int | None, ...]
-    absent: list[int]
-    length: int | None
-
-    @property
-    def missing(self) -> int:
-        """How many shards no store has."""
-        return self.holders.count(None)
 
 
 class StripeStore:
@@ -91,6 +65,7 @@ class StripeStore:
         self._lately_lock = threading.Lock()
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
+        self.surveyor = Surveyor(volumes, self._askers)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -160,64 +135,16 @@ class StripeStore:
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
-        return [absent for absent, _ in self._look_for(stripes)]
+        lacking = self.surveyor.lacking(stripes)
+        return [lacking.get(index, []) for index in range(len(stripes))]
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> list[Whereabouts]:
-        """Where the shards of many stripes are, in their places and elsewhere, asking each store at most twice."""
-        looked = self._look_for(stripes)
-        found: list[list[int | None]] = []
-        lengths = [length for _, length in looked]
-        asked: dict[int, list[_Asked]] = {}
-        for index, (stripe, (absent, _)) in enumerate(zip(stripes, looked, strict=True)):
-            targets = self.volumes.targets(stripe)
-            found.append([None if slot in absent else target for slot, target in enumerate(targets)])
-            for store in self.volumes.elsewhere(stripe) if absent else ():
-                asked.setdefault(store, []).extend(_Asked(index, slot) for slot in absent if targets[slot] != store)
-        for store, one, place in self._ask(stripes, asked):
-            if place is not None:
-                found[one.at][one.slot] = store
-                lengths[one.at] = lengths[one.at] or place.object_length
+        """Where the shards of many stripes are, in their places and elsewhere."""
+        found = self.surveyor.whereabouts(stripes)
         return [
-            Whereabouts(tuple(holders), absent, length)
-            for holders, (absent, _), length in zip(found, looked, lengths, strict=True)
+            found.get(index) or Whereabouts(self.volumes.targets(stripe), [], None)
+            for index, stripe in enumerate(stripes)
         ]
-
-    def _look_for(self, stripes: Sequence[StripeKey]) -> list[tuple[list[int], int | None]]:
-        """Of each stripe the slots whose shard is not where it should be, and its object's length if one is."""
-        asked: dict[int, list[_Asked]] = {}
-        for index, stripe in enumerate(stripes):
-            for slot, target in enumerate(self.volumes.targets(stripe)):
-                asked.setdefault(target, []).append(_Asked(index, slot))
-        absent: list[list[int]] = [[] for _ in stripes]
-        lengths: list[int | None] = [None] * len(stripes)
-        for _, one, place in self._ask(stripes, asked):
-            if place is None:
-                absent[one.at].append(one.slot)
-            else:
-                lengths[one.at] = place.object_length
-        return [(sorted(slots), length) for slots, length in zip(absent, lengths, strict=True)]
-
-    def _ask(
-        self, stripes: Sequence[StripeKey], asked: dict[int, list[_Asked]]
-    ) -> Iterator[tuple[int, _Asked, Location | None]]:
-        """What stores say of the shards that each is asked for; those that cost a round trip are asked at once."""
-
-        def locate(store: int) -> list[Location | None]:
-            return self._locate_all(store, [ShardKey(stripes[at] + BYTE[slot]) for at, slot in asked[store]])
-
-        places = map(locate, asked) if self._askers is None else self._askers.map(locate, asked)
-        for (store, shards), found in zip(asked.items(), places, strict=True):
-            for one, place in zip(shards, found, strict=True):
-                yield store, one, place
-
-    def _locate_all(self, holder: int, keys: list[ShardKey]) -> list[Location | None]:
-        volume = self.volumes.volume(holder)
-        if volume is not None:
-            try:
-                return list(volume.locate_all(keys))
-            except StorageError as error:
-                self.volumes.failed(holder, volume, error)
-        return [None] * len(keys)
 
     def _locate(self, holder: int, key: ShardKey) -> Location | None:
         volume: ShardStore | None = self.volumes.volume(holder)
@@ -495,7 +422,7 @@ class StripeStore:
             slots = [slot for slot in range(stripe[34] + 1) if slot not in found]
             if not slots:
                 return
-            locations = self._locate_all(holder, [shard_key(stripe, slot) for slot in slots])
+            locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in slots])
             for slot, place in zip(slots, locations, strict=True):
                 volume = self.volumes.volume(holder)
                 if place is None or volume is None:

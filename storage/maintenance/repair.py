@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from storage.batching import batched
@@ -21,14 +22,14 @@ from storage.limits import MIB
 from storage.live import LiveObject, live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.manifest import object_id
-from storage.placement import losses_survivable
+from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
-from storage.stripes import Whereabouts
+from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _IN_FLIGHT_MAX = 6
 _THREADS_REMOTE = 4  # they wait for workers most of the time
-_EXAMINED_TOGETHER = 256
+_EXAMINED_TOGETHER = 2048
 _SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
 
 Watch = Callable[[RepairState], None]
@@ -219,10 +220,9 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     objects = live_objects(context.catalog, context.load_node, context.metadata_copies)
     for batch in batched(objects, _EXAMINED_TOGETHER):
         attendance = context.stripes.volumes.attendance()
-        for live, where in zip(batch, context.stripes.whereabouts([live.stripe for live in batch]), strict=True):
-            if where.absent:
-                found.append(_judged(context, live, where, attendance))
-                tally.find(found[-1])
+        for index, where in context.stripes.surveyor.whereabouts([live.stripe for live in batch]).items():
+            found.append(_judged(context, batch[index], where, attendance))
+            tally.find(found[-1])
         tally.examined += len(batch)
         tally.tell()
         if len(found) >= _SORTED_AT_ONCE:
@@ -234,9 +234,14 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
 
 def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, attendance: tuple[int, ...]) -> _Damaged:
     k = live.stripe[ID_BYTES + 1] + 1
-    spare = losses_survivable([holder for holder in where.holders if holder is not None], k)
-    wanted = losses_survivable(context.stripes.volumes.targets(live.stripe), k)
+    spare = _spare(where.holders, k)
+    wanted = _spare(context.stripes.volumes.targets(live.stripe), k)
     return _Damaged(live, where, attendance, where.missing > 0, spare, spare < wanted)
+
+
+@lru_cache(4 * PARTITIONS)  # there are not many more ways to lie on stores than partitions
+def _spare(holders: tuple[int | None, ...], k: int) -> int:
+    return losses_survivable([holder for holder in holders if holder is not None], k)
 
 
 def _make_at_pace(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +68,31 @@ class ShardIndex:
             if value == b"":
                 value = self._stored(key)
         return None if value is None else Location(*_LOCATION.unpack(value))
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        """Positions of the keys that have no entry, in ascending order."""
+        pending, flushing = self._pending, self._flushing
+        unknown: list[int] = []
+        absent: list[int] = []
+        for at, key in enumerate(keys):
+            value = pending.get(key, b"")
+            if value == b"":
+                value = flushing.get(key, b"")
+            if value == b"":
+                unknown.append(at)
+            elif value is None:
+                absent.append(at)
+        stored = self._stored_among([keys[at] for at in unknown])
+        absent += [at for at in unknown if keys[at] not in stored]
+        return sorted(absent)
+
+    def _stored_among(self, keys: list[ShardKey]) -> set[bytes]:
+        database = self._environment.databases["shards"]
+        with self._checked():
+            found = self._environment.read(lambda txn: list(txn.cursor(database).getmulti(keys)))
+            if any(len(value) != _LOCATION.size for _, value in found):
+                raise FormatError("an entry has the wrong length")
+        return {key for key, _ in found}
 
     def _stored(self, key: ShardKey) -> bytes | None:
         with self._checked():

@@ -505,6 +505,10 @@ class LocalVolume:
         """See :meth:`ShardStore.locate_all`."""
         return [self._index.get(key) for key in keys]
 
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        """See :meth:`ShardStore.missing`."""
+        return self._index.missing(keys)
+
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """See :meth:`ShardStore.read_into`."""
         location = self._index.get(key)

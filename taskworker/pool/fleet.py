@@ -57,6 +57,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._emptied: set[int] = set()  # came with an empty volume since
         self._latest: Layout | None = None  # where shards are put now, as a layout
         self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -64,6 +65,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
         with self._lock:
             before, self._layouts = self._layouts[:1], (current, *former)
+            self._elsewhere = {}
             for member in current.members:
                 self._stores.setdefault(member.slot, None)
                 self._moves.setdefault(member.slot, 0)
@@ -115,7 +117,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`."""
         self._epoch += 1
-        self._targets = {}
+        self._targets, self._elsewhere = {}, {}
         if self._layouts:
             self._latest = self._target_layout()
             self._targets_since.append(self._latest)
@@ -185,6 +187,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
         A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
         """
+        partition, table = (partition_of(stripe), stripe[34] + 1), self._elsewhere
+        found = table.get(partition)
+        if found is None:
+            found = table[partition] = self._find_elsewhere(stripe)
+        return found
+
+    def _find_elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         seen: dict[int, None] = {}
         for layout in self._layouts[1:]:
             seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))

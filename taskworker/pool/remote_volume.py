@@ -43,6 +43,7 @@ from taskworker.wire.shards import (
     parse_found,
     parse_keys,
     parse_locations,
+    parse_positions,
     parse_shards,
 )
 
@@ -265,6 +266,22 @@ class RemoteVolume:
 
     def _ask_locations(self, keys: list[ShardKey]) -> list[Location | None]:
         return self._checked(lambda: parse_locations(self._call("Locate", join_keys(keys)), len(keys)))
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        """See :meth:`ShardStore.missing`. What is on its way counts as there."""
+        found: list[int] = []
+        for start in range(0, len(keys), KEYS_MAX):
+            batch = keys[start : start + KEYS_MAX]
+            with self._changed:  # before the question: what is delivered meanwhile is there
+                frames = [frame.keys for frame in self._on_its_way()]
+            absent = self._ask_missing(batch)
+            if frames:
+                absent = [at for at in absent if not any(batch[at] in queued for queued in frames)]
+            found += [start + at for at in absent] if start else absent
+        return found
+
+    def _ask_missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        return self._checked(lambda: parse_positions(self._call("Missing", join_keys(keys)), len(keys)))
 
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """See :meth:`ShardStore.read_into`."""

@@ -31,11 +31,13 @@ from taskworker.wire.shards import (
     join_keys,
     pack_found,
     pack_locations,
+    pack_positions,
     pack_shards,
     parse_append,
     parse_keys,
     parse_locations,
     parse_wanted,
+    split_keys,
 )
 
 _VERIFICATIONS_KEPT = 2
@@ -82,6 +84,10 @@ class ShardService:
     def Locate(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Which shards are here."""
         return pack_locations(self._volume.locate_all(parse_keys(request)))
+
+    def Missing(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """Which shards are not here."""
+        return pack_positions(self._volume.missing(split_keys(request)))
 
     def Fetch(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Payloads, unchecked: the reader verifies the whole object."""
@@ -201,7 +207,20 @@ class ShardService:
         return msgspec.msgpack.encode(self._volume.usage())
 
 
-UNARY = ("Append", "Locate", "Fetch", "Read", "Remove", "Discard", "Judge", "Check", "Compact", "Usage", "Instance")
+UNARY = (
+    "Append",
+    "Locate",
+    "Missing",
+    "Fetch",
+    "Read",
+    "Remove",
+    "Discard",
+    "Judge",
+    "Check",
+    "Compact",
+    "Usage",
+    "Instance",
+)
 STREAMS = ("Keys", "Records", "Verify", "Rest")
 
 

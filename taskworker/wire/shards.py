@@ -8,6 +8,7 @@ method     request                                                              
 Append     flags (1), for which process (length (1), name), then shards:         empty
            entry (80), payload
 Locate     keys (36 each)                                                        a location (25) each
+Missing    keys                                                                  positions (4) of those not there
 Fetch      key and payload length (40) each                                      a byte each, then payloads
 Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
@@ -21,6 +22,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from storage.errors import InvalidArgument
@@ -33,6 +35,7 @@ FRAME_BYTES = MIB
 # The largest single shard (k = 1, the largest chunk) with its headers must fit into one message.
 MESSAGE_BYTES_MAX = CHUNK_SIZE_MAX + 2 * MIB
 KEYS_MAX = 4096
+_POSITION_BYTES = 4
 SHARD_SERVICE = "taskworker.shards.ShardService"
 # No object is larger than a chunk; a larger claim would only make the reader set aside memory for it.
 OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
@@ -177,6 +180,37 @@ def parse_keys(message: bytes) -> list[ShardKey]:
     if count > KEYS_MAX:
         raise FrameError(f"{count} keys in one message; at most {KEYS_MAX} are taken")
     return [_checked_key(message[at : at + SHARD_KEY_BYTES]) for at in range(0, len(message), SHARD_KEY_BYTES)]
+
+
+def split_keys(message: bytes) -> list[ShardKey]:
+    """Inverse of :func:`join_keys`, where what is no key of a shard does no harm.
+
+    Raises:
+        FrameError: no whole number of keys, or too many.
+    """
+    if len(message) % SHARD_KEY_BYTES or len(message) > KEYS_MAX * SHARD_KEY_BYTES:
+        raise FrameError(f"{len(message)} bytes are not up to {KEYS_MAX} keys of {SHARD_KEY_BYTES} bytes")
+    return [ShardKey(message[at : at + SHARD_KEY_BYTES]) for at in range(0, len(message), SHARD_KEY_BYTES)]
+
+
+def pack_positions(positions: Sequence[int]) -> bytes:
+    """Positions among keys on the wire."""
+    return struct.pack(f"<{len(positions)}I", *positions)
+
+
+def parse_positions(message: bytes, count: int) -> list[int]:
+    """Inverse of :func:`pack_positions`.
+
+    Raises:
+        FrameError: not ascending positions among ``count`` keys.
+    """
+    number, rest = divmod(len(message), _POSITION_BYTES)
+    if rest or number > count:
+        raise FrameError(f"{len(message)} bytes are no positions among {count}")
+    positions = list(struct.unpack(f"<{number}I", message))
+    if any(after <= before for before, after in pairwise(positions)) or (positions and positions[-1] >= count):
+        raise FrameError(f"positions that are not ascending ones among {count}")
+    return positions
 
 
 def pack_locations(locations: Iterable[Location | None]) -> bytes:

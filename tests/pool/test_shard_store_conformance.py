@@ -188,6 +188,27 @@ def test_many_are_located_in_the_order_asked_for(store: ShardStore) -> None:
     assert store.locate_all([]) == []
 
 
+def test_those_missing_among_many_are_named_by_their_positions(store: ShardStore) -> None:
+    shards = [shard_of(seed, 1) for seed in range(KEYS_MAX + 100)]
+    store.append(shards[::2])
+    store.sync()
+    removed = [0, KEYS_MAX + 2]
+    store.remove([shards[at].key for at in removed])
+    asked = [*(shard.key for shard in shards), shards[1].key, shards[2].key]
+    there = [index % 2 == 0 and index not in removed for index in range(len(shards))]
+    assert store.missing(asked) == [at for at, held in enumerate([*there, False, True]) if not held]
+    assert store.missing([]) == []
+    assert [place is None for place in store.locate_all(asked)] == [
+        at in set(store.missing(asked)) for at in range(len(asked))
+    ]
+
+
+def test_what_was_just_appended_is_not_missing(store: ShardStore) -> None:
+    shards = [shard_of(seed, 1000) for seed in range(10)]
+    store.append(shards)
+    assert store.missing([shards[3].key, key_of(99), shards[9].key]) == [1]
+
+
 def test_nothing_to_append(store: ShardStore) -> None:
     store.append([])
     store.sync()
@@ -412,6 +433,7 @@ CALLS: dict[str, Callable[[ShardStore], object]] = {
     "sync": lambda store: store.sync(),
     "locate": lambda store: store.locate(key_of(1)),
     "locate_all": lambda store: store.locate_all([key_of(1), key_of(2)]),
+    "missing": lambda store: store.missing([key_of(1), key_of(2)]),
     "fetch": lambda store: store.fetch_all([(key_of(1), 100)])[0],
     "read_into": lambda store: store.read_into(key_of(1), [memoryview(bytearray(100))], 100),
     "read": lambda store: store.read(key_of(1)),

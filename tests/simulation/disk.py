@@ -87,6 +87,9 @@ class MemoryVolume:
     def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
         return [self.locate(key) for key in keys]
 
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        return [at for at, key in enumerate(keys) if key not in self.records_by_key]
+
     def fetch(self, key: ShardKey, length: int) -> memoryview | None:
         record = self.records_by_key.get(key)
         if record is None or len(record.shard.payload) != length:

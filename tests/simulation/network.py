@@ -224,6 +224,11 @@ class Connection:
         }
         return [queued.get(key) or place for key, place in zip(keys, there, strict=True)]
 
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        absent = self.call(lambda volume: volume.missing(keys))
+        queued = {shard.key for shards, _ in self._queue for shard in shards}
+        return [at for at in absent if keys[at] not in queued]
+
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         payload = self.fetch_all([(key, length)])[0]
         if payload is None:

@@ -1,0 +1,158 @@
+"""Where the shards of many stripes are: few questions to each store, and little work for a stripe that is whole.
+
+To see that a million stripes have all their shards takes the time of its innermost loop. So what is asked
+first is which shards are missing; where those that were found elsewhere are, only of the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import StorageError
+from storage.fleet import Fleet
+from storage.keys import BYTE, ShardKey, StripeKey
+from storage.shards import Location
+
+_SLOT_BITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where the shards of a stripe are.
+
+    Attributes:
+        holders: the store that has each shard, None for those that none has.
+        absent: slots whose shard is not where it should be put now, had elsewhere or not.
+        length: of the object in bytes; None if no shard tells, or nothing is absent.
+    """
+
+    holders: tuple[int | None, ...]
+    absent: list[int]
+    length: int | None
+
+    @property
+    def missing(self) -> int:
+        """How many shards no store has."""
+        return self.holders.count(None)
+
+
+class Surveyor:
+    """Looks for shards in a fleet. Thread-safe.
+
+    Args:
+        fleet: the stores.
+        askers: asks stores that cost a round trip, all at once; None: one after the other.
+    """
+
+    def __init__(self, fleet: Fleet[Any], askers: Executor | None) -> None:
+        self._fleet = fleet
+        self._askers = askers
+
+    def lacking(self, stripes: Sequence[StripeKey]) -> dict[int, list[int]]:
+        """The stripes with shards that are not where they should be put now.
+
+        Returns:
+            Their indexes, ascending, each with the slots of those shards, ascending.
+        """
+        asked = _Questions()
+        targets_of = self._fleet.targets
+        for index, stripe in enumerate(stripes):
+            for slot, store in enumerate(targets_of(stripe)):
+                asked.keys[store].append(stripe + BYTE[slot])
+                asked.codes[store].append(index << _SLOT_BITS | slot)
+        found: dict[int, list[int]] = {}
+        for store, positions in self._missing(asked.keys):
+            codes = asked.codes[store]
+            for position in positions:
+                index, slot = divmod(codes[position], 1 << _SLOT_BITS)
+                found.setdefault(index, []).append(slot)
+        return {index: sorted(found[index]) for index in sorted(found)}
+
+    def whereabouts(self, stripes: Sequence[StripeKey]) -> dict[int, Whereabouts]:
+        """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
+        lacking = self.lacking(stripes)
+        holders = self._holders(stripes, lacking)
+        lengths = self._lengths(stripes, holders)
+        return {
+            index: Whereabouts(tuple(holders[index]), absent, lengths.get(index)) for index, absent in lacking.items()
+        }
+
+    def _holders(self, stripes: Sequence[StripeKey], lacking: Mapping[int, list[int]]) -> dict[int, list[int | None]]:
+        """By index, who has the shard of each slot."""
+        holders: dict[int, list[int | None]] = {}
+        asked = _Questions()
+        for index, absent in lacking.items():
+            stripe = stripes[index]
+            targets = self._fleet.targets(stripe)
+            known = holders[index] = list[int | None](targets)
+            for slot in absent:
+                known[slot] = None
+            for store in self._fleet.elsewhere(stripe):
+                for slot in absent:
+                    if targets[slot] != store:
+                        asked.keys[store].append(stripe + BYTE[slot])
+                        asked.codes[store].append(index << _SLOT_BITS | slot)
+        for store, positions in self._missing(asked.keys):
+            gone = set(positions)
+            for position, code in enumerate(asked.codes[store]):
+                if position not in gone:
+                    index, slot = divmod(code, 1 << _SLOT_BITS)
+                    holders[index][slot] = store
+        return holders
+
+    def _lengths(self, stripes: Sequence[StripeKey], holders: Mapping[int, Sequence[int | None]]) -> dict[int, int]:
+        """By index, the length of the object, as one of its shards tells it."""
+        keys: defaultdict[int, list[ShardKey]] = defaultdict(list)
+        indexes: defaultdict[int, list[int]] = defaultdict(list)
+        for index, known in holders.items():
+            for slot, store in enumerate(known):
+                if store is not None:
+                    keys[store].append(ShardKey(stripes[index] + BYTE[slot]))
+                    indexes[store].append(index)
+                    break
+        found: dict[int, int] = {}
+        places = self._map(lambda store: self.locate(store, keys[store]), keys)
+        for store, located in zip(keys, places, strict=True):
+            for index, place in zip(indexes[store], located, strict=True):
+                if place is not None:
+                    found[index] = place.object_length
+        return found
+
+    def _missing(self, keys: Mapping[int, list[Any]]) -> Iterator[tuple[int, Sequence[int]]]:
+        """Of each store, which of its keys it has not."""
+
+        def ask(store: int) -> Sequence[int]:
+            volume = self._fleet.volume(store)
+            if volume is not None:
+                try:
+                    return volume.missing(keys[store])  # type: ignore[no-any-return]
+                except StorageError as error:
+                    self._fleet.failed(store, volume, error)
+            return range(len(keys[store]))
+
+        return zip(keys, self._map(ask, keys), strict=True)
+
+    def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None]:
+        """Where a store has shards; one that fails has none."""
+        volume = self._fleet.volume(store)
+        if volume is not None:
+            try:
+                return list(volume.locate_all(keys))
+            except StorageError as error:
+                self._fleet.failed(store, volume, error)
+        return [None] * len(keys)
+
+    def _map(self, ask: Any, stores: Mapping[int, object]) -> Iterator[Any]:
+        return map(ask, stores) if self._askers is None else self._askers.map(ask, stores)
+
+
+class _Questions:
+    """By store, the keys that it is asked for, and of each the index of its stripe and its slot, in one number."""
+
+    def __init__(self) -> None:
+        self.keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        self.codes: defaultdict[int, list[int]] = defaultdict(list)
