@@ -58,18 +58,29 @@ class Surveyor:
         Returns:
             Their indexes, ascending, each with the slots of those shards, ascending.
         """
-        asked = _Questions()
+        together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         targets_of = self._fleet.targets
         for index, stripe in enumerate(stripes):
-            for slot, store in enumerate(targets_of(stripe)):
-                asked.keys[store].append(stripe + BYTE[slot])
-                asked.codes[store].append(index << _SLOT_BITS | slot)
+            together[targets_of(stripe)].append(index)
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        for targets, indexes in together.items():
+            alike = [stripes[index] for index in indexes]
+            for slot, store in enumerate(targets):
+                end = BYTE[slot]
+                keys[store] += [stripe + end for stripe in alike]
         found: dict[int, list[int]] = {}
-        for store, positions in self._missing(asked.keys):
-            codes = asked.codes[store]
-            for position in positions:
-                index, slot = divmod(codes[position], 1 << _SLOT_BITS)
-                found.setdefault(index, []).append(slot)
+        for store, positions in self._missing(keys):
+            if positions:
+                codes = [
+                    index << _SLOT_BITS | slot
+                    for targets, indexes in together.items()
+                    for slot, target in enumerate(targets)
+                    if target == store
+                    for index in indexes
+                ]
+                for position in positions:
+                    index, slot = divmod(codes[position], 1 << _SLOT_BITS)
+                    found.setdefault(index, []).append(slot)
         return {index: sorted(found[index]) for index in sorted(found)}
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> dict[int, Whereabouts]:

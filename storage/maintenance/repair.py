@@ -29,7 +29,7 @@ from storage.survey import Whereabouts
 _SYNC_EVERY_BYTES = 64 * MIB
 _IN_FLIGHT_MAX = 6
 _THREADS_REMOTE = 4  # they wait for workers most of the time
-_EXAMINED_TOGETHER = 2048
+_EXAMINED_TOGETHER = 8192  # so that stripes with the same holders come together; some megabytes of keys
 _SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
 
 Watch = Callable[[RepairState], None]

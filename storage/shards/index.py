@@ -72,6 +72,8 @@ class ShardIndex:
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
         """Positions of the keys that have no entry, in ascending order."""
         pending, flushing = self._pending, self._flushing
+        if not pending and not flushing:
+            return self._not_stored(keys, range(len(keys)))
         unknown: list[int] = []
         absent: list[int] = []
         for at, key in enumerate(keys):
@@ -82,17 +84,19 @@ class ShardIndex:
                 unknown.append(at)
             elif value is None:
                 absent.append(at)
-        stored = self._stored_among([keys[at] for at in unknown])
-        absent += [at for at in unknown if keys[at] not in stored]
-        return sorted(absent)
+        return sorted(absent + self._not_stored([keys[at] for at in unknown], unknown))
 
-    def _stored_among(self, keys: list[ShardKey]) -> set[bytes]:
+    def _not_stored(self, keys: Sequence[ShardKey], positions: Sequence[int]) -> list[int]:
+        """Positions of the keys that LMDB has not."""
         database = self._environment.databases["shards"]
         with self._checked():
             found = self._environment.read(lambda txn: list(txn.cursor(database).getmulti(keys)))
             if any(len(value) != _LOCATION.size for _, value in found):
                 raise FormatError("an entry has the wrong length")
-        return {key for key, _ in found}
+        if len(found) == len(keys):
+            return []
+        stored = {key for key, _ in found}
+        return [at for at, key in zip(positions, keys, strict=True) if key not in stored]
 
     def _stored(self, key: ShardKey) -> bytes | None:
         with self._checked():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from storage import FileStorage
 from storage.batching import batched
 from storage.errors import StorageError
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.placement import partition_of
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
 from storage.shards.port import Verdict
@@ -205,20 +206,14 @@ class Mender:
     def _tidy(self) -> None:
         for slot, volume in self._fleet.online():
             with self._fleet.guard(slot, volume):
+                places = _Places(self._fleet, slot)
                 for batch in batched(volume.keys(), _BATCH):
                     if self._closed.is_set():
                         raise CallAbandoned("the pool is shutting down")
-                    self._drop_misplaced(slot, volume, batch)
+                    self._drop_misplaced(volume, places.misplaced(batch))
 
-    def _drop_misplaced(self, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
-        """Remove those that another store holds as it should, and has in good order: it reads them first."""
-        by_holder: dict[int, list[ShardKey]] = {}
-        for key in keys:
-            stripe = StripeKey(key[:STRIPE_KEY_BYTES])
-            index = key[STRIPE_KEY_BYTES]
-            holder = self._fleet.holders(stripe)[index]
-            if slot not in (holder, self._fleet.targets(stripe)[index]):
-                by_holder.setdefault(holder, []).append(key)
+    def _drop_misplaced(self, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
+        """Remove shards that another store holds as it should, and has in good order: it reads them first."""
         for holder, misplaced in by_holder.items():
             proper = self._fleet.volume(holder)
             if proper is None:
@@ -231,6 +226,37 @@ class Mender:
                     if verdict is Verdict.ROTTEN:
                         self._fleet.report("rotten", key, holder, "found while moving shards; it is made anew")
                 self._tranquility.rest(self._runtime.monotonic_s() - began_s)
+
+
+class _Places:
+    """Which of a store's shards belong on another one. Remembered by partition and slot: there are millions."""
+
+    def __init__(self, fleet: WorkerFleet, slot: int) -> None:
+        self._fleet = fleet
+        self._slot = slot
+        self._attendance: tuple[int, ...] = ()
+        self._proper: dict[tuple[int, int, int], int] = {}
+
+    def misplaced(self, keys: Sequence[ShardKey]) -> dict[int, list[ShardKey]]:
+        """Those that neither belong here nor are to be put here now, by the store that should hold them."""
+        attendance = self._fleet.attendance()
+        if self._attendance != attendance:
+            self._attendance, self._proper = attendance, {}
+        proper, own = self._proper, self._slot
+        found: dict[int, list[ShardKey]] = {}
+        for key in keys:
+            place = partition_of(key), key[STRIPE_KEY_BYTES - 1], key[STRIPE_KEY_BYTES]
+            holder = proper.get(place)
+            if holder is None:
+                holder = proper[place] = self._holder(key)
+            if holder != own:
+                found.setdefault(holder, []).append(key)
+        return found
+
+    def _holder(self, key: ShardKey) -> int:
+        """The store that should have a shard; this one, if it is to be put here now."""
+        stripe, index = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+        return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
 
 
 class _Pass:
