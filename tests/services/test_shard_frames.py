@@ -35,6 +35,7 @@ from taskworker.wire.shards import (
     join_keys,
     pack_found,
     pack_locations,
+    pack_positions,
     pack_shards,
     pack_wanted,
     parse_append,
@@ -42,8 +43,10 @@ from taskworker.wire.shards import (
     parse_found,
     parse_keys,
     parse_locations,
+    parse_positions,
     parse_shards,
     parse_wanted,
+    split_keys,
 )
 
 HEAD_BYTES = 2
@@ -136,6 +139,30 @@ def test_shards(sent: list[Shard]) -> None:
 @given(sent=st.lists(keys(), max_size=20))
 def test_keys(sent: list[ShardKey]) -> None:
     assert parse_keys(join_keys(sent)) == sent
+
+
+@given(sent=st.sets(st.integers(0, 40)), more=st.integers(1, 5))
+def test_positions(sent: set[int], more: int) -> None:
+    count = max(sent, default=0) + more
+    assert parse_positions(pack_positions(sorted(sent)), count) == sorted(sent)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"\0", pack_positions([3]), pack_positions([1, 0]), pack_positions([1, 1]), pack_positions([0, 1, 2, 3])],
+    ids=["part of one", "beyond the keys", "descending", "twice", "too many"],
+)
+def test_what_are_no_positions_among_three_keys(raw: bytes) -> None:
+    with pytest.raises(FrameError):
+        parse_positions(raw, 3)
+
+
+@given(sent=st.lists(st.binary(min_size=SHARD_KEY_BYTES, max_size=SHARD_KEY_BYTES), max_size=20))
+def test_keys_that_need_be_none(sent: list[bytes]) -> None:
+    assert split_keys(b"".join(sent)) == sent
+    for raw in (KEY[:-1], KEY * (KEYS_MAX + 1)):
+        with pytest.raises(FrameError):
+            split_keys(raw)
 
 
 @given(sent=st.lists(st.none() | locations, max_size=20))
