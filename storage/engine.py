@@ -85,6 +85,7 @@ class FileStorage:
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
         on_collected: called with what each :meth:`collect` came to.
         on_rebuilt: called when a :meth:`rebuild` has ended well.
+        pace_healing: called with the seconds that healing of what reads found missing took; may sleep.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class FileStorage:
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
-        self._healer = Healer(self._stripes, runtime)
+        self.pace_healing: Callable[[float], None] = lambda _worked_s: None
+        self._healer = Healer(self._stripes, runtime, lambda worked_s: self.pace_healing(worked_s))
         self._stripes.on_damage = self._healer.request
+        self._stripes.on_missing = self._healer.request_missing
         self._pins = Pins()
         self._readings = Readings()
         self._activity = Activity(runtime.monotonic_s)

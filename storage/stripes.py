@@ -53,12 +53,14 @@ class _Survivors:
 class StripeStore:
     """Writes and reads whole objects over a :class:`~storage.fleet.Fleet`. Thread-safe.
 
-    ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard.
+    ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard, ``on_missing``
+    when a store had not got its shard.
     """
 
     def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
         self.volumes = volumes
         self.on_damage: HealRequest = lambda stripe: None
+        self.on_missing: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
@@ -246,7 +248,7 @@ class StripeStore:
     def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
         stores = (holders[slot] for slot in missing)
         if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
-            self.on_damage(stripe)
+            self.on_missing(stripe)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import islice
 
 from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
@@ -14,28 +17,58 @@ from storage.stripes import StripeStore
 log = logging.getLogger(__name__)
 
 _WAITING_MAX = 10_000  # damage beyond this is left to repair
+_TOGETHER = 8  # stripes that merely lack shards: read together, and made durable by one flush of each store
+
+Rest = Callable[[float], None]
+"""Told how many seconds were worked; may sleep, to leave room for others."""
 
 
 class Healer:
-    """Repairs stripes one after another as damage reports come in. Thread-safe."""
+    """Heals stripes as reports of damage come in, the rotten ones first. Thread-safe.
 
-    def __init__(self, stripes: StripeStore, runtime: Runtime) -> None:
+    What lacks shards because stores are away comes in as fast as users read, and can wait: it makes way for them.
+
+    Args:
+        stripes: where they are.
+        runtime: threads.
+        rest: after some of those that can wait.
+    """
+
+    def __init__(self, stripes: StripeStore, runtime: Runtime, rest: Rest) -> None:
         self._stripes = stripes
+        self._rest = rest
         self._thread = runtime.executor(1, "healer")
-        self._waiting: set[StripeKey] = set()
+        self._rotten: dict[StripeKey, None] = {}
+        self._lacking: dict[StripeKey, None] = {}
         self._lock = threading.Lock()
         self._closed = False
 
     def request(self, stripe: StripeKey) -> None:
-        """Ask for a stripe to be healed soon; asking again while it waits changes nothing."""
+        """Ask for a stripe with bad shards to be healed soon; asking again while it waits changes nothing."""
         with self._lock:
-            if self._closed or stripe in self._waiting or len(self._waiting) >= _WAITING_MAX:
-                return
-            self._waiting.add(stripe)
+            self._lacking.pop(stripe, None)
+            asked = self._ask(self._rotten, stripe)
+        if asked:
+            self._wake()
+
+    def request_missing(self, stripe: StripeKey) -> None:
+        """Ask for a stripe that lacks shards to be healed when there is time."""
+        with self._lock:
+            asked = stripe not in self._rotten and self._ask(self._lacking, stripe)
+        if asked:
+            self._wake()
+
+    def _ask(self, waiting: dict[StripeKey, None], stripe: StripeKey) -> bool:
+        if self._closed or stripe in waiting or len(self._rotten) + len(self._lacking) >= _WAITING_MAX:
+            return False
+        waiting[stripe] = None
+        return True
+
+    def _wake(self) -> None:
         try:
-            self._thread.submit(self._heal, stripe).add_done_callback(_tell_fault)
+            self._thread.submit(self._heal).add_done_callback(_tell_fault)
         except RuntimeError:
-            log.debug("%s is not healed: the store was closed meanwhile", stripe[:32].hex())
+            log.debug("what is damaged is not healed: the store was closed meanwhile")
 
     def drain(self) -> None:
         """Wait until everything asked for so far has been dealt with."""
@@ -48,19 +81,32 @@ class Healer:
             self._closed = True
         self._thread.shutdown(cancel_futures=True)
 
-    def _heal(self, stripe: StripeKey) -> None:
+    def _heal(self) -> None:
+        """Heal some of what waits; there may be nothing left."""
         with self._lock:
-            self._waiting.discard(stripe)
+            waiting, most = (self._rotten, 1) if self._rotten else (self._lacking, _TOGETHER)
+            group = list(islice(waiting, most))
+            for stripe in group:
+                del waiting[stripe]
+        if not group:
+            return
+        began_s = time.perf_counter()
         try:
-            shards, _ = self._stripes.heal(stripe)
+            made = self._stripes.heal_all(group)
             self._stripes.volumes.sync_each()
-        except DataLossError as error:
-            self._stripes.volumes.report("lost", stripe, -1, str(error))
         except StorageError as error:
-            log.warning("healing %s failed, repair will do it: %s", stripe[:32].hex(), error)
+            log.warning("healing %d stripes failed, repair will do it: %s", len(group), error)
         else:
-            if shards:
-                log.info("healed %d shards of %s", shards, stripe[:32].hex())
+            for stripe, one in zip(group, made, strict=True):
+                self._tell(stripe, one)
+        if most > 1:
+            self._rest(time.perf_counter() - began_s)
+
+    def _tell(self, stripe: StripeKey, made: tuple[int, int] | DataLossError) -> None:
+        if isinstance(made, DataLossError):
+            self._stripes.volumes.report("lost", stripe, -1, str(made))
+        elif made[0]:
+            log.info("healed %d shards of %s", made[0], stripe[:32].hex())
 
 
 def _tell_fault(healed: Future[None]) -> None:

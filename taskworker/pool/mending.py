@@ -98,6 +98,10 @@ class Mender:
         if self._thread.is_alive():
             self._thread.join()
 
+    def make_way(self, worked_s: float) -> None:
+        """Rest for users after work of this kind that is done elsewhere: healing of what their reads found missing."""
+        self._tranquility.rest(worked_s)
+
     # -- looking ---------------------------------------------------------------------------------
 
     def views(self) -> list[WorkView]:

@@ -1,0 +1,57 @@
+"""What is healed first, and for what healing makes way. The stripes are a stand-in that holds the first one up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from storage.errors import DataLossError
+from storage.keys import Kind, StripeKey, stripe_key
+from storage.maintenance.heal import Healer
+from storage.runtime import Runtime
+from storage.stripes import StripeStore
+
+
+def stripe(number: int) -> StripeKey:
+    return stripe_key(Kind.CHUNK, number.to_bytes(32, "big"), 4, 6)
+
+
+class Stripes:
+    def __init__(self) -> None:
+        self.volumes: Any = SimpleNamespace(sync_each=lambda: None, report=self.report)
+        self.healed: list[list[StripeKey]] = []
+        self.lost: list[StripeKey] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def heal_all(self, stripes: Sequence[StripeKey]) -> list[tuple[int, int] | DataLossError]:
+        self.healed.append(list(stripes))
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return [DataLossError(one[:32].hex(), 3, 4) if one == stripe(404) else (1, 1) for one in stripes]
+
+    def report(self, kind: str, key: StripeKey, _slot: int, _text: str) -> None:
+        assert kind == "lost"
+        self.lost.append(key)
+
+
+def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
+    stripes, rests = Stripes(), list[float]()
+    healer = Healer(cast(StripeStore, stripes), Runtime(), rests.append)
+    healer.request(stripe(0))
+    assert stripes.begun.wait(10)
+    for number in range(1, 21):
+        healer.request_missing(stripe(number))
+        healer.request_missing(stripe(number))
+    healer.request(stripe(404))
+    healer.request(stripe(5))  # found to be worse than was thought
+    healer.request_missing(stripe(404))
+    stripes.go_on.set()
+    healer.drain()
+    lacking = [stripe(number) for number in range(1, 21) if number != 5]
+    assert stripes.healed[:3] == [[stripe(0)], [stripe(404)], [stripe(5)]]
+    assert [one for group in stripes.healed[3:] for one in group] == lacking
+    assert len(stripes.healed[3:]) == len(rests) == 3
+    assert stripes.lost == [stripe(404)]
+    healer.close()
