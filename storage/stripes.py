@@ -490,21 +490,12 @@ class StripeStore:
             self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
-    def heal(self, stripe: StripeKey) -> tuple[int, int]:
-        """Make the absent shards of a stripe again; (shards, bytes) appended, not yet durable.
-
-        Raises:
-            DataLossError: fewer than k intact shards are left.
-        """
-        (made,) = self.heal_all([stripe])
-        if isinstance(made, DataLossError):
-            raise made
-        return made
-
     def heal_all(
         self, stripes: Sequence[StripeKey], known: Sequence[Whereabouts] | None = None
     ) -> list[tuple[int, int] | DataLossError]:
-        """:meth:`heal` of several stripes, read together; an error stands in the place of what was made.
+        """Make the absent shards of several stripes again, which are read together.
+
+        Of each, (shards, bytes) appended, not yet durable, or why fewer than k intact shards are left.
 
         Args:
             stripes: to be made whole.

@@ -95,7 +95,8 @@ class Surveyor:
     def _holders(self, stripes: Sequence[StripeKey], lacking: Mapping[int, list[int]]) -> dict[int, list[int | None]]:
         """By index, who has the shard of each slot."""
         holders: dict[int, list[int | None]] = {}
-        asked = _Questions()
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        codes: defaultdict[int, list[int]] = defaultdict(list)
         for index, absent in lacking.items():
             stripe = stripes[index]
             targets = self._fleet.targets(stripe)
@@ -105,11 +106,11 @@ class Surveyor:
             for store in self._fleet.elsewhere(stripe):
                 for slot in absent:
                     if targets[slot] != store:
-                        asked.keys[store].append(stripe + BYTE[slot])
-                        asked.codes[store].append(index << _SLOT_BITS | slot)
-        for store, positions in self._missing(asked.keys):
+                        keys[store].append(stripe + BYTE[slot])
+                        codes[store].append(index << _SLOT_BITS | slot)
+        for store, positions in self._missing(keys):
             gone = set(positions)
-            for position, code in enumerate(asked.codes[store]):
+            for position, code in enumerate(codes[store]):
                 if position not in gone:
                     index, slot = divmod(code, 1 << _SLOT_BITS)
                     holders[index][slot] = store
@@ -159,11 +160,3 @@ class Surveyor:
 
     def _map(self, ask: Any, stores: Mapping[int, object]) -> Iterator[Any]:
         return map(ask, stores) if self._askers is None else self._askers.map(ask, stores)
-
-
-class _Questions:
-    """By store, the keys that it is asked for, and of each the index of its stripe and its slot, in one number."""
-
-    def __init__(self) -> None:
-        self.keys: defaultdict[int, list[bytes]] = defaultdict(list)
-        self.codes: defaultdict[int, list[int]] = defaultdict(list)

@@ -55,7 +55,7 @@ def limit_zygote(pid: int, limits: Limits) -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
-        resource.prlimit(pid, kind, _at_most(resource.prlimit(pid, kind)[1], soft, resource.RLIM_INFINITY))
+        resource.prlimit(pid, kind, _allowed(pid, kind, soft, resource.RLIM_INFINITY))
 
 
 def limit_calls(pid: int, limits: Limits) -> CallLimits:
@@ -68,19 +68,17 @@ def limit_calls(pid: int, limits: Limits) -> CallLimits:
         (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX),
         (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
-        resource.prlimit(pid, kind, _at_most(resource.prlimit(pid, kind)[1], most, most))
+        resource.prlimit(pid, kind, _allowed(pid, kind, most, most))
     seconds = math.ceil(limits.cpu_s)
     return (
-        (resource.RLIMIT_CPU, _at_most(resource.prlimit(pid, resource.RLIMIT_CPU)[1], seconds, seconds + 1)),
-        (
-            resource.RLIMIT_NOFILE,
-            _at_most(resource.prlimit(pid, resource.RLIMIT_NOFILE)[1], limits.open_files, limits.open_files),
-        ),
+        (resource.RLIMIT_CPU, _allowed(pid, resource.RLIMIT_CPU, seconds, seconds + 1)),
+        (resource.RLIMIT_NOFILE, _allowed(pid, resource.RLIMIT_NOFILE, limits.open_files, limits.open_files)),
     )
 
 
-def _at_most(most: int, soft: int, hard: int) -> tuple[int, int]:
+def _allowed(pid: int, kind: int, soft: int, hard: int) -> tuple[int, int]:
     """A limit that is never more than a process may have as it is, which may be less than what is wanted."""
+    _, most = resource.prlimit(pid, kind)
     if most == resource.RLIM_INFINITY:
         return soft, hard
     return min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)

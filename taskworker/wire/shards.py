@@ -174,22 +174,20 @@ def parse_keys(message: bytes) -> list[ShardKey]:
     Raises:
         FrameError: malformed, or too many.
     """
+    return [_checked_key(key) for key in split_keys(message)]
+
+
+def split_keys(message: bytes) -> list[ShardKey]:
+    """Like :func:`parse_keys`, where what is no key of a shard does no harm.
+
+    Raises:
+        FrameError: no whole number of keys, or too many.
+    """
     count, rest = divmod(len(message), SHARD_KEY_BYTES)
     if rest:
         raise FrameError(f"{len(message)} bytes are no whole number of {SHARD_KEY_BYTES}-byte keys")
     if count > KEYS_MAX:
         raise FrameError(f"{count} keys in one message; at most {KEYS_MAX} are taken")
-    return [_checked_key(message[at : at + SHARD_KEY_BYTES]) for at in range(0, len(message), SHARD_KEY_BYTES)]
-
-
-def split_keys(message: bytes) -> list[ShardKey]:
-    """Inverse of :func:`join_keys`, where what is no key of a shard does no harm.
-
-    Raises:
-        FrameError: no whole number of keys, or too many.
-    """
-    if len(message) % SHARD_KEY_BYTES or len(message) > KEYS_MAX * SHARD_KEY_BYTES:
-        raise FrameError(f"{len(message)} bytes are not up to {KEYS_MAX} keys of {SHARD_KEY_BYTES} bytes")
     return [ShardKey(message[at : at + SHARD_KEY_BYTES]) for at in range(0, len(message), SHARD_KEY_BYTES)]
 
 
