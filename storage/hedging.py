@@ -1,7 +1,7 @@
 """Reading a stripe from stores that may be slow: the k fastest shards win.
 
 The k likeliest shards are asked for at once. Where one has not come after the time in which 95 % of
-recent ones came, a further shard is asked for in its stead (Dean and Barroso, "The Tail at Scale",
+recent calls for as much came, a further shard is asked for in its stead (Dean and Barroso, "The Tail at Scale",
 2013), and its store is asked last for a while, in any case until it has answered. Each store has threads
 of its own, so that one which hangs holds up nobody but itself.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import queue
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -78,6 +78,11 @@ class _Call:
     hedged: bool = False
     ended: bool = False
 
+    @property
+    def size(self) -> int:
+        """Bytes asked for."""
+        return sum(reading.length for reading, _ in self.shards)
+
 
 _Arrivals = queue.SimpleQueue[tuple[_Call, Sequence[memoryview | None]]]
 
@@ -120,6 +125,38 @@ class _Slowness:
         return 2 if store in self._owing else int(store in self._lately)
 
 
+class _Patience:
+    """How long calls usually take, told apart by how much they ask for. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._recent: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
+        self._sorted: defaultdict[int, list[float]] = defaultdict(list)
+
+    def note(self, size: int, taken_s: float) -> None:
+        """A call for ``size`` bytes took so long."""
+        with self._lock:
+            recent, ordered = self._recent[_magnitude(size)], self._sorted[_magnitude(size)]
+            if len(recent) == _SAMPLES:
+                del ordered[bisect.bisect_left(ordered, recent[0])]
+            recent.append(taken_s)
+            bisect.insort(ordered, taken_s)
+
+    def of(self, size: int) -> float:
+        """Seconds after which a call for ``size`` bytes is overdue."""
+        with self._lock:
+            ordered = self._sorted[_magnitude(size)]
+            if len(ordered) < _SAMPLES // 8:
+                return _HEDGE_S_FIRST
+            p95 = ordered[len(ordered) * 95 // 100]
+        return min(max(1.5 * p95, _HEDGE_S_MIN), _HEDGE_S_MAX)
+
+
+def _magnitude(size: int) -> int:
+    """The same for sizes within a factor of four."""
+    return size.bit_length() // 2
+
+
 class HedgedReader:
     """Reads stripes by way of ``fetch_all``. Thread-safe.
 
@@ -135,8 +172,7 @@ class HedgedReader:
         self._threads: dict[int, Executor] = {}  # by store
         self._closed = False
         self._lock = threading.Lock()
-        self._recent: deque[float] = deque(maxlen=_SAMPLES)
-        self._sorted: list[float] = []
+        self._patience = _Patience()
         self._slowness = _Slowness(runtime.monotonic_s)
 
     def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
@@ -228,40 +264,28 @@ class HedgedReader:
             if not reading.complete and reading.spare:
                 again.append((reading, reading.spare.popleft()))
         if len(call.shards) > sum(payload is None for payload in payloads):
-            self._note(self._now_s() - call.asked_s)
+            self._patience.note(call.size, self._now_s() - call.asked_s)
         under_way += self._ask(again, arrivals)
 
     def _patience_s(self, under_way: list[_Call]) -> float | None:
         """How long to wait before asking others as well; None if there is nobody else to ask."""
-        waiting = [call.asked_s for call in under_way if not call.hedged and _replaceable(call)]
-        return max(0.0, min(waiting) + self._hedge_after_s() - self._now_s()) if waiting else None
+        waiting = [
+            call.asked_s + self._patience.of(call.size) for call in under_way if not call.hedged and _replaceable(call)
+        ]
+        return max(0.0, min(waiting) - self._now_s()) if waiting else None
 
     def _overdue(self, under_way: list[_Call]) -> list[tuple[_Reading, int]]:
         """What to ask for in place of shards that have not come in time."""
         now = self._now_s()
         instead: list[tuple[_Reading, int]] = []
         for call in under_way:
-            if call.hedged or now - call.asked_s < self._hedge_after_s():
+            if call.hedged or now - call.asked_s < self._patience.of(call.size):
                 continue
             self._slowness.note_overdue(call)
             for reading, _ in call.shards:
                 if not reading.complete and reading.spare:
                     instead.append((reading, reading.spare.popleft()))
         return instead
-
-    def _hedge_after_s(self) -> float:
-        with self._lock:
-            if len(self._sorted) < _SAMPLES // 8:
-                return _HEDGE_S_FIRST
-            p95 = self._sorted[len(self._sorted) * 95 // 100]
-        return min(max(1.5 * p95, _HEDGE_S_MIN), _HEDGE_S_MAX)
-
-    def _note(self, taken_s: float) -> None:
-        with self._lock:
-            if len(self._recent) == _SAMPLES:
-                del self._sorted[bisect.bisect_left(self._sorted, self._recent[0])]
-            self._recent.append(taken_s)
-            bisect.insort(self._sorted, taken_s)
 
 
 def _first(reading: _Reading) -> list[int]:

@@ -20,14 +20,16 @@ from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
 from storage.fleet import Fleet
 from storage.hedging import HedgedReader, StripeRead, Wanted
 from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
-from storage.limits import BytesLike
+from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.survey import Surveyor, Whereabouts
 from storage.versions import decode_version
 
-# Read together from stores that cost a round trip: several shards a message, in bounded memory.
-_TOGETHER_BYTES = 4 << 20
+# Read together from stores that cost a round trip: several shards a message, in bounded memory. Measured on a
+# pool of six workers: 8 MiB are a tenth faster than 4, and 16 hardly more so.
+_TOGETHER_BYTES = 8 * MIB
+MENDED_TOGETHER_BYTES = 4 * MIB  # readers wait for so much at most
 _TOGETHER_MAX = 64
 _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
@@ -268,9 +270,9 @@ class StripeStore:
             elif missing:
                 self._note_missing(read.stripe, read.holders, missing)
 
-    def together(self, object_bytes: int) -> int:
+    def together(self, object_bytes: int, bytes_max: int = _TOGETHER_BYTES) -> int:
         """How many objects of this size :meth:`read_all` should best be given at a time."""
-        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
+        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, bytes_max // object_bytes))
 
     def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
         volume: ShardStore | None = self.volumes.volume(holder)

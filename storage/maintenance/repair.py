@@ -24,6 +24,7 @@ from storage.maintenance.context import MaintenanceContext
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.stripes import MENDED_TOGETHER_BYTES
 from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
@@ -63,7 +64,7 @@ def repair(
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[tuple[list[_Damaged], Future[list[_Made]]]] = deque()
-        together = context.stripes.together(MIB)
+        together = context.stripes.together(MIB, MENDED_TOGETHER_BYTES)
         for group in batched(_damaged(context, tally), together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:

@@ -210,8 +210,10 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
         taskworker worker app:worker
     """
+    from taskworker.cli.allocator import keep_few_arenas
     from taskworker.secrets.process_memory import forbid_core_dumps
 
+    keep_few_arenas()
     forbid_core_dumps()  # secrets pass through here on their way to functions
     if program is not None:
         run_program(session, program, listen)
