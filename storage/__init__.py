@@ -5,39 +5,48 @@
 ...     version = store.push(b"hello", filename="a.txt", user_id="me")
 ...     store.get(version.file_id, user_id="me")
 b'hello'
+
+Names are loaded when first used, so that a module of this package is had without all the others.
 """
 
-from storage.diffs import ManifestDiff, Patch
-from storage.engine import FileStorage
-from storage.erasure import ErasureProfile
-from storage.errors import (
-    ConflictError,
-    DataLossError,
-    FileNotFound,
-    FormatError,
-    InsufficientWorkers,
-    InvalidArgument,
-    PermissionDenied,
-    StorageError,
-    StoreClosed,
-    StoreFull,
-    StoreLocked,
-    VersionNotFound,
-)
-from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
-from storage.reading import FileReader
-from storage.reports import (
-    CollectReport,
-    Damage,
-    Progress,
-    RebuildReport,
-    RepairReport,
-    ScrubReport,
-    StoreStats,
-    VolumeStats,
-)
-from storage.upload import Upload
-from storage.versions import Version
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazily import loading
+
+if TYPE_CHECKING:
+    from storage.diffs import ManifestDiff, Patch
+    from storage.engine import FileStorage
+    from storage.erasure import ErasureProfile
+    from storage.errors import (
+        ConflictError,
+        DataLossError,
+        FileNotFound,
+        FormatError,
+        InsufficientWorkers,
+        InvalidArgument,
+        PermissionDenied,
+        StorageError,
+        StoreClosed,
+        StoreFull,
+        StoreLocked,
+        VersionNotFound,
+    )
+    from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
+    from storage.reading import FileReader
+    from storage.reports import (
+        CollectReport,
+        Damage,
+        Progress,
+        RebuildReport,
+        RepairReport,
+        ScrubReport,
+        StoreStats,
+        VolumeStats,
+    )
+    from storage.upload import Upload
+    from storage.versions import Version
 
 __all__ = [
     "CHUNK_SIZE_DEFAULT",
@@ -71,3 +80,39 @@ __all__ = [
     "VersionNotFound",
     "VolumeStats",
 ]
+
+__getattr__, __dir__ = loading(
+    __name__,
+    {
+        "CHUNK_SIZE_DEFAULT": "storage.limits",
+        "CHUNK_SIZE_MAX": "storage.limits",
+        "CHUNK_SIZE_MIN": "storage.limits",
+        "CollectReport": "storage.reports",
+        "ConflictError": "storage.errors",
+        "Damage": "storage.reports",
+        "DataLossError": "storage.errors",
+        "ErasureProfile": "storage.erasure",
+        "FileNotFound": "storage.errors",
+        "FileReader": "storage.reading",
+        "FileStorage": "storage.engine",
+        "FormatError": "storage.errors",
+        "InsufficientWorkers": "storage.errors",
+        "InvalidArgument": "storage.errors",
+        "ManifestDiff": "storage.diffs",
+        "Patch": "storage.diffs",
+        "PermissionDenied": "storage.errors",
+        "Progress": "storage.reports",
+        "RebuildReport": "storage.reports",
+        "RepairReport": "storage.reports",
+        "ScrubReport": "storage.reports",
+        "StorageError": "storage.errors",
+        "StoreClosed": "storage.errors",
+        "StoreFull": "storage.errors",
+        "StoreLocked": "storage.errors",
+        "StoreStats": "storage.reports",
+        "Upload": "storage.upload",
+        "Version": "storage.versions",
+        "VersionNotFound": "storage.errors",
+        "VolumeStats": "storage.reports",
+    },
+)

@@ -1,6 +1,29 @@
-"""Shard stores: the port, and the append-only volume on a local disk."""
+"""Shard stores: the port, and the append-only volume on a local disk.
 
-from storage.shards.port import CorruptShard, Location, Shard, ShardStore, VolumeFailed, VolumeUsage
-from storage.shards.volume import LocalVolume
+Names are loaded when first used: who knows the port need not have the volume.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazily import loading
+
+if TYPE_CHECKING:
+    from storage.shards.port import CorruptShard, Location, Shard, ShardStore, VolumeFailed, VolumeUsage
+    from storage.shards.volume import LocalVolume
 
 __all__ = ["CorruptShard", "LocalVolume", "Location", "Shard", "ShardStore", "VolumeFailed", "VolumeUsage"]
+
+__getattr__, __dir__ = loading(
+    __name__,
+    {
+        "CorruptShard": "storage.shards.port",
+        "LocalVolume": "storage.shards.volume",
+        "Location": "storage.shards.port",
+        "Shard": "storage.shards.port",
+        "ShardStore": "storage.shards.port",
+        "VolumeFailed": "storage.shards.port",
+        "VolumeUsage": "storage.shards.port",
+    },
+)

@@ -1,0 +1,28 @@
+"""Packages whose names are loaded when they are first used, so that importing one module of them costs little."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def loading(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__`` (PEP 562).
+
+    Args:
+        package: its ``__name__``.
+        homes: by name that it offers, the module that has it.
+    """
+
+    def __getattr__(name: str) -> object:  # noqa: N807 - the name that a traceback shows
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value: object = getattr(import_module(homes[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return __getattr__, __dir__
