@@ -6,7 +6,7 @@ import logging
 import sys
 
 from taskworker import pool_pb2
-from taskworker.cli.allocator import keep_few_arenas
+from taskworker.cli.allocator import keep_one_arena
 from taskworker.pool.node_pool import NodePool, PoolOptions
 from taskworker.services.binding import generic_handler
 from taskworker.services.pool import PoolService
@@ -26,6 +26,6 @@ def serve(directory: str, lease_s: float, grace_s: float) -> None:
 
 
 if __name__ == "__main__":
-    keep_few_arenas()  # as the commands do
+    keep_one_arena()  # as the commands do
     logging.disable(logging.ERROR)  # workers are killed on purpose here
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from taskworker.cli.allocator import keep_few_arenas
+from taskworker.cli.allocator import keep_one_arena
 from taskworker.volume_worker import VolumeWorker
 
 
@@ -18,6 +18,6 @@ def serve(worker_id: str, pool_address: str, directory: str, capacity: int) -> N
 
 
 if __name__ == "__main__":
-    keep_few_arenas()  # as the commands do
+    keep_one_arena()  # as the commands do
     logging.disable(logging.ERROR)  # workers are killed on purpose here
     serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -109,13 +109,13 @@ def pool(
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
     """
-    from taskworker.cli.allocator import keep_few_arenas
+    from taskworker.cli.allocator import keep_one_arena
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.secrets.process_memory import keep_private
     from taskworker.services.pool_server import PoolServer
     from taskworker.worker import default_store
 
-    keep_few_arenas()
+    keep_one_arena()
     path = directory or default_store("pool")
     options = PoolOptions(
         grace_s=grace,
@@ -210,10 +210,10 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
         taskworker worker app:worker
     """
-    from taskworker.cli.allocator import keep_few_arenas
+    from taskworker.cli.allocator import keep_one_arena
     from taskworker.secrets.process_memory import forbid_core_dumps
 
-    keep_few_arenas()
+    keep_one_arena()
     forbid_core_dumps()  # secrets pass through here on their way to functions
     if program is not None:
         run_program(session, program, listen)

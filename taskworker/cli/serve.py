@@ -42,10 +42,10 @@ def serve(
         taskworker --store ./data serve --k 1 --n 2 --volume /a --volume /b
     """
     from storage import ErasureProfile, FileStorage
-    from taskworker.cli.allocator import keep_few_arenas
+    from taskworker.cli.allocator import keep_one_arena
     from taskworker.services.server import FileServer
 
-    keep_few_arenas()
+    keep_one_arena()
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:
