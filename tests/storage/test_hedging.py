@@ -123,6 +123,29 @@ def test_a_store_that_owes_an_answer_is_asked_last(exits: ExitStack) -> None:
         assert 2 not in workers.asked
 
 
+def test_what_small_reads_take_says_nothing_of_large_ones(exits: ExitStack) -> None:
+    """As many small reads as tell how long those take; a large one that takes longer makes nobody else be asked."""
+    small, few, _ = set_up(exits)
+    large = content(7, 1_000_000)
+    many = Workers(large, 4, 6)
+    exits.callback(many.let_go)
+
+    def fetch_all(store: int, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
+        return (few if wanted[0][1] == len(few.shards[0]) else many).fetch_all(store, wanted)
+
+    both = HedgedReader(fetch_all, Runtime())
+    exits.callback(both.close)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)
+        for _ in range(100):
+            few.read(both, len(small))
+        many.hang(*range(6))
+        threading.Timer(0.3, many.let_go).start()
+        target, missing = many.read(both, len(large))
+    assert (bytes(target), missing) == (large, [])
+    assert len(many.asked) == 4
+
+
 def test_shards_that_are_known_to_be_nowhere_are_not_asked_for(exits: ExitStack) -> None:
     data, workers, reader = set_up(exits)
     holders = tuple(None if slot in (0, 4) else store for slot, store in enumerate(workers.holders))
