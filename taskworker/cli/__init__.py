@@ -9,8 +9,11 @@ Modules are imported late throughout: what a command does not use must not cost 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
+from typing import NoReturn
 
 from taskworker.cli.signals import Stopped, unwind_on_signals
 
@@ -18,11 +21,29 @@ from taskworker.cli.signals import Stopped, unwind_on_signals
 def main() -> None:
     """Entry point of the ``taskworker`` script."""
     unwind_on_signals()
+    gc.disable()  # until the command begins: what imports make is there to stay, and looking through it takes a while
     try:
         from taskworker.cli.app import run
 
-        sys.exit(run())
+        _leave(run())
     except Stopped as stopped:
         # All is undone by now. Not sys.exit: it waits for threads, and what was interrupted may have
         # left one waiting for ever.
         os._exit(stopped.exit_code)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End the process with all that was printed.
+
+    At once if no thread is to be waited for: taking down its modules takes the interpreter 45 ms, a fifth of what
+    a short command takes. Commands have closed by now whatever they opened.
+    """
+    if not any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        except (OSError, ValueError):
+            sys.exit(exit_code)  # the interpreter tries once more, and tells
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import getpass
 import inspect
 import os
@@ -214,6 +215,8 @@ def _help_text(docstring: str) -> str:
 
 def _run(session: Session, command: Callable[[Session], None]) -> None:
     """Run a command; an error ends it with the right exit code and one readable line, a function's with its frames."""
+    gc.freeze()
+    gc.enable()
     try:
         command(session)
     except BrokenPipeError:
