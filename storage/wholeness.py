@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from storage.batching import batched
 from storage.errors import DataLossError, InsufficientWorkers
 from storage.keys import StripeKey
-from storage.limits import MIB
-from storage.stripes import MENDED_TOGETHER_BYTES, StripeStore
+from storage.stripes import StripeStore
 
 _AT_ONCE = 256
 
@@ -36,7 +35,7 @@ def make_whole(
         since = volumes.attendance()
         for batch in batched(written(), _AT_ONCE):
             lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
-            for group in batched(lacking, stripes.together(MIB, MENDED_TOGETHER_BYTES)):
+            for group in batched(lacking, stripes.mended_together):
                 lost = next((made for made in stripes.heal_all(group) if isinstance(made, DataLossError)), None)
                 if lost is not None:
                     raise InsufficientWorkers(

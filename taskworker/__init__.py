@@ -23,6 +23,7 @@ _HOMES = {
 }
 
 
+# Not by way of storage.lazily: this package is loaded in sandboxes, too, which have no storage.
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,6 @@ from storage.maintenance.context import MaintenanceContext
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
-from storage.stripes import MENDED_TOGETHER_BYTES
 from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
@@ -64,8 +63,7 @@ def repair(
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[tuple[list[_Damaged], Future[list[_Made]]]] = deque()
-        together = context.stripes.together(MIB, MENDED_TOGETHER_BYTES)
-        for group in batched(_damaged(context, tally), together):
+        for group in batched(_damaged(context, tally), context.stripes.mended_together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(context, tally, *waiting.popleft())

@@ -13,6 +13,7 @@ import gc
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 from taskworker.cli.signals import Stopped, unwind_on_signals
@@ -35,15 +36,12 @@ def main() -> None:
 def _leave(exit_code: int) -> NoReturn:
     """End the process with all that was printed.
 
-    At once if no thread is to be waited for: taking down its modules takes the interpreter 45 ms, a fifth of what
+    At once if no thread is to be waited for: taking down its modules takes the interpreter 20 ms, a tenth of what
     a short command takes. Commands have closed by now whatever they opened.
     """
-    if not any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-        except (OSError, ValueError):
-            sys.exit(exit_code)  # the interpreter tries once more, and tells
-        os._exit(exit_code)
+    if all(thread is threading.main_thread() or thread.daemon for thread in threading.enumerate()):
+        with suppress(OSError, ValueError):  # what cannot be written, the interpreter tries once more, and tells
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            os._exit(exit_code)
     sys.exit(exit_code)
