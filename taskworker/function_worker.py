@@ -95,7 +95,9 @@ class HostedFunctions:
             self.host.start()
         gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls are under way on this worker, as many as it allows")
         service = InvocationService(self.host, self._fetch)
-        return {_INVOCATION.full_name: generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate)}
+        # A worker that is full is the one whose calls must be ended.
+        handler = generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate, past_gate=("Cancel",))
+        return {_INVOCATION.full_name: handler}
 
     def start(self, worker_id: str, instance: str) -> None:
         """Begin to offer, as this process of a worker."""

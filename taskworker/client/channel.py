@@ -28,8 +28,8 @@ ResponseT = TypeVar("ResponseT")
 _STORE = "taskworker.store.StoreService"
 _READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
 
-# Only calls that change nothing are tried again by gRPC itself: it cannot know whether a server that
-# went away had carried out the others.
+# Only calls that change nothing, or nothing more the second time, are tried again by gRPC itself: it cannot
+# know whether a server that went away had carried out the others.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -44,7 +44,17 @@ _SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        {
+            "name": [{"service": "taskworker.functions.InvocationService", "method": "Cancel"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        },
     ]
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,18 +21,20 @@ from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.functions_pb2_grpc import InvocationServiceStub
-from taskworker.services.rpc import CallerWithDeadline, time_left_s
+from taskworker.services.rpc import CallerWithDeadline, running_for, time_left_s
 from taskworker.wire import status
 
 Fetch = Callable[[str, str], bytes]
 """(file id, version id) → the deployed bundle."""
+
+log = logging.getLogger("taskworker.services")
 
 _json = msgspec.json.Decoder(msgspec.Raw)
 """Reads all of a document, and builds nothing of it."""
 
 _CANCELLED_BEFORE_MAX = 1024
 _CANCELLED_BEFORE_S = 60.0
-_CANCEL_TIMEOUT_S = 5.0
+_CANCEL_TIMEOUT_S = _CANCELLED_BEFORE_S
 _NEVER_SENT = ("failed to connect", "connection refused", "no such file", "connect failed")
 
 
@@ -58,8 +61,7 @@ class InvocationService:
             chain=tuple(request.chain),
             token=request.token,
         )
-        running = RunningCall()
-        caller.add_callback(running.cancel)
+        running = running_for(caller)
         try:
             with self._cancellable(call.token, running):
                 report = self._host.run(self._function(request), call.checked(), time_left_s(caller), running)
@@ -234,4 +236,13 @@ class GrpcTransport:
 def _tell_to_end(stub: InvocationServiceStub, token: str) -> None:
     """Ask a worker to end a call, and do not wait: the call tells when it has."""
     with contextlib.suppress(ValueError):  # the channel is closed, and so the call has ended
-        stub.Cancel.future(functions_pb2.CancelRequest(token=token), timeout=_CANCEL_TIMEOUT_S)
+        request = functions_pb2.CancelRequest(token=token)
+        telling = stub.Cancel.future(request, timeout=_CANCEL_TIMEOUT_S, wait_for_ready=True)
+        telling.add_done_callback(_told)  # which holds it until then: gRPC cancels calls that nobody holds
+
+
+def _told(telling: grpc.Future[functions_pb2.CancelResponse]) -> None:
+    """Log that a worker could not be told; its call then runs to its own limit, or is lost with the worker."""
+    with contextlib.suppress(grpc.FutureCancelledError):  # with its channel, and the call it was about
+        if (error := telling.exception()) is not None:
+            log.warning("a worker could not be told to end a call: %s", error)

@@ -36,6 +36,14 @@ def time_left_s(caller: CallerWithDeadline) -> float | None:
     return None if left is None or left > _FOREVER_S else left
 
 
+def running_for(caller: CallerWithDeadline) -> RunningCall:
+    """A call that ends when its caller goes away."""
+    running = RunningCall()
+    if not caller.add_callback(running.cancel):
+        running.cancel()  # the caller is gone already
+    return running
+
+
 class RpcService:
     """Serves a router through the messages of ``taskworker.proto``; thread-safe."""
 
@@ -55,7 +63,5 @@ class RpcService:
             call_id=call_id or secrets.token_hex(8),
             chain=chain,
         )
-        running = RunningCall()
-        caller.add_callback(running.cancel)
-        result = self._router.call(call, time_left_s(caller), running)
+        result = self._router.call(call, time_left_s(caller), running_for(caller))
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)

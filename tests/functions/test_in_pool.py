@@ -23,6 +23,7 @@ from taskworker.errors import (
     FunctionLimitExceeded,
     FunctionNotFound,
 )
+from taskworker.function_worker import FUNCTION_CALLS
 from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.sandbox import Limits
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
@@ -325,6 +326,27 @@ def test_a_cancel_that_overtakes_its_call_ends_it(pool: FunctionPool) -> None:
             timeout=30,
         )
     assert told.kind == "CallAbandoned"
+
+
+def test_calls_of_a_worker_that_is_full_can_be_ended(pool: FunctionPool) -> None:
+    version = pool.deploy("filling", "app:forever", pool.directory, limits=Limits(wall_s=300.0))
+    file_id = next(one.file_id for one in pool.client.list_files(user_id=DEPLOYED_OWNER) if one.filename == "filling")
+    with grpc.insecure_channel(pool.workers["w0"].address) as channel:
+        worker = InvocationServiceStub(channel)
+
+        def begin(token: str) -> grpc.Future[functions_pb2.InvokeResponse]:
+            request = functions_pb2.InvokeRequest(
+                function_name="filling", file_id=file_id, version_id=version, user_id=USER, token=token
+            )
+            return worker.Invoke.future(request, timeout=300)
+
+        calls = [begin(f"filling-{number}") for number in range(FUNCTION_CALLS)]
+        one_more = begin("one-more")
+        with pytest.raises(grpc.RpcError, match="as many as it allows"):
+            one_more.result(60)
+        for number in range(FUNCTION_CALLS):
+            worker.Cancel(functions_pb2.CancelRequest(token=f"filling-{number}"), timeout=60)
+        assert {call.result(60).kind for call in calls} == {"CallAbandoned"}
 
 
 def test_a_call_that_must_not_run_twice_says_that_it_may_have_run(pool: FunctionPool) -> None:

@@ -1,0 +1,135 @@
+"""Calls handed to a worker over gRPC, and ended there: as often as asked for, and however full the worker is."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from taskworker import functions_pb2, taskworker_pb2
+from taskworker.errors import CallAbandoned
+from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions_pb2_grpc import InvocationServiceServicer, add_InvocationServiceServicer_to_server
+from taskworker.services.invocation import GrpcTransport
+from taskworker.services.rpc import RpcService
+
+FUNCTION = RoutedFunction("f", "v1")
+UNTOLD_S = 5.0
+
+
+class Worker(InvocationServiceServicer):
+    """Its calls end when they are cancelled; the result is whether they were. It refuses so many cancels first."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.begun = threading.Semaphore(0)
+        self._ended: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._refusals = refusals
+
+    def Invoke(  # noqa: N802 - the names are the contract's
+        self, request: functions_pb2.InvokeRequest, context: grpc.ServicerContext
+    ) -> functions_pb2.InvokeResponse:
+        ended = self._ended[request.token]
+        self.begun.release()
+        return functions_pb2.InvokeResponse(result="true" if ended.wait(UNTOLD_S) else "false")
+
+    def Cancel(  # noqa: N802
+        self, request: functions_pb2.CancelRequest, context: grpc.ServicerContext
+    ) -> functions_pb2.CancelResponse:
+        if self._refusals:
+            self._refusals -= 1
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as may be are under way")
+        self._ended[request.token].set()
+        return functions_pb2.CancelResponse()
+
+
+class Served:
+    """A worker on loopback, and the pool's way to it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        add_InvocationServiceServicer_to_server(worker, self._server)
+        self._address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        self._transport = GrpcTransport()
+
+    def invoke(self, token: str, running: RunningCall) -> CallReport:
+        """Run a call to its end."""
+        return self._transport.invoke("w", self._address, FUNCTION, Call("f", token=token), 30.0, running)
+
+    def close(self) -> None:
+        self._transport.close()
+        self._server.stop(0).wait()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served(Worker())
+    yield served
+    served.close()
+
+
+def test_every_cancel_ends_its_call(served: Served) -> None:
+    with ThreadPoolExecutor(1) as callers:
+        for number in range(50):
+            running = RunningCall()
+            call = callers.submit(served.invoke, str(number), running)
+            assert served.worker.begun.acquire(timeout=30)
+            running.cancel()
+            assert call.result(30).result == "true"
+
+
+def test_a_call_cancelled_before_its_worker_is_connected_ends(served: Served) -> None:
+    running = RunningCall()
+    running.cancel()
+    assert served.invoke("early", running).result == "true"
+
+
+def test_a_worker_too_busy_to_be_told_is_told_again() -> None:
+    served = Served(Worker(refusals=2))
+    running = RunningCall()
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(served.invoke, "refused", running)
+        assert served.worker.begun.acquire(timeout=30)
+        running.cancel()
+        assert call.result(30).result == "true"
+    served.close()
+
+
+class Gone:
+    """A caller who went away before anything could be arranged for that; gRPC tells of it so."""
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def add_callback(self, callback: object) -> bool:
+        return False
+
+    def invocation_metadata(self) -> object:
+        return ()
+
+
+class Unasked:
+    """Workers that nothing is to come to."""
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        return ["w"]
+
+    def invoke(
+        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+    ) -> CallReport:
+        raise AssertionError("nobody waits for this call")
+
+
+def test_a_caller_gone_at_once_has_nothing_run() -> None:
+    service = RpcService(CallRouter({"f": FUNCTION}.get, Unasked()))
+    with pytest.raises(CallAbandoned):
+        service.CallFunction(taskworker_pb2.FunctionCallRequest(function_name="f"), Gone())
