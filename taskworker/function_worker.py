@@ -16,7 +16,7 @@ from storage import FileStorage
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.client import Client
 from taskworker.client.channel import CHANNEL_OPTIONS, target_of
-from taskworker.functions.calls import Call
+from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.local import LocalWorkers
 from taskworker.functions.packing import PackedFunction
@@ -29,7 +29,7 @@ from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
 from taskworker.services.outside import RemoteOutside
-from taskworker.services.rpc import RpcService
+from taskworker.services.rpc import RpcService, awaited
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
 from taskworker.wire.chains import chain_metadata
@@ -70,7 +70,7 @@ class HostedFunctions:
             directory,
             lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
             self._call_function,
-            lambda call, timeout_s: RemoteOutside(outside, pool_address, call.token, timeout_s),
+            lambda call, timeout_s, asking: RemoteOutside(outside, pool_address, call.token, timeout_s, asking),
         )
         self.unavailable: str | None = None
         self._try_at = 0.0
@@ -176,13 +176,13 @@ class HostedFunctions:
     def _fetch(self, file_id: str, version_id: str) -> bytes:
         return self._client.get(file_id, user_id=DEPLOYED_OWNER, version_id=version_id)
 
-    def _call_function(self, call: Call, timeout_s: float | None) -> str:
+    def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
         request = taskworker_pb2.FunctionCallRequest(
             function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
         )
         metadata = chain_metadata(call.call_id or secrets.token_hex(8), call.chain)
         with status.errors_decoded(self._pool_address):
-            return self._pool.CallFunction(request, timeout=timeout_s, metadata=metadata).result
+            return awaited(self._pool.CallFunction.future(request, timeout=timeout_s, metadata=metadata), asking).result
 
 
 class LocalFunctions:
@@ -198,7 +198,7 @@ class LocalFunctions:
         self._host = FunctionHost(
             Path(self._bundles.name),
             lambda user, _timeout_s: EmbeddedFiles(store, user),
-            lambda call, timeout_s: self._router.call(call, timeout_s),
+            lambda call, timeout_s, asking: self._router.call(call, timeout_s, asking),
         )
         workers = LocalWorkers(worker_id, self._host)
         self._router = CallRouter(workers.find, workers)

@@ -8,9 +8,8 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
 
 import httpx
 
@@ -27,8 +26,6 @@ from taskworker.egress.turns import Turn, Turns
 from taskworker.egress.urls import parse_url, place_of
 from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.functions.outside import ApiRequest, ApiResponse
-
-ResultT = TypeVar("ResultT")
 
 _TALKATIVE = ("httpx", "httpcore", "hpack", "hishel")
 """Libraries whose lines below WARNING show URLs and headers, secrets included."""
@@ -96,7 +93,7 @@ class EgressProxy:
         """
         with self._turns.turn(function) as turn:
             exchange = self._prepared(function, user, request, turn)
-            return self._run(self._within(self._allowed_s(request), exchange), is_wanted)
+            return self._run(exchange, self._allowed_s(request), is_wanted)
 
     def close(self) -> None:
         """End requests under way, and all connections."""
@@ -144,19 +141,19 @@ class EgressProxy:
         except TimeoutError:
             raise DeadlineExceeded(f"{exchange.place} did not answer in full within {total_s:g} s") from None
 
-    def _run(self, work: Coroutine[Any, Any, ResultT], is_wanted: Callable[[], bool]) -> ResultT:
+    def _run(self, exchange: Exchange, total_s: float, is_wanted: Callable[[], bool]) -> ApiResponse:
         with self._starting:
             if self._closed:
-                work.close()
                 raise StoreClosed("the pool is being stopped")
             if not self._thread.is_alive():
                 self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._within(total_s, exchange), self._loop)
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
                     return future.result(_LOOK_S)
                 if not is_wanted():
+                    exchange.abandoned = True
                     future.cancel()
                     raise CallAbandoned("the call that asked for an outside API is over")
         except CancelledError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from taskworker.egress.outgoing import IDEMPOTENT, REDIRECTS, Outgoing, redirect
 from taskworker.egress.rules import RuleBook
 from taskworker.egress.turns import Turn
 from taskworker.egress.urls import place_of
-from taskworker.errors import ApiLimitExceeded, ApiUnreachable
+from taskworker.errors import ApiLimitExceeded, ApiUnreachable, CallAbandoned, DeadlineExceeded
 from taskworker.functions.outside import ApiResponse
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Exchange:
     turn: Turn
     cache: bool
     follow_redirects: bool
+    abandoned: bool = False
+    """Set before it is ended because nobody waits for it any more."""
 
     @property
     def place(self) -> str:
@@ -142,7 +145,7 @@ class Sender:
     async def _audited(self, exchange: Exchange) -> _Answer:
         exchange.turn.let_go()  # of an attempt before
         started, now = time.perf_counter(), time.time_ns() // 1_000_000
-        status, received, outcome = 0, 0, "DeadlineExceeded"
+        status, received, outcome = 0, 0, ""
         try:
             answer = await self._ask(exchange)
             status, received, outcome = answer.status, answer.received, "cache" if answer.from_cache else "ok"
@@ -159,6 +162,9 @@ class Sender:
             )
             outcome = ApiUnreachable.__name__
             raise ApiUnreachable(f"{exchange.place} answered with something that is not HTTP") from None
+        except asyncio.CancelledError:
+            outcome = (CallAbandoned if exchange.abandoned else DeadlineExceeded).__name__
+            raise
         finally:
             outgoing, ms = exchange.outgoing, (time.perf_counter() - started) * 1000
             host = place_of(outgoing.url.host, outgoing.url.port)

@@ -16,7 +16,7 @@ import msgspec
 
 from storage import Version
 from storage.errors import InvalidArgument, StorageError
-from taskworker.functions.calls import Call
+from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import REQUEST_BYTES_MAX, ApiRequest, Outside
 
 READ_BYTES_MAX = 512 << 10
@@ -111,6 +111,7 @@ class Bridge:
         call_function: calls another function and returns its result as JSON, or raises.
         outside: secrets, outside APIs and names, as the call may use them.
         disk_bytes: how much a push may hold back here.
+        asking: what is asked of the world outside and of other functions; ended with the call.
     """
 
     def __init__(
@@ -121,13 +122,19 @@ class Bridge:
         outside: Outside,
         *,
         disk_bytes: int,
+        asking: RunningCall,
     ) -> None:
         self._call = call
         self._outside = outside
         self._files = files
         self._call_function = call_function
         self._disk_bytes = disk_bytes
+        self._asking = asking
         self._pushed: tuple[str, BinaryIO] | None = None
+
+    def stop(self) -> None:
+        """Nobody waits for answers any more: end what is asked elsewhere for one."""
+        self._asking.cancel()
 
     def close(self) -> None:
         """Forget what was sent of a push that came to no end."""

@@ -36,8 +36,11 @@ _LINE_CHARS_MAX = 4_000
 FilesOf = Callable[[str, float | None], UserFiles]
 """The files of a user, for operations that take at most so many seconds."""
 
-OutsideOf = Callable[[Call, float | None], Outside]
-"""The world outside as a call may use it, for requests that take at most so many seconds."""
+OutsideOf = Callable[[Call, float | None, RunningCall], Outside]
+"""The world outside as a call may use it, for requests that take at most so many seconds, and can be ended."""
+
+CallFunction = Callable[[Call, float | None, RunningCall], str]
+"""Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
 
 
 class _Outcome(msgspec.Struct):
@@ -77,8 +80,7 @@ class FunctionHost:
     Args:
         directory: for unpacked bundles; made if absent.
         files_of: the files of a call's user.
-        call_function: calls another function for a call under way, taking at most so many seconds; its
-            result as JSON.
+        call_function: calls another function for a call under way.
         outside_of: what a call may use of the world outside.
     """
 
@@ -86,8 +88,8 @@ class FunctionHost:
         self,
         directory: Path,
         files_of: FilesOf,
-        call_function: Callable[[Call, float | None], str],
-        outside_of: OutsideOf = lambda _call, _timeout_s: NoOutside(),
+        call_function: CallFunction,
+        outside_of: OutsideOf = lambda _call, _timeout_s, _asking: NoOutside(),
     ) -> None:
         self._outside_of = outside_of
         self._bundles = BundleCache(directory)
@@ -187,7 +189,7 @@ class FunctionHost:
             timeout_s: how long the caller waits.
             running: lets others end it.
         """
-        report, output, redactor = CallReport(), _Output(), Redactor()
+        report, output, redactor, asking = CallReport(), _Output(), Redactor(), RunningCall()
         started = time.monotonic()
         until = None if timeout_s is None else started + timeout_s
 
@@ -198,9 +200,10 @@ class FunctionHost:
         bridge = Bridge(
             call,
             files,
-            lambda nested: self._call_function(nested, left_s()),
-            RedactedOutside(self._outside_of(call, timeout_s), redactor),
+            lambda nested: self._call_function(nested, left_s(), asking),
+            RedactedOutside(self._outside_of(call, timeout_s, asking), redactor),
             disk_bytes=function.spec.limits.disk_bytes,
+            asking=asking,
         )
         try:
             report.result = self._result(function, call, left_s(), bridge, output, running, report)
@@ -227,7 +230,7 @@ class FunctionHost:
         try:
             self.start()
             sandboxed = self._sandbox.begin(
-                function.image, request, timeout_s=timeout_s, answer=bridge, output=output.add
+                function.image, request, timeout_s=timeout_s, answer=bridge, output=output.add, stopped=bridge.stop
             )
             try:
                 with running.ended_by(sandboxed.cancel):

@@ -60,6 +60,7 @@ class SandboxCall:
         answer: Answer,
         output: Output,
         ended: Callable[[SandboxCall], None],
+        stopped: Callable[[], object],
     ) -> None:
         self.cpu_s = 0.0
         self.wall_s = 0.0
@@ -75,6 +76,7 @@ class SandboxCall:
         self._answer = answer
         self._output = output
         self._ended = ended
+        self._tell_stopped = stopped
         self._output_left = self._limits.output_bytes
         self._lock = threading.Lock()
         self._stopped: SandboxError | None = None
@@ -119,6 +121,7 @@ class SandboxCall:
             self._stopped = reason
             self._closes_by = time.monotonic() + CLOSE_TIMEOUT_S
             self._spare.kill()
+        self._tell_stopped()
 
     def watch(self) -> None:
         """End the call if it takes more than it may."""

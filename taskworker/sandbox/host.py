@@ -132,7 +132,14 @@ class SandboxHost:
         self._function(image).await_warm()
 
     def begin(
-        self, image: FunctionImage, request: bytes, *, timeout_s: float | None, answer: Answer, output: Output
+        self,
+        image: FunctionImage,
+        request: bytes,
+        *,
+        timeout_s: float | None,
+        answer: Answer,
+        output: Output,
+        stopped: Callable[[], object] = lambda: None,
     ) -> SandboxCall:
         """Begin a call; the function is warmed if it is not.
 
@@ -143,6 +150,8 @@ class SandboxHost:
                 ``wall_s``, from the request on, holds besides.
             answer: gives the reply to an ask; what it raises is told to the one who asked.
             output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
+            stopped: told when the call is ended before it is done, so that ``answer`` need not go on; in a
+                thread that it must not hold up.
 
         Raises:
             FunctionBroken: its code cannot be imported.
@@ -162,6 +171,7 @@ class SandboxHost:
             answer=answer,
             output=output,
             ended=self._calls.discard,
+            stopped=stopped,
         )
         self._calls.add(call)
         call.send(frame)

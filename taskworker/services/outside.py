@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from storage.errors import PermissionDenied
 from taskworker import outside_pb2
-from taskworker.functions.calls import Call
+from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
 from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.services.binding import Caller
-from taskworker.services.rpc import CallerWithDeadline
+from taskworker.services.rpc import CallerWithDeadline, awaited
 from taskworker.wire import status
 
 
@@ -83,19 +83,23 @@ class RemoteOutside:
         address: of the pool, for texts.
         token: of the call.
         timeout_s: of each request.
+        asking: ending it ends requests.
     """
 
-    def __init__(self, stub: OutsideServiceStub, address: str, token: str, timeout_s: float | None) -> None:
+    def __init__(
+        self, stub: OutsideServiceStub, address: str, token: str, timeout_s: float | None, asking: RunningCall
+    ) -> None:
         self._stub = stub
         self._address = address
         self._token = token
         self._timeout_s = timeout_s
+        self._asking = asking
 
     def secret(self, name: str) -> str:
         """See ``Outside``."""
         request = outside_pb2.GetSecretRequest(token=self._token, name=name)
         with status.errors_decoded(self._address):
-            return self._stub.GetSecret(request, timeout=self._timeout_s).value
+            return awaited(self._stub.GetSecret.future(request, timeout=self._timeout_s), self._asking).value
 
     def request(self, request: ApiRequest) -> ApiResponse:
         """See ``Outside``."""
@@ -110,7 +114,7 @@ class RemoteOutside:
             follow_redirects=request.follow_redirects,
         )
         with status.errors_decoded(self._address):
-            answer = self._stub.CallExternalApi(message, timeout=self._timeout_s)
+            answer = awaited(self._stub.CallExternalApi.future(message, timeout=self._timeout_s), self._asking)
         headers = tuple((header.name, header.value) for header in answer.headers)
         return ApiResponse(answer.status, headers, answer.body, answer.url, answer.from_cache)
 
@@ -118,4 +122,4 @@ class RemoteOutside:
         """See ``Outside``."""
         request = outside_pb2.ResolveRequest(token=self._token, name=name, type=kind)
         with status.errors_decoded(self._address):
-            return list(self._stub.Resolve(request, timeout=self._timeout_s).answers)
+            return list(awaited(self._stub.Resolve.future(request, timeout=self._timeout_s), self._asking).answers)

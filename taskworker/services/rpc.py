@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import grpc
 
 from taskworker import taskworker_pb2
+from taskworker.errors import CallAbandoned
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.routing import CallRouter
 from taskworker.services.binding import Caller
 from taskworker.wire.chains import read_chain
+
+AnswerT = TypeVar("AnswerT")
 
 _FOREVER_S = 10 * 365 * 86_400.0
 
@@ -42,6 +47,20 @@ def running_for(caller: CallerWithDeadline) -> RunningCall:
     if not caller.add_callback(running.cancel):
         running.cancel()  # the caller is gone already
     return running
+
+
+def awaited(answer: grpc.Future[AnswerT], running: RunningCall) -> AnswerT:
+    """The answer of a call that another is waiting for; ending that ends this.
+
+    Raises:
+        CallAbandoned: it was ended.
+        grpc.RpcError: it failed.
+    """
+    with running.ended_by(answer.cancel):
+        try:
+            return answer.result()
+        except grpc.FutureCancelledError:
+            raise CallAbandoned("the call that asked is over") from None
 
 
 class RpcService:

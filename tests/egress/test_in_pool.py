@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from storage.errors import InvalidArgument
 from taskworker import AsyncClient, TaskWorker
 from taskworker.cli.app import app
 from taskworker.client.egress import EgressClient
-from taskworker.errors import FunctionFailed
+from taskworker.errors import DeadlineExceeded, FunctionFailed
+from taskworker.sandbox import Limits
 from tests.egress.servers import Received, Server, Writer, answer
-from tests.functions.processes import USER, FunctionPool
+from tests.functions.processes import USER, WAIT_S, FunctionPool
 
 
 async def behave(request: Received, writer: Writer) -> None:
@@ -144,6 +146,28 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
         written = [json.loads(line) for line in (tmp_path / "pool" / "egress.log").read_text().splitlines()]
         assert written[0]["outcome"] == "PermissionDenied"
         assert {"function": "report", "user_id": USER, "status": 200, "outcome": "ok"}.items() <= written[1].items()
+
+
+def test_a_call_at_its_limit_ends_what_it_asks_of_the_outside(tmp_path: Path) -> None:
+    async def silence(_request: Received, _writer: Writer) -> None:
+        await asyncio.sleep(3600)
+
+    (tmp_path / "asking.py").write_text(
+        "from taskworker.inside import worker\n\n\ndef ask(url):\n    return worker.call_external_api(url).status\n"
+    )
+    with Server(silence) as server, FunctionPool(tmp_path, workers=2) as pool, EgressClient(pool.address) as egress:
+        pool.deploy("ask", "asking:ask", tmp_path, limits=Limits(wall_s=2.0))
+        pool.await_workers("ask", 2)
+        egress.allow("ask", f"127.0.0.1:{server.port}", private=True)
+        with pytest.raises(DeadlineExceeded, match="ask"):
+            pool.client.call("ask", [f"http://127.0.0.1:{server.port}"], user_id=USER)
+        assert pool.await_status("ask", lambda status: status.running == 0).errors == 1
+        give_up = time.monotonic() + WAIT_S
+        while not (logged := list(egress.log("ask"))):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        # Of itself, the request would have ended at the proxy's own limit.
+        assert [one.outcome for one in logged] == ["CallAbandoned"]
 
 
 EXPLORED = {

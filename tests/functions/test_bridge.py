@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from storage import FileStorage
 from taskworker.errors import FunctionFailed
 from taskworker.functions.bridge import READ_BYTES_MAX, Bridge
-from taskworker.functions.calls import Call
+from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import NoOutside
 from taskworker.functions.user_files import EmbeddedFiles
 from taskworker.sandbox.inside.facade import FunctionWorker, WorkerError
@@ -49,7 +49,8 @@ def bridge_of(store: FileStorage, called: list[Call] | None = None) -> Bridge:
             raise FunctionFailed("ValueError: inner")
         return json.dumps([call.args, dict(call.kwargs)])
 
-    return Bridge(ANN, EmbeddedFiles(store, "ann"), call_function, NoOutside(), disk_bytes=3 << 20)
+    files = EmbeddedFiles(store, "ann")
+    return Bridge(ANN, files, call_function, NoOutside(), disk_bytes=3 << 20, asking=RunningCall())
 
 
 def worker_of(bridge: Bridge) -> FunctionWorker:

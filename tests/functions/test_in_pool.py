@@ -28,7 +28,7 @@ from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.sandbox import Limits
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire.deployed import DEPLOYED_OWNER
-from tests.functions.processes import USER, FunctionPool
+from tests.functions.processes import USER, WAIT_S, FunctionPool
 
 MODULE = """
 import dataclasses
@@ -84,6 +84,13 @@ def read(name):
 
 def twice(a):
     return worker.call("calculate", worker.call("calculate", a, a), 0)
+
+
+def waits_for(name):
+    try:
+        return worker.call(name)
+    finally:
+        worker.call(name)
 
 
 def endless(depth):
@@ -328,6 +335,23 @@ def test_a_cancel_that_overtakes_its_call_ends_it(pool: FunctionPool) -> None:
     assert told.kind == "CallAbandoned"
 
 
+def test_a_call_that_ends_before_its_time_takes_with_it_what_it_waits_for(pool: FunctionPool) -> None:
+    pool.deploy("innermost", "app:forever", pool.directory, limits=Limits(wall_s=300.0))  # longer than is waited here
+    pool.deploy("inner", "app:waits_for", pool.directory, limits=Limits(wall_s=300.0))
+    pool.deploy("outer", "app:waits_for", pool.directory, limits=Limits(wall_s=2.0))
+    pool.await_workers("outer", 3)
+    with pytest.raises(DeadlineExceeded, match="outer"):
+        pool.client.call("outer", ["innermost"], user_id=USER, timeout_s=WAIT_S)
+    assert pool.await_status("innermost", lambda status: status.running == 0).calls == 1
+    with grpc.insecure_channel(pool.address) as channel:
+        request = taskworker_pb2.FunctionCallRequest(function_name="inner", args=["innermost"], user_id=USER)
+        call = RPCServiceStub(channel).CallFunction.future(request)
+        pool.await_status("innermost", lambda status: status.running == 1)
+        call.cancel()
+        for name, calls in (("inner", 1), ("innermost", 2)):
+            assert pool.await_status(name, lambda status: status.running == 0).calls == calls
+
+
 def test_calls_of_a_worker_that_is_full_can_be_ended(pool: FunctionPool) -> None:
     version = pool.deploy("filling", "app:forever", pool.directory, limits=Limits(wall_s=300.0))
     file_id = next(one.file_id for one in pool.client.list_files(user_id=DEPLOYED_OWNER) if one.filename == "filling")
@@ -340,13 +364,16 @@ def test_calls_of_a_worker_that_is_full_can_be_ended(pool: FunctionPool) -> None
             )
             return worker.Invoke.future(request, timeout=300)
 
-        calls = [begin(f"filling-{number}") for number in range(FUNCTION_CALLS)]
-        one_more = begin("one-more")
+        calls = {str(number): begin(str(number)) for number in range(FUNCTION_CALLS + 1)}
+        give_up = time.monotonic() + WAIT_S
+        while not (refused := [token for token, call in calls.items() if call.done()]):
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
         with pytest.raises(grpc.RpcError, match="as many as it allows"):
-            one_more.result(60)
-        for number in range(FUNCTION_CALLS):
-            worker.Cancel(functions_pb2.CancelRequest(token=f"filling-{number}"), timeout=60)
-        assert {call.result(60).kind for call in calls} == {"CallAbandoned"}
+            calls.pop(refused[0]).result()
+        for token in calls:
+            worker.Cancel(functions_pb2.CancelRequest(token=token), timeout=WAIT_S)
+        assert {call.result(WAIT_S).kind for call in calls.values()} == {"CallAbandoned"}
 
 
 def test_a_call_that_must_not_run_twice_says_that_it_may_have_run(pool: FunctionPool) -> None:

@@ -151,8 +151,8 @@ def test_a_worker_tells_its_pool_nothing_of_what_a_call_was_given(tmp_path: Path
         host = FunctionHost(
             tmp_path / "functions",
             lambda user, _timeout_s: EmbeddedFiles(store, user),
-            lambda call, _timeout_s: call.function,
-            lambda _call, _timeout_s: Giving(),
+            lambda call, _timeout_s, _asking: call.function,
+            lambda _call, _timeout_s, _asking: Giving(),
         )
         with contextlib.closing(host):
             host.register(packed)
