@@ -196,7 +196,8 @@ class FunctionHost:
         def left_s() -> float | None:
             return None if until is None else max(0.001, until - time.monotonic())
 
-        files = self._files_of(call.user_id, timeout_s)
+        wall_s = function.spec.limits.wall_s
+        files = self._files_of(call.user_id, wall_s if timeout_s is None else min(wall_s, timeout_s))
         bridge = Bridge(
             call,
             files,
