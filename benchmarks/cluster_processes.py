@@ -100,6 +100,18 @@ class Cluster:
                 raise TaskFailed(f"the pool is not whole after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
             time.sleep(POLL_S)
 
+    def await_healed(self) -> None:
+        """Wait until what reads found missing has been made anew.
+
+        Raises:
+            TaskFailed: that does not come about.
+        """
+        until = time.monotonic() + SETTLED_TIMEOUT_S
+        while any(work.name == "heal" and work.state != "idle" for work in self._status().work):
+            if time.monotonic() > until:
+                raise TaskFailed(f"the pool is not healed after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
+            time.sleep(POLL_S)
+
     def lost_at(self, name: str) -> float:
         """When the pool gave a worker up, in seconds since 1970."""
         events = [event for event in self._status().events if event.kind == "lost" and name in event.text]

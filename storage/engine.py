@@ -50,6 +50,7 @@ from storage.pins import Pins, Readings
 from storage.reading import AHEAD_BYTES_ALL, FileReader
 from storage.reports import (
     CollectReport,
+    HealingState,
     Progress,
     RebuildReport,
     RepairReport,
@@ -634,6 +635,10 @@ class FileStorage:
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
         return self._activity.is_busy(within_s)
+
+    def healing(self) -> HealingState:
+        """How far the healing of damage that reads have met is."""
+        return self._healer.state()
 
     def wait_for_healing(self) -> None:
         """Return when the damage that reads have met so far has been dealt with."""

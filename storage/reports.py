@@ -52,6 +52,23 @@ class ScrubReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HealingState:
+    """Healing of what reads find damaged, as it is now.
+
+    Attributes:
+        waiting: stripes that a read found damaged and that are not healed yet.
+        healed_shards: made anew since the store was opened.
+        failed_stripes: could not be healed since then; repair tries them again.
+        ended_ms: when a stripe was last dealt with, since 1970 (UTC); 0: none was yet.
+    """
+
+    waiting: int
+    healed_shards: int
+    failed_stripes: int
+    ended_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class RepairState:
     """How far a repair is, in objects; those found wait in a queue whose most urgent ones are made first.
 

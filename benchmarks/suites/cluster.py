@@ -127,14 +127,21 @@ def _rounds(
         _check(survivor, "file-0", session.sizes.cluster_bytes)
         _warm_up(client, session.sizes.cluster_bytes)
         for number in session.rounds(f"push and get of {human_size(session.sizes.cluster_bytes)}"):
-            _round(session, number, sources[number], client, survivor, bare, samples)
+            _round(session, number, sources[number], client, degraded, survivor, bare, samples)
             found.each(partial(_peer_round, session, number, sources[number], samples))
             _many_clients(session, number, healthy, clients, samples)
         _memory(session, root, healthy, samples)
 
 
 def _round(
-    session: Session, number: int, source: Path, client: Client, survivor: Client, bare: BareRelay, samples: Samples
+    session: Session,
+    number: int,
+    source: Path,
+    client: Client,
+    degraded: Cluster,
+    survivor: Client,
+    bare: BareRelay,
+    samples: Samples,
 ) -> None:
     name, size = f"file-{number}", session.sizes.cluster_bytes
     samples.pool.push.append(seconds_of(lambda: client.push(source, filename=name, user_id=USER)))
@@ -144,6 +151,7 @@ def _round(
     samples.pool.get.append(_seconds_of_get(client, name))
     samples.bare.get.append(seconds_of(lambda: bare.get(size)))
     samples.pool.degraded.append(_seconds_of_get(survivor, name))
+    degraded.await_healed()  # what it found missing is made anew on the disk that the next ones use
     bare.forget()
     contents = [small_content(name, index, SMALL_BYTES) for index in range(session.sizes.cluster_small_pushes)]
     settle()
@@ -260,7 +268,7 @@ def _beside_background_work(session: Session, samples: Samples) -> None:
                     name = f"{number}-{cancel}"
                     _push_and_get(client, pool, f"quiet-{name}", size, samples.quiet)
                     operator.drain(drained, cancel=cancel)
-                    _await(operator, lambda status: any(work.state == "running" for work in status.work))
+                    _await(operator, lambda status: _state_of(status, "rebalance") == "running")
                     _push_and_get(client, pool, f"beside-{name}", size, samples.beside)
                     status = operator.status()
                     if status is None or not status.is_mending:
@@ -272,6 +280,10 @@ def _push_and_get(client: ClientProcess, pool: Cluster, name: str, size: int, in
     settle()
     into["push"].append(client.run("push_random", address=pool.address, name=name, size=size)["seconds"])
     into["get"].append(client.run("get", address=pool.address, name=name)["seconds"])
+
+
+def _state_of(status: PoolStatus, name: str) -> str:
+    return next(work.state for work in status.work if work.name == name)
 
 
 def _await(operator: PoolClient, wanted: Callable[[PoolStatus], bool]) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 
 from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
+from storage.reports import HealingState
 from storage.runtime import Runtime
 from storage.stripes import StripeStore
 
@@ -37,11 +38,22 @@ class Healer:
     def __init__(self, stripes: StripeStore, runtime: Runtime, rest: Rest) -> None:
         self._stripes = stripes
         self._rest = rest
+        self._runtime = runtime
         self._thread = runtime.executor(1, "healer")
         self._rotten: dict[StripeKey, None] = {}
         self._lacking: dict[StripeKey, None] = {}
+        self._at_hand = 0
+        self._healed_shards = 0
+        self._failed_stripes = 0
+        self._ended_ms = 0
         self._lock = threading.Lock()
         self._closed = False
+
+    def state(self) -> HealingState:
+        """How far it is."""
+        with self._lock:
+            waiting = len(self._rotten) + len(self._lacking) + self._at_hand
+            return HealingState(waiting, self._healed_shards, self._failed_stripes, self._ended_ms)
 
     def request(self, stripe: StripeKey) -> None:
         """Ask for a stripe with bad shards to be healed soon; asking again while it waits changes nothing."""
@@ -88,6 +100,7 @@ class Healer:
             group = list(islice(waiting, most))
             for stripe in group:
                 del waiting[stripe]
+            self._at_hand = len(group)
         if not group:
             return
         began_s = time.perf_counter()
@@ -96,11 +109,23 @@ class Healer:
             self._stripes.volumes.sync_each()
         except StorageError as error:
             log.warning("healing %d stripes failed, repair will do it: %s", len(group), error)
+            self._count(0, len(group))
         else:
             for stripe, one in zip(group, made, strict=True):
                 self._tell(stripe, one)
+            healed = [one for one in made if not isinstance(one, DataLossError)]
+            self._count(sum(shards for shards, _ in healed), len(group) - len(healed))
+        finally:
+            with self._lock:
+                self._at_hand = 0
         if most > 1:
             self._rest(time.perf_counter() - began_s)
+
+    def _count(self, healed_shards: int, failed_stripes: int) -> None:
+        with self._lock:
+            self._healed_shards += healed_shards
+            self._failed_stripes += failed_stripes
+            self._ended_ms = self._runtime.wall_ns() // 1_000_000
 
     def _tell(self, stripe: StripeKey, made: tuple[int, int] | DataLossError) -> None:
         if isinstance(made, DataLossError):

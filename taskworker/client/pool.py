@@ -41,7 +41,7 @@ class WorkStatus:
     """A piece of background work.
 
     Attributes:
-        name: repair, rebalance, scrub or collect.
+        name: repair, rebalance, heal, scrub or collect.
         state: idle, waiting, running or failed.
         done: how much of ``total`` is done, in ``unit`` (objects, bytes or steps).
         total: 0 if nothing is to be done.

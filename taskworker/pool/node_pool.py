@@ -24,6 +24,7 @@ from taskworker.errors import WorkerRefused
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.gathering import Gathering
+from taskworker.pool.healing import heal_view
 from taskworker.pool.health import Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
@@ -451,7 +452,7 @@ class PoolCore:
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
             zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
-            work=[repair, rebalance, scrub_view(there), self.collector.view()],
+            work=[repair, rebalance, heal_view(self.store.healing()), scrub_view(there), self.collector.view()],
             events=list(self._events),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,

@@ -20,7 +20,7 @@ class WorkView:
     """A piece of background work for people.
 
     Attributes:
-        name: repair, rebalance, scrub or collect.
+        name: repair, rebalance, heal, scrub or collect.
         state: idle, waiting, running or failed.
         done: how much of ``total`` is done, in ``unit``.
         total: 0 if unknown, or nothing is to be done.

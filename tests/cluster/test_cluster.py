@@ -236,7 +236,7 @@ def test_background_work_is_seen_and_outlasts_the_pool(tmp_path: Path) -> None:
         status = cluster.await_status(
             lambda status: all(_work(status, name).ended_ms > 0 for name in ("collect", "repair"))
         )
-        assert [work.name for work in status.work] == ["repair", "rebalance", "scrub", "collect"]
+        assert [work.name for work in status.work] == ["repair", "rebalance", "heal", "scrub", "collect"]
         assert not any(work.errors for work in status.work)
         cluster.await_survivable(2)
         before = cluster.status()

@@ -41,12 +41,14 @@ def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
     healer = Healer(cast(StripeStore, stripes), Runtime(), rests.append)
     healer.request(stripe(0))
     assert stripes.begun.wait(10)
+    assert (healer.state().waiting, healer.state().ended_ms) == (1, 0)
     for number in range(1, 21):
         healer.request_missing(stripe(number))
         healer.request_missing(stripe(number))
     healer.request(stripe(404))
     healer.request(stripe(5))  # found to be worse than was thought
     healer.request_missing(stripe(404))
+    assert healer.state().waiting == 22
     stripes.go_on.set()
     healer.drain()
     lacking = [stripe(number) for number in range(1, 21) if number != 5]
@@ -54,4 +56,7 @@ def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
     assert [one for group in stripes.healed[3:] for one in group] == lacking
     assert len(stripes.healed[3:]) == len(rests) == 3
     assert stripes.lost == [stripe(404)]
+    state = healer.state()
+    assert (state.waiting, state.healed_shards, state.failed_stripes) == (0, 21, 1)
+    assert state.ended_ms > 0
     healer.close()
