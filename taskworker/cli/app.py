@@ -15,6 +15,7 @@ from taskworker.cli.session import (
     Settings,
     StoreOption,
     UserOption,
+    drop_output,
     with_session,
 )
 from taskworker.cli.terminal import Terminal
@@ -74,6 +75,12 @@ def run() -> int:
             Terminal(as_json=False).error(f"{problem.rstrip('.')}; see `{command} --help`")
         return error.exit_code
     except typer.Abort:
+        return ExitCode.FAILED
+    except OSError as error:  # help and the version are written outside of a session
+        drop_output()
+        if isinstance(error, BrokenPipeError):
+            return ExitCode.PIPE_CLOSED
+        Terminal(as_json=False).error(f"standard output: {error.strerror or error}")
         return ExitCode.FAILED
 
 

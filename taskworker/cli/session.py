@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec
 
 import typer
 
@@ -220,7 +220,8 @@ def _run(session: Session, command: Callable[[Session], None]) -> None:
     try:
         command(session)
     except BrokenPipeError:
-        _leave_quietly()
+        drop_output()
+        raise typer.Exit(ExitCode.PIPE_CLOSED) from None
     except typer.Exit:
         raise
     except Exception as error:
@@ -230,10 +231,9 @@ def _run(session: Session, command: Callable[[Session], None]) -> None:
         raise typer.Exit(exit_code_of(error)) from None
 
 
-def _leave_quietly() -> NoReturn:
-    """Whoever read our output has had enough of it; what is still buffered must not be written at exit."""
+def drop_output() -> None:
+    """What is still buffered is not written at exit: whoever read it has had enough, or it cannot be written."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    raise typer.Exit(ExitCode.PIPE_CLOSED)
 
 
 def _messages(error: Exception) -> list[str]:

@@ -141,3 +141,17 @@ def test_embedded_commands_do_without_the_network(embedded: Cli) -> None:
         cwd=embedded.directory,
     ).stderr
     assert not re.search(r"\| +(grpc|google\.protobuf)$", imported, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_output_that_cannot_be_written_is_told_in_one_line(option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "taskworker", option],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "taskworker: standard output: No space left on device\n")
