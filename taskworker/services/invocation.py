@@ -243,6 +243,7 @@ def _tell_to_end(stub: InvocationServiceStub, token: str) -> None:
 
 def _told(telling: grpc.Future[functions_pb2.CancelResponse]) -> None:
     """Log that a worker could not be told; its call then runs to its own limit, or is lost with the worker."""
-    with contextlib.suppress(grpc.FutureCancelledError):  # with its channel, and the call it was about
-        if (error := telling.exception()) is not None:
-            log.warning("a worker could not be told to end a call: %s", error)
+    with contextlib.suppress(grpc.FutureCancelledError):
+        error = telling.exception()
+        if isinstance(error, grpc.RpcError) and error.code() is not grpc.StatusCode.CANCELLED:  # with its channel
+            log.warning("a worker could not be told to end a call: %s", error.details())
