@@ -151,6 +151,7 @@ class CallRouter:
             FunctionBusy: as many calls of it run and wait as may.
             FunctionsUnavailable: no worker can run it.
             CallUncertain: its worker was lost, and it must not run twice.
+            CallAbandoned: ``running`` was ended.
             StorageError: what the call itself ended with.
         """
         call.checked()
@@ -160,8 +161,9 @@ class CallRouter:
         if key is not None and (found := self._cached(key)) is not None:
             self._statistics_of(function.name).from_cache()
             return found
-        with self._turn(function, call, deadline):
-            report = self._run(function, call, deadline, running or RunningCall())
+        running = running or RunningCall()
+        with self._turn(function, call, deadline, running):
+            report = self._run(function, call, deadline, running)
         if report.error is not None:
             raise report.error
         if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
@@ -196,11 +198,13 @@ class CallRouter:
 
     # -- turns and the cache -------------------------------------------------------------------------
 
-    def _turn(self, function: RoutedFunction, call: Call, deadline: _Until) -> contextlib.AbstractContextManager[None]:
+    def _turn(
+        self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall
+    ) -> contextlib.AbstractContextManager[None]:
         if function.name in call.chain:
             # It waits for itself: a turn of its own could never come.
             return contextlib.nullcontext()
-        return self._turns_of(function.name).turn(function.concurrency, function.queue, deadline.left_s())
+        return self._turns_of(function.name).turn(function.concurrency, function.queue, deadline.left_s(), running)
 
     def _turns_of(self, name: str) -> Turns:
         with self._lock:
@@ -238,9 +242,7 @@ class CallRouter:
     ) -> CallReport:
         tried: set[str] = set()
         while True:
-            if running.cancelled:
-                raise CallAbandoned(f"the call of {function.name} was cancelled")
-            worker = self._choose(function, tried, deadline)
+            worker = self._choose(function, tried, deadline, running)
             try:
                 with self._counted(function, worker) as ended:
                     report = self._workers.invoke(worker, function, call, deadline.left_s(), running)
@@ -259,10 +261,12 @@ class CallRouter:
                 self._finished(call, worker, report)
                 return report
 
-    def _choose(self, function: RoutedFunction, tried: set[str], deadline: _Until) -> str:
+    def _choose(self, function: RoutedFunction, tried: set[str], deadline: _Until, running: RunningCall) -> str:
         """One that can run it, best not one that failed it before; waits for one to come, or to come back."""
         give_up = time.monotonic() + _WAIT_FOR_WORKERS_S
         while True:
+            if running.cancelled:
+                raise CallAbandoned(f"the call of {function.name} was cancelled")
             able = self._workers.able(function)
             fresh = [worker for worker in able if worker not in tried]
             if fresh:

@@ -141,6 +141,18 @@ def test_a_cancelled_call_goes_nowhere_else() -> None:
         router(Fleet(a=gone)).call(Call("f"), None, running)
 
 
+def test_a_cancelled_call_waits_for_no_worker() -> None:
+    fleet, running = Fleet(), RunningCall()
+    routes = router(fleet)
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(routes.call, Call("f"), None, running)
+        while not routes.figures("f").running:
+            time.sleep(0.005)
+        running.cancel()
+        with pytest.raises(CallAbandoned):  # without a worker, it would be FunctionsUnavailable
+            call.result(30)
+
+
 def test_equal_workers_get_equal_shares_and_a_slow_one_little() -> None:
     fleet = Fleet(a=answers(after_s=0.004), b=answers(after_s=0.004), c=answers(after_s=0.004))
     routes = router(fleet)
@@ -192,6 +204,34 @@ def test_whoever_waits_too_long_gives_its_turn_up() -> None:
         release.set()
         assert first.result() == "1"
     assert routes.call(Call("f"), 5) == "1"
+
+
+def test_whoever_is_not_waited_for_any_more_gives_its_place_in_the_queue_up() -> None:
+    release = threading.Event()
+
+    def waits(call: Call) -> CallReport:
+        release.wait(20)
+        return CallReport(result="1")
+
+    fleet = Fleet(a=waits)
+    routes, running = router(fleet, concurrency=1, queue=1), RunningCall()
+    with ThreadPoolExecutor(3) as callers:
+        first = callers.submit(routes.call, Call("f"), None)
+        while not routes.figures("f").running:
+            time.sleep(0.005)
+        second = callers.submit(routes.call, Call("f"), None, running)
+        while not routes.figures("f").waiting:
+            time.sleep(0.005)
+        running.cancel()
+        with pytest.raises(CallAbandoned, match="before its turn came"):
+            second.result(10)
+        assert routes.figures("f").waiting == 0
+        third = callers.submit(routes.call, Call("f"), None)
+        while not routes.figures("f").waiting:
+            time.sleep(0.005)
+        release.set()
+        assert (first.result(), third.result()) == ("1", "1")
+    assert fleet.runs["a"] == 2
 
 
 def test_a_function_that_calls_itself_does_not_wait_for_itself() -> None:
