@@ -41,7 +41,7 @@ from storage.live import node_loader
 from storage.locking import StoreLock
 from storage.maintenance.collect import collect
 from storage.maintenance.context import MaintenanceContext
-from storage.maintenance.heal import Healer
+from storage.maintenance.heal import Healer, Pace
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
@@ -86,7 +86,6 @@ class FileStorage:
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
         on_collected: called with what each :meth:`collect` came to.
         on_rebuilt: called when a :meth:`rebuild` has ended well.
-        pace_healing: called with the seconds that healing of what reads found missing took; may sleep.
     """
 
     def __init__(
@@ -103,8 +102,7 @@ class FileStorage:
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
-        self.pace_healing: Callable[[float], None] = lambda _worked_s: None
-        self._healer = Healer(self._stripes, runtime, lambda worked_s: self.pace_healing(worked_s))
+        self._healer = Healer(self._stripes, runtime)
         self._stripes.on_damage = self._healer.request
         self._stripes.on_missing = self._healer.request_missing
         self._pins = Pins()
@@ -635,6 +633,10 @@ class FileStorage:
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
         return self._activity.is_busy(within_s)
+
+    def pace_healing(self, pace: Pace) -> None:
+        """Let the healing of what reads find missing make way for users."""
+        self._healer.pace = pace
 
     def healing(self) -> HealingState:
         """How far the healing of damage that reads have met is."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import islice
+from typing import Protocol
 
 from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
@@ -20,8 +21,25 @@ log = logging.getLogger(__name__)
 _WAITING_MAX = 10_000  # damage beyond this is left to repair
 _TOGETHER = 8  # stripes that merely lack shards: read together, and made durable by one flush of each store
 
-Rest = Callable[[float], None]
-"""Told how many seconds were worked; may sleep, to leave room for others."""
+
+class Pace(Protocol):
+    """How healing that can wait makes way for users."""
+
+    def lull(self, is_over: Callable[[], bool]) -> None:
+        """Return once users pause, something else is to be done (``is_over``), or it has waited long enough."""
+
+    def rest(self, worked_s: float) -> None:
+        """Leave room for users after so many seconds of work."""
+
+
+class Unpaced:
+    """Makes no way (a ``Pace``)."""
+
+    def lull(self, is_over: Callable[[], bool]) -> None:
+        """See ``Pace``."""
+
+    def rest(self, worked_s: float) -> None:
+        """See ``Pace``."""
 
 
 class Healer:
@@ -32,16 +50,19 @@ class Healer:
     Args:
         stripes: where they are.
         runtime: threads.
-        rest: after some of those that can wait.
+
+    Attributes:
+        pace: how it makes way.
     """
 
-    def __init__(self, stripes: StripeStore, runtime: Runtime, rest: Rest) -> None:
+    def __init__(self, stripes: StripeStore, runtime: Runtime) -> None:
+        self.pace: Pace = Unpaced()
         self._stripes = stripes
-        self._rest = rest
         self._runtime = runtime
         self._thread = runtime.executor(1, "healer")
         self._rotten: dict[StripeKey, None] = {}
         self._lacking: dict[StripeKey, None] = {}
+        self._lull_due = False
         self._at_hand = 0
         self._healed_shards = 0
         self._failed_stripes = 0
@@ -66,7 +87,9 @@ class Healer:
     def request_missing(self, stripe: StripeKey) -> None:
         """Ask for a stripe that lacks shards to be healed when there is time."""
         with self._lock:
+            first = not (self._lacking or self._at_hand)
             asked = stripe not in self._rotten and self._ask(self._lacking, stripe)
+            self._lull_due = self._lull_due or (asked and first)
         if asked:
             self._wake()
 
@@ -95,6 +118,7 @@ class Healer:
 
     def _heal(self) -> None:
         """Heal some of what waits; there may be nothing left."""
+        self._await_lull()
         with self._lock:
             waiting, most = (self._rotten, 1) if self._rotten else (self._lacking, _TOGETHER)
             group = list(islice(waiting, most))
@@ -119,7 +143,15 @@ class Healer:
             with self._lock:
                 self._at_hand = 0
         if most > 1:
-            self._rest(time.perf_counter() - began_s)
+            self.pace.rest(time.perf_counter() - began_s)
+
+    def _await_lull(self) -> None:
+        """Whoever reads what lacks shards goes on reading, mostly: let them, before the first of it is healed."""
+        with self._lock:
+            due = self._lull_due and not self._rotten
+            self._lull_due = self._lull_due and not due
+        if due:
+            self.pace.lull(lambda: bool(self._rotten) or self._closed)
 
     def _count(self, healed_shards: int, failed_stripes: int) -> None:
         with self._lock:

@@ -55,6 +55,9 @@ class Mender:
         tranquility: while users are at work, how long to rest after each object, in multiples of the time
             that it took.
         runtime: clocks.
+
+    Attributes:
+        tranquility: how its work, and what else is of that kind, makes way for users.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Mender:
         self._wanted = threading.Event()
         self._at_once = threading.Event()
         self._closed = threading.Event()
-        self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self.tranquility = Tranquility(tranquility, store.is_busy, self._closed)
         self._pass: _Pass | None = None
         self._state = "idle"
         self._endangered: tuple[tuple[int, ...], Endangered] | None = None
@@ -97,10 +100,6 @@ class Mender:
         self.wake(at_once=True)
         if self._thread.is_alive():
             self._thread.join()
-
-    def make_way(self, worked_s: float) -> None:
-        """Rest for users after work of this kind that is done elsewhere: healing of what their reads found missing."""
-        self._tranquility.rest(worked_s)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -161,7 +160,7 @@ class Mender:
         attendance, mark = self._fleet.attendance(), self._fleet.mark()
         self._pass = under_way = _Pass(self._runtime.monotonic_s)
         try:
-            report = self._store.repair(pace=self._tranquility.rest, watch=self._watch(under_way, attendance))
+            report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, attendance))
             if report.lost_count:
                 self._fail(
                     "waiting", f"{report.lost_count:,} objects have too few shards left; bring lost workers back"
@@ -229,7 +228,7 @@ class Mender:
                 for key, verdict in verdicts:
                     if verdict is Verdict.ROTTEN:
                         self._fleet.report("rotten", key, holder, "found while moving shards; it is made anew")
-                self._tranquility.rest(self._runtime.monotonic_s() - began_s)
+                self.tranquility.rest(self._runtime.monotonic_s() - began_s)
 
 
 class _Places:

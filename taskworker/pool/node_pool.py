@@ -192,7 +192,7 @@ class PoolCore:
         self._change_due_s: float | None = None
         tranquility = self._options.tranquility
         self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
-        self.store.pace_healing = self.mender.make_way
+        self.store.pace_healing(self.mender.tranquility)
         self.collector = Collector(
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from storage.errors import FormatError
 
 _DOCUMENT = "pool-work"
 _REST_S_MAX = 2.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,13 @@ class Tranquility:
         self._is_busy = is_busy
         self._closed = closed
         self._resting = threading.Lock()
+
+    def lull(self, is_over: Callable[[], bool]) -> None:
+        """Return when users pause, something else is to be done (``is_over``), or after two seconds."""
+        give_up_s = time.monotonic() + _REST_S_MAX
+        while self._factor and self._is_busy() and not is_over() and time.monotonic() < give_up_s:
+            if self._closed.wait(_LOOK_S):
+                return
 
     def rest(self, worked_s: float) -> None:
         """Make way for users, if there are any."""

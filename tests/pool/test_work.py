@@ -269,6 +269,18 @@ def test_nobody_rests_while_no_user_is_at_work() -> None:
     Tranquility(0.0, lambda: True, closed).rest(1e9)
 
 
+def test_a_lull_is_over_when_users_pause_or_something_else_is_to_be_done() -> None:
+    closed = threading.Event()
+    busy = iter([True, True, False])
+    Tranquility(1.0, lambda: next(busy), closed).lull(lambda: False)
+    assert next(busy, None) is None
+    Tranquility(1.0, lambda: True, closed).lull(lambda: True)
+    Tranquility(0.0, lambda: True, closed).lull(lambda: False)
+    Tranquility(1.0, lambda: True, closed).lull(lambda: False)  # users who do not pause at all are waited for in vain
+    closed.set()
+    Tranquility(1.0, lambda: True, closed).lull(lambda: False)
+
+
 def test_threads_rest_one_after_another_and_not_once_the_pool_is_closed() -> None:
     closed = threading.Event()
     looks: list[int] = []

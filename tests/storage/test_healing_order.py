@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -36,9 +37,21 @@ class Stripes:
         self.lost.append(key)
 
 
+class Counting:
+    def __init__(self) -> None:
+        self.lulls, self.rests = 0, 0
+
+    def lull(self, _is_over: Callable[[], bool]) -> None:
+        self.lulls += 1
+
+    def rest(self, _worked_s: float) -> None:
+        self.rests += 1
+
+
 def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
-    stripes, rests = Stripes(), list[float]()
-    healer = Healer(cast(StripeStore, stripes), Runtime(), rests.append)
+    stripes, pace = Stripes(), Counting()
+    healer = Healer(cast(StripeStore, stripes), Runtime())
+    healer.pace = pace
     healer.request(stripe(0))
     assert stripes.begun.wait(10)
     assert (healer.state().waiting, healer.state().ended_ms) == (1, 0)
@@ -54,9 +67,50 @@ def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
     lacking = [stripe(number) for number in range(1, 21) if number != 5]
     assert stripes.healed[:3] == [[stripe(0)], [stripe(404)], [stripe(5)]]
     assert [one for group in stripes.healed[3:] for one in group] == lacking
-    assert len(stripes.healed[3:]) == len(rests) == 3
+    assert len(stripes.healed[3:]) == pace.rests == 3
     assert stripes.lost == [stripe(404)]
     state = healer.state()
     assert (state.waiting, state.healed_shards, state.failed_stripes) == (0, 21, 1)
     assert state.ended_ms > 0
+    healer.close()
+
+
+class Lull(Counting):
+    """Users do not pause; it goes on until something else is to be done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+
+    def lull(self, is_over: Callable[[], bool]) -> None:
+        super().lull(is_over)
+        self.begun.set()
+        while not is_over():
+            time.sleep(0.001)
+
+
+def test_what_can_wait_is_begun_in_a_lull_once_and_what_is_rotten_is_not() -> None:
+    stripes, pace = Stripes(), Lull()
+    stripes.go_on.set()
+    healer = Healer(cast(StripeStore, stripes), Runtime())
+    healer.pace = pace
+    for number in range(20):
+        healer.request_missing(stripe(number))
+    assert pace.begun.wait(10)
+    assert stripes.healed == []
+    healer.request(stripe(99))
+    healer.drain()
+    assert stripes.healed[0] == [stripe(99)]
+    assert sum(map(len, stripes.healed)) == 21
+    assert (pace.lulls, pace.rests) == (1, 3)
+    healer.close()
+
+
+def test_a_lull_ends_with_the_store() -> None:
+    stripes, pace = Stripes(), Lull()
+    stripes.go_on.set()
+    healer = Healer(cast(StripeStore, stripes), Runtime())
+    healer.pace = pace
+    healer.request_missing(stripe(1))
+    assert pace.begun.wait(10)
     healer.close()
