@@ -10,7 +10,7 @@ import sys
 
 import grpc
 
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.services.server import FileServer
 
 SERVICE = "benchmarks.BareCalls"

@@ -15,7 +15,7 @@ import grpc
 from storage import FileStorage
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.client import Client
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.local import LocalWorkers

@@ -22,7 +22,7 @@ from storage.locking import StoreLock
 from storage.shards import LocalVolume, VolumeFailed
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from taskworker import pool_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions
 from taskworker.pool_pb2_grpc import PoolServiceStub

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from storage import FileStorage, InvalidArgument
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.declaring import Declarations
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions, LocalFunctions
 from taskworker.services.files import FileService

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
+from importlib import import_module
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from taskworker.cli import demo, egress, files, functions, names, pool_status, pools, secrets, serve, sync, upkeep
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.session import (
     DebugOption,
@@ -20,21 +23,29 @@ from taskworker.cli.session import (
 )
 from taskworker.cli.terminal import Terminal
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 data loss, 6 unavailable.",
-)
-
 _PANELS = {
-    "Files": (files.push, files.get, files.ls, files.log, files.stat, files.revise, sync.sync, files.rm),
-    "The store": (upkeep.status, upkeep.scrub, upkeep.repair, upkeep.collect, upkeep.rebuild),
-    "Functions": (functions.call, functions.functions, functions.deploy, functions.undeploy, functions.logs),
-    "The pool": (pool_status.layout, pool_status.drain, names.resolve),
-    "Running": (pools.up, pools.pool, pools.worker, serve.serve, demo.demo),
+    "Files": {
+        "push": "files",
+        "get": "files",
+        "ls": "files",
+        "log": "files",
+        "stat": "files",
+        "revise": "files",
+        "sync": "sync",
+        "rm": "files",
+    },
+    "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "upkeep"),
+    "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
+    "The pool": {"layout": "pool_status", "drain": "pool_status", "resolve": "names"},
+    "Running": {"up": "pools", "pool": "pools", "worker": "pools", "serve": "serve", "demo": "demo"},
 }
+"""Commands as help shows them, each with the module of this package that has a function of its name."""
+
+_GROUPS = {"secret": "secrets", "egress": "egress"}
+"""Groups of commands, each with the module that has its ``app``; on the panel of functions."""
+
+_ALL = frozenset(_GROUPS).union(*_PANELS.values())
+_HELP = frozenset(("-h", "--help"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,7 +59,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _global_options(
     context: typer.Context,
     store: StoreOption = None,
@@ -64,8 +74,38 @@ def _global_options(
     context.obj = Settings(store=store, pool=pool, user=user, json=json, debug=debug)
 
 
+def app_for(arguments: Collection[str]) -> typer.Typer:
+    """The application, with the commands that these arguments may mean, or all that there are.
+
+    Declaring all of them takes 30 ms, a sixth of what a short command takes. Words that are no command here, but the
+    value of an option, do no harm: a command more is declared.
+    """
+    app = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 data loss, 6 unavailable.",
+    )
+    app.callback()(_global_options)
+    named = _ALL.intersection(arguments)
+    meant = named if named and _HELP.isdisjoint(arguments) else _ALL
+    for panel, commands in _PANELS.items():
+        for command in filter(meant.__contains__, commands):
+            function = getattr(_module(commands[command]), command)
+            app.command(rich_help_panel=panel)(with_session(function))
+    for group in filter(meant.__contains__, _GROUPS):
+        app.add_typer(_module(_GROUPS[group]).app, name=group, rich_help_panel="Functions")
+    return app
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"taskworker.cli.{name}")
+
+
 def run() -> int:
     """Run the command that the process's arguments name; answer the exit code."""
+    app = app_for(sys.argv[1:])
     try:
         return app(prog_name="taskworker", standalone_mode=False) or ExitCode.OK
     except typer.TyperException as error:
@@ -82,11 +122,3 @@ def run() -> int:
             return ExitCode.PIPE_CLOSED
         Terminal(as_json=False).error(f"standard output: {error.strerror or error}")
         return ExitCode.FAILED
-
-
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(with_session(_command))
-
-app.add_typer(secrets.app, name="secret", help="Secrets, granted to functions.", rich_help_panel="Functions")
-app.add_typer(egress.app, name="egress", rich_help_panel="Functions")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _VALUE_BYTES_MAX = 64 << 10
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Secrets, granted to functions.")
 
 SecretName = Annotated[str, typer.Argument(help="The secret's name.", metavar="NAME")]
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]

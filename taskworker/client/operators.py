@@ -8,7 +8,7 @@ from typing import Protocol, Self, TypeVar
 
 import grpc
 
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.wire import status
 
 ResponseT = TypeVar("ResponseT")

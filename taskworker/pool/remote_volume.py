@@ -23,7 +23,7 @@ from storage.keys import Kind, ShardKey
 from storage.limits import MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUsage
 from storage.shards.port import Verdict, Verification
-from taskworker.client.channel import target_of
+from taskworker.client.endpoint import target_of
 from taskworker.errors import DeadlineExceeded, StorageUnavailable
 from taskworker.wire import status
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, WINDOW_OPTIONS

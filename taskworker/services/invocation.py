@@ -15,7 +15,7 @@ from cachetools import TTLCache
 
 from storage.errors import StorageError
 from taskworker import functions_pb2
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction

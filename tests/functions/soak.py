@@ -16,7 +16,7 @@ import grpc
 import psutil
 
 from storage.errors import InvalidArgument, StorageError
-from taskworker.client.channel import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from storage.errors import InvalidArgument
 from taskworker import TaskWorker
-from taskworker.cli.app import app
+from taskworker.cli.app import app_for
 from taskworker.client.secrets import SecretClient
 from taskworker.errors import FunctionFailed
 from tests.cluster.processes import Process
@@ -128,7 +128,7 @@ def operator(pool: FunctionPool) -> Iterator[SecretClient]:
 def taskworker(pool: FunctionPool, *arguments: str, stdin: str = "", code: int = 0) -> str:
     """What a command says, on both streams."""
     variables = {"TASKWORKER_POOL": pool.address, "TASKWORKER_USER": USER}
-    done = CliRunner().invoke(app, arguments, input=stdin, env=variables)
+    done = CliRunner().invoke(app_for(arguments), arguments, input=stdin, env=variables)
     assert done.exit_code == code, done.output
     return done.output
 

@@ -1,0 +1,68 @@
+"""How a server is reached: its address as gRPC takes it, and the options of a channel to it."""
+
+from __future__ import annotations
+
+import json
+
+from storage.errors import InvalidArgument
+from taskworker.wire.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+
+_STORE = "taskworker.store.StoreService"
+_READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
+
+# Only calls that change nothing, or nothing more the second time, are tried again by gRPC itself: it cannot
+# know whether a server that went away had carried out the others.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "taskworker.FileService", "method": "Get"},
+                *({"service": _STORE, "method": method} for method in _READS),
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        },
+        {
+            "name": [{"service": "taskworker.functions.InvocationService", "method": "Cancel"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        },
+    ]
+}
+
+CHANNEL_OPTIONS = (
+    *WINDOW_OPTIONS,
+    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A server that restarts is found again within moments, not after gRPC's usual one to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Servers listen on loopback, where a proxy of the environment has no business.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def target_of(address: str) -> str:
+    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
+    return f"dns:{address}" if not address.startswith("[") else f"ipv6:{address}"
