@@ -509,6 +509,7 @@ class StripeStore:
             stripes: to be made whole.
             known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
         """
+        attendance = self.volumes.attendance()
         looked = self.whereabouts(stripes) if known is None else known
         objects = self._read_together(
             [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
@@ -516,7 +517,8 @@ class StripeStore:
         made: list[tuple[int, int] | DataLossError] = []
         for stripe, where in zip(stripes, looked, strict=True):
             try:
-                made.append(self._make_absent(stripe, where.absent, objects.get(stripe)) if where.absent else (0, 0))
+                content = objects.get(stripe)
+                made.append(self._make_absent(stripe, where.absent, content, attendance) if where.absent else (0, 0))
             except DataLossError as error:
                 made.append(error)
         return made
@@ -538,15 +540,19 @@ class StripeStore:
             if missing is not None and _is_object(split_stripe_key(read.stripe), read.target)
         }
 
-    def _make_absent(self, stripe: StripeKey, absent: list[int], content: memoryview | None) -> tuple[int, int]:
+    def _make_absent(
+        self, stripe: StripeKey, absent: list[int], content: memoryview | None, attendance: tuple[int, ...]
+    ) -> tuple[int, int]:
         k = stripe[33] + 1
         if content is None:
             padded, length = self._whole(stripe)
-            absent = self.absent_slots(stripe)  # asked again: reading may have quarantined more
         else:
             length = len(content)
             assert isinstance(content.obj, bytearray)
             padded = memoryview(content.obj)
+        if content is None or self.volumes.attendance() != attendance:
+            # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
+            absent = self.absent_slots(stripe)
         targets = self.volumes.targets(stripe)
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         self.put(stripe, padded, length, slots)

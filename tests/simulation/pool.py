@@ -82,7 +82,7 @@ class Cluster:
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,
-            options=PoolOptions(LEASE_S, GRACE_S, rebuild=rebuild),
+            options=PoolOptions(LEASE_S, GRACE_S, tranquility=0.0, rebuild=rebuild),
             connect=self.process.connect,
             identify=self._identify,
             runtime=self.runtime,

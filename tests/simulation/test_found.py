@@ -266,3 +266,24 @@ def test_a_late_request_to_join_of_a_former_process_is_refused() -> None:
     assert not cluster.pool.heartbeat(worker.name, former, WorkerLoad())
     cluster.pass_time(1.0)
     assert cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())
+
+
+@pytest.mark.parametrize("calls", range(1, 24))
+def test_a_worker_that_comes_back_amid_healing_is_given_nothing_that_it_has(calls: int) -> None:
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT * 5, filename="f", user_id="u")
+    settle(cluster)
+    away = cluster.workers[0]
+    kept = dict(away.volume.records_by_key)
+    away.stop()
+    cluster.pass_time(5.0)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT * 5
+    assert cluster.pool.store.healing().waiting
+
+    def come_back() -> None:
+        away.start()
+        away.beat(cluster.pool)
+
+    cluster.network.after_calls(calls, come_back)
+    cluster.runtime.background.run()
+    assert [key for key, record in kept.items() if away.volume.records_by_key[key] is not record] == []
