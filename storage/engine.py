@@ -86,6 +86,7 @@ class FileStorage:
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
         on_collected: called with what each :meth:`collect` came to.
         on_rebuilt: called when a :meth:`rebuild` has ended well.
+        read_patience_s: how long, after a store went away without which a chunk cannot be read, reads wait for it.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class FileStorage:
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
+        self.read_patience_s = 0.0
         self._healer = Healer(self._stripes, runtime)
         self._stripes.on_damage = self._healer.request
         self._stripes.on_missing = self._healer.request_missing
@@ -405,7 +407,14 @@ class FileStorage:
             stored = self._stored(identifier, entry, version_id)
             manifest = Manifest(stored.root, self._load_node)
             return FileReader(
-                self._stripes, self._readers, stored.public(), manifest, done, self._activity, self._ahead
+                self._stripes,
+                self._readers,
+                stored.public(),
+                manifest,
+                done,
+                self._activity,
+                self._ahead,
+                self.read_patience_s,
             )
         except BaseException:
             done()

@@ -6,6 +6,7 @@ What is common to the volumes on this machine's disks (:mod:`storage.volumes`) a
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 StoreT = TypeVar("StoreT", bound=ShardStore)
 
 _DAMAGE_KEPT = 1000
+_LOOK_S = 0.05
 
 
 class Placement(Protocol):
@@ -55,6 +57,7 @@ class Fleet(ABC, Generic[StoreT]):
         self._moves: dict[int, int] = {}  # how often each went offline or came back
         self._lock = threading.Lock()
         self._closed = False
+        self._lost_at_s = -math.inf  # when a store last went offline, by the monotonic clock
 
     # -- access ----------------------------------------------------------------------------------
 
@@ -129,6 +132,7 @@ class Fleet(ABC, Generic[StoreT]):
                 return
             self._stores[slot] = None
             self._moves[slot] += 1
+            self._lost_at_s = time.monotonic()
             self._changed()
         log.error("volume %s is offline: %s", self.name(slot), reason)
         self.incomplete.add(slot)
@@ -209,6 +213,18 @@ class Fleet(ABC, Generic[StoreT]):
     def attendance(self) -> tuple[int, ...]:
         """What :meth:`require_writable` can tell from later which stores were offline at any time since."""
         return tuple(self._moves.values())
+
+    def await_change(self, since: tuple[int, ...], within_s: float) -> bool:
+        """Wait while a store that went away less than ``within_s`` seconds ago may yet be back.
+
+        Returns:
+            Whether one came or went since that :meth:`attendance`.
+        """
+        while self.attendance() == since:
+            if self._closed or time.monotonic() - self._lost_at_s > within_s:
+                return False
+            time.sleep(_LOOK_S)
+        return True
 
     @abstractmethod
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from cachetools import LRUCache
 
@@ -62,8 +63,10 @@ class FileReader(io.RawIOBase):
         done: Callable[[], None],
         activity: Activity,
         ahead: Budget,
+        patience_s: float,
     ) -> None:
         super().__init__()
+        self._patience_s = patience_s
         self._ahead_budget = ahead
         self._done = done
         self._activity = activity
@@ -276,21 +279,30 @@ class FileReader(io.RawIOBase):
 
     def _read_all(self, reads: list[tuple[StripeKey, memoryview]]) -> None:
         self._activity.note()
-        try:
-            self._stripes.read_all(reads)
-        except DataLossError as error:
-            if error.found + error.away >= error.needed:
-                raise InsufficientWorkers(
-                    f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
-                    f"of a chunk of it are on workers that are away; start them again, or wait for them"
-                ) from error
-            raise DataLossError(
-                error.chunk,
-                error.found,
-                error.needed,
-                filename=self.version.filename,
-                file_id=self.version.file_id,
+        volumes, give_up_s = self._stripes.volumes, time.monotonic() + 2 * self._patience_s
+        while True:
+            attendance = volumes.attendance()
+            try:
+                return self._stripes.read_all(reads)
+            except DataLossError as error:
+                may_be_back = error.found + error.away >= error.needed and time.monotonic() < give_up_s
+                if not may_be_back or not volumes.await_change(attendance, self._patience_s):
+                    self._fail(error)
+
+    def _fail(self, error: DataLossError) -> NoReturn:
+        """Say of a chunk that cannot be read which file is concerned, and whether that may change."""
+        if error.found + error.away >= error.needed:
+            raise InsufficientWorkers(
+                f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
+                f"of a chunk of it are on workers that are away; start them again, or wait for them"
             ) from error
+        raise DataLossError(
+            error.chunk,
+            error.found,
+            error.needed,
+            filename=self.version.filename,
+            file_id=self.version.file_id,
+        ) from error
 
     def _submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
         try:

@@ -53,6 +53,7 @@ _PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _EVENTS_KEPT = 200
+_READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
 _LAYOUT_SETTLE_S = 0.3
@@ -506,6 +507,7 @@ class NodePool(PoolCore):
             lock.release()
             raise
         super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
+        self.store.read_patience_s = _READ_PATIENCE_S
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
         self.mender.start()
