@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.cluster.campaign.run import Run
-from tests.cluster.campaign.scenarios import SCENARIOS
+from tests.cluster.campaign.scenarios import SCENARIOS, Scenario
 from tests.cluster.campaign.verdicts import Verdicts
 
 
@@ -24,16 +24,35 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="cluster-", dir=arguments.dir))
     rounds = arguments.rounds or scenario.rounds
     print(f"{arguments.scenario}: {scenario.what}; rounds {rounds}, seed {arguments.seed}", flush=True)
+    well = False
     try:
-        scenario.play(Run(rounds, arguments.seed, directory, verdicts))
-    except AssertionError as error:
-        verdicts.check("the scenario came to its end", str(error), holds=False)
+        _play(scenario, Run(rounds, arguments.seed, directory, verdicts))
+        well = verdicts.end()
     finally:
         if arguments.keep:
             print(f"data and logs are in {directory}")
-        else:
+        elif well:
             shutil.rmtree(directory, ignore_errors=True)
-    return 0 if verdicts.end() else 1
+        else:
+            _keep_logs(directory)
+    return 0 if well else 1
+
+
+def _play(scenario: Scenario, run: Run) -> None:
+    try:
+        scenario.play(run)
+    except AssertionError as error:
+        run.verdicts.check("the scenario came to its end", str(error), holds=False)
+
+
+def _keep_logs(directory: Path) -> None:
+    """Remove the data alone: what failed may be rare."""
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.suffix != ".log":
+            entry.unlink(missing_ok=True)
+    print(f"logs are in {directory}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, metavar="N", help="how often, or how much; the scenario says what of")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="decides all choices (default: 1)")
     parser.add_argument("--dir", type=Path, help="where to make a directory for the data (default: TMPDIR)")
-    parser.add_argument("--keep", action="store_true", help="leave the data and the logs there")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave data and logs there; logs stay in any case if a check fails"
+    )
     return parser
 
 
