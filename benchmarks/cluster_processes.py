@@ -94,11 +94,7 @@ class Cluster:
         Raises:
             TaskFailed: that does not come about.
         """
-        until = time.monotonic() + SETTLED_TIMEOUT_S
-        while not self._settled(set(workers)):
-            if time.monotonic() > until:
-                raise TaskFailed(f"the pool is not whole after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
-            time.sleep(POLL_S)
+        self._await(lambda: self._settled(set(workers)), "whole")
 
     def await_healed(self) -> None:
         """Wait until what reads found missing has been made anew.
@@ -106,10 +102,13 @@ class Cluster:
         Raises:
             TaskFailed: that does not come about.
         """
+        self._await(lambda: all(work.state == "idle" for work in self._status().work if work.name == "heal"), "healed")
+
+    def _await(self, reached: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + SETTLED_TIMEOUT_S
-        while any(work.name == "heal" and work.state != "idle" for work in self._status().work):
+        while not reached():
             if time.monotonic() > until:
-                raise TaskFailed(f"the pool is not healed after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
+                raise TaskFailed(f"the pool is not {what} after {SETTLED_TIMEOUT_S:.0f} s: {self._status().health}")
             time.sleep(POLL_S)
 
     def lost_at(self, name: str) -> float:

@@ -75,6 +75,11 @@ class DataLossError(StorageError):
         self.file_id = file_id
         self.away = away
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether there are enough with those on workers that are away."""
+        return self.found + self.away >= self.needed
+
 
 class InsufficientWorkers(StorageError):
     """Too few volumes (or workers) are available to store data that survives one more loss, or to read it."""

@@ -285,13 +285,13 @@ class FileReader(io.RawIOBase):
             try:
                 return self._stripes.read_all(reads)
             except DataLossError as error:
-                may_be_back = error.found + error.away >= error.needed and time.monotonic() < give_up_s
-                if not may_be_back or not volumes.await_change(attendance, self._patience_s):
+                waits = error.may_pass and time.monotonic() < give_up_s
+                if not waits or not volumes.await_change(attendance, self._patience_s):
                     self._fail(error)
 
     def _fail(self, error: DataLossError) -> NoReturn:
         """Say of a chunk that cannot be read which file is concerned, and whether that may change."""
-        if error.found + error.away >= error.needed:
+        if error.may_pass:
             raise InsufficientWorkers(
                 f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
                 f"of a chunk of it are on workers that are away; start them again, or wait for them"

@@ -148,10 +148,10 @@ class Healer:
     def _await_lull(self) -> None:
         """Whoever reads what lacks shards goes on reading, mostly: let them, before the first of it is healed."""
         with self._lock:
-            due = self._lull_due and not self._rotten
-            self._lull_due = self._lull_due and not due
-        if due:
-            self.pace.lull(lambda: bool(self._rotten) or self._closed)
+            if self._rotten or not self._lull_due:
+                return
+            self._lull_due = False
+        self.pace.lull(lambda: bool(self._rotten) or self._closed)
 
     def _count(self, healed_shards: int, failed_stripes: int) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from taskworker import store_pb2
-from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
+from taskworker.client.endpoint import CHANNEL_OPTIONS, STORE_SERVICE, target_of
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
 from taskworker.store_pb2_grpc import StoreServiceStub
 from taskworker.taskworker_pb2_grpc import DNSServiceStub, FileServiceStub, RPCServiceStub
@@ -22,8 +22,6 @@ from taskworker.wire import status
 from taskworker.wire.frames import data_of_frame
 
 ResponseT = TypeVar("ResponseT")
-
-_STORE = "taskworker.store.StoreService"
 
 GetMessage = memoryview | store_pb2.GetPart
 
@@ -115,10 +113,10 @@ class Channel:
         self.rpc = RPCServiceStub(self._channel)
         self.dns = DNSServiceStub(self._channel)
         self._push: grpc.StreamUnaryMultiCallable[bytes, store_pb2.PushStreamResponse] = self._channel.stream_unary(
-            f"/{_STORE}/PushStream", response_deserializer=store_pb2.PushStreamResponse.FromString
+            f"/{STORE_SERVICE}/PushStream", response_deserializer=store_pb2.PushStreamResponse.FromString
         )
         self._get = self._channel.unary_stream(
-            f"/{_STORE}/GetStream",
+            f"/{STORE_SERVICE}/GetStream",
             request_serializer=store_pb2.GetStreamRequest.SerializeToString,
             response_deserializer=_read_get_message,
         )

@@ -7,7 +7,7 @@ import json
 from storage.errors import InvalidArgument
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
 
-_STORE = "taskworker.store.StoreService"
+STORE_SERVICE = "taskworker.store.StoreService"
 _READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
 
 # Only calls that change nothing, or nothing more the second time, are tried again by gRPC itself: it cannot
@@ -17,7 +17,7 @@ _SERVICE_CONFIG = {
         {
             "name": [
                 {"service": "taskworker.FileService", "method": "Get"},
-                *({"service": _STORE, "method": method} for method in _READS),
+                *({"service": STORE_SERVICE, "method": method} for method in _READS),
             ],
             "retryPolicy": {
                 "maxAttempts": 4,

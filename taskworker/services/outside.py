@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
 
 from storage.errors import PermissionDenied
 from taskworker import outside_pb2
@@ -12,6 +15,9 @@ from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.services.binding import Caller
 from taskworker.services.rpc import CallerWithDeadline, awaited
 from taskworker.wire import status
+
+RequestT = TypeVar("RequestT")
+AnswerT = TypeVar("AnswerT")
 
 
 class OutsideService:
@@ -98,8 +104,7 @@ class RemoteOutside:
     def secret(self, name: str) -> str:
         """See ``Outside``."""
         request = outside_pb2.GetSecretRequest(token=self._token, name=name)
-        with status.errors_decoded(self._address):
-            return awaited(self._stub.GetSecret.future(request, timeout=self._timeout_s), self._asking).value
+        return self._answer(self._stub.GetSecret, request).value
 
     def request(self, request: ApiRequest) -> ApiResponse:
         """See ``Outside``."""
@@ -113,13 +118,15 @@ class RemoteOutside:
             cache=request.cache,
             follow_redirects=request.follow_redirects,
         )
-        with status.errors_decoded(self._address):
-            answer = awaited(self._stub.CallExternalApi.future(message, timeout=self._timeout_s), self._asking)
+        answer = self._answer(self._stub.CallExternalApi, message)
         headers = tuple((header.name, header.value) for header in answer.headers)
         return ApiResponse(answer.status, headers, answer.body, answer.url, answer.from_cache)
 
     def resolve(self, name: str, kind: str) -> list[str]:
         """See ``Outside``."""
         request = outside_pb2.ResolveRequest(token=self._token, name=name, type=kind)
+        return list(self._answer(self._stub.Resolve, request).answers)
+
+    def _answer(self, method: grpc.UnaryUnaryMultiCallable[RequestT, AnswerT], request: RequestT) -> AnswerT:
         with status.errors_decoded(self._address):
-            return list(awaited(self._stub.Resolve.future(request, timeout=self._timeout_s), self._asking).answers)
+            return awaited(method.future(request, timeout=self._timeout_s), self._asking)
