@@ -44,6 +44,9 @@ class MemoryVolume:
     Args:
         wounds: keys of shards of which faults destroyed a durable copy that was not made again; shared by
             all volumes of a simulation.
+
+    Attributes:
+        durable: keys of the shards that would be here, with their own bytes, after a loss of power.
     """
 
     def __init__(self, volume_id: str, wounds: set[ShardKey]) -> None:
@@ -51,6 +54,7 @@ class MemoryVolume:
         self.full = False
         self.boots = 0  # how often a worker was started with it
         self.records_by_key: dict[ShardKey, Record] = {}
+        self.durable: set[ShardKey] = set()
         self._unsynced: dict[ShardKey, Record | None] = {}  # what a power loss may bring back
         self._wounds = wounds
         self._places = 0
@@ -75,10 +79,15 @@ class MemoryVolume:
         else:
             self.records_by_key[key] = record
         self._sorted = None
+        self._judge(key)
 
     def sync(self) -> None:
-        self._wounds.difference_update(key for key in self._unsynced if self.is_good(key))
-        self._unsynced.clear()
+        if not self._unsynced:
+            return
+        changed, self._unsynced = self._unsynced, {}
+        for key in changed:
+            self._judge(key)
+        self._wounds.difference_update(self.durable.intersection(changed))
 
     def locate(self, key: ShardKey) -> Location | None:
         record = self.records_by_key.get(key)
@@ -151,8 +160,15 @@ class MemoryVolume:
 
     def is_durable(self, key: ShardKey) -> bool:
         """Whether the shard would be here, with its own bytes, after a loss of power."""
+        return key in self.durable
+
+    def _judge(self, key: ShardKey) -> None:
+        """Note whether a shard that has changed is durable."""
         record = self._unsynced[key] if key in self._unsynced else self.records_by_key.get(key)
-        return record is not None and record.health is Health.GOOD and self.is_good(key)
+        if record is not None and record.health is Health.GOOD and self.is_good(key):
+            self.durable.add(key)
+        else:
+            self.durable.discard(key)
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -173,6 +189,7 @@ class MemoryVolume:
         record.shard = record.shard._replace(payload=_flipped(record.shard.payload, rng))
         record.health = Health.ROTTEN
         self._wounds.add(key)
+        self._judge(key)
 
     def lie(self, key: ShardKey, rng: Random, other: Shard | None) -> None:
         """Pass off wrong bytes, or another shard's, under a digest that fits them."""
@@ -184,6 +201,7 @@ class MemoryVolume:
             record.shard = other._replace(key=key)
         record.health = Health.LIE
         self._wounds.add(key)
+        self._judge(key)
 
     def confess(self) -> None:
         """Lies become rot that its digest tells of."""

@@ -9,9 +9,9 @@ from random import Random
 from typing import TypeVar
 
 from storage.errors import InvalidArgument
-from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey, shard_key
+from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey
 from taskworker.pool.membership import Standing
-from tests.simulation.invariants import check_durable, spare
+from tests.simulation.invariants import check_durable, shard_keys, spare
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _WORKERS_MAX = 9
 _CALLS_AHEAD = 40
+_STRIPES_TRIED = 8
 _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
 
 
@@ -246,11 +247,14 @@ class Faults:
 
     def _some_shard(self) -> tuple[Worker, ShardKey]:
         """A good shard that its stripe can do without."""
-        stripe = self._one_of([stripe for stripe in self.model.stripes() if spare(self.cluster, stripe) > 0])
-        keys = [shard_key(stripe, slot) for slot in range(stripe[34] + 1)]
-        return self._one_of(
-            [(worker, key) for worker in self.cluster.workers for key in keys if worker.volume.is_durable(key)]
-        )
+        stripes = list(self.model.stripes())
+        for stripe in self.rng.sample(stripes, min(_STRIPES_TRIED, len(stripes))):
+            if spare(self.cluster, stripe) > 0:
+                keys = shard_keys(stripe)
+                return self._one_of(
+                    [(worker, key) for worker in self.cluster.workers for key in keys if worker.volume.is_durable(key)]
+                )
+        raise NothingToDo
 
     def fill(self) -> str:
         worker = self._one_of(self.cluster.workers)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 
-PARTITIONS = 64
+PARTITIONS = 32
 
 
 @contextmanager
 def simulated_surroundings() -> Iterator[None]:
-    """Layouts have 64 rows instead of 1024, most of a simulation's time otherwise; and nothing is logged.
+    """Layouts have 32 rows instead of 1024, most of a simulation's time otherwise; and nothing is logged.
 
     What the pool has to say about simulated faults is no news.
     """
