@@ -86,6 +86,8 @@ class FileStorage:
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
         on_collected: called with what each :meth:`collect` came to.
         on_rebuilt: called when a :meth:`rebuild` has ended well.
+        on_closing: called by :meth:`close` when nothing is under way any more and what waits for repair has been kept,
+            before the catalog is closed.
         read_patience_s: how long, after a store went away without which a chunk cannot be read, reads wait for it.
     """
 
@@ -136,6 +138,7 @@ class FileStorage:
             runtime=runtime,
         )
         self.on_rebuilt: Callable[[], None] = lambda: None
+        self.on_closing: Callable[[], None] = lambda: None
         self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self._closing = threading.Lock()
         self._closed = False
@@ -232,6 +235,7 @@ class FileStorage:
         self._readers.shutdown()
         if not self.needs_rebuild:
             self.save_incomplete()
+        self.on_closing()
         self._volumes.close()
         self._catalog.close()
         self._lock.release()

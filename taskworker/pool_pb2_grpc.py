@@ -64,6 +64,11 @@ class PoolServiceStub:
                 request_serializer=taskworker_dot_pool__pb2.DrainRequest.SerializeToString,
                 response_deserializer=taskworker_dot_pool__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/taskworker.pool.PoolService/Forget',
+                request_serializer=taskworker_dot_pool__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=taskworker_dot_pool__pb2.ForgetResponse.FromString,
+                _registered_method=True)
         self.GetLayout = channel.unary_unary(
                 '/taskworker.pool.PoolService/GetLayout',
                 request_serializer=taskworker_dot_pool__pb2.GetLayoutRequest.SerializeToString,
@@ -120,6 +125,13 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forget(self, request, context):
+        """Drops a worker that is gone for good from the members.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLayout(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -165,6 +177,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=taskworker_dot_pool__pb2.DrainRequest.FromString,
                     response_serializer=taskworker_dot_pool__pb2.DrainResponse.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=taskworker_dot_pool__pb2.ForgetRequest.FromString,
+                    response_serializer=taskworker_dot_pool__pb2.ForgetResponse.SerializeToString,
             ),
             'GetLayout': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLayout,
@@ -339,6 +356,33 @@ class PoolService:
             '/taskworker.pool.PoolService/Drain',
             taskworker_dot_pool__pb2.DrainRequest.SerializeToString,
             taskworker_dot_pool__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.pool.PoolService/Forget',
+            taskworker_dot_pool__pb2.ForgetRequest.SerializeToString,
+            taskworker_dot_pool__pb2.ForgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class PoolServiceStub:
     """For operators."""
     Drain: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DrainRequest, _pool_pb2.DrainResponse]
     """Moves a worker's shards off it; once done it may be stopped for good."""
+    Forget: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ForgetRequest, _pool_pb2.ForgetResponse]
+    """Drops a worker that is gone for good from the members."""
     GetLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]
     PreviewLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]
     """What a change of members would move, and what loss would be survivable then. Changes nothing."""
@@ -65,6 +67,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """For operators."""
     Drain: _aio.UnaryUnaryMultiCallable[_pool_pb2.DrainRequest, _pool_pb2.DrainResponse]  # type: ignore[assignment]
     """Moves a worker's shards off it; once done it may be stopped for good."""
+    Forget: _aio.UnaryUnaryMultiCallable[_pool_pb2.ForgetRequest, _pool_pb2.ForgetResponse]  # type: ignore[assignment]
+    """Drops a worker that is gone for good from the members."""
     GetLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]  # type: ignore[assignment]
     PreviewLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]  # type: ignore[assignment]
     """What a change of members would move, and what loss would be survivable then. Changes nothing."""
@@ -117,6 +121,14 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.DrainResponse, _abc.Awaitable[_pool_pb2.DrainResponse]]:
         """Moves a worker's shards off it; once done it may be stopped for good."""
+
+    @_abc_1.abstractmethod
+    def Forget(
+        self,
+        request: _pool_pb2.ForgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.ForgetResponse, _abc.Awaitable[_pool_pb2.ForgetResponse]]:
+        """Drops a worker that is gone for good from the members."""
 
     @_abc_1.abstractmethod
     def GetLayout(

@@ -7,7 +7,7 @@ tree, and a file's entry lies right before its versions in one tree, under time-
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -147,8 +147,16 @@ class LmdbCatalog:
         return self._environment.get(ROOT, _DOCUMENT + name.encode())
 
     def save_document(self, name: str, raw: bytes) -> None:
+        self.save_documents({name: raw})
+
+    def save_documents(self, documents: Mapping[str, bytes]) -> None:
         meta = self._environment.databases[ROOT]
-        self._environment.write(lambda txn: txn.put(_DOCUMENT + name.encode(), raw, db=meta))
+
+        def work(txn: Transaction) -> None:
+            for name, raw in documents.items():
+                txn.put(_DOCUMENT + name.encode(), raw, db=meta)
+
+        self._environment.write(work)
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         databases = self._environment.databases

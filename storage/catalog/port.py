@@ -5,7 +5,7 @@ Everything in it but heads and leases can be made again from the volumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -157,6 +157,9 @@ class Catalog(Protocol):
 
     def save_document(self, name: str, raw: bytes) -> None:
         """Durably keep a small document, in place of the one before."""
+
+    def save_documents(self, documents: Mapping[str, bytes]) -> None:
+        """Durably keep several by their names, all of them or none."""
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         """Run ``work``, then commit durably. ``work`` may be run more than once; if it raises, nothing is kept."""

@@ -1,4 +1,4 @@
-"""The commands that look at a node pool and change who takes part: status, layout, drain."""
+"""The commands that look at a node pool and change who takes part: status, layout, drain, forget."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def drain(
         bool, typer.Option("--cancel", help="Let it take part again instead.", show_default=False)
     ] = False,
 ) -> None:
-    """Move a worker's shards to the others, so that it can be stopped for good. `status` shows how far it is.
+    """Move a worker's shards to the others, so that it can be stopped for good. `status` says when it is drained.
 
     Examples:
         taskworker drain worker_003
@@ -147,10 +147,29 @@ def drain(
     with PoolClient(session.pool_address()) as client:
         moved = client.drain(worker, cancel=cancel)
     what = "takes part again" if cancel else "is being drained"
+    # Those that have not left yet when a drain is cancelled need not come back.
+    share = f"{'up to ' if cancel else ''}{moved:.1%}"
     session.terminal.result(
         {"worker": worker, "draining": not cancel, "moved": moved},
-        f"{one_line(worker)} {what}: {moved:.1%} of all shards move; see `taskworker status --watch`",
+        f"{one_line(worker)} {what}: {share} of all shards move; see `taskworker status --watch`",
     )
+
+
+def forget(
+    session: Session, worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")]
+) -> None:
+    """Drop a worker that is gone for good: drained and stopped, or dead and not coming back.
+
+    What it held is made again on the others. Should it come back, it joins as a new worker.
+
+    Examples:
+        taskworker forget worker_003
+    """
+    from taskworker.client.pool import PoolClient
+
+    with PoolClient(session.pool_address()) as client:
+        client.forget(worker)
+    session.terminal.result({"worker": worker, "forgotten": True}, f"{one_line(worker)} is forgotten")
 
 
 def _member(text: str, usual_capacity: int) -> LayoutShare:

@@ -186,10 +186,19 @@ class PoolClient(OperatorClient):
         """Have a worker's shards moved off it (or take it back into the layout); the share of all that moves.
 
         Raises:
-            InvalidArgument: no such worker, or the only one.
+            InvalidArgument: no such worker, the only one, or one of which this cannot be said.
         """
         request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
         return self._call(lambda: self._stub.Drain(request, timeout=_TIMEOUT_S)).moved
+
+    def forget(self, worker_id: str) -> None:
+        """Drop a worker that is gone for good from the members.
+
+        Raises:
+            InvalidArgument: no such worker, it is running, or it is the only one with a part in the layout.
+        """
+        request = pool_pb2.ForgetRequest(worker_id=worker_id)
+        self._call(lambda: self._stub.Forget(request, timeout=_TIMEOUT_S))
 
 
 def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:

@@ -8,7 +8,7 @@ whenever it comes back with its id: its slot is kept for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -25,7 +25,8 @@ class Standing(StrEnum):
 
     IN = "in"
     DRAINING = "draining"  # its shards move off; it serves them meanwhile
-    OUT = "out"  # lost, left for good, or drained
+    DRAINED = "drained"  # they have; it takes part again only when told
+    OUT = "out"  # lost; it takes part again once it is back
 
 
 class WorkerState(StrEnum):
@@ -37,6 +38,14 @@ class WorkerState(StrEnum):
     LEFT = "left"
     DRAINING = "draining"
     DRAINED = "drained"
+
+
+_STATES = {
+    Standing.IN: WorkerState.ALIVE,
+    Standing.DRAINING: WorkerState.DRAINING,
+    Standing.DRAINED: WorkerState.DRAINED,
+    Standing.OUT: WorkerState.DRAINED,
+}
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
@@ -156,6 +165,7 @@ class Membership:
     Args:
         pool_id: a worker of another pool is refused.
         records: the members kept.
+        slots_given: how many slot numbers were ever given, to members forgotten since as well.
         lease_s: how long a heartbeat counts.
         grace_s: how long a silent worker keeps its part in the layout.
         clock_s: monotonic seconds.
@@ -165,8 +175,9 @@ class Membership:
     def __init__(
         self,
         pool_id: str,
-        records: list[MemberRecord],
+        records: Iterable[MemberRecord],
         *,
+        slots_given: int = 0,
         lease_s: float,
         grace_s: float,
         clock_s: Callable[[], float],
@@ -181,13 +192,18 @@ class Membership:
         self._records = {record.worker: record for record in records}
         now = clock_s()
         # After a restart of the pool, everybody gets the time to notice and join again.
-        self._presence = {record.worker: _Presence("", now, 0, since_s=now) for record in records}
+        self._presence = {worker: _Presence("", now, 0, since_s=now) for worker in self._records}
         self._told: dict[str, WorkerState] = {}
-        self._slots_given = max((record.slot for record in records), default=-1) + 1
+        self._slots_given = max([slots_given, *(record.slot + 1 for record in self._records.values())])
+
+    @property
+    def slots_given(self) -> int:
+        """How many slot numbers were ever given."""
+        return self._slots_given
 
     @property
     def records(self) -> list[MemberRecord]:
-        """All members ever, by slot."""
+        """All members that are not forgotten, by slot."""
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.slot)
 
@@ -202,6 +218,11 @@ class Membership:
             if presence is None or presence.instance == application.instance or not self._is_alive(presence):
                 return None
             return Rival(presence.instance, self._records[application.worker].address)
+
+    def check(self, application: Application) -> None:
+        """Raise what :meth:`join` would raise now; changes nothing."""
+        with self._lock:
+            self._check(application)
 
     def join(self, application: Application) -> Admission:
         """Let a worker in.
@@ -302,8 +323,22 @@ class Membership:
             record = self._records[worker] = msgspec.structs.replace(record, standing=standing)
             return record
 
+    def is_present(self, worker: str) -> bool:
+        """Whether a process of this worker holds a lease."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            return presence is not None and self._is_alive(presence)
+
+    def drained(self) -> list[MemberRecord]:
+        """Those whose shards have all moved off now that every shard is in its place: their standing becomes that."""
+        with self._lock:
+            draining = [record for record in self._records.values() if record.standing is Standing.DRAINING]
+            for record in draining:
+                self._records[record.worker] = msgspec.structs.replace(record, standing=Standing.DRAINED)
+            return draining
+
     def forget(self, worker: str) -> None:
-        """Drop a member that has no shards any more and is gone."""
+        """Drop a member, whatever it is; should it come back, it is a new one."""
         with self._lock:
             self._records.pop(worker, None)
             self._presence.pop(worker, None)
@@ -317,7 +352,7 @@ class Membership:
             now = self._clock_s()
             for worker, presence in self._presence.items():
                 record, told = self._records[worker], self._told.get(worker)
-                if self._is_alive(presence):
+                if self._is_alive(presence) or record.standing is Standing.DRAINED:
                     continue
                 if told is None:
                     self._told[worker] = told = WorkerState.SUSPECT
@@ -349,10 +384,10 @@ class Membership:
 
     def _view(self, record: MemberRecord) -> WorkerView:
         presence = self._presence[record.worker]
-        if self._is_alive(presence):
-            state = WorkerState.ALIVE
-            if record.standing is not Standing.IN:
-                state = WorkerState.DRAINING if record.standing is Standing.DRAINING else WorkerState.DRAINED
+        if record.standing is Standing.DRAINED:
+            state = WorkerState.DRAINED  # there or not: nobody waits for it
+        elif self._is_alive(presence):
+            state = _STATES[record.standing]
         else:
             state = self._told.get(record.worker, WorkerState.SUSPECT)
         return WorkerView(record, state, presence.load, presence.seen_ms)

@@ -16,7 +16,7 @@ import msgspec
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, StoreSettings
 from storage.errors import FormatError, InvalidArgument, StorageError
-from storage.layout import Layout, LayoutRecord, Member, Moves
+from storage.layout import Layout, Member, Moves
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
 from storage.runtime import Runtime
@@ -38,25 +38,25 @@ from taskworker.pool.membership import (
 from taskworker.pool.mending import Mender
 from taskworker.pool.port import Connect, Identify, WorkerVolume
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
+from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.pool.scrubbing import scrub_view
 from taskworker.pool.work import WorkJournal, WorkView
 
 log = logging.getLogger(__name__)
 
-_MEMBERS = "pool-members"
-_LAYOUTS = "pool-layouts"
-_RETIRED = "pool-retired-layouts"
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
 _PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
+_AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _EVENTS_KEPT = 200
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
 _LAYOUT_SETTLE_S = 0.3
+_LAYOUT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ class PoolCore:
             made = StoreSettings(self._options.rebuild, *_defaults(profile, chunk_size), volumes=[])
             settings = _settings(catalog, root, made, runtime)
             self._catalog = catalog
-            self._layouts = _kept_layouts(catalog, _LAYOUTS)
-            self._retired = _kept_layouts(catalog, _RETIRED)
+            self._keeper = RosterKeeper(catalog)
             journal = WorkJournal(catalog, self._now_ms)
             self.membership = Membership(
                 settings.store_id,
-                _kept_members(catalog),
+                self._keeper.roster.members,
+                slots_given=self._keeper.roster.slots_given,
                 lease_s=self._options.lease_s,
                 grace_s=self._options.grace_s,
                 clock_s=runtime.monotonic_s,
@@ -184,12 +184,13 @@ class PoolCore:
         needs_rebuild = bool(catalog.document(_REBUILD))
         self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
         self.store.on_rebuilt = self._rebuilt
+        self.store.on_closing = self._closed_in_good_order
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
-        expected = [record.slot for record in self.membership.records if record.standing is not Standing.OUT]
+        expected = [record.slot for record in self.membership.records if record.standing in _AWAITED]
         self.gathering = Gathering(expected)
         self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
-        self._lock = threading.Lock()  # of layout changes
+        self._lock = threading.Lock()  # of changes of the roster
         self._change_due_s: float | None = None
         tranquility = self._options.tranquility
         self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
@@ -209,8 +210,11 @@ class PoolCore:
         self.gathering.end()
         self.mender.close()
         self.collector.close()
-        self._catalog.save_document(_RUNNING, b"")
         self.store.close()
+
+    def _closed_in_good_order(self) -> None:
+        """Only now does the catalog say of all members what they may lack."""
+        self._catalog.save_document(_RUNNING, b"")
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -222,16 +226,16 @@ class PoolCore:
         """
         self._check_profile(application)
         self._bury_dead_rival(application)
-        admission = self.membership.join(application)
-        record = admission.record
-        volume = self._connect(record.address, record.worker, application.instance)
+        self.membership.check(application)
+        volume = self._connect(application.address, application.worker, application.instance)
         try:
             self._check_answer(volume, application)
-        except WorkerRefused:
+            admission = self.membership.join(application)
+            self._keep_members()
+        except StorageError:
             volume.abandon("it was not let in")
-            self.membership.leave(record.worker, application.instance)
             raise
-        self._keep_members()
+        record = admission.record
         self.fleet.attach(record.slot, volume)
         self.gathering.came(record.slot)
         if admission.emptied:
@@ -313,17 +317,70 @@ class PoolCore:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
 
         Raises:
-            InvalidArgument: no such worker, or the last one.
+            InvalidArgument: no such worker, the last one, or one of which this cannot be said.
         """
         before = self.fleet.placement
-        members = self.membership.members()
-        if not cancel and {member.worker for member in members} <= {worker}:
-            raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
+        standing = self._record(worker).standing
+        if cancel:
+            self._check_undrainable(worker, standing)
+        elif standing is not Standing.DRAINING:
+            self._check_drainable(worker, standing)
         self.membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
-        self._keep_members()
         self._change_layout()
         self._note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
         return before.moves_to(self.fleet.placement).moved
+
+    def _check_drainable(self, worker: str, standing: Standing) -> None:
+        if standing is Standing.DRAINED:
+            raise InvalidArgument(
+                f"worker {worker} is drained already; stop it for good, then run `taskworker forget {worker}`"
+            )
+        if standing is Standing.OUT:
+            raise InvalidArgument(
+                f"worker {worker} is lost, and its shards are made again on the others; if it will not come back, run "
+                f"`taskworker forget {worker}`"
+            )
+        self._check_not_last(worker)
+
+    def _check_undrainable(self, worker: str, standing: Standing) -> None:
+        if standing not in (Standing.DRAINING, Standing.DRAINED):
+            raise InvalidArgument(f"worker {worker} is not being drained; there is nothing to cancel")
+        if not self.membership.is_present(worker):
+            raise InvalidArgument(
+                f"worker {worker} does not answer, so it cannot take shards; start it and cancel the drain then, or "
+                f"run `taskworker forget {worker}`"
+            )
+
+    def _check_not_last(self, worker: str) -> None:
+        if {member.worker for member in self.membership.members()} <= {worker}:
+            raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
+
+    def _record(self, worker: str) -> MemberRecord:
+        record = next((record for record in self.membership.records if record.worker == worker), None)
+        if record is None:
+            raise InvalidArgument(f"there is no worker {worker!r} in this pool; see `taskworker status`")
+        return record
+
+    def forget(self, worker: str) -> None:
+        """Drop a worker that is gone for good from the members. What it held is made again on the others.
+
+        Should it come back all the same, it joins as a new one, and the shards that it still has are used.
+
+        Raises:
+            InvalidArgument: no such worker, it is running, or it is the last one with a part in the layout.
+        """
+        record = self._record(worker)
+        if self.membership.is_present(worker):
+            how = "stop it first" if record.standing is Standing.DRAINED else "drain it and stop it first"
+            raise InvalidArgument(f"worker {worker} is running, and would join again; {how}")
+        if record.standing is Standing.IN and self._layouts:
+            self._check_not_last(worker)
+        self.membership.forget(worker)
+        self._change_layout()
+        self.fleet.remove(record.slot)
+        self.gathering.came(record.slot)
+        self._note("forgotten", f"worker {worker} is forgotten")
+        self.mender.wake(at_once=True)
 
     # -- the layout ------------------------------------------------------------------------------
 
@@ -331,6 +388,10 @@ class PoolCore:
     def layouts(self) -> list[Layout]:
         """The current layout and those whose shards have not all moved yet, the newest first."""
         return list(self._layouts)
+
+    @property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return self._keeper.roster.layouts
 
     def preview(self, add: Iterable[Member], remove: Iterable[str]) -> tuple[Layout, Moves]:
         """The layout after a change of members, and what would move. Changes nothing.
@@ -343,7 +404,7 @@ class PoolCore:
         unknown = gone - {member.worker for member in members}
         if unknown:
             raise InvalidArgument(f"no worker {', '.join(sorted(unknown))} has a part in the layout")
-        slot = max((record.slot for record in self.membership.records), default=-1) + 1
+        slot = self.membership.slots_given
         added = [msgspec.structs.replace(member, slot=slot + index) for index, member in enumerate(add)]
         kept = [member for member in members if member.worker not in gone]
         if not self._layouts:
@@ -356,39 +417,49 @@ class PoolCore:
         self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_SETTLE_S
 
     def _change_layout(self) -> None:
-        """Make the layout fit the members."""
+        """Make the layout fit the members, and keep both."""
         with self._lock:
-            self._change_due_s = None
+            # Until it is done, it is due: it is tried again where it cannot be kept now.
+            self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_RETRY_S
             members = self.membership.members()
-            if not members or (self._layouts and self._layouts[0].members == tuple(members)):
-                return
-            layout = self._next_layout(members)
-            self._use([layout, *self._layouts])
-            self._note("layout", f"layout {layout.version} over {len(members)} workers")
-        self.mender.wake(at_once=True)
+            changes = self._is_layout_due(members)
+            layouts = (self._next_layout(members), *self._layouts) if changes else self._layouts
+            self._keep(layouts)
+            self._change_due_s = None
+        if changes:
+            self._note("layout", f"layout {layouts[0].version} over {len(members)} workers")
+            self.mender.wake(at_once=True)
+
+    def _is_layout_due(self, members: list[Member]) -> bool:
+        """Whether members have come to take part, or have ceased to, that the layout does not know of yet."""
+        return bool(members) and not (self._layouts and self._layouts[0].members == tuple(members))
 
     def _next_layout(self, members: list[Member]) -> Layout:
         """The layout over these members: if they made one before, the same table, as they still have its shards."""
         if not self._layouts:
             return Layout.first(members, self.profile.n)
-        current = self._layouts[0]
-        before = next((one for one in (*self._layouts, *self._retired) if one.members == tuple(members)), None)
+        current, retired = self._layouts[0], self._keeper.roster.retired
+        before = next((one for one in (*self._layouts, *retired) if one.members == tuple(members)), None)
         if before is not None:
             return Layout(current.version + 1, current.width, members, before.rows)
         return current.after(members)
 
-    def _use(self, layouts: list[Layout]) -> None:
-        retired = [one for one in (*self._layouts, *self._retired) if one not in layouts][:_RETIRED_KEPT]
-        self._catalog.save_document(_RETIRED, _packed(retired))
-        self._catalog.save_document(_LAYOUTS, _packed(layouts))
-        self._layouts, self._retired = layouts, retired
-        self.fleet.use_layouts(layouts[0], layouts[1:])
+    def _keep(self, layouts: tuple[Layout, ...]) -> None:
+        """Keep the members as they are now together with these layouts, and place by them; with the lock held."""
+        before = self._keeper.roster
+        retired = [one for one in (*before.layouts, *before.retired) if one not in layouts][:_RETIRED_KEPT]
+        records = tuple(self.membership.records)
+        self._keeper.keep(Roster(records, self.membership.slots_given, layouts, tuple(retired)))
+        if layouts != before.layouts:
+            self.fleet.use_layouts(layouts[0], layouts[1:])
 
     def _settled(self) -> None:
-        """Every shard is where the current layout wants it: former layouts have served."""
+        """Every shard is where the current layout wants it: former layouts have served, drains have ended."""
         with self._lock:
-            if len(self._layouts) > 1:
-                self._use(self._layouts[:1])
+            drained = self.membership.drained()
+            self._keep(self._layouts[:1])
+        for record in drained:
+            self._note("drained", f"worker {record.worker} is drained: it holds nothing any more and may be stopped")
         self.store.save_incomplete()
 
     # -- the clock -------------------------------------------------------------------------------
@@ -406,6 +477,9 @@ class PoolCore:
         self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
             self.mender.wake(at_once=True)
+        if self._change_due_s is None and self._is_layout_due(self.membership.members()):
+            # Members and layout disagree: a crash, or a catalog that could not be written, came between them.
+            self._change_layout_soon()
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
@@ -420,7 +494,6 @@ class PoolCore:
         for record in lost:
             self.membership.set_standing(record.worker, Standing.OUT)
             self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
-        self._keep_members()
         self._change_layout()
 
     # -- looking ---------------------------------------------------------------------------------
@@ -430,7 +503,7 @@ class PoolCore:
         stats = self.store.counts()
         layout = self._layouts[0] if self._layouts else None
         views = [self._seen(view) for view in self.membership.views()]
-        away = [view for view in views if view.record.standing is not Standing.OUT and view.state in _AWAY]
+        away = [view for view in views if view.record.standing in _AWAITED and view.state in _AWAY]
         repair, rebalance = self.mender.views()
         there = [view.load for view in views if view.state in _PRESENT]
         workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
@@ -470,7 +543,8 @@ class PoolCore:
         self._events.append(PoolEvent(self._now_ms(), kind, text))
 
     def _keep_members(self) -> None:
-        self._catalog.save_document(_MEMBERS, msgspec.msgpack.encode(self.membership.records))
+        with self._lock:
+            self._keep(self._layouts)
 
     def _now_ms(self) -> int:
         return self._runtime.wall_ns() // 1_000_000
@@ -557,24 +631,3 @@ def _checked_id(pool_id: str) -> str:
     if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
         raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
     return pool_id
-
-
-def _kept_members(catalog: Catalog) -> list[MemberRecord]:
-    raw = catalog.document(_MEMBERS)
-    try:
-        return [] if raw is None else msgspec.msgpack.decode(raw, type=list[MemberRecord])
-    except msgspec.DecodeError as error:
-        raise FormatError(f"the pool's list of members is damaged ({error}); restore the catalog") from error
-
-
-def _packed(layouts: list[Layout]) -> bytes:
-    return msgspec.msgpack.encode([layout.record() for layout in layouts])
-
-
-def _kept_layouts(catalog: Catalog, name: str) -> list[Layout]:
-    raw = catalog.document(name)
-    try:
-        records = [] if raw is None else msgspec.msgpack.decode(raw, type=list[LayoutRecord])
-    except msgspec.DecodeError as error:
-        raise FormatError(f"the pool's layouts are damaged ({error}); restore the catalog") from error
-    return [Layout.from_record(record) for record in records]

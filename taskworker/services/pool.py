@@ -80,6 +80,11 @@ class PoolService:
         """Move a worker's shards off it."""
         return pool_pb2.DrainResponse(moved=self._pool.drain(request.worker_id, cancel=request.cancel))
 
+    def Forget(self, request: pool_pb2.ForgetRequest, _caller: Caller) -> pool_pb2.ForgetResponse:  # noqa: N802
+        """Drop a worker that is gone for good."""
+        self._pool.forget(request.worker_id)
+        return pool_pb2.ForgetResponse()
+
     def GetLayout(self, _request: pool_pb2.GetLayoutRequest, _caller: Caller) -> pool_pb2.LayoutView:  # noqa: N802
         """The current layout."""
         layouts = self._pool.layouts

@@ -408,8 +408,11 @@ class Told:
             return {
                 Standing.IN: WorkerState.ALIVE,
                 Standing.DRAINING: WorkerState.DRAINING,
+                Standing.DRAINED: WorkerState.DRAINED,
                 Standing.OUT: WorkerState.DRAINED,
             }[self.standing]
+        if self.standing is Standing.DRAINED:
+            return WorkerState.DRAINED
         if self.lost:
             return WorkerState.LOST
         return WorkerState.SUSPECT if self.left_s is None else WorkerState.LEFT
@@ -489,7 +492,7 @@ class MembershipMachine(RuleBasedStateMachine):
         suspect, lost = expired(self.membership)
         expected_suspect, expected_lost = set(), set()
         for worker, known in self.told.items():
-            if known.alive(self.now_s):
+            if known.alive(self.now_s) or known.standing is Standing.DRAINED:
                 continue
             if known.left_s is None and known.noticed_s is None:
                 known.noticed_s = self.now_s

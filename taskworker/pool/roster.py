@@ -1,0 +1,98 @@
+"""The roster: who takes part in a pool and where its shards are, kept so that the two agree.
+
+A member without a layout, or a layout that has dropped a member whose standing still says otherwise, would stay so
+for ever. What changes together is therefore written in one transaction of the catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from storage.catalog import Catalog
+from storage.errors import FormatError
+from storage.layout import Layout, LayoutRecord
+from taskworker.pool.membership import MemberRecord
+
+_MEMBERS = "pool-members"
+_SLOTS = "pool-slots-given"
+_LAYOUTS = "pool-layouts"
+_RETIRED = "pool-retired-layouts"
+
+DocumentT = TypeVar("DocumentT")
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Members and layouts at one moment.
+
+    Attributes:
+        members: all members there are, by slot.
+        slots_given: how many slot numbers were ever given; the next new member gets this one.
+        layouts: the current layout, then those whose shards have not all moved yet, the newest first.
+        retired: layouts before those, whose table is used again once their members are back.
+    """
+
+    members: tuple[MemberRecord, ...] = ()
+    slots_given: int = 0
+    layouts: tuple[Layout, ...] = ()
+    retired: tuple[Layout, ...] = ()
+
+
+class RosterKeeper:
+    """Keeps the roster in a pool's catalog; the latest one is ``roster``.
+
+    Args:
+        catalog: of the pool.
+
+    Raises:
+        FormatError: what was kept is damaged.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.roster = _read(catalog)
+
+    def keep(self, roster: Roster) -> None:
+        """Durably put another roster in the place of this one, all of it at once."""
+        changed: dict[str, bytes] = {}
+        if roster.members != self.roster.members:
+            changed[_MEMBERS] = msgspec.msgpack.encode(roster.members)
+        if roster.slots_given != self.roster.slots_given:
+            changed[_SLOTS] = msgspec.msgpack.encode(roster.slots_given)
+        if roster.layouts != self.roster.layouts:
+            changed[_LAYOUTS] = _packed(roster.layouts)
+        if roster.retired != self.roster.retired:
+            changed[_RETIRED] = _packed(roster.retired)
+        if changed:
+            self._catalog.save_documents(changed)
+        self.roster = roster
+
+
+def _read(catalog: Catalog) -> Roster:
+    members = _document(catalog, _MEMBERS, tuple[MemberRecord, ...], (), "the pool's list of members is")
+    given = _document(catalog, _SLOTS, int, 0, "the pool's count of members is")
+    at_least = max((member.slot for member in members), default=-1) + 1  # older pools kept no count
+    layouts, retired = (
+        tuple(
+            Layout.from_record(record)
+            for record in _document(catalog, name, list[LayoutRecord], [], "the pool's layouts are")
+        )
+        for name in (_LAYOUTS, _RETIRED)
+    )
+    return Roster(members, max(given, at_least), layouts, retired)
+
+
+def _document(catalog: Catalog, name: str, kind: type[DocumentT], absent: DocumentT, what: str) -> DocumentT:
+    raw = catalog.document(name)
+    try:
+        return absent if raw is None else msgspec.msgpack.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{what} damaged ({error}); restore the catalog") from error
+
+
+def _packed(layouts: Sequence[Layout]) -> bytes:
+    return msgspec.msgpack.encode([layout.record() for layout in layouts])
