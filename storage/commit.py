@@ -38,7 +38,9 @@ from storage.wholeness import make_whole
 log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
-_ID_RANDOM_BYTES = FILE_ID_BYTES - 6
+_ID_TIME_BYTES = 6
+_ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
+_ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -348,8 +350,8 @@ class GroupCommit:
 
     def _new_file_id(self) -> bytes:
         """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
-        milliseconds = self._runtime.wall_ns() // 1_000_000
-        return milliseconds.to_bytes(6, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
+        milliseconds = min(max(self._runtime.wall_ns() // 1_000_000, 0), _ID_TIME_MAX)
+        return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
 
     def catch_up(self, sequence: int) -> None:
         """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.

@@ -28,6 +28,7 @@ from storage.errors import (
     VersionNotFound,
 )
 from storage.fleet import Fleet
+from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import (
     MIB,
     check_chunk_size,
@@ -106,7 +107,7 @@ class FileStorage:
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
         self.read_patience_s = 0.0
-        self._healer = Healer(self._stripes, runtime)
+        self._healer = Healer(self._stripes, runtime, self._is_needed)
         self._stripes.on_damage = self._healer.request
         self._stripes.on_missing = self._healer.request_missing
         self._pins = Pins()
@@ -155,6 +156,7 @@ class FileStorage:
         chunk_size: int | None = None,
         create: bool = True,
         volume_options: VolumeOptions | None = None,
+        runtime: Runtime | None = None,
     ) -> FileStorage:
         """Open the store at ``path``, creating it if there is none.
 
@@ -166,6 +168,7 @@ class FileStorage:
             chunk_size: default chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
             create: make a new store if there is none.
             volume_options: how volumes do their disk access; for tests and tuning.
+            runtime: threads, clocks and random bytes; the machine's own by default.
 
         Raises:
             StoreLocked: another process has it open.
@@ -190,7 +193,9 @@ class FileStorage:
             )
             volume_set = VolumeSet(root, found.settings, volume_options or VolumeOptions())
             volume_set.open_all(expect_data=not found.created)
-            store = cls(root, found.settings, catalog, volume_set, lock, needs_rebuild=found.needs_rebuild)
+            store = cls(
+                root, found.settings, catalog, volume_set, lock, needs_rebuild=found.needs_rebuild, runtime=runtime
+            )
         except BaseException:
             if catalog is not None:
                 catalog.close()
@@ -660,6 +665,12 @@ class FileStorage:
         self._healer.drain()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _is_needed(self, stripe: StripeKey) -> bool:
+        """Whether a chunk or node may still be part of a file: a collect forgets it before its shards."""
+        if stripe[ID_BYTES] == Kind.CHUNK:
+            return self._catalog.is_held(stripe)
+        return stripe[ID_BYTES] != Kind.NODE or self._catalog.node(stripe[:ID_BYTES]) is not None
 
     def _volume_stats(self, slot: int) -> VolumeStats:
         volume = self._volumes.volume(slot)

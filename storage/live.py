@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from storage.catalog import Catalog, FileEntry
+from storage.errors import DataLossError
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
 from storage.stripes import StripeStore, metadata_stripe
@@ -53,10 +54,24 @@ def live_objects(
         if entry is None and stored.record.file_id in in_use:
             entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
         if entry is not None:
-            yield from _objects_of(catalog, load_node, copies, entry, stored)
+            try:
+                yield from _objects_of(catalog, load_node, copies, entry, stored)
+            except DataLossError:
+                if catalog.file(stored.record.file_id) is not None:
+                    raise
+                # Otherwise the file was deleted, and its nodes collected, during the walk: nothing of it is live.
         seen_version()
     for _, raw in catalog.tombstones():
         yield LiveObject(metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies), "", "", b"")
+
+
+def is_live(catalog: Catalog, live: LiveObject) -> bool:
+    """Whether the file that an object was met in is still there; what else needs the object meets it as well.
+
+    To be asked once an object was found to be missing: its file may have been deleted, and what only that
+    one needed collected, since the walk met it.
+    """
+    return not live.file_id or catalog.file(live.file_id) is not None
 
 
 def _objects_of(

@@ -19,7 +19,7 @@ class Runtime:
         return time.monotonic()
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970, by a clock that may be set."""
+        """Nanoseconds since 1970, by a clock that may be set, back as well, and before 1970."""
         return time.time_ns()
 
     def token_bytes(self, count: int) -> bytes:

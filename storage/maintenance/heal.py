@@ -50,12 +50,16 @@ class Healer:
     Args:
         stripes: where they are.
         runtime: threads.
+        is_needed: whether anything needs a stripe still: one that was collected before its turn came is not lost.
 
     Attributes:
         pace: how it makes way.
     """
 
-    def __init__(self, stripes: StripeStore, runtime: Runtime) -> None:
+    def __init__(
+        self, stripes: StripeStore, runtime: Runtime, is_needed: Callable[[StripeKey], bool] = lambda stripe: True
+    ) -> None:
+        self._is_needed = is_needed
         self.pace: Pace = Unpaced()
         self._stripes = stripes
         self._runtime = runtime
@@ -135,10 +139,10 @@ class Healer:
             log.warning("healing %d stripes failed, repair will do it: %s", len(group), error)
             self._count(0, len(group))
         else:
+            lost = 0
             for stripe, one in zip(group, made, strict=True):
-                self._tell(stripe, one)
-            healed = [one for one in made if not isinstance(one, DataLossError)]
-            self._count(sum(shards for shards, _ in healed), len(group) - len(healed))
+                lost += self._tell(stripe, one)
+            self._count(sum(one[0] for one in made if not isinstance(one, DataLossError)), lost)
         finally:
             with self._lock:
                 self._at_hand = 0
@@ -159,11 +163,16 @@ class Healer:
             self._failed_stripes += failed_stripes
             self._ended_ms = self._runtime.wall_ns() // 1_000_000
 
-    def _tell(self, stripe: StripeKey, made: tuple[int, int] | DataLossError) -> None:
+    def _tell(self, stripe: StripeKey, made: tuple[int, int] | DataLossError) -> bool:
+        """Say what became of a stripe; whether it is lost."""
         if isinstance(made, DataLossError):
+            if not self._is_needed(stripe):
+                return False
             self._stripes.volumes.report("lost", stripe, -1, str(made))
-        elif made[0]:
+            return True
+        if made[0]:
             log.info("healed %d shards of %s", made[0], stripe[:32].hex())
+        return False
 
 
 def _tell_fault(healed: Future[None]) -> None:

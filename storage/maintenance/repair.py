@@ -19,7 +19,7 @@ from storage.catalog import Catalog
 from storage.errors import DataLossError
 from storage.keys import ID_BYTES, Kind
 from storage.limits import MIB
-from storage.live import LiveObject, live_objects
+from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
@@ -76,8 +76,8 @@ def repair(
     return tally.report()
 
 
-_Made = tuple[int, int] | DataLossError
-"""(shards, bytes) made of an object, or why none could be."""
+_Made = tuple[int, int] | DataLossError | None
+"""(shards, bytes) made of an object, or why none could be; None: its file was deleted meanwhile."""
 
 
 class _Damaged(NamedTuple):
@@ -162,8 +162,10 @@ class _Tally:
         if isinstance(made, DataLossError):
             self._note_lost(damaged.live, made)
             return
-        shards, size = made
         self.endangered.remove(damaged)
+        if made is None:
+            return
+        shards, size = made
         self.repaired += damaged.missing
         self.shards += shards
         self.bytes += size
@@ -250,10 +252,10 @@ def _make_at_pace(
     began_s = time.perf_counter()
     now = context.stripes.volumes.attendance()
     known = [damaged.where for damaged in group] if all(damaged.attendance == now for damaged in group) else None
-    made = context.stripes.heal_all([damaged.live.stripe for damaged in group], known)
+    healed = context.stripes.heal_all([damaged.live.stripe for damaged in group], known)
     made = [
         _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
-        for damaged, one in zip(group, made, strict=True)
+        for damaged, one in zip(group, healed, strict=True)
     ]
     if pace is not None:
         pace(time.perf_counter() - began_s)
@@ -261,6 +263,8 @@ def _make_at_pace(
 
 
 def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: DataLossError) -> _Made:
+    if not is_live(context.catalog, live):
+        return None
     raw = _from_catalog(context.catalog, live)
     if raw is None:
         return error

@@ -10,7 +10,7 @@ from typing import Any
 from storage.batching import batched
 from storage.fleet import Fleet
 from storage.keys import ShardKey, shard_key
-from storage.live import LiveObject, live_objects
+from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
 from storage.shards.port import Verdict, Verification
@@ -33,7 +33,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     verified = _verify_volumes(context, meter)
     findings = _Findings()
     for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _BATCH):
-        _check_objects(volumes, batch, verified, findings)
+        _check_objects(context, batch, verified, findings)
     for slot, verification in verified.items():
         store = volumes.volume(slot)
         if store is None:
@@ -103,9 +103,10 @@ class _Findings:
 
 
 def _check_objects(
-    volumes: Fleet[Any], batch: list[LiveObject], verified: dict[int, Verification], findings: _Findings
+    context: MaintenanceContext, batch: list[LiveObject], verified: dict[int, Verification], findings: _Findings
 ) -> None:
     """See that every shard of these objects is there and good, asking each store once."""
+    volumes = context.stripes.volumes
     wanted: dict[int, list[tuple[ShardKey, LiveObject]]] = {}
     for live in batch:
         for slot, holder in enumerate(volumes.targets(live.stripe)):
@@ -118,6 +119,8 @@ def _check_objects(
                 continue
             if verdict is Verdict.ROTTEN:
                 volumes.report("rotten", key, holder, "found by scrub, quarantined")
+            elif not is_live(context.catalog, live):
+                continue  # deleted and collected since the walk met it
             findings.add(verdict.name.lower(), key, holder, live)
 
 

@@ -248,7 +248,7 @@ class LocalVolume:
             slot=self.identity.slot,
             volume_count=self.identity.volumes,
             number=number,
-            created_ms=time.time_ns() // 1_000_000,
+            created_ms=max(0, time.time_ns() // 1_000_000),  # the clock may stand before 1970
             chunk_size=self.identity.chunk_size,
             k=self.identity.k,
             n=self.identity.n,
