@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StoreClosed,
         StoreFull,
         StoreLocked,
+        UsedAfterFork,
         VersionNotFound,
     )
     from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
@@ -76,6 +77,7 @@ __all__ = [
     "StoreLocked",
     "StoreStats",
     "Upload",
+    "UsedAfterFork",
     "Version",
     "VersionNotFound",
     "VolumeStats",
@@ -111,6 +113,7 @@ __getattr__, __dir__ = loading(
         "StoreLocked": "storage.errors",
         "StoreStats": "storage.reports",
         "Upload": "storage.upload",
+        "UsedAfterFork": "storage.errors",
         "Version": "storage.versions",
         "VersionNotFound": "storage.errors",
         "VolumeStats": "storage.reports",

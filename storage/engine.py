@@ -28,6 +28,7 @@ from storage.errors import (
     VersionNotFound,
 )
 from storage.fleet import Fleet
+from storage.forks import HomeProcess
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import (
     MIB,
@@ -75,7 +76,8 @@ class FileStorage:
     """A store of files in one directory, erasure-coded over its volumes.
 
     Thread-safe: all methods may be called from any number of threads at once. One process at a time
-    owns a store directory. When a push or revise returns, its version survives power loss; when it
+    owns a store directory; in a process forked from it, all methods but ``close``, which does nothing,
+    raise UsedAfterFork. When a push or revise returns, its version survives power loss; when it
     raises, nothing of it is visible. Readers see a version as it was when they opened it.
 
     Use :meth:`open`; close it, or use it as a context manager.
@@ -96,6 +98,7 @@ class FileStorage:
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool, runtime: Runtime | None = None,
     ) -> None:  # fmt: skip
+        self._home = HomeProcess(f"the store at {path}")
         self.path = path
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
@@ -228,7 +231,12 @@ class FileStorage:
         return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
 
     def close(self) -> None:
-        """Finish what is under way, bring the indexes to disk and let go of the directory."""
+        """Finish what is under way, bring the indexes to disk and let go of the directory.
+
+        In a forked child this does nothing: all of it is the parent's.
+        """
+        if not self._home.is_here:
+            return
         with self._closing:
             if self._closed:
                 return
@@ -602,8 +610,7 @@ class FileStorage:
             InvalidArgument: the catalog is there. To make it again anyway, close the store and move its
                 ``catalog`` directory away.
         """
-        if self._closed:
-            raise StoreClosed(f"the store at {self.path} is closed")
+        self._check_usable()
         if not self.needs_rebuild:
             raise InvalidArgument(
                 f"the catalog of {self.path} is there; to make it again from the volumes, close the store and move "
@@ -618,8 +625,7 @@ class FileStorage:
 
     def counts(self) -> Counters:
         """Numbers of files and versions and their bytes, without asking the volumes."""
-        if self._closed:
-            raise StoreClosed(f"the store at {self.path} is closed")
+        self._check_usable()
         return self._catalog.counters()
 
     @property
@@ -629,8 +635,7 @@ class FileStorage:
 
     def stats(self) -> StoreStats:
         """The store at a glance; cheap at any size."""
-        if self._closed:
-            raise StoreClosed(f"the store at {self.path} is closed")
+        self._check_usable()
         self._volumes.check_present()
         counters = self._catalog.counters()
         volumes = [self._volume_stats(slot) for slot in self._volumes.slots]
@@ -650,6 +655,7 @@ class FileStorage:
 
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
+        self._home.check()
         return self._activity.is_busy(within_s)
 
     def pace_healing(self, pace: Pace) -> None:
@@ -658,10 +664,12 @@ class FileStorage:
 
     def healing(self) -> HealingState:
         """How far the healing of damage that reads have met is."""
+        self._home.check()
         return self._healer.state()
 
     def wait_for_healing(self) -> None:
         """Return when the damage that reads have met so far has been dealt with."""
+        self._home.check()
         self._healer.drain()
 
     # -- inside ----------------------------------------------------------------------------------
@@ -683,9 +691,13 @@ class FileStorage:
             slot, path, state, usage.segments, usage.bytes_used, usage.bytes_live, usage.bytes_free, usage.shards
         )
 
-    def _check_open(self) -> None:
+    def _check_usable(self) -> None:
+        self._home.check()
         if self._closed:
             raise StoreClosed(f"the store at {self.path} is closed")
+
+    def _check_open(self) -> None:
+        self._check_usable()
         if self.needs_rebuild:
             raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
 

@@ -99,3 +99,7 @@ class FormatError(StorageError):
 
 class StoreClosed(StorageError):
     """The store was closed while, or before, it was used."""
+
+
+class UsedAfterFork(StorageError):
+    """A store, client, pool or worker was used in a process forked from the one that opened it."""

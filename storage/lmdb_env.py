@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 
+from storage.descriptors import occupy_standard_descriptors
 from storage.errors import FormatError, StorageError, StoreClosed, StoreFull
+from storage.forks import HomeProcess
 
 _MAP_BYTES_START = 64 << 20
 _READERS_MAX = 1024
@@ -43,6 +45,8 @@ class Environment:
     """
 
     def __init__(self, path: Path, databases: tuple[str, ...], *, sync: bool = True) -> None:
+        self._home = HomeProcess(f"the database in {path}")
+        occupy_standard_descriptors()
         path.mkdir(parents=True, exist_ok=True)
         fresh = not (path / "data.mdb").exists()
         try:
@@ -127,6 +131,7 @@ class Environment:
 
         ``work`` must be repeatable. If it raises, nothing is kept.
         """
+        self._home.check()  # before the lock, which may have been held when this process was forked
         with self._write_lock:
             while True:
                 try:
@@ -151,7 +156,9 @@ class Environment:
         return self.read(lambda txn: int(txn.stat(self.databases[database])["entries"]))
 
     def close(self) -> None:
-        """Close once running transactions have ended; later use raises StoreClosed."""
+        """Close once running transactions have ended; later use raises StoreClosed. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
         with self._gate:
             if self._closed:
                 return
@@ -161,6 +168,7 @@ class Environment:
             self._env.close()
 
     def _enter(self) -> None:
+        self._home.check()
         with self._gate:
             while self._growing:
                 self._idle.wait()

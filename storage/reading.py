@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from storage.activity import Activity
 from storage.budget import Budget
 from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
+from storage.forks import HomeProcess
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.manifest import FAN_OUT, Manifest, RootNode
@@ -66,6 +67,7 @@ class FileReader(io.RawIOBase):
         patience_s: float,
     ) -> None:
         super().__init__()
+        self._home = HomeProcess(f"the reader of {version.filename!r}")
         self._patience_s = patience_s
         self._ahead_budget = ahead
         self._done = done
@@ -164,7 +166,8 @@ class FileReader(io.RawIOBase):
         try:
             yield from self._pieces(start, stop, ahead, recycled=recycled)
         finally:
-            ahead.give_back()
+            if self._home.is_here:
+                ahead.give_back()
 
     def _pieces(self, start: int, stop: int, ahead: _Share, *, recycled: bool) -> Iterator[memoryview]:
         size = self._root.chunk_size
@@ -181,6 +184,7 @@ class FileReader(io.RawIOBase):
             buffers, loading = pending.popleft()
             for buffer, piece in zip(buffers, loading.result(), strict=True):
                 yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
+                self._home.check()
                 index += 1
                 if recycled:
                     free.append(buffer)
@@ -189,7 +193,8 @@ class FileReader(io.RawIOBase):
         """Let go of buffers. Reading afterwards raises ValueError."""
         self._cached = None
         self._ahead.clear()
-        self._done()
+        if self._home.is_here:
+            self._done()
         super().close()
 
     # -- whole chunks straight into the caller's buffer --------------------------------------------
@@ -305,6 +310,7 @@ class FileReader(io.RawIOBase):
         ) from error
 
     def _submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
+        self._home.check()
         try:
             return self._workers.submit(work, *arguments)
         except RuntimeError as error:  # the executor was shut down
@@ -319,5 +325,6 @@ class FileReader(io.RawIOBase):
         return chunk_stripe(ids[position], self._root.profile)
 
     def _check_open(self) -> None:
+        self._home.check()
         if self.closed:
             raise ValueError("the file is closed")

@@ -23,6 +23,7 @@ from storage.catalog import Catalog, CatalogTransaction
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument, StorageError, StoreClosed
+from storage.forks import HomeProcess
 from storage.keys import BYTE, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
 from storage.manifest import (
@@ -93,6 +94,7 @@ class Upload:
     def __init__(
         self, context: PushContext, target: PushTarget, progress: Progress | None = None, size_hint: int = 0
     ) -> None:
+        self._home = HomeProcess(f"the upload of {target.filename!r}")
         self._context = context
         self._target = target
         self._progress = progress
@@ -169,6 +171,7 @@ class Upload:
 
     def free_space(self) -> memoryview:
         """The unfilled rest of the current chunk, to be read into; then call :meth:`filled`."""
+        self._home.check()
         self._spill_small()
         if self._buffer is None:
             self._buffer = self._take_buffer()
@@ -190,6 +193,7 @@ class Upload:
         Raises:
             InvalidArgument: not at a chunk boundary, or a chunk must be sent (unknown to this user, or damaged).
         """
+        self._home.check()
         self._spill_small()
         if self._filled:
             raise InvalidArgument(f"reuse is possible at multiples of {self.chunk_size} bytes only")
@@ -217,6 +221,7 @@ class Upload:
         self._accept(stripe, length)
 
     def _take(self, count: int) -> None:
+        self._home.check()
         if self._ended:
             raise InvalidArgument("this upload has ended")
         if self._short and count:
@@ -459,7 +464,7 @@ class Upload:
         Args:
             keep_chunks: hold what arrived for the user for a day, so that a resumed push can reuse it.
         """
-        if self._ended:
+        if self._ended or not self._home.is_here:
             return
         self._settle_in_flight()
         try:

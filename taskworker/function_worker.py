@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
 
 from storage import FileStorage
+from storage.forks import HomeProcess
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.client import Client
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
@@ -59,6 +62,7 @@ class HostedFunctions:
     """
 
     def __init__(self, pool_address: str, directory: Path, *, required: bool) -> None:
+        self._home = HomeProcess("this worker's host of functions")
         self._client = Client(pool_address)
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
         self._pool = RPCServiceStub(self._channel)
@@ -109,7 +113,9 @@ class HostedFunctions:
         self._wanted.set()
 
     def close(self) -> None:
-        """End all calls, their processes, and the connections."""
+        """End all calls, their processes, and the connections. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
         self._closing.set()
         self._wanted.set()
         if self._offering.is_alive():
@@ -194,9 +200,11 @@ class LocalFunctions:
     """
 
     def __init__(self, worker_id: str, store: FileStorage) -> None:
-        self._bundles = tempfile.TemporaryDirectory(prefix="taskworker-functions-")
+        self._home = HomeProcess("this worker's host of functions")
+        self._bundles = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
+        self._remove_bundles = weakref.finalize(self, _remove_at_home, self._bundles, self._home)
         self._host = FunctionHost(
-            Path(self._bundles.name),
+            self._bundles,
             lambda user, _timeout_s: EmbeddedFiles(store, user),
             lambda call, timeout_s, asking: self._router.call(call, timeout_s, asking),
         )
@@ -217,9 +225,16 @@ class LocalFunctions:
     def services(self) -> dict[str, grpc.GenericRpcHandler]:
         """What callers call."""
         gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls of functions are under way, as many as this worker allows")
-        return {_RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=(self._bundles.name,), gate=gate)}
+        return {_RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=(str(self._bundles),), gate=gate)}
 
     def close(self) -> None:
-        """End all calls and their processes."""
-        self._host.close()
-        self._bundles.cleanup()
+        """End all calls and their processes. Does nothing in a forked child."""
+        if self._home.is_here:
+            self._host.close()
+            self._remove_bundles()
+
+
+def _remove_at_home(directory: Path, home: HomeProcess) -> None:
+    """Remove a directory, but not at the end of a process that was forked from its owner."""
+    if home.is_here:
+        shutil.rmtree(directory, ignore_errors=True)

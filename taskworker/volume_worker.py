@@ -18,6 +18,7 @@ import grpc
 from blake3 import blake3
 
 from storage.errors import FormatError, StorageError
+from storage.forks import HomeProcess
 from storage.locking import StoreLock
 from storage.shards import LocalVolume, VolumeFailed
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
@@ -67,6 +68,7 @@ class VolumeWorker:
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
         functions: HostedFunctions | None = None,
     ) -> None:
+        self._home = HomeProcess(f"worker {worker_id}")
         self._functions = functions
         self.worker_id = worker_id
         self.pool_address = pool_address
@@ -104,6 +106,7 @@ class VolumeWorker:
             StoreLocked: another process offers this directory.
             FormatError: the directory is not a volume of this pool.
         """
+        self._home.check()
         description = self._describe(time.monotonic() + wait_s)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = StoreLock(self.directory)
@@ -132,7 +135,12 @@ class VolumeWorker:
             self._server.wait()
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume."""
+        """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume.
+
+        In a forked child this does nothing: the worker is the parent's.
+        """
+        if not self._home.is_here:
+            return
         self._stopping.set()
         if self._joined.is_set():
             self._leave()

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from storage import FileStorage, InvalidArgument
+from storage.forks import HomeProcess
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.declaring import Declarations
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions, LocalFunctions
@@ -333,10 +334,11 @@ class _PoolStorage:
         self._address = address
         self._target = target_of(address)
         self._channel: grpc.aio.Channel | None = None
+        self._home = HomeProcess(f"the connection to {address}")
 
     async def close(self) -> None:
         channel, self._channel = self._channel, None
-        if channel is not None:
+        if channel is not None and self._home.is_here:
             await channel.close()
 
     async def Push(self, request: PushRequest) -> PushResponse:  # noqa: N802
@@ -353,7 +355,9 @@ class _PoolStorage:
 
     def _stub(self) -> FileServiceAsyncStub:
         if self._channel is None:
+            self._home = HomeProcess(f"the connection to {self._address}")  # it is made here and now
             self._channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        self._home.check()
         return FileServiceStub(self._channel)
 
     async def _answer(self, call: Awaitable[ResultT]) -> ResultT:

@@ -17,10 +17,12 @@ from contextlib import suppress
 from typing import NoReturn
 
 from taskworker.cli.signals import Stopped, unwind_on_signals
+from taskworker.cli.streams import open_standard_streams
 
 
 def main() -> None:
     """Entry point of the ``taskworker`` script."""
+    open_standard_streams()
     unwind_on_signals()
     gc.disable()  # until the command begins: what imports make is there to stay, and looking through it takes a while
     try:

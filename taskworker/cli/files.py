@@ -15,10 +15,11 @@ import typer
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.localfile import copy_stream, replacing, standard_input, standard_output
+from taskworker.cli.localfile import copy_stream, replacing
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.references import resolve_file, resolve_range, resolve_version
 from taskworker.cli.session import Session
+from taskworker.cli.streams import check_output, standard_input, standard_output
 from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def get(
     to_stdout = output is not None and str(output) == STANDARD_STREAM
     if to_stdout and session.terminal.as_json:
         raise Failure("--json and -o - cannot both have standard output", ExitCode.USAGE)
+    if to_stdout:
+        check_output()
     with session.backend() as backend:
         found = resolve_version(backend, file, version)
         start, stop = resolve_range(byte_range, found.size)

@@ -59,20 +59,6 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def standard_input() -> FileIO:
-    """Standard input as raw bytes.
-
-    Not ``sys.stdin``, whose buffer has a lock: a thread that still waits for input when the command
-    ends would hold it, and the interpreter aborts over that.
-    """
-    return FileIO(0, "rb", closefd=False)
-
-
-def standard_output() -> FileIO:
-    """Standard output as raw bytes."""
-    return FileIO(1, "wb", closefd=False)
-
-
 def write_all(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
     """Write all of ``data``; an unbuffered file may take less at a time."""
     view = memoryview(data)

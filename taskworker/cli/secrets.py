@@ -11,6 +11,7 @@ import typer
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.session import Session, with_session
+from taskworker.cli.streams import check_input
 from taskworker.cli.text import one_line, plural
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def rotate(session: Session, name: SecretName) -> None:
 
 
 def _value(name: str) -> str:
+    check_input()
     if sys.stdin.isatty():
         typed: str = typer.prompt(
             f"Value of {one_line(name)}", hide_input=True, confirmation_prompt="The same again", err=True

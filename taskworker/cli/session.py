@@ -19,6 +19,7 @@ import typer
 
 from taskworker.cli.exits import ExitCode, Failure, exit_code_of
 from taskworker.cli.signals import finish_regardless
+from taskworker.cli.streams import check_output
 from taskworker.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -218,6 +219,8 @@ def _run(session: Session, command: Callable[[Session], None]) -> None:
     gc.freeze()
     gc.enable()
     try:
+        if session.settings.json:
+            check_output()
         command(session)
     except BrokenPipeError:
         drop_output()

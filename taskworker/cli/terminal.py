@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from typing import Literal
 
+from taskworker.cli.streams import check_output
 from taskworker.cli.text import one_line
 
 Progress = Callable[[int, int], None]
@@ -48,6 +49,7 @@ class Terminal:
 
         As JSON they make one array. ``title`` heads them on a terminal, but not in a pipe or a file.
         """
+        check_output()
         count = 0
         if self.as_json:
             sys.stdout.write("[")

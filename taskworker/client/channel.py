@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from storage.forks import HomeProcess
 from taskworker import store_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, STORE_SERVICE, target_of
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
@@ -107,6 +108,7 @@ class Channel:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self._home = HomeProcess(f"the connection to {address}")
         self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
         self.files = FileServiceStub(self._channel)
         self.store = StoreServiceStub(self._channel)
@@ -123,7 +125,9 @@ class Channel:
         self._described: store_pb2.DescribeResponse | None = None
 
     def close(self) -> None:
-        """End the connection; calls under way are cancelled."""
+        """End the connection; calls under way are cancelled. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
         # gRPC waits for its own threads, for ever if a signal's exception left one of its locks held.
         closing = threading.Thread(target=self._channel.close, name="close-channel", daemon=True)
         closing.start()
@@ -143,6 +147,7 @@ class Channel:
         scope: CallScope | None = None,
     ) -> ResponseT:
         """One request, one response."""
+        self._home.check()
         timeout = deadline.remaining_s()
         scope = scope or current_scope.get()
         with self._errors_decoded():
@@ -170,6 +175,7 @@ class Channel:
         self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, deadline: Deadline
     ) -> IncomingMessages[ResponseT]:
         """One request, many responses; close what is returned when done with it."""
+        self._home.check()
         with self._errors_decoded():
             return IncomingMessages(method(request, timeout=deadline.remaining_s()), self.address)
 
@@ -179,6 +185,7 @@ class Channel:
         messages: OutgoingMessages[Any],
         deadline: Deadline,
     ) -> ResponseT:
+        self._home.check()
         scope = current_scope.get() or CallScope()
 
         def work() -> ResponseT:
@@ -347,6 +354,7 @@ class IncomingMessages(Generic[ResponseT]):
     """The responses of one call; an iterator and a context manager that cancels what is left."""
 
     def __init__(self, call: _Responses[ResponseT], address: str) -> None:
+        self._home = HomeProcess(f"the call to {address}")
         self._call = call
         self._address = address
         self._scope = current_scope.get() or CallScope()
@@ -355,6 +363,7 @@ class IncomingMessages(Generic[ResponseT]):
         return self
 
     def __next__(self) -> ResponseT:
+        self._home.check()
         try:
             with self._scope.holding(self._call):
                 return next(self._call)
@@ -369,7 +378,8 @@ class IncomingMessages(Generic[ResponseT]):
 
     def close(self) -> None:
         """Cancel the call if it has not ended."""
-        self._call.cancel()
+        if self._home.is_here:
+            self._call.cancel()
 
 
 def retried(operation: Callable[[], ResponseT], deadline: Deadline, retries: int) -> ResponseT:

@@ -81,7 +81,7 @@ class EgressClient(OperatorClient):
     def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
         """The requests that are kept, then, if asked to follow, those that come, without end."""
         request = egress_pb2.AuditLogRequest(function_name=function, follow=follow)
-        for one in self._stream(self._stub.AuditLog(request)):
+        for one in self._stream(lambda: self._stub.AuditLog(request)):
             yield EgressRecord(
                 one.time_ms,
                 one.function_name,

@@ -122,7 +122,7 @@ class FunctionClient(OperatorClient):
     def logs(self, function: str, *, follow: bool = False) -> Iterator[LogLine]:
         """The lines that are kept, then, if asked to follow, those that come, without end."""
         request = functions_pb2.LogsRequest(function_name=function, follow=follow)
-        for line in self._stream(self._stub.Logs(request)):
+        for line in self._stream(lambda: self._stub.Logs(request)):
             yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
 
 

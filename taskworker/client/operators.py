@@ -8,6 +8,7 @@ from typing import Protocol, Self, TypeVar
 
 import grpc
 
+from storage.forks import HomeProcess
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.wire import status
 
@@ -33,11 +34,13 @@ class OperatorClient:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._home = HomeProcess(f"the connection to {address}")
         self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
 
     def close(self) -> None:
-        """End the connection."""
-        self._channel.close()
+        """End the connection. Does nothing in a forked child."""
+        if self._home.is_here:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -48,13 +51,19 @@ class OperatorClient:
         self.close()
 
     def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        self._home.check()
         with status.errors_decoded(self._address):
             return call()
 
-    def _stream(self, stream: Responses[ResponseT]) -> Iterator[ResponseT]:
+    def _stream(self, call: Callable[[], Responses[ResponseT]]) -> Iterator[ResponseT]:
         """The responses as they come; the call is cancelled when nobody wants more of them."""
+        self._home.check()
+        stream = call()
         try:
             with status.errors_decoded(self._address):
-                yield from stream
+                for response in stream:
+                    yield response
+                    self._home.check()
         finally:
-            stream.cancel()
+            if self._home.is_here:
+                stream.cancel()

@@ -157,6 +157,7 @@ class PoolClient(OperatorClient):
         Raises:
             StorageUnavailable: nobody answers there.
         """
+        self._home.check()
         try:
             answer = self._stub.Status(pool_pb2.StatusRequest(), timeout=_TIMEOUT_S)
         except grpc.RpcError as error:

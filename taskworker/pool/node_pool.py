@@ -16,6 +16,7 @@ import msgspec
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, StoreSettings
 from storage.errors import FormatError, InvalidArgument, StorageError
+from storage.forks import HomeProcess
 from storage.layout import Layout, Member, Moves
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
@@ -147,6 +148,7 @@ class PoolCore:
         identify: Identify = identify_process,
         runtime: Runtime | None = None,
     ) -> None:
+        self._home = HomeProcess(f"the pool in {root}")
         self._options = options or PoolOptions()
         self._connect = connect
         self._identify = identify
@@ -206,7 +208,12 @@ class PoolCore:
         return self._catalog
 
     def close(self) -> None:
-        """Finish calls under way and let go of the directory; workers wait for the pool's return."""
+        """Finish calls under way and let go of the directory; workers wait for the pool's return.
+
+        In a forked child this does nothing: the pool is the parent's.
+        """
+        if not self._home.is_here:
+            return
         self.gathering.end()
         self.mender.close()
         self.collector.close()
@@ -590,6 +597,8 @@ class NodePool(PoolCore):
 
     def close(self) -> None:
         """See :meth:`PoolCore.close`."""
+        if not self._home.is_here:
+            return
         self._closing.set()
         self._ticker.join()
         super().close()

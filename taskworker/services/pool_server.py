@@ -7,6 +7,7 @@ import os
 import grpc
 
 from storage import ErasureProfile
+from storage.forks import HomeProcess
 from taskworker import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.dns.names import DnsOptions
 from taskworker.egress.limits import DEFAULT_LIMITS, EgressLimits
@@ -69,6 +70,7 @@ class PoolServer:
         egress: EgressLimits = DEFAULT_LIMITS,
         dns: DnsOptions | None = None,
     ) -> None:
+        self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport)
@@ -124,7 +126,9 @@ class PoolServer:
         return self._server.wait(timeout_s)
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Give calls under way ``grace_s`` seconds, then close the pool."""
+        """Give calls under way ``grace_s`` seconds, then close the pool. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
         self.pool.gathering.end()
         ending = self.outside.ending(grace_s)
         self._server.stop(grace_s)

@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from storage import FileStorage, InvalidArgument
+from storage.forks import HomeProcess
 from taskworker import store_pb2, taskworker_pb2
 from taskworker.errors import StorageUnavailable
 from taskworker.services import store as store_service
@@ -117,6 +118,7 @@ class FileServer:
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         calls = limits.calls + added_calls + (limits.reserved if added else 0)
+        self._home = HomeProcess("this server")
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = health.HealthServicer()
         self._socket_file: Path | None = None
@@ -157,6 +159,7 @@ class FileServer:
             InvalidArgument: malformed, or an address other machines can reach.
             StorageUnavailable: the address is taken or cannot be bound.
         """
+        self._home.check()
         endpoint = Endpoint.parse(address)
         try:
             port = self._server.add_insecure_port(endpoint.target)
@@ -176,7 +179,12 @@ class FileServer:
         return not self._server.wait_for_termination(timeout_s)
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest, and wait for all."""
+        """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest, and wait for all.
+
+        In a forked child this does nothing: the server is the parent's.
+        """
+        if not self._home.is_here:
+            return
         with self._stopping:
             self._health.enter_graceful_shutdown()
             self._server.stop(grace_s).wait()
