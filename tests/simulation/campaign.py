@@ -92,6 +92,7 @@ class Simulation:
             faults.lose_request: 2, faults.lose_heartbeat: 3, faults.repeat_message: 2, faults.late_message: 2,
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2,
+            faults.jump_clock: 1, self.collect_if_due: 0.5,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
         disturbances: dict[Action, float] = {
@@ -133,6 +134,10 @@ class Simulation:
     def pass_much_time(self) -> str:
         self.cluster.pass_time(GRACE_S + 5)
         return f"{GRACE_S + 5} s"
+
+    def collect_if_due(self) -> str:
+        """What the collector's thread does every so often."""
+        return str(self.cluster.pool.collector.collect_if_due())
 
     def restart_pool(self) -> str:
         """Stop the pool in good order, and start it again."""
@@ -180,6 +185,7 @@ class Simulation:
         cluster = self.cluster
         cluster.network.forget_due()
         cluster.process.dies_at = ""
+        cluster.clock.wrong_ns = 0
         for worker in cluster.workers:
             worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
             worker.volume.confess()
@@ -191,6 +197,7 @@ class Simulation:
         for worker in cluster.workers:
             if not worker.up:
                 worker.start()
+        cluster.pass_time(2.0)  # they join
         present = {worker.name for worker in cluster.workers}
         for record in cluster.pool.membership.records:
             if record.standing is Standing.DRAINING and record.worker in present:

@@ -7,10 +7,15 @@ _LOOK_NS = 1_000
 
 
 class Clock:
-    """Each look at the wall clock is a microsecond later, so that no two things happen at once."""
+    """Each look at the wall clock is a microsecond later, so that no two things happen at once.
+
+    Attributes:
+        wrong_ns: by how much the wall clock is ahead of the true time.
+    """
 
     def __init__(self) -> None:
         self._now_ns = _START_NS
+        self.wrong_ns = 0
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -21,6 +26,6 @@ class Clock:
         return (self._now_ns - _START_NS) / 1e9
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970."""
+        """Nanoseconds since 1970, by a clock that may be wrong."""
         self._now_ns += _LOOK_NS
-        return self._now_ns
+        return self._now_ns + self.wrong_ns

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _WORKERS_MAX = 9
 _CALLS_AHEAD = 40
+_CENTURY_H = 100 * 365 * 24
+_CLOCK_JUMPS_H = (0, 25, -25, _CENTURY_H, -_CENTURY_H)
 _STRIPES_TRIED = 8
 _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
 
@@ -255,6 +257,17 @@ class Faults:
                     [(worker, key) for worker in self.cluster.workers for key in keys if worker.volume.is_durable(key)]
                 )
         raise NothingToDo
+
+    # -- the clock -------------------------------------------------------------------------------
+
+    def jump_clock(self) -> str:
+        """Somebody sets the wall clock of the pool's machine."""
+        hours = self.rng.choice(_CLOCK_JUMPS_H)
+        self.cluster.clock.wrong_ns = hours * 3600 * 1_000_000_000
+        self.injected["clock jumped"] += 1
+        return f"{hours} h from the true time"
+
+    # -- full disks ------------------------------------------------------------------------------
 
     def fill(self) -> str:
         worker = self._one_of(self.cluster.workers)
