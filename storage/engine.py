@@ -12,6 +12,7 @@ from typing import Any
 
 from storage import revising
 from storage.activity import Activity
+from storage.arguments import checked
 from storage.budget import Budget
 from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
 from storage.chunking import Source, feed, source_size
@@ -32,12 +33,6 @@ from storage.forks import HomeProcess
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import (
     MIB,
-    check_chunk_size,
-    check_filename,
-    check_note,
-    check_sha256,
-    check_time_ms,
-    check_user_id,
 )
 from storage.live import node_loader
 from storage.locking import StoreLock
@@ -150,6 +145,7 @@ class FileStorage:
     # -- opening and closing ---------------------------------------------------------------------
 
     @classmethod
+    @checked
     def open(
         cls,
         path: str | os.PathLike[str],
@@ -191,7 +187,7 @@ class FileStorage:
                 catalog,
                 profile=profile,
                 volumes=None if volumes is None else [Path(volume) for volume in volumes],
-                chunk_size=None if chunk_size is None else check_chunk_size(chunk_size),
+                chunk_size=chunk_size,
                 create=create,
             )
             volume_set = VolumeSet(root, found.settings, volume_options or VolumeOptions())
@@ -268,6 +264,7 @@ class FileStorage:
 
     # -- writing ---------------------------------------------------------------------------------
 
+    @checked
     def push(
         self,
         source: Source,
@@ -308,6 +305,7 @@ class FileStorage:
             upload.abort(keep_chunks=False)
             raise
 
+    @checked
     def upload(
         self,
         *,
@@ -325,6 +323,7 @@ class FileStorage:
         target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
         return Upload(self._context, target, progress, size_hint or 0)
 
+    @checked
     def missing_chunks(
         self, chunk_ids: Sequence[bytes], *, user_id: str, profile: ErasureProfile | None = None
     ) -> list[bool]:
@@ -333,15 +332,14 @@ class FileStorage:
         Chunks that only other users have count as missing.
         """
         self._check_open()
-        user = user_key(check_user_id(user_id))
+        user = user_key(user_id.encode())
         chosen = profile or self.profile
-        if any(len(chunk_id) != 32 for chunk_id in chunk_ids):
-            raise InvalidArgument("a chunk id has 32 bytes")
         stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
         held = self._catalog.holds(user, stripes)
         absent = iter(self._stripes.absent([stripe for stripe, holds in zip(stripes, held, strict=True) if holds]))
         return [bool(next(absent)) if holds else True for holds in held]
 
+    @checked
     def revise(
         self,
         file_id: str,
@@ -390,6 +388,7 @@ class FileStorage:
         )
         return revising.revise(self._context, target, base, diff, self._load_node)
 
+    @checked
     def delete(self, file_id: str, *, user_id: str) -> None:
         """End a file: its name is free at once, its space after the next :meth:`collect`."""
         self._check_open()
@@ -399,10 +398,11 @@ class FileStorage:
         def check(entry: FileEntry | None) -> FileEntry:
             return self._permitted(entry, file_id, user_id)
 
-        self._context.commits.delete(identifier, check, partial(_name_of, user_key(check_user_id(user_id))))
+        self._context.commits.delete(identifier, check, partial(_name_of, user_key(user_id.encode())))
 
     # -- reading ---------------------------------------------------------------------------------
 
+    @checked
     def get(self, file_id: str, *, user_id: str, version_id: str | None = None) -> bytes:
         """The whole content in memory; for large files use :meth:`open_file`.
 
@@ -413,6 +413,7 @@ class FileStorage:
         with self.open_file(file_id, user_id=user_id, version_id=version_id) as reader:
             return reader.readall()
 
+    @checked
     def open_file(self, file_id: str, *, user_id: str, version_id: str | None = None) -> FileReader:
         """A seekable binary stream over a version (default the head), verified as it is read."""
         self._check_open()
@@ -437,22 +438,25 @@ class FileStorage:
             done()
             raise
 
+    @checked
     def find(self, filename: str, *, user_id: str) -> Version | None:
         """The head of the file with this name, None if there is none."""
         self._check_open()
-        user = user_key(check_user_id(user_id))
-        identifier = self._catalog.find(name_key(user, check_filename(filename)))
+        user = user_key(user_id.encode())
+        identifier = self._catalog.find(name_key(user, filename.encode()))
         entry = self._catalog.file(identifier) if identifier is not None else None
         if identifier is None or entry is None:
             return None
         return self._stored(identifier, entry, None).public()
 
+    @checked
     def stat(self, file_id: str, *, user_id: str, version_id: str | None = None) -> Version:
         """A version's description, default the head's."""
         self._check_open()
         identifier, entry = self._entry(file_id, user_id)
         return self._stored(identifier, entry, version_id).public()
 
+    @checked
     def chunk_ids(
         self,
         file_id: str,
@@ -470,6 +474,7 @@ class FileStorage:
             raise InvalidArgument(f"chunk range {start}…{stop} is not a range")
         return list(Manifest(stored.root, self._load_node).chunk_ids(start, stop))
 
+    @checked
     def diff(self, file_id: str, source: Source, *, user_id: str, base_version_id: str | None = None) -> ManifestDiff:
         """What takes a stored version (default the head) to the content of ``source``, for :meth:`revise`.
 
@@ -479,6 +484,7 @@ class FileStorage:
         identifier, entry = self._entry(file_id, user_id)
         return revising.diff_source(self._stored(identifier, entry, base_version_id), self._load_node, source)
 
+    @checked
     def synchronize(
         self, file_id: str, *, have_version_id: str, user_id: str, data_bytes_max: int = _SYNC_DATA_BYTES_MAX
     ) -> ManifestDiff:
@@ -499,6 +505,7 @@ class FileStorage:
         new = self._stored(identifier, entry, None)
         return revising.diff_versions(self._context, old, new, self._load_node, data_bytes_max)
 
+    @checked
     def history(
         self, file_id: str, *, user_id: str, limit: int | None = None, before: str | None = None
     ) -> list[Version]:
@@ -525,6 +532,7 @@ class FileStorage:
             current = stored.record.parent
         return found
 
+    @checked
     def list_files(
         self, *, user_id: str, prefix: str = "", after: str | None = None, limit: int | None = None
     ) -> list[Version]:
@@ -537,9 +545,9 @@ class FileStorage:
             limit: at most this many.
         """
         self._check_open()
-        user = user_key(check_user_id(user_id))
-        start = name_key(user, check_filename(after)) if after is not None else None
-        encoded = prefix.encode("utf-8", "surrogatepass")
+        user = user_key(user_id.encode())
+        start = name_key(user, after.encode()) if after is not None else None
+        encoded = prefix.encode()
         wanted = (1 << 62) if limit is None else limit
         found: list[Version] = []
         while len(found) < wanted:
@@ -556,12 +564,14 @@ class FileStorage:
 
     # -- maintenance -----------------------------------------------------------------------------
 
+    @checked
     def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
         """Verify everything stored; rotten shards are quarantined for :meth:`repair` to make anew."""
         self._check_open()
         self._volumes.check_present()
         return scrub(self._maintenance, progress)
 
+    @checked
     def repair(
         self,
         *,
@@ -584,6 +594,7 @@ class FileStorage:
         self.save_incomplete()
         return report
 
+    @checked
     def collect(
         self,
         *,
@@ -603,6 +614,7 @@ class FileStorage:
         self.on_collected(report)
         return report
 
+    @checked
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Make the catalog again from the volumes alone, when it is gone.
 
@@ -653,6 +665,7 @@ class FileStorage:
             needs_rebuild=self.needs_rebuild,
         )
 
+    @checked
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
         self._home.check()
@@ -725,7 +738,7 @@ class FileStorage:
             filename,
             user_id,
             profile or self.profile,
-            self.chunk_size if chunk_size is None else check_chunk_size(chunk_size),
+            self.chunk_size if chunk_size is None else chunk_size,
             time_ms=time_ms,
             note=note,
             sha256=sha256,
@@ -744,23 +757,21 @@ class FileStorage:
         note: str,
         sha256: str | None,
     ) -> PushTarget:
-        user = user_key(check_user_id(user_id))
-        check_note(note)
+        user = user_key(user_id.encode())
         return PushTarget(
             user_id=user_id,
             user=user,
             filename=filename,
-            name=name_key(user, check_filename(filename)),
+            name=name_key(user, filename.encode()),
             profile=profile,
             chunk_size=chunk_size,
-            time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else check_time_ms(time_ms),
-            sha256=check_sha256(sha256),
+            time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else time_ms,
+            sha256=bytes.fromhex(sha256) if sha256 else None,
             note=note,
             attendance=self._volumes.attendance(),
         )
 
     def _entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:
-        check_user_id(user_id)
         identifier = _parse_hex(file_id, FILE_ID_BYTES)
         entry = self._catalog.file(identifier) if identifier is not None else None
         return identifier or b"", self._permitted(entry, file_id, user_id)

@@ -27,7 +27,7 @@ def check_filename(name: str) -> bytes:
     Names are opaque keys, compared byte for byte and never normalised; ``.`` and ``..`` as path
     components are refused because clients write files under these names.
     """
-    encoded = _utf8(name, "filename")
+    encoded = utf8(name, "filename")
     if not encoded:
         raise InvalidArgument("filename is empty; give the file a name")
     if len(encoded) > FILENAME_BYTES_MAX:
@@ -43,7 +43,7 @@ def check_filename(name: str) -> bytes:
 
 def check_user_id(user_id: str) -> bytes:
     """Return ``user_id`` as UTF-8 (1 to 256 bytes, no NUL), or raise InvalidArgument."""
-    encoded = _utf8(user_id, "user_id")
+    encoded = utf8(user_id, "user_id")
     if not encoded:
         raise InvalidArgument("user_id is empty; say whose file this is")
     if len(encoded) > USER_ID_BYTES_MAX:
@@ -55,13 +55,14 @@ def check_user_id(user_id: str) -> bytes:
 
 def check_note(note: str) -> None:
     """Raise InvalidArgument if the note of a version is too long or not encodable."""
-    size = len(_utf8(note, "note"))
+    size = len(utf8(note, "note"))
     if size > NOTE_BYTES_MAX:
         raise InvalidArgument(f"note has {size} bytes, at most {NOTE_BYTES_MAX} are allowed")
 
 
 def check_chunk_size(chunk_size: int) -> int:
     """Return ``chunk_size`` (bytes) if it lies in 64 KiB…16 MiB, else raise InvalidArgument."""
+    _check_int(chunk_size, "chunk size")
     if not CHUNK_SIZE_MIN <= chunk_size <= CHUNK_SIZE_MAX:
         raise InvalidArgument(f"chunk size {chunk_size!r} is outside {CHUNK_SIZE_MIN}…{CHUNK_SIZE_MAX} bytes")
     return chunk_size
@@ -69,6 +70,7 @@ def check_chunk_size(chunk_size: int) -> int:
 
 def check_time_ms(time_ms: int) -> int:
     """Return an author's clock (ms since the epoch) if it fits a signed 64-bit field."""
+    _check_int(time_ms, "time_ms")
     if not -(1 << 63) <= time_ms < 1 << 63:
         raise InvalidArgument(f"time {time_ms!r} does not fit a signed 64-bit number of milliseconds")
     return time_ms
@@ -76,8 +78,10 @@ def check_time_ms(time_ms: int) -> int:
 
 def check_sha256(sha256: str | None) -> bytes | None:
     """Return the 32 bytes of a hex SHA-256, None for None or "", else raise InvalidArgument."""
-    if not sha256:
+    if sha256 is None or sha256 == "":
         return None
+    if not isinstance(sha256, str):
+        raise InvalidArgument(f"sha256 must be text, 64 hexadecimal digits, not {type(sha256).__name__}")
     try:
         raw = bytes.fromhex(sha256)
     except ValueError:
@@ -87,7 +91,14 @@ def check_sha256(sha256: str | None) -> bytes | None:
     return raw
 
 
-def _utf8(text: str, what: str) -> bytes:
+def _check_int(number: int, what: str) -> None:
+    # A bool is an int to Python, and a float compares like one; in a record they are neither.
+    if type(number) is not int:
+        raise InvalidArgument(f"{what} must be a whole number (int), not {type(number).__name__}: {str(number)[:40]}")
+
+
+def utf8(text: str, what: str) -> bytes:
+    """``text`` in UTF-8, or InvalidArgument."""
     if not isinstance(text, str):
         raise InvalidArgument(f"{what} must be text, not {type(text).__name__}")
     try:

@@ -145,7 +145,10 @@ class Upload:
             InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
             StoreFull: a volume has no space; abort.
         """
-        view = memoryview(data).cast("B")
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError:
+            raise InvalidArgument(f"only bytes can be written, not {type(data).__name__}") from None
         self._take(len(view))
         if self._digest is not None:
             self._digest.update(view)
@@ -430,7 +433,7 @@ class Upload:
         return inline_shards(self._context, stripe, data)
 
     def _check(self, size: int | None) -> None:
-        if size is not None and size != self._size:
+        if size is not None and (type(size) is not int or size != self._size):
             raise InvalidArgument(f"{size} bytes were announced, {self._size} arrived; send the file again")
         if self._digest is not None and self._digest.digest() != self._target.sha256:
             raise InvalidArgument(

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError
+from storage.errors import FormatError, InvalidArgument
 from storage.limits import FILE_SIZE_MAX
 from storage.manifest import RootNode, decode_root, encode_root, object_id, read_root
 
@@ -140,16 +140,31 @@ class StoredVersion:
 
 
 def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersion:
-    """Encode a record and name it by its hash."""
-    raw_record = _encoder.encode(record)
+    """Encode a record and name it by its hash.
+
+    Raises:
+        InvalidArgument: the record could not be read again.
+    """
+    try:
+        raw_record = _encoder.encode(record)
+        _record_decoder.decode(raw_record)  # one that cannot be read must not get into a store; this takes 2 µs
+    except (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError) as error:
+        raise InvalidArgument(f"this cannot be kept in a version's record: {error}") from error
     raw = _encoder.encode(VersionObject(raw_record, root_raw))
     return StoredVersion(object_id(raw_record), record, root, raw)
 
 
 def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
-    """The version in bytes that were checked when they were stored (the catalog's)."""
-    stored = _object_decoder.decode(raw)
-    return StoredVersion(version_id, _record_decoder.decode(stored.record), read_root(stored.root), raw)
+    """The version in bytes that were checked when they were stored (the catalog's).
+
+    Raises:
+        FormatError: they are malformed, as older software or damage may have left them.
+    """
+    try:
+        stored = _object_decoder.decode(raw)
+        return StoredVersion(version_id, _record_decoder.decode(stored.record), read_root(stored.root), raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(f"the record of version {version_id.hex()} cannot be read ({error})") from error
 
 
 def decode_version(raw: bytes, version_id: bytes | None = None) -> StoredVersion:

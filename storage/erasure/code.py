@@ -29,6 +29,8 @@ class ErasureProfile:
     n: int = 6
 
     def __post_init__(self) -> None:
+        if type(self.k) is not int or type(self.n) is not int:
+            raise InvalidArgument(f"erasure profile {self.k!r}-of-{self.n!r}: k and n must be whole numbers (int)")
         if not 1 <= self.k <= self.n <= 256:
             raise InvalidArgument(f"erasure profile {self.k}-of-{self.n}: must satisfy 1 <= k <= n <= 256")
 

@@ -25,6 +25,7 @@ from storage import (
     StoreStats,
     Version,
 )
+from storage.arguments import anything, checked, seconds, text, whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
@@ -49,6 +50,18 @@ from taskworker.wire.limits import MIB, PAGE_MAX, UNARY_BYTES_MAX
 ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
 _RETRIES = 3
+_RULES = {
+    "offset": whole_number("offset", 0),
+    "length": whole_number("length", 0),
+    "timeout_s": seconds("timeout_s"),
+    "function": text("function"),
+    "name": text("name"),
+    "type": text("type"),
+    "target": anything,  # a path, or whatever can be written to
+    "changed": anything,  # checked by LocalDiff as it is used
+    "args": anything,
+    "kwargs": anything,
+}
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -64,12 +77,13 @@ def _as_json(value: object) -> str:
 def _arguments_checked(
     method: Callable[Concatenate[Client, P], ResultT],
 ) -> Callable[Concatenate[Client, P], ResultT]:
-    """Let a text or number that no message can hold raise InvalidArgument, as the engine would."""
+    """Check arguments as the engine does; what no message can hold raises InvalidArgument, too."""
+    checked_method = checked(method, _RULES)
 
     @wraps(method)
-    def checked(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+    def at_the_door(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
         try:
-            return method(self, *args, **kwargs)
+            return checked_method(self, *args, **kwargs)
         except UnicodeEncodeError:
             raise InvalidArgument("a text has characters that UTF-8 cannot encode (lone surrogates)") from None
         except ValueError as error:
@@ -77,7 +91,7 @@ def _arguments_checked(
                 raise
             raise InvalidArgument(f"a number is too small or too large ({error})") from None
 
-    return checked
+    return at_the_door
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,8 @@ class Client:
     """
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+        if timeout_s is not None:
+            seconds("timeout_s")(timeout_s)
         self.address = address
         self._timeout_s = timeout_s
         self._channel = Channel(address)
@@ -505,6 +521,7 @@ class Client:
                 break
         return files
 
+    @_arguments_checked
     def iter_files(self, *, user_id: str, prefix: str = "", timeout_s: float | None = None) -> Iterator[Version]:
         """As :meth:`list_files`, page by page, however many there are; ``timeout_s`` is for each page."""
         after: str | None = None
@@ -591,16 +608,19 @@ class Client:
 
     # Upkeep of the store
 
+    @_arguments_checked
     def stats(self, *, timeout_s: float | None = None) -> StoreStats:
         """The store at a glance."""
         response = self._channel.unary(self._channel.store.Stats, store_pb2.StatsRequest(), self._deadline(timeout_s))
         return convert.stats_from_proto(response)
 
+    @_arguments_checked
     def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
         """Verify all shards; ``progress`` gets (bytes done, bytes in all). Leaving early stops it."""
         event = self._upkeep(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
         return convert.scrub_from_proto(event.report)
 
+    @_arguments_checked
     def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
         """Re-make missing and rotten shards; ``progress`` gets (objects done, objects in all)."""
         event = self._upkeep(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
@@ -615,6 +635,7 @@ class Client:
         event = self._upkeep(self._channel.store.Collect, request, progress, timeout_s)
         return convert.collect_from_proto(event.report)
 
+    @_arguments_checked
     def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
         """Make the catalog again from the volumes."""
         event = self._upkeep(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
@@ -626,15 +647,12 @@ class Client:
         return Deadline(timeout_s if timeout_s is not None else self._timeout_s)
 
     def _fetch(self, wanted: Wanted, timeout_s: float | None) -> Fetch:
-        if wanted.offset < 0 or (wanted.length is not None and wanted.length < 0):
-            raise InvalidArgument("offset and length cannot be negative")
         return Fetch(self._channel, wanted, deadline=self._deadline(timeout_s), retries=_RETRIES)
 
     def _stat(self, file_id: str, user_id: str, version_id: str | None, deadline: Deadline) -> Version:
         request = store_pb2.StatRequest(user_id=user_id, file_id=file_id, version_id=version_id or "")
         return convert.version_from_proto(self._channel.unary(self._channel.store.Stat, request, deadline))
 
-    @_arguments_checked
     def _files_page(
         self, user_id: str, prefix: str, after: str | None, limit: int, deadline: Deadline
     ) -> store_pb2.ListFilesResponse:

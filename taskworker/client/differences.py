@@ -133,6 +133,8 @@ class LocalDiff:
         size, count = self._base.chunk_size, self._chunk_count()
         touched: set[int] = set()
         for offset, length in changed:
+            if type(offset) is not int or type(length) is not int:
+                raise InvalidArgument(f"changed range ({offset!r}, {length!r}): offset and length are whole numbers")
             if offset < 0 or length < 0:
                 raise InvalidArgument(f"changed range ({offset}, {length}): offset and length cannot be negative")
             if length:

@@ -60,6 +60,8 @@ def target_of(address: str) -> str:
     Raises:
         InvalidArgument: not such an address.
     """
+    if not isinstance(address, str):
+        raise InvalidArgument(f"an address is text, not {type(address).__name__}")
     if address.startswith("unix:") and len(address) > len("unix:"):
         return address
     host, _, port = address.rpartition(":")

@@ -1,0 +1,267 @@
+"""Arguments of the public classes, checked in one place before a method does anything.
+
+Python takes whatever it is given: ``time_ms=time.time() * 1000``, a float, would be written into a version's record
+as one, and nobody could read that record again. :func:`checked` looks up every parameter of a method by its name
+when the class is made, and fails then if there is no rule for it, so that none is forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from storage.diffs import ManifestDiff, Patch
+from storage.erasure import ErasureProfile
+from storage.errors import InvalidArgument
+from storage.limits import (
+    FILE_SIZE_MAX,
+    check_chunk_size,
+    check_filename,
+    check_note,
+    check_sha256,
+    check_time_ms,
+    check_user_id,
+    utf8,
+)
+
+P = ParamSpec("P")
+SelfT = TypeVar("SelfT")
+ResultT = TypeVar("ResultT")
+
+Rule = Callable[[Any], Any]
+"""Gives the value to go on with, or raises InvalidArgument."""
+
+_ID_CHARACTERS_MAX = 1024  # of what is looked up as an id; real ones have 32 or 64
+
+
+def checked(
+    method: Callable[Concatenate[SelfT, P], ResultT], /, rules: Mapping[str, Rule] | None = None
+) -> Callable[Concatenate[SelfT, P], ResultT]:
+    """The method, its arguments checked before it runs.
+
+    Args:
+        method: of a public class.
+        rules: for parameters by name, beside :data:`RULES`.
+    """
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    known = {**RULES, **(rules or {})}
+    by_name = {parameter.name: _rule_of(parameter, known) for parameter in parameters}
+    in_order = tuple(by_name.values())
+
+    @wraps(method)
+    def at_the_door(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        positional: Any = [rule(value) for rule, value in zip(in_order, args, strict=False)]
+        for name, value in kwargs.items():
+            if name in by_name:  # Python itself refuses the others
+                kwargs[name] = by_name[name](value)
+        rest: Any = args[len(positional) :]
+        return method(self, *positional, *rest, **kwargs)
+
+    return at_the_door
+
+
+def _rule_of(parameter: inspect.Parameter, rules: Mapping[str, Rule]) -> Rule:
+    rule = rules.get(parameter.name)
+    if rule is None:
+        raise TypeError(f"there is no rule for arguments called {parameter.name!r}; add one")
+    return _or_none(rule) if "None" in str(parameter.annotation) else rule
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda value: None if value is None else rule(value)
+
+
+def text(what: str) -> Rule:
+    """Text that UTF-8 can encode."""
+
+    def rule(value: Any) -> str:
+        utf8(value, what)
+        return _plain(value)
+
+    return rule
+
+
+def _plain(value: str) -> str:
+    return value if type(value) is str else str.__str__(value)  # subclasses, such as numpy's, cannot be encoded
+
+
+def _same_text(check: Callable[[str], object]) -> Rule:
+    def rule(value: Any) -> str:
+        check(value)
+        return _plain(value)
+
+    return rule
+
+
+def identifier(what: str) -> Rule:
+    """Text that is looked up as an id; one that cannot be an id is not found, which is for the method to say."""
+
+    def rule(value: Any) -> str:
+        if not isinstance(value, str):
+            raise InvalidArgument(f"{what} must be text, not {type(value).__name__}")
+        return _plain(value[:_ID_CHARACTERS_MAX])
+
+    return rule
+
+
+def whole_number(what: str, least: int, most: int = FILE_SIZE_MAX) -> Rule:
+    """An integer in a range: no float, even a whole one, and no bool."""
+
+    def rule(value: Any) -> int:
+        number = as_int(value, what)
+        if not least <= number <= most:
+            raise InvalidArgument(f"{what} is {number}, outside {least}…{most}")
+        return number
+
+    return rule
+
+
+def as_int(value: Any, what: str) -> int:
+    """An integer as Python's own, else InvalidArgument."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, bool | float) and hasattr(value, "__index__"):  # numpy's integers, for example
+        return int(operator.index(value))
+    raise InvalidArgument(f"{what} must be a whole number (int), not {type(value).__name__}: {str(value)[:40]}")
+
+
+def seconds(what: str) -> Rule:
+    """A finite number of seconds, 0 or more."""
+
+    def rule(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {str(value)[:40]}")
+        return value
+
+    return rule
+
+
+def instance(kind: type, what: str) -> Rule:
+    """An object of a class."""
+
+    def rule(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise InvalidArgument(f"{what} must be a {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    return rule
+
+
+def function(what: str) -> Rule:
+    """Something that can be called."""
+
+    def rule(value: Any) -> Any:
+        if not callable(value):
+            raise InvalidArgument(f"{what} must be a function, not {type(value).__name__}")
+        return value
+
+    return rule
+
+
+def anything(value: Any) -> Any:
+    """Whatever it is: its own code checks it."""
+    return value
+
+
+def path(value: Any) -> Any:
+    """A path as text, or a path object."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidArgument(f"a path must be text or a Path, not {type(value).__name__}")
+    if "\0" in os.fsdecode(value):
+        raise InvalidArgument("a path contains a NUL character; remove it")
+    return value
+
+
+def _paths(value: Any) -> list[Any]:
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"volumes must be a list of paths, not {type(value).__name__}")
+    return [path(one) for one in value]
+
+
+def _chunk_ids(value: Any) -> Any:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"chunk_ids must be a list of ids, not {type(value).__name__}")
+    for chunk_id in value:
+        _chunk_id(chunk_id)
+    return value
+
+
+def _chunk_id(value: Any) -> None:
+    if not isinstance(value, bytes) or len(value) != 32:
+        raise InvalidArgument("a chunk id has 32 bytes")
+
+
+def _sha256(value: Any) -> str:
+    check_sha256(value)
+    return _plain(value)
+
+
+def _time_ms(value: Any) -> int:
+    return check_time_ms(as_int(value, "time_ms"))
+
+
+def _chunk_size(value: Any) -> int:
+    return check_chunk_size(as_int(value, "chunk_size"))
+
+
+def _diff(value: Any) -> ManifestDiff:
+    """A diff whose parts have the right types; whether they make sense is checked against its base."""
+    diff: ManifestDiff = instance(ManifestDiff, "diff")(value)
+    identifier("base_version_id of the diff")(diff.base_version_id)
+    for what, number in (("new_size", diff.new_size), ("chunk_size", diff.chunk_size)):
+        if type(number) is not int:
+            raise InvalidArgument(f"{what} of the diff must be a whole number (int), not {type(number).__name__}")
+    if not isinstance(diff.patches, Sequence):
+        raise InvalidArgument(f"patches of the diff must be a tuple, not {type(diff.patches).__name__}")
+    for patch in diff.patches:
+        _patch(patch)
+    return diff
+
+
+def _patch(patch: Any) -> None:
+    if not isinstance(patch, Patch) or type(patch.index) is not int or not isinstance(patch.chunk_id, bytes):
+        raise InvalidArgument("a patch has an index (int), a chunk_id (bytes) and data (bytes, or None)")
+    if patch.data is not None and not isinstance(patch.data, bytes | bytearray | memoryview):
+        raise InvalidArgument(f"patch {patch.index}: data must be bytes, not {type(patch.data).__name__}")
+
+
+RULES: Mapping[str, Rule] = {
+    "path": path,
+    "volumes": _paths,
+    "create": instance(bool, "create"),
+    "volume_options": anything,
+    "runtime": anything,
+    "source": anything,  # storage.chunking and taskworker.client.sources know what can be pushed
+    "filename": _same_text(check_filename),
+    "after": _same_text(check_filename),
+    "user_id": _same_text(check_user_id),
+    "note": _same_text(check_note),
+    "prefix": text("prefix"),
+    "file_id": identifier("file_id"),
+    "version_id": identifier("version_id"),
+    "base_version_id": identifier("base_version_id"),
+    "have_version_id": identifier("have_version_id"),
+    "before": identifier("before"),
+    "sha256": _sha256,
+    "profile": instance(ErasureProfile, "profile"),
+    "chunk_size": _chunk_size,
+    "chunk_ids": _chunk_ids,
+    "time_ms": _time_ms,
+    "size_hint": whole_number("size_hint", 0, 1 << 63),
+    "data_bytes_max": whole_number("data_bytes_max", 0),
+    "start": whole_number("start", 0),
+    "stop": whole_number("stop", 0),
+    "limit": whole_number("limit", 0, 1 << 63),
+    "diff": _diff,
+    "grace_s": seconds("grace_s"),
+    "within_s": seconds("within_s"),
+    "progress": function("progress"),
+    "pace": function("pace"),
+    "watch": function("watch"),
+}
+"""Rules for parameters, by the names that they have in all public classes."""
