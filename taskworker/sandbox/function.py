@@ -296,6 +296,9 @@ class FunctionSandbox:
             message, pid = b"", 0
         if not message:
             self.close(CallCrashed("the function's sandbox ended"))
+        elif message == init.ZYGOTE_ENDED:
+            while self._failure is None:  # what it said before it ended is why it did
+                self._zygote_readable()
         elif message[:1] == init.MOUNTED:
             self._fork_if_warm(message[1:].decode())
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,10 @@ from taskworker.sandbox import (
     Limits,
     SandboxHost,
     SandboxUnavailable,
+    proof,
 )
 from taskworker.sandbox.frames import FRAME_BYTES_MAX, FrameError
+from taskworker.sandbox.inside import init
 from tests.sandbox.bundles import ECHO, begin, program
 
 RUNS = """
@@ -390,6 +393,27 @@ def test_code_that_cannot_be_imported_is_told(host: SandboxHost, bundles: Path, 
         host.warm(image)
     with pytest.raises(FunctionBroken, match=text):
         begin(host, image)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"), [("raise ValueError('why')", "why"), ("import os; os._exit(0)", "imported")]
+)
+def test_why_code_cannot_be_imported_is_told_to_a_host_that_looks_late(
+    host: SandboxHost, bundles: Path, source: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = proof.receive_with_pid
+
+    def receive_late(connection: socket.socket, size: int) -> tuple[bytes, int]:
+        message, pid = receive(connection, size)
+        give_up = time.monotonic() + 20
+        while message.startswith(init.MOUNTED) and Path(f"/proc/{pid}").exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return message, pid
+
+    image = program(bundles, source)
+    monkeypatch.setattr(proof, "receive_with_pid", receive_late)
+    with pytest.raises(FunctionBroken, match=text):
+        host.warm(image)
 
 
 def test_a_bundle_elsewhere_is_refused(host: SandboxHost, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ ended, the kernel ends everything in the namespace.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ NAME_CHARS = 32
 MOUNT = b"M"
 DROP = b"D"
 MOUNTED = b"m"
+ZYGOTE_ENDED = b"e"
+"""The last that the init says, if it ends because its zygote did; whatever the zygote said was sent before."""
 BOUNDED = b"b"
 UNBOUNDED = b"u"
 """What the init says first: whether the kernel bounds the pids of its namespace."""
@@ -67,9 +70,9 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
         zygote(start, to_zygote, document, *filters)
     for descriptor in (to_zygote, document, *filters):
         os.close(descriptor)
-    signal.signal(signal.SIGCHLD, lambda *_: _reap(child))
-    _reap(child)
     connection = socket.socket(fileno=own)
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(child, connection))
+    _reap(child, connection)
     connection.send(BOUNDED if bounded else UNBOUNDED)
     _serve(connection, calls, start)
 
@@ -113,11 +116,13 @@ def _serve(connection: socket.socket, calls: int, start: Start) -> None:
     os._exit(0)
 
 
-def _reap(zygote: int) -> None:
+def _reap(zygote: int, connection: socket.socket) -> None:
     """Reap what was left to this process; without its zygote, it ends."""
     try:
         while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
             if ended == zygote:
+                with contextlib.suppress(OSError):  # the host may have hung up
+                    connection.send(ZYGOTE_ENDED, socket.MSG_NOSIGNAL)
                 os._exit(0)
     except ChildProcessError:
         sys.exit(0)
