@@ -25,6 +25,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of tests that leave its workers as they found them."""
+    with Cluster(tmp_path_factory.mktemp("standing")) as cluster:
+        yield cluster
+
+
 def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
@@ -180,18 +187,6 @@ def test_a_pool_that_is_back_awaits_its_workers_but_not_dead_ones_for_ever(clust
     assert cluster.client.push(b"new", filename="a", user_id=USER).file_id == file_id
 
 
-def test_a_hanging_worker_holds_nothing_up(cluster: Cluster) -> None:
-    data = content(6 * MIB)
-    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
-    cluster.workers["w1"].signal(signal.SIGSTOP)
-    assert cluster.client.get(file_id, user_id=USER) == data
-    newer = content(3 * MIB, 2)
-    assert cluster.client.push(newer, filename="a", user_id=USER).file_id == file_id
-    assert cluster.client.get(file_id, user_id=USER) == newer
-    cluster.workers["w1"].signal(signal.SIGCONT)
-    cluster.await_survivable(2)
-
-
 def test_too_few_workers_take_nothing(cluster: Cluster) -> None:
     data = content(MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
@@ -328,20 +323,32 @@ def test_a_rebuilt_pool_must_be_as_the_former_one(tmp_path: Path) -> None:
             cluster.start_worker("w0")
 
 
-def test_a_living_id_is_not_given_twice(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_hanging_worker_holds_nothing_up(standing: Cluster) -> None:
+    data = content(6 * MIB)
+    file_id = standing.client.push(data, filename="a", user_id=USER).file_id
+    standing.workers["w1"].signal(signal.SIGSTOP)
+    assert standing.client.get(file_id, user_id=USER) == data
+    newer = content(3 * MIB, 2)
+    assert standing.client.push(newer, filename="a", user_id=USER).file_id == file_id
+    assert standing.client.get(file_id, user_id=USER) == newer
+    standing.workers["w1"].signal(signal.SIGCONT)
+    standing.await_survivable(2)
+
+
+def test_a_living_id_is_not_given_twice(standing: Cluster, tmp_path: Path) -> None:
     arguments = ["worker", "--id", "w1", "--dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]
     with pytest.raises(AssertionError, match="a living worker has the id w1"):
-        Process([*arguments, "--pool", cluster.address], tmp_path / "other.log")
+        Process([*arguments, "--pool", standing.address], tmp_path / "other.log")
 
 
-def test_a_volume_of_another_pool_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_volume_of_another_pool_is_refused(standing: Cluster, tmp_path: Path) -> None:
     other_home = tmp_path / "elsewhere"
     other_home.mkdir()
     with Cluster(other_home, workers=1) as other:
         other.workers["w0"].stop()
         arguments = ["worker", "--id", "w9", "--dir", str(other_home / "w0"), "--listen", "127.0.0.1:0"]
         with pytest.raises(AssertionError, match="holds shards of pool"):
-            Process([*arguments, "--pool", cluster.address], tmp_path / "w9.log")
+            Process([*arguments, "--pool", standing.address], tmp_path / "w9.log")
 
 
 def test_rot_on_a_worker_is_found_and_healed(cluster: Cluster) -> None:
