@@ -16,20 +16,23 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
-from taskworker.cli.signals import Stopped, unwind_on_signals
+from taskworker.cli.signals import stopped_in, unwind_on_signals
 from taskworker.cli.streams import open_standard_streams
 
 
 def main() -> None:
     """Entry point of the ``taskworker`` script."""
     open_standard_streams()
-    unwind_on_signals()
-    gc.disable()  # until the command begins: what imports make is there to stay, and looking through it takes a while
     try:
+        unwind_on_signals()
+        gc.disable()  # until the command begins: what imports make is there to stay; looking through it takes a while
         from taskworker.cli.app import run
 
         _leave(run())
-    except Stopped as stopped:
+    except BaseException as error:
+        stopped = stopped_in(error)
+        if stopped is None:
+            raise
         # All is undone by now. Not sys.exit: it waits for threads, and what was interrupted may have
         # left one waiting for ever.
         os._exit(stopped.exit_code)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec
 import typer
 
 from taskworker.cli.exits import ExitCode, Failure, exit_code_of
-from taskworker.cli.signals import finish_regardless
+from taskworker.cli.signals import finish_regardless, stopped_in
 from taskworker.cli.streams import check_output
 from taskworker.cli.terminal import Terminal
 
@@ -228,6 +228,8 @@ def _run(session: Session, command: Callable[[Session], None]) -> None:
     except typer.Exit:
         raise
     except Exception as error:
+        if (stopped := stopped_in(error)) is not None:
+            raise stopped from None
         if session.settings.debug:
             traceback.print_exc()
         session.terminal.error(*_messages(error))

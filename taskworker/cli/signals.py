@@ -21,6 +21,13 @@ class Stopped(BaseException):
         self.exit_code = 128 + number  # as shells report it
 
 
+def stopped_in(error: BaseException | None) -> Stopped | None:
+    """The ``Stopped`` that an error is, or was raised while handling: Python makes others of it, as in imports."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
+
+
 def unwind_on_signals() -> None:
     """From now on a signal raises ``Stopped`` in the main thread."""
     signal.signal(signal.SIGINT, _stop)
@@ -55,7 +62,4 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _unwinding() -> bool:
-    error = sys.exception()
-    while error is not None and not isinstance(error, Stopped):
-        error = error.__context__
-    return error is not None
+    return stopped_in(sys.exception()) is not None
