@@ -39,6 +39,7 @@ from storage.locking import StoreLock
 from storage.maintenance.collect import collect
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer, Pace
+from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
@@ -593,6 +594,10 @@ class FileStorage:
         report = repair(self._maintenance, progress, pace, watch)
         self.save_incomplete()
         return report
+
+    def read_back(self) -> ReadBack:
+        """Compares what stores give back with what they say they hold."""
+        return ReadBack(self._stripes)
 
     @checked
     def collect(

@@ -175,6 +175,14 @@ class Fleet(ABC, Generic[StoreT]):
             )
         )
 
+    def note_lie(self, slot: int, key: bytes, text: str) -> None:
+        """A store was shown to say what is not so."""
+        self.report("lie", key, slot, text)
+
+    def trusts(self, slot: int) -> bool:
+        """Whether what a store says it holds is counted on."""
+        return True
+
     @abstractmethod
     def reattach(self) -> list[int]:
         """Try the stores that are offline again; returns the slots brought back."""

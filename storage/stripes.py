@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from cachetools import LRUCache
@@ -19,7 +19,18 @@ from storage.erasure import code_for_key
 from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
 from storage.fleet import Fleet
 from storage.hedging import HedgedReader, StripeRead, Wanted
-from storage.keys import BYTE, ID_BYTES, Kind, ShardKey, StripeKey, StripeParts, shard_key, split_stripe_key, stripe_key
+from storage.keys import (
+    BYTE,
+    ID_BYTES,
+    STRIPE_KEY_BYTES,
+    Kind,
+    ShardKey,
+    StripeKey,
+    StripeParts,
+    shard_key,
+    split_stripe_key,
+    stripe_key,
+)
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
@@ -43,6 +54,15 @@ _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
 HealRequest = Callable[[StripeKey], None]
+
+
+class Written(NamedTuple):
+    """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
+
+    key: ShardKey
+    length: int
+    digest: bytes
+    store: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +180,18 @@ class StripeStore:
                 self.volumes.failed(holder, volume, error)
         return None
 
-    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None) -> None:
-        """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable."""
+    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None) -> list[Shard]:
+        """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable.
+
+        Returns:
+            The shards; their payloads are this thread's, and change with the next call.
+        """
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
         self.volumes.append(self.by_volume(stripe, shards))
+        return shards
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
         """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
@@ -499,7 +524,10 @@ class StripeStore:
         self.on_damage(stripe)
 
     def heal_all(
-        self, stripes: Sequence[StripeKey], known: Sequence[Whereabouts] | None = None
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[Whereabouts] | None = None,
+        note: Callable[[Written], None] | None = None,
     ) -> list[tuple[int, int] | DataLossError]:
         """Make the absent shards of several stripes again, which are read together.
 
@@ -508,6 +536,7 @@ class StripeStore:
         Args:
             stripes: to be made whole.
             known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
+            note: told of each shard that was appended.
         """
         attendance = self.volumes.attendance()
         looked = self.whereabouts(stripes) if known is None else known
@@ -518,7 +547,14 @@ class StripeStore:
         for stripe, where in zip(stripes, looked, strict=True):
             try:
                 content = objects.get(stripe)
-                made.append(self._make_absent(stripe, where.absent, content, attendance) if where.absent else (0, 0))
+                if not where.absent:
+                    made.append((0, 0))
+                    continue
+                written, size = self._make_absent(stripe, where.absent, content, attendance)
+                made.append((len(written), size))
+                if note is not None:
+                    for one in written:
+                        note(one)
             except DataLossError as error:
                 made.append(error)
         return made
@@ -542,7 +578,7 @@ class StripeStore:
 
     def _make_absent(
         self, stripe: StripeKey, absent: list[int], content: memoryview | None, attendance: tuple[int, ...]
-    ) -> tuple[int, int]:
+    ) -> tuple[list[Written], int]:
         k = stripe[33] + 1
         if content is None:
             padded, length = self._whole(stripe)
@@ -555,8 +591,10 @@ class StripeStore:
             absent = self.absent_slots(stripe)
         targets = self.volumes.targets(stripe)
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
-        self.put(stripe, padded, length, slots)
-        return len(slots), len(slots) * -(-length // k)
+        size = -(-length // k)
+        shards = self.put(stripe, padded, length, slots)
+        written = [Written(shard.key, size, shard.digest, targets[shard.key[STRIPE_KEY_BYTES]]) for shard in shards]
+        return written, len(slots) * size
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """The verified object, zero-padded to k whole shards, and its length."""

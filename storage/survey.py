@@ -104,6 +104,8 @@ class Surveyor:
             for slot in absent:
                 known[slot] = None
             for store in self._fleet.elsewhere(stripe):
+                if not self._fleet.trusts(store):
+                    continue
                 for slot in absent:
                     if targets[slot] != store:
                         keys[store].append(stripe + BYTE[slot])

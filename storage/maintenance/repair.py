@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,16 +17,19 @@ from typing import NamedTuple
 from storage.batching import batched
 from storage.catalog import Catalog
 from storage.errors import DataLossError
-from storage.keys import ID_BYTES, Kind
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.readback import Moved, ReadBack
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.stripes import Written
 from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
+_SYNC_EVERY_SHARDS = 32_768  # some 10 MB of what is known of them
 _IN_FLIGHT_MAX = 6
 _THREADS_REMOTE = 4  # they wait for workers most of the time
 _EXAMINED_TOGETHER = 8192  # so that stripes with the same holders come together; some megabytes of keys
@@ -62,14 +65,16 @@ def repair(
     tally = _Tally(context.catalog.counters().versions + context.catalog.claims(), progress, watch)
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
-        waiting: deque[tuple[list[_Damaged], Future[list[_Made]]]] = deque()
+        waiting: deque[_UnderWay] = deque()
+        new = _New(context, pool, attendance)
         for group in batched(_damaged(context, tally), context.stripes.mended_together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
-                _settle(context, tally, *waiting.popleft())
+                _settle(tally, new, *waiting.popleft())
         while waiting:
-            _settle(context, tally, *waiting.popleft())
-    volumes.sync()
+            _settle(tally, new, *waiting.popleft())
+        volumes.sync()
+        new.settle()
     tally.finish()
     if not tally.lost_count and volumes.attendance() == attendance:
         volumes.incomplete.difference_update(online)
@@ -144,7 +149,6 @@ class _Tally:
     bytes: int = 0
     shards_moved: int = 0
     bytes_moved: int = 0
-    unsynced: int = 0
     endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
@@ -169,7 +173,6 @@ class _Tally:
         self.repaired += damaged.missing
         self.shards += shards
         self.bytes += size
-        self.unsynced += size
         if not damaged.missing:
             self.moved += 1
             self.shards_moved += shards
@@ -245,21 +248,72 @@ def _spare(holders: tuple[int | None, ...], k: int) -> int:
     return losses_survivable([holder for holder in holders if holder is not None], k)
 
 
-def _make_at_pace(
-    context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None
-) -> list[_Made]:
+class _Group(NamedTuple):
+    """What was made of a few objects, and which shards were written for it."""
+
+    made: list[_Made]
+    moved: list[Moved]
+
+
+_UnderWay = tuple[list[_Damaged], "Future[_Group]"]
+
+
+class _New:
+    """Shards that were written by this repair and are not read back yet: so few that they fit into memory."""
+
+    def __init__(self, context: MaintenanceContext, threads: Executor, attendance: tuple[int, ...]) -> None:
+        self._volumes = context.stripes.volumes
+        self._threads = threads
+        self._attendance = attendance
+        self._readback = ReadBack(context.stripes)
+        self._unsynced_bytes = 0
+        self._waiting: list[Moved] = []
+        self._under_way: Future[None] | None = None
+
+    def add(self, moved: list[Moved]) -> None:
+        """Some were written; every so many are made durable, and read back while the next ones are made."""
+        self._waiting += moved
+        self._unsynced_bytes += sum(one.shard.length for one in moved)
+        if self._unsynced_bytes >= _SYNC_EVERY_BYTES or len(self._waiting) >= _SYNC_EVERY_SHARDS:
+            self._volumes.sync_each()
+            self._read_back()
+
+    def settle(self) -> None:
+        """All have been made durable: read back the rest."""
+        self._read_back()
+        if self._under_way is not None:
+            self._under_way.result()
+
+    def _read_back(self) -> None:
+        synced, self._waiting, self._unsynced_bytes = self._waiting, [], 0
+        if not self._volumes.remote or not synced:
+            return  # this machine's own disks give back what they were given, or scrub tells
+        if self._under_way is not None:
+            self._under_way.result()
+        self._under_way = self._threads.submit(self._readback.settle, synced, self._attendance)
+
+
+def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None) -> _Group:
     """Make the absent shards of a few objects."""
     began_s = time.perf_counter()
     now = context.stripes.volumes.attendance()
     known = [damaged.where for damaged in group] if all(damaged.attendance == now for damaged in group) else None
-    healed = context.stripes.heal_all([damaged.live.stripe for damaged in group], known)
+    written: list[Written] = []
+    outcomes = context.stripes.heal_all([damaged.live.stripe for damaged in group], known, written.append)
     made = [
         _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
-        for damaged, one in zip(group, healed, strict=True)
+        for damaged, one in zip(group, outcomes, strict=True)
     ]
+    former = {damaged.live.stripe: damaged.where.holders for damaged in group} if known is not None else {}
+    moved = [Moved(one, _former(former.get(StripeKey(one.key[:STRIPE_KEY_BYTES])), one)) for one in written]
     if pace is not None:
         pace(time.perf_counter() - began_s)
-    return made
+    return _Group(made, moved)
+
+
+def _former(holders: tuple[int | None, ...] | None, written: Written) -> int | None:
+    """The store that held a shard before it was written; None if none did, or that is not known any more."""
+    return None if holders is None else holders[written.key[STRIPE_KEY_BYTES]]
 
 
 def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: DataLossError) -> _Made:
@@ -285,10 +339,9 @@ def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
     return None
 
 
-def _settle(context: MaintenanceContext, tally: _Tally, group: list[_Damaged], future: Future[list[_Made]]) -> None:
-    for damaged, made in zip(group, future.result(), strict=True):
-        tally.settle(damaged, made)
-    if tally.unsynced >= _SYNC_EVERY_BYTES:
-        tally.unsynced = 0
-        context.stripes.volumes.sync_each()
+def _settle(tally: _Tally, new: _New, group: list[_Damaged], future: Future[_Group]) -> None:
+    made, moved = future.result()
+    for damaged, one in zip(group, made, strict=True):
+        tally.settle(damaged, one)
+    new.add(moved)
     tally.tell()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from storage.layout import Layout, Member
 from storage.placement import partition_of
 from storage.shards import Shard, VolumeFailed
 from taskworker.pool.port import Ticket, WorkerVolume
+from taskworker.pool.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +40,18 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     Args:
         allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
+        k: shards that a file of the pool's profile needs.
+        now_s: monotonic seconds.
     """
 
     remote = True
     stand_ins = True
 
-    def __init__(self, *, allow_fragile: bool = False) -> None:
+    def __init__(self, *, allow_fragile: bool = False, k: int = 1, now_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
+        self._k = k
+        self._trust = Trust(now_s)
+        self._unproved: frozenset[int] = frozenset()
         self._layouts: tuple[Layout, ...] = ()
         self._allow_fragile = allow_fragile
         self._epoch = 0
@@ -56,7 +63,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
         self._emptied: set[int] = set()  # came with an empty volume since
         self._latest: Layout | None = None  # where shards are put now, as a layout
-        self._targets: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -108,6 +115,49 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._lies[slot] += count
             self._rot += count
         self.on_rot()
+
+    def note_lie(self, slot: int, key: bytes, text: str) -> None:
+        """See :meth:`Fleet.note_lie`. A worker that does it again and again is not believed any more."""
+        super().note_lie(slot, key, text)
+        with self._lock:
+            self._lies[slot] += 1
+            self._rot += 1
+            lost = self._trust.note_lie(slot)
+            if lost:
+                self._changed()
+        if lost:
+            log.error("worker %s is distrusted: it %s", self.name(slot), text)
+        self.on_rot()
+
+    def trusts(self, slot: int) -> bool:
+        """See :meth:`Fleet.trusts`."""
+        return slot not in self._trust.distrusted
+
+    def distrusted(self) -> frozenset[int]:
+        """Workers whose word does not count."""
+        return self._trust.distrusted
+
+    def proven_liars(self) -> list[int]:
+        """Workers that lied so often that they should be done without."""
+        with self._lock:
+            return self._trust.proven_liars()
+
+    def trust_again(self) -> None:
+        """Trust those that have not lied for long enough."""
+        with self._lock:
+            if self._trust.distrusted and self._trust.lapse():
+                self._changed()
+
+    def use_unproved(self, slots: Iterable[int]) -> None:
+        """These members have not shown yet that they keep what they are given.
+
+        At most n - k shards of a stripe are put on them, so that whatever they do it can be read without them.
+        """
+        unproved = frozenset(slots)
+        with self._lock:
+            if unproved != self._unproved:
+                self._unproved = unproved
+                self._changed()
 
     def lies(self) -> dict[int, int]:
         """How many wrong or rotten shards each worker gave out since the pool started."""
@@ -161,25 +211,38 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
-        partition, n = partition_of(stripe), stripe[34] + 1
+        partition, profile = partition_of(stripe), stripe[33:35]
         table = self._targets
-        found = table.get((partition, n))
+        found = table.get((partition, profile))
         if found is None:
-            found = table[partition, n] = self._stand_in(self.holders(stripe), self.placement.order(partition))
+            order = self.placement.order(partition)
+            found = table[partition, profile] = self._stand_in(self.holders(stripe), order, stripe[33] + 1)
         return found
 
-    def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
-        """Holders with those that are away replaced by the ones that hold the least of the stripe, in order."""
+    def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
+        """Holders with those that cannot be counted on replaced by the ones that hold the least of it, in order.
+
+        Not counted on are those that are away, those that are distrusted, and of those that have proved nothing yet
+        all but n - k; the latter two only where enough others are there.
+        """
         online = [slot for slot in order if self._stores.get(slot) is not None]
-        if not online or all(holder in online for holder in holders):
+        if not online:
             return holders
-        held = Counter(holder for holder in holders if holder in online)
-        targets = []
+        n = len(holders)
+        usable = _enough([slot for slot in online if self.trusts(slot)], k, n) or online
+        proved = _enough([slot for slot in usable if slot not in self._unproved], k, n)
+        room = n - k if proved else n
+        targets: list[int] = []
         for holder in holders:
-            if holder not in online:
-                holder = min(online, key=lambda slot: held[slot])  # the first of equals: the order decides
-                held[holder] += 1
-            targets.append(holder)
+            kept = holder in usable and (holder not in self._unproved or room > 0)
+            room -= kept and holder in self._unproved
+            targets.append(holder if kept else -1)
+        held = Counter(target for target in targets if target >= 0)
+        for index, target in enumerate(targets):
+            if target < 0:
+                # The first of equals: the order decides.
+                targets[index] = min(proved or usable, key=lambda slot: held[slot])
+                held[targets[index]] += 1
         return tuple(targets)
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
@@ -217,10 +280,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         latest = self._latest
         if self.is_mended():
             return latest.losses_survivable(k, domain, offline)
-        lacking = [slot for slot in self.slots if self.state(slot) != "ok"]
+        lacking = [slot for slot in self.slots if self.state(slot) != "ok" or not self.trusts(slot)]
         survivable = self.placement.losses_survivable(k, domain, lacking)
         if self._mended_layout is not None:
-            gone = [*offline, *self._emptied]
+            gone = [*offline, *self._emptied, *self._trust.distrusted]
             places = (self._mended_layout, *self._targets_since, latest)
             survivable = max(survivable, min(layout.losses_survivable(k, domain, gone) for layout in places))
         return survivable
@@ -235,7 +298,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _target_layout(self) -> Layout:
         """Where shards are put now, as a layout."""
         layout = self.placement
-        rows = [self._stand_in(row, layout.order(partition)) for partition, row in enumerate(layout.rows)]
+        rows = [self._stand_in(row, layout.order(partition), self._k) for partition, row in enumerate(layout.rows)]
         return Layout(layout.version, layout.width, layout.members, rows)
 
     def mark(self) -> tuple[int, ...]:
@@ -363,6 +426,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.close`."""
         self._closed = True
         self._close_stores()
+
+
+def _enough(slots: list[int], k: int, n: int) -> list[int]:
+    """These slots if a stripe over them survives the loss of any one, or there is one for each shard; else none."""
+    count = len(slots)
+    return slots if count and (count >= n or n - -(-n // count) >= k) else []
 
 
 def _stripe_of(key: ShardKey) -> StripeKey:

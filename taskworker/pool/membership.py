@@ -38,6 +38,7 @@ class WorkerState(StrEnum):
     LEFT = "left"
     DRAINING = "draining"
     DRAINED = "drained"
+    DISTRUSTED = "distrusted"  # it lied about what it holds
 
 
 _STATES = {

@@ -19,7 +19,6 @@ from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.placement import partition_of
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
-from storage.shards.port import Verdict
 from taskworker.errors import CallAbandoned
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.port import WorkerVolume
@@ -71,6 +70,7 @@ class Mender:
         runtime: Runtime,
     ) -> None:
         self._store = store
+        self._readback = store.read_back()
         self._fleet = fleet
         self._settled = settled
         self._journal = journal
@@ -213,22 +213,14 @@ class Mender:
                 for batch in batched(volume.keys(), _BATCH):
                     if self._closed.is_set():
                         raise CallAbandoned("the pool is shutting down")
-                    self._drop_misplaced(volume, places.misplaced(batch))
+                    self._drop_misplaced(slot, volume, places.misplaced(batch))
 
-    def _drop_misplaced(self, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
-        """Remove shards that another store holds as it should, and has in good order: it reads them first."""
-        for holder, misplaced in by_holder.items():
-            proper = self._fleet.volume(holder)
-            if proper is None:
-                continue
-            with self._fleet.guard(holder, proper):
-                began_s = self._runtime.monotonic_s()
-                verdicts = list(zip(misplaced, proper.check(misplaced), strict=True))
-                volume.remove([key for key, verdict in verdicts if verdict is Verdict.GOOD])
-                for key, verdict in verdicts:
-                    if verdict is Verdict.ROTTEN:
-                        self._fleet.report("rotten", key, holder, "found while moving shards; it is made anew")
-                self.tranquility.rest(self._runtime.monotonic_s() - began_s)
+    def _drop_misplaced(self, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
+        """Remove shards that another store holds as it should: both copies are fetched and compared first."""
+        for proper, misplaced in by_holder.items():
+            began_s = self._runtime.monotonic_s()
+            volume.remove(self._readback.alike(misplaced, former, proper))
+            self.tranquility.rest(self._runtime.monotonic_s() - began_s)
 
 
 class _Places:

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
-_PRESENT = (WorkerState.ALIVE, WorkerState.DRAINING, WorkerState.DRAINED)
+_PRESENT = (WorkerState.ALIVE, WorkerState.DISTRUSTED, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
@@ -175,7 +175,7 @@ class PoolCore:
         self.pool_id = settings.store_id
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
-        self.fleet = WorkerFleet(allow_fragile=self._options.allow_fragile)
+        self.fleet = WorkerFleet(allow_fragile=self._options.allow_fragile, k=settings.k, now_s=runtime.monotonic_s)
         self.fleet.incomplete.update(settings.incomplete)
         if self._layouts:
             self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
@@ -194,6 +194,7 @@ class PoolCore:
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of changes of the roster
         self._change_due_s: float | None = None
+        self._told_liars: frozenset[int] = frozenset()
         tranquility = self._options.tranquility
         self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
         self.store.pace_healing(self.mender.tranquility)
@@ -487,8 +488,35 @@ class PoolCore:
         if self._change_due_s is None and self._is_layout_due(self.membership.members()):
             # Members and layout disagree: a crash, or a catalog that could not be written, came between them.
             self._change_layout_soon()
+        self._watch_liars()
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
+
+    def _watch_liars(self) -> None:
+        """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
+        self.fleet.trust_again()
+        distrusted = self.fleet.distrusted()
+        for slot in sorted(distrusted - self._told_liars):
+            self._note(
+                "distrusted",
+                f"worker {self.fleet.name(slot)} says that it holds shards that it does not give back; "
+                "others take its place",
+            )
+        self._told_liars = distrusted
+        records = {record.slot: record for record in self.membership.records}
+        for slot in self.fleet.proven_liars():
+            record = records.get(slot)
+            trusted = {
+                member.worker for member in self.membership.members() if member.slot not in distrusted
+            } - self._absent_workers()
+            if record is None or record.standing is not Standing.IN or len(trusted) < self.profile.n:
+                continue
+            self.membership.set_standing(record.worker, Standing.DRAINING)
+            self._change_layout()
+            self._note("drain", f"worker {record.worker} is being drained: it lied {self.fleet.lies()[slot]} times")
+
+    def _absent_workers(self) -> set[str]:
+        return {record.worker for record in self.membership.records if self.fleet.volume(record.slot) is None}
 
     def _do_without(self, lost: list[MemberRecord]) -> None:
         """Go on without lost workers, unless those left could not keep files readable after one more loss.
@@ -543,6 +571,8 @@ class PoolCore:
         """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
         if view.state is WorkerState.ALIVE and self.fleet.volume(view.record.slot) is None:
             return replace(view, state=WorkerState.SUSPECT)
+        if view.state is WorkerState.ALIVE and not self.fleet.trusts(view.record.slot):
+            return replace(view, state=WorkerState.DISTRUSTED)
         return view
 
     def _note(self, kind: str, text: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
 from storage.commit import GroupCommit, PendingVersion
-from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard
 from storage.stripes import StripeStore
 from taskworker.pool.fleet import WorkerFleet
@@ -20,7 +20,7 @@ Patch = pytest.MonkeyPatch
 def pile_up(patch: Patch) -> None:
     """Placement: the first worker in order stands in for everybody."""
 
-    def stand_in(fleet: WorkerFleet, holders: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    def stand_in(fleet: WorkerFleet, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
         online = [slot for slot in order if fleet.volume(slot) is not None]
         return tuple(holder if holder in online or not online else online[0] for holder in holders)
 
@@ -64,14 +64,11 @@ def skip_make_whole(patch: Patch) -> None:
 def drop_too_early(patch: Patch) -> None:
     """Repair: misplaced shards are dropped whether or not the proper ones are there."""
 
-    def drop_misplaced(mender: Mender, slot: int, volume: WorkerVolume, keys: list[ShardKey]) -> None:
-        volume.remove(
-            [
-                key
-                for key in keys
-                if mender._fleet.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] != slot
-            ]
-        )
+    def drop_misplaced(
+        mender: Mender, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]
+    ) -> None:
+        for keys in by_holder.values():
+            volume.remove(keys)
 
     patch.setattr(Mender, "_drop_misplaced", drop_misplaced)
 

@@ -1,0 +1,204 @@
+"""Reading back: what a store says it holds is fetched and compared before anything rests on it.
+
+A store's word that it has a shard, or that the shard is good, costs it nothing. Copies elsewhere are dropped, and
+shards that were made anew are counted on, only after their bytes were fetched and found to be the right ones.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from blake3 import blake3
+
+from storage.errors import DataLossError, StorageError
+from storage.fleet import Fleet
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.limits import CHUNK_SIZE_MAX, MIB
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed
+from storage.shards.port import Verdict
+from storage.stripes import StripeStore, Written
+
+ItemT = TypeVar("ItemT")
+
+_TOGETHER_BYTES = 4 * MIB  # held in memory for each store that is read from
+_TOGETHER = 512
+# A store that answers so many questions wrongly in a row is asked no more until it has been dealt with.
+_WRONG_MAX = 8
+
+
+class Moved(NamedTuple):
+    """A shard that was written, and the store that held it until then; None if it was missing."""
+
+    shard: Written
+    former: int | None
+
+
+class ReadBack:
+    """Compares what stores give back with what they should hold. Thread-safe.
+
+    Args:
+        stripes: the objects.
+    """
+
+    def __init__(self, stripes: StripeStore) -> None:
+        self._stripes = stripes
+        self._fleet: Fleet[Any] = stripes.volumes
+
+    def settle(self, moved: Iterable[Moved], attendance: tuple[int, ...]) -> None:
+        """Fetch shards just made durable; where a former copy is left over, drop it if the new one is right.
+
+        Args:
+            moved: shards that were written, and synced since.
+            attendance: the fleet's when it was decided where to put them; nothing is dropped under another.
+        """
+        by_store: defaultdict[int, list[Moved]] = defaultdict(list)
+        for one in moved:
+            by_store[one.shard.store].append(one)
+        for store, written in by_store.items():
+            volume = self._fleet.volume(store)
+            if volume is None:
+                continue
+            good: list[Moved] = []
+            with self._fleet.guard(store, volume):
+                good = list(self._given_back(store, volume, written))
+            if self._fleet.attendance() == attendance:
+                self._drop_former(good)
+
+    def _given_back(self, store: int, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
+        wrong = 0
+        for batch in _fitting(written, lambda one: one.shard.length):
+            payloads = volume.fetch_all([(one.shard.key, one.shard.length) for one in batch])
+            for one, payload in zip(batch, payloads, strict=True):
+                if payload is not None and blake3(payload).digest() == one.shard.digest:
+                    yield one
+                elif not self._is_right(store, volume, one.shard.key, one.shard.digest):
+                    wrong += 1
+            if wrong >= _WRONG_MAX:
+                return
+
+    def _drop_former(self, good: Iterable[Moved]) -> None:
+        doomed: defaultdict[int, list[ShardKey]] = defaultdict(list)
+        for one in good:
+            key, store = one.shard.key, one.shard.store
+            if one.former not in (None, store) and self._is_holder(store, key):
+                doomed[one.former].append(key)
+        for former, keys in doomed.items():
+            volume = self._fleet.volume(former)
+            if volume is not None:
+                with self._fleet.guard(former, volume):
+                    volume.remove(keys)
+
+    def _is_holder(self, store: int, key: ShardKey) -> bool:
+        stripe = StripeKey(key[:STRIPE_KEY_BYTES])
+        return self._fleet.holders(stripe)[key[STRIPE_KEY_BYTES]] == store and self._fleet.trusts(store)
+
+    def alike(self, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
+        """Those of the shards that both stores give out with the same content, so that ``former`` may drop its own.
+
+        To compare them is enough: if ``former`` is honest, the other copy is as right as its own; if it is not, its
+        copy is worth nothing.
+        """
+        mine, theirs = self._fleet.volume(former), self._fleet.volume(proper)
+        if mine is None or theirs is None or not self._fleet.trusts(proper):
+            return []
+        wanted: list[tuple[ShardKey, int]] = []
+        with self._fleet.guard(former, mine):
+            wanted = _of_proper_length(keys, mine.locate_all(keys))
+        alike: list[ShardKey] = []
+        with self._fleet.guard(proper, theirs):
+            said = set(theirs.missing([key for key, _ in wanted]))
+            held = [want for at, want in enumerate(wanted) if at not in said]
+            for batch in _fitting(held, lambda want: want[1]):
+                same, wrong = self._compared(batch, former, mine, proper, theirs)
+                alike += same
+                if wrong >= _WRONG_MAX:
+                    break
+            theirs.sync()  # what was fetched may have been appended a moment ago
+            return alike
+        return []  # type: ignore[unreachable]
+
+    def _compared(
+        self, batch: list[tuple[ShardKey, int]], former: int, mine: ShardStore, proper: int, theirs: ShardStore
+    ) -> tuple[list[ShardKey], int]:
+        """Those that are the same, and how many others the proper store should have given back."""
+        own: Sequence[memoryview | None] = [None] * len(batch)
+        with self._fleet.guard(former, mine):
+            own = mine.fetch_all(batch)
+        same: list[ShardKey] = []
+        wrong = 0
+        for (key, _), ours, other in zip(batch, own, theirs.fetch_all(batch), strict=True):
+            if ours is None:
+                continue  # there is nothing to drop, or it cannot be read now
+            if other == ours or self._is_right(proper, theirs, key, blake3(ours).digest()):
+                same.append(key)
+            else:
+                wrong += 1
+        return same, wrong
+
+    def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes) -> bool:
+        """Ask once more for a shard that was not given back as it should be; tells of rot and of lies.
+
+        Args:
+            store: the slot of ``volume``.
+            volume: says that it holds the shard.
+            key: of the shard.
+            digest: what its payload's should be, by the word of another store or by what was written.
+        """
+        try:
+            shard: Shard | None = volume.read(key)
+        except CorruptShard:
+            if volume.check([key]) == [Verdict.ROTTEN]:  # it sets it aside, so that it is missing and made anew
+                self._fleet.report("rotten", key, store, "found while reading back; it is made anew")
+            return False
+        except VolumeFailed:
+            raise
+        except (StorageError, OSError):
+            return False  # it cannot be read now, which tells nothing
+        if shard is not None and shard.digest == digest:
+            return True
+        if shard is None:
+            # Somebody may have dropped it for good reasons between two calls; then it says so.
+            if not volume.missing([key]):
+                self._fleet.note_lie(store, key, "says that it holds a shard that it cannot give back")
+            return False
+        return self._is_true(store, shard)
+
+    def _is_true(self, store: int, shard: Shard) -> bool:
+        """Two contents of one shard: what the whole stripe decodes to decides."""
+        stripe, slot = StripeKey(shard.key[:STRIPE_KEY_BYTES]), shard.key[STRIPE_KEY_BYTES]
+        try:
+            data = self._stripes.read(stripe)
+        except DataLossError:
+            return False  # nobody can tell: both copies stay
+        k = stripe[33] + 1
+        padded = data + bytes(-len(data) % k)
+        (truth,) = self._stripes.shards_of(stripe, padded, len(data), slots=[slot])
+        if truth.digest == shard.digest:
+            return True
+        self._fleet.note_lie(store, shard.key, "holds other content than the shard's, under a digest that fits it")
+        return False
+
+
+def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[tuple[ShardKey, int]]:
+    """Shards with their payload lengths, without those that no shard can have."""
+    return [
+        (key, place.payload_length)
+        for key, place in zip(keys, places, strict=True)
+        if place is not None and place.payload_length <= -(-CHUNK_SIZE_MAX // (key[33] + 1))
+    ]
+
+
+def _fitting(items: Iterable[ItemT], length: Callable[[ItemT], int]) -> Iterator[list[ItemT]]:
+    """As many at a time as are held in memory."""
+    batch: list[ItemT] = []
+    size = 0
+    for item in items:
+        if batch and (size + length(item) > _TOGETHER_BYTES or len(batch) == _TOGETHER):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += length(item)
+    if batch:
+        yield batch

@@ -1,0 +1,143 @@
+"""Workers that say what is not so: nothing is lost by them, and they are found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.keys import ShardKey, shard_key
+from storage.shards import Location, Shard
+from storage.shards.port import Verdict
+from taskworker.pool.membership import WorkerState
+from tests.simulation.disk import MemoryVolume
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
+
+OUT = {WorkerState.DRAINING, WorkerState.DRAINED}
+CONTENTS = {f"f{seed}": Random(seed).randbytes(150_000 + seed) for seed in range(6)}
+
+
+class HollowVolume(MemoryVolume):
+    """Takes everything, keeps nothing, and says that it has all of it in good order."""
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        pass
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        return []
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        return [Location(1, 128, 16_384, 65_536) for _ in keys]
+
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return [Verdict.GOOD] * len(keys)
+
+
+class ForgingVolume(MemoryVolume):
+    """Keeps other content than it is given, under digests that fit."""
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        super().append(shards, urgent=urgent)
+        for shard in shards:
+            self.lie(shard.key, Random(1), None)
+
+
+class DenyingVolume(MemoryVolume):
+    """Keeps what it is given, and says that it has nothing."""
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        return list(range(len(keys)))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with simulated_surroundings():
+        yield Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1)
+
+
+def push_all(cluster: Cluster) -> dict[str, str]:
+    return {name: cluster.pool.store.push(data, filename=name, user_id="u").file_id for name, data in CONTENTS.items()}
+
+
+def add(cluster: Cluster, volume: type[MemoryVolume]) -> Worker:
+    worker = cluster.add_worker()
+    worker.volume = volume(f"volume of {worker.name}", cluster.wounds)
+    worker.listen()
+    return worker
+
+
+def settle(cluster: Cluster, rounds: int = 6) -> None:
+    for _ in range(rounds):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def honest_slots(cluster: Cluster, liars: list[Worker], data: bytes) -> list[int]:
+    """The fewest shards of a chunk of these contents that honest workers hold, of each chunk."""
+    others = [worker.volume for worker in cluster.workers if worker not in liars]
+    return [
+        sum(any(volume.is_durable(shard_key(stripe, slot)) for volume in others) for slot in range(6))
+        for stripe in chunks_of(data, cluster.profile)
+    ]
+
+
+def state_of(cluster: Cluster, worker: Worker) -> WorkerState:
+    return next(view.state for view in cluster.pool.view().workers if view.record.worker == worker.name)
+
+
+@pytest.mark.parametrize("kind", [HollowVolume, ForgingVolume])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_no_copy_is_dropped_for_one_that_is_not_there(cluster: Cluster, kind: type[MemoryVolume], count: int) -> None:
+    files = push_all(cluster)
+    liars = [add(cluster, kind) for _ in range(count)]
+    settle(cluster)
+    for name, data in CONTENTS.items():
+        assert min(honest_slots(cluster, liars, data)) == 6
+        assert cluster.pool.store.get(files[name], user_id="u") == data
+    assert {state_of(cluster, liar) for liar in liars} <= {WorkerState.DISTRUSTED, *OUT}
+    assert all(state_of(cluster, worker) is WorkerState.ALIVE for worker in cluster.workers[:6])
+
+
+@pytest.mark.parametrize("kind", [HollowVolume, ForgingVolume])
+def test_what_is_pushed_after_liars_joined_does_not_depend_on_them(cluster: Cluster, kind: type[MemoryVolume]) -> None:
+    push_all(cluster)
+    liars = [add(cluster, kind) for _ in range(6)]
+    settle(cluster)
+    data = Random(99).randbytes(300_000)
+    version = cluster.pool.store.push(data, filename="new", user_id="u")
+    assert min(honest_slots(cluster, liars, data)) == 6
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+def test_liars_are_named_and_drained(cluster: Cluster) -> None:
+    for seed in range(60):
+        cluster.pool.store.push(Random(seed).randbytes(100), filename=f"f{seed}", user_id="u")
+    liar = add(cluster, HollowVolume)
+    settle(cluster)
+    assert state_of(cluster, liar) in OUT
+    assert liar.name not in {member.worker for member in cluster.pool.layouts[0].members}
+    assert any(liar.name in event.text for event in cluster.pool.view().events if event.kind == "distrusted")
+
+
+def test_a_worker_that_denies_what_it_has_costs_no_copies(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    liar = add(cluster, DenyingVolume)
+    settle(cluster)
+    for name, data in CONTENTS.items():
+        assert min(honest_slots(cluster, [liar], data)) >= 5
+        assert cluster.pool.store.get(files[name], user_id="u") == data
+
+
+def test_honest_workers_are_given_shards_and_former_copies_are_dropped(cluster: Cluster) -> None:
+    push_all(cluster)
+    worker = cluster.add_worker()
+    settle(cluster)
+    held: list[ShardKey] = [key for one in cluster.workers for key in one.volume.records_by_key]
+    assert len(held) == len(set(held)), "copies were left over"
+    assert worker.volume.records_by_key
+    assert state_of(cluster, worker) is WorkerState.ALIVE
