@@ -259,6 +259,7 @@ RULES: Mapping[str, Rule] = {
     "limit": whole_number("limit", 0, 1 << 63),
     "diff": _diff,
     "grace_s": seconds("grace_s"),
+    "resume_s": seconds("resume_s"),
     "within_s": seconds("within_s"),
     "progress": function("progress"),
     "pace": function("pace"),

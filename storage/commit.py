@@ -62,6 +62,7 @@ class PendingVersion:
         sha256: digest given by the author.
         note: free text.
         attendance: of the volumes when the first of it was written.
+        upload: number of the upload that has claims, which ends with the commit; None if there is none.
     """
 
     user_id: str
@@ -78,6 +79,7 @@ class PendingVersion:
     sha256: bytes | None
     note: str
     attendance: tuple[int, ...]
+    upload: int | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)
     _outcome: StoredVersion | BaseException | None = None
 
@@ -253,6 +255,8 @@ class GroupCommit:
             head = self._head(txn, file_id, entry)
             if head.record.root_id == identifier:
                 state.restore(pending.shards)
+                if pending.upload is not None:
+                    txn.end_upload(pending.upload)
                 return head
         else:
             file_id = self._new_file_id()
@@ -303,7 +307,9 @@ class GroupCommit:
         file_id = stored.record.file_id
         txn.put_version(file_id, stored.version_id, stored.raw)
         txn.put_nodes(pending.nodes)
-        txn.hold(pending.user, pending.stripes, 0)
+        txn.hold(pending.user, pending.stripes, None)
+        if pending.upload is not None:
+            txn.end_upload(pending.upload)
         entry = FileEntry(pending.user_id, pending.filename, stored.version_id, stored.record.size)
         txn.set_file(file_id, entry, pending.name)
 

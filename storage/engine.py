@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from storage.errors import (
     InvalidArgument,
     PermissionDenied,
     StoreClosed,
+    StoreFull,
     VersionNotFound,
 )
 from storage.fleet import Fleet
@@ -61,11 +63,15 @@ from storage.settings import load_or_create_settings, looks_like_store, with_inc
 from storage.shards import VolumeUsage
 from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
+from storage.uploads import Uploads
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.volumes import VolumeOptions, VolumeSet
 
+log = logging.getLogger(__name__)
+
 _SYNC_DATA_BYTES_MAX = 64 * MIB
 COLLECT_GRACE_S = 86400.0
+_OPENING_S = 3600.0  # of the store's time: a command opens it for moments only, and what it left must lapse some time
 
 
 class FileStorage:
@@ -92,7 +98,7 @@ class FileStorage:
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        *, needs_rebuild: bool, runtime: Runtime | None = None,
+        *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0,
     ) -> None:  # fmt: skip
         self._home = HomeProcess(f"the store at {path}")
         self.path = path
@@ -110,6 +116,7 @@ class FileStorage:
         self._stripes.on_damage = self._healer.request
         self._stripes.on_missing = self._healer.request_missing
         self._pins = Pins()
+        self._uploads = Uploads(catalog, runtime.monotonic_s, opening_s=opening_s)
         self._readings = Readings()
         self._activity = Activity(runtime.monotonic_s)
         self._ahead = Budget(AHEAD_BYTES_ALL)
@@ -120,6 +127,7 @@ class FileStorage:
             catalog=catalog,
             stripes=self._stripes,
             pins=self._pins,
+            uploads=self._uploads,
             commits=GroupCommit(catalog, self._stripes, self._pins, settings.n, runtime),
             workers=runtime.executor(threads, "store-chunks"),
             flusher=runtime.executor(1, "flush"),
@@ -131,6 +139,7 @@ class FileStorage:
             catalog=catalog,
             stripes=self._stripes,
             pins=self._pins,
+            uploads=self._uploads,
             readings=self._readings,
             load_node=self._load_node,
             metadata_copies=settings.n,
@@ -194,7 +203,14 @@ class FileStorage:
             volume_set = VolumeSet(root, found.settings, volume_options or VolumeOptions())
             volume_set.open_all(expect_data=not found.created)
             store = cls(
-                root, found.settings, catalog, volume_set, lock, needs_rebuild=found.needs_rebuild, runtime=runtime
+                root,
+                found.settings,
+                catalog,
+                volume_set,
+                lock,
+                needs_rebuild=found.needs_rebuild,
+                runtime=runtime,
+                opening_s=_OPENING_S,
             )
         except BaseException:
             if catalog is not None:
@@ -245,6 +261,7 @@ class FileStorage:
         self._readers.shutdown()
         if not self.needs_rebuild:
             self.save_incomplete()
+            self.keep_time()
         self.on_closing()
         self._volumes.close()
         self._catalog.close()
@@ -611,7 +628,7 @@ class FileStorage:
 
         Args:
             progress: called with (steps done, steps in all).
-            grace_s: how long chunks of interrupted pushes are kept to be resumed (up to a day).
+            grace_s: how long chunks of interrupted pushes are kept to be resumed, counted while the store is open.
             pace: called with the seconds that each step took; may sleep, to leave room for others.
         """
         self._check_open()
@@ -718,6 +735,22 @@ class FileStorage:
         self._check_usable()
         if self.needs_rebuild:
             raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+
+    def keep_time(self) -> None:
+        """Keep in the catalog how long the store has been open, by which interrupted pushes lapse. Cheap."""
+        try:
+            self._uploads.keep()
+        except StoreFull:
+            log.warning("no space to note for how long the store was open")
+
+    @checked
+    def keep_interrupted(self, resume_s: float) -> None:
+        """Let senders who are elsewhere take up, for a while, the pushes that the last end of the store cut off.
+
+        Args:
+            resume_s: for how many seconds from the opening on no collect takes what they left, whatever its grace.
+        """
+        self._uploads.resume_s = resume_s
 
     def save_incomplete(self) -> None:
         """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""

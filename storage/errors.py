@@ -85,6 +85,10 @@ class InsufficientWorkers(StorageError):
     """Too few volumes (or workers) are available to store data that survives one more loss, or to read it."""
 
 
+class IncompletePush(StorageError):
+    """Something that a push counts on is not there any more at its commit. Nothing became visible; push again."""
+
+
 class StoreFull(StorageError):
     """A disk, quota or file size limit is reached. Nothing of the refused write is visible."""
 

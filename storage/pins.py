@@ -17,10 +17,13 @@ class Pins:
 
     Whoever counts on a stripe pins it first and only then looks whether it is there. While a collect
     runs, pins outlast their owners: its picture of what is live is older than their commits.
+
+    ``removals`` grows with everything that a collect takes.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.removals = 0
         self._counts: dict[StripeKey, int] = {}
         self._deferred: list[StripeKey] | None = None
 

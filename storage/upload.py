@@ -18,13 +18,14 @@ from types import TracebackType
 from blake3 import blake3
 
 from storage.activity import Activity
+from storage.batching import batched
 from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
 from storage.commit import GroupCommit, PendingVersion, put_metadata
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InvalidArgument, StorageError, StoreClosed
+from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.forks import HomeProcess
-from storage.keys import BYTE, Kind, StripeKey, stripe_key
+from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, stripe_key
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
 from storage.manifest import (
     FAN_OUT,
@@ -33,15 +34,15 @@ from storage.manifest import (
     Manifest,
     ManifestBuilder,
     RootNode,
-    decode_node,
 )
 from storage.pins import Pins
 from storage.reports import Progress
 from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
+from storage.uploads import Uploads
 from storage.versions import Version
-from storage.wholeness import make_whole
+from storage.wholeness import make_whole, require_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ _IN_FLIGHT_BYTES = 8 * MIB
 _IN_FLIGHT_MAX = 6
 IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
 _SYNC_EVERY_BYTES = 64 * MIB
-LEASE_S = 24 * 3600  # how long chunks of an interrupted push wait for it to be taken up again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class PushContext:
     catalog: Catalog
     stripes: StripeStore
     pins: Pins
+    uploads: Uploads
     commits: GroupCommit
     workers: Executor
     flusher: Executor
@@ -110,9 +111,9 @@ class Upload:
         self._builder = ManifestBuilder(self._store_node)
         self._stripes: list[StripeKey] = []
         self._node_stripes: list[StripeKey] = []
-        self._leased_nodes: list[bytes] = []
         self._nodes: list[tuple[bytes, bytes]] = []
-        self._lease_ms = context.runtime.wall_ns() // 1_000_000 + LEASE_S * 1000
+        self._number: int | None = None  # once there are claims
+        self._removals = context.pins.removals
         self._size = 0
         self._accepted = 0
         self._unsynced = 0
@@ -347,20 +348,38 @@ class Upload:
             put_metadata(self._context.stripes, Kind.NODE, raw, self._context.metadata_copies)
         self._nodes.append((node_id, raw))
 
-    def _checkpoint(self) -> None:
-        """Lease what was taken in to the user, so that neither pins nor nodes pile up in memory."""
-        stripes, self._stripes = self._stripes, []
-        nodes, self._nodes = self._nodes, []
+    def claim(self) -> None:
+        """Enter the user's claims on what was taken in so far: other calls may name it while this upload goes on.
+
+        Raises:
+            InvalidArgument: not at a chunk boundary.
+        """
+        self._take(0)
+        self._spill_small()
+        if self._filled:
+            raise InvalidArgument(f"claims are possible at multiples of {self.chunk_size} bytes only")
+        self._drain(0)
+        if self._stripes:
+            self._checkpoint()
+
+    def _checkpoint(self, *, interrupted: bool = False) -> None:
+        """Claim what was taken in for the user, so that neither pins nor nodes pile up in memory."""
+        uploads, first = self._context.uploads, self._number is None
+        number = self._number = uploads.begin() if self._number is None else self._number
 
         def work(txn: CatalogTransaction) -> None:
-            txn.hold(self._target.user, stripes, self._lease_ms)
-            txn.put_nodes(nodes)
+            if interrupted:
+                uploads.interrupt(txn, number)
+            elif first:
+                uploads.enter(txn, number)
+            txn.hold(self._target.user, self._stripes, number)
+            txn.put_nodes(self._nodes)
 
-        try:
-            self._context.catalog.transact(work)
-        finally:
-            self._context.pins.unpin(stripes)
-        self._leased_nodes += [node_id for node_id, _ in nodes]
+        self._context.catalog.transact(work)
+        if interrupted:
+            uploads.interrupted(number)
+        self._context.pins.unpin(self._stripes)
+        self._stripes, self._nodes = [], []
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -397,6 +416,17 @@ class Upload:
         if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
             volumes.sync_each()
         self._attendance = make_whole(self._context.stripes, lambda: self._written(root), self._attendance)
+        if self._context.pins.removals != self._removals:
+            self._require_claims(root)
+            require_whole(self._context.stripes, self._written(root))
+
+    def _require_claims(self, root: RootNode) -> None:
+        """See that a collect which ran meanwhile has left the claims of this upload."""
+        pinned = set(self._stripes)
+        claimed = (stripe for stripe in self._written(root) if stripe[ID_BYTES] == Kind.CHUNK and stripe not in pinned)
+        for batch in batched(claimed, FAN_OUT):
+            if not all(self._context.catalog.holds(self._target.user, batch)):
+                raise IncompletePush("a part of this push was collected before its commit; push again")
 
     def _written(self, root: RootNode) -> Iterator[StripeKey]:
         """Every stripe of what was pushed but its version."""
@@ -409,7 +439,8 @@ class Upload:
 
     def _node(self, node_id: bytes) -> bytes:
         raw = self._context.catalog.node(node_id)
-        assert raw is not None, "nodes of this upload are here or were leased with their chunks"
+        if raw is None:
+            raise IncompletePush("a part of this push was collected before its commit; push again")
         return raw
 
     def _finish_input(self) -> dict[int, list[Shard]]:
@@ -435,6 +466,8 @@ class Upload:
     def _check(self, size: int | None) -> None:
         if size is not None and (type(size) is not int or size != self._size):
             raise InvalidArgument(f"{size} bytes were announced, {self._size} arrived; send the file again")
+        if self._builder.count != -(-self._size // self.chunk_size):
+            raise IncompletePush("a part of this push could not be taken in, so nothing was stored; push again")
         if self._digest is not None and self._digest.digest() != self._target.sha256:
             raise InvalidArgument(
                 f"the content's SHA-256 is {self._digest.hexdigest()}, not the one given; nothing was stored"
@@ -459,25 +492,27 @@ class Upload:
             sha256=target.sha256,
             note=target.note,
             attendance=self._attendance,
+            upload=self._number,
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:
         """End without a version.
 
         Args:
-            keep_chunks: hold what arrived for the user for a day, so that a resumed push can reuse it.
+            keep_chunks: keep what arrived for the user for a day, so that a resumed push can reuse it.
         """
         if self._ended or not self._home.is_here:
             return
         self._settle_in_flight()
         try:
-            if keep_chunks and self._stripes:
-                self._checkpoint()
-            elif not keep_chunks:
-                self._revoke_leases()
+            if keep_chunks and (self._stripes or self._number is not None):
+                self._checkpoint(interrupted=True)
+            elif self._number is not None:
+                number = self._number
+                self._context.catalog.transact(lambda txn: txn.end_upload(number))
         except StorageError:
-            # The upload fails for a reason of its own; leases only spare a resumed push some sending.
-            log.warning("leases of an aborted upload could not be written", exc_info=True)
+            # The upload fails for a reason of its own; claims only spare a resumed push some sending.
+            log.warning("what became of an aborted upload could not be noted", exc_info=True)
         self._end()
 
     def _settle_in_flight(self) -> None:
@@ -493,22 +528,10 @@ class Upload:
         except StorageError as error:
             log.debug("a sync of an aborted upload failed: %s", error)
 
-    def _revoke_leases(self) -> None:
-        """End the leases that checkpoints of this upload made."""
-        raws = [raw for node_id in self._leased_nodes if (raw := self._context.catalog.node(node_id)) is not None]
-        self._revoke(self._builder.newest)
-        for raw in (*raws, *(raw for _, raw in self._nodes)):
-            try:
-                self._revoke(decode_node(raw, 0))
-            except FormatError:
-                continue  # a node of a higher level: its leaves are in the list as well
-
-    def _revoke(self, chunk_ids: bytes) -> None:
-        stripes = [StripeKey(chunk_ids[at : at + 32] + self._suffix) for at in range(0, len(chunk_ids), 32)]
-        self._context.catalog.transact(lambda txn: txn.end_leases(self._target.user, stripes, self._lease_ms))
-
     def _end(self) -> None:
         self._ended = True
+        if self._number is not None:
+            self._context.uploads.ended(self._number)
         self._context.pins.unpin(self._stripes)
         self._context.pins.unpin(self._node_stripes)
         self._stripes, self._node_stripes, self._free, self._buffer = [], [], [], None

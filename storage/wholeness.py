@@ -1,12 +1,12 @@
-"""Making what a push has written durable and whole before its commit, whichever stores went away meanwhile."""
+"""A push is whole before its commit, whichever stores went away, and whatever was removed, meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from storage.batching import batched
-from storage.errors import DataLossError, InsufficientWorkers
-from storage.keys import StripeKey
+from storage.errors import DataLossError, IncompletePush, InsufficientWorkers
+from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
 _AT_ONCE = 256
@@ -43,3 +43,30 @@ def make_whole(
                     )
         volumes.sync_each()
     return since
+
+
+def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
+    """See that everything a push counts on is on the stores that are there; make up for shards that are not.
+
+    Raises:
+        IncompletePush: too few shards of something are left.
+    """
+    volumes = stripes.volumes
+    made = 0
+    for batch in batched(written, _AT_ONCE):
+        lacking = []
+        for stripe, absent in zip(batch, stripes.absent(batch), strict=True):
+            targets = volumes.targets(stripe)
+            here = sum(volumes.volume(targets[slot]) is not None for slot in absent)
+            if here or len(targets) - len(absent) <= stripe[ID_BYTES + 1]:
+                lacking.append(stripe)
+        for group in batched(lacking, stripes.mended_together):
+            for stripe, outcome in zip(group, stripes.heal_all(group), strict=True):
+                if isinstance(outcome, DataLossError):
+                    raise IncompletePush(
+                        f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so "
+                        "nothing was stored; push again"
+                    )
+                made += outcome[0]
+    if made:
+        volumes.sync_each()

@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from storage.catalog.port import (
+    LEASES_BEFORE,
     USER_KEY_BYTES,
     CatalogTransaction,
     Counters,
@@ -21,6 +22,8 @@ from storage.catalog.port import (
     Holding,
     StoredEntry,
     StoreSettings,
+    StoreTime,
+    UploadRecord,
     never,
 )
 from storage.errors import FormatError
@@ -30,15 +33,21 @@ from storage.versions import FILE_ID_BYTES
 
 T = TypeVar("T")
 
-_TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied")
+_TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
 _DOCUMENT = b"document:"
-_LEASE = struct.Struct("<q")
+_TIME = b"time"
+_LEASE_BEFORE = struct.Struct("<q")  # a claim's value before: a time, 0 for none
+_CLAIM_FORMAT = b"\x01"
+_NUMBER_BYTES = 8
+_NO_UPLOAD = b""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_entry = msgspec.msgpack.Decoder(FileEntry).decode
 _decode_counters = msgspec.msgpack.Decoder(Counters).decode
+_decode_upload = msgspec.msgpack.Decoder(UploadRecord).decode
+_decode_time = msgspec.msgpack.Decoder(StoreTime).decode
 
 
 class _Transaction:
@@ -87,24 +96,37 @@ class _Transaction:
         for node_id, raw in nodes:
             self._txn.put(node_id, raw, db=self._databases["nodes"])
 
-    def hold(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
+    def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
         database = self._databases["holdings"]
-        lease = _LEASE.pack(lease_ms)
+        value = _NO_UPLOAD if upload is None else _claim((upload,))
         for stripe in stripes:
             key = stripe + user
-            if not self._txn.put(key, lease, db=database, overwrite=False):
-                known = self._txn.get(key, db=database)
-                if known is not None and _LEASE.unpack(known)[0] < lease_ms:
-                    self._txn.put(key, lease, db=database)
+            if not self._txn.put(key, value, db=database, overwrite=False) and upload is not None:
+                numbers = _claimants(self._txn.get(key, db=database) or b"")
+                if upload not in numbers:
+                    self._txn.put(key, _claim((*self._still_kept(numbers), upload)), db=database)
 
-    def end_leases(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
-        database = self._databases["holdings"]
-        lease, lapsed = _LEASE.pack(lease_ms), _LEASE.pack(0)
-        for stripe in stripes:
-            key = stripe + user
-            # Not deleted: a live version of the user's may rest on the claim as well.
-            if self._txn.get(key, db=database) == lease:
-                self._txn.put(key, lapsed, db=database)
+    def _still_kept(self, numbers: tuple[int, ...]) -> list[int]:
+        """Those of some uploads that go on, and of the interrupted ones the latest: so that few pile up."""
+        records = {number: record for number in numbers if (record := self._upload(number)) is not None}
+        kept = [number for number, record in records.items() if record.interrupted_s is None]
+        waiting = {number: at for number, record in records.items() if (at := record.interrupted_s) is not None}
+        if waiting:
+            kept.append(max(waiting, key=lambda number: waiting[number]))
+        return kept
+
+    def _upload(self, number: int) -> UploadRecord | None:
+        raw = self._txn.get(_number_key(number), db=self._databases["uploads"])
+        return None if raw is None else _decode_upload(raw)
+
+    def keep_upload(self, number: int, record: UploadRecord) -> None:
+        self._txn.put(_number_key(number), _encode(record), db=self._databases["uploads"])
+
+    def end_upload(self, number: int) -> None:
+        self._txn.delete(_number_key(number), db=self._databases["uploads"])
+
+    def set_store_time(self, time: StoreTime) -> None:
+        self._txn.put(_TIME, _encode(time), db=self._databases[ROOT])
 
     def counters(self) -> Counters:
         raw = self._txn.get(_COUNTERS, db=self._databases[ROOT])
@@ -241,6 +263,17 @@ class LmdbCatalog:
             for key, value in page:
                 yield _holding(key, value)
 
+    def uploads(self) -> dict[int, UploadRecord]:
+        return {
+            int.from_bytes(key, "big"): _decode_upload(raw)
+            for page in self._environment.pages("uploads", b"")
+            for key, raw in page
+        }
+
+    def store_time(self) -> StoreTime | None:
+        raw = self._environment.get(ROOT, _TIME)
+        return None if raw is None else _decode_time(raw)
+
     def claims(self) -> int:
         return self._environment.entries("holdings")
 
@@ -287,7 +320,7 @@ class LmdbCatalog:
                     continue
                 key = holding.stripe + holding.user
                 value = txn.get(key, db=database)
-                if value is not None and _LEASE.unpack(value)[0] == holding.lease_ms:
+                if value is not None and _claimants(value) == holding.uploads:
                     txn.delete(key, db=database)
             return kept
 
@@ -298,4 +331,25 @@ class LmdbCatalog:
 
 
 def _holding(key: bytes, value: bytes) -> Holding:
-    return Holding(StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:], _LEASE.unpack(value)[0])
+    return Holding(StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:], _claimants(value))
+
+
+def _claim(uploads: tuple[int, ...]) -> bytes:
+    """A claim's value."""
+    return _CLAIM_FORMAT + b"".join(_number_key(number) for number in uploads)
+
+
+def _claimants(value: bytes) -> tuple[int, ...]:
+    """The uploads in a claim's value."""
+    if value == _NO_UPLOAD:
+        return ()
+    if len(value) == _LEASE_BEFORE.size:
+        return (LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()
+    if value[:1] != _CLAIM_FORMAT or len(value) % _NUMBER_BYTES != 1:
+        raise FormatError("a claim in the catalog is damaged or of a newer format; upgrade, or run rebuild")
+    starts = range(1, len(value), _NUMBER_BYTES)
+    return tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)
+
+
+def _number_key(number: int) -> bytes:
+    return number.to_bytes(_NUMBER_BYTES, "big")

@@ -69,11 +69,35 @@ class StoredEntry(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """A user's claim on a stripe; it lapses at ``lease_ms`` unless a live version of theirs reaches it."""
+    """A user's claim on a stripe: for a live version of theirs that reaches it, or for uploads, by their numbers."""
 
     stripe: StripeKey
     user: bytes
-    lease_ms: int
+    uploads: tuple[int, ...]
+
+
+LEASES_BEFORE = 0
+"""Stands for the uploads whose claims are of the format before, which had times instead of numbers."""
+
+
+class UploadRecord(msgspec.Struct, frozen=True, array_like=True):
+    """An upload that has claims. ``interrupted_s``: when it was cut off, in the store's time; None: it goes on."""
+
+    interrupted_s: float | None = None
+
+
+class StoreTime(msgspec.Struct, frozen=True, array_like=True):
+    """The store's own sequence of events.
+
+    Attributes:
+        open_s: for how many seconds it was open, as far as is known.
+        last_upload: number of the latest upload.
+        format: of claims: 1; 0 before there were numbers of uploads.
+    """
+
+    open_s: float = 0.0
+    last_upload: int = 0
+    format: int = 0
 
 
 @lru_cache(maxsize=1024)
@@ -130,11 +154,17 @@ class CatalogTransaction(Protocol):
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep manifest nodes (id, bytes)."""
 
-    def hold(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
-        """Record that a user has these stripes, at least until ``lease_ms``."""
+    def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
+        """Record that a user has these stripes: in an upload, or (None) in a version."""
 
-    def end_leases(self, user: bytes, stripes: Iterable[StripeKey], lease_ms: int) -> None:
-        """Let the user's claims on these stripes lapse that were last leased until exactly ``lease_ms``."""
+    def keep_upload(self, number: int, record: UploadRecord) -> None:
+        """Keep an upload, in place of its former record."""
+
+    def end_upload(self, number: int) -> None:
+        """Forget an upload: nothing is kept on its account any more."""
+
+    def set_store_time(self, time: StoreTime) -> None:
+        """Replace the store's time."""
 
     def counters(self) -> Counters:
         """Current totals."""
@@ -202,6 +232,12 @@ class Catalog(Protocol):
 
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
         """All claims, ordered by stripe key."""
+
+    def uploads(self) -> dict[int, UploadRecord]:
+        """The uploads kept, by number."""
+
+    def store_time(self) -> StoreTime | None:
+        """The store's time; None where none was kept yet."""
 
     def claims(self) -> int:
         """Number of claims; about the number of chunks."""

@@ -27,6 +27,7 @@ from storage.reports import CollectReport, Progress
 from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
 from storage.stripes import metadata_stripe
+from storage.uploads import KeptUploads
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +50,17 @@ def collect(
 
     Args:
         context: the store.
-        grace_s: leases that end within the next day minus this many seconds count as lapsed; with the
-            default of a day they are honoured in full.
+        grace_s: for how many seconds that the store was open what an interrupted push has claimed is kept.
         progress: called with (steps done, steps in all).
         pace: called with the seconds that each step took; may sleep, to leave room for others.
     """
     with context.collecting, context.pins.kept_during_collect():
+        uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
         marks = _Marks(context.scratch)
         try:
             _mark(context, marks, steps)
-            tally = _sweep(context, marks, grace_s, steps)
+            tally = _sweep(context, marks, uploads, steps)
             _drop_dead_versions(context)
         finally:
             marks.close()
@@ -159,6 +160,16 @@ class _Marks:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
+def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
+    """Which uploads are honoured. Decided before the first version is read: one that ends later is among them."""
+    uploads = context.uploads.kept(grace_s)
+    try:
+        context.uploads.keep()
+    except StoreFull:
+        log.warning("no space to note which uploads have lapsed; the next collect does")
+    return uploads
+
+
 def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
     users: dict[str, bytes] = {}
     catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
@@ -170,14 +181,13 @@ def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
         marks.add(live.stripe + user)
 
 
-def _sweep(context: MaintenanceContext, all_marks: _Marks, grace_s: float, steps: _Steps) -> _Tally:
+def _sweep(context: MaintenanceContext, all_marks: _Marks, uploads: KeptUploads, steps: _Steps) -> _Tally:
     tally = _Tally(_Distinct())
-    horizon_ms = context.runtime.wall_ns() // 1_000_000 + int(max(0.0, 86400.0 - grace_s) * 1000)
     for bucket in range(_BUCKETS):
         marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
-        live |= _sweep_claims(context, marks, horizon_ms, start, stop)
+        live |= _sweep_claims(context, marks, uploads, start, stop)
         _sweep_nodes(context, live, bucket)
         for slot, volume in context.stripes.volumes.online():
             with context.stripes.volumes.guard(slot, volume):
@@ -188,14 +198,14 @@ def _sweep(context: MaintenanceContext, all_marks: _Marks, grace_s: float, steps
 
 
 def _sweep_claims(
-    context: MaintenanceContext, marks: set[bytes], horizon_ms: int, start: bytes, stop: bytes | None
+    context: MaintenanceContext, marks: set[bytes], uploads: KeptUploads, start: bytes, stop: bytes | None
 ) -> set[StripeKey]:
     """Drop lapsed claims; the stripes of those that stay."""
     kept: set[StripeKey] = set()
 
     def lapsed() -> Iterator[Holding]:
         for holding in context.catalog.holdings(start, stop):
-            if holding.stripe + holding.user in marks or holding.lease_ms > horizon_ms:
+            if holding.stripe + holding.user in marks or uploads.keep(holding.uploads):
                 kept.add(holding.stripe)
             else:
                 yield holding
@@ -227,6 +237,7 @@ def _sweep_volume(
     for batch in batched(dead, _REMOVE_BATCH):
         with context.pins.lock:
             free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]
+            context.pins.removals += len(free)
             tally.shards += volume.remove(free)
         for key in free:
             tally.objects.add(StripeKey(key[:STRIPE_KEY_BYTES]))

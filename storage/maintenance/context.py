@@ -11,6 +11,7 @@ from storage.manifest import LoadNode
 from storage.pins import Pins, Readings
 from storage.runtime import Runtime
 from storage.stripes import StripeStore
+from storage.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class MaintenanceContext:
     catalog: Catalog
     stripes: StripeStore
     pins: Pins
+    uploads: Uploads
     readings: Readings
     load_node: LoadNode
     metadata_copies: int

@@ -223,7 +223,7 @@ def _enter_file(
         )
     txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
     for stored in file.chain:
-        txn.hold(user, _claims(stored, file, load_node), 0)
+        txn.hold(user, _claims(stored, file, load_node), None)
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))

@@ -176,7 +176,7 @@ def collect(
     grace: Annotated[
         float | None,
         typer.Option(
-            help="Keep what was stored within this time, for pushes that are resumed (default: a day).",
+            help="How long interrupted pushes can be taken up again (default: a day). Those under way go on anyway.",
             metavar="SECONDS",
             min=0,
         ),

@@ -20,9 +20,8 @@ class Revision:
     """Collects the patches of one ReviseStream; a context manager.
 
     The data of few patches is held until the commit. Of many, whole chunks are put into the store as
-    they come, by an upload that is never committed: its chunks stay known to this user for a day,
-    which is longer than it takes to commit the patches that now only name them, and lets a revision
-    that was cut off go on where it was.
+    they come, by an upload that is never committed: its chunks are this user's while it goes on, so that
+    the patches can name them, and for a day where it is cut off, so that the revision can be taken up again.
     """
 
     def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader) -> None:
@@ -83,14 +82,14 @@ class Revision:
         header = self._header
         if self._staging is not None:
             self._stage()
-            self.abort(keep_chunks=True)  # the patches that name them now are applied right away
+            self._staging.claim()  # the patches name them now
         diff = ManifestDiff(
             base_version_id=header.base_version,
             new_size=header.new_size,
             chunk_size=header.chunk_size,
             patches=tuple(self._patches),
         )
-        return self._store.revise(
+        version = self._store.revise(
             header.file_id,
             diff,
             user_id=header.user_id,
@@ -98,6 +97,8 @@ class Revision:
             time_ms=header.time_ms if header.HasField("time_ms") else None,
             note=header.note,
         )
+        self.abort(keep_chunks=False)  # the version has them
+        return version
 
     def _stage(self) -> None:
         """Put the whole chunks held into the store and keep only their names."""

@@ -48,6 +48,9 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 
+# Clients try again for about a minute; people who look at what happened take longer.
+_RESUME_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -135,6 +138,7 @@ class FileServer:
     def _add_services(self, store: FileStorage | None, limits: ServerLimits, ready: Callable[[], None]) -> list[str]:
         names: list[str] = []
         if store is not None:
+            store.keep_interrupted(_RESUME_S)
             hide = _paths_of(store)
             gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
             files = generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate)

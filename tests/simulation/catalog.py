@@ -11,7 +11,7 @@ from storage.catalog import LmdbCatalog
 T = TypeVar("T")
 Table = dict[bytes, bytes]
 
-_TABLES = ("", "files", "names", "nodes", "holdings", "tombstones", "unburied")
+_TABLES = ("", "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
 
 
 class Database:

@@ -1,0 +1,54 @@
+"""A large revision puts its chunks into the store before it is applied; a collect in between takes none of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage import ErasureProfile, FileStorage, ManifestDiff, Version
+from taskworker.services.revision import Revision
+from taskworker.store_pb2 import Patch, ReviseHeader
+from tests.storage.helpers import CHUNK, digest
+
+CHUNKS = [random.Random(seed).randbytes(CHUNK) for seed in range(130)]  # more than is held in memory
+
+
+class Collecting(FileStorage):
+    """Collects right before each revision, and tells what that took."""
+
+    removed = 0
+
+    def revise(self, file_id: str, diff: ManifestDiff, **keywords: str | int | None) -> Version:
+        self.removed += self.collect(grace_s=0).objects_removed
+        return super().revise(file_id, diff, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Collecting]:
+    with Collecting.open(tmp_path / "store", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as opened:
+        assert isinstance(opened, Collecting)
+        yield opened
+
+
+def test_a_collect_between_staging_and_applying(store: Collecting) -> None:
+    base = store.push(b"base" * CHUNK, filename="f", user_id="u")
+    header = ReviseHeader(
+        file_id=base.file_id,
+        user_id="u",
+        base_version=base.version_id,
+        new_size=len(CHUNKS) * CHUNK,
+        chunk_size=CHUNK,
+    )
+    with Revision(store, header) as revision:
+        for index, chunk in enumerate(CHUNKS):
+            revision.add([Patch(index=index, chunk_id=digest(chunk), data=chunk)])
+        assert store.collect(grace_s=0).objects_removed == 0
+        version = revision.commit(len(CHUNKS))
+    assert store.removed == 0
+    assert store.get(version.file_id, user_id="u") == b"".join(CHUNKS)
+    store.delete(version.file_id, user_id="u")
+    store.collect(grace_s=0)
+    assert store.missing_chunks([digest(chunk) for chunk in CHUNKS], user_id="u") == [True] * len(CHUNKS)
