@@ -116,6 +116,15 @@ class Fleet(ABC, Generic[StoreT]):
         """Further stores that may hold shards of a stripe, the likeliest first."""
         return ()
 
+    def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
+        """Slots whose shards need not be made again yet: stores that may have them are expected back soon.
+
+        Args:
+            stripe: some shards of which are missing.
+            there: how many of its shards are known to be there.
+        """
+        return frozenset()
+
     # -- failures --------------------------------------------------------------------------------
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:

@@ -100,7 +100,10 @@ class Layout:
 
     def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
         """The member slot that holds each stripe slot 0…n-1 of the object."""
-        partition = partition_of(object_id)
+        return self.row(partition_of(object_id), n)
+
+    def row(self, partition: int, n: int) -> tuple[int, ...]:
+        """The same of every object in a partition."""
         placed = self._placed.setdefault(n, {})
         found = placed.get(partition)
         if found is None:

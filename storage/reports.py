@@ -82,6 +82,7 @@ class RepairState:
         lost: of which too few shards are left.
         endangered: files with an object that waits and is less safe than it will be, by how many more whole
             stores may be lost, whichever, before the first of their objects cannot be read (-1: now).
+        deferred: found that lack shards which stores that are expected back may have; they are not made again yet.
     """
 
     examined: int
@@ -92,6 +93,7 @@ class RepairState:
     moved: int
     lost: int
     endangered: Mapping[int, int]
+    deferred: int = 0
 
     @property
     def all_examined(self) -> bool:
@@ -103,7 +105,8 @@ class RepairState:
 class RepairReport:
     """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again.
 
-    Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place.
+    Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place. ``deferred`` objects
+    lack shards that stores which are expected back may have: those were not made again yet.
     """
 
     objects_examined: int
@@ -113,11 +116,12 @@ class RepairReport:
     lost_count: int
     shards_moved: int = 0
     bytes_moved: int = 0
+    deferred: int = 0
 
     @property
     def complete(self) -> bool:
         """Whether every object has all its shards again."""
-        return not self.lost_count
+        return not self.lost_count and not self.deferred
 
 
 @dataclass(frozen=True, slots=True)

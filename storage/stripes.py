@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import Any, NamedTuple
 
@@ -523,11 +523,18 @@ class StripeStore:
             self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
+    def due(self, stripe: StripeKey, where: Whereabouts) -> list[int]:
+        """The absent slots whose shards are to be made now: those of stores that are expected back can wait."""
+        awaited = self.volumes.awaited(stripe, len(where.holders) - where.missing)
+        return [slot for slot in where.absent if slot not in awaited]
+
     def heal_all(
         self,
         stripes: Sequence[StripeKey],
         known: Sequence[Whereabouts] | None = None,
         note: Callable[[Written], None] | None = None,
+        *,
+        at_once: bool = False,
     ) -> list[tuple[int, int] | DataLossError]:
         """Make the absent shards of several stripes again, which are read together.
 
@@ -537,9 +544,15 @@ class StripeStore:
             stripes: to be made whole.
             known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
             note: told of each shard that was appended.
+            at_once: wait for no store that is expected back, see :meth:`due`.
         """
         attendance = self.volumes.attendance()
         looked = self.whereabouts(stripes) if known is None else known
+        if not at_once:
+            looked = [
+                replace(where, absent=self.due(stripe, where)) if where.absent else where
+                for stripe, where in zip(stripes, looked, strict=True)
+            ]
         objects = self._read_together(
             [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
         )
@@ -550,7 +563,7 @@ class StripeStore:
                 if not where.absent:
                     made.append((0, 0))
                     continue
-                written, size = self._make_absent(stripe, where.absent, content, attendance)
+                written, size = self._make_absent(stripe, where.absent, content, attendance, at_once=at_once)
                 made.append((len(written), size))
                 if note is not None:
                     for one in written:
@@ -577,7 +590,13 @@ class StripeStore:
         }
 
     def _make_absent(
-        self, stripe: StripeKey, absent: list[int], content: memoryview | None, attendance: tuple[int, ...]
+        self,
+        stripe: StripeKey,
+        absent: list[int],
+        content: memoryview | None,
+        attendance: tuple[int, ...],
+        *,
+        at_once: bool,
     ) -> tuple[list[Written], int]:
         k = stripe[33] + 1
         if content is None:
@@ -589,6 +608,9 @@ class StripeStore:
         if content is None or self.volumes.attendance() != attendance:
             # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
             absent = self.absent_slots(stripe)
+            if not at_once:
+                awaited = self.volumes.awaited(stripe, stripe[34] + 1 - len(absent))
+                absent = [slot for slot in absent if slot not in awaited]
         targets = self.volumes.targets(stripe)
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         size = -(-length // k)

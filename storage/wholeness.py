@@ -36,7 +36,9 @@ def make_whole(
         for batch in batched(written(), _AT_ONCE):
             lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
             for group in batched(lacking, stripes.mended_together):
-                lost = next((made for made in stripes.heal_all(group) if isinstance(made, DataLossError)), None)
+                lost = next(
+                    (made for made in stripes.heal_all(group, at_once=True) if isinstance(made, DataLossError)), None
+                )
                 if lost is not None:
                     raise InsufficientWorkers(
                         f"workers that held parts of this push went away before it was committed ({lost}); push again"

@@ -1162,6 +1162,7 @@ class RepairReport(_message.Message):
     LOST_COUNT_FIELD_NUMBER: _builtins.int
     SHARDS_MOVED_FIELD_NUMBER: _builtins.int
     BYTES_MOVED_FIELD_NUMBER: _builtins.int
+    DEFERRED_FIELD_NUMBER: _builtins.int
     objects_examined: _builtins.int
     shards_rebuilt: _builtins.int
     bytes_rebuilt: _builtins.int
@@ -1169,6 +1170,8 @@ class RepairReport(_message.Message):
     shards_moved: _builtins.int
     """Of the shards made, those of objects that had all theirs, in the wrong place."""
     bytes_moved: _builtins.int
+    deferred: _builtins.int
+    """objects that lack shards which workers that are expected back may have"""
     @_builtins.property
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]:
         """the first of them"""
@@ -1183,10 +1186,11 @@ class RepairReport(_message.Message):
         lost_count: _builtins.int = ...,
         shards_moved: _builtins.int = ...,
         bytes_moved: _builtins.int = ...,
+        deferred: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "deferred", b"deferred", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -99,6 +99,11 @@ class _Damaged(NamedTuple):
     endangered: bool
 
     @property
+    def due(self) -> bool:
+        """Whether any of it is to be made now."""
+        return bool(self.where.absent)
+
+    @property
     def urgency(self) -> tuple[bool, int]:
         """Sorts the most urgent first."""
         return not self.missing, self.spare
@@ -149,12 +154,17 @@ class _Tally:
     bytes: int = 0
     shards_moved: int = 0
     bytes_moved: int = 0
+    deferred: int = 0
     endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
 
     def find(self, damaged: _Damaged) -> None:
-        """An object is to be dealt with."""
+        """An object is to be dealt with, now or once it is clear that a store does not come back."""
+        if not damaged.due:
+            self.deferred += 1
+            self.endangered.add(damaged)
+            return
         self.missing += damaged.missing
         self.misplaced += not damaged.missing
         self.endangered.add(damaged)
@@ -208,13 +218,21 @@ class _Tally:
                     self.moved,
                     self.lost_count,
                     endangered,
+                    self.deferred,
                 )
             )
 
     def report(self) -> RepairReport:
         """The outcome."""
         return RepairReport(
-            self.examined, self.shards, self.bytes, self.lost, self.lost_count, self.shards_moved, self.bytes_moved
+            self.examined,
+            self.shards,
+            self.bytes,
+            self.lost,
+            self.lost_count,
+            self.shards_moved,
+            self.bytes_moved,
+            self.deferred,
         )
 
 
@@ -225,8 +243,10 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     for batch in batched(objects, _EXAMINED_TOGETHER):
         attendance = context.stripes.volumes.attendance()
         for index, where in context.stripes.surveyor.whereabouts([live.stripe for live in batch]).items():
-            found.append(_judged(context, batch[index], where, attendance))
-            tally.find(found[-1])
+            damaged = _judged(context, batch[index], where, attendance)
+            tally.find(damaged)
+            if damaged.due:
+                found.append(damaged)
         tally.examined += len(batch)
         tally.tell()
         if len(found) >= _SORTED_AT_ONCE:
@@ -240,7 +260,9 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, a
     k = live.stripe[ID_BYTES + 1] + 1
     spare = _spare(where.holders, k)
     wanted = _spare(context.stripes.volumes.targets(live.stripe), k)
-    return _Damaged(live, where, attendance, where.missing > 0, spare, spare < wanted)
+    due = context.stripes.due(live.stripe, where)
+    missing = any(where.holders[slot] is None for slot in due)
+    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted)
 
 
 @lru_cache(4 * PARTITIONS)  # there are not many more ways to lie on stores than partitions

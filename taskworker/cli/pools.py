@@ -53,6 +53,14 @@ def pool(
             min=0,
         ),
     ] = 30.0,
+    margin: Annotated[
+        int,
+        typer.Option(
+            help="What has fewer shards left than N more than it needs is made again at once, without that grace.",
+            metavar="N",
+            min=0,
+        ),
+    ] = 1,
     allow_fragile: Annotated[
         bool,
         typer.Option(
@@ -119,6 +127,7 @@ def pool(
     path = directory or default_store("pool")
     options = PoolOptions(
         grace_s=grace,
+        margin=margin,
         allow_fragile=allow_fragile,
         tranquility=tranquility,
         collect_every_s=collect_every,

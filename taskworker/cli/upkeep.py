@@ -162,6 +162,9 @@ def repair(session: Session) -> None:
         f"{plural(report.objects_examined, 'object')} examined, {plural(report.shards_rebuilt, 'shard')} made anew, "
         f"{size_text(report.bytes_rebuilt)}"
     ]
+    if report.deferred:
+        waiting = plural(report.deferred, "object")
+        lines.append(f"{waiting} not made whole yet: workers that are away may come back within the pool's --grace")
     if report.lost_count:
         lines += [f"{plural(report.lost_count, 'object')} lost:", *_damage_lines(report.lost, report.lost_count)]
     session.terminal.result(document(report) | {"complete": report.complete}, *lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.layout import Layout, Member
 from storage.placement import partition_of
 from storage.shards import Shard, VolumeFailed
+from taskworker.pool.absences import Absences
 from taskworker.pool.port import Ticket, WorkerVolume
 from taskworker.pool.trust import Trust
 
@@ -32,6 +34,31 @@ class _Started(NamedTuple):
     ticket: Ticket
 
 
+class _Expected:
+    """The members that are waited for, and which shards they may have.
+
+    Args:
+        slots: those members.
+        layouts: that shards were placed by.
+        until_s: when it is another set of members, unless one comes or goes before.
+    """
+
+    def __init__(self, slots: frozenset[int], layouts: Sequence[Layout], until_s: float) -> None:
+        self.slots = slots
+        self.until_s = until_s
+        self._layouts = layouts
+        self._known: dict[tuple[int, int], frozenset[int]] = {}
+
+    def of(self, partition: int, n: int) -> frozenset[int]:
+        """Shard slots of the partition's stripes of n shards that one of them may have."""
+        found = self._known.get((partition, n))
+        if found is None:
+            places = (enumerate(layout.row(partition, n)) for layout in self._layouts)
+            held = (index for place in places for index, slot in place if slot in self.slots)
+            found = self._known[partition, n] = frozenset(held)
+        return found
+
+
 class WorkerFleet(Fleet[WorkerVolume]):
     """See :class:`storage.fleet.Fleet`. Slots are those of the layout's members.
 
@@ -41,17 +68,31 @@ class WorkerFleet(Fleet[WorkerVolume]):
     Args:
         allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
         k: shards that a file of the pool's profile needs.
+        grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
+        margin: what has fewer shards left than this many over k does not wait.
         now_s: monotonic seconds.
     """
 
     remote = True
     stand_ins = True
 
-    def __init__(self, *, allow_fragile: bool = False, k: int = 1, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        allow_fragile: bool = False,
+        k: int = 1,
+        grace_s: float = 0.0,
+        margin: int = 1,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
         self._k = k
         self._trust = Trust(now_s)
         self._unproved: frozenset[int] = frozenset()
+        self._margin = margin
+        self._now_s = now_s
+        self._absences = Absences(grace_s, now_s)
+        self._expected: _Expected | None = None
         self._layouts: tuple[Layout, ...] = ()
         self._allow_fragile = allow_fragile
         self._epoch = 0
@@ -94,11 +135,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._emptied.add(slot)
 
     def remove(self, slot: int) -> None:
-        """Forget a member that is in no layout any more."""
+        """Forget a member that has no part in the layout any more."""
         with self._lock:
             volume = self._stores.pop(slot, None)
             self._moves.pop(slot, None)
             self.incomplete.discard(slot)
+            self._absences.forget(slot)
             self._changed()
         if volume is not None:
             volume.close()
@@ -167,7 +209,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`."""
         self._epoch += 1
-        self._targets, self._elsewhere = {}, {}
+        self._targets, self._elsewhere, self._expected = {}, {}, None
+        for slot, store in self._stores.items():
+            self._absences.note(slot, away=store is None)
         if self._layouts:
             self._latest = self._target_layout()
             self._targets_since.append(self._latest)
@@ -182,6 +226,34 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def check_present(self, *, at_once: bool = False) -> None:
         """Whether workers are there is told by their heartbeats and by calls to them."""
+
+    # -- who is waited for -----------------------------------------------------------------------
+
+    def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
+        """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
+        k, n = stripe[33] + 1, stripe[34] + 1
+        if k <= there < k + self._margin:
+            return frozenset()
+        expected = self._who_is_expected()
+        return expected.of(partition_of(stripe), n) if expected.slots else frozenset()
+
+    def awaited_workers(self) -> dict[str, float]:
+        """The workers that are away and waited for, by name, each with how many more seconds."""
+        with self._lock:
+            awaited = self._absences.awaited(self._stores)
+        return {self.name(slot): left_s for slot, left_s in awaited.items()}
+
+    def _who_is_expected(self) -> _Expected:
+        expected = self._expected
+        if expected is None or self._now_s() >= expected.until_s:
+            with self._lock:
+                awaited = self._absences.awaited(self._stores)
+                # Where shards were when all was last in its place, and may have been put since.
+                mended = () if self._mended_layout is None else (self._mended_layout,)
+                layouts = (*self._layouts, *mended, *self._targets_since)
+                until_s = self._now_s() + min(awaited.values(), default=math.inf)
+                expected = self._expected = _Expected(frozenset(awaited), layouts, until_s)
+        return expected
 
     # -- where things are ------------------------------------------------------------------------
 

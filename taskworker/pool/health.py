@@ -73,6 +73,8 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
             break
         if piece.state in ("failed", "waiting") and piece.error:
             parts.append(f"{piece.name} waits: {piece.error}")
+        elif piece.name == "repair" and piece.state == "waiting":
+            parts.append(f"repair {piece.note}")
     return "; ".join(parts)
 
 

@@ -8,6 +8,7 @@ copies that were left elsewhere by stand-ins and former layouts are dropped.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 REPAIR, REBALANCE = "repair", "rebalance"
 _SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
+_LOOK_S = 0.1
+_NAMED_MAX = 5
 _BATCH = 2048
 
 
@@ -81,6 +84,7 @@ class Mender:
         self.tranquility = Tranquility(tranquility, store.is_busy, self._closed)
         self._pass: _Pass | None = None
         self._state = "idle"
+        self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
         self._endangered: tuple[tuple[int, ...], Endangered] | None = None
         self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
 
@@ -107,7 +111,9 @@ class Mender:
         """What repair and rebalance are at."""
         repair = self._journal.record(REPAIR).view(REPAIR, self._state)
         rebalance = self._journal.record(REBALANCE).view(REBALANCE)
-        under_way = self._pass
+        under_way, awaited = self._pass, self._fleet.awaited_workers()
+        if self._deferred and awaited and not repair.errors:
+            repair = replace(repair, state="waiting", queue=self._deferred, note=_waiting_for(awaited))
         if under_way is None:
             return [repair, rebalance]
         return [under_way.repair(repair), under_way.rebalance(rebalance)]
@@ -133,6 +139,8 @@ class Mender:
             try:
                 if not self.mend():
                     pause_s = _RETRY_S
+                elif self._deferred:
+                    pause_s = max(_LOOK_S, min(self._fleet.awaited_workers().values(), default=0.0))
             except CallAbandoned:
                 return
             except StorageError as error:
@@ -149,13 +157,13 @@ class Mender:
         self._journal.failed(REPAIR, error, self._journal.now_ms() + int(_RETRY_S * 1000))
 
     def mend(self) -> bool:
-        """One pass; False if not all could be mended, for now.
+        """One pass; False if not all could be mended, for now, for another reason than that workers are waited for.
 
         Raises:
             StorageError: it came to no end; what was made stays.
         """
         if not self._needed():
-            self._state = "idle"
+            self._state, self._deferred = "idle", 0
             return True
         attendance, mark = self._fleet.attendance(), self._fleet.mark()
         self._pass = under_way = _Pass(self._runtime.monotonic_s)
@@ -166,6 +174,10 @@ class Mender:
                     "waiting", f"{report.lost_count:,} objects have too few shards left; bring lost workers back"
                 )
                 return False
+            self._deferred = report.deferred
+            if report.deferred:
+                self._note_deferred(report, under_way)
+                return True
             if self._fleet.attendance() != attendance:
                 self.wake()
                 return True
@@ -191,6 +203,13 @@ class Mender:
             self._endangered = (attendance, Endangered(state.endangered, state.all_examined))
 
         return watch
+
+    def _note_deferred(self, report: RepairReport, under_way: _Pass) -> None:
+        """What was in danger has been made; the rest waits for workers that may come back."""
+        self._state = "idle"
+        if report.shards_rebuilt or self._journal.record(REPAIR).errors:
+            made = _summary("made", report.shards_rebuilt, report.bytes_rebuilt, under_way.taken_s())
+            self._journal.ended(REPAIR, made)
 
     def _note_done(self, report: RepairReport, under_way: _Pass) -> None:
         self._state = "idle"
@@ -308,6 +327,12 @@ class _Pass:
             seconds_left=left_s,
             queue=state.misplaced,
         )
+
+
+def _waiting_for(awaited: Mapping[str, float]) -> str:
+    names = sorted(awaited)
+    named = ", ".join(names[:_NAMED_MAX]) + (f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else "")
+    return f"waits for worker{'s' if len(names) > 1 else ''} {named}, {math.ceil(max(awaited.values()))} s left"
 
 
 def _summary(what: str, shards: int, size: int, taken_s: float) -> str:

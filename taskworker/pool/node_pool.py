@@ -66,7 +66,9 @@ class PoolOptions:
 
     Attributes:
         lease_s: how long a worker's heartbeat counts.
-        grace_s: how long a silent worker keeps its part in the layout.
+        grace_s: how long a silent worker keeps its part in the layout, and is waited for before its shards are made
+            again on the others.
+        margin: what has fewer shards left than this many more than it needs does not wait for that.
         allow_fragile: take files that the loss of one worker would make unreadable, too.
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
@@ -77,6 +79,7 @@ class PoolOptions:
 
     lease_s: float = 3.0
     grace_s: float = 30.0
+    margin: int = 1
     allow_fragile: bool = False
     tranquility: float = 4.0
     collect_every_s: float = COLLECT_EVERY_S
@@ -175,7 +178,13 @@ class PoolCore:
         self.pool_id = settings.store_id
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
-        self.fleet = WorkerFleet(allow_fragile=self._options.allow_fragile, k=settings.k, now_s=runtime.monotonic_s)
+        self.fleet = WorkerFleet(
+            allow_fragile=self._options.allow_fragile,
+            k=settings.k,
+            grace_s=self._options.grace_s,
+            margin=self._options.margin,
+            now_s=runtime.monotonic_s,
+        )
         self.fleet.incomplete.update(settings.incomplete)
         if self._layouts:
             self.fleet.use_layouts(self._layouts[0], self._layouts[1:])

@@ -173,6 +173,7 @@ def repair_to_proto(report: RepairReport) -> store_pb2.RepairReport:
         lost_count=report.lost_count,
         shards_moved=report.shards_moved,
         bytes_moved=report.bytes_moved,
+        deferred=report.deferred,
     )
 
 
@@ -186,6 +187,7 @@ def repair_from_proto(message: store_pb2.RepairReport) -> RepairReport:
         lost_count=message.lost_count,
         shards_moved=message.shards_moved,
         bytes_moved=message.bytes_moved,
+        deferred=message.deferred,
     )
 
 

@@ -36,8 +36,15 @@ def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def test_any_two_of_six_workers_may_die(cluster: Cluster) -> None:
-    rng = random.Random(3)
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Cluster]:
+    """Makes again what workers hold that have been away for two seconds."""
+    with Cluster(tmp_path, grace_s=2.0) as cluster:
+        yield cluster
+
+
+def test_any_two_of_six_workers_may_die(impatient: Cluster) -> None:
+    cluster, rng = impatient, random.Random(3)
     files = {f"datei-{number}-文件": content(rng.choice((0, 1, 4096, 70_000, 3 * MIB)), number) for number in range(12)}
     ids = {name: cluster.client.push(data, filename=name, user_id=USER).file_id for name, data in files.items()}
     cluster.kill("w1", "w4")
@@ -47,7 +54,7 @@ def test_any_two_of_six_workers_may_die(cluster: Cluster) -> None:
     for name, data in later.items():
         cluster.client.push(data, filename=name, user_id=USER)
         assert cluster.client.get(ids[name], user_id=USER) == data
-    # Others stand in for the two: without a command, the loss of any one more can be borne.
+    # The others take over their part: without a command, the loss of any one more can be borne.
     cluster.await_survivable(1)
     cluster.kill("w0")
     for name, data in later.items():

@@ -14,7 +14,7 @@ from storage.catalog import LmdbCatalog
 from storage.errors import FormatError, InvalidArgument
 from storage.layout import Layout
 from taskworker.errors import WorkerRefused
-from taskworker.pool.membership import Application, MemberRecord, Standing, WorkerState
+from taskworker.pool.membership import Application, MemberRecord, Standing
 from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.wire.protocol import PROTOCOL
 from tests.simulation.pool import GRACE_S, Cluster
@@ -288,7 +288,3 @@ def test_a_damaged_roster(catalog: LmdbCatalog, name: str, text: str) -> None:
     catalog.save_document(name, b"\xff\xff")
     with pytest.raises(FormatError, match=text):
         RosterKeeper(catalog)
-
-
-def test_states_for_people_are_those_that_status_names() -> None:
-    assert {state.value for state in WorkerState} == {"alive", "suspect", "lost", "left", "draining", "drained"}

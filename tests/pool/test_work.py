@@ -19,7 +19,7 @@ from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.mending import Endangered
 from taskworker.pool.scrubbing import scrub_view
 from taskworker.pool.work import Tranquility, WorkJournal, WorkView
-from tests.simulation.pool import Cluster
+from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
 DAY_MS = 86_400_000
@@ -150,7 +150,7 @@ def test_repair_and_rebalance_are_told_apart(cluster: Cluster) -> None:
     assert not work(cluster, "repair").note.startswith("made ")
     gone = cluster.workers.pop(4)
     gone.stop()
-    cluster.pass_time(5.0)
+    cluster.pass_time(GRACE_S + 5)
     cluster.pool.mender.mend()
     assert work(cluster, "repair").note.startswith("made ")
 
@@ -174,7 +174,7 @@ def test_objects_that_are_lost_are_an_error_until_they_are_back(cluster: Cluster
     away = cluster.workers[:3]
     for worker in away:
         worker.stop()
-    cluster.pass_time(5.0)
+    cluster.pass_time(GRACE_S + 5)
     for tries in (1, 2):
         assert not cluster.pool.mender.mend()
         view = work(cluster, "repair")

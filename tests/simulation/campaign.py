@@ -200,7 +200,7 @@ class Simulation:
         cluster.pass_time(2.0)  # they join
         present = {worker.name for worker in cluster.workers}
         for record in cluster.pool.membership.records:
-            if record.standing is Standing.DRAINING and record.worker in present:
+            if record.standing in (Standing.DRAINING, Standing.DRAINED) and record.worker in present:
                 cluster.pool.drain(record.worker, cancel=True)
         cluster.pass_time(GRACE_S + 10.0)
 

@@ -154,8 +154,9 @@ class Faults:
     def drain(self) -> str:
         worker = self._one_of(self.cluster.workers)
         standing = {record.worker: record.standing for record in self.cluster.pool.membership.records}
+        cancel = standing.get(worker.name) in (Standing.DRAINING, Standing.DRAINED)
         try:
-            moved = self.cluster.pool.drain(worker.name, cancel=standing.get(worker.name) is Standing.DRAINING)
+            moved = self.cluster.pool.drain(worker.name, cancel=cancel)
         except InvalidArgument as error:
             return str(error)
         self.injected["membership changed"] += 1

@@ -132,6 +132,7 @@ def test_a_stand_in_keeps_its_copy_while_the_proper_one_is_rotten() -> None:
     by_name = {worker.name: worker for worker in cluster.workers}
     holder = by_name[cluster.pool.fleet.name(cluster.pool.fleet.holders(stripe)[0])]
     cut_off(holder)
+    cluster.pass_time(GRACE_S + 5)
     settle(cluster)
     key = shard_key(stripe, 0)
     assert sum(worker.volume.is_durable(key) for worker in cluster.workers) == 2, "somebody stands in"
@@ -181,7 +182,7 @@ def test_repair_tells_what_is_missing_from_what_is_in_the_wrong_place() -> None:
     assert report.shards_moved == report.shards_rebuilt > 0
     assert not any(state.endangered for state in moved)
     cut_off(cluster.workers[0])
-    cluster.pass_time(5.0)
+    cluster.pass_time(GRACE_S + 5)
     made: list[RepairState] = []
     report = cluster.pool.store.repair(watch=made.append)
     assert (made[-1].moved, made[-1].repaired) == (0, max(state.missing for state in made))

@@ -1,0 +1,58 @@
+"""How long members that are away are waited for, before what they hold is made again on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Record:
+    """Of one member: since when it is away (or there), and how long it was away before that."""
+
+    away: bool
+    since_s: float
+    spent_s: float
+
+
+class Absences:
+    """Who is waited for. Not thread-safe; the fleet's lock guards it.
+
+    Each member may be away for the grace time. A short absence uses up some of it, and time spent with the pool
+    gives as much back: a member that comes and goes all the time is not waited for for ever.
+
+    Args:
+        grace_s: how long a member may be away.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, grace_s: float, clock_s: Callable[[], float]) -> None:
+        self._grace_s = grace_s
+        self._clock_s = clock_s
+        self._records: dict[int, _Record] = {}
+
+    def note(self, slot: int, *, away: bool) -> None:
+        """Say whether a member is away; saying so again changes nothing."""
+        now_s = self._clock_s()
+        record = self._records.get(slot)
+        if record is None:
+            self._records[slot] = _Record(away, now_s, 0.0)
+        elif record.away != away:
+            passed_s = now_s - record.since_s
+            spent_s = record.spent_s + (passed_s if record.away else -passed_s)
+            self._records[slot] = _Record(away, now_s, max(0.0, spent_s))
+
+    def forget(self, slot: int) -> None:
+        """There is no such member any more."""
+        self._records.pop(slot, None)
+
+    def left_s(self, slot: int) -> float:
+        """How much longer a member is waited for; 0 if it is there, or has been away for too long."""
+        record = self._records.get(slot)
+        if record is None or not record.away:
+            return 0.0
+        return max(0.0, self._grace_s - record.spent_s - (self._clock_s() - record.since_s))
+
+    def awaited(self, slots: Iterable[int]) -> dict[int, float]:
+        """Those of these members that are waited for, each with how much longer."""
+        return {slot: left_s for slot in slots if (left_s := self.left_s(slot)) > 0}

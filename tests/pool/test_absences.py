@@ -1,0 +1,231 @@
+"""A short absence costs nothing: what a worker holds is made again only once the grace is over, or in danger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.keys import StripeKey
+from taskworker.pool.absences import Absences
+from taskworker.pool.work import WorkView
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
+
+CONTENT = Random(7).randbytes(300_000)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+# -- how long a member is waited for ---------------------------------------------------------------
+
+
+def test_a_member_is_waited_for_until_the_grace_is_over() -> None:
+    clock = Clock()
+    absences = Absences(30.0, clock)
+    assert absences.left_s(1) == 0  # nobody knows of it
+    absences.note(1, away=True)
+    clock.now_s += 10
+    absences.note(1, away=True)
+    assert absences.awaited([1, 2]) == {1: 20.0}
+    clock.now_s += 20
+    assert absences.awaited([1, 2]) == {}
+    absences.note(1, away=False)
+    assert absences.left_s(1) == 0
+
+
+@pytest.mark.parametrize(
+    ("away_s", "there_s", "rounds_until_it_is_not_waited_for"), [(5.0, 6.0, None), (20.0, 1.0, 2), (10.0, 5.0, 5)]
+)
+def test_short_absences_are_forgiven_but_not_one_after_another(
+    away_s: float, there_s: float, rounds_until_it_is_not_waited_for: int | None
+) -> None:
+    clock = Clock()
+    absences = Absences(30.0, clock)
+    for number in range(1, 20):
+        absences.note(1, away=True)
+        clock.now_s += away_s
+        if absences.left_s(1) == 0:
+            assert number == rounds_until_it_is_not_waited_for
+            return
+        absences.note(1, away=False)
+        clock.now_s += there_s
+    assert rounds_until_it_is_not_waited_for is None
+
+
+def test_a_forgotten_member_is_not_waited_for() -> None:
+    absences = Absences(30.0, Clock())
+    absences.note(1, away=True)
+    absences.forget(1)
+    assert absences.left_s(1) == 0
+
+
+# -- what that means for repair --------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _simulated() -> Iterator[None]:
+    with simulated_surroundings():
+        yield
+
+
+def stored(count: int, k: int = 4, n: int = 6) -> Cluster:
+    """A pool with a file, and everything in its place."""
+    cluster = Cluster(Random(1), ErasureProfile(k, n), count, zones=1)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    return cluster
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(3):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def go(cluster: Cluster, worker: Worker) -> None:
+    worker.stop()
+    cluster.pass_time(LEASE_S + 1)
+
+
+def held(cluster: Cluster) -> int:
+    return sum(len(worker.volume.records_by_key) for worker in cluster.workers)
+
+
+def repair_of(cluster: Cluster) -> WorkView:
+    return next(work for work in cluster.pool.view().work if work.name == "repair")
+
+
+def copies(cluster: Cluster, stripe: StripeKey, *, among: list[Worker]) -> int:
+    keys = {key for worker in among for key in worker.volume.records_by_key if key[:35] == stripe}
+    return len(keys)
+
+
+def test_short_absences_write_nothing() -> None:
+    cluster = stored(6)
+    before = held(cluster)
+    for _ in range(6):
+        go(cluster, cluster.workers[0])
+        assert cluster.pool.mender.mend()
+        view = repair_of(cluster)
+        assert (view.state, view.errors) == ("waiting", 0)
+        assert view.note.startswith("waits for worker w0, ")
+        assert f"repair {view.note}" in cluster.pool.view().health
+        assert view.queue > 0
+        cluster.workers[0].start()
+        settle(cluster)
+        assert repair_of(cluster).state == "idle"
+        assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+    assert held(cluster) == before
+
+
+def test_after_the_grace_what_is_missing_is_made_again() -> None:
+    cluster = stored(6)
+    go(cluster, cluster.workers[0])
+    cluster.pool.mender.mend()
+    (stripe, *_) = chunks_of(CONTENT, cluster.profile)
+    assert copies(cluster, stripe, among=cluster.workers[1:]) == 5
+    cluster.pass_time(GRACE_S)
+    settle(cluster)
+    assert copies(cluster, stripe, among=cluster.workers[1:]) == 6
+    assert repair_of(cluster).state == "idle"
+
+
+def test_what_is_in_danger_does_not_wait() -> None:
+    """Four of six are left, no more than are needed. Copies of metadata, of which one would do, wait."""
+    cluster = stored(6)
+    for worker in cluster.workers[:2]:
+        worker.stop()
+    cluster.pass_time(LEASE_S + 1)
+    cluster.pool.mender.mend()
+    for stripe in chunks_of(CONTENT, cluster.profile):
+        assert copies(cluster, stripe, among=cluster.workers[2:]) == 6
+    assert repair_of(cluster).state == "waiting"
+
+
+def test_a_profile_without_a_margin_never_waits() -> None:
+    cluster = stored(5, 2, 3)
+    go(cluster, cluster.workers[0])
+    cluster.pool.mender.mend()
+    for stripe in chunks_of(CONTENT, cluster.profile):
+        assert copies(cluster, stripe, among=cluster.workers[1:]) == 3
+
+
+def test_what_cannot_be_made_is_not_lost_while_workers_may_come_back() -> None:
+    cluster = stored(6)
+    for worker in cluster.workers[:3]:
+        worker.stop()
+    cluster.pass_time(LEASE_S + 1)
+    assert cluster.pool.mender.mend()
+    assert (repair_of(cluster).state, repair_of(cluster).errors) == ("waiting", 0)
+    cluster.pass_time(GRACE_S)
+    assert not cluster.pool.mender.mend()
+    assert "too few shards left" in repair_of(cluster).error
+
+
+def test_only_what_was_written_meanwhile_is_given_to_a_worker_that_comes_back() -> None:
+    cluster = stored(6)
+    worker = cluster.workers[0]
+    kept = dict(worker.volume.records_by_key)
+    go(cluster, worker)
+    cluster.pool.mender.mend()
+    other = Random(8).randbytes(200_000)
+    cluster.pool.store.push(other, filename="g", user_id="u")
+    stripes = chunks_of(other, cluster.profile)
+    assert all(copies(cluster, stripe, among=cluster.workers[1:]) == 6 for stripe in stripes)  # others stand in
+    worker.start()
+    settle(cluster)
+    given = worker.volume.records_by_key.keys() - kept.keys()
+    assert {key[:35] for key in given} >= set(stripes)
+    assert all(worker.volume.records_by_key[key] is record for key, record in kept.items())
+    total = sum(len(one.volume.records_by_key) for one in cluster.workers)
+    assert total == len({key for one in cluster.workers for key in one.volume.records_by_key})  # no copy is left over
+
+
+def test_rot_is_mended_while_others_are_waited_for() -> None:
+    cluster = stored(7, 4, 7)
+    (stripe, *_) = chunks_of(CONTENT, cluster.profile)
+    go(cluster, cluster.workers[0])
+    victim = cluster.workers[1]
+    lost = [key for key in victim.volume.records_by_key if key[:35] == stripe]
+    victim.volume.remove(lost)
+    cluster.pool.fleet.note_rot(1, 1)
+    cluster.pool.mender.mend()
+    assert all(key in victim.volume.records_by_key for key in lost)
+    assert copies(cluster, stripe, among=cluster.workers[1:]) == 6
+
+
+def test_a_pool_that_was_started_again_waits_for_its_workers() -> None:
+    cluster = stored(6)
+    before = held(cluster)
+    away = cluster.workers[0]
+    away.stop()
+    cluster.crash_pool()
+    cluster.start_pool()
+    cluster.pass_time(LEASE_S + 2)
+    cluster.pool.mender.mend()
+    assert repair_of(cluster).note.startswith("waits for worker w0, ")
+    away.start()
+    settle(cluster)
+    assert held(cluster) == before
+
+
+def test_reading_makes_nothing_again_either() -> None:
+    cluster = stored(6)
+    before = held(cluster)
+    go(cluster, cluster.workers[0])
+    file = cluster.pool.store.find("f", user_id="u")
+    assert file is not None
+    assert cluster.pool.store.get(file.file_id, user_id="u") == CONTENT
+    cluster.runtime.background.run()
+    assert held(cluster) == before
