@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import resource
@@ -42,6 +43,7 @@ _CALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
 _SILENT_S = 5.0
+_TOLD_EVERY_S = 30.0
 
 
 class VolumeWorker:
@@ -49,7 +51,8 @@ class VolumeWorker:
 
     Args:
         worker_id: its id in the pool.
-        pool_address: ``host:port`` or ``unix:path`` of the pool.
+        pool_address: ``host:port`` or ``unix:path`` of the pool; several ``host:port`` separated by commas where it may
+            be found at any of them.
         directory: of the volume, made if absent.
         zone: what fails together with this worker.
         capacity: its weight in the layout, in bytes; default the size of the disk.
@@ -94,20 +97,20 @@ class VolumeWorker:
         """Whether the pool counts on this worker, as far as is known here."""
         return self._joined.is_set()
 
-    def start(self, address: str, wait_s: float = 30.0) -> int:
-        """Open the volume, serve it on ``address`` and join the pool, waiting for it up to ``wait_s`` seconds.
+    def start(self, address: str) -> int:
+        """Open the volume, serve it on ``address`` and join the pool, which is waited for until :meth:`give_up`.
 
         Returns:
             The port bound; 0 for a socket file.
 
         Raises:
             WorkerRefused: the pool does not take this worker; the text says why.
-            StorageUnavailable: no pool answers, or the address is taken.
+            StorageUnavailable: the address is taken, or no pool answered until :meth:`give_up`.
             StoreLocked: another process offers this directory.
             FormatError: the directory is not a volume of this pool.
         """
         self._home.check()
-        description = self._describe(time.monotonic() + wait_s)
+        description = self._when_it_answers(self._describe)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = StoreLock(self.directory)
         try:
@@ -119,7 +122,7 @@ class VolumeWorker:
             self._server = FileServer(None, added=added, added_calls=0 if self._functions is None else FUNCTION_CALLS)
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
-            self._join(description.pool_id)
+            self._when_it_answers(lambda: self._join(description.pool_id))
         except BaseException:
             self.stop(0.0)
             raise
@@ -128,6 +131,10 @@ class VolumeWorker:
         if self._functions is not None:
             self._functions.start(self.worker_id, self._instance)
         return port
+
+    def give_up(self) -> None:
+        """End a :meth:`start` that waits for the pool."""
+        self._stopping.set()
 
     def wait(self) -> None:
         """Return when the worker has been stopped."""
@@ -188,22 +195,27 @@ class VolumeWorker:
 
     # -- the pool --------------------------------------------------------------------------------
 
-    def _describe(self, until_s: float) -> pool_pb2.PoolDescription:
+    def _when_it_answers(self, call: Callable[[], ResponseT]) -> ResponseT:
+        """The outcome of a call to the pool, tried for as long as none answers and this worker is not stopped."""
+        told_at_s = -math.inf
         while True:
             try:
-                description = self._call(
-                    lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S)
-                )
-            except StorageUnavailable:
-                if time.monotonic() > until_s or self._stopping.wait(_RETRY_S):
+                return call()
+            except StorageUnavailable as error:
+                if time.monotonic() >= told_at_s + _TOLD_EVERY_S:
+                    told_at_s = time.monotonic()
+                    log.warning("%s; it is waited for", error)
+                if self._stopping.wait(_RETRY_S):
                     raise
-                continue
-            if description.protocol != PROTOCOL:
-                raise WorkerRefused(
-                    f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "
-                    "install the same version of taskworker on both"
-                )
-            return description
+
+    def _describe(self) -> pool_pb2.PoolDescription:
+        description = self._call(lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S))
+        if description.protocol != PROTOCOL:
+            raise WorkerRefused(
+                f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "
+                "install the same version of taskworker on both"
+            )
+        return description
 
     def _join(self, pool_id: str) -> None:
         assert self._volume is not None

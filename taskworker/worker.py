@@ -77,7 +77,8 @@ class TaskWorker:
 
     Args:
         worker_id: name of the worker: letters, digits, ``.``, ``_``, ``-``, at most 64.
-        node_pool_address: ``host:port`` of a pool; ``storage`` then speaks to it. None: standalone.
+        node_pool_address: ``host:port`` of a pool, or several separated by commas where it may be found at any of them;
+            ``storage`` then speaks to it. None: standalone.
         store: the directory of the embedded store (made if absent), or an open ``FileStorage``, which
             stays open when the worker closes. Default for a standalone worker:
             ``$XDG_DATA_HOME/taskworker/<worker_id>``, that is ``~/.local/share/taskworker/<worker_id>``.
@@ -192,12 +193,14 @@ class TaskWorker:
     async def start_server(self, port: int = 50052) -> int:
         """Serve on ``port`` (0: any free one): functions; and the embedded store, or a volume for the pool it joins.
 
+        A pool that does not answer is waited for.
+
         Returns:
             The port bound; ``address`` has it with the host.
 
         Raises:
             InvalidArgument: a host other machines can reach, or the server runs already.
-            StorageUnavailable: the port is taken, or no pool answers.
+            StorageUnavailable: the port is taken.
             StoreLocked: another process has the store or volume open.
             WorkerRefused: the pool does not take this worker; the text says why.
             SandboxUnavailable: there are functions, and this machine cannot isolate them.
@@ -218,7 +221,11 @@ class TaskWorker:
             self.worker_id, pool_address, self._volume, zone=self._zone, capacity=self._capacity, functions=hosted
         )
         hosted.register(self._declared.packed())
-        bound = await asyncio.to_thread(member.start, address)
+        try:
+            bound = await asyncio.to_thread(member.start, address)
+        except asyncio.CancelledError:
+            member.give_up()
+            raise
         self._member, self._hosted = member, hosted
         return bound
 

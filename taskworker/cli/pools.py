@@ -214,6 +214,8 @@ def worker(
 ) -> None:
     """Offer a directory's disk to a node pool, and run its functions, until Ctrl-C. Started again, it is itself again.
 
+    It waits for a pool that does not answer. Where the pool may move, give --pool several addresses, with commas.
+
     Examples:
         taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
@@ -244,9 +246,9 @@ def worker(
         scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
         functions=hosted,
     )
-    member.start(listen)
     try:
         _watch_parent(wanted=supervised)
+        member.start(listen)
         session.terminal.result(
             {"worker": worker_id, "address": member.address, "dir": str(path.resolve()), "pid": os.getpid()},
             f"worker {worker_id} at {member.address} joined the pool at {pool_address}, shards in "

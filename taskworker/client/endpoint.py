@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 from storage.errors import InvalidArgument
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
@@ -55,11 +56,15 @@ CHANNEL_OPTIONS = (
 
 
 def target_of(address: str) -> str:
-    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
+
+    Of several, the first that answers is used, and when it goes away, the first that answers then.
 
     Raises:
         InvalidArgument: not such an address.
     """
+    if "," in address:
+        return _target_of_any([one.strip() for one in address.split(",")])
     if not isinstance(address, str):
         raise InvalidArgument(f"an address is text, not {type(address).__name__}")
     if address.startswith("unix:") and len(address) > len("unix:"):
@@ -68,3 +73,25 @@ def target_of(address: str) -> str:
     if not host or "/" in host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
     return f"dns:{address}" if not address.startswith("[") else f"ipv6:{address}"
+
+
+def _target_of_any(addresses: list[str]) -> str:
+    """A list of addresses as gRPC takes it: all of one family."""
+    for one in addresses:
+        if one.startswith("unix:"):
+            raise InvalidArgument(f"address {one!r}: a socket file cannot be one of several addresses")
+        target_of(one)
+    if all(one.startswith("[") for one in addresses):
+        return f"ipv6:{','.join(addresses)}"
+    return f"ipv4:{','.join(_by_number(one) for one in addresses)}"
+
+
+def _by_number(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InvalidArgument(
+            f"address {address!r}: {error.strerror or error}; several addresses are all IPv4, or all IPv6 in brackets"
+        ) from error
+    return f"{found[0][4][0]}:{port}"
