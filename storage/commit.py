@@ -15,7 +15,15 @@ from functools import partial
 import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
-from storage.errors import ConflictError, FileNotFound, InsufficientWorkers, PermissionDenied, StorageError, StoreFull
+from storage.errors import (
+    ConflictError,
+    FileNotFound,
+    FormatError,
+    InsufficientWorkers,
+    PermissionDenied,
+    StorageError,
+    StoreFull,
+)
 from storage.keys import Kind, StripeKey
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
@@ -217,7 +225,7 @@ class GroupCommit:
             state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
-            except (ConflictError, FileNotFound, PermissionDenied, InsufficientWorkers) as error:
+            except (ConflictError, FileNotFound, PermissionDenied, InsufficientWorkers, FormatError) as error:
                 outcomes.append(error)
 
         def finish() -> None:
@@ -275,8 +283,15 @@ class GroupCommit:
     @staticmethod
     def _head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> StoredVersion:
         raw = txn.version(file_id, entry.head)
-        assert raw is not None, "a head's version is in the catalog"
-        return read_version(raw, entry.head)
+        try:
+            if raw is None:
+                raise FormatError("it is not in the catalog")
+            return read_version(raw, entry.head)
+        except FormatError as error:
+            raise FormatError(
+                f"the newest version of {entry.filename!r} ({file_id.hex()}) cannot be read: {error}; delete the file, "
+                "then push it again"
+            ) from error
 
     @staticmethod
     def _seal(

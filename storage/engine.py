@@ -545,7 +545,13 @@ class FileStorage:
             raw = self._catalog.version(identifier, current)
             if raw is None:
                 break  # a rebuild could not find the older part of the chain
-            stored = read_version(raw, current)
+            try:
+                stored = read_version(raw, current)
+            except FormatError as error:
+                if not found:
+                    raise
+                log.warning("the history of %r ends early: %s", entry.filename, error)
+                break
             found.append(stored.public())
             current = stored.record.parent
         return found
@@ -572,9 +578,9 @@ class FileStorage:
             page = self._catalog.names(user, encoded, start, wanted)
             for _, identifier in page:
                 # Keys tell the beginning of long names only, and a file may be deleted meanwhile.
-                entry = self._catalog.file(identifier)
-                if entry is not None and entry.filename.startswith(prefix) and len(found) < wanted:
-                    found.append(self._stored(identifier, entry, None).public())
+                head = self._head(identifier) if len(found) < wanted else None
+                if head is not None and head.filename.startswith(prefix):
+                    found.append(head)
             if len(page) < wanted:
                 break
             start = page[-1][0]
@@ -821,6 +827,15 @@ class FileStorage:
         if entry.user_id != user_id:
             raise PermissionDenied(f"file {file_id} belongs to another user")
         return entry
+
+    def _head(self, file_id: bytes) -> Version | None:
+        """The head of a file; None if it was deleted, or cannot be read, which must not hide all others."""
+        try:
+            entry = self._catalog.file(file_id)
+            return None if entry is None else self._stored(file_id, entry, None).public()
+        except (FormatError, VersionNotFound) as error:
+            log.warning("a file is left out of a listing: %s", error)
+            return None
 
     def _stored(self, file_id: bytes, entry: FileEntry, version_id: str | None) -> StoredVersion:
         identifier = entry.head if version_id is None else _parse_hex(version_id, 32)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from storage.catalog import Catalog, FileEntry
-from storage.errors import DataLossError
+from storage.catalog.port import StoredEntry
+from storage.errors import DataLossError, FormatError
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
+from storage.setaside import SetAside
 from storage.stripes import StripeStore, metadata_stripe
 from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, read_version
@@ -33,36 +35,55 @@ def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode
     return load
 
 
-def live_versions(catalog: Catalog) -> Iterator[tuple[FileEntry | None, StoredVersion]]:
-    """Every version kept, by file, with the file's entry (None: the file was deleted). Bounded memory."""
-    for stored in catalog.versions():
-        yield stored.entry, read_version(stored.raw, stored.version_id)
-
-
 def live_objects(
     catalog: Catalog,
     load_node: LoadNode,
     copies: int,
+    set_aside: SetAside,
     seen_version: Callable[[], None] = lambda: None,
     in_use: Container[bytes] = (),
 ) -> Iterator[LiveObject]:
-    """Every live object at least once; what a version shares with its parent is not told again.
+    """Every live object at least once; what a version shares with its parent is not told again. Bounded memory.
 
-    Deleted files whose id is ``in_use`` count as live and nobody's.
+    Deleted files whose id is ``in_use`` count as live and nobody's. Of a version that cannot be read, or whose
+    manifest cannot, only what is known is told, and it is set aside.
     """
-    for entry, stored in live_versions(catalog):
-        if entry is None and stored.record.file_id in in_use:
-            entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
-        if entry is not None:
-            try:
-                yield from _objects_of(catalog, load_node, copies, entry, stored)
-            except DataLossError:
-                if catalog.file(stored.record.file_id) is not None:
-                    raise
-                # Otherwise the file was deleted, and its nodes collected, during the walk: nothing of it is live.
+    for kept in catalog.versions():
+        yield from _live_in(catalog, load_node, copies, set_aside, kept, in_use)
         seen_version()
     for _, raw in catalog.tombstones():
         yield LiveObject(metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies), "", "", b"")
+
+
+def _live_in(
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    set_aside: SetAside,
+    kept: StoredEntry,
+    in_use: Container[bytes],
+) -> Iterator[LiveObject]:
+    """The live objects of one version."""
+    entry, stripe = kept.entry, metadata_stripe(Kind.VERSION, kept.version_id, copies)
+    if entry is None and not kept.problem and kept.file_id not in in_use:
+        return  # the file was deleted
+    try:
+        if kept.problem:
+            raise FormatError(kept.problem)
+        stored = read_version(kept.raw, kept.version_id)
+        if entry is None:
+            entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
+        yield from _objects_of(catalog, load_node, copies, entry, stored)
+    except (DataLossError, FormatError) as error:
+        if entry is not None and catalog.file(kept.file_id) is None:
+            return  # it was deleted, and its nodes collected, during the walk: nothing of it is live
+        name = "a file" if entry is None else f"{entry.filename!r} of {entry.user_id!r}"
+        set_aside.add(
+            stripe,
+            None if entry is None else entry.user_id,
+            f"version {kept.version_id.hex()} of {name} ({kept.file_id.hex()}) cannot be used: {error}; "
+            "delete the file if this does not pass",
+        )
 
 
 def is_live(catalog: Catalog, live: LiveObject) -> bool:
@@ -97,7 +118,10 @@ def _new_chunks(catalog: Catalog, load_node: LoadNode, stored: StoredVersion, ma
     raw = catalog.version(stored.record.file_id, parent) if parent is not None else None
     if parent is None or raw is None:
         return manifest.chunk_ids()
-    before = read_version(raw, parent).root
+    try:
+        before = read_version(raw, parent).root
+    except FormatError:
+        return manifest.chunk_ids()  # the parent is set aside when the walk comes to it
     after = stored.root
     if (before.k, before.n, before.chunk_size) != (after.k, after.n, after.chunk_size):
         return manifest.chunk_ids()

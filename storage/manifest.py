@@ -91,15 +91,10 @@ def encode_root(root: RootNode) -> bytes:
 
 
 def read_root(raw: bytes) -> RootNode:
-    """The root in bytes that were checked when they were stored (the catalog's)."""
-    return _root_decoder.decode(raw)
-
-
-def decode_root(raw: bytes) -> RootNode:
-    """Inverse of :func:`encode_root`, checking every bound and the canonical form.
+    """The root in bytes that were checked when they were stored (the catalog's).
 
     Raises:
-        FormatError: not a root this version understands.
+        FormatError: they are malformed all the same.
     """
     try:
         root = _root_decoder.decode(raw)
@@ -109,6 +104,16 @@ def decode_root(raw: bytes) -> RootNode:
         raise FormatError("manifest root contradicts itself (code or height)")
     if len(root.children) != ID_BYTES * _width(root.chunk_count, root.height):
         raise FormatError("manifest root has the wrong number of children")
+    return root
+
+
+def decode_root(raw: bytes) -> RootNode:
+    """Inverse of :func:`encode_root`, checking every bound and the canonical form.
+
+    Raises:
+        FormatError: not a root this version understands.
+    """
+    root = read_root(raw)
     if encode_root(root) != raw:
         raise FormatError("manifest root is not in canonical form")
     return root

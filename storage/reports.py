@@ -20,7 +20,7 @@ class Damage:
 
     Attributes:
         time_ms: when it was found.
-        kind: ``"rotten"``, ``"missing"``, ``"lost"`` or ``"offline"``.
+        kind: ``"rotten"``, ``"missing"``, ``"lost"``, ``"offline"``, or ``"unreadable"``: a version's record.
         object_id: hex id of the object concerned, "" if it is a whole volume.
         slot: slot of the shard in its stripe, -1 if unknown or none.
         volume: slot of the volume, -1 if none.
@@ -37,18 +37,22 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class ScrubReport:
-    """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete."""
+    """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete.
+
+    ``unreadable`` versions have a record or manifest that cannot be read; repair cannot mend them.
+    """
 
     shards_checked: int
     bytes_checked: int
     rotten: int
     missing: int
     damaged: list[Damage]
+    unreadable: int = 0
 
     @property
     def clean(self) -> bool:
         """Whether every shard of every object is there and intact."""
-        return not self.rotten and not self.missing
+        return not self.rotten and not self.missing and not self.unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class RepairState:
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again.
+    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again, or not be read.
 
     Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place. ``deferred`` objects
     lack shards that stores which are expected back may have: those were not made again yet.

@@ -163,7 +163,7 @@ def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
     try:
         stored = _object_decoder.decode(raw)
         return StoredVersion(version_id, _record_decoder.decode(stored.record), read_root(stored.root), raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, FormatError) as error:
         raise FormatError(f"the record of version {version_id.hex()} cannot be read ({error})") from error
 
 

@@ -44,10 +44,17 @@ _NUMBER_BYTES = 8
 _NO_UPLOAD = b""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_entry = msgspec.msgpack.Decoder(FileEntry).decode
+_entries = msgspec.msgpack.Decoder(FileEntry)
 _decode_counters = msgspec.msgpack.Decoder(Counters).decode
 _decode_upload = msgspec.msgpack.Decoder(UploadRecord).decode
 _decode_time = msgspec.msgpack.Decoder(StoreTime).decode
+
+
+def _decode_entry(raw: bytes) -> FileEntry:
+    try:
+        return _entries.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(f"the catalog's entry of a file cannot be read ({error})") from error
 
 
 class _Transaction:
@@ -134,6 +141,13 @@ class _Transaction:
 
     def set_counters(self, counters: Counters) -> None:
         self._txn.put(_COUNTERS, _encode(counters), db=self._databases[ROOT])
+
+
+def _entry_or_problem(raw: bytes) -> tuple[FileEntry | None, str]:
+    try:
+        return _decode_entry(raw), ""
+    except FormatError as error:
+        return None, str(error)
 
 
 class LmdbCatalog:
@@ -236,15 +250,18 @@ class LmdbCatalog:
         return Counters() if raw is None else _decode_counters(raw)
 
     def versions(self) -> Iterator[StoredEntry]:
-        file_id, entry = b"", None
+        file_id, entry, problem = b"", None, ""
         # Few a page: a version of a large file is 32 KiB.
         for page in self._environment.pages("files", b"", size=64):
             for key, value in page:
                 if len(key) == FILE_ID_BYTES:
-                    file_id, entry = key, _decode_entry(value)
+                    file_id, entry, problem = key, *_entry_or_problem(value)
+                    continue
+                owner, version_id = key[:FILE_ID_BYTES], key[FILE_ID_BYTES:]
+                if owner == file_id:
+                    yield StoredEntry(owner, entry, version_id, value, problem)
                 else:
-                    owner = key[:FILE_ID_BYTES]
-                    yield StoredEntry(owner, entry if owner == file_id else None, key[FILE_ID_BYTES:], value)
+                    yield StoredEntry(owner, None, version_id, value)
 
     def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
         for page in self._environment.pages("nodes", start, stop, size=64):

@@ -60,12 +60,16 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StoredEntry(NamedTuple):
-    """A version object in the catalog, and the entry of its file: None if the file was deleted."""
+    """A version object in the catalog, and the entry of its file: None if the file was deleted.
+
+    Where the file has an entry that cannot be read, ``problem`` says so, and ``entry`` is None as well.
+    """
 
     file_id: bytes
     entry: FileEntry | None
     version_id: bytes
     raw: bytes
+    problem: str = ""
 
 
 class Holding(NamedTuple):

@@ -21,9 +21,10 @@ from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
-from storage.live import live_objects, live_versions
+from storage.live import live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import CollectReport, Progress
+from storage.setaside import SetAside
 from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
 from storage.stripes import metadata_stripe
@@ -57,10 +58,10 @@ def collect(
     with context.collecting, context.pins.kept_during_collect():
         uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
-        marks = _Marks(context.scratch)
+        marks, set_aside = _Marks(context.scratch), SetAside(context.stripes.volumes.report)
         try:
-            _mark(context, marks, steps)
-            tally = _sweep(context, marks, uploads, steps)
+            _mark(context, marks, set_aside, steps)
+            tally = _sweep(context, marks, set_aside, uploads, steps)
             _drop_dead_versions(context)
         finally:
             marks.close()
@@ -170,10 +171,10 @@ def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
     return uploads
 
 
-def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
+def _mark(context: MaintenanceContext, marks: _Marks, set_aside: SetAside, steps: _Steps) -> None:
     users: dict[str, bytes] = {}
     catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
-    for live in live_objects(catalog, context.load_node, copies, steps.step, in_use):
+    for live in live_objects(catalog, context.load_node, copies, set_aside, steps.step, in_use):
         user = users.get(live.user_id)
         if user is None:
             users.clear()  # files come ordered by age, not by owner: keep just the last one
@@ -181,31 +182,40 @@ def _mark(context: MaintenanceContext, marks: _Marks, steps: _Steps) -> None:
         marks.add(live.stripe + user)
 
 
-def _sweep(context: MaintenanceContext, all_marks: _Marks, uploads: KeptUploads, steps: _Steps) -> _Tally:
+def _sweep(
+    context: MaintenanceContext, all_marks: _Marks, set_aside: SetAside, uploads: KeptUploads, steps: _Steps
+) -> _Tally:
     tally = _Tally(_Distinct())
     for bucket in range(_BUCKETS):
         marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
-        live |= _sweep_claims(context, marks, uploads, start, stop)
-        _sweep_nodes(context, live, bucket)
+        live |= _sweep_claims(context, marks, set_aside, uploads, start, stop)
+        if not set_aside:  # one that cannot be read may need any of them
+            _sweep_nodes(context, live, bucket)
         for slot, volume in context.stripes.volumes.online():
             with context.stripes.volumes.guard(slot, volume):
-                _sweep_volume(context, volume, live, start, stop, tally)
+                _sweep_volume(context, volume, live, set_aside, start, stop, tally)
         tally.objects.next_bucket()
         steps.step()
     return tally
 
 
 def _sweep_claims(
-    context: MaintenanceContext, marks: set[bytes], uploads: KeptUploads, start: bytes, stop: bytes | None
+    context: MaintenanceContext,
+    marks: set[bytes],
+    set_aside: SetAside,
+    uploads: KeptUploads,
+    start: bytes,
+    stop: bytes | None,
 ) -> set[StripeKey]:
     """Drop lapsed claims; the stripes of those that stay."""
     kept: set[StripeKey] = set()
 
     def lapsed() -> Iterator[Holding]:
         for holding in context.catalog.holdings(start, stop):
-            if holding.stripe + holding.user in marks or uploads.keep(holding.uploads):
+            marked = holding.stripe + holding.user in marks
+            if marked or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
                 kept.add(holding.stripe)
             else:
                 yield holding
@@ -229,11 +239,12 @@ def _sweep_volume(
     context: MaintenanceContext,
     volume: ShardStore,
     live: set[StripeKey],
+    set_aside: SetAside,
     start: bytes,
     stop: bytes | None,
     tally: _Tally,
 ) -> None:
-    dead = (key for key in volume.keys(start, stop) if key[:STRIPE_KEY_BYTES] not in live)
+    dead = (key for key in volume.keys(start, stop) if key[:STRIPE_KEY_BYTES] not in live and not set_aside.needs(key))
     for batch in batched(dead, _REMOVE_BATCH):
         with context.pins.lock:
             free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]
@@ -245,9 +256,9 @@ def _sweep_volume(
 
 def _drop_dead_versions(context: MaintenanceContext) -> None:
     dead = (
-        (stored.record.file_id, stored.version_id)
-        for entry, stored in live_versions(context.catalog)
-        if entry is None and stored.record.file_id not in context.readings
+        (kept.file_id, kept.version_id)
+        for kept in context.catalog.versions()
+        if kept.entry is None and not kept.problem and kept.file_id not in context.readings
     )
     for batch in batched(dead, _REMOVE_BATCH):
         context.catalog.drop_versions(batch, counted=True)

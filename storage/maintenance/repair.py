@@ -25,6 +25,7 @@ from storage.maintenance.readback import Moved, ReadBack
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.setaside import SetAside
 from storage.stripes import Written
 from storage.survey import Whereabouts
 
@@ -62,7 +63,8 @@ def repair(
     volumes = context.stripes.volumes
     volumes.reattach()
     attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
-    tally = _Tally(context.catalog.counters().versions + context.catalog.claims(), progress, watch)
+    expected = context.catalog.counters().versions + context.catalog.claims()
+    tally = _Tally(expected, progress, watch, SetAside(volumes.report))
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[_UnderWay] = deque()
@@ -145,6 +147,7 @@ class _Tally:
     expected: int
     progress: Progress | None
     watch: Watch | None
+    set_aside: SetAside
     examined: int = 0
     missing: int = 0  # found, and not dealt with yet
     misplaced: int = 0  # likewise
@@ -224,12 +227,14 @@ class _Tally:
 
     def report(self) -> RepairReport:
         """The outcome."""
+        lost = [*self.lost, *self.set_aside.damage][:DAMAGE_LISTED_MAX]
+        count = self.lost_count + self.set_aside.count
         return RepairReport(
             self.examined,
             self.shards,
             self.bytes,
-            self.lost,
-            self.lost_count,
+            lost,
+            count,
             self.shards_moved,
             self.bytes_moved,
             self.deferred,
@@ -239,7 +244,7 @@ class _Tally:
 def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     """Objects with shards that are not in their place: of every so many, the most urgent first."""
     found: list[_Damaged] = []
-    objects = live_objects(context.catalog, context.load_node, context.metadata_copies)
+    objects = live_objects(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
     for batch in batched(objects, _EXAMINED_TOGETHER):
         attendance = context.stripes.volumes.attendance()
         for index, where in context.stripes.surveyor.whereabouts([live.stripe for live in batch]).items():

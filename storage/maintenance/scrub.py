@@ -13,6 +13,7 @@ from storage.keys import ShardKey, shard_key
 from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
+from storage.setaside import SetAside
 from storage.shards.port import Verdict, Verification
 
 _BATCH = 512
@@ -31,8 +32,8 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     volumes = context.stripes.volumes
     meter = _Meter(progress, _bytes_used(volumes))
     verified = _verify_volumes(context, meter)
-    findings = _Findings()
-    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies), _BATCH):
+    findings, set_aside = _Findings(), SetAside(volumes.report)
+    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies, set_aside), _BATCH):
         _check_objects(context, batch, verified, findings)
     for slot, verification in verified.items():
         store = volumes.volume(slot)
@@ -41,7 +42,8 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
         with volumes.guard(slot, store):
             for key in verification.quarantine_rest():
                 volumes.report("rotten", key, slot, "found by scrub, quarantined")
-    return ScrubReport(findings.checked, meter.done, findings.rotten, findings.missing, findings.damaged)
+    damaged = [*set_aside.damage, *findings.damaged][:DAMAGE_LISTED_MAX]
+    return ScrubReport(findings.checked, meter.done, findings.rotten, findings.missing, damaged, set_aside.count)
 
 
 class _Meter:

@@ -1,0 +1,212 @@
+"""One record that cannot be read: it is reported and set aside, and stops the upkeep of no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from storage import FileStorage, FormatError
+from storage.catalog import FileEntry, LmdbCatalog
+from storage.manifest import RootNode, object_id
+from storage.versions import StoredVersion, VersionObject, VersionRecord
+from tests.storage.helpers import CHUNK, USER, content, digest, lose, lose_catalog, open_store, push
+
+BAD_DATA = content(7, CHUNK)
+OTHERS = {name: content(number, number * CHUNK + 100) for number, name in enumerate(("a", "c", "d"))}
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def as_float(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
+    return msgspec.structs.replace(record, time_ms=record.time_ms + 0.0), root
+
+
+def chunk_size_as_float(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
+    root = msgspec.structs.replace(root, chunk_size=float(root.chunk_size))
+    return msgspec.structs.replace(record, root_id=object_id(_encode(root))), root
+
+
+def negative_size(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
+    return msgspec.structs.replace(record, size=-1), root
+
+
+def impossible_code(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
+    root = msgspec.structs.replace(root, k=root.n + 1)
+    return msgspec.structs.replace(record, root_id=object_id(_encode(root))), root
+
+
+Spoil = Callable[[VersionRecord, RootNode], tuple[Any, Any]]
+
+
+@contextmanager
+def kept_as_they_come(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> Iterator[None]:
+    """Versions are sealed without a look at them, as older software did; those of the file "bad" are spoilt."""
+
+    def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersion:
+        kept = record
+        if record.filename == "bad":
+            kept, spoilt = spoil(record, root)
+            root_raw = _encode(spoilt)
+        raw = _encode(kept)
+        return StoredVersion(object_id(raw), record, root, _encode(VersionObject(raw, root_raw)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.commit.seal", seal)
+        yield
+
+
+def nothing(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
+    return record, root
+
+
+def garbage_version(catalog: LmdbCatalog, file_id: bytes, entry: FileEntry) -> None:
+    catalog.transact(lambda txn: txn.put_version(file_id, entry.head, b"\xc1 no such thing"))
+
+
+def cut_off_version(catalog: LmdbCatalog, file_id: bytes, entry: FileEntry) -> None:
+    raw = catalog.version(file_id, entry.head)
+    assert raw is not None
+    catalog.transact(lambda txn: txn.put_version(file_id, entry.head, raw[:-7]))
+
+
+Damage = Callable[[LmdbCatalog, bytes, FileEntry], None]
+IN_THE_CATALOG: list[Damage] = [garbage_version, cut_off_version]
+EVERYWHERE: list[Spoil] = [as_float, chunk_size_as_float, negative_size, impossible_code]
+
+
+@pytest.fixture(params=[*EVERYWHERE, *IN_THE_CATALOG], ids=lambda kind: kind.__name__)
+def store(request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStorage]:
+    """A store with good files and one whose record cannot be read, here or on the volumes as well."""
+    spoil = request.param if request.param in EVERYWHERE else nothing
+    with kept_as_they_come(monkeypatch, spoil), open_store(root, segment_bytes_max=CHUNK) as made:
+        push(made, OTHERS["a"], "a")
+        identifier = bytes.fromhex(push(made, BAD_DATA, "bad").file_id)
+        for name in ("c", "d"):
+            push(made, OTHERS[name], name)
+    if request.param in IN_THE_CATALOG:
+        catalog = LmdbCatalog(root / "catalog")
+        entry = catalog.file(identifier)
+        assert entry is not None
+        request.param(catalog, identifier, entry)
+        catalog.close()
+    with open_store(root) as opened:
+        yield opened
+
+
+def file_ids(store: FileStorage) -> dict[str, str]:
+    return {version.filename: version.file_id for version in store.list_files(user_id=USER)}
+
+
+def check_others(store: FileStorage, names: tuple[str, ...] = ("a", "c", "d")) -> None:
+    found = file_ids(store)
+    assert tuple(found) == names
+    for name in names:
+        assert store.get(found[name], user_id=USER) == OTHERS[name]
+        assert [version.filename for version in store.history(found[name], user_id=USER)] == [name]
+
+
+def test_listing_and_scrub_tell_of_the_others(store: FileStorage) -> None:
+    check_others(store)
+    report = store.scrub()
+    assert (report.rotten, report.missing, report.unreadable) == (0, 0, 1)
+    assert not report.clean
+    assert [(damage.kind, "'bad' of 'ada'" in damage.text) for damage in report.damaged] == [("unreadable", True)]
+    assert [damage.kind for damage in store.stats().recent_damage] == ["unreadable"]
+
+
+def test_repair_makes_the_others_whole(store: FileStorage, root: Path) -> None:
+    store.close()
+    lose(root, 1)
+    with open_store(root) as again:
+        report = again.repair()
+        assert report.shards_rebuilt > 0
+        assert [damage.kind for damage in report.lost] == ["unreadable"]
+        assert again.scrub().missing == 0
+
+
+def test_collect_frees_what_others_leave_and_keeps_what_the_bad_one_may_need(store: FileStorage) -> None:
+    store.delete(file_ids(store)["d"], user_id=USER)
+    assert store.collect(grace_s=0).objects_removed > 0
+    check_others(store, ("a", "c"))
+    assert store.missing_chunks([digest(BAD_DATA)], user_id=USER) == [False]
+    assert store.scrub().missing == 0
+
+
+def test_its_name_is_refused_and_others_beside_it_go_on(store: FileStorage) -> None:
+    with pytest.raises(FormatError, match="delete the file"):
+        push(store, b"new", "bad")
+    with pytest.raises(FormatError, match="delete the file"):
+        push(store, content(1, 3 * CHUNK), "bad")
+    assert push(store, b"new", "e").filename == "e"
+
+
+def test_it_says_what_is_wrong_and_can_be_deleted(store: FileStorage) -> None:
+    found = store.scrub().damaged[0].text
+    file_id = next(word.strip("()") for word in found.split() if len(word.strip("()")) == 32)
+    with pytest.raises(FormatError, match="cannot be read"):
+        store.get(file_id, user_id=USER)
+    with pytest.raises(FormatError, match="cannot be read"):
+        store.history(file_id, user_id=USER)
+    store.delete(file_id, user_id=USER)
+    store.collect(grace_s=0)
+    assert store.scrub().clean
+    assert store.missing_chunks([digest(BAD_DATA)], user_id=USER) == [True]
+    check_others(store)
+    assert push(store, BAD_DATA, "bad").filename == "bad"
+
+
+def test_rebuild_takes_the_others(store: FileStorage, root: Path) -> None:
+    store.close()
+    lose_catalog(root)
+    with open_store(root) as again:
+        report = again.rebuild()
+        found = file_ids(again)
+        for name, data in OTHERS.items():
+            assert again.get(found[name], user_id=USER) == data
+        # What is wrong on the volumes is said; what was wrong in the catalog alone is right again.
+        assert ("bad" in found) != bool(report.skipped)
+
+
+def test_an_old_version_that_cannot_be_read_ends_the_history_and_keeps_the_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(root) as store:
+        push(store, b"first", "bad")
+    with kept_as_they_come(monkeypatch, nothing), open_store(root) as store:
+        push(store, BAD_DATA, "bad")
+        file_id = push(store, b"third", "bad").file_id
+        middle = bytes.fromhex(store.history(file_id, user_id=USER)[1].version_id)
+    catalog = LmdbCatalog(root / "catalog")
+    catalog.transact(lambda txn: txn.put_version(bytes.fromhex(file_id), middle, b"\xc1"))
+    catalog.close()
+    with open_store(root) as store:
+        assert store.get(file_id, user_id=USER) == b"third"
+        assert len(store.history(file_id, user_id=USER)) == 1
+        assert store.scrub().unreadable == 1
+        store.collect(grace_s=0)
+        assert store.missing_chunks([digest(BAD_DATA)], user_id=USER) == [False]
+        push(store, b"fourth", "bad")
+        assert store.get(file_id, user_id=USER) == b"fourth"
+
+
+def test_an_entry_that_cannot_be_read_hides_no_other_file(root: Path) -> None:
+    with open_store(root) as store:
+        identifier = bytes.fromhex(push(store, BAD_DATA, "bad").file_id)
+        push(store, OTHERS["a"], "a")
+    catalog = LmdbCatalog(root / "catalog")
+    broken: Any = FileEntry(USER, "bad", b"", "no size")  # type: ignore[arg-type]
+    key = next(key for key, file_id in catalog.names(b"", b"", None, 10) if file_id == identifier)
+    catalog.transact(lambda txn: txn.set_file(identifier, broken, key))
+    catalog.close()
+    with open_store(root) as store:
+        assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
+        assert store.scrub().unreadable == 1
+        store.collect(grace_s=0)
+        assert store.missing_chunks([digest(BAD_DATA)], user_id=USER) == [False]
+        with pytest.raises(FormatError):
+            store.get(identifier.hex(), user_id=USER)
+        assert push(store, b"x", "z").filename == "z"
