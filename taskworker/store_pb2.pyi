@@ -1087,10 +1087,13 @@ class ScrubReport(_message.Message):
     ROTTEN_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     shards_checked: _builtins.int
     bytes_checked: _builtins.int
     rotten: _builtins.int
     missing: _builtins.int
+    unreadable: _builtins.int
+    """versions whose record or manifest cannot be read"""
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]: ...
     def __init__(
@@ -1101,10 +1104,11 @@ class ScrubReport(_message.Message):
         rotten: _builtins.int = ...,
         missing: _builtins.int = ...,
         damaged: _abc.Iterable[Global___Damage] | None = ...,
+        unreadable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

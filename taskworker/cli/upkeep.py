@@ -134,6 +134,8 @@ def _damage_lines(damaged: Sequence[Damage], total: int | None = None) -> list[s
 def scrub(session: Session) -> None:
     """Verify every stored shard. Exit code 1 if any is rotten or missing; `repair` makes it anew.
 
+    A version that cannot be read is told of as well; nothing but deleting its file helps.
+
     Examples:
         taskworker scrub
         taskworker scrub --json || taskworker repair
@@ -141,10 +143,15 @@ def scrub(session: Session) -> None:
     with session.backend() as backend, session.terminal.progress("scrub") as progress:
         report = backend.scrub(progress=progress)
     checked = f"{plural(report.shards_checked, 'shard')} checked, {size_text(report.bytes_checked)}"
+    damaged = report.rotten + report.missing
     found = "all intact" if report.clean else f"{report.rotten:,} rotten, {report.missing:,} missing"
     lines = [f"{checked}: {found}"]
+    if report.unreadable:
+        lines[0] += f", {plural(report.unreadable, 'version')} unreadable"
     if not report.clean:
-        lines += [*_damage_lines(report.damaged, report.rotten + report.missing), "`taskworker repair` makes them anew"]
+        lines += _damage_lines(report.damaged, damaged + report.unreadable)
+    if damaged:
+        lines.append("`taskworker repair` makes the rotten and missing ones anew")
     session.terminal.result(document(report) | {"clean": report.clean}, *lines)
     if not report.clean:
         raise typer.Exit(ExitCode.FAILED)

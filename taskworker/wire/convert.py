@@ -149,6 +149,7 @@ def scrub_to_proto(report: ScrubReport) -> store_pb2.ScrubReport:
         rotten=report.rotten,
         missing=report.missing,
         damaged=map(damage_to_proto, report.damaged),
+        unreadable=report.unreadable,
     )
 
 
@@ -160,6 +161,7 @@ def scrub_from_proto(message: store_pb2.ScrubReport) -> ScrubReport:
         rotten=message.rotten,
         missing=message.missing,
         damaged=[damage_from_proto(each) for each in message.damaged],
+        unreadable=message.unreadable,
     )
 
 
