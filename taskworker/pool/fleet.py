@@ -16,13 +16,15 @@ from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.layout import Layout, Member
 from storage.placement import partition_of
-from storage.shards import Shard, VolumeFailed
+from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.pool.absences import Absences
 from taskworker.pool.port import Ticket, WorkerVolume
+from taskworker.pool.slowness import Slowness
 from taskworker.pool.trust import Trust
 
 log = logging.getLogger(__name__)
 
+_LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
 _TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
 
 
@@ -88,6 +90,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         super().__init__()
         self._k = k
         self._trust = Trust(now_s)
+        self._slowness = Slowness(now_s)
+        self._unsynced: set[int] = set()  # were given something since they were synced last
         self._unproved: frozenset[int] = frozenset()
         self._margin = margin
         self._now_s = now_s
@@ -184,11 +188,28 @@ class WorkerFleet(Fleet[WorkerVolume]):
         with self._lock:
             return self._trust.proven_liars()
 
-    def trust_again(self) -> None:
-        """Trust those that have not lied for long enough."""
+    def slow(self) -> frozenset[int]:
+        """Workers that others stand in for, because they keep everybody waiting."""
+        return self._slowness.slow
+
+    def forgive(self) -> None:
+        """Trust those again that have not lied for long enough, and try those that were slow."""
+        if not self._trust.distrusted and not self._slowness.slow:
+            return
         with self._lock:
-            if self._trust.distrusted and self._trust.lapse():
+            trusted, tried = self._trust.lapse(), self._slowness.lapse()
+            if trusted or tried:
                 self._changed()
+
+    def _is_avoided(self, slot: int) -> bool:
+        return slot in self._trust.distrusted or slot in self._slowness.slow
+
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """See :meth:`Fleet.set_offline`. Who answered what no honest worker answers has lied by that."""
+        volume = self._stores.get(slot)
+        super().set_offline(slot, reason, failed)
+        if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
+            self.note_lie(slot, b"", f"answers nonsense: {volume.misbehaved}")
 
     def use_unproved(self, slots: Iterable[int]) -> None:
         """These members have not shown yet that they keep what they are given.
@@ -204,7 +225,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def lies(self) -> dict[int, int]:
         """How many wrong or rotten shards each worker gave out since the pool started."""
         with self._lock:
-            return dict(self._lies)
+            return {slot: min(count, _LIES_TOLD_MAX) for slot, count in self._lies.items()}
 
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`."""
@@ -294,14 +315,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
         """Holders with those that cannot be counted on replaced by the ones that hold the least of it, in order.
 
-        Not counted on are those that are away, those that are distrusted, and of those that have proved nothing yet
-        all but n - k; the latter two only where enough others are there.
+        Not counted on are those that are away, those that are distrusted or slow, and of those that have proved
+        nothing yet all but n - k; the last two only where enough others are there.
         """
         online = [slot for slot in order if self._stores.get(slot) is not None]
         if not online:
             return holders
         n = len(holders)
-        usable = _enough([slot for slot in online if self.trusts(slot)], k, n) or online
+        usable = _enough([slot for slot in online if not self._is_avoided(slot)], k, n) or online
         proved = _enough([slot for slot in usable if slot not in self._unproved], k, n)
         room = n - k if proved else n
         targets: list[int] = []
@@ -397,6 +418,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 volume = self._stores.get(slot)
                 if volume is not None:
                     try:
+                        self._unsynced.add(slot)
                         volume.append(shards, urgent=urgent)
                         continue
                     except VolumeFailed as error:
@@ -413,7 +435,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             online = dict(self.online())
             left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
             for slot, volume in online.items():
-                if others or slot in batches:
+                if slot in batches or (others and (slot in self._unsynced or not self._is_avoided(slot))):
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
             if done is not None:
                 done()
@@ -425,6 +447,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _start(
         self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
     ) -> None:
+        self._unsynced.discard(slot)
         try:
             tickets.append(_Started(slot, volume, volume.start_sync(shards)))
         except VolumeFailed as error:
@@ -447,12 +470,23 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 self.set_offline(slot, str(error), volume)
                 outcomes.append((slot, True))
             except StorageError as error:
+                self._unsynced.add(slot)
                 # The appends refused may be another push's: whoever began before now looks what is missing.
                 self._note_refusal()
                 refused = refused or error
+        self._note_taken({slot: ticket.took_s for slot, _, ticket in tickets})
         if refused is not None:
             raise refused
         return outcomes
+
+    def _note_taken(self, took_s: dict[int, float]) -> None:
+        """How long each worker took to make what it was given durable."""
+        with self._lock:
+            slower = self._slowness.note(took_s)
+            if slower:
+                self._changed()
+        if slower:
+            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._slowness.slow))))
 
     def _note_refusal(self) -> None:
         with self._lock:

@@ -227,6 +227,8 @@ class Mender:
 
     def _tidy(self) -> None:
         for slot, volume in self._fleet.online():
+            if not self._fleet.trusts(slot):
+                continue  # its copies are no reason for anything
             with self._fleet.guard(slot, volume):
                 places = _Places(self._fleet, slot)
                 for batch in batched(volume.keys(), _BATCH):

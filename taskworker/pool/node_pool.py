@@ -40,6 +40,7 @@ from taskworker.pool.mending import Mender
 from taskworker.pool.port import Connect, Identify, WorkerVolume
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.pool.roster import Roster, RosterKeeper
+from taskworker.pool.rot_reports import RotReports
 from taskworker.pool.scrubbing import scrub_view
 from taskworker.pool.work import WorkJournal, WorkView
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
-_PRESENT = (WorkerState.ALIVE, WorkerState.DISTRUSTED, WorkerState.DRAINING, WorkerState.DRAINED)
+_PRESENT = (WorkerState.ALIVE, WorkerState.DISTRUSTED, WorkerState.SLOW, WorkerState.DRAINING, WorkerState.DRAINED)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
@@ -204,6 +205,7 @@ class PoolCore:
         self._lock = threading.Lock()  # of changes of the roster
         self._change_due_s: float | None = None
         self._told_liars: frozenset[int] = frozenset()
+        self._rot_reports = RotReports(runtime.monotonic_s)
         tranquility = self._options.tranquility
         self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
         self.store.pace_healing(self.mender.tranquility)
@@ -316,11 +318,16 @@ class PoolCore:
             return False
         record = next((record for record in self.membership.records if record.worker == worker), None)
         if record is not None and load.rotten > before.rotten:
-            found = load.rotten - before.rotten
-            self._note("rot", f"worker {worker} found {found} rotten shards on its disk; they are made anew")
-            self.fleet.note_rot(record.slot, found)
+            self._rot_reports.add(record.slot, load.rotten - before.rotten)
+            self._act_on_rot()
         # A worker whose volume failed a call while its process lives is connected again by a new join.
         return record is not None and self.fleet.volume(record.slot) is not None
+
+    def _act_on_rot(self) -> None:
+        for slot, found in self._rot_reports.due():
+            name = self.fleet.name(slot)
+            self._note("rot", f"worker {name} found {found:,} rotten shards on its disk; they are made anew")
+            self.fleet.note_rot(slot, found)
 
     def leave(self, worker: str, instance: str) -> None:
         """A worker stops in good order."""
@@ -497,13 +504,14 @@ class PoolCore:
         if self._change_due_s is None and self._is_layout_due(self.membership.members()):
             # Members and layout disagree: a crash, or a catalog that could not be written, came between them.
             self._change_layout_soon()
+        self._act_on_rot()
         self._watch_liars()
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
     def _watch_liars(self) -> None:
         """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
-        self.fleet.trust_again()
+        self.fleet.forgive()
         distrusted = self.fleet.distrusted()
         for slot in sorted(distrusted - self._told_liars):
             self._note(
@@ -582,6 +590,8 @@ class PoolCore:
             return replace(view, state=WorkerState.SUSPECT)
         if view.state is WorkerState.ALIVE and not self.fleet.trusts(view.record.slot):
             return replace(view, state=WorkerState.DISTRUSTED)
+        if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.slow():
+            return replace(view, state=WorkerState.SLOW)
         return view
 
     def _note(self, kind: str, text: str) -> None:

@@ -9,7 +9,13 @@ from storage.shards import Shard, ShardStore
 
 
 class Ticket(Protocol):
-    """A sync under way."""
+    """A sync under way.
+
+    Attributes:
+        took_s: seconds from its start to its end, once that is reached.
+    """
+
+    took_s: float
 
     def wait(self) -> None:
         """Return when everything before is durable.
@@ -23,7 +29,12 @@ class WorkerVolume(ShardStore, Protocol):
     """A worker's volume as a shard store that takes a round trip to reach.
 
     What is appended may still be on its way; a failure of it shows at the next sync.
+
+    Attributes:
+        misbehaved: what the worker answered that no honest one answers; empty if it did not.
     """
+
+    misbehaved: str
 
     def instance(self) -> str:
         """Random name of the process that answers."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from taskworker.wire import status
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
 from taskworker.wire.shards import (
     CORRUPT,
+    COUNT_MAX,
     FLAG_SYNC,
     FLAG_URGENT,
     KEYS_MAX,
@@ -66,6 +68,14 @@ _CHANNEL_OPTIONS = (
 CALL_TIMEOUT_S = 5.0
 # Walks and compactions read and write whole segments between two messages.
 _LONG_TIMEOUT_S = 600.0
+# What a worker may make a walk over its keys wait in all: so long, and longer the more keys it gives. An honest one
+# gives 4096 within milliseconds.
+_WALK_WAIT_S = 30.0
+_WALK_KEYS_PER_S_MIN = 5_000
+# More than this no worker holds: 2^30 shards, and of a range of ids as much of that as the range is wide, at least a
+# 256th.
+_KEYS_HELD_MAX = 1 << 30
+_RANGES = 256
 # Frames waiting for one worker; appends wait beyond that, which bounds the pool's memory.
 _QUEUED_BYTES_MAX = 4 * MIB
 _PROBE_S = 1.0
@@ -88,10 +98,13 @@ class SyncTicket:
     def __init__(self) -> None:
         self._done = threading.Event()
         self._error: StorageError | None = None
+        self._began_s = time.monotonic()
+        self.took_s = 0.0
 
     def settle(self, error: StorageError | None) -> None:
         """Say how it ended."""
         self._error = error
+        self.took_s = time.monotonic() - self._began_s
         self._done.set()
 
     def wait(self) -> None:
@@ -116,6 +129,9 @@ class RemoteVolume:
         instance: the process of the worker that is meant; default whichever answers. What another one is
             sent to append or sync fails.
         timeout_s: for one ordinary call.
+
+    Attributes:
+        misbehaved: what it answered that no honest worker answers, if it did.
     """
 
     def __init__(self, address: str, name: str, instance: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -126,6 +142,7 @@ class RemoteVolume:
         self._channel = grpc.insecure_channel(target_of(address), options=_CHANNEL_OPTIONS)
         self._methods: dict[str, Any] = {}
         self._failure: StorageError | None = None
+        self.misbehaved = ""
         self._changed = threading.Condition()
         self._frame = AppendFrame(self._instance)
         self._full: deque[AppendFrame] = deque()  # frames before that one
@@ -318,10 +335,22 @@ class RemoteVolume:
         return found
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
-        """See :meth:`ShardStore.keys`."""
+        """See :meth:`ShardStore.keys`. Order, range, number and pace of what the worker lists are checked."""
         self._await_delivery()
-        for message in self._stream("Keys", bytes([len(start)]) + start + (stop or b"")):
-            yield from self._checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
+        request, most = bytes([len(start)]) + start + (stop or b""), _keys_max(start, stop)
+        before, count, waited_s = b"", 0, 0.0
+        asked_s = time.monotonic()
+        for message in self._stream("Keys", request, each_s=self._timeout_s):
+            waited_s += time.monotonic() - asked_s
+            page = self._checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
+            count += len(page)
+            if not _is_listing(page, before, start, stop) or count > most:
+                raise self._broken(ValueError("a list of keys that is out of order, out of range or endless"))
+            if waited_s > _WALK_WAIT_S + count / _WALK_KEYS_PER_S_MIN:
+                raise VolumeFailed(f"worker {self.name} lists its keys too slowly: {count:,} in {waited_s:.0f} s")
+            before = page[-1]
+            yield from page
+            asked_s = time.monotonic()
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """See :meth:`ShardStore.records`."""
@@ -336,7 +365,8 @@ class RemoteVolume:
         self._await_delivery()
         removed = 0
         for batch in batched(keys, KEYS_MAX):
-            removed += self._number(_PROGRESS, self._call("Remove", join_keys(batch)))[0]
+            (told,) = self._number(_PROGRESS, self._call("Remove", join_keys(batch)))
+            removed += min(told, len(batch))
         return removed
 
     def discard(self, key: ShardKey, location: Location) -> bool:
@@ -352,7 +382,7 @@ class RemoteVolume:
         for message in self._stream("Verify", b""):
             if len(message) == 1 + _PROGRESS.size:
                 return _RemoteVerification(self, message[1:])
-            progress(self._number(_PROGRESS, message)[0])
+            progress(self._believable(self._number(_PROGRESS, message)[0]))
         raise VolumeFailed(f"worker {self.name} ended a verification without an outcome")
 
     def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
@@ -373,14 +403,17 @@ class RemoteVolume:
         segments, freed = self._number(
             _COMPACTED, self._call("Compact", _RATIO.pack(live_ratio_max), timeout_s=_LONG_TIMEOUT_S)
         )
-        return segments, freed
+        return segments, self._believable(freed)
 
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
         try:
-            return msgspec.msgpack.decode(self._call("Usage", b""), type=VolumeUsage)
+            told = msgspec.msgpack.decode(self._call("Usage", b""), type=VolumeUsage)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._broken(error) from None
+        for number in (told.segments, told.bytes_used, told.bytes_live, told.bytes_free, told.shards):
+            self._believable(number)
+        return told
 
     def instance(self, *, patient: bool = True) -> str:
         """Random name of the process that answers.
@@ -440,15 +473,20 @@ class RemoteVolume:
             raise self._translated(name, error) from None
         return answer
 
-    def _stream(self, name: str, request: bytes) -> Iterator[bytes]:
+    def _stream(self, name: str, request: bytes, each_s: float = _LONG_TIMEOUT_S) -> Iterator[bytes]:
+        """The messages of a stream, for each of which at most ``each_s`` seconds are waited."""
         self._check_usable()
+        overdue = threading.Event()
         try:
             call = self._method(name, streamed=True)(request, timeout=_LONG_TIMEOUT_S)
             try:
-                yield from call
+                while (message := _next_within(call, each_s, overdue)) is not None:
+                    yield message
             finally:
                 call.cancel()
         except (grpc.RpcError, ValueError) as error:
+            if overdue.is_set():
+                raise VolumeFailed(f"worker {self.name} took longer than {each_s:g} s over a part of {name}") from None
             raise self._translated(name, error) from None
 
     def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:
@@ -480,8 +518,49 @@ class RemoteVolume:
             raise self._broken(ValueError(f"{len(message)} bytes instead of {form.size}"))
         return form.unpack(message)
 
+    def _believable(self, number: int) -> int:
+        """A number that counts bytes or shards on one machine, small enough for those of a thousand to be added up."""
+        if not 0 <= number <= COUNT_MAX:
+            raise self._broken(ValueError(f"the number {number}"))
+        return number
+
     def _broken(self, error: Exception) -> VolumeFailed:
+        self.misbehaved = self.misbehaved or str(error)
         return VolumeFailed(f"worker {self.name} answers nonsense: {error}")
+
+
+def _next_within(call: Any, within_s: float, overdue: threading.Event) -> bytes | None:
+    """The next message of a stream; None at its end. The stream is cancelled if it takes longer than that."""
+
+    def give_up() -> None:
+        overdue.set()
+        call.cancel()
+
+    timer = threading.Timer(within_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        message: bytes | None = next(call, None)
+    finally:
+        timer.cancel()
+    return message
+
+
+def _keys_max(start: bytes, stop: bytes | None) -> int:
+    """How many keys a worker may list between two ids."""
+    first, last = start[0] if start else 0, stop[0] if stop else _RANGES
+    return _KEYS_HELD_MAX * max(1, last - first) // _RANGES
+
+
+def _is_listing(page: Sequence[ShardKey], before: bytes, start: bytes, stop: bytes | None) -> bool:
+    """Whether these keys go on after ``before``, in ascending order and within ``start`` <= key < ``stop``."""
+    return (
+        bool(page)
+        and page[0] > before
+        and page[0] >= start
+        and (stop is None or page[-1] < stop)
+        and all(earlier < later for earlier, later in pairwise(page))
+    )
 
 
 def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from storage.layout import Layout, Member
@@ -12,6 +14,9 @@ from taskworker.pool.node_pool import NodePool, PoolView
 from taskworker.pool.work import WorkView
 from taskworker.services.binding import Caller
 from taskworker.wire.protocol import PROTOCOL
+from taskworker.wire.shards import COUNT_MAX
+
+NumberT = TypeVar("NumberT", int, float)
 
 _HEARTBEATS_PER_LEASE = 3
 
@@ -63,7 +68,7 @@ class PoolService:
         self, request: pool_pb2.HeartbeatRequest, _caller: Caller
     ) -> pool_pb2.HeartbeatResponse:
         """Renew a lease."""
-        if not self._pool.heartbeat(request.worker_id, request.instance, _told(request.load)):
+        if not self._pool.heartbeat(request.worker_id, request.instance, told(request.load)):
             raise NotJoined(f"the pool holds no lease of worker {request.worker_id}; join again")
         return pool_pb2.HeartbeatResponse(lease_ms=int(self._pool.membership.lease_s * 1000))
 
@@ -149,8 +154,14 @@ def _status(view: PoolView) -> pool_pb2.PoolStatus:
     )
 
 
-def _told(load: pool_pb2.Load) -> WorkerLoad:
-    return WorkerLoad(**{name: getattr(load, name) for name in WorkerLoad.__struct_fields__})
+def told(load: pool_pb2.Load) -> WorkerLoad:
+    """What a worker says of itself, within what can be added up and shown."""
+    return WorkerLoad(**{name: _believable(getattr(load, name)) for name in WorkerLoad.__struct_fields__})
+
+
+def _believable(number: NumberT) -> NumberT:
+    """Nothing, for what is no number that a machine could have."""
+    return number if 0 <= number <= COUNT_MAX else type(number)(0)
 
 
 def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> pool_pb2.Worker:

@@ -39,6 +39,8 @@ _POSITION_BYTES = 4
 SHARD_SERVICE = "taskworker.shards.ShardService"
 # No object is larger than a chunk; a larger claim would only make the reader set aside memory for it.
 OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
+# No machine has more bytes, or shards; a thousand of these fit into 64 bits.
+COUNT_MAX = 1 << 52
 
 FLAG_URGENT = 1
 FLAG_SYNC = 2
@@ -227,14 +229,14 @@ def parse_locations(message: bytes, count: int) -> list[Location | None]:
     if len(message) != count * _LOCATION.size:
         raise FrameError(f"{len(message)} bytes are not {count} locations")
     return [
-        Location(segment, offset, length, _checked_length(object_length)) if there else None
+        Location(segment, offset, _checked_length(length), _checked_length(object_length)) if there else None
         for there, segment, offset, length, object_length in _LOCATION.iter_unpack(message)
     ]
 
 
 def _checked_length(object_length: int) -> int:
     if object_length > OBJECT_BYTES_MAX:
-        raise FrameError(f"an object of {object_length} bytes is larger than any chunk")
+        raise FrameError(f"an object or shard of {object_length} bytes is larger than any chunk")
     return object_length
 
 

@@ -66,6 +66,8 @@ class MemoryVolume:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
+        self.misbehaved = ""
+        self.took_s = 0.0  # if it is to have taken so long
         self.queued: dict[ShardKey, Shard] = {}
         self.durable: dict[ShardKey, Shard] = {}
         self.fails_at: str | None = None
@@ -90,6 +92,7 @@ class MemoryVolume:
         else:
             self.durable |= self.queued
         ticket.settle(error)
+        ticket.took_s = self.took_s or ticket.took_s
         return ticket
 
     def _maybe_fail(self, moment: str) -> None:

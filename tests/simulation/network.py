@@ -95,6 +95,7 @@ class Ticket:
         self._work = work
         self._done = False
         self._error: StorageError | None = None
+        self.took_s = 0.0
 
     def settle(self) -> None:
         """Let it end now."""
@@ -120,6 +121,7 @@ class Connection:
         self._instance = instance
         self._queue: list[tuple[tuple[Shard, ...], bool]] = []
         self._failure: VolumeFailed | None = None
+        self.misbehaved = ""
         self._unreported: StorageError | None = None
         self._tickets: list[Ticket] = []
         self.lost_replies = 0  # calls to come that have their effect, and seem to fail

@@ -1,0 +1,55 @@
+"""Slow workers: who keeps all others waiting, push after push, is given nothing to write for a while."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from statistics import median
+
+_SLOW_S = 2.0
+_TIMES_SLOWER = 5.0
+_STRIKES = 3
+_SHUNNED_S = 60.0
+_SHUNNED_S_MAX = 3600.0
+
+
+class Slowness:
+    """Which workers took much longer than the others several times in a row. Not thread-safe.
+
+    A slow one is tried again after a minute, then after two, four and so on.
+
+    Args:
+        now_s: monotonic seconds.
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._strikes: Counter[int] = Counter()
+        self._period_s: dict[int, float] = {}
+        self._until_s: dict[int, float] = {}
+        self.slow: frozenset[int] = frozenset()
+
+    def note(self, took_s: Mapping[int, float]) -> bool:
+        """How long each worker took over what all were asked at once; whether one is slow from now on."""
+        if len(took_s) < 2:
+            return False
+        limit_s = max(_SLOW_S, _TIMES_SLOWER * median(took_s.values()))
+        before = self.slow
+        for slot, seconds in took_s.items():
+            self._strikes[slot] = self._strikes[slot] + 1 if seconds > limit_s else 0
+            if self._strikes[slot] >= _STRIKES and slot not in self.slow:
+                self._shun(slot)
+        return self.slow != before
+
+    def _shun(self, slot: int) -> None:
+        period_s = self._period_s.get(slot, _SHUNNED_S)
+        self._period_s[slot] = min(2 * period_s, _SHUNNED_S_MAX)
+        self._until_s[slot] = self._now_s() + period_s
+        self._strikes[slot] = _STRIKES - 1  # once more is enough when it is tried again
+        self.slow |= {slot}
+
+    def lapse(self) -> bool:
+        """Try those again whose time is over; whether there are any."""
+        over = {slot for slot in self.slow if self._now_s() >= self._until_s[slot]}
+        self.slow -= over
+        return bool(over)
