@@ -232,7 +232,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._epoch += 1
         self._targets, self._elsewhere, self._expected = {}, {}, None
         for slot, store in self._stores.items():
-            self._absences.note(slot, away=store is None)
+            self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
             self._latest = self._target_layout()
             self._targets_since.append(self._latest)

@@ -9,14 +9,14 @@ from statistics import median
 _SLOW_S = 2.0
 _TIMES_SLOWER = 5.0
 _STRIKES = 3
-_SHUNNED_S = 60.0
+_SHUNNED_S = 20.0  # shorter than the usual grace: what it holds is not made again for one bad moment
 _SHUNNED_S_MAX = 3600.0
 
 
 class Slowness:
     """Which workers took much longer than the others several times in a row. Not thread-safe.
 
-    A slow one is tried again after a minute, then after two, four and so on.
+    A slow one is tried again after twenty seconds, then after forty, eighty and so on.
 
     Args:
         now_s: monotonic seconds.
