@@ -38,7 +38,7 @@ from storage.limits import (
 )
 from storage.live import node_loader
 from storage.locking import StoreLock
-from storage.maintenance.collect import collect
+from storage.maintenance.collect import collect, missed_stores
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer, Pace
 from storage.maintenance.readback import ReadBack
@@ -641,6 +641,18 @@ class FileStorage:
         report = collect(self._maintenance, grace_s, progress, pace)
         self.on_collected(report)
         return report
+
+    def stores_away(self) -> list[str] | None:
+        """The stores for which a collect had better wait, by name; None: no store is there at all."""
+        if not self._volumes.online():
+            return None
+        return [self._volumes.name(slot) for slot in self._volumes.away()]
+
+    def is_collect_owed(self) -> bool:
+        """Whether a store is there that the latest collects have missed, so that what it holds is not freed yet."""
+        self._check_open()
+        missed = missed_stores(self._catalog)
+        return any(slot in missed for slot, _ in self._volumes.online())
 
     @checked
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:

@@ -98,6 +98,10 @@ class Fleet(ABC, Generic[StoreT]):
         """The usable stores with their slots."""
         return [(slot, store) for slot, store in list(self._stores.items()) if store is not None]
 
+    def away(self) -> list[int]:
+        """Stores that belong here, may hold anything, and are offline."""
+        return [slot for slot, store in list(self._stores.items()) if store is None]
+
     def state(self, slot: int) -> str:
         """``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
         if self._stores.get(slot) is None:

@@ -130,12 +130,13 @@ class RepairReport:
 
 @dataclass(frozen=True, slots=True)
 class CollectReport:
-    """Outcome of a collect."""
+    """Outcome of a collect. ``stores_missed`` were away: what they hold is freed by one that they are there for."""
 
     objects_removed: int
     shards_removed: int
     bytes_freed: int
     segments_compacted: int
+    stores_missed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

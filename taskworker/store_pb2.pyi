@@ -1256,10 +1256,13 @@ class CollectReport(_message.Message):
     SHARDS_REMOVED_FIELD_NUMBER: _builtins.int
     BYTES_FREED_FIELD_NUMBER: _builtins.int
     SEGMENTS_COMPACTED_FIELD_NUMBER: _builtins.int
+    STORES_MISSED_FIELD_NUMBER: _builtins.int
     objects_removed: _builtins.int
     shards_removed: _builtins.int
     bytes_freed: _builtins.int
     segments_compacted: _builtins.int
+    stores_missed: _builtins.int
+    """were away, and are swept when they are back"""
     def __init__(
         self,
         *,
@@ -1267,10 +1270,11 @@ class CollectReport(_message.Message):
         shards_removed: _builtins.int = ...,
         bytes_freed: _builtins.int = ...,
         segments_compacted: _builtins.int = ...,
+        stores_missed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_freed", b"bytes_freed", "objects_removed", b"objects_removed", "segments_compacted", b"segments_compacted", "shards_removed", b"shards_removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_freed", b"bytes_freed", "objects_removed", b"objects_removed", "segments_compacted", b"segments_compacted", "shards_removed", b"shards_removed", "stores_missed", b"stores_missed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

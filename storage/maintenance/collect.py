@@ -3,6 +3,9 @@
 Mark notes the key of every live object in one of 256 buckets by its first byte; sweep takes
 one bucket at a time into memory and compares it with the same range of the catalog's claims and of
 each volume's index. Memory is a 256th of the keys, whatever the size of the store.
+
+Claims are dropped once every store was swept: while one is away, a push of the same content is to find
+what that one still has, instead of storing it a second time. Who missed a collect is kept in the catalog.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from storage.batching import batched
-from storage.catalog import user_key
+from storage.catalog import Catalog, user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
-from storage.errors import StoreFull
+from storage.errors import FormatError, InsufficientWorkers, StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import live_objects
@@ -32,6 +38,7 @@ from storage.uploads import KeptUploads
 
 log = logging.getLogger(__name__)
 
+_MISSED = "collect-missed"
 _BUCKETS = 256
 _PACED_S_MIN = 0.01  # shorter steps are taken together
 _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
@@ -54,7 +61,13 @@ def collect(
         grace_s: for how many seconds that the store was open what an interrupted push has claimed is kept.
         progress: called with (steps done, steps in all).
         pace: called with the seconds that each step took; may sleep, to leave room for others.
+
+    Raises:
+        InsufficientWorkers: no store is there.
+        StoreFull: no room for moving what is live out of segments that are not; nothing was freed.
     """
+    if not context.stripes.volumes.online():
+        raise InsufficientWorkers("none of the stores is there, so nothing can be freed; try again when they are back")
     with context.collecting, context.pins.kept_during_collect():
         uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
@@ -65,9 +78,36 @@ def collect(
             _drop_dead_versions(context)
         finally:
             marks.close()
+        missed = _note_missed(context, tally)
         _compact(context, tally)
         steps.finish()
-        return CollectReport(len(tally.objects), tally.shards, tally.freed, tally.segments)
+        return CollectReport(len(tally.objects), tally.shards, tally.freed, tally.segments, len(missed))
+
+
+def missed_stores(catalog: Catalog) -> set[int]:
+    """Slots of the stores that the latest collects have missed.
+
+    Raises:
+        FormatError: what was kept is damaged.
+    """
+    raw = catalog.document(_MISSED)
+    try:
+        return set() if raw is None else msgspec.msgpack.decode(raw, type=set[int])
+    except msgspec.DecodeError as error:
+        raise FormatError(f"the list of stores that a collect has missed is damaged ({error}); run rebuild") from error
+
+
+def _note_missed(context: MaintenanceContext, tally: _Tally) -> set[int]:
+    """Keep who missed this one, beside those who missed others and were not there for it; those of this one."""
+    swept = {slot for slot, buckets in tally.swept.items() if buckets == _BUCKETS}
+    missed = set(context.stripes.volumes.slots) - swept
+    before = missed_stores(context.catalog)
+    if (after := (before | missed) - swept) != before:
+        try:
+            context.catalog.save_document(_MISSED, msgspec.msgpack.encode(sorted(after)))
+        except StoreFull:
+            log.warning("no space to note which stores missed a collect; the next one sweeps them")
+    return missed
 
 
 @dataclass(slots=True)
@@ -76,6 +116,7 @@ class _Tally:
     shards: int = 0
     freed: int = 0
     segments: int = 0
+    swept: Counter[int] = field(default_factory=Counter)  # buckets, by store
 
 
 class _Distinct:
@@ -190,40 +231,60 @@ def _sweep(
         marks = all_marks.take(bucket)
         start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
-        live |= _sweep_claims(context, marks, set_aside, uploads, start, stop)
+        claimed, lapsed = _judge_claims(context, marks, set_aside, uploads, start, stop)
+        live |= claimed
         if not set_aside:  # one that cannot be read may need any of them
             _sweep_nodes(context, live, bucket)
-        for slot, volume in context.stripes.volumes.online():
-            with context.stripes.volumes.guard(slot, volume):
-                _sweep_volume(context, volume, live, set_aside, start, stop, tally)
+        if _sweep_volumes(context, live, set_aside, start, stop, tally):
+            _drop_claims(context, lapsed)
         tally.objects.next_bucket()
         steps.step()
     return tally
 
 
-def _sweep_claims(
+def _judge_claims(
     context: MaintenanceContext,
     marks: set[bytes],
     set_aside: SetAside,
     uploads: KeptUploads,
     start: bytes,
     stop: bytes | None,
-) -> set[StripeKey]:
-    """Drop lapsed claims; the stripes of those that stay."""
+) -> tuple[set[StripeKey], list[Holding]]:
+    """The stripes of the claims that stay, and the claims that have lapsed."""
     kept: set[StripeKey] = set()
+    lapsed: list[Holding] = []
+    for holding in context.catalog.holdings(start, stop):
+        marked = holding.stripe + holding.user in marks
+        if marked or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
+            kept.add(holding.stripe)
+        else:
+            lapsed.append(holding)
+    return kept, lapsed
 
-    def lapsed() -> Iterator[Holding]:
-        for holding in context.catalog.holdings(start, stop):
-            marked = holding.stripe + holding.user in marks
-            if marked or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
-                kept.add(holding.stripe)
-            else:
-                yield holding
 
-    for batch in batched(lapsed(), _REMOVE_BATCH):
+def _drop_claims(context: MaintenanceContext, lapsed: list[Holding]) -> None:
+    for batch in batched(lapsed, _REMOVE_BATCH):
         # Pins are asked for inside the transaction: whoever pins later makes its own claim by a later one.
-        kept.update(holding.stripe for holding in context.catalog.drop_holdings(batch, context.pins.pinned))
-    return kept
+        context.catalog.drop_holdings(batch, context.pins.pinned)
+
+
+def _sweep_volumes(
+    context: MaintenanceContext,
+    live: set[StripeKey],
+    set_aside: SetAside,
+    start: bytes,
+    stop: bytes | None,
+    tally: _Tally,
+) -> bool:
+    """Remove what is not live from all stores; whether all of them are there."""
+    volumes = context.stripes.volumes
+    swept: set[int] = set()
+    for slot, volume in volumes.online():
+        with volumes.guard(slot, volume):
+            _sweep_volume(context, volume, live, set_aside, start, stop, tally)
+            swept.add(slot)
+    tally.swept.update(swept)
+    return not volumes.away() and all(slot in swept for slot, _ in volumes.online())
 
 
 def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int) -> None:

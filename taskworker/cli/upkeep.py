@@ -200,10 +200,10 @@ def collect(
     """
     with session.backend() as backend, session.terminal.progress("collect", unit="objects") as progress:
         report = backend.collect(grace_s=grace, progress=progress)
-    session.terminal.result(
-        document(report),
-        f"{plural(report.objects_removed, 'object')} removed, {size_text(report.bytes_freed)} freed",
-    )
+    lines = [f"{plural(report.objects_removed, 'object')} removed, {size_text(report.bytes_freed)} freed"]
+    if report.stores_missed:
+        lines.append(f"{report.stores_missed} of the stores missed it by being away: collect again when all are back")
+    session.terminal.result(document(report), *lines)
 
 
 def rebuild(session: Session) -> None:

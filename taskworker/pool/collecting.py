@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from storage import FileStorage
 from storage.errors import StorageError
@@ -18,13 +20,18 @@ log = logging.getLogger(__name__)
 COLLECT = "collect"
 COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
-_LOOK_S_MAX = 60.0  # the wall clock may be set meanwhile
+_LOOK_S_MAX = 60.0
+_LOOK_WAITING_S = 1.0
+_WAIT_S_MAX = 3600.0  # for workers that are away; then what the others hold is freed
+_CLOCK_OFF_MS = 60_000  # the wall clock was set: when it is next is told anew
 
 
 class Collector:
     """A thread that collects when it is time to; see :meth:`storage.FileStorage.collect`.
 
-    What operators have collected counts as well.
+    What operators have collected counts as well. One that is due waits for workers that are away, up to an
+    hour; one that a worker missed is made up for as soon as that worker is back. The time until the next is
+    measured by the monotonic clock: the wall clock only says how much of it passed while the pool was stopped.
 
     Args:
         store: what to collect.
@@ -46,16 +53,23 @@ class Collector:
         self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
         self._running: tuple[float, int, int] | None = None  # since when, done, total
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._due_s = math.inf  # by the monotonic clock
+        self._ended_s = -math.inf
+        self._kept_s = runtime.monotonic_s()
         store.on_collected = self._note
         self._plan()
 
     def _plan(self) -> None:
-        """Stick to what was planned, unless the setting is another now."""
+        """Stick to what was planned, unless the setting is another now, or the clock can't be right."""
+        now_s, now_ms = self._runtime.monotonic_s(), self._journal.now_ms()
         planned_ms, latest_ms = self._journal.record(COLLECT).next_ms, self._after_ms(self._every_s)
         if not self._every_s:
             self._journal.plan(COLLECT, 0)
-        elif not planned_ms or planned_ms > latest_ms:
-            self._journal.plan(COLLECT, latest_ms)
+            return
+        if not planned_ms or planned_ms > latest_ms:
+            planned_ms = latest_ms
+            self._journal.plan(COLLECT, planned_ms)
+        self._due_s = now_s + max(0, planned_ms - now_ms) / 1000
 
     def start(self) -> None:
         """Begin."""
@@ -71,7 +85,9 @@ class Collector:
         """What it is at."""
         record, running = self._journal.record(COLLECT), self._running
         if running is None:
-            return record.view(COLLECT, "failed" if record.errors else "idle")
+            waits = bool(record.error) and not record.errors
+            view = record.view(COLLECT, "failed" if record.errors else "waiting" if waits else "idle")
+            return replace(view, note=record.error, error="") if waits else view
         began_s, done, total = running
         left_s = (self._runtime.monotonic_s() - began_s) * (total - done) / done if done else -1.0
         return WorkView(
@@ -91,21 +107,35 @@ class Collector:
         while not self._closed.wait(self._pause_s()):
             try:
                 self.collect_if_due()
+                self._keep_time()
             except CallAbandoned:
                 return
             except Exception:
                 log.exception("collecting failed unexpectedly")
 
     def _pause_s(self) -> float:
-        next_ms = self._journal.record(COLLECT).next_ms
-        return min(_LOOK_S_MAX, max(0.0, (next_ms - self._journal.now_ms()) / 1000)) if next_ms else _LOOK_S_MAX
+        left_s = self._due_s - self._runtime.monotonic_s()
+        return min(_LOOK_S_MAX, max(_LOOK_WAITING_S if left_s <= 0 else 0.0, left_s))
+
+    def _keep_time(self) -> None:
+        """Have kept how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
+        now_s = self._runtime.monotonic_s()
+        if now_s - self._kept_s >= _LOOK_S_MAX:
+            self._kept_s = now_s
+            self._store.keep_time()
 
     def collect_if_due(self) -> bool:
         """Collect if it is time to; whether it was. A failure is kept in the journal, and is tried again later."""
-        next_ms = self._journal.record(COLLECT).next_ms
-        if not next_ms or next_ms > self._journal.now_ms():
-            return False
         began_s = self._runtime.monotonic_s()
+        if self._due_s > began_s and self._is_owed(began_s):
+            self._due_s = began_s
+        if self._due_s > began_s:
+            self._correct_plan(began_s)
+            return False
+        why = self._awaits(began_s)
+        if why:
+            self._journal.waits(COLLECT, why)
+            return False
         self._running = (began_s, 0, 0)
         try:
             self._store.collect(progress=self._progress(began_s), pace=self._tranquility.rest)
@@ -114,10 +144,31 @@ class Collector:
         except Exception as error:
             log.warning("collecting failed and is tried again: %s", error)
             text = str(error) if isinstance(error, StorageError) else repr(error)
+            self._due_s = self._runtime.monotonic_s() + _RETRY_S
             self._journal.failed(COLLECT, text, self._after_ms(_RETRY_S))
         finally:
             self._running = None
         return True
+
+    def _is_owed(self, now_s: float) -> bool:
+        """Whether one is to be made up for: not at once, as the worker that missed it may come and go."""
+        rested = now_s - self._ended_s >= _RETRY_S
+        return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.is_collect_owed()
+
+    def _awaits(self, now_s: float) -> str:
+        """What one that is due waits for; empty: nothing."""
+        away = self._store.stores_away()
+        if away is None:
+            return "no worker is there yet"
+        if away and now_s - self._due_s < _WAIT_S_MAX:
+            return f"worker {', '.join(away)} is away" if len(away) == 1 else f"workers {', '.join(away)} are away"
+        return ""
+
+    def _correct_plan(self, now_s: float) -> None:
+        """If the wall clock was set, say when the next is by the clock as it is now."""
+        next_ms = self._after_ms(self._due_s - now_s) if self._every_s else 0
+        if abs(next_ms - self._journal.record(COLLECT).next_ms) > _CLOCK_OFF_MS:
+            self._journal.plan(COLLECT, next_ms)
 
     def _progress(self, began_s: float) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
@@ -130,6 +181,11 @@ class Collector:
     def _note(self, report: CollectReport) -> None:
         """One has ended, whoever wanted it."""
         result = f"removed {report.objects_removed:,} objects, freed {report.bytes_freed / 1e6:,.1f} MB"
+        if report.stores_missed:
+            result += f"; {report.stores_missed} workers missed it and are swept when they are back"
+        self._ended_s = self._runtime.monotonic_s()
+        if self._every_s:
+            self._due_s = self._ended_s + self._every_s
         self._journal.ended(COLLECT, result, self._after_ms(self._every_s) if self._every_s else 0)
 
     def _after_ms(self, seconds: float) -> int:

@@ -285,6 +285,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             raise InsufficientWorkers("no worker has joined this pool yet; start some with `taskworker worker`")
         return self._layouts[0]
 
+    def away(self) -> list[int]:
+        """See :meth:`Fleet.away`. Workers that are done without are not waited for."""
+        members = self._layouts[0].members if self._layouts else ()
+        return [member.slot for member in members if self._stores.get(member.slot) is None]
+
     def member(self, slot: int) -> Member | None:
         """The member in a slot, by the newest layout that has it."""
         return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)

@@ -110,6 +110,10 @@ class WorkJournal:
         """It came to its end."""
         self._keep(name, WorkRecord(self.now_ms(), result, next_ms))
 
+    def waits(self, name: str, why: str) -> None:
+        """It is due, and waits for something."""
+        self._keep(name, msgspec.structs.replace(self.record(name), error=why))
+
     def failed(self, name: str, error: str, next_ms: int) -> None:
         """It came to no end, and is tried again."""
         before = self.record(name)

@@ -200,6 +200,7 @@ def collect_to_proto(report: CollectReport) -> store_pb2.CollectReport:
         shards_removed=report.shards_removed,
         bytes_freed=report.bytes_freed,
         segments_compacted=report.segments_compacted,
+        stores_missed=report.stores_missed,
     )
 
 
@@ -210,6 +211,7 @@ def collect_from_proto(message: store_pb2.CollectReport) -> CollectReport:
         shards_removed=message.shards_removed,
         bytes_freed=message.bytes_freed,
         segments_compacted=message.segments_compacted,
+        stores_missed=message.stores_missed,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import LmdbCatalog
-from storage.errors import FormatError
+from storage.errors import FormatError, InsufficientWorkers, StoreFull
 from storage.runtime import Runtime
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.health import Safety, health_line
@@ -21,6 +21,7 @@ from taskworker.pool.scrubbing import scrub_view
 from taskworker.pool.work import Tranquility, WorkJournal, WorkView
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
+from tests.storage.test_clocks import Clocks
 
 DAY_MS = 86_400_000
 
@@ -87,11 +88,83 @@ def test_a_pool_that_was_started_again_goes_on_with_its_schedule(cluster: Cluste
     assert after["repair"].ended_ms > 0
 
 
-def test_a_collect_that_was_due_while_the_pool_was_away_is_made_up_for(cluster: Cluster) -> None:
+def test_a_collect_that_was_due_while_the_pool_was_away_is_made_up_for_once_all_workers_are_there(
+    cluster: Cluster,
+) -> None:
+    """Before, it could free nothing, and would make the pool store the same content a second time."""
+    version = cluster.pool.store.push(b"dropped" * 100_000, filename="f", user_id="u")
+    cluster.pool.store.delete(version.file_id, user_id="u")
     cluster.crash_pool()
     cluster.clock.advance(3 * COLLECT_EVERY_S)
+    late = cluster.workers[2]
+    late.stop()
     cluster.start_pool()
+    assert not cluster.pool.collector.collect_if_due()
+    assert (work(cluster, "collect").state, work(cluster, "collect").note) == ("waiting", "no worker is there yet")
+    cluster.pass_time(2.0)
+    assert not cluster.pool.collector.collect_if_due()
+    assert work(cluster, "collect").note == "worker w2 is away"
+    late.start()
+    cluster.pass_time(2.0)
     assert cluster.pool.collector.collect_if_due()
+    assert work(cluster, "collect").note.startswith("removed 9 objects")
+
+
+def _keys(cluster: Cluster) -> list[int]:
+    return [len(worker.volume.records_by_key) for worker in cluster.workers]
+
+
+def test_what_a_worker_keeps_that_missed_a_collect_is_freed_when_it_is_back(cluster: Cluster) -> None:
+    """It is not waited for longer than an hour. What was stored again meanwhile is not there twice."""
+    data = Random(1).randbytes(300_000)
+    version = cluster.pool.store.push(data, filename="f", user_id="u")
+    cluster.pool.store.delete(version.file_id, user_id="u")
+    late = cluster.workers[2]
+    late.stop()
+    cluster.pass_time(1.0)
+    cluster.pool.fleet.set_offline(2, "it was stopped")
+    late_keys = _keys(cluster)[2]
+    cluster.clock.advance(COLLECT_EVERY_S)
+    assert not cluster.pool.collector.collect_if_due()
+    cluster.clock.advance(3601.0)
+    assert cluster.pool.collector.collect_if_due()
+    assert "1 workers missed it" in work(cluster, "collect").note
+    assert _keys(cluster)[2] == late_keys > 1 == _keys(cluster)[1]  # but for the tombstone
+    cluster.crash_pool()
+    cluster.start_pool()
+    late.start()
+    cluster.pass_time(5.0)
+    again = cluster.pool.store.push(data, filename="again", user_id="u")
+    cluster.pool.store.delete(again.file_id, user_id="u")
+    assert cluster.pool.collector.collect_if_due()
+    assert _keys(cluster) == [2] * 6
+    assert not cluster.pool.collector.collect_if_due()
+
+
+def test_a_collect_without_any_worker_frees_nothing_and_says_so(cluster: Cluster) -> None:
+    for worker in cluster.workers:
+        worker.stop()
+    cluster.pass_time(5.0)
+    with pytest.raises(InsufficientWorkers, match="nothing can be freed"):
+        cluster.pool.store.collect(grace_s=0)
+    assert work(cluster, "collect").ended_ms == 0
+
+
+@pytest.mark.parametrize("jump_s", [100 * 365.25 * 86_400, -100 * 365.25 * 86_400, 25 * 3600.0, -25 * 3600.0])
+def test_the_schedule_goes_on_whatever_the_wall_clock_says(tmp_path: Path, catalog: LmdbCatalog, jump_s: float) -> None:
+    clocks = Clocks()
+    with FileStorage.open(tmp_path / "store", runtime=clocks) as store:
+        journal = WorkJournal(catalog, lambda: clocks.wall_ns() // 1_000_000)
+        collector = Collector(store, journal, every_s=COLLECT_EVERY_S, tranquility=0.0, runtime=clocks)
+        clocks.elapsed_s += COLLECT_EVERY_S / 2
+        clocks.wall_s += jump_s
+        assert not collector.collect_if_due()
+        assert abs(collector.view().next_ms - journal.now_ms() - DAY_MS / 2) < 60_000
+        clocks.elapsed_s += COLLECT_EVERY_S / 2
+        assert collector.collect_if_due()
+        clocks.wall_s -= jump_s
+        assert not collector.collect_if_due()
+        assert abs(collector.view().next_ms - journal.now_ms() - DAY_MS) < 60_000
 
 
 def test_a_collect_on_command_counts(cluster: Cluster) -> None:
@@ -106,17 +179,25 @@ def collector_of(store: FileStorage, catalog: LmdbCatalog, every_s: float) -> tu
     return Collector(store, journal, every_s=every_s, tranquility=0.0, runtime=Runtime()), journal
 
 
-def test_a_collect_that_fails_is_tried_again_soon(tmp_path: Path, catalog: LmdbCatalog) -> None:
-    store = FileStorage.open(tmp_path / "store")
-    collector, journal = collector_of(store, catalog, COLLECT_EVERY_S)
-    store.close()
-    for tries in (1, 2):
-        journal.plan("collect", journal.now_ms())
-        assert collector.collect_if_due()
-        view = collector.view()
-        assert (view.state, view.errors, view.ended_ms) == ("failed", tries, 0)
-        assert "is closed" in view.error
-        assert 0 < view.next_ms - journal.now_ms() < DAY_MS / 2
+def _full(**_: object) -> None:
+    raise StoreFull("no room")
+
+
+def test_a_collect_that_fails_is_tried_again_soon(
+    tmp_path: Path, catalog: LmdbCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    with FileStorage.open(tmp_path / "store", runtime=clocks) as store:
+        journal = WorkJournal(catalog, lambda: clocks.wall_ns() // 1_000_000)
+        collector = Collector(store, journal, every_s=COLLECT_EVERY_S, tranquility=0.0, runtime=clocks)
+        monkeypatch.setattr(store, "collect", _full)
+        for tries in (1, 2):
+            clocks.elapsed_s += COLLECT_EVERY_S
+            assert collector.collect_if_due()
+            view = collector.view()
+            assert (view.state, view.errors, view.ended_ms) == ("failed", tries, 0)
+            assert "no room" in view.error
+            assert 0 < view.next_ms - journal.now_ms() < DAY_MS / 2
 
 
 def test_a_shorter_interval_takes_effect_at_the_next_start(tmp_path: Path, catalog: LmdbCatalog) -> None:

@@ -201,6 +201,27 @@ def test_a_collect_that_is_cut_short_leaves_no_files(root: Path, store: FileStor
     assert _shards(store) == 6
 
 
+def test_a_volume_that_is_away_is_swept_when_it_is_back(root: Path) -> None:
+    """Until then its shards stay known: the same content stored anew is made up for, not stored twice."""
+    with open_store(root) as store:
+        _dying(store)
+    volume_dir(root, 2).rename(root / "away")
+    volume_dir(root, 2).touch()  # nothing can be made in its place
+    with open_store(root) as store:
+        report = store.collect(grace_s=0)
+        assert (report.objects_removed, report.stores_missed) == (6, 1)
+        assert store.stores_away() == [f"2 at {volume_dir(root, 2)}"]
+        assert not store.is_collect_owed()
+    volume_dir(root, 2).unlink()
+    (root / "away").rename(volume_dir(root, 2))
+    with open_store(root) as store:
+        assert store.is_collect_owed()
+        assert store.missing_chunks(IDS, user_id=USER) == [True] * len(IDS)
+        assert store.collect(grace_s=0).stores_missed == 0
+        assert not store.is_collect_owed()
+        assert _shards(store) == 6  # the tombstone
+
+
 # -- segments --------------------------------------------------------------------------------------------------
 
 
