@@ -622,6 +622,11 @@ class FileStorage:
         """Compares what stores give back with what they say they hold."""
         return ReadBack(self._stripes)
 
+    def any_stripe(self, near: bytes) -> StripeKey | None:
+        """A chunk's stripe, the first at or after this id; None if there is none."""
+        found = next(self._catalog.holdings(near), None) or next(self._catalog.holdings(), None)
+        return None if found is None else found.stripe
+
     @checked
     def collect(
         self,

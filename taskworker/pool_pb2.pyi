@@ -450,7 +450,7 @@ class Work(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """repair, rebalance, heal, scrub, collect"""
+    """repair, rebalance, heal, scrub, collect, audit"""
     state: _builtins.str
     """idle, running, waiting, failed"""
     done: _builtins.int

@@ -35,6 +35,14 @@ class Moved(NamedTuple):
     former: int | None
 
 
+class Audited(NamedTuple):
+    """What the audit of a stripe found: shards fetched, all bytes read for it, shards that are not right."""
+
+    shards: int
+    bytes: int
+    wrong: int
+
+
 class ReadBack:
     """Compares what stores give back with what they should hold. Thread-safe.
 
@@ -137,6 +145,39 @@ class ReadBack:
                 wrong += 1
         return same, wrong
 
+    def audit(self, stripe: StripeKey) -> Audited:
+        """Fetch every shard of a stripe from the store that should hold it, and compare it with what it should be.
+
+        Those that a store says itself that it lacks are left to repair.
+        """
+        truth = self._truth(stripe)
+        if truth is None:
+            return Audited(0, 0, 0)  # too little of it can be read now: repair tells of that
+        fetched = wrong = 0
+        length = -(-truth[0].object_length // (stripe[33] + 1))
+        for slot, shard in enumerate(truth):
+            # Where somebody stands in for a store that is there, that one is asked as well: it may be a liar.
+            for store in {self._fleet.targets(stripe)[slot], self._fleet.holders(stripe)[slot]}:
+                volume = self._fleet.volume(store)
+                if volume is None:
+                    continue
+                with self._fleet.guard(store, volume):
+                    if volume.missing([shard.key]):
+                        continue
+                    (payload,) = volume.fetch_all([(shard.key, length)])
+                    fetched += 1
+                    good = payload is not None and blake3(payload).digest() == shard.digest
+                    wrong += not good and not self._is_right(store, volume, shard.key, shard.digest)
+        return Audited(fetched, length * (stripe[33] + 1 + fetched), wrong)
+
+    def _truth(self, stripe: StripeKey) -> list[Shard] | None:
+        """All shards of a stripe as its verified object gives them; None if that cannot be read."""
+        try:
+            data = self._stripes.read(stripe)
+        except DataLossError:
+            return None
+        return self._stripes.shards_of(stripe, data + bytes(-len(data) % (stripe[33] + 1)), len(data))
+
     def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes) -> bool:
         """Ask once more for a shard that was not given back as it should be; tells of rot and of lies.
 
@@ -168,14 +209,10 @@ class ReadBack:
     def _is_true(self, store: int, shard: Shard) -> bool:
         """Two contents of one shard: what the whole stripe decodes to decides."""
         stripe, slot = StripeKey(shard.key[:STRIPE_KEY_BYTES]), shard.key[STRIPE_KEY_BYTES]
-        try:
-            data = self._stripes.read(stripe)
-        except DataLossError:
+        truth = self._truth(stripe)
+        if truth is None:
             return False  # nobody can tell: both copies stay
-        k = stripe[33] + 1
-        padded = data + bytes(-len(data) % k)
-        (truth,) = self._stripes.shards_of(stripe, padded, len(data), slots=[slot])
-        if truth.digest == shard.digest:
+        if truth[slot].digest == shard.digest:
             return True
         self._fleet.note_lie(store, shard.key, "holds other content than the shard's, under a digest that fits it")
         return False

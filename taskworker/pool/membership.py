@@ -61,6 +61,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
         address: where it was reached last.
         volume_id: of the volume it came with last.
         standing: its part in the layout.
+        allowed: while it is on trial, how much of its capacity counts in the layout; 0: all of it.
     """
 
     slot: int
@@ -70,11 +71,13 @@ class MemberRecord(msgspec.Struct, frozen=True):
     address: str
     volume_id: str
     standing: Standing = Standing.IN
+    allowed: int = 0
 
     @property
     def member(self) -> Member:
         """As the layout sees it."""
-        return Member(self.slot, self.worker, self.zone, self.capacity)
+        capacity = min(self.capacity, self.allowed) if self.allowed else self.capacity
+        return Member(self.slot, self.worker, self.zone, capacity)
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
@@ -226,8 +229,12 @@ class Membership:
         with self._lock:
             self._check(application)
 
-    def join(self, application: Application) -> Admission:
+    def join(self, application: Application, *, allowed: int = 0) -> Admission:
         """Let a worker in.
+
+        Args:
+            application: what it asks for.
+            allowed: how much of its capacity counts if it is a new one; 0: all.
 
         Raises:
             WorkerRefused: version skew, another pool's volume, or a living worker has this id.
@@ -251,6 +258,7 @@ class Membership:
                 application.address,
                 application.volume_id,
                 standing,
+                allowed if known is None else known.allowed,
             )
             emptied = known is not None and known.volume_id != application.volume_id
             changes = known is None or known.member != record.member or known.standing != standing
@@ -311,6 +319,11 @@ class Membership:
                 presence.since_s = self._clock_s()
                 self._told[worker] = WorkerState.LEFT
             return self._records[worker]
+
+    def allow(self, worker: str, allowed: int) -> None:
+        """How much of a member's capacity counts in the layout from now on; 0: all."""
+        with self._lock:
+            self._records[worker] = msgspec.structs.replace(self._records[worker], allowed=allowed)
 
     def set_standing(self, worker: str, standing: Standing) -> MemberRecord:
         """Change a member's part in the layout.

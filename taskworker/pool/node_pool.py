@@ -22,6 +22,7 @@ from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
 from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
+from taskworker.pool.auditing import AUDIT_BYTES_PER_S, Auditor
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.gathering import Gathering
@@ -42,6 +43,7 @@ from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.pool.rot_reports import RotReports
 from taskworker.pool.scrubbing import scrub_view
+from taskworker.pool.trial import first_allowance, next_allowance
 from taskworker.pool.work import WorkJournal, WorkView
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class PoolOptions:
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
         collect_every_s: how often the space of what no file needs is freed; 0: only when told.
+        audit_bytes_per_s: how fast shards chosen at random are fetched from the workers and verified; 0: not at all.
         rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
             until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
@@ -84,6 +87,7 @@ class PoolOptions:
     allow_fragile: bool = False
     tranquility: float = 4.0
     collect_every_s: float = COLLECT_EVERY_S
+    audit_bytes_per_s: int = AUDIT_BYTES_PER_S
     rebuild: str = ""
 
 
@@ -189,6 +193,7 @@ class PoolCore:
         self.fleet.incomplete.update(settings.incomplete)
         if self._layouts:
             self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
+            self.fleet.use_unproved(record.slot for record in self.membership.records if record.allowed)
         if catalog.document(_RUNNING):
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
@@ -212,6 +217,7 @@ class PoolCore:
         self.collector = Collector(
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
+        self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
         self.fleet.on_rot = self.mender.wake
 
     @property
@@ -229,6 +235,7 @@ class PoolCore:
         self.gathering.end()
         self.mender.close()
         self.collector.close()
+        self.auditor.close()
         self.store.close()
 
     def _closed_in_good_order(self) -> None:
@@ -249,7 +256,7 @@ class PoolCore:
         volume = self._connect(application.address, application.worker, application.instance)
         try:
             self._check_answer(volume, application)
-            admission = self.membership.join(application)
+            admission = self.membership.join(application, allowed=self._allowance(application))
             self._keep_members()
         except StorageError:
             volume.abandon("it was not let in")
@@ -267,6 +274,12 @@ class PoolCore:
             self._change_layout_soon()
         self.mender.wake()
         return record
+
+    def _allowance(self, application: Application) -> int:
+        """How much of a new member's capacity counts at first: all of it until there is something to lose."""
+        if not self._layouts or not self.store.counts().versions or self.store.needs_rebuild:
+            return 0
+        return first_allowance(application.capacity, self.membership.records)
 
     def _check_answer(self, volume: WorkerVolume, application: Application) -> None:
         """See that the very process that wants to join answers at its address: its request may come late."""
@@ -473,6 +486,7 @@ class PoolCore:
         before = self._keeper.roster
         retired = [one for one in (*before.layouts, *before.retired) if one not in layouts][:_RETIRED_KEPT]
         records = tuple(self.membership.records)
+        self.fleet.use_unproved(record.slot for record in records if record.allowed)
         self._keeper.keep(Roster(records, self.membership.slots_given, layouts, tuple(retired)))
         if layouts != before.layouts:
             self.fleet.use_layouts(layouts[0], layouts[1:])
@@ -484,7 +498,21 @@ class PoolCore:
             self._keep(self._layouts[:1])
         for record in drained:
             self._note("drained", f"worker {record.worker} is drained: it holds nothing any more and may be stopped")
+        self._go_on_with_trials()
         self.store.save_incomplete()
+
+    def _go_on_with_trials(self) -> None:
+        """What members on trial were given so far has been read back: give them more."""
+        records = self.membership.records
+        for record in records:
+            there = self.fleet.volume(record.slot) is not None and self.fleet.trusts(record.slot)
+            if not record.allowed or record.standing is not Standing.IN or not there:
+                continue
+            allowed = next_allowance(record, records)
+            self.membership.allow(record.worker, allowed)
+            if not allowed:
+                self._note("proved", f"worker {record.worker} gave back all that it was given so far; its trial ends")
+            self._change_layout_soon()
 
     # -- the clock -------------------------------------------------------------------------------
 
@@ -578,7 +606,14 @@ class PoolCore:
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
             zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
-            work=[repair, rebalance, heal_view(self.store.healing()), scrub_view(there), self.collector.view()],
+            work=[
+                repair,
+                rebalance,
+                heal_view(self.store.healing()),
+                scrub_view(there),
+                self.collector.view(),
+                self.auditor.view(),
+            ],
             events=list(self._events),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
@@ -642,6 +677,7 @@ class NodePool(PoolCore):
         self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
         self.mender.start()
         self.collector.start()
+        self.auditor.start()
         self._ticker.start()
 
     def close(self) -> None:

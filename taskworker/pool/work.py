@@ -22,7 +22,7 @@ class WorkView:
     """A piece of background work for people.
 
     Attributes:
-        name: repair, rebalance, heal, scrub or collect.
+        name: repair, rebalance, heal, scrub, collect or audit.
         state: idle, waiting, running or failed.
         done: how much of ``total`` is done, in ``unit``.
         total: 0 if unknown, or nothing is to be done.

@@ -214,13 +214,13 @@ def test_a_seventh_worker_takes_its_share_and_a_drained_one_gives_it_up(cluster:
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
     version = cluster.status().layout_version
     cluster.start_worker("w6")
-    cluster.await_status(lambda status: status.layout_version == version + 1)
+    cluster.await_moved(version + 2)  # first a part on trial, then all of it
     cluster.await_survivable(2)
     # 41 stripes of 6 shards: by far not enough to see the share exactly, which tests of the layout do.
     status = cluster.await_status(lambda status: _shards(status, "w6") > 0)
     assert 0 < _shards(status, "w6") <= 41
     cluster.drain("w2")
-    cluster.await_status(lambda status: status.layout_version == version + 2)
+    cluster.await_status(lambda status: status.layout_version == version + 3)
     cluster.await_survivable(2)
     cluster.await_status(lambda status: _shards(status, "w2") == 0)
     cluster.kill("w2")
@@ -238,7 +238,7 @@ def test_background_work_is_seen_and_outlasts_the_pool(tmp_path: Path) -> None:
         status = cluster.await_status(
             lambda status: all(_work(status, name).ended_ms > 0 for name in ("collect", "repair"))
         )
-        assert [work.name for work in status.work] == ["repair", "rebalance", "heal", "scrub", "collect"]
+        assert [work.name for work in status.work] == ["repair", "rebalance", "heal", "scrub", "collect", "audit"]
         assert not any(work.errors for work in status.work)
         cluster.await_survivable(2)
         before = cluster.status()

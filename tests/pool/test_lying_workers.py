@@ -8,10 +8,11 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile
-from storage.keys import ShardKey, shard_key
+from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import Location, Shard
 from storage.shards.port import Verdict
 from taskworker.pool.membership import WorkerState
+from taskworker.pool.trial import first_allowance
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
@@ -119,9 +120,66 @@ def test_liars_are_named_and_drained(cluster: Cluster) -> None:
         cluster.pool.store.push(Random(seed).randbytes(100), filename=f"f{seed}", user_id="u")
     liar = add(cluster, HollowVolume)
     settle(cluster)
+    assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
+    for _ in range(200):
+        cluster.pool.auditor.audit()
+    settle(cluster)
     assert state_of(cluster, liar) in OUT
     assert liar.name not in {member.worker for member in cluster.pool.layouts[0].members}
     assert any(liar.name in event.text for event in cluster.pool.view().events if event.kind == "distrusted")
+
+
+def test_audits_find_a_worker_that_lost_what_it_says_it_has(cluster: Cluster) -> None:
+    push_all(cluster)
+    worker = cluster.workers[2]
+    hollow = HollowVolume(worker.volume.volume_id, cluster.wounds)
+    worker.volume.wounded()
+    worker.volume = hollow
+    worker.listen()
+    assert state_of(cluster, worker) is WorkerState.ALIVE, "it answers everything"
+    for _ in range(10):
+        cluster.pool.auditor.audit()
+    assert state_of(cluster, worker) is WorkerState.DISTRUSTED
+    assert all(state_of(cluster, one) is WorkerState.ALIVE for one in cluster.workers if one is not worker)
+    audit = next(view for view in cluster.pool.view().work if view.name == "audit")
+    assert "were not what they should be" in audit.note
+
+
+def test_audits_find_nothing_wrong_where_nothing_is(cluster: Cluster) -> None:
+    push_all(cluster)
+    assert all(cluster.pool.auditor.audit() > 0 for _ in range(10))
+    assert not cluster.pool.fleet.lies()
+
+
+def test_a_new_member_gets_its_part_in_steps(cluster: Cluster) -> None:
+    for seed in range(60):
+        cluster.pool.store.push(Random(seed).randbytes(100), filename=f"f{seed}", user_id="u")
+    worker = cluster.add_worker()
+    cluster.pass_time(2.0)
+    slot = next(record.slot for record in cluster.pool.membership.records if record.worker == worker.name)
+    first = cluster.pool.layouts[0].shares()[slot]
+    assert 0 < first < 1 / 7 / 4
+    settle(cluster)
+    assert cluster.pool.layouts[0].shares()[slot] == pytest.approx(1 / 7, abs=0.01)
+    assert any(event.kind == "proved" for event in cluster.pool.view().events)
+
+
+def test_as_many_new_members_as_there_are_old_ones_never_hold_more_than_can_be_done_without(cluster: Cluster) -> None:
+    push_all(cluster)
+    for _ in range(6):
+        cluster.add_worker()
+    cluster.pass_time(2.0)
+    new = {record.slot for record in cluster.pool.membership.records if record.allowed}
+    assert len(new) == 6
+    for seed in range(300):
+        stripe = stripe_key(Kind.CHUNK, Random(seed).randbytes(32), 4, 6)
+        assert sum(slot in new for slot in cluster.pool.fleet.targets(stripe)) <= 2
+
+
+def test_a_capacity_that_nobody_has_counts_like_that_of_the_others(cluster: Cluster) -> None:
+    push_all(cluster)
+    records = cluster.pool.membership.records
+    assert first_allowance(1 << 60, records) == first_allowance(records[0].capacity, records)
 
 
 def test_a_worker_that_denies_what_it_has_costs_no_copies(cluster: Cluster) -> None:

@@ -59,7 +59,7 @@ def _add(run: Run, cluster: Cluster, before: Owners) -> Owners:
     planned = cluster.planned_moves(_ADDED)
     began_s = time.monotonic()
     cluster.start_worker(_ADDED)
-    cluster.await_moved(version + 1, _MOVED_WITHIN_S)
+    cluster.await_moved(version + 2, _MOVED_WITHIN_S)  # first a part on trial, then all of it
     verdicts.progress(f"the seventh worker has its part after {time.monotonic() - began_s:.1f} s")
     after = _owners(cluster, before)
     moved = [key for key, worker in after.items() if before[key] != worker]
