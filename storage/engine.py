@@ -620,7 +620,7 @@ class FileStorage:
 
     def read_back(self) -> ReadBack:
         """Compares what stores give back with what they say they hold."""
-        return ReadBack(self._stripes)
+        return ReadBack(self._stripes, self._maintenance.collecting.locked)
 
     def any_stripe(self, near: bytes) -> StripeKey | None:
         """A chunk's stripe, the first at or after this id; None if there is none."""

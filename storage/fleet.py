@@ -192,6 +192,9 @@ class Fleet(ABC, Generic[StoreT]):
         """A store was shown to say what is not so."""
         self.report("lie", key, slot, text)
 
+    def note_made(self, slot: int, size: int) -> None:
+        """So many bytes of shards that no store had were made anew and put on a store."""
+
     def trusts(self, slot: int) -> bool:
         """Whether what a store says it holds is counted on."""
         return True

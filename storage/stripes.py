@@ -563,7 +563,7 @@ class StripeStore:
                 if not where.absent:
                     made.append((0, 0))
                     continue
-                written, size = self._make_absent(stripe, where.absent, content, attendance, at_once=at_once)
+                written, size = self._make_absent(stripe, where, content, attendance, at_once=at_once)
                 made.append((len(written), size))
                 if note is not None:
                     for one in written:
@@ -592,15 +592,17 @@ class StripeStore:
     def _make_absent(
         self,
         stripe: StripeKey,
-        absent: list[int],
+        where: Whereabouts,
         content: memoryview | None,
         attendance: tuple[int, ...],
         *,
         at_once: bool,
     ) -> tuple[list[Written], int]:
-        k = stripe[33] + 1
+        k, absent = stripe[33] + 1, where.absent
         if content is None:
             padded, length = self._whole(stripe)
+            if where.told_by is not None and where.length != length:
+                self.volumes.note_lie(where.told_by, stripe, f"says that an object has {where.length} bytes")
         else:
             length = len(content)
             assert isinstance(content.obj, bytearray)

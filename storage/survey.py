@@ -28,11 +28,13 @@ class Whereabouts:
         holders: the store that has each shard, None for those that none has.
         absent: slots whose shard is not where it should be put now, had elsewhere or not.
         length: of the object in bytes; None if no shard tells, or nothing is absent.
+        told_by: the store that tells the length.
     """
 
     holders: tuple[int | None, ...]
     absent: list[int]
     length: int | None
+    told_by: int | None = None
 
     @property
     def missing(self) -> int:
@@ -89,7 +91,8 @@ class Surveyor:
         holders = self._holders(stripes, lacking)
         lengths = self._lengths(stripes, holders)
         return {
-            index: Whereabouts(tuple(holders[index]), absent, lengths.get(index)) for index, absent in lacking.items()
+            index: Whereabouts(tuple(holders[index]), absent, *lengths.get(index, (None, None)))
+            for index, absent in lacking.items()
         }
 
     def _holders(self, stripes: Sequence[StripeKey], lacking: Mapping[int, list[int]]) -> dict[int, list[int | None]]:
@@ -118,22 +121,24 @@ class Surveyor:
                     holders[index][slot] = store
         return holders
 
-    def _lengths(self, stripes: Sequence[StripeKey], holders: Mapping[int, Sequence[int | None]]) -> dict[int, int]:
-        """By index, the length of the object, as one of its shards tells it."""
+    def _lengths(
+        self, stripes: Sequence[StripeKey], holders: Mapping[int, Sequence[int | None]]
+    ) -> dict[int, tuple[int, int]]:
+        """By index, the length of the object, as one store tells it, and which that is."""
         keys: defaultdict[int, list[ShardKey]] = defaultdict(list)
         indexes: defaultdict[int, list[int]] = defaultdict(list)
         for index, known in holders.items():
             for slot, store in enumerate(known):
-                if store is not None:
+                if store is not None and self._fleet.trusts(store):
                     keys[store].append(ShardKey(stripes[index] + BYTE[slot]))
                     indexes[store].append(index)
                     break
-        found: dict[int, int] = {}
+        found: dict[int, tuple[int, int]] = {}
         places = self._map(lambda store: self.locate(store, keys[store]), keys)
         for store, located in zip(keys, places, strict=True):
             for index, place in zip(indexes[store], located, strict=True):
                 if place is not None:
-                    found[index] = place.object_length
+                    found[index] = place.object_length, store
         return found
 
     def _missing(self, keys: Mapping[int, list[Any]]) -> Iterator[tuple[int, Sequence[int]]]:

@@ -48,10 +48,12 @@ class ReadBack:
 
     Args:
         stripes: the objects.
+        is_collecting: whether shards may be removed right now because no file needs them any more.
     """
 
-    def __init__(self, stripes: StripeStore) -> None:
+    def __init__(self, stripes: StripeStore, is_collecting: Callable[[], bool]) -> None:
         self._stripes = stripes
+        self._is_collecting = is_collecting
         self._fleet: Fleet[Any] = stripes.volumes
 
     def settle(self, moved: Iterable[Moved], attendance: tuple[int, ...]) -> None:
@@ -81,7 +83,7 @@ class ReadBack:
             for one, payload in zip(batch, payloads, strict=True):
                 if payload is not None and blake3(payload).digest() == one.shard.digest:
                     yield one
-                elif not self._is_right(store, volume, one.shard.key, one.shard.digest):
+                elif not self._is_right(store, volume, one.shard.key, one.shard.digest, new=True):
                     wrong += 1
             if wrong >= _WRONG_MAX:
                 return
@@ -178,7 +180,7 @@ class ReadBack:
             return None
         return self._stripes.shards_of(stripe, data + bytes(-len(data) % (stripe[33] + 1)), len(data))
 
-    def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes) -> bool:
+    def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes, *, new: bool = False) -> bool:
         """Ask once more for a shard that was not given back as it should be; tells of rot and of lies.
 
         Args:
@@ -186,6 +188,7 @@ class ReadBack:
             volume: says that it holds the shard.
             key: of the shard.
             digest: what its payload's should be, by the word of another store or by what was written.
+            new: the store has just said that it made the shard durable.
         """
         try:
             shard: Shard | None = volume.read(key)
@@ -201,7 +204,9 @@ class ReadBack:
             return True
         if shard is None:
             # Somebody may have dropped it for good reasons between two calls; then it says so.
-            if not volume.missing([key]):
+            if new and not self._is_collecting():
+                self._fleet.note_lie(store, key, "took a shard, said that it is durable, and does not have it")
+            elif not volume.missing([key]):
                 self._fleet.note_lie(store, key, "says that it holds a shard that it cannot give back")
             return False
         return self._is_true(store, shard)

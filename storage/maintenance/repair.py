@@ -292,7 +292,7 @@ class _New:
         self._volumes = context.stripes.volumes
         self._threads = threads
         self._attendance = attendance
-        self._readback = ReadBack(context.stripes)
+        self._readback = ReadBack(context.stripes, context.collecting.locked)
         self._unsynced_bytes = 0
         self._waiting: list[Moved] = []
         self._under_way: Future[None] | None = None
@@ -300,6 +300,8 @@ class _New:
     def add(self, moved: list[Moved]) -> None:
         """Some were written; every so many are made durable, and read back while the next ones are made."""
         self._waiting += moved
+        for store, size in _made_by_store(moved).items():
+            self._volumes.note_made(store, size)
         self._unsynced_bytes += sum(one.shard.length for one in moved)
         if self._unsynced_bytes >= _SYNC_EVERY_BYTES or len(self._waiting) >= _SYNC_EVERY_SHARDS:
             self._volumes.sync_each()
@@ -318,6 +320,15 @@ class _New:
         if self._under_way is not None:
             self._under_way.result()
         self._under_way = self._threads.submit(self._readback.settle, synced, self._attendance)
+
+
+def _made_by_store(moved: list[Moved]) -> Counter[int]:
+    """Bytes of the shards that were missing, by the store that they were put on."""
+    sizes: Counter[int] = Counter()
+    for one in moved:
+        if one.former is None:
+            sizes[one.shard.store] += one.shard.length
+    return sizes
 
 
 def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None) -> _Group:

@@ -19,11 +19,13 @@ from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.pool.absences import Absences
 from taskworker.pool.port import Ticket, WorkerVolume
+from taskworker.pool.repair_budget import RepairBudget
 from taskworker.pool.slowness import Slowness
 from taskworker.pool.trust import Trust
 
 log = logging.getLogger(__name__)
 
+_REPAIR_BYTES_MIN = 1 << 30
 _LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
 _TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
 
@@ -103,6 +105,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._lies: Counter[int] = Counter()
         self._rot = 0  # rotten shards met so far
         self.on_rot: Callable[[], None] = lambda: None
+        self._repairs = RepairBudget(now_s)
+        self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
         self._mended_layout: Layout | None = None
         self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
@@ -174,6 +178,21 @@ class WorkerFleet(Fleet[WorkerVolume]):
         if lost:
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
         self.on_rot()
+
+    def note_made(self, slot: int, size: int) -> None:
+        """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
+        with self._lock:
+            spent = self._repairs.spend(slot, size)
+        if spent <= self.repair_bytes_max(slot):
+            return
+        with self._lock:
+            lost = self._trust.distrust(slot)
+            if lost:
+                self._changed()
+        if lost:
+            text = f"lacked shards of {spent / 1e6:,.0f} MB within an hour, more than it was given"
+            log.error("worker %s is distrusted: it %s", self.name(slot), text)
+            super().note_lie(slot, b"", text)
 
     def trusts(self, slot: int) -> bool:
         """See :meth:`Fleet.trusts`."""

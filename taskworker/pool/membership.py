@@ -15,7 +15,7 @@ from enum import StrEnum
 import msgspec
 
 from storage.errors import InvalidArgument
-from storage.layout import Member
+from storage.layout import MEMBERS_MAX, Member
 from taskworker.errors import WorkerRefused
 from taskworker.wire.protocol import PROTOCOL
 
@@ -278,6 +278,11 @@ class Membership:
             raise WorkerRefused(
                 f"the volume of worker {application.worker} belongs to pool {application.pool_id}, this is pool "
                 f"{self._pool_id}; give the worker an empty directory, or start it with the address of its own pool"
+            )
+        if application.worker not in self._records and len(self._records) >= MEMBERS_MAX:
+            raise WorkerRefused(
+                f"this pool has {MEMBERS_MAX:,} members, and takes no more; forget those that are gone for good with "
+                "`taskworker forget`"
             )
         if application.capacity < 1:
             raise InvalidArgument(f"worker {application.worker}: a capacity is at least 1 byte")

@@ -55,6 +55,9 @@ _PRESENT = (WorkerState.ALIVE, WorkerState.DISTRUSTED, WorkerState.SLOW, WorkerS
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
+_REPAIR_BYTES_MIN = 256 << 20
+_TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
+_ADDRESS_MAX = 512
 _EVENTS_KEPT = 200
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
@@ -219,6 +222,7 @@ class PoolCore:
         )
         self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
         self.fleet.on_rot = self.mender.wake
+        self.fleet.repair_bytes_max = self._repair_bytes_max
 
     @property
     def documents(self) -> Catalog:
@@ -250,6 +254,7 @@ class PoolCore:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
+        _check_texts(application)
         self._check_profile(application)
         self._bury_dead_rival(application)
         self.membership.check(application)
@@ -537,6 +542,12 @@ class PoolCore:
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 
+    def _repair_bytes_max(self, slot: int) -> int:
+        """How much an honest worker can lack within an hour: three times all that it should hold, and a little."""
+        share = self._layouts[0].shares().get(slot, 0.0) if self._layouts else 0.0
+        stored = self.store.counts().logical_bytes * self.profile.n / self.profile.k
+        return _REPAIR_BYTES_MIN + int(3 * share * stored)
+
     def _watch_liars(self) -> None:
         """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
         self.fleet.forgive()
@@ -719,6 +730,15 @@ def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime
             "give the new pool a directory of its own"
         )
     return settings
+
+
+def _check_texts(application: Application) -> None:
+    """What a worker says of itself is kept, sent back to it and shown to people: it must be short, and text."""
+    for what in ("worker", "zone", "instance", "volume_id", "version", "address"):
+        text: str = getattr(application, what)
+        most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
+        if len(text.encode()) > most or not text.isprintable():
+            raise InvalidArgument(f"a worker's {what.replace('_', ' ')} is at most {most} bytes of printable text")
 
 
 def _checked_id(pool_id: str) -> str:

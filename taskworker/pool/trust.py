@@ -35,6 +35,10 @@ class Trust:
         self._total[slot] += 1
         if self._recent[slot] <= _LIES_BEARABLE and slot not in self.distrusted:
             return False
+        return self.distrust(slot)
+
+    def distrust(self, slot: int) -> bool:
+        """Do not believe a worker from now on; whether it was believed before."""
         self._until_s[slot] = self._now_s() + _TRUSTED_AGAIN_S
         lost = slot not in self.distrusted
         self.distrusted |= {slot}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from storage import ErasureProfile
+from storage.errors import InvalidArgument
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import Location, Shard
 from storage.shards.port import Verdict
@@ -182,6 +184,21 @@ def test_a_capacity_that_nobody_has_counts_like_that_of_the_others(cluster: Clus
     assert first_allowance(1 << 60, records) == first_allowance(records[0].capacity, records)
 
 
+class ForgettingVolume(MemoryVolume):
+    """Keeps nothing, and says so."""
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        pass
+
+
+def test_a_worker_that_forgets_what_it_made_durable_is_not_believed(cluster: Cluster) -> None:
+    for seed in range(60):
+        cluster.pool.store.push(Random(seed).randbytes(100), filename=f"f{seed}", user_id="u")
+    liar = add(cluster, ForgettingVolume)
+    settle(cluster)
+    assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
+
+
 def test_a_worker_that_denies_what_it_has_costs_no_copies(cluster: Cluster) -> None:
     files = push_all(cluster)
     liar = add(cluster, DenyingVolume)
@@ -199,3 +216,51 @@ def test_honest_workers_are_given_shards_and_former_copies_are_dropped(cluster: 
     assert len(held) == len(set(held)), "copies were left over"
     assert worker.volume.records_by_key
     assert state_of(cluster, worker) is WorkerState.ALIVE
+
+
+class StretchingVolume(MemoryVolume):
+    """Says that every object is as large as can be."""
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        return [None if place is None else place._replace(object_length=1 << 24) for place in super().locate_all(keys)]
+
+
+def test_a_worker_that_misstates_lengths_is_found_and_hinders_nobody(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    liar, lost = cluster.workers[0], cluster.workers[1]
+    stretching = StretchingVolume(liar.volume.volume_id, cluster.wounds)
+    stretching.records_by_key = liar.volume.records_by_key
+    liar.volume = stretching
+    liar.listen()
+    lost.stop()
+    settle(cluster, 30)
+    for name, data in CONTENTS.items():
+        assert min(honest_slots(cluster, [liar, lost], data)) >= 4
+        assert cluster.pool.store.get(files[name], user_id="u") == data
+    slot = next(record.slot for record in cluster.pool.membership.records if record.worker == liar.name)
+    assert set(cluster.pool.fleet.lies()) == {slot}
+
+
+def test_a_worker_that_loses_what_it_is_given_hour_after_hour_is_not_believed(cluster: Cluster) -> None:
+    push_all(cluster)
+    fleet = cluster.pool.fleet
+    for _ in range(20):
+        fleet.note_made(3, 10 << 20)
+    assert fleet.trusts(3)
+    for _ in range(20):
+        fleet.note_made(3, 10 << 20)
+    assert not fleet.trusts(3)
+    assert fleet.trusts(2)
+
+
+def test_members_tell_no_more_of_themselves_than_people_can_read(cluster: Cluster) -> None:
+    worker = cluster.add_worker()
+    good = worker.application(cluster.pool)
+    for bad in (
+        replace(good, zone="z" * 1000),
+        replace(good, worker="w\n"),
+        replace(good, instance="i" * 300),
+        replace(good, address="a" * 1000),
+    ):
+        with pytest.raises(InvalidArgument, match="printable text"):
+            cluster.pool.join(bad)

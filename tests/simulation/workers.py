@@ -122,22 +122,23 @@ class Worker:
     def say_late_join(self, pool: PoolCore, instance: str) -> None:
         """A former process that wants to join."""
         with suppress(WorkerRefused, StorageError):
-            pool.join(self._application(pool, instance))
+            pool.join(self.application(pool, instance))
 
     def _join(self, pool: PoolCore) -> None:
         try:
-            pool.join(self._application(pool, self._instance))
+            pool.join(self.application(pool, self._instance))
         except (WorkerRefused, StorageError):
             return
         self._joined = True
 
-    def _application(self, pool: PoolCore, instance: str) -> Application:
+    def application(self, pool: PoolCore, instance: str = "") -> Application:
+        """Its request to join."""
         return Application(
             worker=self.name,
             address=self.address,
             zone=self.zone,
             capacity=CAPACITY,
-            instance=instance,
+            instance=instance or self._instance,
             volume_id=self.volume.volume_id,
             pool_id=pool.pool_id,
             protocol=PROTOCOL,
