@@ -15,17 +15,27 @@ from storage import revising
 from storage.activity import Activity
 from storage.arguments import checked
 from storage.budget import Budget
-from storage.catalog import Catalog, Counters, FileEntry, LmdbCatalog, StoreSettings, name_key, user_key
+from storage.catalog import (
+    Catalog,
+    Counters,
+    FileEntry,
+    LmdbCatalog,
+    ProfileCount,
+    StoreSettings,
+    name_key,
+    user_key,
+)
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
 from storage.diffs import ManifestDiff
-from storage.erasure import ErasureProfile, accelerator_name
+from storage.erasure import ErasureProfile, accelerator_name, profile_for
 from storage.errors import (
     ConflictError,
     FileNotFound,
     FormatError,
     InvalidArgument,
     PermissionDenied,
+    StorageError,
     StoreClosed,
     StoreFull,
     VersionNotFound,
@@ -111,6 +121,7 @@ class FileStorage:
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
+        self._count_profiles()
         self.read_patience_s = 0.0
         self._healer = Healer(self._stripes, runtime, self._is_needed)
         self._stripes.on_damage = self._healer.request
@@ -685,6 +696,17 @@ class FileStorage:
         self._check_usable()
         return self._catalog.counters()
 
+    def profiles(self) -> list[ProfileCount]:
+        """The erasure profiles that are in use; the store's own one, with no files, while there are none.
+
+        Metadata counts as a profile of its own, as files cannot be read without it.
+        """
+        self._check_usable()
+        used = self._catalog.profiles()
+        if not used:
+            return [ProfileCount(self.profile.k, self.profile.n, 0, 0)]
+        return [*used, ProfileCount(1, self._settings.n, 0, 0)]
+
     @property
     def accelerator(self) -> str:
         """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
@@ -705,7 +727,9 @@ class FileStorage:
             profile=self.profile,
             accelerator=accelerator_name(self.profile),
             volumes=volumes,
-            losses_survivable=self._volumes.losses_survivable(self.profile),
+            losses_survivable=min(
+                self._volumes.losses_survivable(profile_for(one.k, one.n)) for one in self.profiles()
+            ),
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
         )
@@ -753,6 +777,12 @@ class FileStorage:
         self._home.check()
         if self._closed:
             raise StoreClosed(f"the store at {self.path} is closed")
+
+    def _count_profiles(self) -> None:
+        try:
+            self._catalog.count_profiles()
+        except StorageError as error:
+            log.warning("the erasure profiles in use are counted whenever they are asked for: %s", error)
 
     def _check_open(self) -> None:
         self._check_usable()

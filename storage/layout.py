@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -145,30 +145,20 @@ class Layout:
         counts = Counter(slot for row in self.rows for slot in row)
         return {member.slot: counts[member.slot] / (PARTITIONS * self.width) for member in self.members}
 
-    def losses_survivable(self, k: int, domain: Callable[[Member], str], absent: Iterable[int] = ()) -> int:
-        """How many whole domains may be lost at once, whichever, with stripes of k-of-``width`` readable.
+    def losses_survivable(
+        self, k: int, domain: Callable[[Member], str], absent: Iterable[int] = (), n: int | None = None
+    ) -> int:
+        """How many whole domains may be lost at once, whichever, with stripes of k-of-``n`` readable.
 
         Args:
             k: shards needed.
+            n: of so many; default the width.
             domain: what fails together, such as ``lambda member: member.worker``.
             absent: member slots that are gone already. -1 is answered if that is too much by itself.
         """
-        gone = set(absent)
-        of = {member.slot: domain(member) for member in self.members}
-        least = len({*of.values()})
-        for row in set(self.rows):
-            spare = self.width - k - sum(slot in gone for slot in row)
-            if spare < 0:
-                return -1
-            counts = sorted(Counter(of[slot] for slot in row if slot not in gone).values(), reverse=True)
-            losses = 0
-            for count in counts:
-                spare -= count
-                if spare < 0:
-                    break
-                losses += 1
-            least = min(least, losses)
-        return least
+        n = self.width if n is None else n
+        rows = {self.row(partition, n) for partition in range(len(self.rows))}
+        return rows_survive(rows, k, {member.slot: domain(member) for member in self.members}, set(absent))
 
     def moves_to(self, later: Layout) -> Moves:
         """What has to move from here to a later layout."""
@@ -209,6 +199,31 @@ class Layout:
             raise FormatError(f"layout {record.version} names a member it has not got; restore the catalog")
         rows = [tuple(slots[at : at + width]) for at in range(0, len(slots), width)]
         return cls(record.version, width, record.members, rows)
+
+
+def rows_survive(rows: Iterable[tuple[int, ...]], k: int, of: Mapping[int, str], gone: Container[int]) -> int:
+    """How many whole domains may be lost at once, whichever, with k shards of each of these rows left; -1: none may.
+
+    Args:
+        rows: the member slot of each shard.
+        k: shards needed.
+        of: the domain of each member.
+        gone: members whose shards are gone already.
+    """
+    least = len({*of.values()})
+    for row in rows:
+        there = [of[slot] for slot in row if slot not in gone]
+        spare = len(there) - k
+        if spare < 0:
+            return -1
+        losses = 0
+        for count in sorted(Counter(there).values(), reverse=True):
+            spare -= count
+            if spare < 0:
+                break
+            losses += 1
+        least = min(least, losses)
+    return least
 
 
 def _checked(members: Iterable[Member]) -> list[Member]:

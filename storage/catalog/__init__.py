@@ -1,7 +1,16 @@
 """The catalog: the small mutable state of a store, behind one port."""
 
 from storage.catalog.lmdb_catalog import LmdbCatalog
-from storage.catalog.port import Catalog, CatalogTransaction, Counters, FileEntry, StoreSettings, name_key, user_key
+from storage.catalog.port import (
+    Catalog,
+    CatalogTransaction,
+    Counters,
+    FileEntry,
+    ProfileCount,
+    StoreSettings,
+    name_key,
+    user_key,
+)
 
 __all__ = [
     "Catalog",
@@ -9,6 +18,7 @@ __all__ = [
     "Counters",
     "FileEntry",
     "LmdbCatalog",
+    "ProfileCount",
     "StoreSettings",
     "name_key",
     "user_key",

@@ -20,12 +20,14 @@ from storage.catalog.port import (
     Counters,
     FileEntry,
     Holding,
+    ProfileCount,
     StoredEntry,
     StoreSettings,
     StoreTime,
     UploadRecord,
     never,
 )
+from storage.catalog.profiles import as_counts, count_all, counted, packed, profile_in, unpacked
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
 from storage.lmdb_env import ROOT, Database, Environment, Transaction
@@ -36,6 +38,7 @@ T = TypeVar("T")
 _TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
 _SETTINGS = b"settings"
 _COUNTERS = b"counters"
+_PROFILES = b"profiles"
 _DOCUMENT = b"document:"
 _TIME = b"time"
 _LEASE_BEFORE = struct.Struct("<q")  # a claim's value before: a time, 0 for none
@@ -77,11 +80,24 @@ class _Transaction:
         return self._txn.get(file_id + version_id, db=self._databases["files"])
 
     def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
-        self._txn.put(file_id + version_id, raw, db=self._databases["files"])
+        if self._txn.put(file_id + version_id, raw, db=self._databases["files"], overwrite=False):
+            self._count(profile_in(raw, version_id), 0, 1)
+        else:
+            self._txn.put(file_id + version_id, raw, db=self._databases["files"])
+
+    def drop_version(self, key: bytes) -> bool:
+        """Remove a version by file id and version id; whether it was there."""
+        self._count(profile_in(self._txn.get(key, db=self._databases["files"]), key[FILE_ID_BYTES:]), 0, -1)
+        return self._txn.delete(key, db=self._databases["files"])
 
     def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
+        before = self._head_profile(file_id)
         self._txn.put(file_id, _encode(entry), db=self._databases["files"])
         self._txn.put(key, file_id, db=self._databases["names"])
+        after = self._head_profile(file_id)
+        if after != before:
+            self._count(before, -1, 0)
+            self._count(after, 1, 0)
 
     def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
         self.forget_file(file_id)
@@ -97,7 +113,20 @@ class _Transaction:
             self._txn.delete(file_id, db=self._databases["unburied"])
 
     def forget_file(self, file_id: bytes) -> None:
+        self._count(self._head_profile(file_id), -1, 0)
         self._txn.delete(file_id, db=self._databases["files"])
+
+    def _head_profile(self, file_id: bytes) -> tuple[int, int] | None:
+        raw = self._txn.get(file_id, db=self._databases["files"])
+        entry = None if raw is None else _entry_or_problem(raw)[0]
+        return None if entry is None else profile_in(self.version(file_id, entry.head), entry.head)
+
+    def _count(self, profile: tuple[int, int] | None, files: int, versions: int) -> None:
+        """So many more of a profile; those of an older catalog are counted when it is opened."""
+        raw = self._txn.get(_PROFILES, db=self._databases[ROOT])
+        if profile is not None and (raw is not None or not self.counters().versions):
+            before = {} if raw is None else unpacked(raw)
+            self._txn.put(_PROFILES, packed(counted(before, profile, files, versions)), db=self._databases[ROOT])
 
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
         for node_id, raw in nodes:
@@ -249,6 +278,17 @@ class LmdbCatalog:
         raw = self._environment.get(ROOT, _COUNTERS)
         return Counters() if raw is None else _decode_counters(raw)
 
+    def profiles(self) -> list[ProfileCount]:
+        raw = self._environment.get(ROOT, _PROFILES)
+        if raw is not None:
+            return as_counts(unpacked(raw))
+        return as_counts(count_all(self.versions())) if self.counters().versions else []
+
+    def count_profiles(self) -> None:
+        if self._environment.get(ROOT, _PROFILES) is None and self.counters().versions:
+            raw, meta = packed(count_all(self.versions())), self._environment.databases[ROOT]
+            self._environment.write(lambda txn: txn.put(_PROFILES, raw, db=meta))
+
     def versions(self) -> Iterator[StoredEntry]:
         file_id, entry, problem = b"", None, ""
         # Few a page: a version of a large file is 32 KiB.
@@ -299,9 +339,9 @@ class LmdbCatalog:
         databases = self._environment.databases
 
         def work(txn: Transaction) -> None:
-            dropped = sum(txn.delete(key, db=databases["files"]) for key in doomed)
+            totals = _Transaction(txn, databases)
+            dropped = sum(totals.drop_version(key) for key in doomed)
             if counted:
-                totals = _Transaction(txn, databases)
                 counters = totals.counters()
                 totals.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
 

@@ -59,6 +59,15 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
     sequence: int = 0
 
 
+class ProfileCount(NamedTuple):
+    """Of a (k, n) profile: how many files' heads are coded with it, and how many versions that are kept in all."""
+
+    k: int
+    n: int
+    files: int
+    versions: int
+
+
 class StoredEntry(NamedTuple):
     """A version object in the catalog, and the entry of its file: None if the file was deleted.
 
@@ -221,6 +230,12 @@ class Catalog(Protocol):
 
     def counters(self) -> Counters:
         """Current totals."""
+
+    def profiles(self) -> list[ProfileCount]:
+        """The erasure profiles in use, by k and n."""
+
+    def count_profiles(self) -> None:
+        """Count them once in a catalog of older software, from which on they are kept in step. While nobody writes."""
 
     def versions(self) -> Iterator[StoredEntry]:
         """All version objects kept, by file."""

@@ -14,7 +14,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
-from storage.layout import Layout, Member
+from storage.layout import Layout, Member, rows_survive
 from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.pool.absences import Absences
@@ -28,6 +28,20 @@ log = logging.getLogger(__name__)
 _REPAIR_BYTES_MIN = 1 << 30
 _LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
 _TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
+
+
+Domain = Callable[[Member], str]
+"""Names what a member fails together with."""
+
+
+def by_worker(member: Member) -> str:
+    """A worker fails with itself only."""
+    return member.worker
+
+
+def by_zone(member: Member) -> str:
+    """Workers of a zone fail together."""
+    return member.zone
 
 
 class _Started(NamedTuple):
@@ -383,34 +397,44 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
         """See :meth:`Fleet.losses_survivable`, in workers."""
-        return max(0, self.domain_losses_survivable(profile.k, lambda member: member.worker))
+        return max(0, self.domain_losses_survivable(profile, by_worker))
 
-    def domain_losses_survivable(self, k: int, domain: Callable[[Member], str]) -> int:
+    def domain_losses_survivable(self, profile: ErasureProfile, domain: Domain) -> int:
         """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
 
         What was there when all was last mended is where it was then; what came since is on the targets of
         its time.
+
+        Args:
+            profile: how the files are coded.
+            domain: what fails together.
         """
         if self._latest is None:
             return -1
         offline = [slot for slot in self.slots if self.volume(slot) is None]
-        latest = self._latest
         if self.is_mended():
-            return latest.losses_survivable(k, domain, offline)
+            return self._targets_survive(profile, domain, offline)
         lacking = [slot for slot in self.slots if self.state(slot) != "ok" or not self.trusts(slot)]
-        survivable = self.placement.losses_survivable(k, domain, lacking)
-        if self._mended_layout is not None:
+        survivable = self.placement.losses_survivable(profile.k, domain, lacking, profile.n)
+        # Where others stood in is known for the pool's own profile; of another only what is in its place counts.
+        if self._mended_layout is not None and (profile.k, profile.n) == (self._k, self.placement.width):
             gone = [*offline, *self._emptied, *self._trust.distrusted]
-            places = (self._mended_layout, *self._targets_since, latest)
-            survivable = max(survivable, min(layout.losses_survivable(k, domain, gone) for layout in places))
+            places = (self._mended_layout, *self._targets_since, self._latest)
+            survivable = max(survivable, min(layout.losses_survivable(profile.k, domain, gone) for layout in places))
         return survivable
 
-    def losses_survivable_when_mended(self, k: int) -> int:
+    def losses_survivable_when_mended(self, profile: ErasureProfile) -> int:
         """How many more workers may be lost, whichever, once every shard is where it should be put now."""
         if self._latest is None:
             return -1
-        offline = [slot for slot in self.slots if self.volume(slot) is None]
-        return self._latest.losses_survivable(k, lambda member: member.worker, offline)
+        return self._targets_survive(profile, by_worker, [slot for slot in self.slots if self.volume(slot) is None])
+
+    def _targets_survive(self, profile: ErasureProfile, domain: Domain, gone: Sequence[int]) -> int:
+        """The same of stripes all of whose shards are where they are to be put now."""
+        layout = self.placement
+        orders = ((layout.row(partition, profile.n), layout.order(partition)) for partition in range(len(layout.rows)))
+        rows = {self._stand_in(row, order, profile.k) for row, order in orders}
+        return rows_survive(rows, profile.k, {member.slot: domain(member) for member in layout.members}, set(gone))
 
     def _target_layout(self) -> Layout:
         """Where shards are put now, as a layout."""
@@ -546,7 +570,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
         if self._allow_fragile:
             return
         left = profile.n - -(-profile.n // workers)
-        if left < profile.k and profile.n > profile.k:
+        if profile.n == profile.k:
+            raise InsufficientWorkers(
+                f"a {profile} file would not survive the loss of any worker, however many there are; choose an n above "
+                "k, or start the pool with --allow-fragile"
+            )
+        if left < profile.k:
             raise InsufficientWorkers(
                 f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
                 "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"

@@ -12,6 +12,32 @@ _DOING = {"repair": "repairing", "rebalance": "moving shards"}
 
 
 @dataclass(frozen=True, slots=True)
+class Risk:
+    """What may be lost of what is coded alike.
+
+    Attributes:
+        profile: how: k-of-n.
+        files: whose heads are.
+        versions: that are, those of deleted files included that were not collected yet.
+        survivable: how many more workers, whichever, with all of it readable; negative: some cannot be read now.
+        promised: how many it will be once all is mended.
+    """
+
+    profile: str
+    files: int
+    versions: int
+    survivable: int
+    promised: int
+
+    @property
+    def label(self) -> str:
+        """What it is."""
+        if self.files:
+            return f"{self.files:,} file{'s' if self.files > 1 else ''} ({self.profile})"
+        return f"{self.versions:,} earlier or deleted version{'s' if self.versions > 1 else ''} ({self.profile})"
+
+
+@dataclass(frozen=True, slots=True)
 class Safety:
     """What may be lost.
 
@@ -21,16 +47,20 @@ class Safety:
         promised: how many it will be once all is mended.
         files: there are.
         endangered: the files that are less safe than that, if they are known.
+        risks: the same by how things are coded, where they are not all coded alike.
+        fatal: kinds of failure domain beyond workers, such as a zone, the loss of one of which may be too much.
     """
 
     survivable: int | None
     promised: int
     files: int
     endangered: Endangered | None
+    risks: Sequence[Risk] = ()
+    fatal: Sequence[str] = ()
 
     def few(self) -> dict[int, int]:
         """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
-        if self.endangered is None or not self.endangered.all_known:
+        if self.endangered is None or not self.endangered.all_known or len(self.risks) > 1:
             return {}
         less = {spare: files for spare, files in sorted(self.endangered.files.items()) if spare < self.promised}
         return less if sum(less.values()) < self.files else {}
@@ -61,8 +91,8 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
     """
     if safety.survivable is None:
         return "no worker has joined yet; start some with `taskworker worker`"
-    few = safety.few()
-    parts = [_few_in_words(few, safety) if few else losses_in_words(safety.survivable, "worker")]
+    parts = [_losses(safety, safety.survivable)]
+    parts += [f"the loss of one {domain} could make some files unreadable" for domain in safety.fatal]
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
     for piece in work:
@@ -76,6 +106,18 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
         elif piece.name == "repair" and piece.state == "waiting":
             parts.append(f"repair {piece.note}")
     return "; ".join(parts)
+
+
+def _losses(safety: Safety, survivable: int) -> str:
+    few = safety.few()
+    if few:
+        return _few_in_words(few, safety)
+    best = max((risk.survivable for risk in safety.risks), default=survivable)
+    worse = sorted((risk for risk in safety.risks if risk.survivable < best), key=lambda risk: risk.survivable)
+    if not worse:
+        return losses_in_words(survivable, "worker")
+    parts = [f"{risk.label} {_bears(risk.survivable, risk.files or risk.versions)}" for risk in worse]
+    return f"{', '.join(parts)}; the others {_bears(best, 2)}"
 
 
 def _few_in_words(few: dict[int, int], safety: Safety) -> str:

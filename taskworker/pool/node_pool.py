@@ -7,14 +7,15 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import Catalog, LmdbCatalog, StoreSettings
+from storage.catalog import Catalog, LmdbCatalog, ProfileCount, StoreSettings
+from storage.erasure import profile_for
 from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.forks import HomeProcess
 from storage.layout import Layout, Member, Moves
@@ -24,10 +25,10 @@ from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.auditing import AUDIT_BYTES_PER_S, Auditor
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
-from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.fleet import Domain, WorkerFleet, by_worker, by_zone
 from taskworker.pool.gathering import Gathering
 from taskworker.pool.healing import heal_view
-from taskworker.pool.health import Safety, health_line, rebuild_line
+from taskworker.pool.health import Risk, Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -597,12 +598,15 @@ class PoolCore:
         away = [view for view in views if view.record.standing in _AWAITED and view.state in _AWAY]
         repair, rebalance = self.mender.views()
         there = [view.load for view in views if view.state in _PRESENT]
-        workers_survivable = self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.worker)
+        risks = self._risks()
+        workers_survivable = min(risk.survivable for risk in risks)
         safety = Safety(
             workers_survivable if layout is not None else None,
-            self.fleet.losses_survivable_when_mended(self.profile.k),
+            min(risk.promised for risk in risks),
             stats.files,
             self.mender.endangered(),
+            risks,
+            self._fatal(workers_survivable),
         )
         health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
@@ -616,7 +620,7 @@ class PoolCore:
             workers=views,
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
-            zones_survivable=self.fleet.domain_losses_survivable(self.profile.k, lambda member: member.zone),
+            zones_survivable=self._survivable(by_zone),
             work=[
                 repair,
                 rebalance,
@@ -629,6 +633,39 @@ class PoolCore:
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
         )
+
+    def _risks(self) -> list[Risk]:
+        """What may be lost, by how things are coded."""
+        metadata, *used = reversed(self.store.profiles())
+        bound = self.fleet.domain_losses_survivable(profile_for(metadata.k, metadata.n), by_worker)
+        return [self._risk(one, bound) for one in used or [metadata]]
+
+    def _risk(self, count: ProfileCount, bound: int) -> Risk:
+        """Of one profile; its files survive no more than their metadata do."""
+        profile = profile_for(count.k, count.n)
+        survivable = min(bound, self.fleet.domain_losses_survivable(profile, by_worker))
+        return Risk(
+            str(profile),
+            count.files,
+            count.versions,
+            survivable,
+            self.fleet.losses_survivable_when_mended(profile),
+        )
+
+    def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
+        """How many losses everything that is stored survives, given how many a profile does."""
+        return min(losses(profile_for(one.k, one.n)) for one in self.store.profiles())
+
+    def _survivable(self, domain: Domain) -> int:
+        return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))
+
+    def _fatal(self, workers_survivable: int) -> list[str]:
+        """Kinds of failure domain the loss of one of which some files may not survive, though that of a worker."""
+        if not self._layouts or workers_survivable < 1:
+            return []
+        members = self._layouts[0].members
+        kinds = (("zone", by_zone),)
+        return [what for what, of in kinds if len({of(one) for one in members}) > 1 and self._survivable(of) < 1]
 
     def _seen(self, view: WorkerView) -> WorkerView:
         """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""

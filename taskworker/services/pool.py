@@ -9,6 +9,7 @@ import msgspec
 from storage.layout import Layout, Member
 from taskworker import pool_pb2
 from taskworker.errors import NotJoined
+from taskworker.pool.fleet import Domain, by_worker, by_zone
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView
 from taskworker.pool.work import WorkView
@@ -114,7 +115,6 @@ class PoolService:
 
     def _layout_view(self, layout: Layout, former: int) -> pool_pb2.LayoutView:
         shares = layout.shares()
-        k = self._pool.profile.k
         return pool_pb2.LayoutView(
             version=layout.version,
             width=layout.width,
@@ -128,10 +128,14 @@ class PoolService:
                 )
                 for member in layout.members
             ],
-            workers_survivable=layout.losses_survivable(k, lambda member: member.worker),
-            zones_survivable=layout.losses_survivable(k, lambda member: member.zone),
+            workers_survivable=self._survives(layout, by_worker),
+            zones_survivable=self._survives(layout, by_zone),
             former=former,
         )
+
+    def _survives(self, layout: Layout, domain: Domain) -> int:
+        """How many losses everything stored survives once it is where this layout has it."""
+        return self._pool.survives(lambda profile: layout.losses_survivable(profile.k, domain, n=profile.n))
 
 
 def _status(view: PoolView) -> pool_pb2.PoolStatus:

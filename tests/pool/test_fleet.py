@@ -394,8 +394,10 @@ def test_three_workers_are_enough_for_four_of_six() -> None:
     manned(6, away=[0, 1, 2]).require_writable(PROFILE)
 
 
-def test_a_profile_that_survives_nothing_anyway_needs_only_somebody() -> None:
-    manned(6, away=[1, 2, 3, 4, 5]).require_writable(ErasureProfile(4, 4))
+def test_a_profile_that_survives_nothing_is_refused_unless_the_operator_allows_it() -> None:
+    with pytest.raises(InsufficientWorkers, match="4-of-4 file would not survive the loss of any worker"):
+        manned(6).require_writable(ErasureProfile(4, 4))
+    manned(6, allow_fragile=True).require_writable(ErasureProfile(4, 4))
 
 
 def test_a_pool_being_shut_down_takes_nothing() -> None:

@@ -10,11 +10,11 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import LmdbCatalog
+from storage.catalog import LmdbCatalog, ProfileCount
 from storage.errors import FormatError, InsufficientWorkers, StoreFull
 from storage.runtime import Runtime
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
-from taskworker.pool.health import Safety, health_line
+from taskworker.pool.health import Risk, Safety, health_line
 from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.mending import Endangered
 from taskworker.pool.scrubbing import scrub_view
@@ -319,6 +319,59 @@ def test_health_in_files(files: dict[int, int], all_known: bool, line: str) -> N
     safety = Safety(1, 2, 100, Endangered(files, all_known))
     assert health_line(safety, 0, IDLE) == line
     assert health_line(safety, 1, MENDING) == f"{line}; 1 worker is away; repairing, 40 % done, 2 min left"
+
+
+def test_health_by_how_files_are_coded() -> None:
+    risks = [Risk("6-of-6", 1, 3, -1, 0), Risk("5-of-6", 0, 2, 0, 1), Risk("4-of-6", 9, 9, 2, 2)]
+    safety = Safety(-1, 0, 10, Endangered({1: 3}, True), risks, ["zone"])
+    assert health_line(safety, 0, IDLE) == (
+        "1 file (6-of-6) cannot be read until a worker comes back, 2 earlier or deleted versions (5-of-6) can be read, "
+        "but might not after one more loss; the others survive 2 more losses; the loss of one zone could make some "
+        "files unreadable"
+    )
+    alike = [Risk("5-of-7", 1, 1, 2, 2), Risk("4-of-6", 9, 9, 2, 2)]
+    assert health_line(Safety(2, 2, 10, None, alike), 0, IDLE) == "all files survive the loss of any 2 workers"
+
+
+def test_health_knows_the_profiles_in_use(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    store.push(b"usual", filename="usual", user_id="u")
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+    version = store.push(b"thrifty", filename="thrifty", user_id="u", profile=ErasureProfile(5, 6))
+    settle(cluster)
+    line = "1 file (5-of-6) survives one more loss; the others survive 2 more losses"
+    assert cluster.pool.view().health == line
+    assert cluster.pool.view().workers_survivable == 1
+    cluster.workers[2].stop()
+    cluster.pass_time(5.0)
+    assert cluster.pool.view().health.startswith("1 file (5-of-6) can be read, but might not after one more loss; ")
+    cluster.workers[2].start()
+    settle(cluster)
+    assert cluster.pool.view().health == line
+    store.delete(version.file_id, user_id="u")
+    assert "1 earlier or deleted version (5-of-6) survives one more loss" in cluster.pool.view().health
+    store.collect(grace_s=0)
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+
+
+def test_profiles_are_kept_in_step_and_counted_once_in_older_catalogs(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    thrifty = ErasureProfile(5, 6)
+    first = store.push(b"a", filename="a", user_id="u")
+    store.push(b"b" * 100_000, filename="b", user_id="u", profile=thrifty)
+    store.push(b"another", filename="a", user_id="u", profile=thrifty)
+    expected = [ProfileCount(4, 6, 0, 1), ProfileCount(5, 6, 2, 2), ProfileCount(1, 6, 0, 0)]
+    assert store.profiles() == expected
+    del cluster.database.tables[""][b"profiles"]  # as older software left it
+    cluster.crash_pool()
+    cluster.start_pool()
+    cluster.pass_time(5.0)
+    store = cluster.pool.store
+    assert store.profiles() == expected
+    store.delete(first.file_id, user_id="u")
+    assert store.profiles() == [ProfileCount(4, 6, 0, 1), ProfileCount(5, 6, 1, 2), ProfileCount(1, 6, 0, 0)]
+    store.collect(grace_s=0)
+    assert store.profiles() == [ProfileCount(5, 6, 1, 1), ProfileCount(1, 6, 0, 0)]
 
 
 def test_health_names_the_files_that_lack_shards(cluster: Cluster) -> None:

@@ -1,0 +1,67 @@
+"""How many files and versions are coded with each erasure profile, kept in step with what the catalog holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from storage.catalog.port import FileEntry, ProfileCount, StoredEntry
+from storage.errors import FormatError
+from storage.versions import read_version
+
+Profiles = dict[tuple[int, int], tuple[int, int]]
+"""(k, n) → (files, versions)."""
+
+_decode = msgspec.msgpack.Decoder(list[ProfileCount]).decode
+
+
+def packed(profiles: Profiles) -> bytes:
+    """For keeping; see :func:`unpacked`."""
+    return msgspec.msgpack.encode([(*profile, *counts) for profile, counts in sorted(profiles.items())])
+
+
+def unpacked(raw: bytes) -> Profiles:
+    """What :func:`packed` was given."""
+    return {(one.k, one.n): (one.files, one.versions) for one in _decode(raw)}
+
+
+def as_counts(profiles: Profiles) -> list[ProfileCount]:
+    """The same, profile by profile."""
+    return [ProfileCount(*profile, *counts) for profile, counts in sorted(profiles.items())]
+
+
+def profile_in(raw: bytes | None, version_id: bytes) -> tuple[int, int] | None:
+    """The profile of a version object; None if there is none, or one that cannot be read."""
+    if raw is None:
+        return None
+    try:
+        root = read_version(raw, version_id).root
+    except FormatError:
+        return None  # it is in nobody's way: whoever reads the version is told
+    return root.k, root.n
+
+
+def counted(profiles: Profiles, profile: tuple[int, int] | None, files: int, versions: int) -> Profiles:
+    """With so many more of one profile."""
+    if profile is None:
+        return profiles
+    before = profiles.get(profile, (0, 0))
+    after = (max(0, before[0] + files), max(0, before[1] + versions))
+    return {one: counts for one, counts in {**profiles, profile: after}.items() if any(counts)}
+
+
+def count_all(stored: Iterable[StoredEntry]) -> Profiles:
+    """The profiles of all versions there are."""
+    profiles: dict[tuple[int, int], list[int]] = {}
+    for one in stored:
+        profile = profile_in(one.raw, one.version_id)
+        if profile is not None:
+            counts = profiles.setdefault(profile, [0, 0])
+            counts[0] += _is_head(one.entry, one.version_id)
+            counts[1] += 1
+    return {profile: (files, versions) for profile, (files, versions) in profiles.items()}
+
+
+def _is_head(entry: FileEntry | None, version_id: bytes) -> bool:
+    return entry is not None and entry.head == version_id
