@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from typing import Any, NamedTuple
 
 from blake3 import blake3
@@ -46,6 +46,7 @@ _TOGETHER_MAX = 64
 _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
+_COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
 _ASKERS = 16  # threads that ask stores where shards are
 
@@ -397,10 +398,38 @@ class StripeStore:
             if data is not None:
                 return data
             if not self.volumes.stand_ins or (seen is not None and found.keys() <= seen):
+                data = self._recover_from_copies(stripe, expect, found, places)
+                if data is not None:
+                    return data
                 most = max((len(group.payloads) for group in _by_length(found, stripe[33] + 1)), default=0)
                 had = most if most <= stripe[33] else 0
                 raise DataLossError(stripe[:ID_BYTES].hex(), had, stripe[33] + 1, away=self._away(stripe, found))
             seen = (seen or set()) | found.keys()
+
+    def _recover_from_copies(
+        self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places
+    ) -> memoryview | None:
+        """The object from other copies of its shards: a store's wrong shard may have hidden the right one of another.
+
+        None if no choice of copies gives the object.
+        """
+        copies = {slot: [(shard, places[slot])] for slot, shard in found.items()}
+        for holder in self.volumes.elsewhere(stripe):
+            volume = self.volumes.volume(holder)
+            locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in copies])
+            for slot, place in zip(copies, locations, strict=True):
+                if volume is None or place is None or places[slot][0] == holder:
+                    continue
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, {})
+                if shard is not None and all(shard.digest != known.digest for known, _ in copies[slot]):
+                    copies[slot].append((shard, (holder, place)))
+        for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
+            shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
+            where = dict(zip(copies, (place for _, place in chosen), strict=True))
+            data = self._recover_from(stripe, expect, shards, where, {})
+            if data is not None:
+                return data
+        return None
 
     def _away(self, stripe: StripeKey, found: dict[int, Shard]) -> int:
         """Shards not found that belong to stores which are away, where such stores come back by themselves."""

@@ -90,7 +90,8 @@ _Made = tuple[int, int] | DataLossError | None
 class _Damaged(NamedTuple):
     """An object that does not have all its shards where they belong.
 
-    ``spare`` is how many more whole stores may be lost, whichever, before it cannot be read.
+    ``spare`` is how many more whole stores may be lost, whichever, before it cannot be read. ``deferred``: some of its
+    shards are not made yet, because stores are waited for.
     """
 
     live: LiveObject
@@ -99,6 +100,7 @@ class _Damaged(NamedTuple):
     missing: bool
     spare: int
     endangered: bool
+    deferred: bool
 
     @property
     def due(self) -> bool:
@@ -267,7 +269,8 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, a
     wanted = _spare(context.stripes.volumes.targets(live.stripe), k)
     due = context.stripes.due(live.stripe, where)
     missing = any(where.holders[slot] is None for slot in due)
-    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted)
+    deferred = len(due) < len(where.absent)
+    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted, deferred)
 
 
 @lru_cache(4 * PARTITIONS)  # there are not many more ways to lie on stores than partitions
@@ -342,7 +345,10 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
         _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
         for damaged, one in zip(group, outcomes, strict=True)
     ]
-    former = {damaged.live.stripe: damaged.where.holders for damaged in group} if known is not None else {}
+    # While a store that stands in for others keeps their shards, one of its own is no reason to drop a copy elsewhere:
+    # it would hold more of the object than may be lost with it.
+    whole = [damaged for damaged in group if known is not None and not damaged.deferred]
+    former = {damaged.live.stripe: damaged.where.holders for damaged in whole}
     moved = [Moved(one, _former(former.get(StripeKey(one.key[:STRIPE_KEY_BYTES])), one)) for one in written]
     if pace is not None:
         pace(time.perf_counter() - began_s)

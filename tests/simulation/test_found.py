@@ -288,3 +288,25 @@ def test_a_worker_that_comes_back_amid_healing_is_given_nothing_that_it_has(call
     cluster.network.after_calls(calls, come_back)
     cluster.runtime.background.run()
     assert [key for key, record in kept.items() if away.volume.records_by_key[key] is not record] == []
+
+
+def test_a_wrong_copy_on_one_worker_hides_no_right_one_on_another() -> None:
+    cluster = cluster_of(5, 2, 3)
+    data = CONTENT[:1000]
+    version = cluster.pool.store.push(data, filename="f", user_id="u")
+    (stripe,) = chunks_of(data, cluster.profile)
+    fleet, by_name = cluster.pool.fleet, {worker.name: worker for worker in cluster.workers}
+    first, second, _ = (by_name[fleet.name(slot)] for slot in fleet.holders(stripe))
+    key = shard_key(stripe, 0)
+    shard = first.volume.records_by_key[key].shard
+    first.volume.remove([key])
+    others = [
+        by_name[fleet.name(slot)]
+        for slot in fleet.elsewhere(stripe)
+        if not stripe_slots(by_name[fleet.name(slot)], stripe)
+    ]
+    for worker in (others[0], others[-1]):
+        worker.volume.append([shard])
+    others[0].volume.lie(key, Random(1), None)
+    cut_off(second)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
