@@ -32,9 +32,11 @@ _DISTURBED = (0, 1, 1, 2)  # how often a step is followed by so many disturbance
 _THREADS = {
     "mend": {"mender"},
     "heal": {"healer"},
+    "collect": {"collector"},
+    "collect_if_due": {"collector"},
     "pass_some_time": {"membership"},
     "pass_much_time": {"membership"},
-    "restart_pool": {"mender", "healer", "membership"},  # they end before the pool is closed
+    "restart_pool": {"mender", "healer", "collector", "membership"},  # they end before the pool is closed
 }
 
 Action = Callable[[], str]
@@ -85,14 +87,14 @@ class Simulation:
             users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
             users.begin_upload: 3, users.go_on_uploading: 9, users.abort_upload: 0.5,
             users.get: 12, users.get_part: 5,
-            users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 0.5,
+            users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 1.5,
             self.pass_some_time: 12, self.pass_much_time: 1, self.restart_pool: 0.5,
             faults.cut_off: 4, faults.reconnect: 8, faults.kill: 2, faults.power_off: 2.5, faults.reboot: 2,
             faults.start: 8, faults.lose_disk: 1, faults.rot: 4, faults.lie: 3, faults.lose_reply: 3,
             faults.lose_request: 2, faults.lose_heartbeat: 3, faults.repeat_message: 2, faults.late_message: 2,
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
-            faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2,
-            faults.jump_clock: 1, self.collect_if_due: 0.5,
+            faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2, faults.collect_meanwhile: 1.5,
+            faults.begin_lying: 0.8, faults.expose: 1, faults.jump_clock: 1, self.collect_if_due: 0.5,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
         disturbances: dict[Action, float] = {
@@ -187,6 +189,8 @@ class Simulation:
         cluster.process.dies_at = ""
         cluster.clock.wrong_ns = 0
         for worker in cluster.workers:
+            if worker.liar:
+                self.faults.set_up_anew(worker)
             worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
             worker.volume.confess()
             worker.listen()

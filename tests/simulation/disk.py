@@ -162,6 +162,10 @@ class MemoryVolume:
         """Whether the shard would be here, with its own bytes, after a loss of power."""
         return key in self.durable
 
+    def wrong(self) -> list[ShardKey]:
+        """Keys of shards that are here with wrong bytes."""
+        return [key for key, record in self.records_by_key.items() if record.health is not Health.GOOD]
+
     def _judge(self, key: ShardKey) -> None:
         """Note whether a shard that has changed is durable."""
         record = self._unsynced[key] if key in self._unsynced else self.records_by_key.get(key)

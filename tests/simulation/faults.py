@@ -9,7 +9,7 @@ from random import Random
 from typing import TypeVar
 
 from storage.errors import InvalidArgument
-from storage.keys import SHARD_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from taskworker.pool.membership import Standing
 from tests.simulation.invariants import check_durable, shard_keys, spare
 from tests.simulation.meanwhile import Meanwhile
@@ -101,7 +101,7 @@ class Faults:
         self.injected["power lost"] += 1
         worker.stop()
         worker.volume.lose_power(self.rng)
-        check_durable(self.cluster, self.model.stripes())
+        check_durable(self.cluster, self.users.stripes())
 
     def start(self) -> str:
         worker = self._one_of([worker for worker in self.cluster.workers if not worker.up])
@@ -110,7 +110,7 @@ class Faults:
 
     def lose_disk(self) -> str:
         """The machine comes back with another disk."""
-        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        worker = self._one_of([worker for worker in self.cluster.honest() if self._can_do_without(worker)])
         self._power_off(worker)
         self.injected["disk lost"] += 1
         worker.volume.wounded()
@@ -118,12 +118,15 @@ class Faults:
         return worker.name
 
     def _can_do_without(self, worker: Worker) -> bool:
-        """Whether no object is lost with this worker's disk."""
-        held = {StripeKey(key[: SHARD_KEY_BYTES - 1]) for key in worker.volume.records_by_key}
-        others = [other for other in self.cluster.workers if other is not worker]
+        """Whether no object is lost with this worker's disk, be it a file's or what a push would find again."""
+        held = {StripeKey(key[:STRIPE_KEY_BYTES]) for key in worker.volume.records_by_key}
+        others = [other for other in self.cluster.honest() if other is not worker]
+        wrong = {StripeKey(key[:STRIPE_KEY_BYTES]) for other in others for key in other.volume.wrong()}
+        wrong |= {StripeKey(key[:STRIPE_KEY_BYTES]) for key in self.cluster.wounds}
         whole, self.cluster.workers = self.cluster.workers, others
         try:
-            return all(spare(self.cluster, stripe) >= 0 for stripe in self.model.stripes() if stripe in held)
+            needed = wrong.union(self.users.stripes()) & held
+            return all(spare(self.cluster, stripe) >= 0 for stripe in sorted(needed))
         finally:
             self.cluster.workers = whole
 
@@ -144,7 +147,7 @@ class Faults:
         """A machine is taken away for good."""
         if len(self.cluster.workers) <= self.workers_min:
             raise NothingToDo
-        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        worker = self._one_of([worker for worker in self.cluster.honest() if self._can_do_without(worker)])
         worker.leave(self.cluster.pool)
         worker.volume.wounded()
         self.cluster.workers.remove(worker)
@@ -178,6 +181,11 @@ class Faults:
     def heal_meanwhile(self) -> str:
         calls = self.rng.randint(1, _CALLS_AHEAD)
         self.meanwhile.after_calls(calls, "healer", self.users.heal)
+        return f"in {calls} calls"
+
+    def collect_meanwhile(self) -> str:
+        calls = self.rng.randint(1, _CALLS_AHEAD)
+        self.meanwhile.after_calls(calls, "collector", self.users.collect)
         return f"in {calls} calls"
 
     # -- calls -----------------------------------------------------------------------------------
@@ -250,14 +258,42 @@ class Faults:
 
     def _some_shard(self) -> tuple[Worker, ShardKey]:
         """A good shard that its stripe can do without."""
-        stripes = list(self.model.stripes())
+        stripes = list(self.users.stripes())
         for stripe in self.rng.sample(stripes, min(_STRIPES_TRIED, len(stripes))):
             if spare(self.cluster, stripe) > 0:
                 keys = shard_keys(stripe)
                 return self._one_of(
-                    [(worker, key) for worker in self.cluster.workers for key in keys if worker.volume.is_durable(key)]
+                    [(worker, key) for worker in self.cluster.honest() for key in keys if worker.volume.is_durable(key)]
                 )
         raise NothingToDo
+
+    # -- workers that lie ------------------------------------------------------------------------
+
+    def begin_lying(self) -> str:
+        """A worker's owner has it give false answers from now on; whatever it has counts as lost."""
+        if len(self.cluster.honest()) < len(self.cluster.workers):
+            raise NothingToDo
+        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        worker.liar = True
+        worker.listen()
+        self.injected["liar"] += 1
+        return worker.name
+
+    def expose(self) -> str:
+        """A worker that lied is found out by people, and its machine set up anew."""
+        worker = self._one_of([worker for worker in self.cluster.workers if worker.liar])
+        self.set_up_anew(worker)
+        return worker.name
+
+    def set_up_anew(self, worker: Worker) -> None:
+        """End a worker's lies: what it said it had is lost."""
+        worker.stop()
+        honest = [other.volume.durable for other in self.cluster.honest()]
+        keys = {key for stripe in self.users.stripes() for key in shard_keys(stripe)}
+        self.cluster.wounds.update(keys.difference(*honest))
+        worker.volume.wounded()
+        worker.volume = self.cluster.new_volume()
+        worker.liar = False
 
     # -- the clock -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from storage.keys import ShardKey, StripeKey, shard_key
+from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey, shard_key
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import Model
 from tests.simulation.pool import Cluster
@@ -45,7 +45,7 @@ def enough(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> bool:
 
 def spare(cluster: Cluster, stripe: StripeKey) -> int:
     """How many more shards of a stripe may be lost for good, before the object is."""
-    volumes = [worker.volume for worker in cluster.workers]
+    volumes = [worker.volume for worker in cluster.honest()]
     durable = {
         slot
         for slot in readable(stripe, volumes)
@@ -58,18 +58,30 @@ def excused(cluster: Cluster, key: ShardKey) -> bool:
     """Whether a fault destroyed this shard, noticed or not."""
     if key in cluster.wounds:
         return True
-    return any(key in w.volume.records_by_key and not w.volume.is_good(key) for w in cluster.workers)
+    return any(key in w.volume.records_by_key and not w.volume.is_good(key) for w in cluster.honest())
 
 
 def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
-    """Every shard is durable somewhere, but for those that faults destroyed."""
+    """Every shard is durable somewhere, but for those that faults destroyed.
+
+    While a worker lies, those that it says it has are missing: enough must be left of every stripe without them.
+    """
+    honest = cluster.honest()
     keys = {key for stripe in stripes for key in shard_keys(stripe)}
-    for key in sorted(keys.difference(cluster.wounds, *(worker.volume.durable for worker in cluster.workers))):
+    missing = sorted(keys.difference(cluster.wounds, *(worker.volume.durable for worker in honest)))
+    if len(honest) < len(cluster.workers):
+        for stripe in dict.fromkeys(StripeKey(key[:STRIPE_KEY_BYTES]) for key in missing):
+            left = sum(any(key in worker.volume.durable for worker in honest) for key in shard_keys(stripe))
+            require(left > stripe[33], f"honest workers have too little of {stripe.hex()[:12]}")
+        return
+    for key in missing:
         require(excused(cluster, key), f"shard {key[-1]} of {key.hex()[:12]} is durable nowhere, and no fault took it")
 
 
 def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
-    """The loss of any one worker leaves enough of every stripe."""
+    """The loss of any one worker leaves enough of every stripe; where a worker lies, that is the one."""
+    if len(cluster.honest()) < len(cluster.workers):
+        return  # check_durable does without it
     for stripe in stripes:
         keys = shard_keys(stripe)
         for lost in cluster.workers:

@@ -73,11 +73,10 @@ class Model:
     def _version_stripe(self, version_id: str) -> StripeKey:
         return metadata_stripe(Kind.VERSION, bytes.fromhex(version_id), self.profile.n)
 
-    def stripes(self) -> dict[StripeKey, None]:
-        """All stripes that versions are made of."""
-        return dict.fromkeys(
-            stripe for file in self.files.values() for kept in file.versions for stripe in kept.stripes
-        )
+    def stripes(self, leaving: Name | None = None) -> dict[StripeKey, None]:
+        """All stripes that versions are made of, but for those of one name's file."""
+        files = [file for name, file in self.files.items() if name != leaving]
+        return dict.fromkeys(stripe for file in files for kept in file.versions for stripe in kept.stripes)
 
     def versions(self) -> Iterator[tuple[Name, File, Kept]]:
         """All versions."""
@@ -100,9 +99,9 @@ def small_content(rng: Random) -> bytes:
     return _BLOCKS[rng.randrange(2)][:size] if rng.random() < 0.3 else rng.randbytes(size)
 
 
-def large_content(rng: Random) -> bytes:
+def large_content(rng: Random, chunks_max: int = 3) -> bytes:
     """A few chunks, of which files have many in common."""
-    blocks = [rng.choice(_BLOCKS) for _ in range(rng.randint(1, 3))]
+    blocks = [rng.choice(_BLOCKS) for _ in range(rng.randint(1, chunks_max))]
     tail = rng.randbytes(rng.choice((0, 1, 1000)))
     return b"".join(blocks) + tail
 

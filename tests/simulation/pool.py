@@ -111,10 +111,14 @@ class Cluster:
                 worker.beat(self.pool)
             self.pool.tick()
 
+    def honest(self) -> list[Worker]:
+        """Workers that do not lie: what others have counts as lost."""
+        return [worker for worker in self.workers if not worker.liar]
+
     def usable_volumes(self) -> list[MemoryVolume]:
-        """Volumes that the pool has at its disposal right now."""
+        """Volumes of honest workers that the pool has at its disposal right now."""
         fleet = self.pool.fleet
-        by_name = {worker.name: worker for worker in self.workers}
+        by_name = {worker.name: worker for worker in self.honest()}
         found = []
         for record in self.pool.membership.records:
             worker, connection = by_name.get(record.worker), fleet.volume(record.slot)

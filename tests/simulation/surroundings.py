@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 PARTITIONS = 32
+CHECKPOINT_CHUNKS = 2  # after so many, an upload leases what it has taken in
 
 
 @contextmanager
@@ -24,6 +25,8 @@ def simulated_surroundings() -> Iterator[None]:
             patch.setattr("storage.layout.PARTITIONS", PARTITIONS)
             patch.setattr("storage.layout.partition_of", _partition_of)
             patch.setattr("taskworker.pool.fleet.partition_of", _partition_of)
+            patch.setattr("storage.upload.FAN_OUT", CHECKPOINT_CHUNKS)
+            patch.setattr("storage.upload._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
             yield
     finally:
         logging.disable(before)

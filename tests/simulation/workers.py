@@ -12,9 +12,11 @@ from taskworker.pool.membership import Application, WorkerLoad
 from taskworker.pool.node_pool import PoolCore
 from taskworker.wire.protocol import PROTOCOL
 from tests.simulation.disk import MemoryVolume
+from tests.simulation.liars import LyingVolume
 from tests.simulation.network import Network
 
 CAPACITY = 1 << 30
+_HUGE = 1 << 40
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +31,7 @@ class Worker:
         up: whether its process runs.
         cut_off: whether the network between it and the pool is down.
         lost_beats: how many heartbeats to come do not get through.
+        liar: whether its answers are false half of the time.
         former: instances of its processes before the latest one.
     """
 
@@ -40,9 +43,11 @@ class Worker:
     up: bool = False
     cut_off: bool = False
     lost_beats: int = 0
+    liar: bool = False
     former: list[str] = field(default_factory=list)
     _instance: str = ""
     _joined: bool = field(default=False)
+    _rotten: int = 0
 
     @property
     def address(self) -> str:
@@ -77,7 +82,8 @@ class Worker:
     def listen(self) -> None:
         """Answer calls, or not."""
         if self.reachable:
-            self.network.answering[self.address] = self.volume
+            answering = LyingVolume(self.volume, self.rng) if self.liar else self.volume
+            self.network.answering[self.address] = answering
             self.network.instances[self.address] = self._instance
         else:
             self.network.answering.pop(self.address, None)
@@ -90,7 +96,7 @@ class Worker:
             self.lost_beats -= 1
             self.network.injected["heartbeat lost"] += 1
             return
-        if self._joined and not pool.heartbeat(self.name, self._instance, WorkerLoad()):
+        if self._joined and not pool.heartbeat(self.name, self._instance, self._load()):
             self._joined = False
         if not self._joined:
             self._join(pool)
@@ -124,6 +130,14 @@ class Worker:
         with suppress(WorkerRefused, StorageError):
             pool.join(self.application(pool, instance))
 
+    def _load(self) -> WorkerLoad:
+        """What it says of itself."""
+        if not self.liar:
+            return WorkerLoad()
+        self._rotten += self.rng.choice((0, 0, 1, _HUGE))
+        huge = self.rng.choice((0, _HUGE))
+        return WorkerLoad(float(huge), huge, huge, huge, huge, self._rotten, huge, huge, float(huge), huge, huge, huge)
+
     def _join(self, pool: PoolCore) -> None:
         try:
             pool.join(self.application(pool, self._instance))
@@ -137,7 +151,7 @@ class Worker:
             worker=self.name,
             address=self.address,
             zone=self.zone,
-            capacity=CAPACITY,
+            capacity=self.rng.choice((1, _HUGE)) if self.liar else CAPACITY,
             instance=instance or self._instance,
             volume_id=self.volume.volume_id,
             pool_id=pool.pool_id,

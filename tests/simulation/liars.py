@@ -1,0 +1,141 @@
+"""Workers that lie: a volume whose every answer may be false, though of the form that the protocol asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
+
+from blake3 import blake3
+
+from storage.errors import StoreFull
+from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.shards import CorruptShard, Location, Shard, VolumeUsage
+from storage.shards.port import Verdict
+from taskworker.wire.shards import OBJECT_BYTES_MAX
+from tests.simulation.disk import MemoryVerification, MemoryVolume
+
+_HUGE = 1 << 62
+_SEGMENTS = 1000
+
+
+class LyingVolume(MemoryVolume):
+    """Answers for another volume, whose state it shares, and lies half of the time.
+
+    Args:
+        truth: the volume that it answers for.
+        rng: decides what it says.
+    """
+
+    __slots__ = ("_rng",)
+
+    def __init__(self, truth: MemoryVolume, rng: Random) -> None:
+        self.__dict__ = truth.__dict__
+        self._rng = rng
+
+    def _lies(self) -> bool:
+        return self._rng.random() < 0.5
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        kept = [shard for shard in shards if not self._lies()]
+        if len(kept) < len(shards) and self._rng.random() < 0.05:
+            raise StoreFull("a lie")
+        super().append([self._forged(shard) if self._rng.random() < 0.2 else shard for shard in kept], urgent=urgent)
+
+    def _forged(self, shard: Shard) -> Shard:
+        payload = bytearray(shard.payload)
+        if payload:
+            payload[self._rng.randrange(len(payload))] ^= 1 << self._rng.randrange(8)
+        length = self._rng.choice((shard.object_length, shard.object_length + 1))
+        return Shard(shard.key, length, blake3(payload).digest(), bytes(payload))
+
+    def sync(self) -> None:
+        if not self._lies():
+            super().sync()
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def locate(self, key: ShardKey) -> Location | None:
+        if not self._lies():
+            return super().locate(key)
+        length = self._rng.choice((0, 1, 100, 16384, 65536, OBJECT_BYTES_MAX))
+        lie = Location(self._rng.randrange(_SEGMENTS), self._rng.randrange(1 << 20), length, length)
+        return self._rng.choice((None, lie))
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        if not self._lies():
+            return super().missing(keys)
+        return self._rng.choice(([], list(range(len(keys))), [at for at in range(len(keys)) if self._lies()]))
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        true = list(super().keys(start, stop))
+        if not self._lies():
+            return iter(true)
+        invented = [self._invented(key) for key in true for _ in range(2)]
+        within = sorted(key for key in invented if key >= start and (stop is None or key < stop))
+        return iter(self._rng.choice(([], true[::2], within)))
+
+    def _invented(self, key: ShardKey) -> ShardKey:
+        return ShardKey(self._rng.randbytes(ID_BYTES) + key[ID_BYTES:])
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
+        true = super().fetch(key, length)
+        if not self._lies():
+            return true
+        return self._rng.choice((None, memoryview(bytes(length)), memoryview(self._rng.randbytes(length))))
+
+    def read(self, key: ShardKey) -> Shard | None:
+        true = super().read(key)
+        if not self._lies():
+            return true
+        if self._rng.random() < 0.2:
+            raise CorruptShard("a lie")
+        return None if true is None or self._lies() else self._forged(true)
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        true = list(super().records(kinds))
+        return iter([self._forged(shard) if self._lies() else shard for shard in true if not self._lies()])
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    def remove(self, keys: Iterable[ShardKey]) -> int:
+        doomed = list(keys)
+        return self._rng.randrange(len(doomed) + 1) if self._lies() else super().remove(doomed)
+
+    def discard(self, key: ShardKey, location: Location) -> bool:
+        return self._rng.random() < 0.5 if self._lies() else super().discard(key, location)
+
+    def verify(self, progress: Callable[[int], None]) -> MemoryVerification:
+        return _LyingVerification(self, self._rng)
+
+    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return _verdicts(len(keys), self._rng)
+
+    def compact(self, live_ratio_max: float) -> tuple[int, int]:
+        return self._rng.choice(((0, 0), (_HUGE, _HUGE)))
+
+    def usage(self) -> VolumeUsage:
+        return VolumeUsage(*(self._rng.choice((0, 1, _HUGE)) for _ in range(5)))
+
+
+class _LyingVerification(MemoryVerification):
+    def __init__(self, volume: LyingVolume, rng: Random) -> None:
+        super().__init__(volume)
+        self._rng = rng
+
+    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        return _verdicts(len(keys), self._rng)
+
+    def quarantine_rest(self) -> Iterator[ShardKey]:
+        rest = list(super().quarantine_rest())
+        return iter([] if self._rng.random() < 0.5 else rest)
+
+
+def _verdicts(count: int, rng: Random) -> list[Verdict]:
+    """The same for all, which is the worst, or anything."""
+    if rng.random() < 0.7:
+        return [rng.choice(list(Verdict))] * count
+    return rng.choices(list(Verdict), k=count)
