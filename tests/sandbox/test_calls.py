@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -399,7 +400,7 @@ def test_code_that_cannot_be_imported_is_told(host: SandboxHost, bundles: Path, 
     ("source", "text"), [("raise ValueError('why')", "why"), ("import os; os._exit(0)", "imported")]
 )
 def test_why_code_cannot_be_imported_is_told_to_a_host_that_looks_late(
-    host: SandboxHost, bundles: Path, source: str, text: str, monkeypatch: pytest.MonkeyPatch
+    bundles: Path, source: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receive = proof.receive_with_pid
 
@@ -411,9 +412,11 @@ def test_why_code_cannot_be_imported_is_told_to_a_host_that_looks_late(
         return message, pid
 
     image = program(bundles, source)
-    monkeypatch.setattr(proof, "receive_with_pid", receive_late)
-    with pytest.raises(FunctionBroken, match=text):
-        host.warm(image)
+    with closing(SandboxHost(bundles)) as host:  # which has no other function that it would wait for
+        host.start()
+        monkeypatch.setattr(proof, "receive_with_pid", receive_late)
+        with pytest.raises(FunctionBroken, match=text):
+            host.warm(image)
 
 
 def test_a_bundle_elsewhere_is_refused(host: SandboxHost, tmp_path: Path) -> None:
