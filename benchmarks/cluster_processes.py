@@ -42,11 +42,12 @@ class Cluster:
         home: a directory for it, which may not be there yet.
         lease_s: how long a silent worker passes for a living one; it is lost right after. By default nobody
             is lost, and nothing is mended, while a benchmark lasts.
+        module: what ``python -m`` runs as the pool.
     """
 
-    def __init__(self, home: Path, lease_s: float = LONG_LEASE_S) -> None:
+    def __init__(self, home: Path, lease_s: float = LONG_LEASE_S, module: str = "benchmarks.pool_process") -> None:
         self._home = home
-        self._pool = ServerProcess("benchmarks.pool_process", home / "pool", lease_s, 0.0)
+        self._pool = ServerProcess(module, home / "pool", lease_s, 0.0)
         self._workers: dict[str, ServerProcess] = {}
 
     def __enter__(self) -> Self:

@@ -30,6 +30,7 @@ RATIO_MIN = 0.5
 DEGRADED_MIN = 0.7
 CLIENTS_MIN = 0.9
 BESIDE_MIN = 0.7
+VERIFY_MAX = 1.1
 _FILLED = 4  # times the bytes pushed and got: more to move than is moved meanwhile
 POOL_MIB_MAX = 300
 CLIENT_MIB_MAX = 150
@@ -38,6 +39,7 @@ PUSH_LIMIT = "bare relay: 1 MiB messages to it, 1.5x the bytes on to six sinks t
 GET_LIMIT = "bare relay: 1 MiB messages from four sinks to it, and on to the client"
 SMALL_LIMIT = "bare relay: a call to it, then one to each of six sinks that write a quarter and fsync"
 MEND_LIMIT = "bare relay: reads the bytes from four sinks, writes a quarter of them to two that fsync"
+TRUSTING_LIMIT = "the same by a pool that takes its workers at their word"
 QUIET_LIMIT = "the same on the same pool with nothing else going on"
 ALONE_LIMIT = "the same bytes by one such client"
 
@@ -71,6 +73,9 @@ class Samples:
     quiet: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
     beside: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
     """With nothing else going on in the pool, and while shards are moved off a worker."""
+    verifying: dict[str, list[float]] = field(default_factory=lambda: {"repair": [], "move": []})
+    trusting: dict[str, list[float]] = field(default_factory=lambda: {"repair": [], "move": []})
+    """Seconds to mend a loss and drain a worker: of a pool that reads back what it wrote and of one that does not."""
     kill_to_whole: list[float] = field(default_factory=list)
     peaks: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Peak memory in MiB: at the end, and before the first byte."""
@@ -90,6 +95,7 @@ def run(session: Session) -> SuiteResult:
         _rounds(session, root, sources, bare, found, samples)
         _beside_background_work(session, samples)
         _repairs(session, sources, bare, found, samples)
+        _verifying(session, sources, samples)
     return result_of(session, samples, found)
 
 
@@ -332,6 +338,35 @@ def _repair(pool: Cluster, samples: Samples) -> None:
     samples.pool.repair.append(whole - pool.lost_at(lost))
 
 
+# -- what it costs to believe no worker ------------------------------------------------------------
+
+
+def _verifying(session: Session, sources: list[Path], samples: Samples) -> None:
+    """In turns: a pool that reads back what it writes, and one that does not; both lose a worker, and drain one."""
+    count = session.sizes.cluster_repairs
+    pools = (("benchmarks.pool_process", samples.verifying), ("benchmarks.trusting_pool_process", samples.trusting))
+    with session.progress.counted("repairs and drains with verification and without", 2 * count) as counter:
+        for number in range(count):
+            for module, into in pools if number % 2 == 0 else pools[::-1]:
+                with session.scratch("cluster-verify") as home, Cluster(home, LEASE_S, module) as pool:
+                    with Client(pool.address) as client:
+                        client.push(sources[number], filename="file", user_id=USER)
+                    settle()
+                    lost, drained, *left = pool.workers
+                    pool.kill(lost)
+                    pool.await_settled([drained, *left])
+                    into["repair"].append(time.time() - pool.lost_at(lost))
+                    settle()
+                    with PoolClient(pool.address) as operator:
+                        into["move"].append(seconds_of(partial(_drain, operator, pool, drained, left)))
+                counter.advance()
+
+
+def _drain(operator: PoolClient, pool: Cluster, drained: str, left: list[str]) -> None:
+    operator.drain(drained)
+    pool.await_settled(left)
+
+
 # -- the outcome -----------------------------------------------------------------------------------
 
 
@@ -373,6 +408,14 @@ def result_of(session: Session, samples: Samples, found: Found) -> SuiteResult:
         figures.append(figure)
         text = f"{task} beside background work / without"
         targets.append(_target(text, BESIDE_MIN, figure.ratios, figure, session))
+    for task, text in (("repair", "repair after the loss of one worker"), ("move", "moving a drained worker's shards")):
+        without = Limit(TRUSTING_LIMIT, tuple(samples.trusting[task]))
+        name = f"pool: verify before drop, {text}, {human_size(sizes.cluster_bytes)}"
+        figure = Figure(name, "s", tuple(samples.verifying[task]), "lower", without)
+        figures.append(figure)
+        ratios = [with_it / other for with_it, other in zip(figure.samples, without.samples, strict=True)]
+        text = f"{text}: with verification / without"
+        targets.append(Target(MARK, text, "at most", VERIFY_MAX, "x", tuple(ratios), name, sizes.reduced))
     for who, bound in (("pool", POOL_MIB_MAX), ("client", CLIENT_MIB_MAX)):
         peak, floor = samples.peaks[who]
         name = f"{who}: push and get of {human_size(sizes.cluster_memory_bytes)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from storage.errors import FormatError
 from storage.keys import SHARD_KEY_BYTES, ShardKey
 from storage.lmdb_env import Environment, Transaction
 from storage.shards.port import Location, VolumeFailed
+from storage.shards.record import HEADER_BYTES
 
 _LOCATION = struct.Struct("<IIII")
 _CHECKPOINT = struct.Struct("<QQ")
@@ -202,6 +204,21 @@ class ShardIndex:
                 return
             for key, _ in page:
                 yield ShardKey(key)
+
+    def live_bytes(self) -> Counter[int]:
+        """Bytes of the payloads and headers that entries point to, by segment; too many where entries are moving."""
+        found: Counter[int] = Counter()
+        with self._checked():
+            for page in self._environment.pages("shards", b""):
+                for _, value in page:
+                    segment, _, payload_length, _ = _LOCATION.unpack(value)
+                    found[segment] += HEADER_BYTES + payload_length
+        for entries in (self._pending, self._flushing):
+            for entry in list(entries.values()):
+                if entry is not None:
+                    segment, _, payload_length, _ = _LOCATION.unpack(entry)
+                    found[segment] += HEADER_BYTES + payload_length
+        return found
 
     def check(self) -> None:
         """See that every entry LMDB keeps can be looked up, and is in order.

@@ -95,6 +95,7 @@ class LocalVolume:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._compact_lock = threading.Lock()
+        self._appended = True  # since live bytes were last counted
         self._files: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
         self._files_lock = threading.Lock()
         self._dirty: dict[int, VolumeFile] = {}
@@ -212,6 +213,7 @@ class LocalVolume:
                 self._release(replaced)
             offset += HEADER_BYTES + length
         self._segments[segment].live += offset - start
+        self._appended = True
 
     def _release(self, location: Location) -> None:
         state = self._segments.get(location.segment)
@@ -672,7 +674,7 @@ class LocalVolume:
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
         with self._compact_lock:
-            self.flush_index()
+            self._recount()
             compacted = freed = 0
             for number in self._compactable(live_ratio_max):
                 try:
@@ -687,6 +689,25 @@ class LocalVolume:
                     continue
                 compacted += 1
             return compacted, freed
+
+    def _recount(self) -> None:
+        """Bring the index to disk, and correct counts of live bytes that are too high.
+
+        A shard that is stored a second time, its entry being in LMDB already, leaves its first record counted.
+        """
+        with self._lock:
+            sizes = {number: state.size for number, state in self._segments.items()}
+            appended, self._appended = self._appended, False
+        self.flush_index()
+        if not appended:
+            return
+        counted = self._index.live_bytes()
+        with self._lock:
+            for number, size in sizes.items():
+                state = self._segments.get(number)
+                if state is not None:  # what was appended meanwhile may not be among what was counted
+                    most = SEGMENT_HEADER_BYTES + counted[number] + state.size - size
+                    state.live = min(state.live, most)
 
     def _compactable(self, live_ratio_max: float) -> list[int]:
         """Segments worth rewriting, emptiest first so that space is there for the rest."""

@@ -91,7 +91,7 @@ class Names:
     ) -> None:
         chosen = self._options = options or DnsOptions()
         self._resolver = Resolver(
-            Zone(directory, clock_s, serial=int(time.time())),
+            Zone(directory, clock_s, serial=int(time.time()) & 0xFFFFFFFF),
             chosen.policy,
             Upstream(chosen.servers),
             clock_s=clock_s,

@@ -78,6 +78,7 @@ class FunctionSandbox:
     ) -> None:
         self.image = image
         self.started = self.used = time.time()
+        self._used_s = time.monotonic()
         self._loop = loop
         self._ended = ended
         self._fence = fence
@@ -160,7 +161,7 @@ class FunctionSandbox:
                         spare = self._ready.pop()  # the latest: the caches know it best
                         if spare.alive:
                             self._calls[spare.pid] = spare
-                            self.used = time.time()
+                            self.used, self._used_s = time.time(), time.monotonic()
                             return spare
                         self._loop.call_soon_threadsafe(self._discard, spare)
                     self._loop.call_soon_threadsafe(self.refill)
@@ -211,6 +212,11 @@ class FunctionSandbox:
             if self._init_pidfd >= 0:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+
+    @property
+    def idle_s(self) -> float:
+        """For how long it has not been called."""
+        return time.monotonic() - self._used_s
 
     def view(self) -> WarmView | None:
         """Say what it is doing; None unless it is warm."""

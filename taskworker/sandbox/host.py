@@ -270,7 +270,7 @@ class SandboxHost:
         """End the function that was not used for longest, if there are as many as may be."""
         idle = [function for function in self._functions.values() if not function.busy]
         if len(self._functions) >= self._warm_max and idle:
-            min(idle, key=lambda function: function.used).close(CallCrashed("the function made room for another"))
+            max(idle, key=lambda function: function.idle_s).close(CallCrashed("the function made room for another"))
 
     def _function_ended(self, function: FunctionSandbox) -> None:
         with self._lock:
@@ -282,11 +282,10 @@ class SandboxHost:
         for call in list(self._calls):
             call.watch()
         self._unfenced = [function for function in self._unfenced if not function.fenced_off()]
-        now = time.time()
         for function in list(self._functions.values()):
-            if not function.busy and now - function.used > self._idle_s:
+            if not function.busy and function.idle_s > self._idle_s:
                 function.close(CallCrashed("the function was not used for long"))
-            elif now - function.used > SPARES_IDLE_S:
+            elif function.idle_s > SPARES_IDLE_S:
                 function.rest()
             else:
                 function.refill()

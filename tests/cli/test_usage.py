@@ -126,8 +126,9 @@ def test_light_commands_load_nothing_heavy() -> None:
         text=True,
         check=True,
     ).stderr
-    for heavy in ("grpc", "storage", "rich.progress", "asyncio", "lmdb"):
-        assert not re.search(rf"\| +{re.escape(heavy)}$", imported, re.MULTILINE), heavy
+    # The package of the engine loads its names when they are used; besides it, only what the standard streams need.
+    for heavy in ("grpc", r"storage\.(?!lazily$|descriptors$).*", r"rich\.progress", "asyncio", "lmdb"):
+        assert not re.search(rf"\| +{heavy}$", imported, re.MULTILINE), heavy
 
 
 def test_embedded_commands_do_without_the_network(embedded: Cli) -> None:

@@ -24,6 +24,8 @@ from tests.crash.victim import USER, digest_of, open_store
 KILLS = 200
 CAMPAIGN_KILLS = 5000
 LOAD_S = 0.2
+LATER_S = 0.02
+LINES_MAX = 40  # two for every operation
 CHECK_EVERY = 8  # rounds; in between one recovery follows on another
 REPOSITORY = Path(__file__).parents[2]
 
@@ -86,12 +88,16 @@ class Victim:
             cwd=REPOSITORY,
         )
 
-    def round(self, number: int, life_s: float) -> None:
-        """Have a child work that long, kill it, and take in all it said."""
+    def round(self, number: int, lines: int, life_s: float) -> None:
+        """Have a child work until it has said so many lines, and that much longer; kill it, and take in all it said."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{number}\n".encode())
         self._process.stdin.flush()
         pid = self._await("pid")
+        while lines > 0:
+            for line in self._lines(60):
+                self._told.take(line)
+                lines -= 1
         deadline = time.monotonic() + life_s
         while (left := deadline - time.monotonic()) > 0:
             for line in self._lines(left):
@@ -169,7 +175,9 @@ def kill_again_and_again(path: Path, kills: int, seed: int) -> Told:
     told, rng = Told(), Random(seed)
     with victim(path, told) as process:
         for number in range(kills):
-            process.round(number, rng.random() * LOAD_S)
+            # At any time, which may be while it opens the store; and at any time after it has worked for a while.
+            lines, life_s = (rng.randrange(LINES_MAX), LATER_S) if number % 2 else (0, LOAD_S)
+            process.round(number, lines, rng.random() * life_s)
             if number % CHECK_EVERY == CHECK_EVERY - 1:
                 with open_store(path) as store:
                     check(store, told, anew=False)

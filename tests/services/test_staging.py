@@ -1,4 +1,4 @@
-"""A large revision puts its chunks into the store before it is applied; a collect in between takes none of them."""
+"""Chunks of pushes that are not committed yet: no collect takes them before their sender is done, or gave up."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from storage import ErasureProfile, FileStorage, ManifestDiff, Version
 from taskworker.services.revision import Revision
+from taskworker.services.server import FileServer
 from taskworker.store_pb2 import Patch, ReviseHeader
-from tests.storage.helpers import CHUNK, digest
+from tests.storage.helpers import CHUNK, copy_store, digest
 
 CHUNKS = [random.Random(seed).randbytes(CHUNK) for seed in range(130)]  # more than is held in memory
 
@@ -52,3 +53,18 @@ def test_a_collect_between_staging_and_applying(store: Collecting) -> None:
     store.delete(version.file_id, user_id="u")
     store.collect(grace_s=0)
     assert store.missing_chunks([digest(chunk) for chunk in CHUNKS], user_id="u") == [True] * len(CHUNKS)
+
+
+def test_pushes_that_a_restart_of_the_server_cut_off_wait_for_their_senders(store: Collecting, tmp_path: Path) -> None:
+    """Without any grace, too: those who pushed are elsewhere, and are about to try again."""
+    ids = [digest(chunk) for chunk in CHUNKS[:3]]
+    upload = store.upload(filename="f", user_id="u")
+    upload.write(b"".join(CHUNKS[:3]))
+    upload.claim()
+    with FileStorage.open(copy_store(tmp_path / "store", tmp_path / "restarted")) as restarted:
+        FileServer(restarted)
+        restarted.collect(grace_s=0)
+        assert restarted.missing_chunks(ids, user_id="u") == [False] * 3
+    with FileStorage.open(copy_store(tmp_path / "store", tmp_path / "embedded")) as embedded:
+        embedded.collect(grace_s=0)
+        assert embedded.missing_chunks(ids, user_id="u") == [True] * 3

@@ -263,6 +263,32 @@ def test_only_the_shard_found_bad_is_discarded(scratch: Path) -> None:
     volume.close()
 
 
+@pytest.mark.parametrize("segment_bytes_max", [1000, 1 << 20])
+def test_a_shard_that_is_stored_twice_leaves_nothing_behind(scratch: Path, segment_bytes_max: int) -> None:
+    """Whoever writes asks first whether it is there, but not always the volume itself."""
+    identity = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
+    volume = LocalVolume(scratch, identity, segment_bytes_max=segment_bytes_max)
+    shards = [
+        Shard(shard_key(stripe_key(Kind.CHUNK, bytes([number]) * 32, 1, 1), 0), 900, digest(bytes(900)), bytes(900))
+        for number in range(20)
+    ]
+    for _ in range(3):
+        volume.append(shards)
+        volume.flush_index()
+    kept, dead = shards[:2], [shard.key for shard in shards[2:]]
+    volume.remove(dead)
+    for ratio in (0.0, 0.6):
+        volume.compact(ratio)
+    usage = volume.usage()
+    assert usage.bytes_used < 5 * 1000
+    assert usage.shards == 2
+    for shard in kept:
+        found = volume.read(shard.key)
+        assert found is not None
+        assert bytes(found.payload) == bytes(900)
+    volume.close()
+
+
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_flushing_by_threads(scratch: Path, parallel: int) -> None:
     """Where the kernel takes no flush requests."""

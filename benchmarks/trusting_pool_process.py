@@ -1,0 +1,23 @@
+"""A node pool that believes its workers, to see what it costs not to: it reads nothing back that it has written."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+
+from benchmarks.pool_process import serve
+from storage.maintenance.readback import Moved, ReadBack
+from storage.shards import ShardStore
+from taskworker.cli.allocator import keep_one_arena
+
+
+def _believed(self: ReadBack, store: int, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
+    return iter(written)
+
+
+if __name__ == "__main__":
+    ReadBack._given_back = _believed  # type: ignore[method-assign]
+    keep_one_arena()
+    logging.disable(logging.ERROR)
+    serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
