@@ -86,6 +86,18 @@ def pool(
             min=0,
         ),
     ] = 86400.0,
+    capacity_max: Annotated[
+        int,
+        typer.Option(help="The most that a worker's own word about its capacity counts, in GiB.", metavar="GIB", min=1),
+    ] = 1 << 20,
+    audit_rate: Annotated[
+        int,
+        typer.Option(
+            help="How fast shards chosen at random are fetched from the workers and verified, in KiB a second; 0: not.",
+            metavar="KIB",
+            min=0,
+        ),
+    ] = 512,
     rebuild: Annotated[
         str,
         typer.Option(
@@ -131,6 +143,8 @@ def pool(
         allow_fragile=allow_fragile,
         tranquility=tranquility,
         collect_every_s=collect_every,
+        capacity_max=capacity_max << 30,
+        audit_bytes_per_s=audit_rate << 10,
         rebuild=rebuild,
     )
     keep_private()

@@ -57,6 +57,7 @@ _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _REPAIR_BYTES_MIN = 256 << 20
+_CAPACITY_MAX = 1 << 50
 _TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
 _ADDRESS_MAX = 512
 _EVENTS_KEPT = 200
@@ -80,6 +81,7 @@ class PoolOptions:
         tranquility: while users are at work, how long background work rests after each object, in
             multiples of the time that it took. 0 mends as fast as can be.
         collect_every_s: how often the space of what no file needs is freed; 0: only when told.
+        capacity_max: in bytes, the most that a worker's word about its own capacity counts.
         audit_bytes_per_s: how fast shards chosen at random are fetched from the workers and verified; 0: not at all.
         rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
             until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
@@ -91,6 +93,7 @@ class PoolOptions:
     allow_fragile: bool = False
     tranquility: float = 4.0
     collect_every_s: float = COLLECT_EVERY_S
+    capacity_max: int = _CAPACITY_MAX
     audit_bytes_per_s: int = AUDIT_BYTES_PER_S
     rebuild: str = ""
 
@@ -256,6 +259,7 @@ class PoolCore:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
         _check_texts(application)
+        application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
         self._check_profile(application)
         self._bury_dead_rival(application)
         self.membership.check(application)

@@ -253,6 +253,11 @@ def test_a_worker_that_loses_what_it_is_given_hour_after_hour_is_not_believed(cl
     assert fleet.trusts(2)
 
 
+def test_no_capacity_counts_for_more_than_the_operator_wants(cluster: Cluster) -> None:
+    good = cluster.add_worker().application(cluster.pool)
+    assert cluster.pool.join(replace(good, capacity=1 << 62)).capacity == 1 << 50
+
+
 def test_members_tell_no_more_of_themselves_than_people_can_read(cluster: Cluster) -> None:
     worker = cluster.add_worker()
     good = worker.application(cluster.pool)
