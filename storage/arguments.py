@@ -196,6 +196,12 @@ def _chunk_id(value: Any) -> None:
         raise InvalidArgument("a chunk id has 32 bytes")
 
 
+def _file_ids(value: Any) -> list[str]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"file_ids must be a list of ids, not {type(value).__name__}")
+    return [identifier("a file id")(one) for one in value]
+
+
 def _sha256(value: Any) -> str:
     check_sha256(value)
     return _plain(value)
@@ -243,6 +249,7 @@ RULES: Mapping[str, Rule] = {
     "note": _same_text(check_note),
     "prefix": text("prefix"),
     "file_id": identifier("file_id"),
+    "file_ids": _file_ids,
     "version_id": identifier("version_id"),
     "base_version_id": identifier("base_version_id"),
     "have_version_id": identifier("have_version_id"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -20,7 +20,6 @@ from storage.errors import (
     FileNotFound,
     FormatError,
     InsufficientWorkers,
-    PermissionDenied,
     StorageError,
     StoreFull,
 )
@@ -148,11 +147,11 @@ class GroupCommit:
         """Make a version durable and visible.
 
         Returns:
-            the new head; the present head, unchanged, if its content is the same.
+            the new head; the present head, ``unchanged``, if its content is the same and there is no new note.
 
         Raises:
             ConflictError: the head is not ``base``.
-            FileNotFound, PermissionDenied: about ``file_id``.
+            FileNotFound: there is no ``file_id``, or it is another user's.
             StoreFull, InsufficientWorkers: it could not be stored.
         """
         with self._mutex:
@@ -225,7 +224,7 @@ class GroupCommit:
             state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
-            except (ConflictError, FileNotFound, PermissionDenied, InsufficientWorkers, FormatError) as error:
+            except (ConflictError, FileNotFound, InsufficientWorkers, FormatError) as error:
                 outcomes.append(error)
 
         def finish() -> None:
@@ -261,11 +260,12 @@ class GroupCommit:
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
             head = self._head(txn, file_id, entry)
-            if head.record.root_id == identifier:
+            # The same content with something new said of it is a version of its own.
+            if head.record.root_id == identifier and pending.note in ("", head.record.note):
                 state.restore(pending.shards)
                 if pending.upload is not None:
                     txn.end_upload(pending.upload)
-                return head
+                return replace(head, unchanged=True)
         else:
             file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
@@ -329,37 +329,43 @@ class GroupCommit:
         txn.set_file(file_id, entry, pending.name)
 
     def delete(
-        self, file_id: bytes, check: Callable[[FileEntry | None], FileEntry], name: Callable[[str], bytes]
+        self,
+        file_ids: Sequence[bytes],
+        check: Callable[[bytes, FileEntry | None], FileEntry],
+        name: Callable[[str], bytes],
     ) -> None:
-        """End a file's chain, durably.
+        """End the chains of files, durably: all of them or none, by one transaction and one flush of the volumes.
 
         Args:
-            file_id: the file.
-            check: returns the entry if the caller may delete it, raises otherwise.
+            file_ids: the files, each once.
+            check: given an id and its entry, returns the entry if the caller may delete it, raises otherwise.
             name: makes the key of a filename.
         """
         with self._mutex:
             buried, self._buried = self._buried, []
 
-        def work(txn: CatalogTransaction) -> bytes:
-            entry = check(txn.file(file_id))
+        def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
+            tombstones: list[tuple[bytes, bytes]] = []
             counters = txn.counters()
-            sequence = self._next_sequence(counters.sequence)
-            raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, sequence))
-            txn.delete_file(file_id, name(entry.filename), raw)
+            logical_bytes, sequence = counters.logical_bytes, counters.sequence
+            for file_id in file_ids:
+                entry = check(file_id, txn.file(file_id))
+                sequence = self._next_sequence(sequence)
+                raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, sequence))
+                txn.delete_file(file_id, name(entry.filename), raw)
+                logical_bytes -= entry.size
+                tombstones.append((file_id, raw))
             txn.buried(buried)
-            txn.set_counters(
-                Counters(counters.files - 1, counters.versions, counters.logical_bytes - entry.size, sequence)
-            )
-            return raw
+            txn.set_counters(Counters(counters.files - len(tombstones), counters.versions, logical_bytes, sequence))
+            return tombstones
 
         try:
-            raw = self._catalog.transact(work)
+            tombstones = self._catalog.transact(work)
         except BaseException:
             with self._mutex:
                 self._buried += buried
             raise
-        self._bury([(file_id, raw)])
+        self._bury(tombstones)
 
     def _next_sequence(self, last: int) -> int:
         """The store's clock in microseconds, or the next number where the clock did not advance.
@@ -406,17 +412,21 @@ class GroupCommit:
         for stripe in stripes:
             self._pins.pin(stripe)
         try:
-            for stripe, (_, raw) in zip(stripes, tombstones, strict=True):
-                if self._stripes.absent_slots(stripe):
-                    put_metadata(self._stripes, Kind.TOMBSTONE, raw, self._copies, urgent=True)
+            batches: dict[int, list[Shard]] = {}
+            for stripe, (_, raw), absent in zip(stripes, tombstones, self._stripes.absent(stripes), strict=True):
+                if absent:
+                    shards = self._stripes.shards_of(stripe, raw, len(raw))
+                    for slot, batch in self._stripes.by_volume(stripe, shards).items():
+                        batches.setdefault(slot, []).extend(batch)
+            self._stripes.volumes.append(batches, urgent=True)
             self._stripes.volumes.sync()
         except (StoreFull, InsufficientWorkers) as error:
             log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
         else:
             told = [
                 file_id
-                for stripe, (file_id, _) in zip(stripes, tombstones, strict=True)
-                if len(self._stripes.absent_slots(stripe)) < self._copies  # not every volume is offline
+                for (file_id, _), absent in zip(tombstones, self._stripes.absent(stripes), strict=True)
+                if len(absent) < self._copies  # not every volume is offline
             ]
             with self._mutex:
                 self._buried += told
@@ -462,11 +472,11 @@ class _BatchState:
         return Counters(self._files, self._versions, self._logical_bytes, self.sequence)
 
 
-def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int, *, urgent: bool = False) -> StripeKey:
+def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int) -> StripeKey:
     """Append a metadata object to its volumes; not yet durable. Returns its stripe key."""
     stripe = metadata_stripe(kind, object_id(raw), copies)
     batches = stripes.by_volume(stripe, stripes.shards_of(stripe, raw, len(raw)))
-    stripes.volumes.append(batches, urgent=urgent)
+    stripes.volumes.append(batches)
     return stripe
 
 
@@ -474,7 +484,7 @@ def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
     if entry is None:
         raise FileNotFound("the file was deleted meanwhile")
     if entry.user_id != pending.user_id:
-        raise PermissionDenied("the file belongs to another user")
+        raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
     if pending.base is not None and entry.head != pending.base:
         raise ConflictError(
             f"head is {entry.head.hex()}, the change was made against {pending.base.hex()}; "

@@ -6,13 +6,25 @@ do about it. Services map the classes to their own status codes.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StorageError(Exception):
-    """Base of all errors raised by ``storage``."""
+    """Base of all errors raised by ``storage``; they can be pickled, as ``multiprocessing`` does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way calls the class with the text alone, which some are not made of.
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(cls: type[StorageError], args: tuple[Any, ...], attributes: dict[str, Any]) -> StorageError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class FileNotFound(StorageError):
-    """No file with this id or name exists (or it has been deleted)."""
+    """No file with this id or name exists, or it has been deleted, or is another user's."""
 
 
 class VersionNotFound(StorageError):
@@ -20,7 +32,7 @@ class VersionNotFound(StorageError):
 
 
 class PermissionDenied(StorageError):
-    """The file belongs to another user."""
+    """What was asked for is not allowed: a secret, an outside address, a name that is blocked."""
 
 
 class ConflictError(StorageError):

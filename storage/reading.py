@@ -16,7 +16,7 @@ from storage.budget import Budget
 from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
 from storage.forks import HomeProcess
 from storage.keys import StripeKey
-from storage.limits import MIB, BytesLike
+from storage.limits import KIB, MIB, BytesLike
 from storage.manifest import FAN_OUT, Manifest, RootNode
 from storage.stripes import StripeStore
 from storage.upload import chunk_stripe
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _AHEAD_BYTES = 4 * MIB
 _AHEAD_MAX = 4
 _LEAVES_CACHED = 4
+_BUFFER_BYTES = 64 * KIB  # reads of lines and the like take 0.1 ms for each; larger reads go past it
+_BUFFER_BYTES_MIN = 8 * KIB
 AHEAD_BYTES_ALL = 16 * MIB  # of all readers together; those that find it used up read when they are asked
 
 
@@ -49,10 +51,10 @@ class _Share:
             self._budget.give_back(self._count)
 
 
-class FileReader(io.RawIOBase):
-    """A version's content as a seekable binary stream; reads see this version whatever happens to the file.
+class VersionStream(io.RawIOBase):
+    """A version's bytes, unbuffered: every read goes to the chunks. :class:`FileReader` is what users have.
 
-    Not for use by several threads at once; open one per thread.
+    Not for use by several threads at once.
     """
 
     def __init__(
@@ -328,3 +330,38 @@ class FileReader(io.RawIOBase):
         self._home.check()
         if self.closed:
             raise ValueError("the file is closed")
+
+
+class FileReader(io.BufferedReader):
+    """A version's content as a seekable binary stream; reads see this version whatever happens to the file.
+
+    It does all that a file opened by ``open(path, "rb")`` does: ``peek``, lines, ``io.TextIOWrapper`` around it. Large
+    reads go past its buffer, straight into what they return. Not for use by several threads at once; open one per
+    thread.
+
+    Raises:
+        DataLossError: (from reads) a chunk is lost; names file and chunk.
+        InsufficientWorkers: (from reads) too many of a pool's workers are away for now.
+    """
+
+    def __init__(self, stream: VersionStream) -> None:
+        super().__init__(stream, buffer_size=_BUFFER_BYTES if stream.size > _BUFFER_BYTES_MIN else _BUFFER_BYTES_MIN)
+        self._stream = stream
+
+    @property
+    def version(self) -> Version:
+        """The version read."""
+        return self._stream.version
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self._stream.size
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end, in memory."""
+        return self.read()
+
+    def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
+        """See :meth:`VersionStream.iter_chunks`; the position has nothing to do with it."""
+        return self._stream.iter_chunks(start, stop, recycled=recycled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -84,6 +84,7 @@ class Version:
         sequence: the store's commit order.
         sha256: hex SHA-256 of the content, if the author gave it.
         note: free text.
+        unchanged: in what a push or revise returns, that there was nothing to store: this was the head already.
     """
 
     file_id: str
@@ -98,6 +99,7 @@ class Version:
     sequence: int
     sha256: str | None
     note: str
+    unchanged: bool = field(default=False, compare=False)
 
     @property
     def chunk_count(self) -> int:
@@ -113,12 +115,16 @@ _tombstone_decoder = msgspec.msgpack.Decoder(Tombstone)
 
 @dataclass(frozen=True, slots=True)
 class StoredVersion:
-    """A version with the manifest root it names, as stored; ``raw`` is the whole object's bytes."""
+    """A version with the manifest root it names, as stored; ``raw`` is the whole object's bytes.
+
+    ``unchanged``: it was the head before the commit that returned it.
+    """
 
     version_id: bytes
     record: VersionRecord
     root: RootNode
     raw: bytes
+    unchanged: bool = False
 
     def public(self) -> Version:
         """The form users see."""
@@ -136,6 +142,7 @@ class StoredVersion:
             sequence=record.sequence,
             sha256=record.sha256.hex() if record.sha256 else None,
             note=record.note,
+            unchanged=self.unchanged,
         )
 
 

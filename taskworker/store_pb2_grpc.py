@@ -84,6 +84,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.DeleteFiles = channel.unary_unary(
+                '/taskworker.store.StoreService/DeleteFiles',
+                request_serializer=taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/taskworker.store.StoreService/Stats',
                 request_serializer=taskworker_dot_store__pb2.StatsRequest.SerializeToString,
@@ -158,7 +163,8 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Stat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Calls about a file answer NOT_FOUND for one that is not there and for another user's alike.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -177,6 +183,13 @@ class StoreServiceServicer:
 
     def Delete(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteFiles(self, request, context):
+        """Ends many files, all of them or none: NOT_FOUND if one is not there. At most 1,000.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -264,6 +277,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=taskworker_dot_store__pb2.DeleteRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.DeleteResponse.SerializeToString,
+            ),
+            'DeleteFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFiles,
+                    request_deserializer=taskworker_dot_store__pb2.DeleteFilesRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.DeleteFilesResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -561,6 +579,33 @@ class StoreService:
             '/taskworker.store.StoreService/Delete',
             taskworker_dot_store__pb2.DeleteRequest.SerializeToString,
             taskworker_dot_store__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/DeleteFiles',
+            taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
+            taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,9 +50,12 @@ class StoreServiceStub:
     ReviseStream: _grpc.StreamUnaryMultiCallable[_store_pb2.RevisePart, _store_pb2.ReviseStreamResponse]
     """FileService.Revise for diffs of any size."""
     Stat: _grpc.UnaryUnaryMultiCallable[_store_pb2.StatRequest, _store_pb2.Version]
+    """Calls about a file answer NOT_FOUND for one that is not there and for another user's alike."""
     History: _grpc.UnaryUnaryMultiCallable[_store_pb2.HistoryRequest, _store_pb2.HistoryResponse]
     ListFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.ListFilesRequest, _store_pb2.ListFilesResponse]
     Delete: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]
+    DeleteFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]
+    """Ends many files, all of them or none: NOT_FOUND if one is not there. At most 1,000."""
     Stats: _grpc.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]
     """The store's upkeep: progress while it runs, the report last. One of each kind at a time."""
     Scrub: _grpc.UnaryStreamMultiCallable[_store_pb2.ScrubRequest, _store_pb2.ScrubEvent]
@@ -78,9 +81,12 @@ class StoreServiceAsyncStub(StoreServiceStub):
     ReviseStream: _aio.StreamUnaryMultiCallable[_store_pb2.RevisePart, _store_pb2.ReviseStreamResponse]  # type: ignore[assignment]
     """FileService.Revise for diffs of any size."""
     Stat: _aio.UnaryUnaryMultiCallable[_store_pb2.StatRequest, _store_pb2.Version]  # type: ignore[assignment]
+    """Calls about a file answer NOT_FOUND for one that is not there and for another user's alike."""
     History: _aio.UnaryUnaryMultiCallable[_store_pb2.HistoryRequest, _store_pb2.HistoryResponse]  # type: ignore[assignment]
     ListFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.ListFilesRequest, _store_pb2.ListFilesResponse]  # type: ignore[assignment]
     Delete: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]  # type: ignore[assignment]
+    DeleteFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]  # type: ignore[assignment]
+    """Ends many files, all of them or none: NOT_FOUND if one is not there. At most 1,000."""
     Stats: _aio.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]  # type: ignore[assignment]
     """The store's upkeep: progress while it runs, the report last. One of each kind at a time."""
     Scrub: _aio.UnaryStreamMultiCallable[_store_pb2.ScrubRequest, _store_pb2.ScrubEvent]  # type: ignore[assignment]
@@ -144,7 +150,8 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _store_pb2.StatRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_store_pb2.Version, _abc.Awaitable[_store_pb2.Version]]: ...
+    ) -> _typing.Union[_store_pb2.Version, _abc.Awaitable[_store_pb2.Version]]:
+        """Calls about a file answer NOT_FOUND for one that is not there and for another user's alike."""
 
     @_abc_1.abstractmethod
     def History(
@@ -166,6 +173,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.DeleteResponse, _abc.Awaitable[_store_pb2.DeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteFiles(
+        self,
+        request: _store_pb2.DeleteFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.DeleteFilesResponse, _abc.Awaitable[_store_pb2.DeleteFilesResponse]]:
+        """Ends many files, all of them or none: NOT_FOUND if one is not there. At most 1,000."""
 
     @_abc_1.abstractmethod
     def Stats(

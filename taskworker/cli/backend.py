@@ -81,8 +81,8 @@ class Backend(Protocol):
     def list_files(self, prefix: str = "") -> Iterator[Version]:
         """Heads of the user's files by name, read as they are asked for."""
 
-    def delete(self, file_id: str) -> None:
-        """End a file and its versions."""
+    def delete_files(self, file_ids: list[str]) -> None:
+        """End files and their versions: all of them, or none if one is not there."""
 
     def stats(self) -> StoreStats:
         """Counts and sizes of the store, and how its volumes are."""

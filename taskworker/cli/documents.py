@@ -17,7 +17,9 @@ def document(record: Any) -> dict[str, Any]:
 
 def version_document(version: Version, **more: object) -> dict[str, Any]:
     """A version, and what a command adds to it."""
-    return document(version) | more
+    found = document(version)
+    del found["unchanged"]  # no property of the version, but what a push or revise says
+    return found | more
 
 
 def _value(value: Any) -> Any:

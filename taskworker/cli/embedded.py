@@ -164,8 +164,8 @@ class EmbeddedBackend:
             yield from page
             after = page[-1].filename
 
-    def delete(self, file_id: str) -> None:
-        self._store.delete(file_id, user_id=self._user)
+    def delete_files(self, file_ids: list[str]) -> None:
+        self._store.delete_files(file_ids, user_id=self._user)
 
     def stats(self) -> StoreStats:
         return self._store.stats()

@@ -17,7 +17,7 @@ from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.localfile import copy_stream, replacing
 from taskworker.cli.profile import K, N, profile_of
-from taskworker.cli.references import resolve_file, resolve_range, resolve_version
+from taskworker.cli.references import namesake, resolve_file, resolve_range, resolve_version
 from taskworker.cli.session import Session
 from taskworker.cli.streams import check_output, standard_input, standard_output
 from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 SHORT_ID_LENGTH = 12
+_DELETED_TOGETHER = 250  # by one transaction and flush; often enough for a bar that moves
+_NAMES_SHOWN = 20
 
 FileReference = Annotated[
     str,
@@ -50,7 +52,7 @@ def push(
     n: N = None,
     note: Note = "",
 ) -> None:
-    """Store files. A name that exists gets a new version, or none if the content is the same.
+    """Store files. A name that exists gets a new version, or none if the content is the same (and --note is not new).
 
     With --k 4 --n 6 any four of six volumes suffice to read the file. Given with --store and a
     directory that holds no store yet, the two also become the new store's default.
@@ -67,10 +69,12 @@ def push(
         with session.backend(create=True, profile=profile) as backend:
             for filename, path in sources:
                 version, seconds = _push_one(session, backend, filename, path, profile, note)
-                stored.append(version_document(version))
+                stored.append(version_document(version, unchanged=version.unchanged))
                 if not session.terminal.as_json:
+                    outcome = "unchanged" if version.unchanged else "stored"
+                    pace = pace_text(version.size, seconds)
                     session.terminal.lines(
-                        f"{visible(filename)}: {size_text(version.size)} stored ({pace_text(version.size, seconds)})",
+                        f"{visible(filename)}: {size_text(version.size)} {outcome} ({pace})",
                         f"  file {version.file_id}  version {version.version_id[:SHORT_ID_LENGTH]}",
                     )
     finally:
@@ -322,17 +326,59 @@ def rm(
             help="Ids or names of files.", metavar="ID|NAME", show_default=False, autocompletion=complete_file
         ),
     ],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask: what is an id means that file.", show_default=False)
+    ] = False,
 ) -> None:
     """Delete files with all their versions. `collect` frees their space.
 
+    Asks first if something given is the id of one file and the name of another.
+
     Examples:
         taskworker rm report.pdf
+        taskworker rm *.tmp
     """
     with session.backend() as backend:
-        heads = [resolve_file(backend, file) for file in files]
-        for head in heads:
-            backend.delete(head.file_id)
+        heads = _to_delete(session, backend, files, yes=yes)
+        with session.terminal.progress("delete", unit="objects") as progress:
+            for start in range(0, len(heads), _DELETED_TOGETHER):
+                together = heads[start : start + _DELETED_TOGETHER]
+                backend.delete_files([head.file_id for head in together])
+                if progress is not None:
+                    progress(start + len(together), len(heads))
+    names = [visible(head.filename) for head in heads[:_NAMES_SHOWN]]
+    more = f" and {len(heads) - len(names):,} more" if len(heads) > len(names) else ""
     session.terminal.result(
-        [version_document(head) for head in heads],
-        f"deleted {plural(len(heads), 'file')}: {', '.join(visible(head.filename) for head in heads)}",
+        [version_document(head) for head in heads], f"deleted {plural(len(heads), 'file')}: {', '.join(names)}{more}"
     )
+
+
+def _to_delete(session: Session, backend: Backend, files: list[str], *, yes: bool) -> list[Version]:
+    """The heads of the files meant, each once; all of them are known before the first is deleted."""
+    heads: dict[str, Version] = {}
+    with session.terminal.progress("look up", unit="objects") as progress:
+        doubtful: list[tuple[Version, Version]] = []
+        for done, file in enumerate(files, start=1):
+            head = resolve_file(backend, file)
+            heads[head.file_id] = head
+            other = None if yes else namesake(backend, file, head)
+            if other is not None:
+                doubtful.append((head, other))
+            if progress is not None:
+                progress(done, len(files))
+    for head, other in doubtful:
+        _ask_which(session, head, other)
+    return list(heads.values())
+
+
+def _ask_which(session: Session, head: Version, other: Version) -> None:
+    """Delete ``head`` by its id, which is the name of ``other``? Refused where nobody can answer."""
+    if not session.terminal.can_ask:
+        raise Failure(
+            f"{head.file_id} is the id of '{visible(head.filename)}' and the name of another file, so nothing was "
+            f"deleted: give --yes for the one with that id, or the other one's id, {other.file_id}",
+            ExitCode.USAGE,
+        )
+    question = f"{head.file_id} is also the name of another file. Delete '{visible(head.filename)}', whose id it is?"
+    if not typer.confirm(question, err=True):
+        raise Failure(f"nothing was deleted; the other file's id is {other.file_id}")

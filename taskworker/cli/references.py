@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from storage import Version
     from taskworker.cli.backend import Backend
 
-_FILE_ID = re.compile(r"[0-9a-f]{32}")
 _VERSION_ID = re.compile(r"[0-9a-f]{4,64}")
 _VERSION_ID_LENGTH = 64
 _RANGE = re.compile(r"(\d*)-(\d*)")
@@ -21,15 +19,20 @@ _RANGE = re.compile(r"(\d*)-(\d*)")
 
 def resolve_file(backend: Backend, reference: str) -> Version:
     """The head of the file with this id, or else this name."""
-    from storage import FileNotFound
+    from taskworker.client.references import by_id_or_name
 
-    if _FILE_ID.fullmatch(reference):
-        with contextlib.suppress(FileNotFound):
-            return backend.stat(reference)
-    found = backend.find(reference)
+    found = by_id_or_name(reference, stat=backend.stat, find=backend.find)
     if found is None:
         raise Failure(f"there is no file '{visible(reference)}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
     return found
+
+
+def namesake(backend: Backend, reference: str, head: Version) -> Version | None:
+    """Another file that is named like this id of ``head``, if there is one."""
+    from taskworker.client.references import may_be_id
+
+    other = backend.find(reference) if may_be_id(reference) and reference == head.file_id else None
+    return None if other is None or other.file_id == head.file_id else other
 
 
 def resolve_version(backend: Backend, file_reference: str, version_reference: str | None) -> Version:

@@ -135,8 +135,8 @@ class RemoteBackend:
     def list_files(self, prefix: str = "") -> Iterator[Version]:
         return self._client.iter_files(user_id=self._user, prefix=prefix)
 
-    def delete(self, file_id: str) -> None:
-        self._client.delete(file_id, user_id=self._user)
+    def delete_files(self, file_ids: list[str]) -> None:
+        self._client.delete_files(file_ids, user_id=self._user)
 
     def stats(self) -> StoreStats:
         return self._client.stats()

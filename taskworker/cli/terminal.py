@@ -64,6 +64,11 @@ class Terminal:
         sys.stdout.flush()
         return count
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a person to answer questions."""
+        return sys.stdin.isatty() and sys.stderr.isatty() and not self.as_json
+
     def note(self, text: str) -> None:
         """Tell the person, if there is one, what is not part of the result."""
         if sys.stderr.isatty() and not self.as_json:

@@ -303,6 +303,10 @@ class AsyncClient:
         """See :meth:`Client.delete`."""
         await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
 
+    async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
+        """See :meth:`Client.delete_files`."""
+        await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))
+
     async def call(
         self,
         function: str,

@@ -18,6 +18,7 @@ from storage import (
     CollectReport,
     ConflictError,
     ErasureProfile,
+    FileNotFound,
     ManifestDiff,
     RebuildReport,
     RepairReport,
@@ -45,7 +46,7 @@ from taskworker.client.pushing import PushOptions, push
 from taskworker.client.sources import Pushable
 from taskworker.errors import MessageTooLarge, ServerFault
 from taskworker.wire import convert
-from taskworker.wire.limits import MIB, PAGE_MAX, UNARY_BYTES_MAX
+from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, UNARY_BYTES_MAX
 
 ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
@@ -230,7 +231,7 @@ class Client:
             timeout_s: seconds.
 
         Raises:
-            FileNotFound, VersionNotFound, PermissionDenied, DataLossError, InvalidArgument.
+            FileNotFound, VersionNotFound, DataLossError, InvalidArgument.
         """
         with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
             pieces: list[memoryview] = []
@@ -285,7 +286,7 @@ class Client:
         """A version as a seekable binary file; ``timeout_s`` is for each fetch it makes.
 
         Raises:
-            FileNotFound, VersionNotFound, PermissionDenied.
+            FileNotFound, VersionNotFound.
         """
         return RemoteFile(
             self._channel,
@@ -349,7 +350,7 @@ class Client:
 
         Raises:
             ConflictError: the base is not the head any more.
-            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull, OSError.
+            FileNotFound, VersionNotFound, InvalidArgument, StoreFull, OSError.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
@@ -373,7 +374,7 @@ class Client:
         """Apply a diff to the head it was made from; ``FileStorage.revise`` on a server.
 
         Raises:
-            ConflictError, FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull.
+            ConflictError, FileNotFound, VersionNotFound, InvalidArgument, StoreFull.
         """
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
         header = options.header(diff.base_version_id, diff.new_size, diff.chunk_size)
@@ -402,7 +403,7 @@ class Client:
         Raises:
             ConflictError: both sides moved.
             MessageTooLarge: the diff is too large for one call; :meth:`apply` takes any.
-            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull.
+            FileNotFound, VersionNotFound, InvalidArgument, StoreFull.
         """
         state = store_pb2.SyncState(
             version_id=have_version_id,
@@ -441,7 +442,7 @@ class Client:
 
         Raises:
             ConflictError: both changed, differently; neither is touched.
-            FileNotFound, VersionNotFound, PermissionDenied, InvalidArgument, StoreFull, OSError.
+            FileNotFound, VersionNotFound, InvalidArgument, StoreFull, OSError.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
@@ -461,7 +462,7 @@ class Client:
         """A version by its file's id, the head by default.
 
         Raises:
-            FileNotFound, VersionNotFound, PermissionDenied.
+            FileNotFound, VersionNotFound.
         """
         return self._stat(file_id, user_id, version_id, self._deadline(timeout_s))
 
@@ -469,8 +470,11 @@ class Client:
     def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
         """The head of the file of that name, None if there is none."""
         request = store_pb2.StatRequest(user_id=user_id, filename=filename)
-        message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
-        return convert.version_from_proto(message) if message.file_id else None
+        try:
+            message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
+        except FileNotFound:
+            return None
+        return convert.version_from_proto(message) if message.file_id else None  # as servers before 0.1 said it
 
     @_arguments_checked
     def history(
@@ -485,7 +489,7 @@ class Client:
         """Versions of a file, newest first: at most ``limit``, after version ``before``.
 
         Raises:
-            FileNotFound, VersionNotFound, PermissionDenied.
+            FileNotFound, VersionNotFound.
         """
         deadline = self._deadline(timeout_s)
         versions: list[Version] = []
@@ -535,10 +539,25 @@ class Client:
         """End a file's chain; ``collect`` frees its space.
 
         Raises:
-            FileNotFound, PermissionDenied.
+            FileNotFound.
         """
         request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
         self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
+
+    @_arguments_checked
+    def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
+        """End many files at once; a few hundred together take hardly longer than one.
+
+        Up to 1,000 of them are deleted together: all, or none if one is not there. Of more, some may be deleted when
+        an error is raised.
+
+        Raises:
+            FileNotFound: no such file, or another user's; names it.
+        """
+        deadline = self._deadline(timeout_s)
+        for start in range(0, len(file_ids), DELETE_MAX):
+            request = store_pb2.DeleteFilesRequest(file_ids=file_ids[start : start + DELETE_MAX], user_id=user_id)
+            self._channel.unary(self._channel.store.DeleteFiles, request, deadline)
 
     # Functions
 

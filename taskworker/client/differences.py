@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -254,4 +254,4 @@ def _write_chunk(copy: BinaryIO, patch: Patch, diff: ManifestDiff, fetch: FetchR
 
 def version_of(response: store_pb2.ReviseStreamResponse) -> Version:
     """The version a revision made."""
-    return version_from_proto(response.version)
+    return replace(version_from_proto(response.version), unchanged=response.unchanged)

@@ -63,10 +63,10 @@ def target_of(address: str) -> str:
     Raises:
         InvalidArgument: not such an address.
     """
-    if "," in address:
-        return _target_of_any([one.strip() for one in address.split(",")])
     if not isinstance(address, str):
         raise InvalidArgument(f"an address is text, not {type(address).__name__}")
+    if "," in address:
+        return _target_of_any([one.strip() for one in address.split(",")])
     if address.startswith("unix:") and len(address) > len("unix:"):
         return address
     host, _, port = address.rpartition(":")

@@ -180,8 +180,8 @@ _AHEAD_BYTES_MIN = 256 * KIB
 _AHEAD_BYTES_MAX = 64 * MIB
 
 
-class RemoteFile(io.RawIOBase):
-    """A version on a server as a seekable binary stream. Not for use by several threads at once.
+class _RemoteStream(io.RawIOBase):
+    """A version on a server, unbuffered but for what was fetched ahead.
 
     What is fetched ahead grows while reads follow one another, and starts small again after a seek.
 
@@ -292,3 +292,32 @@ class RemoteFile(io.RawIOBase):
         self._pieces, self._rest = iter(()), memoryview(b"")
         if fetch is not None:
             fetch.close()
+
+
+_BUFFER_BYTES = 64 * KIB
+
+
+class RemoteFile(io.BufferedReader):
+    """A version on a server as a seekable binary stream. Not for use by several threads at once.
+
+    It does all that a file opened by ``open(path, "rb")`` does: ``peek``, lines, ``io.TextIOWrapper`` around it.
+    """
+
+    def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
+        stream = _RemoteStream(channel, wanted, timeout_s=timeout_s, retries=retries)
+        super().__init__(stream, buffer_size=_BUFFER_BYTES)
+        self._stream = stream
+
+    @property
+    def version(self) -> Version:
+        """The version read, whatever happens to the file meanwhile."""
+        return self._stream.version
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self._stream.size
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end, in memory."""
+        return self.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blake3 import blake3
 
@@ -69,7 +69,7 @@ def push(
         messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
         try:
             response = channel.push(messages, deadline)
-            return version_from_proto(response.version)
+            return replace(version_from_proto(response.version), unchanged=response.unchanged)
         except StorageUnavailable as error:
             attempt += 1
             if attempt > retries or not _may_repeat(source, error, committed=messages.last_sent):

@@ -130,11 +130,20 @@ def _of_path(file: BinaryIO) -> Source:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         return StreamSource(_pieces(file))
-    if status.st_size:
+    if status.st_size > PUSH_DATA_BYTES:
         return SeekableSource(file)
-    # Files below /proc and the like say they are empty and are not.
-    first = file.read(PUSH_DATA_BYTES)
-    return StreamSource(chain((first,), _pieces(file))) if first else SeekableSource(first)
+    # Files below /proc say that they are empty and are not, those below /sys that they have 4096 bytes. So a small
+    # file is what is read of it.
+    first = b"".join(_up_to(file, PUSH_DATA_BYTES + 1))
+    if len(first) <= PUSH_DATA_BYTES:
+        return SeekableSource(first)
+    return StreamSource(chain((first,), _pieces(file)))
+
+
+def _up_to(file: BinaryIO, count: int) -> Iterator[bytes]:
+    while count and (piece := file.read(count)):
+        yield piece
+        count -= len(piece)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -257,21 +257,3 @@ def _told(version: Version) -> dict[str, object]:
         "filename": version.filename,
         "size": version.size,
     }
-
-
-def by_name_or_id(
-    name: str,
-    version_id: str | None,
-    *,
-    stat: Callable[[str, str | None], Version],
-    find: Callable[[str], Version | None],
-) -> Version:
-    """The version that ``name`` means: a file's name, else its id.
-
-    Raises:
-        FileNotFound: neither.
-    """
-    found = find(name)
-    if found is None:
-        return stat(name, version_id)
-    return found if version_id is None else stat(found.file_id, version_id)

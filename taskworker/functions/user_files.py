@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from storage import FileStorage, Version
+from storage import FileNotFound, FileStorage, Version
 from taskworker.client import Client
-from taskworker.functions.bridge import by_name_or_id
+from taskworker.client.references import by_id_or_name
 
 
 class EmbeddedFiles:
@@ -18,12 +18,14 @@ class EmbeddedFiles:
 
     def stat(self, name: str, version_id: str | None) -> Version:
         """See ``UserFiles``."""
-        return by_name_or_id(
+        head = by_id_or_name(
             name,
-            version_id,
-            stat=lambda file_id, version: self._store.stat(file_id, user_id=self._user, version_id=version),
+            stat=lambda file_id: self._store.stat(file_id, user_id=self._user),
             find=lambda filename: self._store.find(filename, user_id=self._user),
         )
+        if head is None:
+            raise _not_there(name)
+        return head if version_id is None else self._store.stat(head.file_id, user_id=self._user, version_id=version_id)
 
     def read(self, file_id: str, version_id: str, offset: int, length: int) -> bytes:
         """See ``UserFiles``."""
@@ -38,6 +40,10 @@ class EmbeddedFiles:
     def page(self, prefix: str, after: str, limit: int) -> list[Version]:
         """See ``UserFiles``."""
         return self._store.list_files(user_id=self._user, prefix=prefix, after=after or None, limit=limit)
+
+
+def _not_there(name: str) -> FileNotFound:
+    return FileNotFound(f"there is no file {name[:80]!r}; list the files to see what there is")
 
 
 class PoolFiles:
@@ -56,14 +62,18 @@ class PoolFiles:
 
     def stat(self, name: str, version_id: str | None) -> Version:
         """See ``UserFiles``."""
-        return by_name_or_id(
+
+        def stat(file_id: str, version: str | None = None) -> Version:
+            return self._client.stat(file_id, user_id=self._user, version_id=version, timeout_s=self._timeout_s)
+
+        head = by_id_or_name(
             name,
-            version_id,
-            stat=lambda file_id, version: self._client.stat(
-                file_id, user_id=self._user, version_id=version, timeout_s=self._timeout_s
-            ),
+            stat=stat,
             find=lambda filename: self._client.find(filename, user_id=self._user, timeout_s=self._timeout_s),
         )
+        if head is None:
+            raise _not_there(name)
+        return head if version_id is None else stat(head.file_id, version_id)
 
     def read(self, file_id: str, version_id: str, offset: int, length: int) -> bytes:
         """See ``UserFiles``."""

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 
 class SandboxError(Exception):
-    """The family: everything this room raises on purpose."""
+    """The family: everything this room raises on purpose. They can be pickled, whatever they are made of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(cls: type[SandboxError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SandboxError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class SandboxUnavailable(SandboxError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff
+from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Version
 from taskworker import store_pb2, taskworker_pb2
 from taskworker.errors import MessageTooLarge
 from taskworker.services.binding import Caller, InProcess, require_active, stop_when_abandoned
@@ -40,7 +40,7 @@ class FileService:
             progress=stop_when_abandoned(caller),
         )
         return taskworker_pb2.PushResponse(
-            file_id=version.file_id, status=True, message="stored", version_id=version.version_id
+            file_id=version.file_id, status=True, message=_outcome(version, "stored"), version_id=version.version_id
         )
 
     def Get(  # noqa: N802
@@ -51,7 +51,7 @@ class FileService:
         with self._store.open_file(
             request.file_id, user_id=request.user_id, version_id=request.version_id or None
         ) as reader:
-            if reader.size > UNARY_BYTES_MAX - _FRAME_BYTES:
+            if reader.size > UNARY_BYTES_MAX:  # whatever Push takes fits, and gRPC lets in twice as much
                 raise MessageTooLarge(
                     f"file of {reader.size / MIB:.1f} MiB does not fit the limit of {UNARY_BYTES_MAX // MIB} MiB "
                     "for one message; fetch it with GetStream"
@@ -76,7 +76,7 @@ class FileService:
             time_ms=request.time or None,
         )
         return taskworker_pb2.ReviseResponse(
-            file_id=version.file_id, status=True, message="revised", version_id=version.version_id
+            file_id=version.file_id, status=True, message=_outcome(version, "revised"), version_id=version.version_id
         )
 
     def Synchronous(  # noqa: N802
@@ -131,6 +131,10 @@ class FileService:
             {patch.index: patch.chunk_id for patch in ours.patches}
             == {patch.index: patch.chunk_id for patch in diff.patches}
         )
+
+
+def _outcome(version: Version, done: str) -> str:
+    return "unchanged" if version.unchanged else done
 
 
 def _in_step(file_id: str, head: str, message: str) -> taskworker_pb2.SynchronousResponse:

@@ -28,7 +28,7 @@ class Revision:
         """Begin a revision.
 
         Raises:
-            ConflictError, InvalidArgument, FileNotFound, VersionNotFound, PermissionDenied: as the engine
+            ConflictError, InvalidArgument, FileNotFound, VersionNotFound: as the engine
                 will when it is applied; before chunks are put into the store for nothing.
         """
         self._store = store

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TypeVar
 
-from storage import FileReader, FileStorage, InvalidArgument, Upload
+from storage import FileNotFound, FileReader, FileStorage, InvalidArgument, Upload
 from taskworker import store_pb2
 from taskworker.services.admission import Gate, ServerLimits
 from taskworker.services.binding import Caller, Codec
@@ -14,7 +14,15 @@ from taskworker.services.revision import Revision
 from taskworker.services.upkeep import UpkeepService
 from taskworker.wire.convert import profile_from_proto, profile_to_proto, version_to_proto
 from taskworker.wire.frames import data_frame, data_of_frame
-from taskworker.wire.limits import CHUNK_IDS_MAX, GET_DATA_BYTES, KIB, PAGE_MAX, PART_BYTES_MAX, UNARY_BYTES_MAX
+from taskworker.wire.limits import (
+    CHUNK_IDS_MAX,
+    DELETE_MAX,
+    GET_DATA_BYTES,
+    KIB,
+    PAGE_MAX,
+    PART_BYTES_MAX,
+    UNARY_BYTES_MAX,
+)
 
 MessageT = TypeVar("MessageT")
 PushMessage = memoryview | store_pb2.PushPart
@@ -78,7 +86,7 @@ class StoreService(UpkeepService):
                         "push again and only what is missing needs to be sent"
                     )
                 version = upload.commit(commit.size)
-                return store_pb2.PushStreamResponse(version=version_to_proto(version))
+                return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def MissingChunks(  # noqa: N802
         self, request: store_pb2.MissingChunksRequest, _caller: Caller
@@ -142,7 +150,7 @@ class StoreService(UpkeepService):
                         "is missing needs to be sent"
                     )
                 version = revision.commit(commit.patch_count)
-                return store_pb2.ReviseStreamResponse(version=version_to_proto(version))
+                return store_pb2.ReviseStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def Stat(self, request: store_pb2.StatRequest, _caller: Caller) -> store_pb2.Version:  # noqa: N802
         """One version of a file, found by id or by name."""
@@ -150,9 +158,12 @@ class StoreService(UpkeepService):
         if request.WhichOneof("file") == "filename":
             if request.version_id:
                 raise InvalidArgument("version_id needs file_id beside it, not filename; look up the file_id first")
-            # An empty answer, not an error, says that there is no such file: looking is no failure.
             found = self._store.find(request.filename, user_id=request.user_id)
-            return version_to_proto(found) if found is not None else store_pb2.Version()
+            if found is None:
+                raise FileNotFound(
+                    f"there is no file named {request.filename[:80]!r}; list the files to see what there is"
+                )
+            return version_to_proto(found)
         return version_to_proto(
             self._store.stat(file_id, user_id=request.user_id, version_id=request.version_id or None)
         )
@@ -189,6 +200,17 @@ class StoreService(UpkeepService):
         """End a file's chain."""
         self._store.delete(request.file_id, user_id=request.user_id)
         return store_pb2.DeleteResponse()
+
+    def DeleteFiles(  # noqa: N802
+        self, request: store_pb2.DeleteFilesRequest, _caller: Caller
+    ) -> store_pb2.DeleteFilesResponse:
+        """End the chains of many files."""
+        if len(request.file_ids) > DELETE_MAX:
+            raise InvalidArgument(
+                f"{len(request.file_ids)} files in one message, at most {DELETE_MAX} are allowed; send more messages"
+            )
+        self._store.delete_files(list(request.file_ids), user_id=request.user_id)
+        return store_pb2.DeleteFilesResponse()
 
 
 def _first(parts: Iterator[MessageT], call: str) -> MessageT:

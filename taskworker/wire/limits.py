@@ -27,6 +27,9 @@ GET_DATA_BYTES = 512 * KIB
 # Ids take 34 bytes on the wire: this many fit well into gRPC's default message limit of 4 MiB.
 CHUNK_IDS_MAX = 16384
 
+# Files deleted by one call: one transaction, during which no push commits, and 0.1 s.
+DELETE_MAX = 1000
+
 # A version takes at most 6 KiB on the wire, mostly note and filename; 500 fit into 4 MiB too.
 PAGE_MAX = 500
 

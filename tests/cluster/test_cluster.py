@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import FormatError, InsufficientWorkers, PermissionDenied, StorageError
+from storage.errors import FileNotFound, FormatError, InsufficientWorkers, StorageError
 from taskworker.client.pool import PoolStatus, WorkStatus
 from tests.cluster.processes import Cluster, Process
 
@@ -285,7 +285,7 @@ def test_a_pool_whose_directory_is_lost_is_rebuilt_from_its_workers(cluster: Clu
         history = cluster.client.history(found.file_id, user_id=USER)
         assert [version.version_id for version in history] == versions[name]
     assert cluster.client.get(other.file_id, user_id="eve") == b"hers"
-    with pytest.raises(PermissionDenied):
+    with pytest.raises(FileNotFound):
         cluster.client.get(other.file_id, user_id=USER)
     assert cluster.client.find("gone", user_id=USER) is None
 

@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "list_files": ("user_id", "prefix", "after", "limit"),
     "iter_files": ("user_id", "prefix"),
     "delete": ("file_id", "user_id"),
+    "delete_files": ("file_ids", "user_id"),
     "call": ("function", "user_id"),
     "resolve": ("name", "type"),
     "stats": ("timeout_s",),
@@ -64,6 +65,8 @@ def test_what_a_method_cannot_take_it_refuses(client: Client, store: FileStorage
     good = dict(needed.get(method, {}))
     if "file_id" in METHODS[method]:
         good["file_id"] = version.file_id
+    if "file_ids" in METHODS[method]:
+        good["file_ids"] = [version.file_id]
     if "user_id" in METHODS[method]:
         good["user_id"] = USER
     for name in METHODS[method]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import storage
-from storage import ConflictError, FileNotFound, FileStorage, InvalidArgument, PermissionDenied, StoreLocked
+from storage import ConflictError, FileNotFound, FileStorage, InvalidArgument, StoreLocked
 from taskworker import Client, TaskWorker, store_pb2, taskworker_pb2
 from taskworker.errors import StorageUnavailable
 from taskworker.worker import default_store
@@ -48,7 +48,7 @@ def test_errors_are_the_engines_in_process_and_through_a_pool(remote: bool, tmp_
             pushed = await worker.storage.Push(PUSH)
             with pytest.raises(FileNotFound):
                 await worker.storage.Get(taskworker_pb2.GetRequest(file_id="0" * 32, user_id="u1"))
-            with pytest.raises(PermissionDenied):
+            with pytest.raises(FileNotFound):
                 await worker.storage.Get(taskworker_pb2.GetRequest(file_id=pushed.file_id, user_id="u2"))
             with pytest.raises(InvalidArgument, match="filename"):
                 await worker.storage.Push(taskworker_pb2.PushRequest(filename="..", user_id="u1"))

@@ -37,6 +37,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "stop": (*NOT_WHOLE, -1),
     "data_bytes_max": (*NOT_WHOLE, -1),
     "file_id": (*NOT_TEXT, None),
+    "file_ids": ("a" * 32, b"a", [b"a"], [None], [7], 7, None),
     "version_id": NOT_TEXT,
     "base_version_id": NOT_TEXT,
     "have_version_id": (*NOT_TEXT, None),
@@ -61,6 +62,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "missing_chunks": ("chunk_ids", "user_id", "profile"),
     "revise": ("file_id", "diff", "user_id", "sha256", "time_ms", "note"),
     "delete": ("file_id", "user_id"),
+    "delete_files": ("file_ids", "user_id"),
     "get": ("file_id", "user_id", "version_id"),
     "open_file": ("file_id", "user_id", "version_id"),
     "find": ("filename", "user_id"),
@@ -82,11 +84,15 @@ def test_what_a_method_cannot_take_it_refuses_and_writes_nothing(store: FileStor
     version = push(store, b"content")
     good: dict[str, Any] = {
         "source": b"x", "filename": "new", "user_id": USER, "file_id": version.file_id, "chunk_ids": [bytes(32)],
+        "file_ids": [version.file_id],
         "diff": ManifestDiff(version.version_id, 1, version.chunk_size, ()), "have_version_id": version.version_id,
     }  # fmt: skip
-    in_order = {"push": ("source",), "missing_chunks": ("chunk_ids",), "revise": ("file_id", "diff")}.get(
-        method, ("filename",) if method == "find" else ("file_id",) if "file_id" in METHODS[method] else ()
-    )
+    in_order = {
+        "push": ("source",),
+        "missing_chunks": ("chunk_ids",),
+        "delete_files": ("file_ids",),
+        "revise": ("file_id", "diff"),
+    }.get(method, ("filename",) if method == "find" else ("file_id",) if "file_id" in METHODS[method] else ())
     positional = in_order + (("source",) if method == "diff" else ())
     keywords = [name for name in good if name in METHODS[method] and name not in positional]
     counted = store.counts()

@@ -60,6 +60,7 @@ USES: dict[str, Use] = {
     "revise": lambda store, file_id: store.revise(file_id, ManifestDiff("", 0, CHUNK, ()), user_id=USER),
     "synchronize": lambda store, file_id: store.synchronize(file_id, have_version_id="", user_id=USER),
     "delete": lambda store, file_id: store.delete(file_id, user_id=USER),
+    "delete_files": lambda store, file_id: store.delete_files([file_id], user_id=USER),
     "scrub": lambda store, _: store.scrub(),
     "repair": lambda store, _: store.repair(),
     "collect": lambda store, _: store.collect(grace_s=0),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import FileNotFound, FileStorage, InvalidArgument, PermissionDenied, VersionNotFound
+from storage import FileNotFound, FileStorage, InvalidArgument, VersionNotFound
 from tests.storage.helpers import USER, open_store, push
 
 GOOD = [
@@ -140,7 +140,7 @@ def test_users_do_not_meet(store: FileStorage) -> None:
         lambda: store.synchronize(hers.file_id, have_version_id=hers.version_id, user_id="bob"),
         lambda: store.delete(hers.file_id, user_id="bob"),
     ):
-        with pytest.raises(PermissionDenied):
+        with pytest.raises(FileNotFound):
             call()
     assert store.get(hers.file_id, user_id="ada") == b"hers"
 

@@ -43,7 +43,7 @@ _STEPS = st.lists(
 )
 
 
-def _step(stream: io.RawIOBase | io.BytesIO, kind: str, value: int) -> object:
+def _step(stream: FileReader | io.BytesIO, kind: str, value: int) -> object:
     if kind == "seek":
         return stream.seek(value)
     if kind == "skip":

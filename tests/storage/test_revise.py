@@ -19,7 +19,6 @@ from storage import (
     InvalidArgument,
     ManifestDiff,
     Patch,
-    PermissionDenied,
     Version,
     VersionNotFound,
 )
@@ -249,7 +248,7 @@ def test_the_base_must_be_the_head(store: FileStorage, base: Version) -> None:
 
 
 def test_only_the_owner_revises(store: FileStorage, base: Version) -> None:
-    with pytest.raises(PermissionDenied):
+    with pytest.raises(FileNotFound):
         store.revise(base.file_id, diff_of(base, 0, []), user_id="bob")
     assert get(store, base) == OLD
 
