@@ -103,7 +103,7 @@ def test_users_see_their_own(cli: Cli) -> None:
     [version] = cli.json("push", "-", "--name", "mine", stdin=b"x")
     assert cli.json("ls", "--user", "somebody else") == []
     cli.error("get", "mine", "--user", "somebody else", code=3)
-    cli.error("get", version["file_id"], "--user", "somebody else", code=1)
+    cli.error("get", version["file_id"], "--user", "somebody else", code=3)
 
 
 def test_deleted_is_gone(cli: Cli) -> None:

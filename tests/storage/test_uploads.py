@@ -304,8 +304,10 @@ def test_the_same_content_is_stored_once(store: FileStorage) -> None:
 def test_equal_content_makes_no_version(store: FileStorage) -> None:
     first = push(store, DATA)
     assert push(store, DATA) == first
-    assert store.push(DATA, filename="file", user_id=USER, note="again") == first
-    assert store.history(first.file_id, user_id=USER) == [first]
+    noted = store.push(DATA, filename="file", user_id=USER, note="again")
+    assert (noted.parent_id, noted.note) == (first.version_id, "again")  # unless there is something new to say of it
+    assert push(store, DATA) == noted
+    assert store.history(first.file_id, user_id=USER) == [noted, first]
 
 
 @pytest.mark.parametrize("size", [1000, len(DATA)])
