@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from storage.catalog import Catalog
-from storage.errors import FormatError
+
+log = logging.getLogger(__name__)
 
 _DOCUMENT = "pool-work"
 _REST_S_MAX = 2.0
@@ -77,25 +79,18 @@ class WorkRecord(msgspec.Struct, frozen=True):
 class WorkJournal:
     """Records of background work, kept in the catalog, so that a pool started again goes on with its schedule.
 
-    Thread-safe.
+    A record that cannot be read counts as none: the work is due at once, and no other work waits for it. Thread-safe.
 
     Args:
         catalog: of the pool.
         now_ms: milliseconds since 1970.
-
-    Raises:
-        FormatError: what was kept is damaged.
     """
 
     def __init__(self, catalog: Catalog, now_ms: Callable[[], int]) -> None:
         self._catalog = catalog
         self.now_ms = now_ms
         self._lock = threading.Lock()
-        raw = catalog.document(_DOCUMENT)
-        try:
-            self._records = {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, WorkRecord])
-        except msgspec.DecodeError as error:
-            raise FormatError(f"the pool's records of its work are damaged ({error}); restore the catalog") from error
+        self._records = _read(catalog.document(_DOCUMENT))
 
     def record(self, name: str) -> WorkRecord:
         """What became of a piece of work so far."""
@@ -157,3 +152,19 @@ class Tranquility:
         with self._resting:
             if self._is_busy():
                 self._closed.wait(min(_REST_S_MAX, self._factor * worked_s))
+
+
+def _read(raw: bytes | None) -> dict[str, WorkRecord]:
+    """The records in a document, but for those that cannot be read."""
+    records: dict[str, WorkRecord] = {}
+    try:
+        kept = {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("the records of this pool's work cannot be read, so that all of it is due now: %s", error)
+        return records
+    for name, record in kept.items():
+        try:
+            records[name] = msgspec.msgpack.decode(record, type=WorkRecord)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("the record of %s cannot be read, so that it is due now: %s", name, error)
+    return records

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import LmdbCatalog, ProfileCount
-from storage.errors import FormatError, InsufficientWorkers, StoreFull
+from storage.errors import InsufficientWorkers, StoreFull
 from storage.runtime import Runtime
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.health import Risk, Safety, health_line
@@ -211,9 +212,20 @@ def test_a_shorter_interval_takes_effect_at_the_next_start(tmp_path: Path, catal
 
 
 def test_records_that_are_damaged(catalog: LmdbCatalog) -> None:
+    """They are a schedule: what cannot be read is due, and stops neither the pool nor other work."""
+    journal = WorkJournal(catalog, lambda: 7)
+    journal.ended("scrub", "fine", 99)
+    kept = catalog.document("pool-work")
+    assert kept is not None
+    records = msgspec.msgpack.decode(kept)
+    catalog.save_document("pool-work", msgspec.msgpack.encode(records | {"repair": {"next_ms": "soon"}}))
+    journal = WorkJournal(catalog, lambda: 8)
+    assert (journal.record("scrub").next_ms, journal.record("repair").next_ms) == (99, 0)
     catalog.save_document("pool-work", b"\xff")
-    with pytest.raises(FormatError, match="records of its work are damaged"):
-        WorkJournal(catalog, lambda: 0)
+    journal = WorkJournal(catalog, lambda: 9)
+    assert journal.record("scrub").next_ms == 0
+    journal.plan("scrub", 50)
+    assert WorkJournal(catalog, lambda: 9).record("scrub").next_ms == 50
 
 
 # -- repair and rebalance --------------------------------------------------------------------------
