@@ -116,6 +116,13 @@ class Fleet(ABC, Generic[StoreT]):
         """Where to put each shard now: its holder, or another where that is away and others stand in."""
         return self.holders(stripe)
 
+    def places(self, stripe: StripeKey) -> tuple[int, ...]:
+        """Where each shard may be in its place although it would be put elsewhere now: full stores keep theirs.
+
+        A shard is in its place here or on its :meth:`targets`.
+        """
+        return self.targets(stripe)
+
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         """Further stores that may hold shards of a stripe, the likeliest first."""
         return ()

@@ -156,8 +156,11 @@ class StripeStore:
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
         """Slots whose shard is not where it should be put now; empty means the stripe is whole."""
-        targets = enumerate(self.volumes.targets(stripe))
-        return [slot for slot, target in targets if self._locate(target, ShardKey(stripe + BYTE[slot])) is None]
+        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
+        absent = [slot for slot, at in enumerate(targets) if self._locate(at, ShardKey(stripe + BYTE[slot])) is None]
+        if places is targets:
+            return absent
+        return [slot for slot in absent if self._locate(places[slot], ShardKey(stripe + BYTE[slot])) is None]
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
@@ -267,7 +270,7 @@ class StripeStore:
     def _read_hedged(self, stripe: StripeKey, target: memoryview) -> bool:
         """Fill ``target`` from the k fastest shards; stores that say they lack theirs get the stripe healed."""
         assert self._hedged is not None
-        holders = self.volumes.targets(stripe)
+        holders = self.volumes.places(stripe)
         missing = self._hedged.read_into(stripe, holders, target)
         if missing is None:
             return False
@@ -289,7 +292,7 @@ class StripeStore:
             for stripe, target in reads:
                 self.read_into(stripe, target)
             return
-        wanted = [StripeRead(stripe, self.volumes.targets(stripe), target) for stripe, target in reads]
+        wanted = [StripeRead(stripe, self.volumes.places(stripe), target) for stripe, target in reads]
         for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
             good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
             if not good:
@@ -659,7 +662,7 @@ class StripeStore:
             whole = (
                 self._read_data_shards(stripe, target, look_into=False)
                 if self._hedged is None
-                else self._hedged.read_into(stripe, self.volumes.targets(stripe), target) is not None
+                else self._hedged.read_into(stripe, self.volumes.places(stripe), target) is not None
             )
             if whole and blake3(target).digest() == stripe[:ID_BYTES]:
                 return padded, length

@@ -54,16 +54,39 @@ class Surveyor:
         self._fleet = fleet
         self._askers = askers
 
+    def placed(self, stripes: Sequence[StripeKey]) -> list[tuple[int, ...]]:
+        """The store on which each shard of the stripes is in its place; where it should be put now, if on none."""
+        targets_of, places_of = self._fleet.targets, self._fleet.places
+        placed = [targets_of(stripe) for stripe in stripes]
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        codes: defaultdict[int, list[int]] = defaultdict(list)
+        for index, stripe in enumerate(stripes):
+            places = places_of(stripe)
+            if places is not placed[index]:
+                for slot, (place, target) in enumerate(zip(places, placed[index], strict=True)):
+                    if place != target:
+                        keys[place].append(stripe + BYTE[slot])
+                        codes[place].append(index << _SLOT_BITS | slot)
+        for place, positions in self._missing(keys):
+            gone = set(positions)
+            for position, code in enumerate(codes[place]):
+                if position not in gone:
+                    index, slot = divmod(code, 1 << _SLOT_BITS)
+                    placed[index] = (*placed[index][:slot], place, *placed[index][slot + 1 :])
+        return placed
+
     def lacking(self, stripes: Sequence[StripeKey]) -> dict[int, list[int]]:
-        """The stripes with shards that are not where they should be put now.
+        """The stripes with shards that are not in their place.
 
         Returns:
             Their indexes, ascending, each with the slots of those shards, ascending.
         """
+        return self._lacking(stripes, self.placed(stripes))
+
+    def _lacking(self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
         together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        targets_of = self._fleet.targets
-        for index, stripe in enumerate(stripes):
-            together[targets_of(stripe)].append(index)
+        for index, stores in enumerate(placed):
+            together[stores].append(index)
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         for targets, indexes in together.items():
             alike = [stripes[index] for index in indexes]
@@ -87,30 +110,32 @@ class Surveyor:
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> dict[int, Whereabouts]:
         """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
-        lacking = self.lacking(stripes)
-        holders = self._holders(stripes, lacking)
+        placed = self.placed(stripes)
+        lacking = self._lacking(stripes, placed)
+        holders = self._holders(stripes, placed, lacking)
         lengths = self._lengths(stripes, holders)
         return {
             index: Whereabouts(tuple(holders[index]), absent, *lengths.get(index, (None, None)))
             for index, absent in lacking.items()
         }
 
-    def _holders(self, stripes: Sequence[StripeKey], lacking: Mapping[int, list[int]]) -> dict[int, list[int | None]]:
+    def _holders(
+        self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]], lacking: Mapping[int, list[int]]
+    ) -> dict[int, list[int | None]]:
         """By index, who has the shard of each slot."""
         holders: dict[int, list[int | None]] = {}
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         codes: defaultdict[int, list[int]] = defaultdict(list)
         for index, absent in lacking.items():
-            stripe = stripes[index]
-            targets = self._fleet.targets(stripe)
-            known = holders[index] = list[int | None](targets)
+            stripe, stores = stripes[index], placed[index]
+            known = holders[index] = list[int | None](stores)
             for slot in absent:
                 known[slot] = None
             for store in self._fleet.elsewhere(stripe):
                 if not self._fleet.trusts(store):
                     continue
                 for slot in absent:
-                    if targets[slot] != store:
+                    if stores[slot] != store:
                         keys[store].append(stripe + BYTE[slot])
                         codes[store].append(index << _SLOT_BITS | slot)
         for store, positions in self._missing(keys):

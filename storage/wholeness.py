@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from storage.batching import batched
+from storage.erasure import profile_for
 from storage.errors import DataLossError, IncompletePush, InsufficientWorkers
 from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
@@ -29,6 +30,7 @@ def make_whole(
 
     Raises:
         InsufficientWorkers: too many stores were lost meanwhile.
+        StoreFull: too few have space for it.
     """
     volumes = stripes.volumes
     while volumes.stand_ins and since != volumes.attendance():
@@ -36,10 +38,12 @@ def make_whole(
         for batch in batched(written(), _AT_ONCE):
             lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
             for group in batched(lacking, stripes.mended_together):
-                lost = next(
-                    (made for made in stripes.heal_all(group, at_once=True) if isinstance(made, DataLossError)), None
+                made = zip(group, stripes.heal_all(group, at_once=True), strict=True)
+                lost, stripe = next(
+                    ((one, stripe) for stripe, one in made if isinstance(one, DataLossError)), (None, b"")
                 )
                 if lost is not None:
+                    volumes.require_writable(profile_for(stripe[33] + 1, stripe[34] + 1))  # they may all be full
                     raise InsufficientWorkers(
                         f"workers that held parts of this push went away before it was committed ({lost}); push again"
                     )

@@ -396,7 +396,7 @@ class Worker(_message.Message):
     zone: _builtins.str
     capacity: _builtins.int
     state: _builtins.str
-    """alive, distrusted, slow, suspect, lost, draining, drained, left"""
+    """alive, distrusted, full, slow, suspect, lost, draining, drained, left"""
     complete: _builtins.bool
     """has every shard it should have, as far as is known"""
     seen_ms: _builtins.int

@@ -110,8 +110,9 @@ def _check_objects(
     """See that every shard of these objects is there and good, asking each store once."""
     volumes = context.stripes.volumes
     wanted: dict[int, list[tuple[ShardKey, LiveObject]]] = {}
-    for live in batch:
-        for slot, holder in enumerate(volumes.targets(live.stripe)):
+    placed = context.stripes.surveyor.placed([live.stripe for live in batch])
+    for live, stores in zip(batch, placed, strict=True):
+        for slot, holder in enumerate(stores):
             wanted.setdefault(holder, []).append((shard_key(live.stripe, slot), live))
     for holder, shards in wanted.items():
         verdicts = _judged(volumes, holder, verified.get(holder), [key for key, _ in shards])

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.erasure import ErasureProfile
-from storage.errors import InsufficientWorkers, StorageError, StoreClosed
+from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.layout import Layout, Member, rows_survive
 from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.pool.absences import Absences
+from taskworker.pool.fullness import Fullness
 from taskworker.pool.port import Ticket, WorkerVolume
 from taskworker.pool.repair_budget import RepairBudget
 from taskworker.pool.slowness import Slowness
@@ -107,6 +108,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._k = k
         self._trust = Trust(now_s)
         self._slowness = Slowness(now_s)
+        self._fullness = Fullness(now_s)
         self._unsynced: set[int] = set()  # were given something since they were synced last
         self._unproved: frozenset[int] = frozenset()
         self._margin = margin
@@ -118,7 +120,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._epoch = 0
         self._lies: Counter[int] = Counter()
         self._rot = 0  # rotten shards met so far
-        self.on_rot: Callable[[], None] = lambda: None
+        self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
         self._repairs = RepairBudget(now_s)
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
@@ -127,6 +129,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._emptied: set[int] = set()  # came with an empty volume since
         self._latest: Layout | None = None  # where shards are put now, as a layout
         self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self._places: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -163,6 +166,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._moves.pop(slot, None)
             self.incomplete.discard(slot)
             self._absences.forget(slot)
+            self._fullness.forget(slot)
             self._changed()
         if volume is not None:
             volume.close()
@@ -226,13 +230,43 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._slowness.slow
 
     def forgive(self) -> None:
-        """Trust those again that have not lied for long enough, and try those that were slow."""
-        if not self._trust.distrusted and not self._slowness.slow:
+        """Trust those again that have not lied for long enough, and try those that were slow or full."""
+        if not self._trust.distrusted and not self._slowness.slow and not self._fullness.slots:
             return
         with self._lock:
-            trusted, tried = self._trust.lapse(), self._slowness.lapse()
-            if trusted or tried:
+            trusted, tried, has_room = self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()
+            if trusted or tried or has_room:
                 self._changed()
+        if has_room:
+            self.on_rot()
+
+    def full(self) -> frozenset[int]:
+        """Workers that have no space for more: they serve what they hold, and others take what is new."""
+        return self._fullness.slots
+
+    def note_space(self, slot: int, free: int, used: int) -> None:
+        """What a worker says of its disk, in bytes."""
+        with self._lock:
+            room = self._fullness.told(slot, free, used)
+            if room:
+                self._changed()
+        if room:
+            self.on_rot()  # what others took for it is brought to its place
+
+    def _note_full(self, slot: int, error: StorageError) -> None:
+        """A worker refused what it was given: whoever began before now looks what is missing."""
+        with self._lock:
+            new = self._fullness.refused(slot)
+            self._changed()
+        if new:
+            log.warning("worker %s is full, others take what is new: %s", self.name(slot), error)
+
+    def _pool_full(self) -> StoreFull:
+        full = sorted(self.name(slot) for slot in self._fullness.slots)
+        return StoreFull(
+            f"the pool is full: too few workers have space; none is left on {', '.join(full)}; delete files and run "
+            "`taskworker collect`, or add workers or larger disks"
+        )
 
     def _is_avoided(self, slot: int) -> bool:
         return slot in self._trust.distrusted or slot in self._slowness.slow
@@ -263,7 +297,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`."""
         self._epoch += 1
-        self._targets, self._elsewhere, self._expected = {}, {}, None
+        self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
@@ -353,13 +387,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
         """Holders with those that cannot be counted on replaced by the ones that hold the least of it, in order.
 
-        Not counted on are those that are away, those that are distrusted or slow, and of those that have proved
+        Not counted on are those that are away or full, those that are distrusted or slow, and of those that have proved
         nothing yet all but n - k; the last two only where enough others are there.
         """
-        online = [slot for slot in order if self._stores.get(slot) is not None]
-        if not online:
+        there = [slot for slot in order if self._stores.get(slot) is not None]
+        if not there:
             return holders
         n = len(holders)
+        online = [slot for slot in there if slot not in self._fullness.slots] or there
         usable = _enough([slot for slot in online if not self._is_avoided(slot)], k, n) or online
         proved = _enough([slot for slot in usable if slot not in self._unproved], k, n)
         room = n - k if proved else n
@@ -375,6 +410,22 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 targets[index] = min(proved or usable, key=lambda slot: held[slot])
                 held[targets[index]] += 1
         return tuple(targets)
+
+    def places(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.places`. What full workers hold is in its place."""
+        full = self._fullness.slots
+        targets = self.targets(stripe)
+        if not full:
+            return targets
+        table, key = self._places, (partition_of(stripe), stripe[33:35])
+        found = table.get(key)
+        if found is None:
+            both = zip(self.holders(stripe), targets, strict=True)
+            found = tuple(
+                holder if holder in full and self._stores.get(holder) is not None else target for holder, target in both
+            )
+            found = table[key] = targets if found == targets else found
+        return found
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
@@ -434,6 +485,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         layout = self.placement
         orders = ((layout.row(partition, profile.n), layout.order(partition)) for partition in range(len(layout.rows)))
         rows = {self._stand_in(row, order, profile.k) for row, order in orders}
+        if self._fullness.slots:  # what they held before is there still
+            rows |= {layout.row(partition, profile.n) for partition in range(len(layout.rows))}
         return rows_survive(rows, profile.k, {member.slot: domain(member) for member in layout.members}, set(gone))
 
     def _target_layout(self) -> Layout:
@@ -471,6 +524,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
                         continue
                     except VolumeFailed as error:
                         self.set_offline(slot, str(error), volume)
+                    except StoreFull as error:
+                        self._note_full(slot, error)
                 left += shards
             batches = self._again(left)
 
@@ -478,19 +533,32 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
         done = meanwhile
         others = True
-        while batches or others:
+        again: set[int] = set()  # refused some of it, and are to make durable what they took before
+        while batches or others or again:
             tickets: list[_Started] = []
             online = dict(self.online())
             left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
             for slot, volume in online.items():
-                if slot in batches or (others and (slot in self._unsynced or not self._is_avoided(slot))):
+                if slot in batches or slot in again or (others and self._is_synced_with_all(slot)):
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
             if done is not None:
                 done()
                 done = None
-            for slot, failed in self._await(tickets):
-                left += batches.get(slot, []) if failed else []
+            refusals = again
+            again = set()
+            for slot, error in self._await(tickets):
+                if error is not None:
+                    left += batches.get(slot, [])
+                if isinstance(error, StoreFull):
+                    if slot in refusals:  # what it took before cannot be made durable: it may be lost
+                        self.set_offline(slot, str(error), online[slot])
+                    else:
+                        again.add(slot)
             batches, others = self._again(left), False
+
+    def _is_synced_with_all(self, slot: int) -> bool:
+        """Whether a worker is asked to make durable what it has whenever all are."""
+        return slot in self._unsynced or not (self._is_avoided(slot) or slot in self._fullness.slots)
 
     def _start(
         self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
@@ -501,22 +569,26 @@ class WorkerFleet(Fleet[WorkerVolume]):
         except VolumeFailed as error:
             self.set_offline(slot, str(error), volume)
             left += shards
+        except StoreFull as error:
+            self._note_full(slot, error)
+            left += shards
 
-    def _await(self, tickets: list[_Started]) -> list[tuple[int, bool]]:
-        """(slot, whether it failed) of every sync, all of which have ended.
-
-        Raises:
-            StoreFull: a worker has no space.
-        """
-        outcomes: list[tuple[int, bool]] = []
+    def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
+        """(slot, why it failed or refused) of every sync, all of which have ended."""
+        outcomes: list[tuple[int, StorageError | None]] = []
         refused: StorageError | None = None
         for slot, volume, ticket in tickets:
             try:
                 ticket.wait()
-                outcomes.append((slot, False))
+                outcomes.append((slot, None))
             except VolumeFailed as error:
                 self.set_offline(slot, str(error), volume)
-                outcomes.append((slot, True))
+                outcomes.append((slot, error))
+            except StoreFull as error:
+                # The appends refused may be another push's.
+                self._unsynced.add(slot)
+                self._note_full(slot, error)
+                outcomes.append((slot, error))
             except StorageError as error:
                 self._unsynced.add(slot)
                 # The appends refused may be another push's: whoever began before now looks what is missing.
@@ -547,6 +619,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
             target = self.targets(_stripe_of(shard.key))[shard.key[STRIPE_KEY_BYTES]]
             if self._stores.get(target) is None:
                 raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+            if target in self._fullness.slots:
+                raise self._pool_full()
             batches.setdefault(target, []).append(shard)
         return batches
 
@@ -564,18 +638,23 @@ class WorkerFleet(Fleet[WorkerVolume]):
             raise StoreClosed("the pool is shutting down; try again when it is back")
         # Only those with a part in the layout take shards: one that is being drained does not count.
         members = self.placement.members
-        workers = len({member.worker for member in members if self._stores.get(member.slot) is not None})
-        if not workers:
+        there = [member for member in members if self._stores.get(member.slot) is not None]
+        if not there:
             raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
+        takers = {member.worker for member in there if member.slot not in self._fullness.slots}
+        if not takers:
+            raise self._pool_full()
         if self._allow_fragile:
             return
-        left = profile.n - -(-profile.n // workers)
         if profile.n == profile.k:
             raise InsufficientWorkers(
                 f"a {profile} file would not survive the loss of any worker, however many there are; choose an n above "
                 "k, or start the pool with --allow-fragile"
             )
-        if left < profile.k:
+        workers = len({member.worker for member in there})
+        if workers > len(takers) and _survives_one(profile, workers) and not _survives_one(profile, len(takers)):
+            raise self._pool_full()
+        if not _survives_one(profile, workers):
             raise InsufficientWorkers(
                 f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
                 "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
@@ -585,6 +664,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.close`."""
         self._closed = True
         self._close_stores()
+
+
+def _survives_one(profile: ErasureProfile, workers: int) -> bool:
+    """Whether a file spread over so many workers survives the loss of any one of them."""
+    return profile.n - -(-profile.n // workers) >= profile.k
 
 
 def _enough(slots: list[int], k: int, n: int) -> list[int]:

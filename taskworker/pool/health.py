@@ -49,6 +49,7 @@ class Safety:
         endangered: the files that are less safe than that, if they are known.
         risks: the same by how things are coded, where they are not all coded alike.
         fatal: kinds of failure domain beyond workers, such as a zone, the loss of one of which may be too much.
+        full: workers that have no space for more.
     """
 
     survivable: int | None
@@ -57,6 +58,7 @@ class Safety:
     endangered: Endangered | None
     risks: Sequence[Risk] = ()
     fatal: Sequence[str] = ()
+    full: Sequence[str] = ()
 
     def few(self) -> dict[int, int]:
         """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
@@ -93,6 +95,8 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
         return "no worker has joined yet; start some with `taskworker worker`"
     parts = [_losses(safety, safety.survivable)]
     parts += [f"the loss of one {domain} could make some files unreadable" for domain in safety.fatal]
+    if safety.full:
+        parts.append(f"no space on {', '.join(safety.full)}: delete files and collect, or add workers")
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
     for piece in work:

@@ -39,6 +39,7 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
     DRAINED = "drained"
     DISTRUSTED = "distrusted"  # it lied about what it holds
+    FULL = "full"  # it has no space for more; others take what is new
     SLOW = "slow"  # it keeps pushes waiting; others stand in for it
 
 

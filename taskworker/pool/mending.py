@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from storage import FileStorage
 from storage.batching import batched
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreFull
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.maintenance.collect import LIVE_RATIO_MAX
 from storage.placement import partition_of
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
@@ -32,6 +33,8 @@ _SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
 _LOOK_S = 0.1
 _NAMED_MAX = 5
+_PRESSING = 5  # a disk of which less than one part in so many is free
+_DEAD = 10  # a volume of which at least one part in so many is dead
 _BATCH = 2048
 
 
@@ -165,6 +168,8 @@ class Mender:
         if not self._needed():
             self._state, self._deferred = "idle", 0
             return True
+        if self._fleet.full():
+            self._free_space()
         attendance, mark = self._fleet.attendance(), self._fleet.mark()
         self._pass = under_way = _Pass(self._runtime.monotonic_s)
         try:
@@ -183,6 +188,7 @@ class Mender:
                 return True
             under_way.tidying = True
             self._tidy()
+            self._free_space()
             if self._fleet.mark() == mark:
                 self._fleet.note_mended(mark)
                 self._settled()
@@ -222,6 +228,23 @@ class Mender:
             self._journal.ended(REPAIR, self._journal.record(REPAIR).result)
         if report.shards_moved:
             self._journal.ended(REBALANCE, _summary("moved", report.shards_moved, report.bytes_moved, taken_s))
+
+    def _free_space(self) -> None:
+        """Compact where dead records take much of a disk that is nearly full."""
+        for slot, volume in self._fleet.online():
+            if not self._fleet.trusts(slot):
+                continue
+            with self._fleet.guard(slot, volume):
+                usage = volume.usage()
+                dead = usage.bytes_used - usage.bytes_live
+                presses = _PRESSING * usage.bytes_free < usage.bytes_used + usage.bytes_free
+                if presses and _DEAD * dead >= usage.bytes_used > 0:
+                    try:
+                        _, freed = volume.compact(LIVE_RATIO_MAX)
+                    except StoreFull as error:
+                        log.warning("worker %s has not even the space to compact: %s", self._fleet.name(slot), error)
+                    else:
+                        log.info("compacted worker %s: %.1f MB freed", self._fleet.name(slot), freed / 1e6)
 
     # -- shards that are in the wrong place --------------------------------------------------------
 

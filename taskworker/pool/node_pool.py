@@ -52,7 +52,14 @@ log = logging.getLogger(__name__)
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
-_PRESENT = (WorkerState.ALIVE, WorkerState.DISTRUSTED, WorkerState.SLOW, WorkerState.DRAINING, WorkerState.DRAINED)
+_PRESENT = (
+    WorkerState.ALIVE,
+    WorkerState.DISTRUSTED,
+    WorkerState.FULL,
+    WorkerState.SLOW,
+    WorkerState.DRAINING,
+    WorkerState.DRAINED,
+)
 _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
@@ -340,6 +347,8 @@ class PoolCore:
         if not self.membership.heartbeat(worker, instance, load):
             return False
         record = next((record for record in self.membership.records if record.worker == worker), None)
+        if record is not None:
+            self.fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
         if record is not None and load.rotten > before.rotten:
             self._rot_reports.add(record.slot, load.rotten - before.rotten)
             self._act_on_rot()
@@ -611,6 +620,7 @@ class PoolCore:
             self.mender.endangered(),
             risks,
             self._fatal(workers_survivable),
+            sorted(view.record.worker for view in views if view.state is WorkerState.FULL),
         )
         health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
@@ -679,6 +689,8 @@ class PoolCore:
             return replace(view, state=WorkerState.DISTRUSTED)
         if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.slow():
             return replace(view, state=WorkerState.SLOW)
+        if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.full():
+            return replace(view, state=WorkerState.FULL)
         return view
 
     def _note(self, kind: str, text: str) -> None:

@@ -72,6 +72,7 @@ class MemoryVolume:
         self.durable: dict[ShardKey, Shard] = {}
         self.fails_at: str | None = None
         self.full = False
+        self.cannot_sync = False
         self.failure: VolumeFailed | None = None
         self.on_sync: Callable[[], None] = lambda: None
 
@@ -84,12 +85,14 @@ class MemoryVolume:
         self._maybe_fail("start_sync")
         ticket = SyncTicket()
         error: StorageError | None = None
-        self.queued |= {shard.key: shard for shard in shards}
         if self.fails_at == "sync":
             error = self.failure = VolumeFailed(f"{self.name} failed")
-        elif self.full:
+        elif self.full and shards:
             error = StoreFull("no space")
+        elif self.cannot_sync:
+            error = StoreFull("no space for the index")
         else:
+            self.queued |= {shard.key: shard for shard in shards}
             self.durable |= self.queued
         ticket.settle(error)
         ticket.took_s = self.took_s or ticket.took_s
@@ -312,16 +315,80 @@ def test_a_stale_failure_met_while_reading_does_not_take_the_new_connection_away
     assert fleet.state(1) == "ok"
 
 
-def test_a_full_worker_refuses_a_push_after_all_have_answered() -> None:
-    fleet = manned(6)
-    stripe = stripe_of(1)
+def test_others_take_what_is_new_for_a_full_worker_that_goes_on_serving() -> None:
+    fleet = manned(7)
+    stripe, before = stripe_of(1), stripe_of(2)
+    fleet.append_and_sync(batches_of(fleet, [before]))
+    full = fleet.holders(stripe)[0]
+    volume = volumes_of(fleet)[full]
+    waiting = shards_of(stripe_of(3))[0]
+    volume.append([waiting])  # of another push, not durable yet
+    volume.full = True
     since = fleet.attendance()
-    volumes_of(fleet)[fleet.holders(stripe)[0]].full = True
-    with pytest.raises(StoreFull, match="no space"):
-        fleet.append_and_sync(batches_of(fleet, [stripe]))
-    assert durable_in(fleet, stripe).total() == 5
-    assert len(fleet.online()) == 6
+    fleet.append_and_sync(batches_of(fleet, [stripe]))
+    assert durable_in(fleet, stripe) == Counter(range(6))
+    assert len(fleet.online()) == 7
+    assert fleet.full() == {full}
     assert fleet.attendance() != since  # whoever else appended to it looks what is missing
+    assert waiting.key in volume.durable  # what it took before it was full
+    assert full not in fleet.targets(stripe)
+    assert fleet.places(before) == fleet.holders(before)  # what it has is in its place
+    assert fleet.places(stripe)[0] == full
+    fleet.require_writable(PROFILE)
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(4)]))
+    fleet.note_space(full, 1 << 20, 1 << 30)
+    assert fleet.full() == {full}
+    fleet.note_space(full, 1 << 28, 1 << 30)
+    assert not fleet.full()
+    assert fleet.targets(stripe)[0] == full
+
+
+def test_a_full_worker_is_tried_again_after_a_while() -> None:
+    now = [1000.0]
+    fleet = WorkerFleet(now_s=lambda: now[0])
+    fleet.use_layouts(layout_of(7, 6))
+    for slot in range(7):
+        attach(fleet, slot)
+    stripe = stripe_of(1)
+    full = fleet.holders(stripe)[0]
+    volumes_of(fleet)[full].full = True
+    for wait_s in (30.0, 60.0, 120.0):  # longer and longer
+        fleet.append_and_sync(batches_of(fleet, [stripe]))
+        assert fleet.full() == {full}
+        now[0] += wait_s - 1
+        fleet.forgive()
+        assert fleet.full() == {full}
+        now[0] += 1
+        fleet.forgive()
+        assert not fleet.full()
+
+
+def test_a_pool_is_full_when_too_few_workers_have_space() -> None:
+    fleet = manned(6)
+    stripes = [stripe_of(seed) for seed in range(20)]
+    for slot in range(3):
+        volumes_of(fleet)[slot].full = True
+        fleet.append_and_sync(batches_of(fleet, stripes))
+        fleet.require_writable(PROFILE)
+    volumes_of(fleet)[3].full = True
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    with pytest.raises(StoreFull, match=r"none is left on w0, w1, w2, w3; delete files and run `taskworker collect`"):
+        fleet.require_writable(PROFILE)
+    for slot in (4, 5):
+        volumes_of(fleet)[slot].full = True
+    with pytest.raises(StoreFull, match="w0, w1, w2, w3, w4, w5"):
+        fleet.append_and_sync(batches_of(fleet, stripes))
+
+
+def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on() -> None:
+    fleet = manned(7)
+    stripe = stripe_of(1)
+    full = fleet.holders(stripe)[0]
+    volume = volumes_of(fleet)[full]
+    volume.full = volume.cannot_sync = True
+    fleet.append_and_sync(batches_of(fleet, [stripe]))
+    assert fleet.volume(full) is None
+    assert durable_in(fleet, stripe) == Counter(range(6))
 
 
 def test_attendance_tells_of_every_coming_and_going() -> None:

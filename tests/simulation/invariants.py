@@ -98,8 +98,8 @@ def check_in_place(cluster: Cluster, model: Model) -> None:
     fleet = cluster.pool.fleet
     by_name = {worker.name: worker for worker in cluster.workers}
     for stripe in model.stripes():
-        for slot, holder in enumerate(fleet.targets(stripe)):
-            name = fleet.name(holder)
-            worker = by_name.get(name)
-            there = worker is not None and worker.volume.is_durable(shard_key(stripe, slot))
-            require(there, f"shard {slot} of {stripe.hex()[:12]} is not on {name}, where it belongs")
+        for slot, holders in enumerate(zip(fleet.targets(stripe), fleet.places(stripe), strict=True)):
+            names = {fleet.name(holder) for holder in holders}
+            key = shard_key(stripe, slot)
+            there = any(by_name[name].volume.is_durable(key) for name in names if name in by_name)
+            require(there, f"shard {slot} of {stripe.hex()[:12]} is not on {' or '.join(names)}, where it belongs")

@@ -90,7 +90,7 @@ class Users:
         name, content = self.rng.choice(NAMES), large_content(self.rng, _UPLOAD_CHUNKS_MAX)
         try:
             upload = self.store.upload(filename=name.filename, user_id=name.user)
-        except InsufficientWorkers as error:
+        except (InsufficientWorkers, StoreFull) as error:
             return self._refused(name, error)
         self.uploads.append(Uploading(name, upload, content))
         return f"{name} {len(content)} bytes"

@@ -133,7 +133,7 @@ class Worker:
     def _load(self) -> WorkerLoad:
         """What it says of itself."""
         if not self.liar:
-            return WorkerLoad()
+            return WorkerLoad(bytes_free=0 if self.volume.full else CAPACITY)
         self._rotten += self.rng.choice((0, 0, 1, _HUGE))
         huge = self.rng.choice((0, _HUGE))
         return WorkerLoad(float(huge), huge, huge, huge, huge, self._rotten, huge, huge, float(huge), huge, huge, huge)

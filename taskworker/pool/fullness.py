@@ -1,0 +1,62 @@
+"""Full workers: who has no space takes nothing new until it has room again, and goes on serving what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from storage.limits import MIB
+
+_RETRY_S = 30.0  # it may have room without saying so, or have refused by mistake
+_RETRY_S_MAX = 600.0
+_ROOM_MIN = 16 * MIB
+_ROOM_SHARE = 50  # of a disk, one part: less would be used up within moments
+
+
+class Fullness:
+    """Which workers are full. Not thread-safe: the fleet's lock guards it.
+
+    Args:
+        now_s: monotonic seconds.
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._free: dict[int, int] = {}  # bytes, as told last
+        self._until_s: dict[int, float] = {}
+        self._period_s: dict[int, float] = {}
+        self._refused_at: dict[int, int] = {}  # bytes free when it refused, or less
+        self.slots: frozenset[int] = frozenset()
+
+    def refused(self, slot: int) -> bool:
+        """A worker had no space for what it was given; whether it passes for full only from now on."""
+        period_s = self._period_s.get(slot, _RETRY_S)
+        new = slot not in self.slots
+        if new:
+            self._period_s[slot] = min(2 * period_s, _RETRY_S_MAX)
+            self._until_s[slot] = self._now_s() + period_s
+            self._refused_at[slot] = self._free.get(slot, 0)
+            self.slots |= {slot}
+        return new
+
+    def told(self, slot: int, free: int, used: int) -> bool:
+        """What a worker says of its disk, in bytes; whether it has room again."""
+        self._free[slot] = free
+        if slot not in self.slots:
+            return False
+        least = self._refused_at[slot] = min(free, self._refused_at[slot])  # what was told before may have been old
+        if free < least + max(_ROOM_MIN, (free + used) // _ROOM_SHARE):
+            return False
+        self._period_s.pop(slot, None)
+        self.forget(slot)
+        return True
+
+    def lapse(self) -> bool:
+        """Try those again that were full for some time; whether there are any."""
+        over = [slot for slot in self.slots if self._now_s() >= self._until_s[slot]]
+        for slot in over:
+            self.forget(slot)
+        return bool(over)
+
+    def forget(self, slot: int) -> None:
+        """It is not full, or there is no such worker any more."""
+        self.slots -= {slot}

@@ -1,0 +1,68 @@
+"""A full worker costs no push; a full pool says so, and says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.errors import StoreFull
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with simulated_surroundings():
+        yield Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1)
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def states(cluster: Cluster) -> dict[str, str]:
+    return {view.record.worker: view.state.value for view in cluster.pool.view().workers}
+
+
+def test_pushes_go_on_around_a_full_worker_which_gets_its_part_once_it_has_room(cluster: Cluster) -> None:
+    store, full = cluster.pool.store, cluster.workers[2]
+    store.push(Random(0).randbytes(200_000), filename="before", user_id="u")
+    settle(cluster)
+    had = full.volume.records_by_key.keys() | set()
+    full.volume.full = True
+    cluster.pass_time(2.0)
+    contents = {f"f{number}": Random(number).randbytes(1000 + 50_000 * number) for number in range(1, 20)}
+    ids = {name: store.push(data, filename=name, user_id="u").file_id for name, data in contents.items()}
+    assert states(cluster)["w2"] == "full"
+    assert "no space on w2: delete files and collect, or add workers" in cluster.pool.view().health
+    settle(cluster)
+    assert full.volume.records_by_key.keys() == had  # given nothing, and nothing of it was moved away
+    assert cluster.pool.view().health.startswith("all files survive the loss of any 1 worker;")
+    assert store.scrub().missing == 0
+    assert all(store.get(ids[name], user_id="u") == data for name, data in contents.items())
+    full.volume.full = False
+    settle(cluster)
+    assert states(cluster)["w2"] == "alive"
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+    assert full.volume.records_by_key.keys() > had
+
+
+def test_a_full_pool_names_its_full_workers(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    version = store.push(b"content" * 10_000, filename="f", user_id="u")
+    for worker in cluster.workers[1:]:
+        worker.volume.full = True
+    for number in range(3):  # the first push finds it out, the next ones know
+        with pytest.raises(StoreFull, match=r"too few workers have space; none is left on w1, .*w5; delete files"):
+            store.push(Random(number).randbytes(100_000), filename="g", user_id="u")
+    assert store.get(version.file_id, user_id="u") == b"content" * 10_000
+    cluster.pass_time(2.0)
+    for worker in cluster.workers:
+        worker.volume.full = False
+    cluster.pass_time(2.0)
+    store.push(b"again", filename="g", user_id="u")
