@@ -37,6 +37,7 @@ from storage.errors import (
     StorageError,
     StoreClosed,
     StoreFull,
+    StoreUnavailable,
     VersionNotFound,
 )
 from storage.fleet import Fleet
@@ -228,10 +229,17 @@ class FileStorage:
             lock.release()
             raise
         if not found.needs_rebuild:
-            store.save_incomplete()
-            store._context.commits.catch_up(volume_set.replayed_sequence)
-            store._context.commits.bury_leftovers()
+            store._catch_up(volume_set.replayed_sequence)
         return store
+
+    def _catch_up(self, sequence: int) -> None:
+        """Write down what was found when the volumes were opened, if that can be done now."""
+        try:
+            self.save_incomplete()
+            self._context.commits.catch_up(sequence)
+            self._context.commits.bury_leftovers()
+        except StoreUnavailable as error:
+            log.warning("the store at %s can only be read for now: %s", self.path, error)
 
     @classmethod
     def over(
@@ -270,8 +278,11 @@ class FileStorage:
         self._context.flusher.shutdown()
         self._readers.shutdown()
         if not self.needs_rebuild:
-            self.save_incomplete()
-            self.keep_time()
+            try:
+                self.save_incomplete()
+                self.keep_time()
+            except StoreUnavailable as error:
+                log.warning("which volumes of %s wait for repair could not be kept: %s", self.path, error)
         self.on_closing()
         self._volumes.close()
         self._catalog.close()
@@ -787,7 +798,15 @@ class FileStorage:
                 usage = volume.usage()
         state = self._volumes.state(slot)
         return VolumeStats(
-            slot, path, state, usage.segments, usage.bytes_used, usage.bytes_live, usage.bytes_free, usage.shards
+            slot,
+            path,
+            state,
+            usage.segments,
+            usage.bytes_used,
+            usage.bytes_live,
+            usage.bytes_free,
+            usage.shards,
+            self._volumes.reason(slot),
         )
 
     def _check_usable(self) -> None:

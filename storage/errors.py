@@ -62,7 +62,6 @@ class DataLossError(StorageError):
         needed: number of shards needed (k).
         filename: name of the file being read, where known.
         file_id: id of the file being read, where known.
-        away: number of shards that belong to workers which are away, and may come back.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class DataLossError(StorageError):
         *,
         filename: str | None = None,
         file_id: str | None = None,
-        away: int = 0,
     ) -> None:
         where = f" of file {filename!r} ({file_id})" if filename is not None else ""
         super().__init__(
@@ -85,12 +83,6 @@ class DataLossError(StorageError):
         self.needed = needed
         self.filename = filename
         self.file_id = file_id
-        self.away = away
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether there are enough with those on workers that are away."""
-        return self.found + self.away >= self.needed
 
 
 class InsufficientWorkers(StorageError):
@@ -99,6 +91,49 @@ class InsufficientWorkers(StorageError):
 
 class IncompletePush(StorageError):
     """Something that a push counts on is not there any more at its commit. Nothing became visible; push again."""
+
+
+class ShardsUnavailable(InsufficientWorkers):
+    """What is stored cannot be read now: too many of its shards are out of reach, but not known to be lost.
+
+    Attributes:
+        chunk: hex id of the chunk (or metadata object).
+        found: number of intact shards found.
+        needed: number of shards needed (k).
+        away: number of shards that are out of reach.
+        causes: where those are and why they cannot be had, a line each.
+    """
+
+    def __init__(
+        self,
+        chunk: str,
+        found: int,
+        needed: int,
+        *,
+        away: int,
+        causes: tuple[str, ...] = (),
+        filename: str | None = None,
+        file_id: str | None = None,
+    ) -> None:
+        what = f"file {filename!r} ({file_id})" if filename is not None else f"chunk {chunk}"
+        why = f": {'; '.join(causes)}" if causes else ""
+        super().__init__(
+            f"{what} cannot be read now: {found} of {needed} shards needed are within reach, {away} more are not"
+            f"{why}; bring back what is away, or wait for it"
+        )
+        self.chunk = chunk
+        self.found = found
+        self.needed = needed
+        self.away = away
+        self.causes = causes
+
+
+class StoreUnavailable(StorageError):
+    """The machine or a disk cannot serve this for now. Nothing is lost by that; try again once the cause has gone."""
+
+
+class StoreReadOnly(StoreUnavailable):
+    """The file system takes no writes. Reading goes on."""
 
 
 class StoreFull(StorageError):

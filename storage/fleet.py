@@ -20,7 +20,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
 from storage.keys import StripeKey
 from storage.reports import Damage
-from storage.shards import Shard, ShardStore, VolumeFailed
+from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Fleet(ABC, Generic[StoreT]):
 
     ``incomplete`` holds the slots that may lack shards they should have, and wait for repair.
     ``recent_damage`` is what was met lately, for stats and operators.
+
+    A store whose machine refuses for the moment stays online. Nothing counts as missing or bad for that.
     """
 
     remote = False
@@ -58,6 +60,7 @@ class Fleet(ABC, Generic[StoreT]):
         self._lock = threading.Lock()
         self._closed = False
         self._lost_at_s = -math.inf  # when a store last went offline, by the monotonic clock
+        self._reasons: dict[int, str] = {}  # why a store is offline, or could not do what it was asked to
 
     # -- access ----------------------------------------------------------------------------------
 
@@ -108,6 +111,10 @@ class Fleet(ABC, Generic[StoreT]):
             return "offline"
         return "incomplete" if slot in self.incomplete else "ok"
 
+    def reason(self, slot: int) -> str:
+        """Why a store is offline or refuses; empty if nothing is known to be wrong with it."""
+        return self._reasons.get(slot, "")
+
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """The slot of the store that each shard 0…n-1 of a stripe belongs to."""
         return self.placement.volumes(stripe, stripe[34] + 1)
@@ -153,9 +160,11 @@ class Fleet(ABC, Generic[StoreT]):
             self._stores[slot] = None
             self._moves[slot] += 1
             self._lost_at_s = time.monotonic()
+            self._reasons[slot] = reason
             self._changed()
         log.error("volume %s is offline: %s", self.name(slot), reason)
-        self.incomplete.add(slot)
+        if self.stand_ins:
+            self.incomplete.add(slot)  # what it should get meanwhile goes elsewhere
         self.report("offline", b"", slot, reason)
         try:
             store.abandon(reason)
@@ -170,17 +179,27 @@ class Fleet(ABC, Generic[StoreT]):
         """If the store fails inside the block, it goes offline and the work goes on behind the block."""
         try:
             yield
-        except (VolumeFailed, StoreClosed) as error:
+        except (VolumeFailed, VolumeUnavailable, StoreClosed) as error:
             self.failed(slot, store, error)
-        except OSError as error:
-            self.set_offline(slot, str(error), store)
 
     def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
-        """Take a store that raised this error offline; raises the error again if it is not the store's own."""
-        if isinstance(error, VolumeFailed):
+        """Take a store that raised this error offline, unless the error may pass.
+
+        Raises the error again if it is not the store's own.
+        """
+        if isinstance(error, VolumeUnavailable):
+            self.note_refusal(slot, str(error))
+        elif isinstance(error, VolumeFailed):
             self.set_offline(slot, str(error), store)
         elif self._stores.get(slot) is store or not isinstance(error, StoreClosed):
             raise error  # otherwise the store has been abandoned meanwhile
+
+    def note_refusal(self, slot: int, reason: str) -> None:
+        """A store could not do what it was asked to, for now."""
+        if self._reasons.get(slot) != reason:
+            log.warning("volume %s: %s", self.name(slot), reason)
+            self._reasons[slot] = reason
+            self.report("unavailable", b"", slot, reason)
 
     def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
         """Keep a note of damage for stats and operators."""
@@ -209,6 +228,10 @@ class Fleet(ABC, Generic[StoreT]):
     @abstractmethod
     def reattach(self) -> list[int]:
         """Try the stores that are offline again; returns the slots brought back."""
+
+    def revive(self) -> bool:
+        """Try stores that are offline again if it is time to; whether one is back. Others come back by themselves."""
+        return False
 
     @abstractmethod
     def check_present(self, *, at_once: bool = False) -> None:

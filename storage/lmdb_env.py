@@ -7,6 +7,7 @@ readers and the (single) writer out for that moment.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import threading
@@ -17,14 +18,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 
+from storage.backoff import Backoff
 from storage.descriptors import occupy_standard_descriptors
-from storage.errors import FormatError, StorageError, StoreClosed, StoreFull
+from storage.errors import FormatError, StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
+from storage.faults import Fault, fault_of, numbers_of
 from storage.forks import HomeProcess
+
+log = logging.getLogger(__name__)
 
 _MAP_BYTES_START = 64 << 20
 _READERS_MAX = 1024
 _SHORT_WRITE_BYTES_MAX = 4 << 20  # LMDB writes up to 64 pages at a time, or one value of a few MiB
-_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.InvalidError,
+    lmdb.IncompatibleError,
+    lmdb.BadValsizeError,
+    lmdb.InvalidParameterError,
+)
 ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
 
@@ -39,63 +52,135 @@ else:
 class Environment:
     """One LMDB environment with named databases; thread-safe.
 
+    Where its file system takes no writes, it is opened for reading. After an error that LMDB does not recover
+    from, it is opened anew: by the next use, with pauses between attempts.
+
     Raises:
         FormatError: the file is not LMDB's, or damaged.
+        StoreUnavailable: it cannot be opened now for want of descriptors, memory, or the directory.
+        StoreReadOnly: it is not there, and cannot be made (also from writes).
         StoreFull: the disk is full (from writes).
     """
 
     def __init__(self, path: Path, databases: tuple[str, ...], *, sync: bool = True) -> None:
         self._home = HomeProcess(f"the database in {path}")
         occupy_standard_descriptors()
-        path.mkdir(parents=True, exist_ok=True)
-        fresh = not (path / "data.mdb").exists()
-        try:
-            self._env = lmdb.open(
-                str(path),
-                map_size=_initial_map(path),
-                max_dbs=len(databases),
-                max_readers=_READERS_MAX,
-                readahead=False,
-                sync=sync,
-                mode=0o640,
-            )
-            self._env.reader_check()
-            self.databases: dict[str, Database] = {
-                name: self._env.open_db(None if name == ROOT else name.encode()) for name in databases
-            }
-        except lmdb.Error as error:
-            raise translated(error, path) from error
-        if fresh:
-            # LMDB makes its pages durable, but not the names of a new database's files.
-            _sync_names(path)
-            _sync_names(path.parent)
         self._path = path
+        self._names = databases
+        self._sync = sync
+        self.databases: dict[str, Database] = {}
         self._gate = threading.Lock()
         self._idle = threading.Condition(self._gate)
         self._active = 0
         self._growing = False
         self._closed = False
         self._write_lock = threading.Lock()
+        self._env: lmdb.Environment | None = None
+        self._trouble = ""
+        self._retry = Backoff()
+        self.read_only = False
+        self._open(_initial_map(path))
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be written, or used, now; empty if it can."""
+        return self._trouble
+
+    def probe(self) -> str:
+        """Like :attr:`trouble`, after trying again what failed, if it is time to."""
+        if self._trouble:
+            try:
+                with self._write_lock:
+                    self._make_writable()
+                self.read(lambda txn: None)
+            except StorageError as error:
+                return str(error)
+        return self._trouble
+
+    def _open(self, map_bytes: int) -> None:
+        """Open the environment, for reading alone if its file system takes no writes."""
+        try:
+            self._open_writable(map_bytes)
+        except StoreReadOnly as error:
+            self._open_read_only(map_bytes)
+            self.read_only, self._trouble = True, str(error)
+        else:
+            self.read_only, self._trouble = False, ""
+
+    def _open_writable(self, map_bytes: int) -> None:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            fresh = not (self._path / "data.mdb").exists()
+        except OSError as error:
+            raise unavailable(error, self._path) from error
+        self._open_as(map_bytes, readonly=False)
+        if fresh:
+            # LMDB makes its pages durable, but not the names of a new database's files.
+            try:
+                _sync_names(self._path)
+                _sync_names(self._path.parent)
+            except OSError as error:
+                self._let_go()
+                raise unavailable(error, self._path) from error
+
+    def _open_read_only(self, map_bytes: int) -> None:
+        if not (self._path / "data.mdb").exists():
+            raise StoreReadOnly(f"there is no database in {self._path}, and none can be made: its disk is read-only")
+        self._open_as(map_bytes, readonly=True)
+
+    def _open_as(self, map_bytes: int, *, readonly: bool) -> None:
+        try:
+            self._env = lmdb.open(
+                str(self._path),
+                map_size=map_bytes,
+                max_dbs=len(self._names),
+                max_readers=_READERS_MAX,
+                readahead=False,
+                sync=self._sync,
+                mode=0o640,
+                readonly=readonly,
+                lock=not readonly,  # nobody writes to what cannot be written
+            )
+            if not readonly:
+                self._env.reader_check()
+            for name in self._names:
+                try:
+                    self.databases[name] = self._env.open_db(
+                        None if name == ROOT else name.encode(), create=not readonly
+                    )
+                except lmdb.NotFoundError:
+                    self.databases.pop(name, None)  # made by an older version, which had no such database
+        except lmdb.Error as error:
+            self._let_go()
+            raise translated(error, self._path) from error
+
+    def _let_go(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
     def get(self, database: str, key: bytes) -> bytes | None:
         """One value, from the latest committed state."""
-        self._enter()
-        try:
-            with self._env.begin(self.databases[database]) as txn:
-                return txn.get(key)
-        except lmdb.Error as error:
-            raise translated(error, self._path) from error
-        finally:
-            self._leave()
+        return self.read(lambda txn: txn.get(key, db=self.databases[database]))
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in one read transaction (keep it short: it holds up growth) and return its result."""
-        self._enter()
         try:
-            with self._env.begin() as txn:
-                return work(txn)
+            return self._read(work)
+        except lmdb.PanicError:
+            self._open_anew()
         except lmdb.Error as error:
             raise translated(error, self._path) from error
+        try:
+            return self._read(work)
+        except lmdb.Error as error:
+            raise translated(error, self._path) from error
+
+    def _read(self, work: Callable[[Transaction], T]) -> T:
+        env = self._enter()
+        try:
+            with env.begin() as txn:
+                return work(txn)
         finally:
             self._leave()
 
@@ -133,20 +218,27 @@ class Environment:
         """
         self._home.check()  # before the lock, which may have been held when this process was forked
         with self._write_lock:
+            self._make_writable()
+            panics = 0
             while True:
                 try:
                     with self._transaction() as txn:
                         return work(txn)
                 except lmdb.MapFullError:
                     self._grow()
+                except lmdb.PanicError as error:
+                    panics += 1
+                    if panics > 1:
+                        raise translated(error, self._path) from error
+                    self._open_anew()
                 except lmdb.Error as error:
                     raise translated(error, self._path) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
-        self._enter()
+        env = self._enter()
         try:
-            with self._env.begin(write=True) as txn:
+            with env.begin(write=True) as txn:
                 yield txn
         finally:
             self._leave()
@@ -165,16 +257,19 @@ class Environment:
             self._closed = True
             while self._active:
                 self._idle.wait()
-            self._env.close()
+            self._let_go()
 
-    def _enter(self) -> None:
+    def _enter(self) -> lmdb.Environment:
+        """Count this thread in; the environment it may use until :meth:`_leave`."""
         self._home.check()
         with self._gate:
             while self._growing:
                 self._idle.wait()
             if self._closed:
                 raise StoreClosed(f"{self._path} is closed")
+            env = self._env or self._reopened()
             self._active += 1
+            return env
 
     def _leave(self) -> None:
         with self._gate:
@@ -182,16 +277,78 @@ class Environment:
             if (self._growing or self._closed) and not self._active:
                 self._idle.notify_all()
 
-    def _grow(self) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep everybody out of the environment for a moment; with no transaction of this thread's own."""
         with self._gate:
+            while self._growing:
+                self._idle.wait()
             self._growing = True
             while self._active:
                 self._idle.wait()
             try:
-                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                if self._closed:
+                    raise StoreClosed(f"{self._path} is closed")
+                yield
             finally:
                 self._growing = False
                 self._idle.notify_all()
+
+    def _grow(self) -> None:
+        with self._alone():
+            if self._env is None:
+                return  # opened anew by whoever enters next
+            size = self._env.info()["map_size"]
+            try:
+                self._env.set_mapsize(2 * size)
+            except lmdb.Error as error:
+                # LMDB has let go of the old map by then, and cannot be used without one.
+                self._let_go()
+                self._reopened(size)
+                raise translated(error, self._path) from error
+
+    def _open_anew(self) -> None:
+        """After an error that LMDB does not recover from; what is in memory only must not be taken for durable."""
+        with self._alone():
+            if self._env is not None:
+                self._let_go()
+                _drop_cache(self._path / "data.mdb")
+            log.warning("the database in %s is opened anew after an error of its disk", self._path)
+            self._reopened()
+
+    def _reopened(self, map_bytes: int = 0) -> lmdb.Environment:
+        """Open what is closed, unless that failed a moment ago; with the gate held.
+
+        Raises:
+            StoreUnavailable: it still cannot be.
+        """
+        if not self._retry.due():
+            raise StoreUnavailable(self._trouble)
+        try:
+            self._open(map_bytes or _initial_map(self._path))
+        except (StorageError, OSError) as error:
+            self._trouble = f"the database in {self._path} cannot be opened: {error}"
+            self._retry.failed()
+            raise StoreUnavailable(self._trouble) from error
+        self._retry.succeeded()
+        assert self._env is not None
+        return self._env
+
+    def _make_writable(self) -> None:
+        """Open for writing what could only be opened for reading, unless that failed a moment ago.
+
+        Raises:
+            StoreReadOnly: it still cannot be written.
+        """
+        if not self.read_only:
+            return
+        with self._alone():
+            if self._retry.due():
+                self._let_go()
+                self._reopened()
+            if self.read_only:
+                self._retry.failed()
+                raise StoreReadOnly(self._trouble)
 
 
 def _sync_names(directory: Path) -> None:
@@ -202,28 +359,67 @@ def _sync_names(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _drop_cache(file: Path) -> None:
+    """Have reads give what is on the disk; pages that are still to be written stay, see posix_fadvise(2)."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        log.warning("the cache of %s could not be dropped: %s", file, error)
+    finally:
+        os.close(descriptor)
+
+
 def _initial_map(path: Path) -> int:
-    file = path / "data.mdb"
-    used = file.stat().st_size if file.exists() else 0
+    try:
+        used = (path / "data.mdb").stat().st_size
+    except FileNotFoundError:
+        used = 0
+    except OSError as error:
+        raise unavailable(error, path) from error
     size = _MAP_BYTES_START
     while size < 2 * used:
         size *= 2
     return size
 
 
+def unavailable(error: OSError, path: Path) -> StorageError:
+    """The engine's error for one of the operating system's about a database."""
+    match fault_of(error):
+        case Fault.FULL:
+            return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
+        case Fault.READ_ONLY:
+            return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
+        case _:
+            return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
+
+
 def translated(error: lmdb.Error, path: Path) -> StorageError:
-    """The engine's error for one of LMDB's."""
+    """The engine's error for one of LMDB's. Only what LMDB says of its own pages is damage."""
+    if isinstance(error, _DAMAGE):
+        return FormatError(f"the database in {path} cannot be used: {error}")
     text = str(error)  # what py-lmdb tells of the error number
-    full = isinstance(error, lmdb.DiskError) or any(os.strerror(number) in text for number in _FULL)
-    if full or (os.strerror(errno.EIO) in text and _is_full(path)):
+    if isinstance(error, lmdb.DiskError) or _tells(text, Fault.FULL):
         return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
-    return FormatError(f"the database in {path} cannot be used: {error}")
+    if os.strerror(errno.EIO) in text and _is_full(path):
+        return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
+    if _tells(text, Fault.READ_ONLY):
+        return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
+    return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
+
+
+def _tells(text: str, fault: Fault) -> bool:
+    return any(os.strerror(number) in text for number in numbers_of(fault))
 
 
 def _is_full(path: Path) -> bool:
     """Whether a write may have come out short, which LMDB calls an I/O error."""
-    status = os.statvfs(path)
+    try:
+        status = os.statvfs(path)
+        size = (path / "data.mdb").stat().st_size
+    except OSError:
+        return False  # it is not known to be, and what failed is told as it is
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     room = _SHORT_WRITE_BYTES_MAX
-    limited = limit != resource.RLIM_INFINITY and (path / "data.mdb").stat().st_size + room > limit
+    limited = limit != resource.RLIM_INFINITY and size + room > limit
     return limited or status.f_bavail * status.f_frsize < room

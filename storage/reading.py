@@ -13,7 +13,7 @@ from cachetools import LRUCache
 
 from storage.activity import Activity
 from storage.budget import Budget
-from storage.errors import DataLossError, InsufficientWorkers, StoreClosed
+from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
 from storage.forks import HomeProcess
 from storage.keys import StripeKey
 from storage.limits import KIB, MIB, BytesLike
@@ -122,7 +122,7 @@ class VersionStream(io.RawIOBase):
 
         Raises:
             DataLossError: a chunk is lost; names file and chunk.
-            InsufficientWorkers: too many of a pool's workers are away for now.
+            ShardsUnavailable: too many volumes, or workers, are out of reach for now.
         """
         self._check_open()
         target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
@@ -291,17 +291,24 @@ class VersionStream(io.RawIOBase):
             attendance = volumes.attendance()
             try:
                 return self._stripes.read_all(reads)
-            except DataLossError as error:
-                waits = error.may_pass and time.monotonic() < give_up_s
+            except ShardsUnavailable as error:
+                waits = time.monotonic() < give_up_s
                 if not waits or not volumes.await_change(attendance, self._patience_s):
                     self._fail(error)
+            except DataLossError as error:
+                self._fail(error)
 
-    def _fail(self, error: DataLossError) -> NoReturn:
-        """Say of a chunk that cannot be read which file is concerned, and whether that may change."""
-        if error.may_pass:
-            raise InsufficientWorkers(
-                f"file {self.version.filename!r} ({self.version.file_id}) cannot be read now: {error.away} shards "
-                f"of a chunk of it are on workers that are away; start them again, or wait for them"
+    def _fail(self, error: DataLossError | ShardsUnavailable) -> NoReturn:
+        """Say of a chunk that cannot be read which file is concerned."""
+        if isinstance(error, ShardsUnavailable):
+            raise ShardsUnavailable(
+                error.chunk,
+                error.found,
+                error.needed,
+                away=error.away,
+                causes=error.causes,
+                filename=self.version.filename,
+                file_id=self.version.file_id,
             ) from error
         raise DataLossError(
             error.chunk,

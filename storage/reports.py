@@ -20,7 +20,8 @@ class Damage:
 
     Attributes:
         time_ms: when it was found.
-        kind: ``"rotten"``, ``"missing"``, ``"lost"``, ``"offline"``, or ``"unreadable"``: a version's record.
+        kind: ``"rotten"``, ``"missing"``, ``"unavailable"`` (cannot be read now), ``"lost"``, ``"offline"``, or
+            ``"unreadable"``: a version's record.
         object_id: hex id of the object concerned, "" if it is a whole volume.
         slot: slot of the shard in its stripe, -1 if unknown or none.
         volume: slot of the volume, -1 if none.
@@ -40,6 +41,7 @@ class ScrubReport:
     """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete.
 
     ``unreadable`` versions have a record or manifest that cannot be read; repair cannot mend them.
+    ``unavailable`` shards could not be read for now: nothing is known of them.
     """
 
     shards_checked: int
@@ -48,11 +50,12 @@ class ScrubReport:
     missing: int
     damaged: list[Damage]
     unreadable: int = 0
+    unavailable: int = 0
 
     @property
     def clean(self) -> bool:
         """Whether every shard of every object is there and intact."""
-        return not self.rotten and not self.missing and not self.unreadable
+        return not (self.rotten or self.missing or self.unreadable or self.unavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,9 @@ class RepairReport:
 
     Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place. ``deferred`` objects
     lack shards that stores which are expected back may have: those were not made again yet.
+    Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place.
+    ``unavailable`` objects could not be read for now, since volumes or workers are out of reach; why, says
+    ``unavailable_why`` of the first. They are not lost: repair again when those are back.
     """
 
     objects_examined: int
@@ -121,11 +127,13 @@ class RepairReport:
     shards_moved: int = 0
     bytes_moved: int = 0
     deferred: int = 0
+    unavailable: int = 0
+    unavailable_why: str = ""
 
     @property
     def complete(self) -> bool:
         """Whether every object has all its shards again."""
-        return not self.lost_count and not self.deferred
+        return not self.lost_count and not self.deferred and not self.unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,11 @@ class RebuildReport:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStats:
-    """One volume. ``state`` is ``"ok"``, ``"incomplete"`` (waits for repair) or ``"offline"``."""
+    """One volume.
+
+    ``state`` is ``"ok"``, ``"incomplete"`` (waits for repair), ``"read-only"``, ``"full"`` or ``"offline"``;
+    ``cause`` says why it is not ok, or what it could not do lately.
+    """
 
     slot: int
     path: Path
@@ -160,6 +172,7 @@ class VolumeStats:
     bytes_live: int
     bytes_free: int
     shards: int
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice, product
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from blake3 import blake3
 from cachetools import LRUCache
 
 from storage.erasure import code_for_key
-from storage.errors import DataLossError, FormatError, StorageError, StoreClosed
+from storage.errors import DataLossError, FormatError, ShardsUnavailable, StorageError, StoreClosed
 from storage.fleet import Fleet
 from storage.hedging import HedgedReader, StripeRead, Wanted
 from storage.keys import (
@@ -51,10 +51,14 @@ _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two c
 _ASKERS = 16  # threads that ask stores where shards are
 
 
+HealRequest = Callable[[StripeKey], None]
+
+Unread = DataLossError | ShardsUnavailable
+"""Why an object cannot be read: shards of it are gone, or out of reach for now."""
+
+
 _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
-
-HealRequest = Callable[[StripeKey], None]
 
 
 class Written(NamedTuple):
@@ -72,6 +76,23 @@ class _Survivors:
 
     payloads: dict[int, memoryview]
     length: int
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What was found when all stores were asked for the shards of a stripe.
+
+    Attributes:
+        found: the intact-looking shards.
+        places: where each was.
+        rotten: where those were that do not match their digests.
+        unreachable: why the others could not be read, where that is not for being gone.
+    """
+
+    found: dict[int, Shard] = field(default_factory=dict)
+    places: _Places = field(default_factory=dict)
+    rotten: _Places = field(default_factory=dict)
+    unreachable: dict[int, str] = field(default_factory=dict)
 
 
 class StripeStore:
@@ -226,6 +247,7 @@ class StripeStore:
 
         Raises:
             DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
         """
         read = self._read_data_shards if self._hedged is None else self._read_hedged
         if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
@@ -238,6 +260,7 @@ class StripeStore:
 
         Raises:
             DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
         """
         return bytes(self._recover(stripe, expect=None))
 
@@ -287,6 +310,7 @@ class StripeStore:
 
         Raises:
             DataLossError: fewer than k intact shards of one of them are left.
+            ShardsUnavailable: too many shards of one of them are out of reach for now.
         """
         if self._hedged is None:
             for stripe, target in reads:
@@ -326,15 +350,16 @@ class StripeStore:
             key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
             if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
-            rotten: _Places = {}
             place = self._locate(holders[slot], key)
-            shard = self._read_checked(holders[slot], volume, key, place, rotten)
+            survey = _Survey()
+            shard = self._read_checked(holders[slot], volume, key, place, survey)
             if shard is not None and shard.object_length != length:
-                rotten[slot] = (holders[slot], place)
-            if shard is None and not rotten:
+                self._recover(stripe, expect=length)  # which tells from the whole object who is wrong
+                return
+            if shard is None and not survey.rotten and slot not in survey.unreachable:
                 self.on_damage(stripe)
-            if rotten:
-                self._quarantine(stripe, rotten, "cannot be read back")
+            if survey.rotten:
+                self._set_aside(stripe, survey.rotten, "does not match its digest")
 
     def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
         volume: ShardStore | None = self.volumes.volume(holder)
@@ -346,10 +371,11 @@ class StripeStore:
             return self._note_unreadable(holder, volume, key, error)
 
     def _note_unreadable(self, holder: int, volume: ShardStore, key: ShardKey, error: Exception) -> bool:
+        """A store could not give a shard: that says nothing about the shard."""
         if isinstance(error, VolumeFailed):
             self.volumes.set_offline(holder, str(error), volume)
         else:
-            self.volumes.report("rotten", key, holder, f"cannot be read: {error}")
+            self.volumes.note_refusal(holder, str(error))
         return False
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
@@ -396,58 +422,59 @@ class StripeStore:
         while True:
             if self._closed:
                 raise StoreClosed("the store was closed while it was being read")
-            found, places, rotten = self._survey(stripe)
-            data = self._recover_from(stripe, expect, found, places, rotten)
+            survey = self._survey(stripe)
+            data = self._recover_from(stripe, expect, survey)
             if data is not None:
                 return data
-            if not self.volumes.stand_ins or (seen is not None and found.keys() <= seen):
-                data = self._recover_from_copies(stripe, expect, found, places)
+            if self.volumes.revive():
+                continue
+            if not self.volumes.stand_ins or (seen is not None and survey.found.keys() <= seen):
+                data = self._recover_from_copies(stripe, expect, survey)
                 if data is not None:
                     return data
-                most = max((len(group.payloads) for group in _by_length(found, stripe[33] + 1)), default=0)
-                had = most if most <= stripe[33] else 0
-                raise DataLossError(stripe[:ID_BYTES].hex(), had, stripe[33] + 1, away=self._away(stripe, found))
-            seen = (seen or set()) | found.keys()
+                raise self._unread(stripe, survey)
+            seen = (seen or set()) | survey.found.keys()
 
-    def _recover_from_copies(
-        self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places
-    ) -> memoryview | None:
+    def _recover_from_copies(self, stripe: StripeKey, expect: int | None, survey: _Survey) -> memoryview | None:
         """The object from other copies of its shards: a store's wrong shard may have hidden the right one of another.
 
         None if no choice of copies gives the object.
         """
-        copies = {slot: [(shard, places[slot])] for slot, shard in found.items()}
+        copies = {slot: [(shard, survey.places[slot])] for slot, shard in survey.found.items()}
         for holder in self.volumes.elsewhere(stripe):
             volume = self.volumes.volume(holder)
             locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in copies])
             for slot, place in zip(copies, locations, strict=True):
-                if volume is None or place is None or places[slot][0] == holder:
+                if volume is None or place is None or survey.places[slot][0] == holder:
                     continue
-                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, {})
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, _Survey())
                 if shard is not None and all(shard.digest != known.digest for known, _ in copies[slot]):
                     copies[slot].append((shard, (holder, place)))
         for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
             shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
             where = dict(zip(copies, (place for _, place in chosen), strict=True))
-            data = self._recover_from(stripe, expect, shards, where, {})
+            data = self._recover_from(stripe, expect, _Survey(shards, where))
             if data is not None:
                 return data
         return None
 
-    def _away(self, stripe: StripeKey, found: dict[int, Shard]) -> int:
-        """Shards not found that belong to stores which are away, where such stores come back by themselves."""
-        if not self.volumes.stand_ins:
-            return 0
-        holders = enumerate(self.volumes.holders(stripe))
-        return sum(slot not in found and self.volumes.volume(holder) is None for slot, holder in holders)
+    def _unread(self, stripe: StripeKey, survey: _Survey) -> Unread:
+        """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
+        k = stripe[33] + 1
+        most = max((len(group.payloads) for group in _by_length(survey.found, k)), default=0)
+        had = most if most < k else 0
+        away = len(survey.unreachable.keys() - survey.found.keys())
+        if had + away < k:
+            return DataLossError(stripe[:ID_BYTES].hex(), had, k)
+        causes = tuple(dict.fromkeys(survey.unreachable.values()))
+        return ShardsUnavailable(stripe[:ID_BYTES].hex(), had, k, away=away, causes=causes)
 
-    def _recover_from(
-        self, stripe: StripeKey, expect: int | None, found: dict[int, Shard], places: _Places, rotten: _Places
-    ) -> memoryview | None:
+    def _recover_from(self, stripe: StripeKey, expect: int | None, survey: _Survey) -> memoryview | None:
         """The object from what a survey found; None if that is not enough of it."""
         parts = split_stripe_key(stripe)
-        if rotten:
-            self._quarantine(stripe, rotten, "digest differs")
+        found, places = survey.found, survey.places
+        if survey.rotten:
+            self._set_aside(stripe, survey.rotten, "digest differs")
         groups = _by_length(found, parts.k)
         if expect is not None:
             groups = [group for group in groups if group.length == expect]
@@ -456,37 +483,44 @@ class StripeStore:
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
                 if liars:
-                    self._quarantine(
+                    self._set_aside(
                         stripe,
                         {slot: places[slot] for slot in liars},
                         "content differs from what the stripe decodes to",
+                        wrong=True,
                     )
                 return data[: survivors.length]
         return None
 
-    def _survey(self, stripe: StripeKey) -> tuple[dict[int, Shard], _Places, _Places]:
-        """Read all shards with their digests checked: the intact-looking ones, where all were, and the rotten ones."""
-        found: dict[int, Shard] = {}
-        places: _Places = {}
-        rotten: _Places = {}
+    def _survey(self, stripe: StripeKey) -> _Survey:
+        """Read all shards with their digests checked."""
+        survey = _Survey()
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None:
+                survey.unreachable[slot] = self._cause(holder)
                 continue
             key = shard_key(stripe, slot)
             place = self._locate(holder, key)
-            places[slot] = (holder, place)
-            shard = self._read_checked(holder, volume, key, place, rotten)
+            survey.places[slot] = (holder, place)
+            shard = self._read_checked(holder, volume, key, place, survey)
             if shard is not None:
-                found[slot] = shard
-        if len(found) < stripe[34] + 1:
-            self._survey_elsewhere(stripe, found, places)
-        return found, places, rotten
+                survey.found[slot] = shard
+        if len(survey.found) < stripe[34] + 1:
+            self._survey_elsewhere(stripe, survey)
+        return survey
 
-    def _survey_elsewhere(self, stripe: StripeKey, found: dict[int, Shard], places: _Places) -> None:
+    def _cause(self, holder: int) -> str:
+        """Where shards are that are out of reach, and why, for people."""
+        place, reason = self.volumes.place(holder), self.volumes.reason(holder)
+        if not reason:
+            return f"{place} is away"
+        return reason if place in reason else f"{place}: {reason}"
+
+    def _survey_elsewhere(self, stripe: StripeKey, survey: _Survey) -> None:
         """Look for the shards that are not where they belong on stores that may have them all the same."""
         for holder in self.volumes.elsewhere(stripe):
-            slots = [slot for slot in range(stripe[34] + 1) if slot not in found]
+            slots = [slot for slot in range(stripe[34] + 1) if slot not in survey.found]
             if not slots:
                 return
             locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in slots])
@@ -494,19 +528,21 @@ class StripeStore:
                 volume = self.volumes.volume(holder)
                 if place is None or volume is None:
                     continue
-                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, {})
+                other = _Survey(unreachable=survey.unreachable)
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, other)
                 if shard is not None:
-                    found[slot], places[slot] = shard, (holder, place)
+                    survey.found[slot], survey.places[slot] = shard, (holder, place)
 
     def _read_checked(
-        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, rotten: _Places
+        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, survey: _Survey
     ) -> Shard | None:
         try:
             return volume.read(key)
         except CorruptShard:
-            rotten[key[35]] = (holder, place)
+            survey.rotten[key[35]] = (holder, place)
         except (StorageError, OSError) as error:
             self._note_unreadable(holder, volume, key, error)
+            survey.unreachable[key[35]] = self._cause(holder)
         return None
 
     def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
@@ -541,17 +577,19 @@ class StripeStore:
         )
         return data
 
-    def _quarantine(self, stripe: StripeKey, places: _Places, why: str) -> None:
-        """Forget bad shards, so that nothing reads them again, and ask for the stripe to be healed.
+    def _set_aside(self, stripe: StripeKey, places: _Places, why: str, *, wrong: bool = False) -> None:
+        """Have bad shards read by nobody any more, and ask for the stripe to be healed.
 
-        Those that were collected and written anew meanwhile are others, and stay.
+        Nothing is deleted by this: the stores keep the bytes until they have a good record of the same shard, or
+        no file needs it. Shards that were collected and written anew meanwhile are others, and stay; so do those
+        that their store reads well, unless they were proved to be ``wrong``.
         """
         for slot, (holder, place) in places.items():
             key = shard_key(stripe, slot)
             volume = self.volumes.volume(holder)
             if volume is not None and place is not None:
                 with self.volumes.guard(holder, volume):
-                    volume.discard(key, place)
+                    volume.discard(key, place, wrong=wrong)
             self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
         self.on_damage(stripe)
 
@@ -567,10 +605,10 @@ class StripeStore:
         note: Callable[[Written], None] | None = None,
         *,
         at_once: bool = False,
-    ) -> list[tuple[int, int] | DataLossError]:
+    ) -> list[tuple[int, int] | Unread]:
         """Make the absent shards of several stripes again, which are read together.
 
-        Of each, (shards, bytes) appended, not yet durable, or why fewer than k intact shards are left.
+        Of each, (shards, bytes) appended, not yet durable, or why it cannot be read.
 
         Args:
             stripes: to be made whole.
@@ -588,7 +626,7 @@ class StripeStore:
         objects = self._read_together(
             [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
         )
-        made: list[tuple[int, int] | DataLossError] = []
+        made: list[tuple[int, int] | Unread] = []
         for stripe, where in zip(stripes, looked, strict=True):
             try:
                 content = objects.get(stripe)
@@ -600,7 +638,7 @@ class StripeStore:
                 if note is not None:
                     for one in written:
                         note(one)
-            except DataLossError as error:
+            except (DataLossError, ShardsUnavailable) as error:
                 made.append(error)
         return made
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.backoff import Backoff
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed
+from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed, StoreUnavailable
 from storage.fleet import Fleet
 from storage.flushing import Flusher, new_flusher
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.placement import FixedLayout
-from storage.shards import LocalVolume, Shard, VolumeFailed
+from storage.shards import LocalVolume, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.volume import PendingSync
@@ -25,6 +27,7 @@ from storage.versions import decode_version
 log = logging.getLogger(__name__)
 
 _PRESENCE_CHECK_S = 1.0
+_PASSING = (VolumeFailed, StoreUnavailable)  # what opening a volume may meet that has nothing to do with the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class VolumeOptions:
 class VolumeSet(Fleet[LocalVolume]):
     """All volumes of a store on this machine, by slot.
 
-    A slot that came up empty (a lost or swapped disk) is ``incomplete``.
+    A slot that came up empty (a lost or swapped disk), or missed something that was acknowledged, is
+    ``incomplete``. A volume that failed is opened anew, with pauses between attempts.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
@@ -53,6 +57,8 @@ class VolumeSet(Fleet[LocalVolume]):
         self._stores = dict.fromkeys(range(len(self.paths)))
         self._moves = dict.fromkeys(range(len(self.paths)), 0)
         self._checked_s = 0.0
+        self._attaching = threading.Lock()
+        self._retries = {slot: Backoff() for slot in range(len(self.paths))}
         self._flusher: Flusher
 
     @property
@@ -93,7 +99,7 @@ class VolumeSet(Fleet[LocalVolume]):
         Raises:
             FormatError: a directory holds a volume of another store or slot. Nothing is changed.
         """
-        tolerate = (OSError, VolumeFailed) if expect_data else ()
+        tolerate = _PASSING if expect_data else ()
         identities: dict[int, VolumeIdentity | None] = {}
         try:
             for slot in range(len(self.paths)):
@@ -108,15 +114,38 @@ class VolumeSet(Fleet[LocalVolume]):
         self._flusher = new_flusher(len(self.paths))
 
     def reattach(self) -> list[int]:
-        """Open again the volumes that went offline; returns the slots brought back."""
-        back = []
-        for slot, volume in self._stores.items():
-            if volume is None:
-                with self._unusable(slot, (OSError, VolumeFailed)):
-                    self._open(slot, self._identify(slot), expect_data=True)
-                    self._moves[slot] += 1
-                    back.append(slot)
-        return back
+        """Open again the volumes that went offline, empty where there is none; returns the slots brought back."""
+        with self._attaching:
+            return [slot for slot in self._offline() if self._attach(slot, may_be_new=True)]
+
+    def revive(self) -> bool:
+        """Open anew the volumes that went offline and are there again, those that it is time to try.
+
+        A directory without a volume may be a mount point whose disk is missing: nothing is made in it.
+        """
+        if not self._offline() or not self._attaching.acquire(blocking=False):
+            return False
+        try:
+            due = [slot for slot in self._offline() if self._retries[slot].due()]
+            back = [slot for slot in due if self._attach(slot, may_be_new=False)]
+            return bool(back)
+        finally:
+            self._attaching.release()
+
+    def _offline(self) -> list[int]:
+        return [slot for slot, volume in self._stores.items() if volume is None]
+
+    def _attach(self, slot: int, *, may_be_new: bool) -> bool:
+        if self._closed:
+            return False
+        with self._unusable(slot, _PASSING):
+            identity = self._identify(slot)
+            if identity is None and not may_be_new:
+                raise VolumeUnavailable(f"there is no volume in {self.paths[slot]}")
+            self._open(slot, identity, expect_data=True)
+            self._moves[slot] += 1
+            log.info("volume %s is back", self.name(slot))
+        return self._stores[slot] is not None
 
     @contextmanager
     def _unusable(self, slot: int, errors: tuple[type[Exception], ...]) -> Iterator[None]:
@@ -124,13 +153,15 @@ class VolumeSet(Fleet[LocalVolume]):
         try:
             yield
         except errors as error:
-            log.error("volume %d at %s cannot be opened: %s", slot, self.paths[slot], error)
-            self.incomplete.add(slot)
-            self.report("offline", b"", slot, str(error))
+            self._retries[slot].failed()
+            if self._reasons.get(slot) != str(error):
+                log.error("volume %d at %s cannot be opened: %s", slot, self.paths[slot], error)
+                self._reasons[slot] = str(error)
+                self.report("offline", b"", slot, str(error))
 
     def _identify(self, slot: int) -> VolumeIdentity | None:
         path = self.paths[slot]
-        identity = read_identity(path) if path.is_dir() else None
+        identity = read_identity(path, self._options.filesystem)
         if identity is None:
             return None
         if identity.store_id != self.store_id:
@@ -148,16 +179,25 @@ class VolumeSet(Fleet[LocalVolume]):
     def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
         path = self.paths[slot]
         if identity is None:
-            (self._options.filesystem or LocalFileSystem()).make_directory(path)
+            self._make_directory(path)
             identity = self._new_identity(slot)
             if expect_data:
                 log.warning("volume %d at %s is empty; run repair to make its shards again", slot, path)
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
-        self._stores[slot] = LocalVolume(
-            path, identity, filesystem=options.filesystem, on_replay=self._note_replayed, **keywords
-        )
+        volume = LocalVolume(path, identity, filesystem=options.filesystem, on_replay=self._note_replayed, **keywords)
+        if volume.shrank:
+            self.incomplete.add(slot)
+        self._stores[slot] = volume
+        self._reasons.pop(slot, None)
+        self._retries[slot].succeeded()
+
+    def _make_directory(self, path: Path) -> None:
+        try:
+            (self._options.filesystem or LocalFileSystem()).make_directory(path)
+        except OSError as error:
+            raise VolumeUnavailable(f"volume {path} cannot be made: {error}") from error
 
     def _note_replayed(self, shard: Shard) -> None:
         if shard.key[ID_BYTES] == Kind.VERSION:
@@ -182,14 +222,31 @@ class VolumeSet(Fleet[LocalVolume]):
     # -- access ----------------------------------------------------------------------------------
 
     def check_present(self, *, at_once: bool = False) -> None:
-        """Notice, at most once a second unless ``at_once``, volumes whose directory was taken away."""
+        """Notice, at most once a second unless ``at_once``, volumes taken away, and those that are back."""
         now = time.monotonic()
         if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
             return
         self._checked_s = now
         for slot, volume in self.online():
             if not volume.present():
-                self.set_offline(slot, "its directory was removed")
+                self.set_offline(slot, f"{self.paths[slot]} was removed or unmounted", volume)
+            elif self._reasons.pop(slot, None) is not None:
+                log.info("volume %s answers again", self.name(slot))
+        self.revive()
+
+    def state(self, slot: int) -> str:
+        """See :meth:`Fleet.state`; also ``"read-only"`` and ``"full"``."""
+        volume = self._stores.get(slot)
+        found = super().state(slot)
+        if volume is None or found != "ok":
+            return found
+        own = volume.state[0]
+        return own if own in ("read-only", "full") else "ok"
+
+    def reason(self, slot: int) -> str:
+        """See :meth:`Fleet.reason`."""
+        volume = self._stores.get(slot)
+        return (volume.state[1] if volume is not None else "") or super().reason(slot)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -204,8 +261,17 @@ class VolumeSet(Fleet[LocalVolume]):
             if volume is not None:
                 try:
                     volume.append(shards, urgent=urgent)
-                except VolumeFailed as error:
-                    self.set_offline(slot, str(error), volume)
+                    continue
+                except (VolumeFailed, VolumeUnavailable) as error:
+                    self._missed(slot, volume, error)
+            if urgent:  # nobody asks afterwards whether enough volumes had it
+                self.incomplete.add(slot)
+
+    def _missed(self, slot: int, volume: LocalVolume, error: VolumeFailed | VolumeUnavailable) -> None:
+        """A volume did not take what it was to keep: what is being stored must do without it."""
+        if isinstance(error, VolumeUnavailable):
+            self._moves[slot] += 1
+        self.failed(slot, volume, error)
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Make all online volumes durable, at once.
@@ -229,8 +295,8 @@ class VolumeSet(Fleet[LocalVolume]):
     def _begin_sync(self, slot: int, volume: LocalVolume, begun: list[_BegunSync]) -> None:
         try:
             pending = volume.begin_sync()
-        except VolumeFailed as error:
-            self.set_offline(slot, str(error), volume)
+        except (VolumeFailed, VolumeUnavailable) as error:
+            self._missed(slot, volume, error)
             return
         if pending is not None:
             begun.append(_BegunSync(slot, volume, pending))
@@ -241,8 +307,8 @@ class VolumeSet(Fleet[LocalVolume]):
                 sync.volume.end_sync(sync.pending, sync.error)
             else:
                 sync.volume.cancel_sync(sync.pending)
-        except VolumeFailed as error:
-            self.set_offline(sync.slot, str(error), sync.volume)
+        except (VolumeFailed, VolumeUnavailable) as error:
+            self._missed(sync.slot, sync.volume, error)
         except StorageError as error:
             failures.append(error)
 
@@ -262,32 +328,35 @@ class VolumeSet(Fleet[LocalVolume]):
         for slot, volume in self.online():
             try:
                 volume.sync()
-            except VolumeFailed as error:
-                self.set_offline(slot, str(error), volume)
+            except (VolumeFailed, VolumeUnavailable) as error:
+                self._missed(slot, volume, error)
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
         """See :meth:`Fleet.require_writable`."""
         if self._closed:
             raise StoreClosed("the store was closed during the push")
         now = self.attendance()
-        if None not in self._stores.values() and (since is None or since == now):
+        if since is None:
+            offline = [slot for slot, volume in self._stores.items() if volume is None or not volume.can_be_written()]
+        elif since == now and None not in self._stores.values():
             return
-        since = since or now
-        offline = [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
+        else:
+            offline = [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
         if not offline:
             return
-        self.incomplete.update(offline)
         per_volume = -(-profile.n // len(self._stores))
         shards = profile.n - min(profile.n, len(offline) * per_volume)
         if shards < min(profile.n, profile.k + 1):
             raise InsufficientWorkers(
-                f"{len(offline)} of {len(self._stores)} volumes are offline, or were while this was stored "
-                f"({self._names(offline)}): the {profile} file would not survive one more loss; bring them back, run "
-                "repair and try again"
+                f"{len(offline)} of {len(self._stores)} volumes take no writes, or did not while this was stored "
+                f"({self._troubles(offline)}): the {profile} file would not survive one more loss; bring them back, "
+                "run repair and try again"
             )
+        if since is not None:
+            self.incomplete.update(offline)
 
-    def _names(self, slots: list[int]) -> str:
-        return ", ".join(str(self.paths[slot]) for slot in slots)
+    def _troubles(self, slots: list[int]) -> str:
+        return "; ".join(self.reason(slot) or str(self.paths[slot]) for slot in slots)
 
     # -- closing ---------------------------------------------------------------------------------
 

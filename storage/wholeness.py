@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from storage.batching import batched
 from storage.erasure import profile_for
-from storage.errors import DataLossError, IncompletePush, InsufficientWorkers
+from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, ShardsUnavailable, StorageError
 from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
@@ -40,7 +40,7 @@ def make_whole(
             for group in batched(lacking, stripes.mended_together):
                 made = zip(group, stripes.heal_all(group, at_once=True), strict=True)
                 lost, stripe = next(
-                    ((one, stripe) for stripe, one in made if isinstance(one, DataLossError)), (None, b"")
+                    ((one, stripe) for stripe, one in made if isinstance(one, StorageError)), (None, b"")
                 )
                 if lost is not None:
                     volumes.require_writable(profile_for(stripe[33] + 1, stripe[34] + 1))  # they may all be full
@@ -68,6 +68,8 @@ def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
                 lacking.append(stripe)
         for group in batched(lacking, stripes.mended_together):
             for stripe, outcome in zip(group, stripes.heal_all(group), strict=True):
+                if isinstance(outcome, ShardsUnavailable):
+                    raise outcome
                 if isinstance(outcome, DataLossError):
                     raise IncompletePush(
                         f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so "

@@ -14,7 +14,7 @@ from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
 from storage.reports import HealingState
 from storage.runtime import Runtime
-from storage.stripes import StripeStore
+from storage.stripes import StripeStore, Unread
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Healer:
             lost = 0
             for stripe, one in zip(group, made, strict=True):
                 lost += self._tell(stripe, one)
-            self._count(sum(one[0] for one in made if not isinstance(one, DataLossError)), lost)
+            self._count(sum(one[0] for one in made if not isinstance(one, StorageError)), lost)
         finally:
             with self._lock:
                 self._at_hand = 0
@@ -163,14 +163,16 @@ class Healer:
             self._failed_stripes += failed_stripes
             self._ended_ms = self._runtime.wall_ns() // 1_000_000
 
-    def _tell(self, stripe: StripeKey, made: tuple[int, int] | DataLossError) -> bool:
+    def _tell(self, stripe: StripeKey, made: tuple[int, int] | Unread) -> bool:
         """Say what became of a stripe; whether it is lost."""
         if isinstance(made, DataLossError):
             if not self._is_needed(stripe):
                 return False
             self._stripes.volumes.report("lost", stripe, -1, str(made))
             return True
-        if made[0]:
+        if isinstance(made, StorageError):
+            log.info("%s is not healed for now: %s", stripe[:32].hex(), made)
+        elif made[0]:
             log.info("healed %d shards of %s", made[0], stripe[:32].hex())
         return False
 

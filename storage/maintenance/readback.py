@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
-from storage.errors import DataLossError, StorageError
+from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.limits import CHUNK_SIZE_MAX, MIB
@@ -176,7 +176,7 @@ class ReadBack:
         """All shards of a stripe as its verified object gives them; None if that cannot be read."""
         try:
             data = self._stripes.read(stripe)
-        except DataLossError:
+        except (DataLossError, ShardsUnavailable):
             return None
         return self._stripes.shards_of(stripe, data + bytes(-len(data) % (stripe[33] + 1)), len(data))
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from storage.batching import batched
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
-from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument
+from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
 from storage.live import node_loader
@@ -175,7 +175,7 @@ def _problem(
                 present = head.root.n - where.missing
                 if present < head.root.k:
                     return f"chunk {chunk_id.hex()} has {present} shards left, {head.root.k} are needed"
-    except (DataLossError, FormatError) as error:
+    except (DataLossError, ShardsUnavailable, FormatError) as error:
         return f"its manifest is not whole ({error})"
     return None
 

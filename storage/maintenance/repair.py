@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from storage.batching import batched
 from storage.catalog import Catalog
-from storage.errors import DataLossError
+from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import LiveObject, is_live, live_objects
@@ -26,7 +26,7 @@ from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
 from storage.setaside import SetAside
-from storage.stripes import Written
+from storage.stripes import Unread, Written
 from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
@@ -78,12 +78,12 @@ def repair(
         volumes.sync()
         new.settle()
     tally.finish()
-    if not tally.lost_count and volumes.attendance() == attendance:
+    if not tally.lost_count and not tally.unavailable and volumes.attendance() == attendance:
         volumes.incomplete.difference_update(online)
     return tally.report()
 
 
-_Made = tuple[int, int] | DataLossError | None
+_Made = tuple[int, int] | Unread | None
 """(shards, bytes) made of an object, or why none could be; None: its file was deleted meanwhile."""
 
 
@@ -163,6 +163,8 @@ class _Tally:
     endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
+    unavailable: int = 0  # cannot be read now, and wait
+    unavailable_why: str = ""  # of the first of them
 
     def find(self, damaged: _Damaged) -> None:
         """An object is to be dealt with, now or once it is clear that a store does not come back."""
@@ -178,6 +180,10 @@ class _Tally:
         """It has been."""
         self.missing -= damaged.missing
         self.misplaced -= not damaged.missing
+        if isinstance(made, ShardsUnavailable):
+            self.unavailable += 1
+            self.unavailable_why = self.unavailable_why or str(made)
+            return
         if isinstance(made, DataLossError):
             self._note_lost(damaged.live, made)
             return
@@ -240,6 +246,8 @@ class _Tally:
             self.shards_moved,
             self.bytes_moved,
             self.deferred,
+            self.unavailable,
+            self.unavailable_why,
         )
 
 
@@ -342,7 +350,7 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
     written: list[Written] = []
     outcomes = context.stripes.heal_all([damaged.live.stripe for damaged in group], known, written.append)
     made = [
-        _make_from_catalog(context, damaged.live, one) if isinstance(one, DataLossError) else one
+        _make_from_catalog(context, damaged.live, one) if isinstance(one, StorageError) else one
         for damaged, one in zip(group, outcomes, strict=True)
     ]
     # While a store that stands in for others keeps their shards, one of its own is no reason to drop a copy elsewhere:
@@ -360,7 +368,7 @@ def _former(holders: tuple[int | None, ...] | None, written: Written) -> int | N
     return None if holders is None else holders[written.key[STRIPE_KEY_BYTES]]
 
 
-def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: DataLossError) -> _Made:
+def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unread) -> _Made:
     if not is_live(context.catalog, live):
         return None
     raw = _from_catalog(context.catalog, live)

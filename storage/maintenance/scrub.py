@@ -17,13 +17,15 @@ from storage.setaside import SetAside
 from storage.shards.port import Verdict, Verification
 
 _BATCH = 512
+_KINDS = {Verdict.ROTTEN: "rotten", Verdict.MISSING: "missing", Verdict.UNREADABLE: "unavailable"}
 _SEEN_MAX = 200_000  # damaged shards remembered so that shared chunks are counted once
 
 
 def scrub(context: MaintenanceContext, progress: Progress | None = None) -> ScrubReport:
     """Verify every stored byte, then that every live object has all its shards in good places.
 
-    Rotten shards are quarantined (never read again), so that repair makes them anew.
+    Rotten shards, and those in bad sectors, are set aside (their bytes kept, but not read), so that repair makes
+    them anew. A volume that cannot be read as a whole now is left as it is.
 
     Args:
         context: the store.
@@ -43,7 +45,15 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
             for key in verification.quarantine_rest():
                 volumes.report("rotten", key, slot, "found by scrub, quarantined")
     damaged = [*set_aside.damage, *findings.damaged][:DAMAGE_LISTED_MAX]
-    return ScrubReport(findings.checked, meter.done, findings.rotten, findings.missing, damaged, set_aside.count)
+    return ScrubReport(
+        findings.checked,
+        meter.done,
+        findings.rotten,
+        findings.missing,
+        damaged,
+        set_aside.count,
+        findings.unavailable,
+    )
 
 
 class _Meter:
@@ -87,6 +97,7 @@ class _Findings:
     checked: int = 0
     rotten: int = 0
     missing: int = 0
+    unavailable: int = 0
     damaged: list[Damage] = field(default_factory=list)
     seen: set[ShardKey] = field(default_factory=set)
 
@@ -97,6 +108,7 @@ class _Findings:
             self.seen.add(key)
         self.rotten += kind == "rotten"
         self.missing += kind == "missing"
+        self.unavailable += kind == "unavailable"
         if len(self.damaged) < DAMAGE_LISTED_MAX:
             name = f"{live.filename!r} of {live.user_id!r}" if live.file_id else "a deleted file"
             text = f"shard {key[35]} of {key[:32].hex()} on volume {holder} is {kind} ({name})"
@@ -124,7 +136,7 @@ def _check_objects(
                 volumes.report("rotten", key, holder, "found by scrub, quarantined")
             elif not is_live(context.catalog, live):
                 continue  # deleted and collected since the walk met it
-            findings.add(verdict.name.lower(), key, holder, live)
+            findings.add(_KINDS[verdict], key, holder, live)
 
 
 def _judged(volumes: Fleet[Any], holder: int, verification: Verification | None, keys: list[ShardKey]) -> list[Verdict]:
@@ -132,4 +144,4 @@ def _judged(volumes: Fleet[Any], holder: int, verification: Verification | None,
     if store is not None and verification is not None:
         with volumes.guard(holder, store):
             return verification.judge(keys)
-    return [Verdict.MISSING] * len(keys)
+    return [Verdict.MISSING if store is None else Verdict.UNREADABLE] * len(keys)

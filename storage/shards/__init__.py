@@ -10,10 +10,29 @@ from typing import TYPE_CHECKING
 from storage.lazily import loading
 
 if TYPE_CHECKING:
-    from storage.shards.port import CorruptShard, Location, Shard, ShardStore, VolumeFailed, VolumeUsage
+    from storage.shards.port import (
+        CorruptShard,
+        Location,
+        Shard,
+        ShardStore,
+        VolumeFailed,
+        VolumeReadOnly,
+        VolumeUnavailable,
+        VolumeUsage,
+    )
     from storage.shards.volume import LocalVolume
 
-__all__ = ["CorruptShard", "LocalVolume", "Location", "Shard", "ShardStore", "VolumeFailed", "VolumeUsage"]
+__all__ = [
+    "CorruptShard",
+    "LocalVolume",
+    "Location",
+    "Shard",
+    "ShardStore",
+    "VolumeFailed",
+    "VolumeReadOnly",
+    "VolumeUnavailable",
+    "VolumeUsage",
+]
 
 __getattr__, __dir__ = loading(
     __name__,
@@ -24,6 +43,8 @@ __getattr__, __dir__ = loading(
         "Shard": "storage.shards.port",
         "ShardStore": "storage.shards.port",
         "VolumeFailed": "storage.shards.port",
+        "VolumeReadOnly": "storage.shards.port",
+        "VolumeUnavailable": "storage.shards.port",
         "VolumeUsage": "storage.shards.port",
     },
 )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from storage.errors import StoreFull
+from storage.faults import Fault, fault_of
 from storage.limits import BytesLike
+from storage.lmdb_env import Environment
 
 _IOV_MAX = 1024  # Linux's UIO_MAXIOV
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Space(NamedTuple):
+    """Room on a file system, in bytes."""
+
+    total: int
+    free: int
 
 
 class VolumeFile(Protocol):
@@ -22,7 +30,7 @@ class VolumeFile(Protocol):
         """Write all buffers one after another from ``offset``. Raises StoreFull or OSError."""
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Read up to the buffers' total length from ``offset``; the number of bytes read."""
+        """Read up to the buffers' total length from ``offset``; the number of bytes read, which may be fewer."""
 
     def datasync(self) -> None:
         """Make the content and the length durable (fdatasync)."""
@@ -67,6 +75,21 @@ class FileSystem(Protocol):
 
     def sync_directory(self, path: Path) -> None:
         """Make names created in or removed from a directory durable."""
+
+    def names(self, path: Path) -> list[str]:
+        """Names in a directory. Raises OSError where it cannot be listed, be it for not being there."""
+
+    def read_whole(self, path: Path) -> bytes:
+        """A small file's content."""
+
+    def space(self, path: Path) -> Space:
+        """Room on the file system that a directory is on."""
+
+    def database(self, path: Path, databases: tuple[str, ...]) -> Environment:
+        """Open the LMDB environment in a directory, for reading alone where it cannot be written."""
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all that is in it."""
 
 
 class LocalFile:
@@ -185,10 +208,31 @@ class LocalFileSystem:
         finally:
             os.close(fd)
 
+    def names(self, path: Path) -> list[str]:
+        """See :class:`FileSystem`."""
+        return os.listdir(path)
+
+    def read_whole(self, path: Path) -> bytes:
+        """See :class:`FileSystem`."""
+        return path.read_bytes()
+
+    def space(self, path: Path) -> Space:
+        """See :class:`FileSystem`."""
+        status = os.statvfs(path)
+        return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+    def database(self, path: Path, databases: tuple[str, ...]) -> Environment:
+        """See :class:`FileSystem`."""
+        return Environment(path, databases)
+
+    def remove_tree(self, path: Path) -> None:
+        """See :class:`FileSystem`."""
+        shutil.rmtree(path)
+
 
 def raise_if_full(error: OSError) -> None:
     """Raise StoreFull in place of "no space", "quota" and "file too large"; return for all else."""
-    if error.errno in _FULL:
+    if fault_of(error) is Fault.FULL:
         raise StoreFull(
             f"no space left ({error.strerror}); nothing of this write is kept: delete files and run collect, "
             "or give the store more room"

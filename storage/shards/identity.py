@@ -8,10 +8,10 @@ from typing import Annotated
 
 import msgspec
 
-from storage.errors import FormatError
+from storage.errors import FormatError, StoreUnavailable
 from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
-from storage.shards.filesystem import FileSystem
-from storage.shards.record import SEGMENT_HEADER_BYTES, parse_segment_header
+from storage.shards.filesystem import FileSystem, LocalFileSystem
+from storage.shards.record import SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_header
 
 IDENTITY_FILE = "VOLUME"
 SEGMENT_SUFFIX = ".seg"
@@ -48,50 +48,71 @@ def new_volume_key() -> str:
     return secrets.token_hex(32)
 
 
-def read_identity(directory: Path) -> VolumeIdentity | None:
+def read_identity(directory: Path, filesystem: FileSystem | None = None) -> VolumeIdentity | None:
     """The identity of the volume in ``directory``; None if there is no volume in it.
 
     A lost or damaged ``VOLUME`` file is made up for by the first block of any segment.
 
     Raises:
         FormatError: written by a newer version, or damaged beyond that.
+        StoreUnavailable: whether there is a volume cannot be told now.
     """
-    file = directory / IDENTITY_FILE
-    identity = read_identity_file(directory)
+    filesystem = filesystem or LocalFileSystem()
+    try:
+        return _read_identity(directory, filesystem)
+    except OSError as error:
+        raise StoreUnavailable(f"the volume in {directory} cannot be read now: {error}") from error
+
+
+def _read_identity(directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
+    try:
+        names = filesystem.names(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    identity = read_identity_file(directory, filesystem) if IDENTITY_FILE in names else None
     if identity is not None:
         return identity
-    problem = "is damaged" if file.exists() else "is missing"
-    found_segment = False
-    for segment in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
-        found_segment = True
-        with segment.open("rb") as stream:
-            try:
-                header = parse_segment_header(stream.read(SEGMENT_HEADER_BYTES))
-            except FormatError:
-                continue
-        return VolumeIdentity(
-            store_id=header.store_id.hex(),
-            slot=header.slot,
-            volumes=header.volume_count,
-            key=header.volume_key.hex(),
-            k=header.k,
-            n=header.n,
-            chunk_size=header.chunk_size,
+    segments = sorted(name for name in names if name.endswith(SEGMENT_SUFFIX))
+    for name in segments:
+        header = read_segment_header(directory / name, filesystem)
+        if header is not None:
+            return VolumeIdentity(
+                store_id=header.store_id.hex(),
+                slot=header.slot,
+                volumes=header.volume_count,
+                key=header.volume_key.hex(),
+                k=header.k,
+                n=header.n,
+                chunk_size=header.chunk_size,
+            )
+    if IDENTITY_FILE in names or segments:
+        problem = "is damaged" if IDENTITY_FILE in names else "is missing"
+        raise FormatError(
+            f"{directory / IDENTITY_FILE} {problem} and no segment of the volume can tell what it was; move it away"
         )
-    if file.exists() or found_segment:
-        raise FormatError(f"{file} {problem} and no segment of the volume can tell what it was; move it away")
     return None
 
 
-def read_identity_file(directory: Path) -> VolumeIdentity | None:
+def read_segment_header(path: Path, filesystem: FileSystem) -> SegmentHeader | None:
+    """The first block of a segment file; None if it is damaged or not there. Raises OSError."""
+    raw = memoryview(bytearray(SEGMENT_HEADER_BYTES))
+    count = filesystem.open(path, writable=False).read_into([raw], 0)
+    try:
+        return parse_segment_header(bytes(raw[:count]))
+    except FormatError:
+        return None
+
+
+def read_identity_file(directory: Path, filesystem: FileSystem | None = None) -> VolumeIdentity | None:
     """What the ``VOLUME`` file in ``directory`` says; None if there is none, or a damaged one.
 
     Raises:
         FormatError: written by a newer version.
+        OSError: it cannot be read now.
     """
     file = directory / IDENTITY_FILE
     try:
-        identity = msgspec.json.decode(file.read_bytes(), type=VolumeIdentity)
+        identity = msgspec.json.decode((filesystem or LocalFileSystem()).read_whole(file), type=VolumeIdentity)
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if identity.format > _FORMAT:

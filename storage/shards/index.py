@@ -6,20 +6,30 @@ what a crash loses of them is found again by reading the segments from there on.
 
 from __future__ import annotations
 
-import shutil
+import heapq
+import logging
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
-from storage.errors import FormatError
+from storage.errors import FormatError, StoreReadOnly, StoreUnavailable
+from storage.faults import Fault, fault_of
 from storage.keys import SHARD_KEY_BYTES, ShardKey
-from storage.lmdb_env import Environment, Transaction
-from storage.shards.port import Location, VolumeFailed
+from storage.lmdb_env import Database, Environment, Transaction
+from storage.shards.filesystem import FileSystem
+from storage.shards.port import Location, VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from storage.shards.record import HEADER_BYTES
 
+log = logging.getLogger(__name__)
+
+_DATABASES = ("shards", "segments", "aside")
 _LOCATION = struct.Struct("<IIII")
+_ASIDE = struct.Struct("<IIIIB")
+ASIDE_MAX = 100_000  # shards set aside that are remembered, some 30 MB; a disk with as many needs to be replaced
 _CHECKPOINT = struct.Struct("<QQ")
 _SEGMENT_KEY = struct.Struct(">I")
 PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
@@ -27,6 +37,13 @@ PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find
 _CHECK_PAGE = 4096  # entries checked in one transaction
 
 Pending = dict[ShardKey, bytes | None]
+
+
+class Aside(NamedTuple):
+    """A record set aside: where it is, and whether its object was seen to be another (else it could not be read)."""
+
+    location: Location
+    wrong: bool
 
 
 class IndexDamaged(VolumeFailed):
@@ -44,23 +61,58 @@ class SegmentState:
 
 
 class ShardIndex:
-    """Lookups see pending and stored entries alike. One writer at a time (the volume's lock)."""
+    """Lookups see pending and stored entries alike. One writer at a time (the volume's lock).
 
-    def __init__(self, path: Path) -> None:
+    Where the disk takes no writes, entries stay in memory; without a database there, all of them.
+    """
+
+    def __init__(self, path: Path, filesystem: FileSystem) -> None:
         self._path = path
+        self._filesystem = filesystem
         self._damaged = False
-        self._environment = self._open()
         self._pending: Pending = {}
         self._flushing: Pending = {}
         self._gone: set[ShardKey] = set()  # pending removals of entries that LMDB has or is getting
+        self._aside: dict[ShardKey, Aside] = {}
+        self._aside_changed: set[ShardKey] = set()
+        self._environment = self._open()
+        self._load_aside()
 
-    def _open(self) -> Environment:
+    def _open(self) -> Environment | None:
         try:
-            return Environment(self._path, ("shards", "segments"))
-        except FormatError:
-            # Derivable: a damaged index is dropped and made again from the segments.
-            shutil.rmtree(self._path)
-            return Environment(self._path, ("shards", "segments"))
+            return self._filesystem.database(self._path, _DATABASES)
+        except FormatError as error:
+            log.warning("the index in %s is damaged, it is made again from the segments: %s", self._path, error)
+            return self._fresh()
+        except StoreReadOnly:
+            return None
+        except StoreUnavailable as error:
+            raise VolumeUnavailable(str(error)) from error
+
+    def _fresh(self) -> Environment | None:
+        """An empty database in place of what is there, which is derivable; None if the disk takes no writes."""
+        try:
+            self._filesystem.remove_tree(self._path)
+            return self._filesystem.database(self._path, _DATABASES)
+        except (OSError, StoreReadOnly) as error:
+            if isinstance(error, OSError) and fault_of(error) is not Fault.READ_ONLY:
+                raise VolumeUnavailable(f"the index in {self._path} cannot be made again now: {error}") from error
+            return None
+
+    @property
+    def writable(self) -> bool:
+        """Whether entries reach the disk."""
+        return self._environment is not None and not self._environment.read_only
+
+    def probe(self) -> str:
+        """Why entries still do not reach the disk, after another attempt; empty if they do.
+
+        Raises:
+            VolumeUnavailable: the machine cannot open it now.
+        """
+        if self._environment is None:
+            self._environment = self._open()
+        return self._environment.probe() if self._environment is not None else f"{self._path} cannot be made"
 
     def get(self, key: ShardKey) -> Location | None:
         """Where the shard is. Entries move pending → flushing → LMDB, and are looked for in that order."""
@@ -90,9 +142,11 @@ class ShardIndex:
 
     def _not_stored(self, keys: Sequence[ShardKey], positions: Sequence[int]) -> list[int]:
         """Positions of the keys that LMDB has not."""
-        database = self._environment.databases["shards"]
+        environment = self._environment
+        if environment is None:
+            return list(positions)
         with self._checked():
-            found = self._environment.read(lambda txn: list(txn.cursor(database).getmulti(keys)))
+            found = environment.read(lambda txn: list(txn.cursor(environment.databases["shards"]).getmulti(keys)))
             if any(len(value) != _LOCATION.size for _, value in found):
                 raise FormatError("an entry has the wrong length")
         if len(found) == len(keys):
@@ -101,6 +155,8 @@ class ShardIndex:
         return [at for at, key in zip(positions, keys, strict=True) if key not in stored]
 
     def _stored(self, key: ShardKey) -> bytes | None:
+        if self._environment is None:
+            return None
         with self._checked():
             value = self._environment.get("shards", key)
             if value is not None and len(value) != _LOCATION.size:
@@ -114,7 +170,11 @@ class ShardIndex:
             yield
         except (FormatError, struct.error) as error:
             self._damaged = True
-            raise IndexDamaged(f"the index in {self._path} is damaged ({error}); repair makes it again") from error
+            raise IndexDamaged(f"the index in {self._path} is damaged ({error}); it is made again") from error
+        except StoreReadOnly as error:
+            raise VolumeReadOnly(str(error)) from error
+        except StoreUnavailable as error:
+            raise VolumeUnavailable(str(error)) from error
 
     def recent(self, key: ShardKey) -> Location | None:
         """Like :meth:`get`, of what has not reached LMDB yet."""
@@ -152,7 +212,7 @@ class ShardIndex:
 
     def freeze(self) -> bool:
         """Set the pending entries aside for :meth:`flush`; False if a flush is still under way."""
-        if self._flushing:
+        if self._flushing or not self.writable:
             return False
         self._flushing, self._pending = self._pending, {}
         self._gone = set()
@@ -160,23 +220,33 @@ class ShardIndex:
 
     def flush(self, segments: dict[int, tuple[int, int]], dropped: list[int]) -> None:
         """Write the frozen entries and the segments' (size, live) in one durable transaction."""
-        entries = self._flushing
+        entries, changed = self._flushing, {key: self._aside.get(key) for key in self._aside_changed}
+        environment = self._environment
+        if environment is None:
+            raise VolumeReadOnly(f"the index in {self._path} is in memory only: its disk takes no writes")
 
         def work(txn: Transaction) -> None:
-            shards = txn.cursor(self._environment.databases["shards"])
+            shards = txn.cursor(environment.databases["shards"])
             shards.putmulti([(key, value) for key in sorted(entries) if (value := entries[key]) is not None])
             for key, value in entries.items():
                 if value is None and shards.set_key(key):
                     shards.delete()
-            table = self._environment.databases["segments"]
+            table = environment.databases["aside"]
+            for key, aside in changed.items():
+                if aside is None:
+                    txn.delete(key, db=table)
+                else:
+                    txn.put(key, _ASIDE.pack(*aside.location, aside.wrong), db=table)
+            table = environment.databases["segments"]
             for number, state in segments.items():
                 txn.put(_SEGMENT_KEY.pack(number), _CHECKPOINT.pack(*state), db=table)
             for number in dropped:
                 txn.delete(_SEGMENT_KEY.pack(number), db=table)
 
         with self._checked():
-            self._environment.write(work)
+            environment.write(work)
         self._flushing = {}
+        self._aside_changed -= {key for key, aside in changed.items() if self._aside.get(key) == aside}
 
     def thaw(self) -> None:
         """Take frozen entries back after a failed flush; newer pending ones win."""
@@ -186,6 +256,8 @@ class ShardIndex:
     def segments(self) -> dict[int, SegmentState]:
         """The checkpoint of every segment known to LMDB."""
         found: dict[int, SegmentState] = {}
+        if self._environment is None:
+            return found
         with self._checked():
             for page in self._environment.pages("segments", b""):
                 for key, value in page:
@@ -193,7 +265,22 @@ class ShardIndex:
         return found
 
     def keys(self, start: bytes, stop: bytes | None) -> Iterator[ShardKey]:
-        """Keys in order. Pending ones are flushed first by the volume."""
+        """Keys in order, those set aside included. Pending ones are flushed first by the volume, if they can be."""
+
+        def within(key: bytes) -> bool:
+            return start <= key and (stop is None or key < stop)
+
+        pending = {**self._flushing, **self._pending}
+        added = sorted(key for key, value in pending.items() if value is not None and within(key))
+        aside = sorted(key for key in list(self._aside) if within(key))
+        if not pending and not aside:
+            return self._stored_keys(start, stop)
+        stored = (key for key in self._stored_keys(start, stop) if pending.get(key, b"") is not None)
+        return (ShardKey(key) for key, _ in groupby(heapq.merge(stored, added, aside)))
+
+    def _stored_keys(self, start: bytes, stop: bytes | None) -> Iterator[ShardKey]:
+        if self._environment is None:
+            return
         pages = self._environment.pages("shards", start, stop)
         while True:
             with self._checked():
@@ -206,18 +293,60 @@ class ShardIndex:
                 yield ShardKey(key)
 
     def live_bytes(self) -> Counter[int]:
-        """Bytes of the payloads and headers that entries point to, by segment; too many where entries are moving."""
+        """Bytes of the payloads and headers that entries point to, by segment; too many where entries are moving.
+
+        Records set aside are among them.
+        """
         found: Counter[int] = Counter()
-        with self._checked():
-            for page in self._environment.pages("shards", b""):
-                for _, value in page:
-                    segment, _, payload_length, _ = _LOCATION.unpack(value)
-                    found[segment] += HEADER_BYTES + payload_length
+        if self._environment is not None:
+            with self._checked():
+                for page in self._environment.pages("shards", b""):
+                    for _, value in page:
+                        segment, _, payload_length, _ = _LOCATION.unpack(value)
+                        found[segment] += HEADER_BYTES + payload_length
         for entries in (self._pending, self._flushing):
             for entry in list(entries.values()):
                 if entry is not None:
                     segment, _, payload_length, _ = _LOCATION.unpack(entry)
                     found[segment] += HEADER_BYTES + payload_length
+        for aside in self.all_aside().values():
+            found[aside.location.segment] += HEADER_BYTES + aside.location.payload_length
+        return found
+
+    # -- records set aside -----------------------------------------------------------------------
+
+    def _load_aside(self) -> None:
+        if self._environment is None or "aside" not in self._environment.databases:
+            return
+        with self._checked():
+            for page in self._environment.pages("aside", b""):
+                for key, value in page:
+                    *place, wrong = _ASIDE.unpack(value)
+                    self._aside[ShardKey(key)] = Aside(Location(*place), bool(wrong))
+
+    def aside(self, key: ShardKey) -> Aside | None:
+        """The record of a shard that was set aside, if that is all there is of it."""
+        return self._aside.get(key)
+
+    def all_aside(self) -> dict[ShardKey, Aside]:
+        """All records set aside, by shard."""
+        return dict(self._aside)
+
+    def set_aside(self, key: ShardKey, aside: Aside) -> bool:
+        """Remember a record that is not to be read any more; False if there are too many."""
+        if len(self._aside) >= ASIDE_MAX and key not in self._aside:
+            return False
+        self._aside[key] = aside
+        self._aside_changed.add(key)
+        return True
+
+    def forget_aside(self, key: ShardKey) -> Aside | None:
+        """End that: a good record took its place, or nobody needs it."""
+        if not self._aside:
+            return None
+        found = self._aside.pop(key, None)
+        if found is not None:
+            self._aside_changed.add(key)
         return found
 
     def check(self) -> None:
@@ -226,14 +355,17 @@ class ShardIndex:
         Raises:
             IndexDamaged: it is not.
         """
+        environment = self._environment
         start: bytes | None = b""
-        while start is not None:
+        while environment is not None and start is not None:
             with self._checked():
-                start = self._environment.read(lambda txn, at=start: self._check_page(txn, at))  # type: ignore[misc]
+                start = environment.read(
+                    lambda txn, at=start: self._check_page(txn, environment.databases["shards"], at)  # type: ignore[misc]
+                )
 
-    def _check_page(self, txn: Transaction, start: bytes) -> bytes | None:
+    @staticmethod
+    def _check_page(txn: Transaction, database: Database, start: bytes) -> bytes | None:
         """Check entries from ``start`` on; where to go on, None at the end."""
-        database = self._environment.databases["shards"]
         cursor = txn.cursor(database)
         last = b""
         if not (cursor.set_range(start) if start else cursor.first()):
@@ -250,21 +382,30 @@ class ShardIndex:
 
     def entries(self) -> int:
         """Number of entries; one that is being written anew may count twice, one being dropped not yet."""
-        with self._checked():
-            stored = self._environment.entries("shards")
+        stored = 0
+        if self._environment is not None:
+            with self._checked():
+                stored = self._environment.entries("shards")
         added = sum(value is not None for entries in (self._pending, self._flushing) for value in entries.values())
         return stored + added - sum(self._pending.get(key, b"") is None for key in self._gone)
 
     def clear(self) -> None:
         """Forget everything, to be made again from the segments."""
-        self._environment.close()
-        shutil.rmtree(self._path)
-        self._environment = self._open()
+        if self._environment is not None:
+            self._environment.close()
+        self._environment = self._fresh()
         self._pending, self._flushing, self._gone = {}, {}, set()
+        self._aside, self._aside_changed = {}, set()
         self._damaged = False
 
     def close(self) -> None:
-        """Close the LMDB environment. A damaged one is dropped, to be made again at the next opening."""
-        self._environment.close()
+        """Close the LMDB environment. One found damaged is dropped, to be made again at the next opening."""
+        if self._environment is not None:
+            self._environment.close()
         if self._damaged:
-            shutil.rmtree(self._path, ignore_errors=True)
+            try:
+                self._filesystem.remove_tree(self._path)
+            except OSError as error:
+                log.warning(
+                    "the damaged index in %s could not be removed, the next opening does: %s", self._path, error
+                )

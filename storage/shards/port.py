@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreReadOnly, StoreUnavailable
 from storage.keys import Kind, ShardKey
 from storage.limits import BytesLike
 
@@ -46,8 +46,16 @@ class VolumeFailed(StorageError):
     """The volume cannot be used any more until it is opened again (I/O error, directory removed)."""
 
 
+class VolumeUnavailable(StoreUnavailable):
+    """The volume, or a part of it, cannot be reached now. That says nothing about what is stored there."""
+
+
+class VolumeReadOnly(VolumeUnavailable, StoreReadOnly):
+    """The volume's disk takes no writes. What is there can be read."""
+
+
 class CorruptShard(StorageError):
-    """A stored shard does not match its digest or its key."""
+    """A stored shard was read completely, and does not match its digest or its key."""
 
 
 class Verdict(IntEnum):
@@ -56,16 +64,18 @@ class Verdict(IntEnum):
     GOOD = 0
     ROTTEN = 1
     MISSING = 2
+    UNREADABLE = 3
+    """It is there, but cannot be read now."""
 
 
 class Verification(Protocol):
     """A store after everything in it was read and verified."""
 
     def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        """How these shards are; rotten ones are forgotten, so that they are missing from now on."""
+        """How these shards are; rotten ones are set aside, so that they are missing from now on."""
 
     def quarantine_rest(self) -> Iterator[ShardKey]:
-        """Forget all other rotten shards, too: a push of the same content would count on them."""
+        """Set all other rotten shards aside, too: a push of the same content would count on them."""
 
 
 class ShardStore(Protocol):
@@ -114,18 +124,33 @@ class ShardStore(Protocol):
     def read(self, key: ShardKey) -> Shard | None:
         """The shard, its header and digest checked; None if it is not there.
 
+        One that was set aside for being unreadable, and can be read again, counts as there from now on.
+
         Raises:
             CorruptShard: what is stored is not what was written.
+            VolumeUnavailable: it cannot be read now, whatever it is like.
         """
 
     def remove(self, keys: Iterable[ShardKey]) -> int:
         """Forget shards; their space is freed by :meth:`compact`. Returns how many were there."""
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
-        """Forget a shard found bad, unless it is not where it was any more: another copy may be good."""
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
+        """Set a shard aside that was found bad, unless it is not where it was any more: another copy may be good.
+
+        It is missing from now on, but its bytes are kept until a good record of it is there, or it is removed.
+
+        Args:
+            key: the shard.
+            location: where it was.
+            wrong: its object was read without it, and this is no part of that. Otherwise it is read once more
+                first, and stays if it is good.
+        """
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
-        """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk."""
+        """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk.
+
+        Those of shards set aside are among them.
+        """
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
@@ -134,7 +159,7 @@ class ShardStore(Protocol):
         """Read and verify everything that is stored. ``progress`` gets numbers of bytes read."""
 
     def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        """Read these shards and verify them; rotten ones are forgotten, so that they are missing from now on."""
+        """Read these shards and verify them; rotten ones are set aside, so that they are missing from now on."""
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """Rewrite segments with at most this share of live bytes; returns (segments, bytes freed)."""

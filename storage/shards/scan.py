@@ -25,13 +25,18 @@ class ScannedRecord(NamedTuple):
     header: Header
     payload: memoryview
     intact: bool
+    unreadable: bool = False
 
 
 class Gap(NamedTuple):
-    """Bytes that are no record: a torn tail, a hole, or rot in a header."""
+    """Bytes that are no record: a torn tail, a hole, or rot in a header.
+
+    ``unreadable``: the disk would not give some of them, so that nothing is known of those.
+    """
 
     offset: int
     stop: int
+    unreadable: bool = False
 
 
 class _Window:
@@ -44,6 +49,13 @@ class _Window:
         self._buffer = bytearray(_WINDOW_BYTES)
         self._start = 0
         self._filled = 0
+        self._withheld: list[tuple[int, int]] = []  # what the disk would not give
+
+    def withheld(self, start: int, stop: int) -> bool:
+        """Whether the disk would not give something of these bytes, which lie before all that is read from now on."""
+        while self._withheld and self._withheld[0][1] <= start:
+            del self._withheld[0]
+        return any(first < stop and last > start for first, last in self._withheld)
 
     def view(self, offset: int, length: int) -> memoryview:
         """Bytes offset…offset+length, fewer at the end of the file."""
@@ -66,7 +78,7 @@ class _Window:
         self._start, self._filled = offset, filled
 
     def _read(self, view: memoryview, offset: int) -> int:
-        """Bytes that the disk will not give are read as zeros: damage like any other."""
+        """Bytes that the disk will not give are read as zeros, and noted."""
         try:
             return self._file.read_into([view], offset)
         except OSError:
@@ -77,6 +89,7 @@ class _Window:
                 return self._file.read_into([part], offset)
             except OSError:
                 part[:] = bytes(len(part))
+                self._withheld.append((offset, offset + len(part)))
                 return len(part)
 
 
@@ -102,7 +115,7 @@ def scan_records(
         header = parse_header(window.view(offset, HEADER_BYTES), volume_key)
         if header is None:
             resumed = _next_record(window, volume_key, offset + 1, stop)
-            yield Gap(offset, resumed)
+            yield Gap(offset, resumed, window.withheld(offset, resumed))
             offset = resumed
             continue
         payload = window.view(offset + HEADER_BYTES, header.payload_length)
@@ -114,7 +127,7 @@ def scan_records(
             end = min(end, _next_record(window, volume_key, offset + HEADER_BYTES, min(end, stop)))
             payload = payload[:0]  # the search may have moved the window
         end = min(end, stop)
-        yield ScannedRecord(offset, end, header, payload, intact)
+        yield ScannedRecord(offset, end, header, payload, intact, not intact and window.withheld(offset, end))
         offset = end
 
 

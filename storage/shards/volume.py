@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +12,21 @@ from typing import NamedTuple
 from blake3 import blake3
 from cachetools import LRUCache
 
-from storage.errors import FormatError, StorageError, StoreFull
+from storage.backoff import Backoff
+from storage.errors import StorageError, StoreFull
+from storage.faults import Fault, fault_of, never_flushed
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
-from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
-from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, VolumeIdentity, read_identity_file, write_identity
-from storage.shards.index import PENDING_MAX, IndexDamaged, SegmentState, ShardIndex
+from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
+from storage.shards.identity import (
+    IDENTITY_FILE,
+    SEGMENT_SUFFIX,
+    VolumeIdentity,
+    read_identity_file,
+    read_segment_header,
+    write_identity,
+)
+from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, SegmentState, ShardIndex
 from storage.shards.port import (
     CorruptShard,
     DamagedRanges,
@@ -27,6 +35,8 @@ from storage.shards.port import (
     Verdict,
     Verification,
     VolumeFailed,
+    VolumeReadOnly,
+    VolumeUnavailable,
     VolumeUsage,
 )
 from storage.shards.record import (
@@ -36,7 +46,6 @@ from storage.shards.record import (
     pack_headers,
     pack_segment_header,
     parse_header,
-    parse_segment_header,
 )
 from storage.shards.scan import Gap, ScannedRecord, scan_records
 from storage.shards.verification import LocalVerification
@@ -52,6 +61,7 @@ _RESERVE_BYTES_MAX = 64 * MIB
 _SPACE_CHECK_BYTES = 4 * MIB
 _ZERO_AHEAD_BYTES = 1 * MIB
 _SMALL_APPEND_BYTES = 64 * 1024
+_DRAIN_S = 5.0
 
 
 class PendingSync(NamedTuple):
@@ -65,6 +75,8 @@ class PendingSync(NamedTuple):
 class LocalVolume:
     """A :class:`~storage.shards.port.ShardStore` in a directory. Thread-safe; one process at a time.
 
+    Where its disk takes no writes, it is opened, or goes on, for reading; writes try again from time to time.
+
     Args:
         path: the directory; must carry ``identity``.
         identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
@@ -75,6 +87,11 @@ class LocalVolume:
     Raises:
         FormatError: the directory cannot be read as a volume.
         StoreFull: no space for a new index.
+        VolumeUnavailable: the machine cannot open it now.
+        VolumeFailed: the disk failed meanwhile.
+
+    Attributes:
+        shrank: segments that its index knew of were gone or cut short when it was opened.
     """
 
     def __init__(
@@ -101,20 +118,65 @@ class LocalVolume:
         self._dirty: dict[int, VolumeFile] = {}
         self._directory_dirty = False
         self._failure: Exception | None = None
+        self._read_only = ""  # why it takes no writes
+        self._refusal = ""  # why the last write, or look at the disk, could not be done
+        self._retry = Backoff()
+        self.shrank = False
         self._zeroed = 0
         self._space_checked_at = 0
         self._dropped_segments: list[int] = []
-        if read_identity_file(path) is None:
-            write_identity(path, identity, self._filesystem)
-        self._index = ShardIndex(path / "index")
+        try:
+            self._identify()
+            self._index = ShardIndex(path / "index", self._filesystem)
+        except OSError as error:
+            raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
         self._active: VolumeFile | None = None
         self._active_number = 0
         try:
             self._segments = self._load()
             self._open_active()
+        except OSError as error:
+            self._index.close()
+            raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
         except BaseException:
             self._index.close()
             raise
+
+    def _identify(self) -> None:
+        if read_identity_file(self.path, self._filesystem) is None:
+            try:
+                write_identity(self.path, self.identity, self._filesystem)
+            except OSError as error:
+                if fault_of(error) is not Fault.READ_ONLY:
+                    raise
+                self._note_read_only(error)  # the segments tell what it is
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
+        if self._failure is not None:
+            return "failed", str(self._failure)
+        if self._read_only:
+            return "read-only", self._read_only
+        try:
+            total, free = self._space()
+        except StorageError as error:
+            return "refusing", str(error)
+        if free < _reserve(total):
+            return "full", f"volume {self.path} has {free} bytes free, all of them kept for deleting and collecting"
+        return ("refusing", self._refusal) if self._refusal else ("ok", "")
+
+    def can_be_written(self) -> bool:
+        """Whether its disk takes writes, tried again from time to time if it did not."""
+        if not self._read_only:
+            return True
+        try:
+            with self._lock:
+                self._check_writable()
+        except StorageError as error:
+            log.debug("volume %s cannot be written: %s", self.path, error)
+            return False
+        return True
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -123,9 +185,11 @@ class LocalVolume:
         headers = pack_headers(shards, self._key)
         with self._lock:
             self._check_usable()
+            self._check_writable()
             start = 0
             while start < len(shards):
                 start = self._append_run(shards, headers, start, urgent)
+            self._refusal = ""
 
     def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
         """Append as many shards as the active segment takes (at least one); index of the next one."""
@@ -166,7 +230,52 @@ class LocalVolume:
             self._cut(offset)
             raise
         except OSError as error:
-            raise self._fail(error) from error
+            if fault_of(error) is Fault.PASSING:
+                self._cut(offset)
+            raise self._refused(error) from error
+
+    def _check_writable(self) -> None:
+        """Try, from time to time, whether a disk that took no writes does again.
+
+        Raises:
+            VolumeReadOnly: it does not.
+        """
+        if not self._read_only:
+            return
+        if not self._retry.due():
+            raise VolumeReadOnly(self._read_only)
+        reason, self._read_only = self._read_only, ""
+        try:
+            if self._active is None:
+                self._open_active()
+            if not self._read_only and not self._index.probe():
+                self._retry.succeeded()
+                log.info("volume %s can be written again", self.path)
+                return
+        except OSError as error:
+            raise self._refused(error) from error
+        self._read_only = self._read_only or reason
+        self._retry.failed()
+        raise VolumeReadOnly(self._read_only)
+
+    def _note_read_only(self, error: OSError) -> None:
+        if not self._read_only:
+            log.warning("volume %s can only be read: %s", self.path, error)
+        self._read_only = f"volume {self.path} can only be read: {error}"
+        self._active = None
+        self._retry.failed()
+
+    def _refused(self, error: OSError) -> StorageError:
+        """What to raise for a write, or a change of the directory, that failed; the state follows from it."""
+        match fault_of(error):
+            case Fault.READ_ONLY:
+                self._note_read_only(error)
+                return VolumeReadOnly(self._read_only)
+            case Fault.PASSING:
+                self._refusal = f"volume {self.path} cannot be written now: {error}"
+                return VolumeUnavailable(self._refusal)
+            case _:
+                return self._fail(error)
 
     def _zero_ahead(self, end: int, written: int, urgent: bool) -> None:
         """After a small append, write zeros behind it for the next ones to overwrite.
@@ -189,7 +298,9 @@ class LocalVolume:
         except StoreFull:
             self._cut(end)
         except OSError as error:
-            raise self._fail(error) from error
+            if fault_of(error) is not Fault.PASSING:
+                raise self._refused(error) from error
+            self._cut(end)
 
     def _cut(self, offset: int) -> None:
         """Take back a write that did not fit."""
@@ -211,6 +322,9 @@ class LocalVolume:
             replaced = self._index.replace(key, segment, offset, length, object_length)
             if replaced is not None:
                 self._release(replaced)
+            superseded = self._index.forget_aside(key)
+            if superseded is not None:
+                self._release(superseded.location)
             offset += HEADER_BYTES + length
         self._segments[segment].live += offset - start
         self._appended = True
@@ -225,9 +339,8 @@ class LocalVolume:
         self._space_checked_at -= length
         if self._space_checked_at > 0:
             return
-        status = self._status()
-        free = status.f_bavail * status.f_frsize
-        reserve = min(max(status.f_blocks * status.f_frsize // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
+        total, free = self._space()
+        reserve = _reserve(total)
         if free - length < reserve:
             raise StoreFull(
                 f"volume {self.path} has {free} bytes free, of which {reserve} are kept for deleting and collecting; "
@@ -258,17 +371,17 @@ class LocalVolume:
         path = self._segment_path(number)
         try:
             file = self._filesystem.create(path)
-        except StoreFull:
-            raise
+        except FileExistsError as error:
+            raise self._fail(error) from error  # somebody else writes here: what there is must be read again
         except OSError as error:
-            raise self._fail(error) from error
+            raise self._refused(error) from error
         try:
             file.write([pack_segment_header(header)], 0)
-        except StoreFull:
-            self._filesystem.remove(path)
-            raise
-        except OSError as error:
-            raise self._fail(error) from error
+        except (StoreFull, OSError) as error:
+            self._take_back(path)
+            if isinstance(error, StoreFull):
+                raise
+            raise self._refused(error) from error
         self._active, self._active_number, self._zeroed = file, number, 0
         self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
         self._dirty[number] = file
@@ -276,6 +389,13 @@ class LocalVolume:
         with self._files_lock:
             self._files[number] = file
         return self._segments[number]
+
+    def _take_back(self, path: Path) -> None:
+        """Remove a segment that could not be begun."""
+        try:
+            self._filesystem.remove(path)
+        except OSError as error:
+            raise self._fail(error) from error
 
     def _seal(self) -> None:
         """Done appending to the active segment: give back the zeros behind its records."""
@@ -286,7 +406,7 @@ class LocalVolume:
         try:
             active.truncate(state.size)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self._refused(error) from error
         self._dirty[self._active_number] = active
         self._zeroed = 0
 
@@ -295,9 +415,18 @@ class LocalVolume:
         state = self._segments.get(self._active_number)
         if state is None or state.size >= self._segment_bytes_max:
             return
-        file = self._filesystem.open(self._segment_path(self._active_number), writable=True)
-        if file.size() > state.size:
-            file.truncate(state.size)
+        try:
+            file = self._filesystem.open(self._segment_path(self._active_number), writable=True)
+            longer = file.size() > state.size
+            if longer:
+                file.truncate(state.size)
+        except OSError as error:
+            if fault_of(error) is not Fault.READ_ONLY:
+                raise
+            self._note_read_only(error)
+            return
+        self._zeroed = 0
+        if longer:
             # The cut must not be undone by a crash after new records were written behind it.
             self._dirty[self._active_number] = file
         self._active = file
@@ -313,12 +442,13 @@ class LocalVolume:
 
     def _load_segments(self) -> dict[int, SegmentState]:
         """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
-        numbers = sorted(int(path.stem) for path in self.path.glob(f"*{SEGMENT_SUFFIX}") if path.stem.isdigit())
-        sizes = {number: self._segment_path(number).stat().st_size for number in numbers}
+        numbers = self._numbers()
+        sizes = {number: self._open_segment(number).size() for number in numbers}
         self._segments = {}
         known = self._index.segments()
         if any(_shrunk(state, sizes.get(number)) for number, state in known.items()):
             log.warning("segments of %s are gone or cut short; its index is made again", self.path)
+            self.shrank = True
             self._index.clear()
             known = {}
         self._dropped_segments = [number for number in known if number not in sizes]
@@ -333,25 +463,49 @@ class LocalVolume:
                 self._replay(number, state, size)
             if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
                 # A crash came between creating this segment and making its first block durable.
-                self._filesystem.remove(self._segment_path(number))
+                self._remove_headless(number)
                 del self._segments[number]
+        self._settle_aside()
         return self._segments
 
+    def _numbers(self) -> list[int]:
+        names = self._filesystem.names(self.path)
+        stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+    def _open_segment(self, number: int) -> VolumeFile:
+        return self._filesystem.open(self._segment_path(number), writable=False)
+
+    def _remove_headless(self, number: int) -> None:
+        try:
+            self._filesystem.remove(self._segment_path(number))
+        except OSError as error:
+            if fault_of(error) is not Fault.READ_ONLY:
+                raise
+            self._note_read_only(error)
+
+    def _settle_aside(self) -> None:
+        """A good record may have been written, and the index not have been told of it, before a crash."""
+        for key, aside in self._index.all_aside().items():
+            if self._index.get(key) is not None or aside.location.segment not in self._segments:
+                self._index.forget_aside(key)
+
     def _has_header(self, number: int) -> bool:
-        with self._segment_path(number).open("rb") as stream:
-            try:
-                return parse_segment_header(stream.read(SEGMENT_HEADER_BYTES)).number == number
-            except FormatError:
-                return False
+        header = read_segment_header(self._segment_path(number), self._filesystem)
+        return header is not None and header.number == number
 
     def _replay(self, number: int, state: SegmentState, size: int) -> None:
         """Index the intact records behind the last durable point; what follows the last one is cut."""
-        file = self._filesystem.open(self._segment_path(number), writable=False)
+        file = self._open_segment(number)
         file.drop_cache()
         # These bytes may have survived their writer in memory only; the next commit relies on them.
         self._dirty[number] = file
+        bad: list[ScannedRecord] = []
         for found in scan_records(file, self._key, state.size, size):
+            if isinstance(found, ScannedRecord) and not found.intact:
+                bad.append(found._replace(payload=found.payload[:0]))
             if isinstance(found, ScannedRecord) and found.intact:
+                self._replay_bad(bad, number)  # not the last of them, which are cut: they were never durable
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
                 self._replay_record(shard, number, found.offset)
                 self._on_replay(shard)
@@ -360,8 +514,20 @@ class LocalVolume:
             if self._index.pending >= PENDING_MAX:
                 self._flush_replayed()
 
+    def _replay_bad(self, bad: list[ScannedRecord], number: int) -> None:
+        """Set aside whole records that are not intact, unless there are good ones; leaves the list empty."""
+        for found in bad:
+            key, length = found.header.key, HEADER_BYTES + found.header.payload_length
+            if found.stop - found.offset == length and self._index.get(key) is None and self._index.aside(key) is None:
+                place = Location(number, found.offset, found.header.payload_length, found.header.object_length)
+                if self._index.set_aside(key, Aside(place, wrong=False)):
+                    self._segments[number].live += length
+        bad.clear()
+
     def _flush_replayed(self) -> None:
         """Write the index during a replay; what it then points to must be durable, in whichever segment."""
+        if self._read_only or not self._index.writable:
+            return  # it stays in memory
         for file in self._dirty.values():
             file.datasync()
         self._filesystem.sync_directory(self.path)
@@ -373,18 +539,44 @@ class LocalVolume:
         if old is not None and old[:2] != (number, offset):
             self._release(old)
         self._index.put(shard.key, (number, offset, len(shard.payload), shard.object_length))
+        superseded = self._index.forget_aside(shard.key)
+        if superseded is not None:
+            self._release(superseded.location)
         self._segments[number].live += HEADER_BYTES + len(shard.payload)
 
     def _file(self, number: int) -> VolumeFile | None:
+        """An open segment; None if it is gone from a directory that is there.
+
+        Raises:
+            VolumeUnavailable: it cannot be opened now.
+        """
         with self._files_lock:
             file = self._files.get(number)
             if file is None:
                 try:
-                    file = self._filesystem.open(self._segment_path(number), writable=False)
-                except FileNotFoundError:
-                    return None
+                    file = self._open_segment(number)
+                except FileNotFoundError as error:
+                    if self._reachable() and self._is_gone(number) and self._reachable():
+                        return None
+                    raise self._unreadable(error) from error
+                except OSError as error:
+                    raise self._unreadable(error) from error
                 self._files[number] = file
             return file
+
+    def _reachable(self) -> bool:
+        """Whether the directory is there and this volume's: a disk that dropped out leaves an empty one behind."""
+        try:
+            return IDENTITY_FILE in self._filesystem.names(self.path)
+        except OSError:
+            return False
+
+    def _is_gone(self, number: int) -> bool:
+        return self._segment_path(number).name not in self._filesystem.names(self.path)
+
+    def _unreadable(self, error: OSError) -> VolumeUnavailable:
+        self._refusal = f"volume {self.path} cannot be read now: {error}"
+        return VolumeUnavailable(self._refusal)
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -398,7 +590,7 @@ class LocalVolume:
             return
         try:
             error = self.flush(pending)
-        except BaseException:
+        except BaseException:  # what it is does not matter: all is still to do
             self.cancel_sync(pending)
             raise
         self.end_sync(pending, error)
@@ -412,6 +604,8 @@ class LocalVolume:
         try:
             with self._lock:
                 self._check_usable()
+                if self._dirty or self._directory_dirty:
+                    self._check_writable()
                 frozen = bool(self._index.pending) if whole_index else self._index.pending >= PENDING_MAX
                 if not self._dirty and not self._directory_dirty and not frozen:
                     self._sync_lock.release()
@@ -429,7 +623,11 @@ class LocalVolume:
 
         Raises:
             VolumeFailed: flushing failed, or the directory is gone.
+            VolumeUnavailable: it could not be begun; it is all still to do.
         """
+        if isinstance(error, OSError) and never_flushed(error):
+            self.cancel_sync(pending)
+            raise self._refused(error) from error
         try:
             active = self._active
             if error is None and active is not None and active.removed():
@@ -478,10 +676,10 @@ class LocalVolume:
         self._dropped_segments = [number for number in self._dropped_segments if number == self._active_number]
         try:
             self._index.flush(checkpoint, dropped)
-        except StoreFull:
+        except (StoreFull, VolumeUnavailable) as error:
             # The records themselves are durable; their entries stay in memory and are found again
             # by reading the segments if need be.
-            log.warning("no space for the index of %s; it stays in memory", self.path)
+            log.warning("the index of %s stays in memory for now: %s", self.path, error)
             self._index.thaw()
             self._dropped_segments += dropped
         except StorageError:
@@ -494,8 +692,9 @@ class LocalVolume:
             self._flush_index(self._checkpoint())
 
     def flush_index(self) -> None:
-        """Sync, and bring the whole index to disk."""
-        self._sync(whole_index=True)
+        """Sync, and bring the whole index to disk, if that takes writes."""
+        if not self._read_only:
+            self._sync(whole_index=True)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -517,9 +716,36 @@ class LocalVolume:
         if location is None or location.payload_length != length:
             return False
         file = self._file(location.segment)
-        if file is not None and file.read_into(buffers, location.offset + HEADER_BYTES) == length:
+        if file is not None and self._fill(file, buffers, length, location.offset + HEADER_BYTES):
             return True
         return self._moved(key, location) and self.read_into(key, buffers, length)
+
+    def _fill(self, file: VolumeFile, buffers: Sequence[memoryview], length: int, offset: int) -> bool:
+        """Read all of it; False if the file ends before.
+
+        Raises:
+            VolumeUnavailable: the disk does not give it now.
+        """
+        try:
+            if file.read_into(buffers, offset) == length:
+                return True
+            # Fewer than asked for is no error; that the file is shorter is only what its length says.
+            whole = memoryview(bytearray(length))
+            done = 0
+            while done < length:
+                count = file.read_into([whole[done:]], offset + done)
+                if count == 0:
+                    break
+                done += count
+            if done < length and file.size() >= offset + length:
+                raise OSError(f"a segment ends at byte {offset + done} of {file.size()}")
+        except OSError as error:
+            raise self._unreadable(error) from error
+        at = 0
+        for buffer in buffers:
+            buffer[:] = whole[at : at + len(buffer)]
+            at += len(buffer)
+        return done == length
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
@@ -533,7 +759,7 @@ class LocalVolume:
         """See :meth:`ShardStore.read`."""
         location = self._index.get(key)
         if location is None:
-            return None
+            return self._restored(key)
         try:
             return self._read_at(key, location)
         except CorruptShard:
@@ -541,12 +767,36 @@ class LocalVolume:
                 return self.read(key)
             raise
 
+    def _restored(self, key: ShardKey) -> Shard | None:
+        """A shard that was set aside for being unreadable, and reads well now: it counts as there again."""
+        aside = self._index.aside(key)
+        if aside is None or aside.wrong:
+            return None
+        try:
+            shard = self._read_at(key, aside.location)
+        except CorruptShard:
+            return None
+        with self._lock:
+            if self._index.aside(key) == aside and self._index.get(key) is None:
+                self._index.forget_aside(key)
+                self._index.put(key, aside.location)
+                log.info("shard %s of %s can be read again", key.hex(), self.path)
+        return shard
+
     def _read_at(self, key: ShardKey, location: Location) -> Shard:
+        """The record at a place; read once more past the cache if it is bad, which memory may be to blame for."""
         file = self._file(location.segment)
         if file is None:
             raise CorruptShard(f"segment {location.segment} of {self.path} is gone")
+        try:
+            return self._verified(file, key, location)
+        except CorruptShard:
+            file.drop_cache()
+            return self._verified(file, key, location)
+
+    def _verified(self, file: VolumeFile, key: ShardKey, location: Location) -> Shard:
         raw = memoryview(bytearray(HEADER_BYTES + location.payload_length))
-        if file.read_into([raw], location.offset) != len(raw):
+        if not self._fill(file, [raw], len(raw), location.offset):
             raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is cut short")
         header = parse_header(raw[:HEADER_BYTES], self._key)
         payload = raw[HEADER_BYTES:]
@@ -571,6 +821,7 @@ class LocalVolume:
             file, state = self._file(number), self._segments.get(number)
             if file is None or state is None:
                 continue
+            # What the disk will not give now may hold what nobody else has: it is told of by the others.
             for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, past_errors=True):
                 if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
                     continue
@@ -583,21 +834,26 @@ class LocalVolume:
         return {number: state.size for number, state in sorted(self._segments.items())}
 
     def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
-        """Read and verify what is stored (in ``segments``, default all); where the bytes are bad.
+        """Read and verify what is stored (in ``segments``, default all); where the bytes are bad, or cannot be read.
 
         ``progress`` gets bytes read.
+
+        Raises:
+            VolumeUnavailable: the disk gives nothing of a segment, or the machine cannot open it.
         """
         bad = DamagedRanges()
         self.flush_index()
         self._index.check()
+        self._restore_readable()
         for number in sorted(self._segments if segments is None else segments):
             state = self._segments.get(number)
             if state is None:
                 continue
             file = self._file(number)
             indexed = state.size  # once: what is appended during the scan is none of its business
-            size = min(indexed, file.size()) if file else 0
+            size = min(indexed, self._length(file)) if file else 0
             if file is not None:
+                self._require_answer(file)
                 self._scrub_segment(file, number, size, bad, progress)
             if size < indexed and number in self._segments:
                 bad.add(number, size, indexed)
@@ -615,28 +871,52 @@ class LocalVolume:
         while True:
             place = self.locate(key)
             try:
-                return Verdict.MISSING if place is None or self.read(key) is None else Verdict.GOOD
+                return Verdict.MISSING if self.read(key) is None else Verdict.GOOD
             except CorruptShard:
                 if place is not None and self.discard(key, place):
-                    return Verdict.ROTTEN  # otherwise a collect moved it meanwhile
+                    return Verdict.ROTTEN
+                if place == self.locate(key):  # otherwise a collect moved it meanwhile
+                    return Verdict.UNREADABLE
+            except VolumeUnavailable:
+                return Verdict.UNREADABLE
+
+    def _length(self, file: VolumeFile) -> int:
+        try:
+            return file.size()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _require_answer(self, file: VolumeFile) -> None:
+        """See that the disk gives a segment's first block: what else it does not give then are bad sectors."""
+        file.drop_cache()
+        self._fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
+
+    def _restore_readable(self) -> None:
+        """Look again at what was set aside for being unreadable or bad."""
+        for key, aside in self._index.all_aside().items():
+            if not aside.wrong:
+                try:
+                    self._restored(key)
+                except VolumeUnavailable as error:
+                    log.info("shard %s of %s stays set aside: %s", key.hex(), self.path, error)
 
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
     ) -> None:
         for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size, past_errors=True):
-            if isinstance(found, Gap):
-                bad.add(number, found.offset, found.stop)
-                progress(found.stop - found.offset)
-                continue
-            if not found.intact:
+            if isinstance(found, Gap) or not found.intact:
                 bad.add(number, found.offset, found.stop)
             progress(found.stop - found.offset)
 
     def holds(self, key: ShardKey, location: Location) -> bool:
-        """Whether the record at a location is this shard's, judged by its header."""
+        """Whether the record at a location is this shard's, judged by its header.
+
+        Raises:
+            VolumeUnavailable: the disk does not give it now.
+        """
         file = self._file(location.segment)
         raw = memoryview(bytearray(HEADER_BYTES))
-        if file is None or file.read_into([raw], location.offset) != HEADER_BYTES:
+        if file is None or not self._fill(file, [raw], HEADER_BYTES, location.offset):
             return False
         header = parse_header(raw, self._key)
         return header is not None and header[:3] == (key, location.object_length, location.payload_length)
@@ -658,22 +938,39 @@ class LocalVolume:
                     self._index.remove(key)
                     self._release(location)
                     removed += 1
+                aside = self._index.forget_aside(key)
+                if aside is not None:
+                    self._release(aside.location)
+                    removed += location is None
             if self._index.pending >= PENDING_MAX:
                 self.flush_index()
         return removed
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         """See :meth:`ShardStore.discard`."""
+        if not wrong:
+            try:
+                self._read_at(key, location)
+            except CorruptShard:
+                pass  # as its reader found it
+            else:
+                return False
+        return self.set_aside(key, location, wrong=wrong)
+
+    def set_aside(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
+        """Let nobody read a record any more, unless the shard has another by now. Its bytes stay, and count as live."""
         with self._lock:
-            if self._index.get(key) != location:
+            if self._index.get(key) != location or not self._index.set_aside(key, Aside(location, wrong)):
                 return False
             self._index.remove(key)
-            self._release(location)
             return True
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
         with self._compact_lock:
+            with self._lock:
+                self._check_usable()
+                self._check_writable()
             self._recount()
             compacted = freed = 0
             for number in self._compactable(live_ratio_max):
@@ -683,9 +980,11 @@ class LocalVolume:
                     if not compacted:
                         raise
                     break
-                except OSError as error:
+                except (OSError, VolumeUnavailable) as error:
                     # It may hold what can be read at another time, or on another controller.
-                    log.warning("segment %d of %s cannot be read and stays: %s", number, self.path, error)
+                    log.warning("segment %d of %s cannot be compacted now and stays: %s", number, self.path, error)
+                    if isinstance(error, VolumeReadOnly):
+                        break
                     continue
                 compacted += 1
             return compacted, freed
@@ -738,9 +1037,10 @@ class LocalVolume:
         else:
             moved = self._move_from_end(number, before, room // 4)
         if before.live > SEGMENT_HEADER_BYTES:
-            self._forget(number)
+            moved += self._move_rest(number, set())
         self.flush_index()
         with self._lock:
+            self._check_writable()  # the index must have been told where everything has gone
             self._segments.pop(number, None)
             self._dirty.pop(number, None)
             self._dropped_segments.append(number)
@@ -750,7 +1050,7 @@ class LocalVolume:
             self._filesystem.remove(self._segment_path(number))
             self._filesystem.sync_directory(self.path)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self._refused(error) from error
         return size - moved
 
     def _move_live(self, number: int, size: int) -> int:
@@ -782,19 +1082,31 @@ class LocalVolume:
             for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size)
             if isinstance(found, ScannedRecord) and found.intact and self._is_at(found.header.key, number, found.offset)
         ]
-        moved = 0
+        moved = self._move_rest(number, {key for _, key in keys})
         while keys:
             batch: list[tuple[int, Shard]] = []
             batch_bytes = 0
             while keys and (not batch or batch_bytes < min(batch_bytes_max, _COMPACT_BATCH_BYTES)):
                 offset, key = keys.pop()
-                shard = self.read(key) if self._is_at(key, number, offset) else None
+                shard = self._read_to_move(key, number, offset)
                 if shard is not None:
                     batch.append((offset, shard))
                     batch_bytes += HEADER_BYTES + len(shard.payload)
             moved += self._move_batch(number, batch)
             self._cut_end(number, state, offset)
         return moved
+
+    def _read_to_move(self, key: ShardKey, number: int, offset: int) -> Shard | None:
+        """A record that is still where it was; None if it is not, or if it rotted just now and was set aside."""
+        location = self._index.get(key)
+        if location is None or location[:2] != (number, offset):
+            return None
+        try:
+            return self._read_at(key, location)
+        except CorruptShard:
+            if self.set_aside(key, location):
+                self._move_aside(key, Aside(location, wrong=False))
+            return None
 
     def _is_at(self, key: ShardKey, number: int, offset: int) -> bool:
         here = self._index.get(key)
@@ -810,17 +1122,51 @@ class LocalVolume:
             file = self._filesystem.open(self._segment_path(number), writable=True)
             file.truncate(size)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self._refused(error) from error
         with self._lock:
             self._dirty[number] = file
 
-    def _forget(self, number: int) -> None:
-        """Drop entries of records that could not be moved, being rotten, so that repair makes them again."""
-        left = [(key, here) for key in self.keys() if (here := self._index.get(key)) and here.segment == number]
+    def _move_rest(self, number: int, intact: set[ShardKey]) -> int:
+        """Move, byte by byte, what is no intact record: its place set aside, it may be all that is left of a shard.
+
+        What neither the index nor an authentic header tells of belongs to no shard that anybody could name.
+        """
+        for key in self.keys():
+            here = self._index.get(key)
+            if here is not None and here.segment == number and key not in intact:
+                self.set_aside(key, here)
+        left = [(key, aside) for key, aside in self._index.all_aside().items() if aside.location.segment == number]
         if left:
-            log.warning("segment %d of %s: %d rotten shards were left behind", number, self.path, len(left))
-        for key, here in left:
-            self.discard(key, here)
+            log.warning("segment %d of %s: %d records set aside are moved as they are", number, self.path, len(left))
+        return sum(self._move_aside(key, aside) for key, aside in left)
+
+    def _move_aside(self, key: ShardKey, aside: Aside) -> int:
+        file = self._file(aside.location.segment)
+        length = HEADER_BYTES + aside.location.payload_length
+        raw = memoryview(bytearray(length))
+        there = file is not None and self._fill(file, [raw], length, aside.location.offset)
+        with self._lock:
+            self._check_usable()
+            if self._index.aside(key) != aside:
+                return 0
+            if not there:  # the file ends before it does: there is nothing to keep
+                self._index.forget_aside(key)
+                self._release(aside.location)
+                return 0
+            state = self._segments.get(self._active_number)
+            if self._active is None or state is None or state.size + length > self._segment_bytes_max:
+                state = self._roll()
+            assert self._active is not None
+            offset = state.size
+            self._write([raw], offset)
+            state.size = offset + length
+            state.live += length
+            self._zeroed = max(self._zeroed, state.size)
+            self._release(aside.location)
+            moved = aside.location._replace(segment=self._active_number, offset=offset)
+            self._index.set_aside(key, Aside(moved, aside.wrong))
+            self._dirty[self._active_number] = self._active
+        return length
 
     def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
         """Append copies and point the index at them, unless a record was removed or replaced meanwhile."""
@@ -843,35 +1189,45 @@ class LocalVolume:
 
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
-        status = self._status()
+        free = self._space().free
         with self._lock:
             states = list(self._segments.values())
             return VolumeUsage(
                 segments=len(states),
                 bytes_used=sum(state.size for state in states),
                 bytes_live=sum(state.live for state in states),
-                bytes_free=status.f_bavail * status.f_frsize,
+                bytes_free=free,
                 shards=self._index.entries(),
             )
 
     def _room(self) -> int:
-        status = self._status()
-        return status.f_bavail * status.f_frsize
+        return self._space().free
 
-    def _status(self) -> os.statvfs_result:
+    def _space(self) -> Space:
+        self._check_usable()
         try:
-            return os.statvfs(self.path)
+            return self._filesystem.space(self.path)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self._unreadable(error) from error
 
     def present(self) -> bool:
-        """Whether the directory is still there and still ours."""
-        return self._failure is None and (self.path / IDENTITY_FILE).exists()
+        """Whether the directory is still there and still ours, as far as can be told now."""
+        if self._failure is not None:
+            return False
+        try:
+            there = IDENTITY_FILE in self._filesystem.names(self.path)
+            self._refusal = ""
+            return there
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._refusal = f"volume {self.path} cannot be looked at now: {error}"
+            return True
 
     def close(self) -> None:
         """See :meth:`ShardStore.close`. A failed volume is closed without touching its files."""
         try:
-            if self._failure is None:
+            if self._failure is None and not self._read_only:
                 with self._lock:
                     self._seal()
                 self.flush_index()
@@ -886,7 +1242,13 @@ class LocalVolume:
     def abandon(self, reason: str) -> None:
         """See :meth:`ShardStore.abandon`: close without writing anything."""
         self._failure = self._failure or VolumeFailed(reason)
-        self.close()
+        # Whoever is writing must have ended before the directory is opened anew; a hanging disk holds up nobody.
+        drained = self._lock.acquire(timeout=_DRAIN_S)
+        try:
+            self.close()
+        finally:
+            if drained:
+                self._lock.release()
 
     def _check_usable(self) -> None:
         if self._failure is not None:
@@ -896,7 +1258,12 @@ class LocalVolume:
         if self._failure is None:
             log.error("volume %s failed: %s", self.path, error)
             self._failure = error
-        return VolumeFailed(f"volume {self.path} failed: {error}; replace the disk or directory and run repair")
+        return VolumeFailed(f"volume {self.path} failed: {error}; it is opened anew once its disk answers")
+
+
+def _reserve(total: int) -> int:
+    """Bytes of a file system that ordinary writes leave free."""
+    return min(max(total // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
 
 
 def _shrunk(state: SegmentState, size: int | None) -> bool:

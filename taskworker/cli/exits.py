@@ -57,6 +57,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.InsufficientWorkers, ExitCode.UNAVAILABLE),
         (errors.StoreLocked, ExitCode.UNAVAILABLE),
         (errors.StoreClosed, ExitCode.UNAVAILABLE),
+        (errors.StoreUnavailable, ExitCode.UNAVAILABLE),
         (StorageUnavailable, ExitCode.UNAVAILABLE),
         (DeadlineExceeded, ExitCode.UNAVAILABLE),
     )

@@ -149,6 +149,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Take a member's volume into use."""
         with self._lock:
             before, self._stores[slot] = self._stores.get(slot), volume
+            self._reasons.pop(slot, None)
             self._moves[slot] = self._moves.get(slot, 0) + 1
             self._changed()
         if before is not None:

@@ -22,7 +22,7 @@ from storage.batching import batched
 from storage.errors import InvalidArgument, StorageError, StoreClosed, StoreFull
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB
-from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUsage
+from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.client.endpoint import target_of
 from taskworker.errors import DeadlineExceeded, StorageUnavailable
@@ -36,6 +36,7 @@ from taskworker.wire.shards import (
     KEYS_MAX,
     MESSAGE_BYTES_MAX,
     SHARD_SERVICE,
+    UNREADABLE,
     AppendFrame,
     Wanted,
     join_keys,
@@ -86,6 +87,8 @@ _FILL_S = 0.02
 _CHECKED_TOGETHER = 32
 # Calls that a worker may refuse without being broken: it keeps few verifications.
 _REFUSABLE = ("Judge", "Rest")
+# Calls that a worker may be unable to answer for a moment, for want of descriptors or the like, and remain in use.
+_MAY_PASS = ("Fetch", "Read", "Check", "Verify", "Judge", "Rest", "Compact", "Usage")
 
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
@@ -326,6 +329,8 @@ class RemoteVolume:
         """See :meth:`ShardStore.read`. That the digest is the written one is the worker's word, no more."""
         self._await_delivery(key)
         found = self._checked(lambda: parse_found(self._call("Read", key), [key]))[0]
+        if found == UNREADABLE:
+            raise VolumeUnavailable(f"worker {self.name} cannot read its shard {key.hex()} now")
         if found == CORRUPT:
             raise CorruptShard(f"worker {self.name} says that its shard {key.hex()} is rotten")
         if not isinstance(found, Shard):
@@ -369,9 +374,9 @@ class RemoteVolume:
             removed += min(told, len(batch))
         return removed
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         """See :meth:`ShardStore.discard`."""
-        answer = self._call("Discard", key + pack_locations([location]))
+        answer = self._call("Discard", key + pack_locations([location]) + bytes([wrong]))
         if answer not in (b"\0", b"\1"):
             raise self._broken(ValueError("neither yes nor no"))
         return answer == b"\1"
@@ -501,6 +506,8 @@ class RemoteVolume:
         failure = status.decode(error, self._address)
         if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and name in _REFUSABLE):
             return failure
+        if isinstance(failure, VolumeUnavailable) and name in _MAY_PASS:
+            return VolumeUnavailable(f"worker {self.name}: {failure}")
         if type(failure) is StorageUnavailable:
             return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
         if isinstance(failure, DeadlineExceeded):

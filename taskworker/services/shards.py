@@ -15,7 +15,7 @@ from storage.batching import batched
 from storage.errors import InvalidArgument
 from storage.keys import SHARD_KEY_BYTES, Kind
 from storage.reports import Progress
-from storage.shards import CorruptShard, Shard, ShardStore
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.shards.port import Verification
 from taskworker.errors import WorkerRestarted
 from taskworker.services.binding import Caller, raw_handler, require_active
@@ -27,6 +27,7 @@ from taskworker.wire.shards import (
     FRAME_BYTES,
     KEYS_MAX,
     SHARD_SERVICE,
+    UNREADABLE,
     FetchReply,
     join_keys,
     pack_found,
@@ -95,7 +96,7 @@ class ShardService:
         for index, want, place in reply.slots():
             try:
                 present = self._volume.read_into(want.key, [place], want.length)
-            except (CorruptShard, OSError):
+            except (CorruptShard, VolumeUnavailable):
                 present = False  # the reader goes to other workers, and Read says what is wrong here
             reply.note(index, present=present)
         return reply.message()
@@ -107,22 +108,24 @@ class ShardService:
     def _read(self, key: bytes) -> Shard | int | None:
         try:
             return self._volume.read(key)  # type: ignore[arg-type]
-        except (CorruptShard, OSError):
+        except CorruptShard:
             return CORRUPT
+        except VolumeUnavailable:
+            return UNREADABLE
 
     def Remove(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """Forget shards."""
         return _PROGRESS.pack(self._volume.remove(parse_keys(request)))
 
     def Discard(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Forget a bad shard if it is still where it was: key, location."""
+        """Set a bad shard aside if it is still where it was: key, location, whether it was proved wrong (1)."""
         if len(request) < SHARD_KEY_BYTES:
             raise InvalidArgument("a discard request is a key and a location")
         (key,) = parse_keys(request[:SHARD_KEY_BYTES])
-        (location,) = parse_locations(request[SHARD_KEY_BYTES:], 1)
+        (location,) = parse_locations(request[SHARD_KEY_BYTES:-1], 1)
         if location is None:
             raise InvalidArgument("a location to discard is needed")
-        return bytes([self._volume.discard(key, location)])
+        return bytes([self._volume.discard(key, location, wrong=request[-1] != 0)])
 
     def Keys(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
         """Keys from ``start`` up to ``stop``: length of start (1), start, stop (may be empty: no end)."""
@@ -192,7 +195,7 @@ class ShardService:
         return found
 
     def Check(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Verdicts (a byte each) on keys, by reading them now; what is rotten is forgotten."""
+        """Verdicts (a byte each) on keys, by reading them now; what is rotten is set aside."""
         return bytes(self._volume.check(parse_keys(request)))
 
     def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802

@@ -50,7 +50,7 @@ _LOCATION = struct.Struct("<BIQIQ")  # there, segment, offset, payload length, o
 _WANTED = struct.Struct("<36sI")  # key, payload length
 _FOUND = struct.Struct("<BQ32sI")  # state, object length, digest, payload length
 
-ABSENT, PRESENT, CORRUPT = 0, 1, 2
+ABSENT, PRESENT, CORRUPT, UNREADABLE = 0, 1, 2, 3
 
 _KINDS = frozenset(int(kind) for kind in Kind)
 
@@ -308,7 +308,7 @@ def parse_fetched(message: bytes, wanted: Sequence[Wanted]) -> list[memoryview |
 
 
 def pack_found(found: Sequence[Shard | int | None]) -> bytes:
-    """A read reply: shards, None for absent ones, CORRUPT for rotten ones."""
+    """A read reply: shards, None for absent ones, CORRUPT for rotten ones, UNREADABLE for those out of reach now."""
     heads: list[bytes] = []
     payloads: list[bytes | bytearray | memoryview] = []
     for shard in found:
@@ -339,7 +339,7 @@ def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | 
             found.append(Shard(key, _checked_length(object_length), digest, view[at : at + length]))
             at += length
         else:
-            found.append(CORRUPT if state == CORRUPT else None)
+            found.append(state if state in (CORRUPT, UNREADABLE) else None)
     if at != len(message):
         raise FrameError("a reply of another length than was asked for")
     return found

@@ -27,9 +27,11 @@ from storage.errors import (
     StoreClosed,
     StoreFull,
     StoreLocked,
+    StoreReadOnly,
+    StoreUnavailable,
     VersionNotFound,
 )
-from storage.shards import VolumeFailed
+from storage.shards import VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from taskworker.errors import (
     ApiBusy,
     ApiLimitExceeded,
@@ -81,7 +83,11 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     StoreLocked: grpc.StatusCode.UNAVAILABLE,
     FormatError: grpc.StatusCode.FAILED_PRECONDITION,
     StoreClosed: grpc.StatusCode.UNAVAILABLE,
+    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    StoreReadOnly: grpc.StatusCode.UNAVAILABLE,
     VolumeFailed: grpc.StatusCode.UNAVAILABLE,
+    VolumeUnavailable: grpc.StatusCode.UNAVAILABLE,
+    VolumeReadOnly: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
     ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -17,7 +17,8 @@ from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
 from storage.limits import BytesLike
-from storage.shards.filesystem import LocalFile, LocalFileSystem, VolumeFile
+from storage.lmdb_env import Environment
+from storage.shards.filesystem import LocalFile, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import SEGMENT_SUFFIX
 from tests.crash.disk import Disk
 from tests.crash.events import (
@@ -127,6 +128,21 @@ class RecordingFileSystem:
             directory = self._enter(path)
             for made in (directory, *map(str, PurePosixPath(directory).parents)):
                 self._note(DirectoryMade(made, durable=True))
+
+    def names(self, path: Path) -> list[str]:
+        return self._real.names(path)
+
+    def read_whole(self, path: Path) -> bytes:
+        return self._real.read_whole(path)
+
+    def space(self, path: Path) -> Space:
+        return self._real.space(path)
+
+    def database(self, path: Path, databases: tuple[str, ...]) -> Environment:
+        return self._real.database(path, databases)
+
+    def remove_tree(self, path: Path) -> None:
+        self._real.remove_tree(path)
 
     def drop_cache(self, inode: int) -> None:
         """What a failed flush left in the cache is gone from it."""

@@ -83,7 +83,7 @@ class ArbitraryVolume(MemoryVolume):
     def remove(self, keys: Iterable[ShardKey]) -> int:
         return 0 if self._lies() else super().remove(keys)
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         return self._rng.random() < 0.5
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:

@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 from storage.errors import StorageError, StoreFull
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, BytesLike
-from storage.shards import CorruptShard, LocalVolume, Location, Shard, ShardStore, VolumeFailed, VolumeUsage
+from storage.shards import (
+    CorruptShard,
+    LocalVolume,
+    Location,
+    Shard,
+    ShardStore,
+    VolumeFailed,
+    VolumeReadOnly,
+    VolumeUnavailable,
+    VolumeUsage,
+)
 from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
@@ -346,12 +356,14 @@ def test_only_the_copy_found_bad_is_discarded(store: ShardStore) -> None:
     store.sync()
     place = store.locate(shard.key)
     assert place is not None
-    assert not store.discard(shard.key, place._replace(offset=place.offset + 1))
-    assert not store.discard(key_of(2), place)
+    assert not store.discard(shard.key, place._replace(offset=place.offset + 1), wrong=True)
+    assert not store.discard(key_of(2), place, wrong=True)
+    assert not store.discard(shard.key, place), "it reads well"
     assert same(store.read(shard.key), shard)
-    assert store.discard(shard.key, place)
+    assert store.discard(shard.key, place, wrong=True)
     assert store.locate(shard.key) is None
-    assert not store.discard(shard.key, place)
+    assert store.read(shard.key) is None
+    assert not store.discard(shard.key, place, wrong=True)
 
 
 def test_rot_is_met_by_reading(stand: Stand) -> None:
@@ -386,7 +398,9 @@ def test_verification_judges_and_quarantines(stand: Stand) -> None:
     assert store.locate(shards[0].key) is None
     assert verification.judge([shards[0].key]) == [Verdict.MISSING]
     assert sorted(verification.quarantine_rest()) == sorted(shard.key for shard in shards[2:6])
-    assert sorted(store.keys()) == sorted(shard.key for shard in shards[6:])
+    assert store.missing([shard.key for shard in shards]) == list(range(6))
+    # Set aside, they are there for a collect to remove.
+    assert sorted(store.keys()) == sorted(shard.key for shard in shards)
 
 
 def test_a_verification_of_an_empty_store(store: ShardStore) -> None:
@@ -746,7 +760,10 @@ def test_every_status_but_a_full_disk_is_a_failed_volume(
         call(connect(exits, address))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind is not StoreFull])
+PASSING = (VolumeUnavailable, VolumeReadOnly)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (StoreFull, *PASSING)])
 def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: type[StorageError]) -> None:
     def fail(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
         context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))
@@ -755,6 +772,23 @@ def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: 
     with made_up_server(fail) as (address, _):
         for name in ("append", "locate", "fetch", "remove", "keys", "usage"):
             with pytest.raises(VolumeFailed, match=r"because|lost|does not answer|took longer"):
+                CALLS[name](connect(exits, address))
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_what_a_worker_cannot_do_now_is_no_failure_unless_it_refuses_data(
+    exits: ExitStack, kind: type[StorageError]
+) -> None:
+    def refuse(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))
+        context.abort(grpc.StatusCode.UNAVAILABLE, "too many open files")
+
+    with made_up_server(refuse) as (address, _):
+        for name in ("fetch", "usage"):
+            with pytest.raises(VolumeUnavailable, match="w1: too many open files"):
+                CALLS[name](connect(exits, address))
+        for name in ("append", "locate", "remove"):
+            with pytest.raises(VolumeFailed, match="too many open files"):
                 CALLS[name](connect(exits, address))
 
 

@@ -117,7 +117,7 @@ class MemoryVolume:
             self._set(key, None)
         return len(there)
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         return self.locate(key) == location and bool(self.remove([key]))
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:

@@ -105,7 +105,7 @@ class LyingVolume(MemoryVolume):
         doomed = list(keys)
         return self._rng.randrange(len(doomed) + 1) if self._lies() else super().remove(doomed)
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         return self._rng.random() < 0.5 if self._lies() else super().discard(key, location)
 
     def verify(self, progress: Callable[[int], None]) -> MemoryVerification:

@@ -259,8 +259,8 @@ class Connection:
         doomed = list(keys)
         return self.call(lambda volume: volume.remove(doomed))
 
-    def discard(self, key: ShardKey, location: Location) -> bool:
-        return self.call(lambda volume: volume.discard(key, location))
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
+        return self.call(lambda volume: volume.discard(key, location, wrong=wrong))
 
     def verify(self, progress: Callable[[int], None]) -> Verification:
         return _Verification(self, *self.call(lambda volume: (volume.verify(progress), volume.boots)))
