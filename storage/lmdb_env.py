@@ -346,8 +346,9 @@ class Environment:
             if self._retry.due():
                 self._let_go()
                 self._reopened()
+                if self.read_only:
+                    self._retry.failed()
             if self.read_only:
-                self._retry.failed()
                 raise StoreReadOnly(self._trouble)
 
 

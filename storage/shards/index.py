@@ -210,6 +210,11 @@ class ShardIndex:
         """Entries a flush would write."""
         return len(self._pending)
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything for a flush to write."""
+        return bool(self._pending or self._aside_changed)
+
     def freeze(self) -> bool:
         """Set the pending entries aside for :meth:`flush`; False if a flush is still under way."""
         if self._flushing or not self.writable:

@@ -606,7 +606,7 @@ class LocalVolume:
                 self._check_usable()
                 if self._dirty or self._directory_dirty:
                     self._check_writable()
-                frozen = bool(self._index.pending) if whole_index else self._index.pending >= PENDING_MAX
+                frozen = self._index.changed if whole_index else self._index.pending >= PENDING_MAX
                 if not self._dirty and not self._directory_dirty and not frozen:
                     self._sync_lock.release()
                     return None

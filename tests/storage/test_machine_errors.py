@@ -1,0 +1,397 @@
+"""Errors of the machine say nothing about the data: nothing is thrown away, and all works again once they pass."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from storage import (
+    ErasureProfile,
+    FileStorage,
+    InsufficientWorkers,
+    ShardsUnavailable,
+    StorageError,
+    StoreReadOnly,
+    StoreUnavailable,
+    Version,
+)
+from storage.keys import Kind, shard_key, stripe_key
+from storage.lmdb_env import Environment
+from storage.shards import CorruptShard, LocalVolume, Shard, VolumeFailed, VolumeUnavailable
+from storage.shards.identity import VolumeIdentity, new_volume_key
+from storage.shards.port import Verdict
+from storage.volumes import VolumeOptions
+from tests.storage.faulty_disk import CALLS, FaultyDisk
+from tests.storage.helpers import (
+    CHUNK,
+    check_all,
+    content,
+    digest,
+    flip,
+    get,
+    push,
+    push_many,
+    python_environment,
+    records,
+)
+
+PASSING = (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE)
+NUMBERS = (*PASSING, errno.EIO, errno.EROFS)
+
+
+@pytest.fixture
+def disk() -> FaultyDisk:
+    return FaultyDisk()
+
+
+def open_on(root: Path, disk: FaultyDisk) -> FileStorage:
+    """A store whose volumes roll their segments at every chunk, so that all calls are made."""
+    options = VolumeOptions(filesystem=disk, segment_bytes_max=CHUNK // 2)
+    return FileStorage.open(root, profile=ErasureProfile(2, 3), chunk_size=CHUNK, volume_options=options)
+
+
+def states(store: FileStorage) -> list[str]:
+    return [volume.state for volume in store.stats().volumes]
+
+
+def forget_files(store: FileStorage) -> None:
+    """Have segments opened again."""
+    for _, volume in store._volumes.online():
+        volume._files.clear()
+
+
+def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
+    """Wait until this does not raise: attempts to open again come at intervals."""
+    until_s = time.monotonic() + within_s
+    while True:
+        try:
+            work()
+            return
+        except (StorageError, AssertionError):
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.05)
+
+
+def all_well(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> None:
+    """Everything is there and can be written, by itself, and nothing was set aside meanwhile."""
+
+    def works() -> None:
+        check_all(store, pushed)
+        store.get(push(store, b"again", "again").file_id, user_id="ada")
+        assert "offline" not in states(store)
+        assert "read-only" not in states(store)
+
+    eventually(works)
+    assert store.repair().complete
+    assert store.scrub().clean
+    assert states(store) == ["ok"] * 3
+    check_all(store, pushed)
+
+
+# -- the store as a whole -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "number"), list(itertools.product(CALLS, NUMBERS)))
+def test_every_call_may_fail_on_all_volumes_for_a_while(root: Path, disk: FaultyDisk, call: str, number: int) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, CHUNK, 3 * CHUNK))
+        forget_files(store)
+        disk.fail(number, call)
+        for attempt in range(2):
+            try:
+                pushed[f"new{attempt}"] = push(store, content(90 + attempt, 2 * CHUNK), f"new{attempt}"), b""
+                pushed[f"new{attempt}"] = pushed[f"new{attempt}"][0], content(90 + attempt, 2 * CHUNK)
+            except (InsufficientWorkers, StoreUnavailable, VolumeFailed):
+                assert f"new{attempt}" not in pushed
+            for version, data in list(pushed.values()):
+                with suppress(ShardsUnavailable):
+                    assert get(store, version) == data
+        for upkeep in (store.scrub, lambda: store.collect(grace_s=0)):
+            with suppress(StoreUnavailable, VolumeFailed, InsufficientWorkers):
+                upkeep()
+        disk.heal()
+        all_well(store, pushed)
+
+
+@pytest.mark.parametrize("call", ["open", "read", "database", "names", "space"])
+def test_more_volumes_than_may_be_lost_cannot_be_opened_at_first(root: Path, disk: FaultyDisk, call: str) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+    disk.fail(errno.EMFILE, call)
+    with open_on(root, disk) as store:
+        for version, _ in pushed.values():
+            with suppress(ShardsUnavailable):
+                get(store, version)
+        disk.heal()
+        all_well(store, pushed)
+
+
+def test_one_failed_flush_costs_nothing_but_the_push(root: Path, disk: FaultyDisk) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (3 * CHUNK,))
+        disk.fail(errno.EIO, "datasync")
+        with pytest.raises(InsufficientWorkers, match="Input/output error"):
+            push(store, content(5, CHUNK), "new")
+        disk.heal()
+        all_well(store, pushed)
+
+
+def test_a_disk_that_takes_no_writes_is_read_and_says_so(root: Path, disk: FaultyDisk) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+        disk.fail(errno.EROFS, "create", "open_writable", "write", "truncate", "write_whole", "remove")
+        with pytest.raises(InsufficientWorkers, match="Read-only file system"):
+            push(store, content(5, 2 * CHUNK), "new")
+        check_all(store, pushed)
+        assert states(store) == ["read-only"] * 3
+        assert "Read-only file system" in store.stats().volumes[0].cause
+        assert store.scrub().clean
+        disk.heal()
+        all_well(store, pushed)
+
+
+def test_a_volume_taken_away_for_a_while_is_back_by_itself(root: Path, disk: FaultyDisk) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+        for slot in range(3):
+            (root / "volumes" / str(slot)).rename(root / f"away{slot}")
+            (root / "volumes" / str(slot)).mkdir()  # as a mount point without its disk
+        store._volumes.check_present(at_once=True)
+        assert states(store) == ["offline"] * 3
+        with pytest.raises(ShardsUnavailable):
+            get(store, pushed["f1"][0])
+        for slot in range(3):
+            assert not list((root / "volumes" / str(slot)).iterdir()), "nothing is made where a disk may be missing"
+            (root / "volumes" / str(slot)).rmdir()
+            (root / f"away{slot}").rename(root / "volumes" / str(slot))
+        all_well(store, pushed)
+
+
+def test_descriptors_used_up(root: Path) -> None:
+    """In a process of its own: reads may fail meanwhile, and are right afterwards."""
+    program = f"""
+        import os, resource
+        from storage import *
+        from storage.volumes import VolumeOptions
+        options = VolumeOptions(segment_bytes_max=1 << 16)
+        with FileStorage.open({str(root)!r}, chunk_size=1 << 16, volume_options=options) as store:
+            data = os.urandom(3 << 20)
+            version = store.push(data, filename="a", user_id="u")
+            for slot in range(6):
+                store._volumes.volume(slot)._files.clear()
+            used = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, 4096))
+            for again in range(2):
+                for work in (lambda: store.get(version.file_id, user_id="u"), store.scrub, store.repair,
+                             lambda: store.push(os.urandom(1 << 20), filename="b", user_id="u")):
+                    try:
+                        work()
+                    except (InsufficientWorkers, StoreUnavailable, StorageError) as error:
+                        assert not isinstance(error, (DataLossError, FormatError)), error
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+            assert store.get(version.file_id, user_id="u") == data
+            assert store.repair().complete
+            report = store.scrub()
+            assert report.clean, report
+            assert not any(store._volumes.volume(slot)._index.all_aside() for slot in range(6))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=python_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# -- records set aside --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume(scratch: Path, disk: FaultyDisk) -> Iterator[LocalVolume]:
+    identity = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key=new_volume_key())
+    volume = LocalVolume(scratch, identity, filesystem=disk, segment_bytes_max=64 * 1024)
+    yield volume
+    volume.close()
+
+
+def shard_of(seed: int, size: int = 5000) -> Shard:
+    payload = content(seed, size)
+    return Shard(shard_key(stripe_key(Kind.CHUNK, digest(payload), 1, 1), 0), size, digest(payload), payload)
+
+
+def rot(volume: LocalVolume, shard: Shard) -> None:
+    record = next(record for record in records(volume.path) if record.key == shard.key)
+    flip(record.segment, record.stop - 1)
+
+
+def unrot(volume: LocalVolume, shard: Shard) -> None:
+    location = volume._index.aside(shard.key)
+    assert location is not None
+    place = location.location
+    flip(volume._segment_path(place.segment), place.offset + 96 + place.payload_length - 1)
+
+
+def test_rot_that_passes_is_found_again(volume: LocalVolume) -> None:
+    """Also after what was set aside has been moved, and the volume opened again."""
+    shards = [shard_of(seed) for seed in range(30)]
+    volume.append(shards)
+    volume.sync()
+    rot(volume, shards[0])
+    with pytest.raises(CorruptShard):
+        volume.read(shards[0].key)
+    assert volume.check([shards[0].key]) == [Verdict.ROTTEN]
+    assert volume.missing([shards[0].key]) == [0]
+    volume.remove([shard.key for shard in shards[1:8]])
+    assert volume.compact(0.99)[0] > 0
+    volume.close()
+    again = LocalVolume(volume.path, volume.identity, segment_bytes_max=64 * 1024)
+    assert again.read(shards[0].key) is None
+    unrot(again, shards[0])
+    again.verify(lambda _: None)
+    found = again.read(shards[0].key)
+    assert found is not None
+    assert bytes(found.payload) == shards[0].payload
+    assert again.missing([shard.key for shard in shards]) == list(range(1, 8))
+    again.close()
+
+
+def test_a_good_record_takes_the_place_of_one_set_aside(volume: LocalVolume) -> None:
+    shard = shard_of(1)
+    volume.append([shard])
+    volume.sync()
+    before = volume.usage().bytes_live
+    rot(volume, shard)
+    assert volume.check([shard.key]) == [Verdict.ROTTEN]
+    assert volume.usage().bytes_live == before, "it is kept"
+    volume.append([shard])
+    volume.sync()
+    assert volume.usage().bytes_live == before, "its successor is"
+    assert volume.read(shard.key) is not None
+
+
+def test_a_record_proved_wrong_is_never_given_out_again(volume: LocalVolume) -> None:
+    shard = shard_of(1)
+    volume.append([shard])
+    place = volume.locate(shard.key)
+    assert place is not None
+    assert volume.discard(shard.key, place, wrong=True)
+    volume.verify(lambda _: None)
+    assert volume.read(shard.key) is None
+    assert list(volume.keys()) == [shard.key]
+    assert volume.remove([shard.key]) == 1
+    assert list(volume.keys()) == []
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_cannot_be_read_is_not_called_rotten(volume: LocalVolume, disk: FaultyDisk, number: int) -> None:
+    shards = [shard_of(seed) for seed in range(20)]
+    volume.append(shards)
+    volume.sync()
+    volume._files.clear()
+    disk.fail(number, "open", "read")
+    for shard in shards:
+        with pytest.raises(VolumeUnavailable):
+            volume.read(shard.key)
+        with pytest.raises(VolumeUnavailable):
+            volume.fetch_all([(shard.key, 5000)])
+    assert volume.check([shard.key for shard in shards]) == [Verdict.UNREADABLE] * 20
+    with pytest.raises(VolumeUnavailable):
+        volume.verify(lambda _: None)
+    disk.heal()
+    assert volume.check([shard.key for shard in shards]) == [Verdict.GOOD] * 20
+
+
+def test_a_segment_that_is_really_shorter_is_damage(volume: LocalVolume) -> None:
+    shards = [shard_of(seed) for seed in range(4)]
+    volume.append(shards)
+    volume.sync()
+    segment = volume._segment_path(1)
+    with segment.open("r+b") as stream:
+        stream.truncate(records(volume.path)[-1].start + 50)
+    with pytest.raises(CorruptShard):
+        volume.read(shards[-1].key)
+    assert volume.check([shards[-1].key]) == [Verdict.ROTTEN]
+
+
+# -- databases ----------------------------------------------------------------------------------------
+
+
+def test_a_map_that_cannot_grow_leaves_the_database_usable(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(scratch / "db", ("table",), sync=False)
+    environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
+    big = bytes(1 << 20)
+
+    def fill() -> None:
+        environment.write(lambda txn: [txn.put(b"%d" % at, big, db=environment.databases["table"]) for at in range(80)])
+
+    now = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line).split()[1])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, ((now << 10) + (32 << 20), limits[1]))
+    try:
+        with pytest.raises((StoreUnavailable, MemoryError)):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert environment.get("table", b"key") == b"value"
+    fill()
+    assert environment.get("table", b"79") == big
+    environment.close()
+
+
+def test_a_database_that_gave_up_is_opened_anew(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(scratch / "db", ("table",))
+    environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
+
+    class Panicking:
+        """After an error of its disk, LMDB refuses every transaction until it is closed."""
+
+        def __init__(self, env: lmdb.Environment) -> None:
+            self._env = env
+
+        def begin(self, **_options: object) -> None:
+            raise lmdb.PanicError("MDB_PANIC")
+
+        def close(self) -> None:
+            self._env.close()
+
+    environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
+    assert environment.get("table", b"key") == b"value"
+    environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
+    environment.write(lambda txn: txn.put(b"key", b"other", db=environment.databases["table"]))
+    assert environment.get("table", b"key") == b"other"
+    environment.close()
+
+
+def test_what_keeps_a_database_from_being_opened_is_no_damage(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Environment(scratch / "db", ("table",)).close()
+    opening = lmdb.open
+
+    for text in ("Too many open files", "Cannot allocate memory", "Permission denied", "Input/output error"):
+        monkeypatch.setattr(lmdb, "open", lambda *_a, text=text, **_k: (_ for _ in ()).throw(lmdb.Error(text)))
+        with pytest.raises(StoreUnavailable, match=text):
+            Environment(scratch / "db", ("table",))
+
+    def read_only(path: str, **options: object) -> lmdb.Environment:
+        if not options["readonly"]:
+            raise lmdb.Error("Read-only file system")
+        return opening(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lmdb, "open", read_only)
+    environment = Environment(scratch / "db", ("table",))
+    assert environment.get("table", b"key") is None
+    with pytest.raises(StoreReadOnly):
+        environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
+    monkeypatch.setattr(lmdb, "open", opening)
+    eventually(lambda: environment.write(lambda txn: txn.put(b"key", b"v", db=environment.databases["table"])))
+    assert environment.get("table", b"key") == b"v"
+    environment.close()
