@@ -14,7 +14,7 @@ import pytest
 
 import storage
 import taskworker
-from storage import ConflictError, DataLossError, FileNotFound, StorageError
+from storage import ConflictError, DataLossError, FileNotFound, ShardsUnavailable, StorageError
 from taskworker.sandbox.errors import CallCrashed, CallFailed, LimitExceeded, SandboxError
 
 
@@ -50,7 +50,8 @@ def test_every_class_of_error() -> None:
     [
         FileNotFound("no file"),
         ConflictError("moved on", head="aa", base="bb"),
-        DataLossError("cc" * 32, 3, 4, filename="f", file_id="dd", away=1),
+        DataLossError("cc" * 32, 3, 4, filename="f", file_id="dd"),
+        ShardsUnavailable("cc" * 32, 3, 4, away=1, causes=("w1 is away",)),
         LimitExceeded("memory", 1 << 20),
         CallCrashed("ended", signal=9),
         CallFailed("ValueError", "bad"),
