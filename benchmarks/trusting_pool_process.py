@@ -12,7 +12,7 @@ from storage.shards import ShardStore
 from taskworker.cli.allocator import keep_one_arena
 
 
-def _believed(self: ReadBack, store: int, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
+def _believed(self: ReadBack, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
     return iter(written)
 
 

@@ -35,6 +35,13 @@ class Moved(NamedTuple):
     former: int | None
 
 
+class Looked(NamedTuple):
+    """Shards that were given back as they were written, and those that were not."""
+
+    good: list[Moved]
+    rest: list[Moved]
+
+
 class Audited(NamedTuple):
     """What the audit of a stripe found: shards fetched, all bytes read for it, shards that are not right."""
 
@@ -56,37 +63,61 @@ class ReadBack:
         self._is_collecting = is_collecting
         self._fleet: Fleet[Any] = stripes.volumes
 
-    def settle(self, moved: Iterable[Moved], attendance: tuple[int, ...]) -> None:
-        """Fetch shards just made durable; where a former copy is left over, drop it if the new one is right.
+    def look(self, moved: Sequence[Moved], attendance: tuple[int, ...]) -> Looked:
+        """Fetch shards that were written a moment ago, while they are in everybody's memory; accuses nobody.
 
         Args:
-            moved: shards that were written, and synced since.
-            attendance: the fleet's when it was decided where to put them; nothing is dropped under another.
+            moved: shards that were written.
+            attendance: the fleet's when it was decided where to put them.
         """
-        by_store: defaultdict[int, list[Moved]] = defaultdict(list)
-        for one in moved:
-            by_store[one.shard.store].append(one)
-        for store, written in by_store.items():
+        good: list[Moved] = []
+        rest: list[Moved] = []
+        for store, written in _by_store(moved).items():
             volume = self._fleet.volume(store)
-            if volume is None:
-                continue
-            good: list[Moved] = []
-            with self._fleet.guard(store, volume):
-                good = list(self._given_back(store, volume, written))
-            if self._fleet.attendance() == attendance:
-                self._drop_former(good)
+            found: set[ShardKey] = set()
+            if volume is not None and self._fleet.attendance() == attendance:
+                with self._fleet.guard(store, volume):
+                    for one in self._given_back(volume, written):
+                        found.add(one.shard.key)
+            for one in written:
+                (good if one.shard.key in found else rest).append(one)
+        return Looked(good, rest)
 
-    def _given_back(self, store: int, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
-        wrong = 0
+    def settle(self, looked: Looked, attendance: tuple[int, ...]) -> None:
+        """All of it has been made durable since: drop the former copies of what is right, and look into the rest.
+
+        Args:
+            looked: what came of :meth:`look`.
+            attendance: as there; under another nothing is dropped, and nothing proves a lie.
+        """
+        good = list(looked.good)
+        for store, written in _by_store(looked.rest).items():
+            volume = self._fleet.volume(store)
+            if volume is None or self._fleet.attendance() != attendance:
+                continue  # or it may be another process, which never was given these
+            with self._fleet.guard(store, volume):
+                good += self._right_ones(store, volume, written)
+        if self._fleet.attendance() == attendance:
+            self._drop_former(good)
+
+    def _given_back(self, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
         for batch in _fitting(written, lambda one: one.shard.length):
             payloads = volume.fetch_all([(one.shard.key, one.shard.length) for one in batch])
             for one, payload in zip(batch, payloads, strict=True):
                 if payload is not None and blake3(payload).digest() == one.shard.digest:
                     yield one
-                elif not self._is_right(store, volume, one.shard.key, one.shard.digest, new=True):
-                    wrong += 1
+
+    def _right_ones(self, store: int, volume: ShardStore, written: Sequence[Moved]) -> list[Moved]:
+        right: list[Moved] = []
+        wrong = 0
+        for one in written:
+            if self._is_right(store, volume, one.shard.key, one.shard.digest, new=True):
+                right.append(one)
+            else:
+                wrong += 1
             if wrong >= _WRONG_MAX:
-                return
+                break
+        return right
 
     def _drop_former(self, good: Iterable[Moved]) -> None:
         doomed: defaultdict[int, list[ShardKey]] = defaultdict(list)
@@ -221,6 +252,13 @@ class ReadBack:
             return True
         self._fleet.note_lie(store, shard.key, "holds other content than the shard's, under a digest that fits it")
         return False
+
+
+def _by_store(moved: Iterable[Moved]) -> dict[int, list[Moved]]:
+    found: defaultdict[int, list[Moved]] = defaultdict(list)
+    for one in moved:
+        found[one.shard.store].append(one)
+    return found
 
 
 def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[tuple[ShardKey, int]]:

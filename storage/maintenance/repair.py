@@ -21,7 +21,7 @@ from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
-from storage.maintenance.readback import Moved, ReadBack
+from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
@@ -30,6 +30,8 @@ from storage.stripes import Unread, Written
 from storage.survey import Whereabouts
 
 _SYNC_EVERY_BYTES = 64 * MIB
+_READ_BACK_BYTES = 8 * MIB
+_READ_BACK_SHARDS = 2048
 _SYNC_EVERY_SHARDS = 32_768  # some 10 MB of what is known of them
 _IN_FLIGHT_MAX = 6
 _THREADS_REMOTE = 4  # they wait for workers most of the time
@@ -75,8 +77,7 @@ def repair(
                 _settle(tally, new, *waiting.popleft())
         while waiting:
             _settle(tally, new, *waiting.popleft())
-        volumes.sync()
-        new.settle()
+        new.settle(volumes.sync)
     tally.finish()
     if not tally.lost_count and not tally.unavailable and volumes.attendance() == attendance:
         volumes.incomplete.difference_update(online)
@@ -297,40 +298,48 @@ _UnderWay = tuple[list[_Damaged], "Future[_Group]"]
 
 
 class _New:
-    """Shards that were written by this repair and are not read back yet: so few that they fit into memory."""
+    """Shards that were written by this repair, until they are read back and durable: so few that they fit into memory.
+
+    They are read back while others are being made, and while they are in the memory of those that took them.
+    """
 
     def __init__(self, context: MaintenanceContext, threads: Executor, attendance: tuple[int, ...]) -> None:
         self._volumes = context.stripes.volumes
         self._threads = threads
         self._attendance = attendance
         self._readback = ReadBack(context.stripes, context.collecting.locked)
-        self._unsynced_bytes = 0
-        self._waiting: list[Moved] = []
-        self._under_way: Future[None] | None = None
+        self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
+        self._unread: list[Moved] = []
+        self._looks: list[Future[Looked]] = []
 
     def add(self, moved: list[Moved]) -> None:
-        """Some were written; every so many are made durable, and read back while the next ones are made."""
-        self._waiting += moved
-        for store, size in _made_by_store(moved).items():
-            self._volumes.note_made(store, size)
-        self._unsynced_bytes += sum(one.shard.length for one in moved)
-        if self._unsynced_bytes >= _SYNC_EVERY_BYTES or len(self._waiting) >= _SYNC_EVERY_SHARDS:
-            self._volumes.sync_each()
-            self._read_back()
+        """Some were written."""
+        size = sum(one.shard.length for one in moved)
+        for store, made in _made_by_store(moved).items():
+            self._volumes.note_made(store, made)
+        self._unsynced_bytes += size
+        self._unsynced_shards += len(moved)
+        if self._volumes.remote:  # this machine's own disks give back what they were given, or scrub tells
+            self._unread += moved
+            self._unread_bytes += size
+            if self._unread_bytes >= _READ_BACK_BYTES or len(self._unread) >= _READ_BACK_SHARDS:
+                self._look()
+        if self._unsynced_bytes >= _SYNC_EVERY_BYTES or self._unsynced_shards >= _SYNC_EVERY_SHARDS:
+            self.settle(self._volumes.sync_each)
 
-    def settle(self) -> None:
-        """All have been made durable: read back the rest."""
-        self._read_back()
-        if self._under_way is not None:
-            self._under_way.result()
+    def settle(self, sync: Callable[[], None]) -> None:
+        """Make all of them durable, and drop the former copies of those that were given back."""
+        self._look()
+        looks, self._looks = [look.result() for look in self._looks], []
+        sync()
+        self._unsynced_bytes = self._unsynced_shards = 0
+        for looked in looks:
+            self._readback.settle(looked, self._attendance)
 
-    def _read_back(self) -> None:
-        synced, self._waiting, self._unsynced_bytes = self._waiting, [], 0
-        if not self._volumes.remote or not synced:
-            return  # this machine's own disks give back what they were given, or scrub tells
-        if self._under_way is not None:
-            self._under_way.result()
-        self._under_way = self._threads.submit(self._readback.settle, synced, self._attendance)
+    def _look(self) -> None:
+        unread, self._unread, self._unread_bytes = self._unread, [], 0
+        if unread:
+            self._looks.append(self._threads.submit(self._readback.look, unread, self._attendance))
 
 
 def _made_by_store(moved: list[Moved]) -> Counter[int]:

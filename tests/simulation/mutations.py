@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
 from storage.commit import GroupCommit, PendingVersion
 from storage.keys import ShardKey, StripeKey
+from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard
 from storage.stripes import StripeStore
 from taskworker.pool.fleet import WorkerFleet
-from taskworker.pool.mending import Mender
-from taskworker.pool.port import WorkerVolume
 
 Patch = pytest.MonkeyPatch
 
@@ -62,15 +61,17 @@ def skip_make_whole(patch: Patch) -> None:
 
 
 def drop_too_early(patch: Patch) -> None:
-    """Repair: misplaced shards are dropped whether or not the proper ones are there."""
+    """Repair: former copies are dropped whether or not the new ones are there and durable."""
 
-    def drop_misplaced(
-        mender: Mender, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]
-    ) -> None:
-        for keys in by_holder.values():
-            volume.remove(keys)
+    def look(readback: ReadBack, moved: Sequence[Moved], attendance: tuple[int, ...]) -> Looked:
+        readback._drop_former(moved)
+        return Looked([], [])
 
-    patch.setattr(Mender, "_drop_misplaced", drop_misplaced)
+    def alike(readback: ReadBack, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
+        return list(keys)
+
+    patch.setattr(ReadBack, "look", look)
+    patch.setattr(ReadBack, "alike", alike)
 
 
 def retire_too_early(patch: Patch) -> None:
