@@ -276,15 +276,17 @@ def _sweep_volumes(
     stop: bytes | None,
     tally: _Tally,
 ) -> bool:
-    """Remove what is not live from all stores; whether all of them are there."""
+    """Remove what is not live from all stores; whether all of them are there. Those that lie hold up nobody."""
     volumes = context.stripes.volumes
     swept: set[int] = set()
     for slot, volume in volumes.online():
+        if not volumes.trusts(slot):
+            continue
         with volumes.guard(slot, volume):
             _sweep_volume(context, volume, live, set_aside, start, stop, tally)
             swept.add(slot)
     tally.swept.update(swept)
-    return not volumes.away() and all(slot in swept for slot, _ in volumes.online())
+    return not volumes.away() and all(slot in swept for slot, _ in volumes.online() if volumes.trusts(slot))
 
 
 def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int) -> None:

@@ -277,7 +277,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         volume = self._stores.get(slot)
         super().set_offline(slot, reason, failed)
         if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
-            self.note_lie(slot, b"", f"answers nonsense: {volume.misbehaved}")
+            self.note_lie(slot, b"", f"answers as no honest worker does: {volume.misbehaved}")
 
     def use_unproved(self, slots: Iterable[int]) -> None:
         """These members have not shown yet that they keep what they are given.
@@ -354,9 +354,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._layouts[0]
 
     def away(self) -> list[int]:
-        """See :meth:`Fleet.away`. Workers that are done without are not waited for."""
+        """See :meth:`Fleet.away`. Workers that are done without, or distrusted, are not waited for."""
         members = self._layouts[0].members if self._layouts else ()
-        return [member.slot for member in members if self._stores.get(member.slot) is None]
+        slots = (member.slot for member in members)
+        return [slot for slot in slots if self._stores.get(slot) is None and self.trusts(slot)]
 
     def member(self, slot: int) -> Member | None:
         """The member in a slot, by the newest layout that has it."""

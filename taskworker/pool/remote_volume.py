@@ -352,7 +352,9 @@ class RemoteVolume:
             if not _is_listing(page, before, start, stop) or count > most:
                 raise self._broken(ValueError("a list of keys that is out of order, out of range or endless"))
             if waited_s > _WALK_WAIT_S + count / _WALK_KEYS_PER_S_MIN:
-                raise VolumeFailed(f"worker {self.name} lists its keys too slowly: {count:,} in {waited_s:.0f} s")
+                # A worker that does so again and again keeps mending from its end, as a liar would.
+                self.misbehaved = f"lists its keys too slowly: {count:,} in {waited_s:.0f} s"
+                raise VolumeFailed(f"worker {self.name} {self.misbehaved}")
             before = page[-1]
             yield from page
             asked_s = time.monotonic()
@@ -491,7 +493,8 @@ class RemoteVolume:
                 call.cancel()
         except (grpc.RpcError, ValueError) as error:
             if overdue.is_set():
-                raise VolumeFailed(f"worker {self.name} took longer than {each_s:g} s over a part of {name}") from None
+                self.misbehaved = f"took longer than {each_s:g} s over a part of {name}"
+                raise VolumeFailed(f"worker {self.name} {self.misbehaved}") from None
             raise self._translated(name, error) from None
 
     def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:

@@ -11,7 +11,7 @@ import pytest
 from storage import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
-from storage.shards import Location, Shard
+from storage.shards import Location, Shard, VolumeFailed
 from storage.shards.port import Verdict
 from taskworker.pool.membership import WorkerState
 from taskworker.pool.trial import first_allowance
@@ -269,3 +269,34 @@ def test_members_tell_no_more_of_themselves_than_people_can_read(cluster: Cluste
     ):
         with pytest.raises(InvalidArgument, match="printable text"):
             cluster.pool.join(bad)
+
+
+class RamblingVolume(MemoryVolume):
+    """Its list of keys comes to no end."""
+
+    asked = 0
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        self.asked += 1
+        raise VolumeFailed("a list of keys that is endless")
+
+
+def test_a_worker_whose_lists_never_end_holds_up_no_mending_and_no_collect(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    liar = add(cluster, RamblingVolume)
+    settle(cluster, 1)
+    slot = next(record.slot for record in cluster.pool.membership.records if record.worker == liar.name)
+    for _ in range(6):
+        cluster.pass_time(2.0)
+        connection = cluster.pool.fleet.volume(slot)
+        assert connection is not None
+        connection.misbehaved = "endless"  # as the client side of the transport notes it
+        cluster.pool.mender.mend()
+    assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
+    assert cluster.pool.fleet.is_mended()
+    gone = next(iter(files.values()))
+    cluster.pool.store.delete(gone, user_id="u")
+    asked = vars(liar.volume).get("asked", 0)
+    report = cluster.pool.store.collect(grace_s=0)
+    assert report.objects_removed > 0
+    assert vars(liar.volume).get("asked", 0) == asked
