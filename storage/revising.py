@@ -15,7 +15,7 @@ from storage.manifest import LoadNode, Manifest, differing_chunks, edited, objec
 from storage.stripes import metadata_stripe
 from storage.upload import PushContext, PushTarget, chunk_stripe, held_length
 from storage.versions import StoredVersion, Version
-from storage.wholeness import make_whole
+from storage.wholeness import make_whole, require_whole
 
 _BULK_BYTES = 64 * 1024
 
@@ -46,6 +46,7 @@ class _Revision:
         self._manifest = Manifest(base.root, load_node)
         self._profile = base.root.profile
         self._pinned: list[StripeKey] = []
+        self._removals = context.pins.removals
         self._nodes: list[tuple[bytes, bytes]] = []
 
     def run(self) -> Version:
@@ -60,6 +61,8 @@ class _Revision:
             if stored_bytes > _BULK_BYTES or volumes.stand_ins:
                 volumes.sync()
             attendance = make_whole(self._context.stripes, lambda: self._pinned, self._target.attendance)
+            if self._context.pins.removals != self._removals:
+                require_whole(self._context.stripes, self._pinned)
             stored = self._context.commits.commit(
                 PendingVersion(
                     user_id=self._target.user_id,

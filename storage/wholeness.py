@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from storage.batching import batched
 from storage.erasure import profile_for
-from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, ShardsUnavailable, StorageError
+from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, StorageError
 from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
@@ -56,6 +56,7 @@ def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
 
     Raises:
         IncompletePush: too few shards of something are left.
+        ShardsUnavailable: too few are within reach.
     """
     volumes = stripes.volumes
     made = 0
@@ -67,14 +68,18 @@ def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
             if here or len(targets) - len(absent) <= stripe[ID_BYTES + 1]:
                 lacking.append(stripe)
         for group in batched(lacking, stripes.mended_together):
-            for stripe, outcome in zip(group, stripes.heal_all(group), strict=True):
-                if isinstance(outcome, ShardsUnavailable):
-                    raise outcome
-                if isinstance(outcome, DataLossError):
-                    raise IncompletePush(
-                        f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so "
-                        "nothing was stored; push again"
-                    )
+            for stripe, outcome in zip(group, stripes.heal_all(group, at_once=True), strict=True):
+                if isinstance(outcome, StorageError):
+                    raise _not_whole(stripe, outcome)
                 made += outcome[0]
     if made:
         volumes.sync_each()
+
+
+def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:
+    if isinstance(error, DataLossError):
+        return IncompletePush(
+            f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so nothing was "
+            "stored; push again"
+        )
+    return error

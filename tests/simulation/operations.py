@@ -22,7 +22,7 @@ from tests.simulation.model import (
     large_content,
     small_content,
 )
-from tests.simulation.pool import Cluster
+from tests.simulation.pool import CHUNK_BYTES, Cluster
 
 _UPLOADS_MAX = 2
 _UPLOAD_CHUNKS_MAX = 5
@@ -101,9 +101,12 @@ class Users:
         uploading = self.rng.choice(self.uploads)
         name, upload, content = uploading.name, uploading.upload, uploading.content
         if uploading.sent < len(content):
-            until = uploading.sent + self.rng.choice((1000, 65536, 100_000))
+            boundary = (uploading.sent // CHUNK_BYTES + 1) * CHUNK_BYTES
+            until = self.rng.choice((uploading.sent + 1000, boundary, uploading.sent + 100_000))
             try:
                 upload.write(content[uploading.sent : until])
+                if min(until, len(content)) % CHUNK_BYTES == 0:
+                    upload.claim()  # as an upload of many chunks does on its way: they are pinned no longer
             except StorageError as error:
                 self._drop(uploading)
                 return self._refused(name, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -226,6 +227,21 @@ def test_claims_with_times_are_those_of_interrupted_uploads(root: Path, clocks: 
         assert missing(store) == [True] * 4
         assert get(store, kept) == content(5, 3 * CHUNK)
         assert store.scrub().clean
+
+
+def test_a_store_that_was_made_when_claims_had_times(scratch: Path, clocks: Clocks) -> None:
+    """It has a file of two equal chunks, one of one chunk that was deleted, and an interrupted push of two."""
+    with tarfile.open(Path(__file__).parent / "data" / "store-with-leases.tar.xz") as archive:
+        archive.extractall(scratch, filter="data")
+    cut = [digest(word * (CHUNK // 4)) for word in (b"cut1", b"cut2")]
+    for grace_s in (DAY_S, 0):
+        with FileStorage.open(scratch / "store", runtime=clocks) as store:
+            (kept,) = store.list_files(user_id="ada")
+            assert get(store, kept) == b"kept" * (CHUNK // 2)
+            assert store.collect(grace_s=grace_s).objects_removed == 2  # the deleted file's; then the push's
+            assert store.missing_chunks(cut, user_id="ada") == [not grace_s] * 2
+            assert get(store, kept) == b"kept" * (CHUNK // 2)
+            assert store.scrub().clean
 
 
 # -- a commit looks ---------------------------------------------------------------------------------
