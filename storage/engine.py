@@ -763,6 +763,10 @@ class FileStorage:
         )
 
     @checked
+    def trouble(self) -> str:
+        """Why the catalog cannot be used now, tried again if it could not be lately; empty if it can."""
+        return self._catalog.trouble()
+
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
         self._home.check()

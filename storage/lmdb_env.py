@@ -38,6 +38,7 @@ _DAMAGE = (
     lmdb.BadValsizeError,
     lmdb.InvalidParameterError,
 )
+_PROBE = b"probe"  # a key written to see whether writing works again
 ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
 
@@ -90,9 +91,13 @@ class Environment:
         """Like :attr:`trouble`, after trying again what failed, if it is time to."""
         if self._trouble:
             try:
-                with self._write_lock:
-                    self._make_writable()
-                self.read(lambda txn: None)
+                if ROOT in self._names:
+                    self.write(lambda txn: txn.put(_PROBE, b"", db=self.databases[ROOT]))
+                else:
+                    with self._write_lock:
+                        self._make_writable()
+                    self.read(lambda txn: None)
+                    self._trouble = ""
             except StorageError as error:
                 return str(error)
         return self._trouble
@@ -223,16 +228,23 @@ class Environment:
             while True:
                 try:
                     with self._transaction() as txn:
-                        return work(txn)
+                        outcome = work(txn)
+                    self._trouble = ""
+                    return outcome
                 except lmdb.MapFullError:
                     self._grow()
                 except lmdb.PanicError as error:
                     panics += 1
                     if panics > 1:
-                        raise translated(error, self._path) from error
+                        raise self._noted(error) from error
                     self._open_anew()
                 except lmdb.Error as error:
-                    raise translated(error, self._path) from error
+                    raise self._noted(error) from error
+
+    def _noted(self, error: lmdb.Error) -> StorageError:
+        failure = translated(error, self._path)
+        self._trouble = str(failure) if isinstance(failure, StoreUnavailable) else ""
+        return failure
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:

@@ -108,6 +108,11 @@ class HostedFunctions:
         self._worker, self._instance = worker_id, instance
         self._offering.start()
 
+    def renew(self, instance: str) -> None:
+        """The worker has joined under another name."""
+        self._instance = instance
+        self.offer_soon()
+
     def offer_soon(self) -> None:
         """What can be run has changed, or the pool forgot it."""
         self._wanted.set()

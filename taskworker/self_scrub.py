@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class SelfScrub:
-    """Verifies a volume in a thread. Rotten shards are forgotten, so that the pool makes them anew.
+    """Verifies a volume in a thread. Rotten shards are set aside, so that the pool makes them anew.
 
     Args:
         bytes_per_s: how fast; 0: not at all.
@@ -74,11 +75,12 @@ class SelfScrub:
         self._kept = _Kept()
         self.state = ScrubState()
 
-    def start(self, volume: LocalVolume) -> None:
-        """Begin."""
+    def start(self, volume: LocalVolume | Callable[[], LocalVolume]) -> None:
+        """Begin to verify a volume, or that which is open when a round begins."""
         if self._bytes_per_s:
             self._kept = self._load()
-            self._thread = threading.Thread(target=self._run, args=(volume,), name="self-scrub", daemon=True)
+            current = (lambda: volume) if isinstance(volume, LocalVolume) else volume
+            self._thread = threading.Thread(target=self._run, args=(current,), name="self-scrub", daemon=True)
             self._thread.start()
 
     def join(self) -> None:
@@ -86,14 +88,14 @@ class SelfScrub:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, volume: LocalVolume) -> None:
+    def _run(self, current: Callable[[], LocalVolume]) -> None:
         pause_s = self._first_s
         if self._kept.segment < 0 and self._kept.ended_ms:
             pause_s = max(pause_s, min(_PAUSE_S, self._kept.ended_ms / 1000 + _PAUSE_S - time.time()))
         while not self._wait(pause_s):
             pause_s = _PAUSE_S
             try:
-                self._round(volume)
+                self._round(current())
             except _Ended:
                 return
             except (StorageError, OSError) as error:

@@ -7,11 +7,11 @@ import math
 import os
 import random
 import resource
-import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,12 +21,13 @@ from blake3 import blake3
 from storage.errors import FormatError, StorageError
 from storage.forks import HomeProcess
 from storage.locking import StoreLock
-from storage.shards import LocalVolume, VolumeFailed
+from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from taskworker import pool_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions
+from taskworker.own_volume import OwnVolume
 from taskworker.pool_pb2_grpc import PoolServiceStub
 from taskworker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
 from taskworker.services.server import FileServer
@@ -43,6 +44,7 @@ _CALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
 _SILENT_S = 5.0
+_GIVE_UP_S = 600.0  # without its volume a worker is of no use; whoever supervises it may know what to do
 _TOLD_EVERY_S = 30.0
 
 
@@ -79,14 +81,16 @@ class VolumeWorker:
         self.zone = zone
         self.address = ""
         self._capacity = capacity
-        self._instance = secrets.token_hex(8)
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
         self._pool = PoolServiceStub(self._channel)
         self._stopping = threading.Event()
         self._joined = threading.Event()
-        self._volume: LocalVolume | None = None
+        self._own: OwnVolume | None = None
+        self._gave_up = ""
         self._lock: StoreLock | None = None
         self._server: FileServer | None = None
+        self._instance = ""  # under which it has joined
+        self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
         self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
         self._heartbeat_s = 1.0
@@ -114,8 +118,9 @@ class VolumeWorker:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = StoreLock(self.directory)
         try:
-            self._volume = self._open_volume(description)
-            handler = shard_handler(self._volume, self._instance, (str(self.directory),))
+            volume = self._open_volume(description)
+            self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity))
+            handler = shard_handler(None, hide=(str(self.directory),), current=own.current)
             added = {SHARD_SERVICE: handler}
             if self._functions is not None:
                 added |= self._functions.services(self.directory)
@@ -123,13 +128,14 @@ class VolumeWorker:
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             self._when_it_answers(lambda: self._join(description.pool_id))
+            self._instance = own.current().instance
         except BaseException:
             self.stop(0.0)
             raise
         self._pulse.start()
-        self._scrubber.start(self._volume)
+        self._scrubber.start(lambda: own.current().volume)
         if self._functions is not None:
-            self._functions.start(self.worker_id, self._instance)
+            self._functions.start(self.worker_id, own.current().instance)
         return port
 
     def give_up(self) -> None:
@@ -137,9 +143,19 @@ class VolumeWorker:
         self._stopping.set()
 
     def wait(self) -> None:
-        """Return when the worker has been stopped."""
+        """Return when the worker has been stopped.
+
+        Raises:
+            VolumeFailed: it ended by itself, since its volume could not be opened for too long.
+        """
         if self._server is not None:
             self._server.wait()
+        if self._gave_up:
+            raise VolumeFailed(self._gave_up)
+
+    def _stop_serving(self) -> None:
+        if self._server is not None:
+            self._server.stop(0.0)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume.
@@ -159,8 +175,8 @@ class VolumeWorker:
             self._pulse.join()
         self._scrubber.join()
         self._channel.close()
-        if self._volume is not None:
-            self._volume.close()
+        if self._own is not None:
+            self._own.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -188,10 +204,15 @@ class VolumeWorker:
             )
         return LocalVolume(path, identity)
 
-    def _volume_id(self) -> str:
-        """Names the volume without giving away its key."""
-        assert self._volume is not None
-        return blake3(b"volume" + bytes.fromhex(self._volume.identity.key)).hexdigest(16)
+    def _open_again(self, known: VolumeIdentity) -> LocalVolume:
+        """The same volume once more. Nothing is made where there is none: its disk may be missing for now."""
+        path = self.directory / "volume"
+        identity = read_identity(path)
+        if identity is None:
+            raise VolumeUnavailable(f"there is no volume in {path}: was it removed, or its disk unmounted?")
+        if identity.key != known.key:
+            raise VolumeUnavailable(f"there is another volume in {path} than before: start this worker anew to use it")
+        return LocalVolume(path, identity)
 
     # -- the pool --------------------------------------------------------------------------------
 
@@ -218,25 +239,26 @@ class VolumeWorker:
         return description
 
     def _join(self, pool_id: str) -> None:
-        assert self._volume is not None
+        assert self._own is not None
+        volume, instance = self._own.current()
         request = pool_pb2.JoinRequest(
             worker_id=self.worker_id,
             address=self.address,
             zone=self.zone,
             capacity=self._capacity or self._own_capacity(),
-            instance=self._instance,
-            volume_id=self._volume_id(),
+            instance=instance,
+            volume_id=_volume_id(volume.identity),
             pool_id=pool_id,
             protocol=PROTOCOL,
             version=_version(),
-            k=self._volume.identity.k,
-            n=self._volume.identity.n,
+            k=volume.identity.k,
+            n=volume.identity.n,
         )
         response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
         self._heartbeat_s = response.heartbeat_ms / 1000
         self._joined.set()
         if self._functions is not None:
-            self._functions.offer_soon()
+            self._functions.renew(instance)
         log.info("joined pool %s as number %d", response.pool_id, response.slot)
 
     def _own_capacity(self) -> int:
@@ -247,12 +269,11 @@ class VolumeWorker:
     def _keep_lease(self) -> None:
         pause_s, silent_s = self._heartbeat_s, 0.0
         while not self._stopping.wait(pause_s * random.uniform(0.9, 1.0)):
+            pause_s = self._heartbeat_s
+            if not self._tend():
+                continue
             try:
-                if self._joined.is_set():
-                    self._beat()
-                else:
-                    assert self._volume is not None
-                    self._join(self._volume.identity.store_id)
+                self._renew_lease()
             except NotJoined:
                 self._joined.clear()
                 pause_s = 0.05
@@ -267,17 +288,38 @@ class VolumeWorker:
                 silent_s = 0.0
             pause_s = self._heartbeat_s
 
+    def _tend(self) -> bool:
+        """See to the volume. A worker without its disk is no worker: the pool is to see it go."""
+        assert self._own is not None
+        usable = self._own.tend()
+        if not usable:
+            self._joined.clear()
+            if self._own.failing_s > _GIVE_UP_S:
+                self._gave_up = (
+                    f"the volume could not be opened for {_GIVE_UP_S:.0f} s, so this worker ends: {self._own.reason}"
+                )
+                self._stopping.set()
+                self._end.start()
+        if self._server is not None:
+            self._server.tell_health(serving=usable)
+        return usable
+
+    def _renew_lease(self) -> None:
+        assert self._own is not None
+        volume, instance = self._own.current()
+        if self._joined.is_set() and instance == self._instance:
+            self._beat()
+        else:
+            self._join(volume.identity.store_id)
+            self._instance = instance
+
     def _beat(self) -> None:
         request = pool_pb2.HeartbeatRequest(worker_id=self.worker_id, instance=self._instance, load=self._load())
         self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
 
     def _load(self) -> pool_pb2.Load:
-        assert self._volume is not None
-        try:
-            usage = self._volume.usage()
-        except VolumeFailed:
-            # A worker without its disk is no worker: the pool is to see it go.
-            raise NotJoined("the volume failed") from None
+        assert self._own is not None
+        usage = self._own.current().volume.usage()
         used = resource.getrusage(resource.RUSAGE_SELF)
         now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
         then, before = self._cpu_s
@@ -313,6 +355,11 @@ class VolumeWorker:
             if type(failure) is StorageUnavailable:
                 failure = StorageUnavailable(f"no pool answers at {self.pool_address}")
             raise failure from None
+
+
+def _volume_id(identity: VolumeIdentity) -> str:
+    """Names the volume without giving away its key."""
+    return blake3(b"volume" + bytes.fromhex(identity.key)).hexdigest(16)
 
 
 def _version() -> str:

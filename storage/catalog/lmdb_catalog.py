@@ -189,6 +189,9 @@ class LmdbCatalog:
     def __init__(self, path: Path) -> None:
         self._environment = Environment(path, _TABLES)
 
+    def trouble(self) -> str:
+        return self._environment.probe()
+
     def settings(self) -> StoreSettings | None:
         raw = self._environment.get(ROOT, _SETTINGS)
         if raw is None:

@@ -189,6 +189,9 @@ class CatalogTransaction(Protocol):
 class Catalog(Protocol):
     """Thread-safe. ``transact`` serialises writers; readers see the last commit."""
 
+    def trouble(self) -> str:
+        """Why it cannot be used or written now, tried again if it could not be lately; empty if it can."""
+
     def settings(self) -> StoreSettings | None:
         """Settings, None in a catalog that was never set up."""
 

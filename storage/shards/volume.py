@@ -1196,7 +1196,7 @@ class LocalVolume:
                 segments=len(states),
                 bytes_used=sum(state.size for state in states),
                 bytes_live=sum(state.live for state in states),
-                bytes_free=free,
+                bytes_free=0 if self._read_only else free,
                 shards=self._index.entries(),
             )
 

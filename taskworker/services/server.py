@@ -98,6 +98,30 @@ def _paths_of(store: FileStorage) -> list[str]:
     return sorted((str(path) for path in paths if path.is_absolute() and path.parts[1:]), key=len, reverse=True)
 
 
+class _Health(health.HealthServicer):
+    """Health checks that tell the truth: a store whose catalog cannot be used is not being served."""
+
+    def __init__(self, store: FileStorage | None) -> None:
+        super().__init__()
+        self._store = store
+        self._told = True
+
+    def tell(self, *, serving: bool) -> None:
+        """What the server knows of itself."""
+        self._told = serving
+
+    def Check(  # noqa: N802 - the name is the contract's
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """See the health checking protocol of gRPC."""
+        answer: health_pb2.HealthCheckResponse = super().Check(request, context)
+        trouble = self._store.trouble() if self._store is not None else ""
+        if answer.status == health_pb2.HealthCheckResponse.SERVING and (trouble or not self._told):
+            log.warning("a health check was told that this server is of no use now: %s", trouble or "no volume")
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+        return answer
+
+
 class FileServer:
     """Serves a store on one address; without a store, only health and reflection, and what is ``added``.
 
@@ -123,7 +147,7 @@ class FileServer:
         calls = limits.calls + added_calls + (limits.reserved if added else 0)
         self._home = HomeProcess("this server")
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
-        self._health = health.HealthServicer()
+        self._health = _Health(store)
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
         self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=calls)
@@ -177,6 +201,10 @@ class FileServer:
         self._server.start()
         log.info("serving on %s", address if port == 0 else f"{address.rpartition(':')[0]}:{port}")
         return port
+
+    def tell_health(self, *, serving: bool) -> None:
+        """Have health checks say whether this server is of use now."""
+        self._health.tell(serving=serving)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server has stopped; False if ``timeout_s`` ran out first."""

@@ -6,16 +6,16 @@ import secrets
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import msgspec
 
 from storage.batching import batched
-from storage.errors import InvalidArgument
+from storage.errors import InvalidArgument, StoreFull
 from storage.keys import SHARD_KEY_BYTES, Kind
 from storage.reports import Progress
-from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.port import Verification
 from taskworker.errors import WorkerRestarted
 from taskworker.services.binding import Caller, raw_handler, require_active
@@ -49,19 +49,31 @@ _RATIO = struct.Struct("<d")
 _COMPACTED = struct.Struct("<IQ")
 
 
+Current = Callable[[], tuple[ShardStore, str]]
+"""Gives the volume to serve, and the random name that it goes by until it is opened anew."""
+
+
 class ShardService:
     """Serves one volume. Every method takes and returns frames, or iterators of them.
 
     Args:
         volume: what to serve.
         instance: random name of this process, by which the pool tells it from another at its address.
+        current: gives both at each call, where they change when a volume is opened anew.
     """
 
-    def __init__(self, volume: ShardStore, instance: str) -> None:
-        self._volume = volume
-        self._instance = instance.encode()
+    def __init__(self, volume: ShardStore | None, instance: str, current: Current | None = None) -> None:
+        self._current = current or (lambda: _unchanging(volume, instance))
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
+
+    @property
+    def _volume(self) -> ShardStore:
+        return self._current()[0]
+
+    @property
+    def _instance(self) -> bytes:
+        return self._current()[1].encode()
 
     def Instance(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
         """Which process this is."""
@@ -74,12 +86,16 @@ class ShardService:
             WorkerRestarted: it is meant for another process: what that one took may not have reached the disk.
         """
         flags, instance, shards = parse_append(request)
-        if instance not in (b"", self._instance):
-            raise WorkerRestarted("this worker was started anew since it joined; it joins again")
-        if shards:
-            self._volume.append(shards, urgent=bool(flags & FLAG_URGENT))
-        if flags & FLAG_SYNC:
-            self._volume.sync()
+        volume, now = self._current()
+        if instance not in (b"", now.encode()):
+            raise WorkerRestarted("this worker was started, or its volume opened, anew since it joined; it joins again")
+        try:
+            if shards:
+                volume.append(shards, urgent=bool(flags & FLAG_URGENT))
+            if flags & FLAG_SYNC:
+                volume.sync()
+        except VolumeReadOnly as error:
+            raise StoreFull(str(error)) from error  # others take its shards, it goes on giving out what it has
         return b""
 
     def Locate(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
@@ -227,9 +243,17 @@ UNARY = (
 STREAMS = ("Keys", "Records", "Verify", "Rest")
 
 
-def shard_handler(volume: ShardStore, instance: str = "", hide: tuple[str, ...] = ()) -> grpc.GenericRpcHandler:
+def shard_handler(
+    volume: ShardStore | None, instance: str = "", hide: tuple[str, ...] = (), current: Current | None = None
+) -> grpc.GenericRpcHandler:
     """The handlers of a volume's service; see :class:`ShardService`. ``hide``: paths not to show to callers."""
-    return raw_handler(SHARD_SERVICE, ShardService(volume, instance), unary=UNARY, streams=STREAMS, hide=hide)
+    service = ShardService(volume, instance, current)
+    return raw_handler(SHARD_SERVICE, service, unary=UNARY, streams=STREAMS, hide=hide)
+
+
+def _unchanging(volume: ShardStore | None, instance: str) -> tuple[ShardStore, str]:
+    assert volume is not None, "either a volume or what gives one is served"
+    return volume, instance
 
 
 def _parse_range(request: bytes) -> tuple[bytes, bytes | None]:
