@@ -218,6 +218,9 @@ class Fleet(ABC, Generic[StoreT]):
         """A store was shown to say what is not so."""
         self.report("lie", key, slot, text)
 
+    def note_unread(self, slot: int) -> None:
+        """A store says that it holds a shard, and cannot read it now."""
+
     def note_made(self, slot: int, size: int) -> None:
         """So many bytes of shards that no store had were made anew and put on a store."""
 

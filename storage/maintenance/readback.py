@@ -230,7 +230,8 @@ class ReadBack:
         except VolumeFailed:
             raise
         except (StorageError, OSError):
-            return False  # it cannot be read now, which tells nothing
+            self._fleet.note_unread(store)  # which proves nothing, unless it goes on
+            return False
         if shard is not None and shard.digest == digest:
             return True
         if shard is None:

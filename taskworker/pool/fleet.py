@@ -198,6 +198,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
         self.on_rot()
 
+    def note_unread(self, slot: int) -> None:
+        """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
+        with self._lock:
+            if self._slowness.note_unread(slot):
+                self._changed()
+
     def note_made(self, slot: int, size: int) -> None:
         """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
         with self._lock:

@@ -1,4 +1,7 @@
-"""Slow workers: who keeps all others waiting, push after push, is given nothing to write for a while."""
+"""Slow workers: who keeps all others waiting, push after push, is given nothing to write for a while.
+
+So is who cannot read what it says it holds, for whatever reason: an excuse is no proof of a lie, nor of a shard.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from statistics import median
 _SLOW_S = 2.0
 _TIMES_SLOWER = 5.0
 _STRIKES = 3
+_UNREAD_MAX = 8
 _SHUNNED_S = 20.0  # shorter than the usual grace: what it holds is not made again for one bad moment
 _SHUNNED_S_MAX = 3600.0
 
@@ -25,6 +29,7 @@ class Slowness:
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s
         self._strikes: Counter[int] = Counter()
+        self._unread: Counter[int] = Counter()
         self._period_s: dict[int, float] = {}
         self._until_s: dict[int, float] = {}
         self.slow: frozenset[int] = frozenset()
@@ -40,6 +45,15 @@ class Slowness:
             if self._strikes[slot] >= _STRIKES and slot not in self.slow:
                 self._shun(slot)
         return self.slow != before
+
+    def note_unread(self, slot: int) -> bool:
+        """A worker could not read a shard that it says it holds; whether it is as good as slow from now on."""
+        self._unread[slot] += 1
+        if self._unread[slot] < _UNREAD_MAX or slot in self.slow:
+            return False
+        self._unread[slot] = 0
+        self._shun(slot)
+        return True
 
     def _shun(self, slot: int) -> None:
         period_s = self._period_s.get(slot, _SHUNNED_S)

@@ -11,7 +11,7 @@ import pytest
 from storage import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
-from storage.shards import Location, Shard, VolumeFailed
+from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
 from taskworker.pool.membership import WorkerState
 from taskworker.pool.trial import first_allowance
@@ -269,6 +269,37 @@ def test_members_tell_no_more_of_themselves_than_people_can_read(cluster: Cluste
     ):
         with pytest.raises(InvalidArgument, match="printable text"):
             cluster.pool.join(bad)
+
+
+class ExcusingVolume(MemoryVolume):
+    """Keeps nothing, says that it has everything, and that its disk cannot be read just now."""
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        pass
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        return []
+
+    def read(self, key: ShardKey) -> Shard | None:
+        raise VolumeUnavailable("try again later")
+
+
+def test_excuses_are_no_lies_and_no_shards(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    worker = cluster.workers[2]
+    excusing = ExcusingVolume(worker.volume.volume_id, cluster.wounds)
+    worker.volume.wounded()
+    worker.volume = excusing
+    worker.listen()
+    for _ in range(12):
+        cluster.pool.auditor.audit()
+    assert state_of(cluster, worker) is WorkerState.SLOW
+    assert not cluster.pool.fleet.distrusted()
+    data = Random(99).randbytes(100_000)
+    cluster.pool.store.push(data, filename="new", user_id="u")
+    assert min(honest_slots(cluster, [worker], data)) == 6
+    for name, file_id in files.items():
+        assert cluster.pool.store.get(file_id, user_id="u") == CONTENTS[name]
 
 
 class RamblingVolume(MemoryVolume):
