@@ -223,6 +223,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.trusts`."""
         return slot not in self._trust.distrusted
 
+    def is_spotless(self, slot: int) -> bool:
+        """Whether no lie of a worker has come to light lately, not even one that can be borne with."""
+        with self._lock:
+            return self._trust.is_spotless(slot)
+
     def distrusted(self) -> frozenset[int]:
         """Workers whose word does not count."""
         return self._trust.distrusted
@@ -238,8 +243,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def forgive(self) -> None:
         """Trust those again that have not lied for long enough, and try those that were slow or full."""
-        if not self._trust.distrusted and not self._slowness.slow and not self._fullness.slots:
-            return
         with self._lock:
             trusted, tried, has_room = self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()
             if trusted or tried or has_room:

@@ -517,14 +517,13 @@ class PoolCore:
             self._keep(self._layouts[:1])
         for record in drained:
             self._note("drained", f"worker {record.worker} is drained: it holds nothing any more and may be stopped")
-        self._go_on_with_trials()
         self.store.save_incomplete()
 
     def _go_on_with_trials(self) -> None:
         """What members on trial were given so far has been read back: give them more."""
         records = self.membership.records
         for record in records:
-            there = self.fleet.volume(record.slot) is not None and self.fleet.trusts(record.slot)
+            there = self.fleet.volume(record.slot) is not None and self.fleet.is_spotless(record.slot)
             if not record.allowed or record.standing is not Standing.IN or not there:
                 continue
             allowed = next_allowance(record, records)
@@ -553,6 +552,8 @@ class PoolCore:
             self._change_layout_soon()
         self._act_on_rot()
         self._watch_liars()
+        if self._change_due_s is None and self.fleet.is_mended():
+            self._go_on_with_trials()
         if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
             self._change_layout()
 

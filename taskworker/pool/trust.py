@@ -26,12 +26,14 @@ class Trust:
         self._now_s = now_s
         self._recent: Counter[int] = Counter()  # since it was trusted last
         self._total: Counter[int] = Counter()
+        self._latest_s: dict[int, float] = {}
         self._until_s: dict[int, float] = {}
         self.distrusted: frozenset[int] = frozenset()
 
     def note_lie(self, slot: int) -> bool:
         """One more; whether the worker has lost trust by it."""
         self._recent[slot] += 1
+        self._latest_s[slot] = self._now_s()
         self._total[slot] += 1
         if self._recent[slot] <= _LIES_BEARABLE and slot not in self.distrusted:
             return False
@@ -44,11 +46,20 @@ class Trust:
         self.distrusted |= {slot}
         return lost
 
+    def is_spotless(self, slot: int) -> bool:
+        """Whether no lie of a worker has come to light since it was trusted last."""
+        return not self._recent[slot] and slot not in self.distrusted
+
     def lapse(self) -> list[int]:
         """Those that are trusted again, as they have not lied for long enough."""
         back = [slot for slot, until_s in self._until_s.items() if self._now_s() >= until_s]
         for slot in back:
             self.forget(slot)
+        old = [slot for slot, at_s in self._latest_s.items() if self._now_s() >= at_s + _TRUSTED_AGAIN_S]
+        for slot in old:
+            del self._latest_s[slot]
+            if slot not in self.distrusted:
+                self._recent.pop(slot, None)
         return back
 
     def forget(self, slot: int) -> None:

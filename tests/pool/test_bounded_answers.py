@@ -22,6 +22,7 @@ from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.remote_volume import RemoteVolume
 from taskworker.pool.rot_reports import RotReports
 from taskworker.pool.slowness import Slowness
+from taskworker.pool.trust import Trust
 from taskworker.services.pool import told
 from taskworker.wire.shards import SHARD_SERVICE, join_keys
 from tests.pool.helpers import made_up_server
@@ -213,3 +214,18 @@ def test_others_stand_in_for_a_slow_worker_and_nobody_waits_for_it() -> None:
     volumes[4].on_sync = lambda: syncs.append(4)
     fleet.append_and_sync(batches_of(fleet, stripes))
     assert not syncs
+
+
+def test_a_lie_that_can_be_borne_with_is_forgotten_in_time() -> None:
+    now = Now()
+    trust = Trust(now)
+    assert not trust.note_lie(1)
+    assert not trust.is_spotless(1)
+    now.s += 601
+    trust.lapse()
+    assert trust.is_spotless(1)
+    assert [trust.note_lie(1) for _ in range(3)] == [False, False, True]
+    assert trust.distrusted == {1}
+    now.s += 601
+    assert trust.lapse() == [1]
+    assert trust.total(1) == 4

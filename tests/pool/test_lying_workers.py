@@ -103,6 +103,8 @@ def test_no_copy_is_dropped_for_one_that_is_not_there(cluster: Cluster, kind: ty
         assert min(honest_slots(cluster, liars, data)) == 6
         assert cluster.pool.store.get(files[name], user_id="u") == data
     assert {state_of(cluster, liar) for liar in liars} <= {WorkerState.DISTRUSTED, *OUT}
+    names = {liar.name for liar in liars}
+    assert not any(record.worker in names and not record.allowed for record in cluster.pool.membership.records)
     assert all(state_of(cluster, worker) is WorkerState.ALIVE for worker in cluster.workers[:6])
 
 
