@@ -54,6 +54,10 @@ class SetAside:
             self._owner_unknown = True
         else:
             self._owners.add(user_key(user_id.encode()))
+        self.report(stripe, text)
+
+    def report(self, stripe: StripeKey, text: str) -> None:
+        """Tell of a record that cannot be read, and of which enough is known to do no harm."""
         if len(self.damage) < DAMAGE_LISTED_MAX:
             now_ms = time.time_ns() // 1_000_000
             self.damage.append(Damage(now_ms, UNREADABLE, stripe[:ID_BYTES].hex(), -1, -1, text))

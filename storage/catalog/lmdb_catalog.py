@@ -6,6 +6,7 @@ tree, and a file's entry lies right before its versions in one tree, under time-
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,13 +28,15 @@ from storage.catalog.port import (
     UploadRecord,
     never,
 )
-from storage.catalog.profiles import as_counts, count_all, counted, packed, profile_in, unpacked
+from storage.catalog.profiles import as_counts, count_all, counted, is_whole, packed, profile_in, unpacked
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
 from storage.lmdb_env import ROOT, Database, Environment, Transaction
 from storage.versions import FILE_ID_BYTES
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
 _SETTINGS = b"settings"
@@ -48,9 +51,34 @@ _NO_UPLOAD = b""
 
 _encode = msgspec.msgpack.Encoder().encode
 _entries = msgspec.msgpack.Decoder(FileEntry)
-_decode_counters = msgspec.msgpack.Decoder(Counters).decode
-_decode_upload = msgspec.msgpack.Decoder(UploadRecord).decode
-_decode_time = msgspec.msgpack.Decoder(StoreTime).decode
+_counters = msgspec.msgpack.Decoder(Counters)
+_uploads = msgspec.msgpack.Decoder(UploadRecord)
+_times = msgspec.msgpack.Decoder(StoreTime)
+
+
+def _decode_counters(raw: bytes) -> Counters:
+    return _decoded(_counters, raw, "counters")
+
+
+def _decode_time(raw: bytes) -> StoreTime:
+    return _decoded(_times, raw, "time")
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], raw: bytes, what: str) -> T:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"the catalog's {what} cannot be read ({error}); move the catalog away and rebuild"
+        ) from error
+
+
+def _decode_upload(raw: bytes) -> UploadRecord:
+    try:
+        return _uploads.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("the record of an upload cannot be read, so that it counts as one that goes on: %s", error)
+        return UploadRecord()
 
 
 def _decode_entry(raw: bytes) -> FileEntry:
@@ -138,7 +166,7 @@ class _Transaction:
         for stripe in stripes:
             key = stripe + user
             if not self._txn.put(key, value, db=database, overwrite=False) and upload is not None:
-                numbers = _claimants(self._txn.get(key, db=database) or b"")
+                numbers = _holding(key, self._txn.get(key, db=database) or b"").uploads
                 if upload not in numbers:
                     self._txn.put(key, _claim((*self._still_kept(numbers), upload)), db=database)
 
@@ -288,7 +316,7 @@ class LmdbCatalog:
         return as_counts(count_all(self.versions())) if self.counters().versions else []
 
     def count_profiles(self) -> None:
-        if self._environment.get(ROOT, _PROFILES) is None and self.counters().versions:
+        if not is_whole(self._environment.get(ROOT, _PROFILES)) and self.counters().versions:
             raw, meta = packed(count_all(self.versions())), self._environment.databases[ROOT]
             self._environment.write(lambda txn: txn.put(_PROFILES, raw, db=meta))
 
@@ -380,7 +408,7 @@ class LmdbCatalog:
                     continue
                 key = holding.stripe + holding.user
                 value = txn.get(key, db=database)
-                if value is not None and _claimants(value) == holding.uploads:
+                if value is not None and _holding(key, value) == holding:
                     txn.delete(key, db=database)
             return kept
 
@@ -391,7 +419,11 @@ class LmdbCatalog:
 
 
 def _holding(key: bytes, value: bytes) -> Holding:
-    return Holding(StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:], _claimants(value))
+    stripe, user = StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:]
+    try:
+        return Holding(stripe, user, _claimants(value))
+    except FormatError as error:
+        return Holding(stripe, user, (), str(error))
 
 
 def _claim(uploads: tuple[int, ...]) -> bytes:

@@ -82,11 +82,15 @@ class StoredEntry(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """A user's claim on a stripe: for a live version of theirs that reaches it, or for uploads, by their numbers."""
+    """A user's claim on a stripe: for a live version of theirs that reaches it, or for uploads, by their numbers.
+
+    Where it cannot be read for whom it is, ``problem`` says so; it must be kept.
+    """
 
     stripe: StripeKey
     user: bytes
     uploads: tuple[int, ...]
+    problem: str = ""
 
 
 LEASES_BEFORE = 0

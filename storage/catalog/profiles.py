@@ -22,8 +22,19 @@ def packed(profiles: Profiles) -> bytes:
 
 
 def unpacked(raw: bytes) -> Profiles:
-    """What :func:`packed` was given."""
-    return {(one.k, one.n): (one.files, one.versions) for one in _decode(raw)}
+    """What :func:`packed` was given; nothing if that cannot be read, which :func:`is_whole` tells."""
+    try:
+        return {(one.k, one.n): (one.files, one.versions) for one in _decode(raw)}
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+
+
+def is_whole(raw: bytes | None) -> bool:
+    """Whether there are counts that can be read; if not, they are to be made again."""
+    try:
+        return raw is not None and bool(_decode(raw) or True)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
 
 
 def as_counts(profiles: Profiles) -> list[ProfileCount]:

@@ -255,7 +255,9 @@ def _judge_claims(
     lapsed: list[Holding] = []
     for holding in context.catalog.holdings(start, stop):
         marked = holding.stripe + holding.user in marks
-        if marked or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
+        if holding.problem:
+            set_aside.report(holding.stripe, f"a claim on {holding.stripe[:32].hex()} is kept: {holding.problem}")
+        if marked or holding.problem or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
             kept.add(holding.stripe)
         else:
             lapsed.append(holding)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import msgspec
 import pytest
 
@@ -210,3 +211,47 @@ def test_an_entry_that_cannot_be_read_hides_no_other_file(root: Path) -> None:
         with pytest.raises(FormatError):
             store.get(identifier.hex(), user_id=USER)
         assert push(store, b"x", "z").filename == "z"
+
+
+def test_a_claim_that_cannot_be_read_is_kept_and_stops_no_collect(root: Path) -> None:
+    with open_store(root) as store:
+        doomed = push(store, BAD_DATA, "bad").file_id
+        other = push(store, OTHERS["c"], "c").file_id
+        push(store, OTHERS["a"], "a")
+    environment = lmdb.open(str(root / "catalog"), max_dbs=20)
+    holdings = environment.open_db(b"holdings", create=False)
+    with environment.begin(write=True) as txn:
+        key = next(key for key, _ in txn.cursor(holdings) if key.startswith(digest(BAD_DATA)))
+        txn.put(key, b"\xc1 no claim", db=holdings)
+    environment.close()
+    with open_store(root) as store:
+        store.delete(doomed, user_id=USER)
+        store.delete(other, user_id=USER)
+        assert store.collect(grace_s=0).objects_removed > 0
+        assert "claim" in store.stats().recent_damage[-1].text
+        assert store.missing_chunks([digest(BAD_DATA)], user_id=USER) == [False]
+        with store.upload(filename="again", user_id=USER) as upload:
+            upload.write(BAD_DATA)
+            upload.write(BAD_DATA)
+            file_id = upload.commit().file_id
+        assert store.get(file_id, user_id=USER) == 2 * BAD_DATA
+        assert store.scrub().clean
+
+
+@pytest.mark.parametrize("document", [b"counters", b"profiles"])
+def test_counts_that_cannot_be_read(root: Path, document: bytes) -> None:
+    """Those of profiles are made again; without the other ones there is no store, which is said."""
+    with open_store(root) as store:
+        push(store, OTHERS["a"], "a")
+    environment = lmdb.open(str(root / "catalog"), max_dbs=20)
+    with environment.begin(write=True) as txn:
+        assert txn.get(document) is not None
+        txn.put(document, b"\xc1")
+    environment.close()
+    if document == b"counters":
+        with pytest.raises(FormatError, match="rebuild"):
+            open_store(root)
+        return
+    with open_store(root) as store:
+        push(store, b"x", "x")
+        assert [(one.files, one.versions) for one in store.profiles() if (one.k, one.n) == (4, 6)] == [(2, 2)]
