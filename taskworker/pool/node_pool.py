@@ -356,10 +356,13 @@ class PoolCore:
         return record is not None and self.fleet.volume(record.slot) is not None
 
     def _act_on_rot(self) -> None:
-        for slot, found in self._rot_reports.due():
-            name = self.fleet.name(slot)
-            self._note("rot", f"worker {name} found {found:,} rotten shards on its disk; they are made anew")
-            self.fleet.note_rot(slot, found)
+        due = dict(self._rot_reports.due())
+        for record in self.membership.records if due else ():
+            found = due.get(record.slot, 0)
+            if not found or record.standing not in _AWAITED or not self.fleet.trusts(record.slot):
+                continue  # nothing that is counted on
+            self._note("rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew")
+            self.fleet.note_rot(record.slot, found)
 
     def leave(self, worker: str, instance: str) -> None:
         """A worker stops in good order."""
