@@ -54,6 +54,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.DataLossError, ExitCode.DATA_LOSS),
         (SecretDamaged, ExitCode.DATA_LOSS),
         (SecretsUnavailable, ExitCode.UNAVAILABLE),
+        (errors.IncompletePush, ExitCode.UNAVAILABLE),
         (errors.InsufficientWorkers, ExitCode.UNAVAILABLE),
         (errors.StoreLocked, ExitCode.UNAVAILABLE),
         (errors.StoreClosed, ExitCode.UNAVAILABLE),
