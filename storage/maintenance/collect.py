@@ -98,16 +98,17 @@ def missed_stores(catalog: Catalog) -> set[int]:
 
 
 def _note_missed(context: MaintenanceContext, tally: _Tally) -> set[int]:
-    """Keep who missed this one, beside those who missed others and were not there for it; those of this one."""
+    """Keep who missed this one, beside those who missed others; of this one's, those who are expected back."""
+    volumes = context.stripes.volumes
     swept = {slot for slot, buckets in tally.swept.items() if buckets == _BUCKETS}
-    missed = set(context.stripes.volumes.slots) - swept
+    missed = set(volumes.slots) - swept
     before = missed_stores(context.catalog)
     if (after := (before | missed) - swept) != before:
         try:
             context.catalog.save_document(_MISSED, msgspec.msgpack.encode(sorted(after)))
         except StoreFull:
             log.warning("no space to note which stores missed a collect; the next one sweeps them")
-    return missed
+    return missed & {*volumes.away(), *(slot for slot, _ in volumes.online())}
 
 
 @dataclass(slots=True)

@@ -182,7 +182,8 @@ class Collector:
         """One has ended, whoever wanted it."""
         result = f"removed {report.objects_removed:,} objects, freed {report.bytes_freed / 1e6:,.1f} MB"
         if report.stores_missed:
-            result += f"; {report.stores_missed} workers missed it and are swept when they are back"
+            missed = "1 worker" if report.stores_missed == 1 else f"{report.stores_missed} workers"
+            result += f"; {missed} missed it, and one is made up for when all are back"
         self._ended_s = self._runtime.monotonic_s()
         if self._every_s:
             self._due_s = self._ended_s + self._every_s

@@ -129,7 +129,7 @@ def test_what_a_worker_keeps_that_missed_a_collect_is_freed_when_it_is_back(clus
     assert not cluster.pool.collector.collect_if_due()
     cluster.clock.advance(3601.0)
     assert cluster.pool.collector.collect_if_due()
-    assert "1 workers missed it" in work(cluster, "collect").note
+    assert "1 worker missed it" in work(cluster, "collect").note
     assert _keys(cluster)[2] == late_keys > 1 == _keys(cluster)[1]  # but for the tombstone
     cluster.crash_pool()
     cluster.start_pool()
