@@ -377,8 +377,14 @@ class FileStorage:
         chosen = profile or self.profile
         stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
         held = self._catalog.holds(user, stripes)
-        absent = iter(self._stripes.absent([stripe for stripe, holds in zip(stripes, held, strict=True) if holds]))
-        return [bool(next(absent)) if holds else True for holds in held]
+        ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
+        whole = [stripe for stripe, absent in zip(ours, self._stripes.absent(ours), strict=True) if not absent]
+        usable = {stripe for stripe in whole if self._is_sound(stripe)}
+        return [stripe not in usable for stripe in stripes]
+
+    def _is_sound(self, stripe: StripeKey) -> bool:
+        length = self._stripes.object_length(stripe)
+        return length is not None and self._stripes.is_sound(stripe, length)
 
     @checked
     def revise(

@@ -132,9 +132,10 @@ class _Revision:
             if patch.data is None:
                 continue
             stripe = self._stripe(patch)
-            absent = self._context.stripes.absent_slots(stripe)
-            if absent:
-                self._context.stripes.put(stripe, padded(patch.data, self._profile), len(patch.data), absent)
+            stripes = self._context.stripes
+            absent = stripes.absent_slots(stripe)
+            if absent or not stripes.is_sound(stripe, len(patch.data)):
+                stripes.put(stripe, padded(patch.data, self._profile), len(patch.data), absent or None)
                 stored += len(patch.data)
         return stored
 

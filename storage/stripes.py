@@ -34,6 +34,7 @@ from storage.keys import (
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
+from storage.soundness import Soundness
 from storage.survey import Surveyor, Whereabouts
 from storage.versions import decode_version
 
@@ -110,6 +111,7 @@ class StripeStore:
         self._closed = False
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
         self._lately_lock = threading.Lock()
+        self._soundness = Soundness(remembers_reads=volumes.remote)
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
         self.surveyor = Surveyor(volumes, self._askers)
@@ -176,7 +178,12 @@ class StripeStore:
             return stripe in self._lately
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is not where it should be put now; empty means the stripe is whole."""
+        """Slots whose shard is not where it should be put now; empty means the stripe is whole.
+
+        A stripe that could not be read lacks all of them until it was written anew.
+        """
+        if self._soundness.is_doubted(stripe, self.volumes.attendance()):
+            return list(range(stripe[34] + 1))
         targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
         absent = [slot for slot, at in enumerate(targets) if self._locate(at, ShardKey(stripe + BYTE[slot])) is None]
         if places is targets:
@@ -186,7 +193,28 @@ class StripeStore:
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
         lacking = self.surveyor.lacking(stripes)
-        return [lacking.get(index, []) for index in range(len(stripes))]
+        now = self.volumes.attendance()
+        return [
+            list(range(stripe[34] + 1)) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
+            for index, stripe in enumerate(stripes)
+        ]
+
+    def is_sound(self, stripe: StripeKey, length: int) -> bool:
+        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew.
+
+        Where stores are others' machines, it is read for that, once since there was last reason to doubt it.
+        """
+        if self._soundness.was_read(stripe):
+            return True
+        try:
+            self.read_into(stripe, memoryview(bytearray(length)))
+        except (DataLossError, ShardsUnavailable):
+            return False
+        return True
+
+    def note_rewritten(self, stripe: StripeKey) -> None:
+        """All shards of a stripe are being written, whatever there is of it."""
+        self._soundness.note_written(stripe, self.volumes.attendance())
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> list[Whereabouts]:
         """Where the shards of many stripes are, in their places and elsewhere."""
@@ -214,6 +242,8 @@ class StripeStore:
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
+        if slots is None or len(slots) == stripe[34] + 1:
+            self.note_rewritten(stripe)
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
         self.volumes.append(self.by_volume(stripe, shards))
         return shards
@@ -251,6 +281,7 @@ class StripeStore:
         """
         read = self._read_data_shards if self._hedged is None else self._read_hedged
         if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+            self._soundness.note_read(stripe)
             return
         data = self._recover(stripe, expect=len(target))
         target[:] = data[: len(target)]
@@ -321,7 +352,9 @@ class StripeStore:
             good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
             if not good:
                 self.read_into(read.stripe, read.target)
-            elif missing:
+                continue
+            self._soundness.note_read(read.stripe)
+            if missing:
                 self._note_missing(read.stripe, read.holders, missing)
 
     def together(self, object_bytes: int) -> int:
@@ -425,6 +458,7 @@ class StripeStore:
             survey = self._survey(stripe)
             data = self._recover_from(stripe, expect, survey)
             if data is not None:
+                self._soundness.note_read(stripe)
                 return data
             if self.volumes.revive():
                 continue
@@ -465,6 +499,7 @@ class StripeStore:
         had = most if most < k else 0
         away = len(survey.unreachable.keys() - survey.found.keys())
         if had + away < k:
+            self._soundness.note_unreadable(stripe)
             return DataLossError(stripe[:ID_BYTES].hex(), had, k)
         causes = tuple(dict.fromkeys(survey.unreachable.values()))
         return ShardsUnavailable(stripe[:ID_BYTES].hex(), had, k, away=away, causes=causes)
@@ -584,6 +619,7 @@ class StripeStore:
         no file needs it. Shards that were collected and written anew meanwhile are others, and stay; so do those
         that their store reads well, unless they were proved to be ``wrong``.
         """
+        self._soundness.note_damaged(stripe)
         for slot, (holder, place) in places.items():
             key = shard_key(stripe, slot)
             volume = self.volumes.volume(holder)

@@ -311,6 +311,8 @@ class Upload:
                 context.stripes.put(stripe, data, length)
             elif absent := context.stripes.absent_slots(stripe):
                 context.stripes.put(stripe, data, length, absent)
+            elif not context.stripes.is_sound(stripe, length):
+                context.stripes.put(stripe, data, length)
         except BaseException:
             context.pins.unpin([stripe])
             raise
@@ -613,7 +615,11 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
     stripes = context.stripes
     absent = None if _is_new(context, stripe) else stripes.absent_slots(stripe)
     if absent == []:
-        return {}
+        if stripes.is_sound(stripe, len(data)):
+            return {}
+        absent = None
+    if absent is None or len(absent) == stripe[34] + 1:
+        stripes.note_rewritten(stripe)
     k, length = stripe[33] + 1, len(data)
     whole = k * -(-length // k)
     padded = data if whole == length else bytes(data) + bytes(whole - length)
@@ -622,10 +628,11 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
 
 
 def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
-    """Length of a chunk if this user has a claim on it and all its shards are there, else None."""
+    """Length of a chunk if this user has a claim on it and all its shards are there and sound, else None."""
     if not context.catalog.holds(user, [stripe])[0] or context.stripes.absent_slots(stripe):
         return None
-    return context.stripes.object_length(stripe)
+    length = context.stripes.object_length(stripe)
+    return length if length is not None and context.stripes.is_sound(stripe, length) else None
 
 
 def chunk_stripe(chunk_id: bytes, profile: ErasureProfile) -> StripeKey:

@@ -336,3 +336,25 @@ def test_a_lying_manifest_node(root: Path) -> None:
     with open_store(root) as store:
         store.rebuild()
         assert get(store, version) == data
+
+
+@pytest.mark.parametrize("size", [3000, CHUNK + 5])
+def test_content_whose_stripe_cannot_be_read_is_made_anew_by_the_next_push_of_it(root: Path, size: int) -> None:
+    """Wrong shards under right keys, more than may be lost: nothing tells until they are read."""
+    data, k, n = content(7, size), 2, 4
+    with open_store(root, k=k, n=n) as store:
+        version = push(store, data)
+        chunks = store.chunk_ids(version.file_id, user_id=version.user_id)
+    for chunk in chunks:
+        piece = data[: min(size, CHUNK)] if chunk == digest(data[:CHUNK]) else data[CHUNK:]
+        _lie(root, chunk, k, n, dict.fromkeys(range(3), (len(piece), content(8, -(-len(piece) // k)))))
+    with open_store(root) as store:
+        with pytest.raises(DataLossError):
+            get(store, version)
+        assert store.missing_chunks(chunks, user_id=version.user_id)[0]
+        again = push(store, data, "again")
+        assert get(store, again) == data
+        assert get(store, version) == data
+        assert not any(store.missing_chunks(chunks, user_id=version.user_id))
+    with open_store(root) as store:
+        assert get(store, version) == data
