@@ -30,14 +30,33 @@ class Member(msgspec.Struct, frozen=True):
     Attributes:
         slot: its number in the pool, given once and never to another.
         worker: id of the worker that offers it.
-        zone: what fails together with it beyond the worker (a rack, a room); "" is a zone like any other.
+        zone: what fails together with it beyond the worker (a rack, a room); "" is a zone like any other. Zones are an
+            owner's: those of two owners are different ones, whatever they are called.
         capacity: its weight, in bytes.
+        owner: who runs the machine, and may take it away together with all others of theirs; "" for all whose owner
+            is not named, as they may be the same.
     """
 
     slot: int
     worker: str
     zone: str
     capacity: int
+    owner: str = ""
+
+
+def by_worker(member: Member) -> str:
+    """A worker's volumes fail together."""
+    return member.worker
+
+
+def by_zone(member: Member) -> str:
+    """Workers of a zone fail together."""
+    return f"{member.owner}\0{member.zone}"
+
+
+def by_owner(member: Member) -> str:
+    """Zones of an owner fail together."""
+    return member.owner
 
 
 class LayoutRecord(msgspec.Struct, frozen=True):
@@ -140,6 +159,11 @@ class Layout:
         """Members by their slot."""
         return {member.slot: member for member in self.members}
 
+    @cached_property
+    def domains(self) -> dict[int, tuple[int | str, ...]]:
+        """The failure domains of each member, in the order in which they should not hold two shards of a stripe."""
+        return {member.slot: (member.slot, by_owner(member), by_zone(member)) for member in self.members}
+
     def shares(self) -> dict[int, float]:
         """Share (0…1) of the shards that each member holds."""
         counts = Counter(slot for row in self.rows for slot in row)
@@ -237,10 +261,13 @@ def _checked(members: Iterable[Member]) -> list[Member]:
     for member in chosen:
         if member.capacity < 1:
             raise InvalidArgument(f"worker {member.worker}: a capacity is at least 1 byte, not {member.capacity}")
-    zones: dict[str, str] = {}
+    first: dict[str, Member] = {}
     for member in chosen:
-        if zones.setdefault(member.worker, member.zone) != member.zone:
-            raise InvalidArgument(f"worker {member.worker} is in two zones, {zones[member.worker]} and {member.zone}")
+        other = first.setdefault(member.worker, member)
+        if other.zone != member.zone:
+            raise InvalidArgument(f"worker {member.worker} is in two zones, {other.zone} and {member.zone}")
+        if other.owner != member.owner:
+            raise InvalidArgument(f"worker {member.worker} has two owners, {other.owner} and {member.owner}")
     return chosen
 
 
@@ -252,7 +279,7 @@ def _score(partition: int, member: Member) -> float:
 
 
 class _Domain:
-    """How the members of one level (volumes, workers, zones) may share a row: at most ``limit`` slots each."""
+    """How the members of one level (volumes, workers, zones, owners) may share a row: at most ``limit`` slots each."""
 
     def __init__(self, of: dict[int, str], sizes: Counter[str], width: int) -> None:
         self.of = of
@@ -419,16 +446,12 @@ def _put_back(row: list[int], old: tuple[int, ...]) -> None:
 
 
 def _domains(members: list[Member], width: int) -> list[_Domain]:
-    """Volumes, workers and zones, each with its limit per row.
+    """Volumes, workers, zones and owners, each with its limit per row.
 
     What a domain can take at most follows from the limits of those inside it, so that all limits can be
-    kept at once: volumes are inside of workers, workers inside of zones.
+    kept at once: volumes are inside of workers, workers inside of zones, zones inside of owners.
     """
-    names: list[Callable[[Member], str]] = [
-        lambda member: str(member.slot),
-        lambda member: member.worker,
-        lambda member: member.zone,
-    ]
+    names: list[Callable[[Member], str]] = [lambda member: str(member.slot), by_worker, by_zone, by_owner]
     inner = Counter({str(member.slot): width for member in members})
     name_inside = names[0]
     domains = []

@@ -83,6 +83,7 @@ class JoinRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where the pool reaches the worker: host:port or unix:path"""
@@ -102,6 +103,8 @@ class JoinRequest(_message.Message):
     k: _builtins.int
     """the default profile of the pool that the volume was made for"""
     n: _builtins.int
+    owner: _builtins.str
+    """whose machine it is: the outermost failure domain"""
     def __init__(
         self,
         *,
@@ -116,10 +119,11 @@ class JoinRequest(_message.Message):
         version: _builtins.str = ...,
         k: _builtins.int = ...,
         n: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "owner", b"owner", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,6 +332,7 @@ class PoolStatus(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     ZONES_SURVIVABLE_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
+    OWNERS_SURVIVABLE_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     health: _builtins.str
     """one line for people"""
@@ -341,6 +346,7 @@ class PoolStatus(_message.Message):
     n: _builtins.int
     zones_survivable: _builtins.int
     accelerator: _builtins.str
+    owners_survivable: _builtins.int
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
     @_builtins.property
@@ -366,10 +372,11 @@ class PoolStatus(_message.Message):
         n: _builtins.int = ...,
         zones_survivable: _builtins.int = ...,
         accelerator: _builtins.str = ...,
+        owners_survivable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "events", b"events", "files", b"files", "health", b"health", "k", b"k", "layout_version", b"layout_version", "logical_bytes", b"logical_bytes", "n", b"n", "pool_id", b"pool_id", "versions", b"versions", "work", b"work", "workers", b"workers", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "events", b"events", "files", b"files", "health", b"health", "k", b"k", "layout_version", b"layout_version", "logical_bytes", b"logical_bytes", "n", b"n", "owners_survivable", b"owners_survivable", "pool_id", b"pool_id", "versions", b"versions", "work", b"work", "workers", b"workers", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +397,7 @@ class Worker(_message.Message):
     SEEN_MS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     LIES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     slot: _builtins.int
     address: _builtins.str
@@ -405,6 +413,7 @@ class Worker(_message.Message):
     """of all shards, by the layout"""
     lies: _builtins.int
     """wrong shards it gave out as good ones"""
+    owner: _builtins.str
     @_builtins.property
     def load(self) -> Global___Load: ...
     def __init__(
@@ -421,10 +430,11 @@ class Worker(_message.Message):
         seen_ms: _builtins.int = ...,
         share: _builtins.float = ...,
         lies: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "complete", b"complete", "lies", b"lies", "load", b"load", "seen_ms", b"seen_ms", "share", b"share", "slot", b"slot", "state", b"state", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "complete", b"complete", "lies", b"lies", "load", b"load", "owner", b"owner", "seen_ms", b"seen_ms", "share", b"share", "slot", b"slot", "state", b"state", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -623,11 +633,13 @@ class LayoutMember(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     worker_id: _builtins.str
     zone: _builtins.str
     capacity: _builtins.int
     share: _builtins.float
+    owner: _builtins.str
     def __init__(
         self,
         *,
@@ -636,10 +648,11 @@ class LayoutMember(_message.Message):
         zone: _builtins.str = ...,
         capacity: _builtins.int = ...,
         share: _builtins.float = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "share", b"share", "slot", b"slot", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "owner", b"owner", "share", b"share", "slot", b"slot", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,12 +668,14 @@ class LayoutView(_message.Message):
     WORKERS_SURVIVABLE_FIELD_NUMBER: _builtins.int
     ZONES_SURVIVABLE_FIELD_NUMBER: _builtins.int
     FORMER_FIELD_NUMBER: _builtins.int
+    OWNERS_SURVIVABLE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     width: _builtins.int
     workers_survivable: _builtins.int
     zones_survivable: _builtins.int
     former: _builtins.int
     """earlier layouts whose shards have not all moved yet"""
+    owners_survivable: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayoutMember]: ...
     def __init__(
@@ -672,10 +687,11 @@ class LayoutView(_message.Message):
         workers_survivable: _builtins.int = ...,
         zones_survivable: _builtins.int = ...,
         former: _builtins.int = ...,
+        owners_survivable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["former", b"former", "members", b"members", "version", b"version", "width", b"width", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former", b"former", "members", b"members", "owners_survivable", b"owners_survivable", "version", b"version", "width", b"width", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

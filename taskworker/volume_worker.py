@@ -57,6 +57,7 @@ class VolumeWorker:
             be found at any of them.
         directory: of the volume, made if absent.
         zone: what fails together with this worker.
+        owner: whose machine this is; the pool keeps what it can from being in one owner's hands.
         capacity: its weight in the layout, in bytes; default the size of the disk.
         scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
         functions: what it runs for the pool beside that.
@@ -69,6 +70,7 @@ class VolumeWorker:
         directory: str | os.PathLike[str],
         *,
         zone: str = "",
+        owner: str = "",
         capacity: int | None = None,
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
         functions: HostedFunctions | None = None,
@@ -79,6 +81,7 @@ class VolumeWorker:
         self.pool_address = pool_address
         self.directory = Path(directory)
         self.zone = zone
+        self.owner = owner
         self.address = ""
         self._capacity = capacity
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
@@ -245,6 +248,7 @@ class VolumeWorker:
             worker_id=self.worker_id,
             address=self.address,
             zone=self.zone,
+            owner=self.owner,
             capacity=self._capacity or self._own_capacity(),
             instance=instance,
             volume_id=_volume_id(volume.identity),

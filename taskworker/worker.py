@@ -85,6 +85,7 @@ class TaskWorker:
             A worker of a pool has no store of its own.
         volume: the directory of the volume for the pool's shards; the default is the same place.
         zone: what fails together with this worker, such as a rack; the pool spreads shards over zones.
+        owner: whose machine this is; the pool spreads shards over owners before anything else.
         capacity: bytes, the worker's weight among the others; default the size of the volume's disk.
         host: what to listen on: ``127.0.0.1`` or another loopback address.
 
@@ -100,6 +101,7 @@ class TaskWorker:
         store: str | os.PathLike[str] | FileStorage | None = None,
         volume: str | os.PathLike[str] | None = None,
         zone: str = "",
+        owner: str = "",
         capacity: int | None = None,
         host: str = "127.0.0.1",
     ) -> None:
@@ -118,7 +120,7 @@ class TaskWorker:
         self._server: FileServer | None = None
         self._member: VolumeWorker | None = None
         self._volume = Path(volume) if volume is not None else default_store(worker_id)
-        self._zone, self._capacity = zone, capacity
+        self._zone, self._owner, self._capacity = zone, owner, capacity
         self._embedded = _embedded_store(worker_id, store) if node_pool_address is None else None
         self._pool = _PoolStorage(node_pool_address) if node_pool_address is not None else None
         self._declared = Declarations((TaskWorker,))
@@ -218,7 +220,13 @@ class TaskWorker:
     async def _join(self, pool_address: str, address: str) -> int:
         hosted = HostedFunctions(pool_address, self._volume / "functions", required=bool(self._declared))
         member = VolumeWorker(
-            self.worker_id, pool_address, self._volume, zone=self._zone, capacity=self._capacity, functions=hosted
+            self.worker_id,
+            pool_address,
+            self._volume,
+            zone=self._zone,
+            owner=self._owner,
+            capacity=self._capacity,
+            functions=hosted,
         )
         hosted.register(self._declared.packed())
         try:

@@ -195,20 +195,24 @@ def _layout_lines(current: LayoutStatus) -> list[str]:
         f"layout {current.version} over {plural(len(current.members), 'worker')}{moving}",
         _survival(current),
         "",
-        f"{'WORKER':16}  {'ZONE':12}  {'CAPACITY':>10}  {'SHARE':>6}",
+        f"{'WORKER':16}  {'OWNER':12}  {'ZONE':12}  {'CAPACITY':>10}  {'SHARE':>6}",
         *(
-            f"{one.worker_id:16}  {one.zone or '-':12}  {size_text(one.capacity):>10}  {one.share:>6.1%}"
+            f"{one.worker_id:16}  {one.owner or '-':12}  {one.zone or '-':12}  {size_text(one.capacity):>10}  "
+            f"{one.share:>6.1%}"
             for one in sorted(current.members, key=lambda one: one.worker_id)
         ),
     ]
 
 
 def _survival(current: LayoutStatus) -> str:
-    zones = len({member.zone for member in current.members})
-    workers = _any_of(current.workers_survivable, "worker")
-    return f"survives the loss of {workers}" + (
-        f", or of {_any_of(current.zones_survivable, 'zone')}" if zones > 1 else ""
-    )
+    owners = {member.owner for member in current.members}
+    zones = {(member.owner, member.zone) for member in current.members}
+    kinds = [_any_of(current.workers_survivable, "worker")]
+    if len(zones) > 1:
+        kinds.append(_any_of(current.zones_survivable, "zone"))
+    if len(owners) > 1:
+        kinds.append(_any_of(current.owners_survivable, "owner"))
+    return f"survives the loss of {', or of '.join(kinds)}"
 
 
 def _any_of(count: int, what: str) -> str:

@@ -207,6 +207,13 @@ def worker(
         str,
         typer.Option(help="Where the pool reaches it: HOST:PORT (0: any free port) or unix:PATH.", metavar="ADDR"),
     ] = DEFAULT_WORKER_ADDRESS,
+    owner: Annotated[
+        str,
+        typer.Option(
+            help="Whose machine it is: shards spread over owners first, as one may take all of theirs away.",
+            metavar="NAME",
+        ),
+    ] = "",
     zone: Annotated[
         str,
         typer.Option(help="What fails together with it: a rack, a room; shards spread over zones.", metavar="ZONE"),
@@ -256,6 +263,7 @@ def worker(
         pool_address,
         path,
         zone=zone,
+        owner=owner,
         capacity=capacity_bytes,
         scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
         functions=hosted,

@@ -22,6 +22,7 @@ class WorkerStatus:
     worker_id: str
     slot: int
     address: str
+    owner: str
     zone: str
     state: str
     complete: bool
@@ -88,6 +89,7 @@ class PoolStatus:
     health: str
     workers_survivable: int
     zones_survivable: int
+    owners_survivable: int
     files: int
     versions: int
     logical_bytes: int
@@ -113,6 +115,7 @@ class LayoutShare:
     zone: str
     capacity: int
     share: float
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class LayoutStatus:
     members: list[LayoutShare]
     workers_survivable: int
     zones_survivable: int
+    owners_survivable: int
     former: int
 
 
@@ -177,7 +181,10 @@ class PoolClient(OperatorClient):
         Raises:
             InvalidArgument: a worker to remove is not there, or nobody would be left.
         """
-        members = [pool_pb2.LayoutMember(worker_id=one.worker_id, zone=one.zone, capacity=one.capacity) for one in add]
+        members = [
+            pool_pb2.LayoutMember(worker_id=one.worker_id, zone=one.zone, capacity=one.capacity, owner=one.owner)
+            for one in add
+        ]
         request = pool_pb2.PreviewLayoutRequest(add=members, remove=remove)
         answer = self._call(lambda: self._stub.PreviewLayout(request, timeout=_TIMEOUT_S))
         before = _layout_status(answer.before) if answer.HasField("before") else None
@@ -208,6 +215,7 @@ def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:
         health=answer.health,
         workers_survivable=answer.workers_survivable,
         zones_survivable=answer.zones_survivable,
+        owners_survivable=answer.owners_survivable,
         files=answer.files,
         versions=answer.versions,
         logical_bytes=answer.logical_bytes,
@@ -245,6 +253,7 @@ def _worker_status(worker: pool_pb2.Worker) -> WorkerStatus:
         slot=worker.slot,
         address=worker.address,
         zone=worker.zone,
+        owner=worker.owner,
         state=worker.state,
         complete=worker.complete,
         capacity=worker.capacity,
@@ -263,8 +272,9 @@ def _layout_status(view: pool_pb2.LayoutView) -> LayoutStatus:
     return LayoutStatus(
         version=view.version,
         width=view.width,
-        members=[LayoutShare(one.worker_id, one.zone, one.capacity, one.share) for one in view.members],
+        members=[LayoutShare(one.worker_id, one.zone, one.capacity, one.share, one.owner) for one in view.members],
         workers_survivable=view.workers_survivable,
         zones_survivable=view.zones_survivable,
+        owners_survivable=view.owners_survivable,
         former=view.former,
     )

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
-from storage.layout import Layout, Member, rows_survive
+from storage.layout import Layout, Member, by_worker, rows_survive
 from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.pool.absences import Absences
@@ -33,16 +33,6 @@ _TARGETS_KEPT = 32  # that many comings and goings between two moments when all 
 
 Domain = Callable[[Member], str]
 """Names what a member fails together with."""
-
-
-def by_worker(member: Member) -> str:
-    """A worker fails with itself only."""
-    return member.worker
-
-
-def by_zone(member: Member) -> str:
-    """Workers of a zone fail together."""
-    return member.zone
 
 
 class _Started(NamedTuple):
@@ -414,12 +404,15 @@ class WorkerFleet(Fleet[WorkerVolume]):
             kept = holder in usable and (holder not in self._unproved or room > 0)
             room -= kept and holder in self._unproved
             targets.append(holder if kept else -1)
-        held = Counter(target for target in targets if target >= 0)
+        if -1 not in targets:
+            return tuple(targets)
+        load = _Load(self.placement.domains)
+        for target in targets:
+            load.add(target)
         for index, target in enumerate(targets):
             if target < 0:
-                # The first of equals: the order decides.
-                targets[index] = min(proved or usable, key=lambda slot: held[slot])
-                held[targets[index]] += 1
+                targets[index] = min(proved or usable, key=load.of)  # the first of equals: the order decides
+                load.add(targets[index])
         return tuple(targets)
 
     def places(self, stripe: StripeKey) -> tuple[int, ...]:
@@ -675,6 +668,24 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.close`."""
         self._closed = True
         self._close_stores()
+
+
+class _Load:
+    """How many shards of a stripe there are in each failure domain."""
+
+    def __init__(self, domains: Mapping[int, tuple[int | str, ...]]) -> None:
+        self._domains = domains
+        self._counts: tuple[Counter[int | str], ...] = (Counter(), Counter(), Counter())
+
+    def add(self, slot: int) -> None:
+        """One more on a member; -1: on none."""
+        if slot >= 0:
+            for counts, domain in zip(self._counts, self._domains[slot], strict=True):
+                counts[domain] += 1
+
+    def of(self, slot: int) -> tuple[int, ...]:
+        """Sorts those first that should get the next one."""
+        return tuple(counts[domain] for counts, domain in zip(self._counts, self._domains[slot], strict=True))
 
 
 def _survives_one(profile: ErasureProfile, workers: int) -> bool:

@@ -63,6 +63,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
         volume_id: of the volume it came with last.
         standing: its part in the layout.
         allowed: while it is on trial, how much of its capacity counts in the layout; 0: all of it.
+        owner: whose machine it is, if that is told.
     """
 
     slot: int
@@ -73,12 +74,13 @@ class MemberRecord(msgspec.Struct, frozen=True):
     volume_id: str
     standing: Standing = Standing.IN
     allowed: int = 0
+    owner: str = ""
 
     @property
     def member(self) -> Member:
         """As the layout sees it."""
         capacity = min(self.capacity, self.allowed) if self.allowed else self.capacity
-        return Member(self.slot, self.worker, self.zone, capacity)
+        return Member(self.slot, self.worker, self.zone, capacity, self.owner)
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
@@ -116,6 +118,7 @@ class Application:
     version: str
     k: int = 0
     n: int = 0
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -260,6 +263,7 @@ class Membership:
                 application.volume_id,
                 standing,
                 allowed if known is None else known.allowed,
+                application.owner,
             )
             emptied = known is not None and known.volume_id != application.volume_id
             changes = known is None or known.member != record.member or known.standing != standing

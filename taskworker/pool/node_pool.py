@@ -18,14 +18,14 @@ from storage.catalog import Catalog, LmdbCatalog, ProfileCount, StoreSettings
 from storage.erasure import profile_for
 from storage.errors import FormatError, InvalidArgument, StorageError
 from storage.forks import HomeProcess
-from storage.layout import Layout, Member, Moves
+from storage.layout import Layout, Member, Moves, by_owner, by_worker, by_zone
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.locking import StoreLock
 from storage.runtime import Runtime
 from taskworker.errors import WorkerRefused
 from taskworker.pool.auditing import AUDIT_BYTES_PER_S, Auditor
 from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
-from taskworker.pool.fleet import Domain, WorkerFleet, by_worker, by_zone
+from taskworker.pool.fleet import Domain, WorkerFleet
 from taskworker.pool.gathering import Gathering
 from taskworker.pool.healing import heal_view
 from taskworker.pool.health import Risk, Safety, health_line, rebuild_line
@@ -129,6 +129,7 @@ class PoolView:
     complete: set[int]
     workers_survivable: int
     zones_survivable: int
+    owners_survivable: int
     work: list[WorkView]
     events: list[PoolEvent]
     lies: dict[int, int]
@@ -639,6 +640,7 @@ class PoolCore:
             complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
             workers_survivable=workers_survivable,
             zones_survivable=self._survivable(by_zone),
+            owners_survivable=self._survivable(by_owner),
             work=[
                 repair,
                 rebalance,
@@ -682,7 +684,7 @@ class PoolCore:
         if not self._layouts or workers_survivable < 1:
             return []
         members = self._layouts[0].members
-        kinds = (("zone", by_zone),)
+        kinds = (("owner", by_owner), ("zone", by_zone))
         return [what for what, of in kinds if len({of(one) for one in members}) > 1 and self._survivable(of) < 1]
 
     def _seen(self, view: WorkerView) -> WorkerView:
@@ -791,7 +793,7 @@ def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime
 
 def _check_texts(application: Application) -> None:
     """What a worker says of itself is kept, sent back to it and shown to people: it must be short, and text."""
-    for what in ("worker", "zone", "instance", "volume_id", "version", "address"):
+    for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address"):
         text: str = getattr(application, what)
         most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
         if len(text.encode()) > most or not text.isprintable():

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 import msgspec
 
-from storage.layout import Layout, Member
+from storage.layout import Layout, Member, by_owner, by_worker, by_zone
 from taskworker import pool_pb2
 from taskworker.errors import NotJoined
-from taskworker.pool.fleet import Domain, by_worker, by_zone
+from taskworker.pool.fleet import Domain
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView
 from taskworker.pool.work import WorkView
@@ -55,6 +55,7 @@ class PoolService:
                 version=request.version,
                 k=request.k,
                 n=request.n,
+                owner=request.owner,
             )
         )
         lease_ms = int(self._pool.membership.lease_s * 1000)
@@ -102,7 +103,7 @@ class PoolService:
         self, request: pool_pb2.PreviewLayoutRequest, _caller: Caller
     ) -> pool_pb2.LayoutPreview:
         """What a change of members would do."""
-        added = [Member(0, member.worker_id, member.zone, member.capacity) for member in request.add]
+        added = [Member(0, member.worker_id, member.zone, member.capacity, member.owner) for member in request.add]
         after, moves = self._pool.preview(added, request.remove)
         layouts = self._pool.layouts
         stored = sum(view.load.bytes_live for view in self._pool.membership.views())
@@ -123,6 +124,7 @@ class PoolService:
                     slot=member.slot,
                     worker_id=member.worker,
                     zone=member.zone,
+                    owner=member.owner,
                     capacity=member.capacity,
                     share=shares[member.slot],
                 )
@@ -130,6 +132,7 @@ class PoolService:
             ],
             workers_survivable=self._survives(layout, by_worker),
             zones_survivable=self._survives(layout, by_zone),
+            owners_survivable=self._survives(layout, by_owner),
             former=former,
         )
 
@@ -145,6 +148,7 @@ def _status(view: PoolView) -> pool_pb2.PoolStatus:
         health=view.health,
         workers_survivable=max(0, view.workers_survivable),
         zones_survivable=max(0, view.zones_survivable),
+        owners_survivable=max(0, view.owners_survivable),
         files=view.files,
         versions=view.versions,
         logical_bytes=view.logical_bytes,
@@ -175,6 +179,7 @@ def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> poo
         slot=record.slot,
         address=record.address,
         zone=record.zone,
+        owner=record.owner,
         capacity=record.capacity,
         state=worker.state.value,
         complete=record.slot in view.complete,

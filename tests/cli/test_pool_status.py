@@ -17,7 +17,7 @@ def work(name: str, state: str = "idle", **more: Any) -> WorkStatus:
 
 
 def shown(*pieces: WorkStatus) -> list[str]:
-    status = PoolStatus("p", "fine", 2, 0, 0, 0, 0, 4, 6, "zfec", 1, [], list(pieces), [])
+    status = PoolStatus("p", "fine", 2, 0, 0, 0, 0, 0, 4, 6, "zfec", 1, [], list(pieces), [])
     lines = pool_status_lines(status)
     return lines[5 : lines.index("", 2)]
 

@@ -173,6 +173,21 @@ def test_the_first_in_handoff_order_stands_in() -> None:
     assert fleet.targets(stripe) == holders
 
 
+def test_others_of_other_owners_stand_in_first() -> None:
+    owners = "aabbccddee"
+    members = [Member(slot, f"w{slot}", "", 1 << 40, owner) for slot, owner in enumerate(owners)]
+    fleet = WorkerFleet()
+    fleet.use_layouts(Layout.first(members, 4))
+    for slot in range(10):
+        attach(fleet, slot)
+    for seed in range(40):
+        stripe = stripe_of(seed, 2, 4)
+        lost = fleet.holders(stripe)[1]
+        fleet.set_offline(lost, "gone")
+        assert len({owners[target] for target in fleet.targets(stripe)}) == 4
+        attach(fleet, lost)
+
+
 def test_with_nobody_there_shards_have_nowhere_to_go_but_home() -> None:
     fleet = manned(3, away=[0, 1, 2])
     assert fleet.targets(stripe_of(1)) == fleet.holders(stripe_of(1))

@@ -125,8 +125,8 @@ def test_the_same_process_joins_again_as_itself(membership: Membership) -> None:
     assert again == Admission(first.record, emptied=False, layout_changes=False)
 
 
-@pytest.mark.parametrize("change", [{"zone": "z"}, {"capacity": 7}])
-def test_another_zone_or_capacity_changes_the_layout(membership: Membership, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"zone": "z"}, {"capacity": 7}, {"owner": "o"}])
+def test_another_zone_owner_or_capacity_changes_the_layout(membership: Membership, change: dict[str, Any]) -> None:
     membership.join(application())
     assert membership.join(application(**change)).layout_changes
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument
-from storage.layout import MEMBERS_MAX, Layout, LayoutRecord, Member
+from storage.layout import MEMBERS_MAX, Layout, LayoutRecord, Member, by_owner, by_zone
 from storage.placement import PARTITIONS, partition_of
 
 TIB = 1 << 40
@@ -26,7 +26,8 @@ Domain = Callable[[Member], str]
 DOMAINS: tuple[Domain, ...] = (
     lambda member: str(member.slot),
     lambda member: member.worker,
-    lambda member: member.zone,
+    lambda member: f"{member.owner}/{member.zone}",
+    lambda member: member.owner,
 )
 
 
@@ -39,14 +40,15 @@ capacities = st.one_of(st.just(TIB), st.integers(1, 4).map(lambda part: part * T
 
 @st.composite
 def memberships(draw: st.DrawFn, count_max: int = 40, workers_share: bool = True) -> list[Member]:
-    """Members in zones; a worker may have several volumes, a slot number is any but never twice the same."""
+    """Members in zones of owners; a worker may have several volumes, a slot number is any but never twice the same."""
     count = draw(st.integers(1, count_max))
     zones = draw(st.integers(1, 6))
+    owners = draw(st.integers(1, 3))
     workers = draw(st.integers(1, count)) if workers_share else count
     slots = sorted(draw(st.sets(st.integers(0, 200), min_size=count, max_size=count)))
     of = [draw(st.integers(0, workers - 1)) if workers_share else index for index in range(count)]
     return [
-        Member(slot, f"w{worker}", f"z{worker % zones}", draw(capacities))
+        Member(slot, f"w{worker}", f"z{worker % zones}", draw(capacities), f"o{worker % owners}")
         for slot, worker in zip(slots, of, strict=True)
     ]
 
@@ -142,6 +144,40 @@ def test_zones_share_a_row_as_evenly_as_they_can(zones: tuple[int, ...], width: 
         assert max(Counter(names[slot] for slot in row).values()) <= limit
 
 
+def test_owners_come_first() -> None:
+    """One owner with many ids, and in many zones, has no more of a stripe than each of the others."""
+    members = [Member(slot, f"w{slot}", f"z{slot}", TIB, "many") for slot in range(12)]
+    members += [Member(slot, f"w{slot}", "", TIB, f"o{slot}") for slot in range(12, 17)]
+    for layout in (Layout.first(members, 6), Layout.first(members[:12], 6).after(members)):
+        for row in layout.rows:
+            assert max(Counter(members[slot].owner for slot in row).values()) == 1
+    assert layout.losses_survivable(4, by_owner) == 2
+
+
+def test_zones_of_two_owners_are_different_ones() -> None:
+    members = [Member(slot, f"w{slot}", "rack", TIB, "a" if slot < 3 else "b") for slot in range(6)]
+    layout = Layout.first(members, 6)
+    assert layout.losses_survivable(3, by_zone) == layout.losses_survivable(3, by_owner) == 1
+    alone = Layout.first([msgspec.structs.replace(member, owner="") for member in members], 6)
+    assert alone.losses_survivable(3, by_zone) == 0
+
+
+def test_a_worker_has_one_owner() -> None:
+    with pytest.raises(InvalidArgument, match="worker a has two owners"):
+        Layout.first([Member(1, "a", "", 1, "x"), Member(2, "a", "", 1, "y")], 2)
+
+
+def test_a_layout_kept_before_there_were_owners_is_read() -> None:
+    record = Layout.first(equal_members(3), 2).record()
+    old = [
+        {name: getattr(member, name) for name in ("slot", "worker", "zone", "capacity")} for member in record.members
+    ]
+    raw = msgspec.msgpack.encode({"version": 1, "width": 2, "members": old, "table": record.table})
+    layout = Layout.from_record(msgspec.msgpack.decode(raw, type=LayoutRecord))
+    assert layout.members == record.members
+    assert {member.owner for member in layout.members} == {""}
+
+
 def test_workers_come_before_zones_where_both_cannot_be_had() -> None:
     """A worker with three volumes is all of its zone: a second of its volumes in a row would not help."""
     members = [Member(slot, "big", "a", TIB) for slot in range(3)]
@@ -154,7 +190,7 @@ def test_workers_come_before_zones_where_both_cannot_be_had() -> None:
 @SOME
 def test_shares_are_in_proportion_to_capacity_within_two_slots(members: list[Member], width: int) -> None:
     """A member with more than a row can take of it leaves the rest to the others."""
-    members = [msgspec.structs.replace(member, zone="") for member in members]
+    members = [msgspec.structs.replace(member, zone="", owner="") for member in members]
     held, due = loads(Layout.first(members, width)), due_to(members, width)
     assert all(abs(held[slot] - due[slot]) < 2 for slot in due)
 
