@@ -44,12 +44,18 @@ class MemoryVolume:
     Args:
         wounds: keys of shards of which faults destroyed a durable copy that was not made again; shared by
             all volumes of a simulation.
+        on_removed: told of each good shard that it was asked to remove.
 
     Attributes:
         durable: keys of the shards that would be here, with their own bytes, after a loss of power.
     """
 
-    def __init__(self, volume_id: str, wounds: set[ShardKey]) -> None:
+    def __init__(
+        self,
+        volume_id: str,
+        wounds: set[ShardKey],
+        on_removed: Callable[[MemoryVolume, ShardKey], None] = lambda volume, key: None,
+    ) -> None:
         self.volume_id = volume_id
         self.full = False
         self.boots = 0  # how often a worker was started with it
@@ -57,6 +63,7 @@ class MemoryVolume:
         self.durable: set[ShardKey] = set()
         self._unsynced: dict[ShardKey, Record | None] = {}  # what a power loss may bring back
         self._wounds = wounds
+        self._on_removed = on_removed
         self._places = 0
         self._sorted: list[ShardKey] | None = None
 
@@ -114,6 +121,8 @@ class MemoryVolume:
     def remove(self, keys: Iterable[ShardKey]) -> int:
         there = [key for key in keys if key in self.records_by_key]
         for key in there:
+            if self.is_good(key):
+                self._on_removed(self, key)
             self._set(key, None)
         return len(there)
 
@@ -198,7 +207,7 @@ class MemoryVolume:
     def lie(self, key: ShardKey, rng: Random, other: Shard | None) -> None:
         """Pass off wrong bytes, or another shard's, under a digest that fits them."""
         record = self.records_by_key[key]
-        if other is None:
+        if other is None or other.payload == record.shard.payload:
             payload = _flipped(record.shard.payload, rng)
             record.shard = Shard(key, record.shard.object_length, blake3(payload).digest(), payload)
         else:

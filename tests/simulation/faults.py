@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from storage.errors import InvalidArgument
+from storage.errors import InvalidArgument, UsedAfterFork
+from storage.forks import forks
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from taskworker.pool.membership import Standing
-from tests.simulation.invariants import check_durable, shard_keys, spare
+from tests.simulation.invariants import check_durable, require, shard_keys, spare
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
@@ -286,14 +287,38 @@ class Faults:
         return worker.name
 
     def set_up_anew(self, worker: Worker) -> None:
-        """End a worker's lies: what it said it had is lost."""
-        worker.stop()
+        """End a worker's lies: its machine has an empty disk from now on."""
+        self._write_off(worker)
+        worker.volume = self.cluster.new_volume()
+        worker.liar = False
+
+    def _write_off(self, liar: Worker) -> None:
+        """What a worker said it had is lost."""
+        liar.stop()
         honest = [other.volume.durable for other in self.cluster.honest()]
         keys = {key for stripe in self.users.stripes() for key in shard_keys(stripe)}
         self.cluster.wounds.update(keys.difference(*honest))
-        worker.volume.wounded()
-        worker.volume = self.cluster.new_volume()
-        worker.liar = False
+        liar.volume.wounded()
+
+    # -- forks -----------------------------------------------------------------------------------
+
+    def fork(self) -> str:
+        """A forked child tries to use the pool's store, and to close it: the parent is unharmed."""
+        store = self.cluster.pool.store
+        uses = (lambda: store.find("a", user_id="ada"), store.stats, store.collect, store.repair)
+        forks.count += 1  # as the child counts
+        try:
+            for use in uses:
+                try:
+                    use()
+                except UsedAfterFork:
+                    continue
+                require(False, "a forked child may use the store")
+            store.close()
+        finally:
+            forks.count -= 1
+        self.injected["forked"] += 1
+        return "used in a child"
 
     # -- the clock -------------------------------------------------------------------------------
 

@@ -66,6 +66,11 @@ def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
 
     While a worker lies, those that it says it has are missing: enough must be left of every stripe without them.
     """
+    stripes = dict.fromkeys(stripes)
+    for key, volume in cluster.dropped.items():
+        needed = StripeKey(key[:STRIPE_KEY_BYTES]) in stripes
+        require(not needed, f"the last copy of shard {key[-1]} of {key.hex()[:12]} was dropped by volume {volume}")
+    cluster.dropped.clear()
     honest = cluster.honest()
     keys = {key for stripe in stripes for key in shard_keys(stripe)}
     missing = sorted(keys.difference(cluster.wounds, *(worker.volume.durable for worker in honest)))

@@ -99,11 +99,16 @@ def small_content(rng: Random) -> bytes:
     return _BLOCKS[rng.randrange(2)][:size] if rng.random() < 0.3 else rng.randbytes(size)
 
 
-def large_content(rng: Random, chunks_max: int = 3) -> bytes:
+def large_content(rng: Random) -> bytes:
     """A few chunks, of which files have many in common."""
-    blocks = [rng.choice(_BLOCKS) for _ in range(rng.randint(1, chunks_max))]
+    blocks = [rng.choice(_BLOCKS) for _ in range(rng.randint(1, 3))]
     tail = rng.randbytes(rng.choice((0, 1, 1000)))
     return b"".join(blocks) + tail
+
+
+def new_content(rng: Random) -> bytes:
+    """A few chunks that no other file has."""
+    return rng.randbytes(rng.randint(2, 5) * CHUNK_BYTES)
 
 
 def edited(content: bytes, rng: Random) -> bytes:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 
 from storage.commit import GroupCommit, PendingVersion
+from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
 from storage.maintenance.readback import Looked, Moved, ReadBack
-from storage.shards import Shard
+from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
 from taskworker.pool.fleet import WorkerFleet
 
@@ -83,10 +84,44 @@ def retire_too_early(patch: Patch) -> None:
     patch.setattr(WorkerFleet, "elsewhere", elsewhere)
 
 
+def believe_workers(patch: Patch) -> None:
+    """Rebalance: a worker's word that it holds a shard is enough to drop the copy of another."""
+
+    def alike(readback: ReadBack, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
+        store = readback._fleet.volume(proper)
+        missing = set(range(len(keys)) if store is None else store.missing(keys))
+        return [key for at, key in enumerate(keys) if at not in missing]
+
+    patch.setattr(ReadBack, "alike", alike)
+
+
+def drop_uncompared(patch: Patch) -> None:
+    """Rebalance: a former copy is dropped though the new one was not given back as it was written."""
+
+    def right_ones(readback: ReadBack, store: int, volume: ShardStore, written: Sequence[Moved]) -> list[Moved]:
+        return list(written)
+
+    patch.setattr(ReadBack, "_right_ones", right_ones)
+
+
+def use_after_fork(patch: Patch) -> None:
+    """Forks: a child may use what its parent opened."""
+    patch.setattr(HomeProcess, "check", lambda home: None)
+
+
+def close_after_fork(patch: Patch) -> None:
+    """Forks: a child that lets go of a store closes that of its parent."""
+    patch.setattr(HomeProcess, "is_here", property(lambda home: True))
+
+
 MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     pile_up,
     commit_before_sync,
     skip_make_whole,
     drop_too_early,
     retire_too_early,
+    believe_workers,
+    drop_uncompared,
+    use_after_fork,
+    close_after_fork,
 )

@@ -20,12 +20,12 @@ from tests.simulation.model import (
     NothingToDo,
     edited,
     large_content,
+    new_content,
     small_content,
 )
 from tests.simulation.pool import CHUNK_BYTES, Cluster
 
 _UPLOADS_MAX = 2
-_UPLOAD_CHUNKS_MAX = 5
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Users:
     def begin_upload(self) -> str:
         if len(self.uploads) == _UPLOADS_MAX:
             raise NothingToDo
-        name, content = self.rng.choice(NAMES), large_content(self.rng, _UPLOAD_CHUNKS_MAX)
+        name, content = self.rng.choice(NAMES), self.rng.choice((large_content, new_content))(self.rng)
         try:
             upload = self.store.upload(filename=name.filename, user_id=name.user)
         except (InsufficientWorkers, StoreFull) as error:

@@ -47,6 +47,7 @@ class Cluster:
         self.network = Network(rng)
         self.database = Database()
         self.wounds: set[ShardKey] = set()
+        self.dropped: dict[ShardKey, str] = {}  # good shards that the pool had an honest worker drop: the last copies
         self.workers: list[Worker] = []
         self._zones = zones
         self._named = 0
@@ -67,7 +68,13 @@ class Cluster:
 
     def new_volume(self) -> MemoryVolume:
         """An empty disk."""
-        return MemoryVolume(self.rng.randbytes(8).hex(), self.wounds)
+        return MemoryVolume(self.rng.randbytes(8).hex(), self.wounds, self._note_removed)
+
+    def _note_removed(self, volume: MemoryVolume, key: ShardKey) -> None:
+        if any(worker.volume is volume for worker in self.honest()) and not any(
+            worker.volume is not volume and worker.volume.is_good(key) for worker in self.workers
+        ):
+            self.dropped[key] = volume.volume_id
 
     # -- the pool's process ----------------------------------------------------------------------
 
