@@ -31,8 +31,8 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         f"profile   any {status.k} of {status.n} shards suffice, coded with {status.accelerator}",
         *(line for work in status.work for line in _work_lines(work)),
         "",
-        f"{'WORKER':16}  {'STATE':10}  {'SHARDS':>10}  {'USED':>10}  {'DISK FREE':>10}  {'SHARE':>6}  {'CPU':>5}  "
-        f"{'SEEN':>7}  ADDRESS",
+        f"{'WORKER':16}  {'STATE':10}  {'SHARDS':>10}  {'USED':>10}  {'DEAD':>10}  {'DISK FREE':>10}  "
+        f"{'SHARE':>6}  {'CPU':>5}  {'SEEN':>7}  ADDRESS",
         *(_worker_line(worker) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
     ]
     liars = [worker for worker in status.workers if worker.lies]
@@ -75,6 +75,7 @@ def _worker_line(worker: WorkerStatus) -> str:
     seen = max(0.0, time.time() - worker.seen_ms / 1000) if worker.seen_ms else None
     return (
         f"{worker.worker_id:16}  {state:10}  {worker.shards:>10,}  {size_text(worker.bytes_used):>10}  "
+        f"{size_text(max(0, worker.bytes_used - worker.bytes_live)):>10}  "
         f"{size_text(worker.bytes_free):>10}  {worker.share:>6.1%}  {worker.cpu:>5.0%}  "
         f"{'never' if seen is None else f'{seen:.0f} s':>7}  {one_line(worker.address)}"
     )

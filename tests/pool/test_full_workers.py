@@ -9,6 +9,8 @@ import pytest
 
 from storage import ErasureProfile
 from storage.errors import StoreFull
+from storage.shards import VolumeUsage
+from tests.simulation.disk import MemoryVolume
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -66,3 +68,22 @@ def test_a_full_pool_names_its_full_workers(cluster: Cluster) -> None:
         worker.volume.full = False
     cluster.pass_time(2.0)
     store.push(b"again", filename="g", user_id="u")
+
+
+@pytest.mark.parametrize(
+    ("used", "live", "free", "compacted"), [(100, 50, 20, True), (100, 95, 20, False), (100, 50, 200, False)]
+)
+def test_dead_space_is_compacted_where_the_disk_is_nearly_full(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, used: int, live: int, free: int, compacted: bool
+) -> None:
+    asked: list[MemoryVolume] = []
+    monkeypatch.setattr(MemoryVolume, "usage", lambda volume: VolumeUsage(1, used, live, free, 1))
+
+    def compact(volume: MemoryVolume, _ratio: float) -> tuple[int, int]:
+        asked.append(volume)
+        return 1, used - live
+
+    monkeypatch.setattr(MemoryVolume, "compact", compact)
+    cluster.add_worker()
+    settle(cluster)
+    assert bool(asked) is compacted
