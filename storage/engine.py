@@ -768,11 +768,12 @@ class FileStorage:
             needs_rebuild=self.needs_rebuild,
         )
 
-    @checked
     def trouble(self) -> str:
         """Why the catalog cannot be used now, tried again if it could not be lately; empty if it can."""
+        self._home.check()
         return self._catalog.trouble()
 
+    @checked
     def is_busy(self, within_s: float = 0.25) -> bool:
         """Whether users' data moved within the last ``within_s`` seconds."""
         self._home.check()
