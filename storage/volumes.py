@@ -84,7 +84,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
         """See :meth:`Fleet.losses_survivable`."""
-        absent = sum(self.state(slot) != "ok" for slot in self.slots)
+        absent = sum(self.state(slot) in ("incomplete", "offline") for slot in self.slots)
         return max(0, self.layout.losses_survivable(profile.k, profile.n) - absent)
 
     # -- opening ---------------------------------------------------------------------------------

@@ -942,15 +942,18 @@ class VolumeStats(_message.Message):
     BYTES_LIVE_FIELD_NUMBER: _builtins.int
     BYTES_FREE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     path: _builtins.str
     state: _builtins.str
-    """ok, incomplete, offline"""
+    """ok, incomplete, read-only, full, offline"""
     segments: _builtins.int
     bytes_used: _builtins.int
     bytes_live: _builtins.int
     bytes_free: _builtins.int
     shards: _builtins.int
+    cause: _builtins.str
+    """why it is not ok, or what it could not do lately"""
     def __init__(
         self,
         *,
@@ -962,10 +965,11 @@ class VolumeStats(_message.Message):
         bytes_live: _builtins.int = ...,
         bytes_free: _builtins.int = ...,
         shards: _builtins.int = ...,
+        cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "path", b"path", "segments", b"segments", "shards", b"shards", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cause", b"cause", "path", b"path", "segments", b"segments", "shards", b"shards", "slot", b"slot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

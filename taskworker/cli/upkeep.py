@@ -100,6 +100,7 @@ def _status_lines(stats: StoreStats) -> list[str]:
         "",
         f"{'VOLUME':>6}  {'STATE':10}  {'SHARDS':>10}  {'USED':>10}  {'LIVE':>10}  {'DISK FREE':>10}  PATH",
         *(_volume_line(volume) for volume in stats.volumes),
+        *(f"  {volume.slot}: {one_line(volume.cause)}" for volume in stats.volumes if volume.cause),
     ]
     if stats.recent_damage:
         lines += ["", "lately found damaged:", *_damage_lines(stats.recent_damage)]
@@ -109,12 +110,15 @@ def _status_lines(stats: StoreStats) -> list[str]:
 def _health(stats: StoreStats) -> str:
     if stats.needs_rebuild:
         return "the catalog is missing: run `taskworker rebuild`"
-    waiting = [volume for volume in stats.volumes if volume.state != "ok"]
+    waiting = [volume for volume in stats.volumes if volume.state in ("incomplete", "offline")]
+    unwritable = [volume for volume in stats.volumes if volume.state in ("read-only", "full")]
     more = "more " if waiting else ""
     survives = {
         0: f"survives no {more}loss of a volume",
         1: f"survives the loss of one {more}volume, whichever it is",
     }.get(max(0, stats.losses_survivable), f"survives the loss of any {stats.losses_survivable} {more}volumes")
+    if unwritable:
+        survives += f"; {plural(len(unwritable), 'volume')} can only be read"
     return f"{plural(len(waiting), 'volume')} not ok, {survives}; run `taskworker repair`" if waiting else survives
 
 

@@ -269,6 +269,7 @@ def _volume_to_proto(volume: VolumeStats) -> store_pb2.VolumeStats:
         bytes_live=volume.bytes_live,
         bytes_free=volume.bytes_free,
         shards=volume.shards,
+        cause=volume.cause,
     )
 
 
@@ -282,4 +283,5 @@ def _volume_from_proto(message: store_pb2.VolumeStats) -> VolumeStats:
         bytes_live=message.bytes_live,
         bytes_free=message.bytes_free,
         shards=message.shards,
+        cause=message.cause,
     )
