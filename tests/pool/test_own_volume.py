@@ -1,0 +1,129 @@
+"""A worker's volume that failed is opened anew in the same process, and only that very volume."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from storage import FileStorage, StoreFull
+from storage.shards import VolumeFailed, VolumeUnavailable
+from taskworker.own_volume import OwnVolume
+from taskworker.pool.remote_volume import RemoteVolume
+from taskworker.services.server import FileServer
+from taskworker.services.shards import shard_handler
+from taskworker.wire.shards import SHARD_SERVICE
+from tests.pool.helpers import open_volume, shard_of
+from tests.storage.faulty_disk import FaultyDisk
+
+WELL = health_pb2.HealthCheckResponse
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def own(path: Path, disk: FaultyDisk) -> OwnVolume:
+    def again() -> object:
+        if not (path / "VOLUME").exists():
+            raise VolumeUnavailable(f"there is no volume in {path}")
+        return open_volume(path, disk)
+
+    return OwnVolume(open_volume(path, disk), again)  # type: ignore[arg-type]
+
+
+def test_a_directory_that_drops_out(tmp_path: Path) -> None:
+    path = tmp_path / "volume"
+    volume = own(path, FaultyDisk())
+    before = volume.current()
+    before.volume.append([shard_of(1)])
+    before.volume.sync()
+    assert volume.tend()
+    path.rename(tmp_path / "away")
+    assert not volume.tend()
+    assert not path.exists(), "nothing is made where a disk may be missing"
+    with pytest.raises(VolumeFailed, match=r"removed or unmounted|no volume in"):
+        volume.current()
+    assert volume.failing_s > 0
+    (tmp_path / "away").rename(path)
+    eventually(volume.tend)
+    after = volume.current()
+    assert after.instance != before.instance, "what was not synced may be gone"
+    assert after.volume.read(shard_of(1).key) is not None
+    assert volume.failing_s == 0
+    volume.close()
+
+
+def test_one_failed_flush(tmp_path: Path) -> None:
+    """The pool's connection is meant for the volume as it was before: it learns that it has to look again."""
+    disk = FaultyDisk()
+    volume = own(tmp_path / "volume", disk)
+    server = FileServer(None, added={SHARD_SERVICE: shard_handler(None, current=volume.current)})
+    address = f"127.0.0.1:{server.start('127.0.0.1:0')}"
+    remote = RemoteVolume(address, "w1", volume.current().instance)
+    remote.append([shard_of(1)])
+    remote.sync()
+    disk.fail(errno.EIO, "datasync")
+    remote.append([shard_of(2)])
+    with pytest.raises(VolumeFailed, match="Input/output error"):
+        remote.sync()
+    disk.heal()
+    eventually(volume.tend)
+    stale = RemoteVolume(address, "w1", "the instance before")
+    stale.append([shard_of(3)])
+    with pytest.raises(VolumeFailed, match="anew"):
+        stale.sync()
+    fresh = RemoteVolume(address, "w1", volume.current().instance)
+    fresh.append([shard_of(2)])
+    fresh.sync()
+    assert fresh.missing([shard_of(1).key, shard_of(2).key]) == []
+    for connection in (remote, stale, fresh):
+        connection.abandon("the test is over")
+    server.stop(0.0)
+    volume.close()
+
+
+def test_a_disk_that_takes_no_writes_gives_out_what_it_has(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    volume = own(tmp_path / "volume", disk)
+    server = FileServer(None, added={SHARD_SERVICE: shard_handler(None, current=volume.current)})
+    remote = RemoteVolume(f"127.0.0.1:{server.start('127.0.0.1:0')}", "w1")
+    remote.append([shard_of(1)])
+    remote.sync()
+    disk.fail(errno.EROFS, "write", "create", "open_writable", "truncate")
+    remote.append([shard_of(2)])
+    with pytest.raises(StoreFull, match="Read-only file system"):
+        remote.sync()
+    assert volume.tend()
+    assert remote.usage().bytes_free == 0
+    assert remote.read(shard_of(1).key) is not None
+    remote.abandon("the test is over")
+    server.stop(0.0)
+    volume.close()
+
+
+def test_health_tells_of_a_catalog_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FileStorage.open(tmp_path / "store") as store:
+        server = FileServer(store)
+        with grpc.insecure_channel(f"127.0.0.1:{server.start('127.0.0.1:0')}") as channel:
+            ask = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=WELL.FromString,
+            )
+            assert ask(health_pb2.HealthCheckRequest()).status == WELL.SERVING
+            monkeypatch.setattr(store._catalog, "trouble", lambda: "the disk is gone")
+            assert ask(health_pb2.HealthCheckRequest()).status == WELL.NOT_SERVING
+            monkeypatch.undo()
+            assert ask(health_pb2.HealthCheckRequest()).status == WELL.SERVING
+            server.tell_health(serving=False)
+            assert ask(health_pb2.HealthCheckRequest()).status == WELL.NOT_SERVING
+        server.stop(0.0)
