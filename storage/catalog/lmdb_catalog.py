@@ -236,8 +236,7 @@ class LmdbCatalog:
 
     def save_settings(self, settings: StoreSettings) -> None:
         raw = msgspec.json.encode(settings)
-        meta = self._environment.databases[ROOT]
-        self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=meta))
+        self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=self._environment.databases[ROOT]))
 
     def document(self, name: str) -> bytes | None:
         return self._environment.get(ROOT, _DOCUMENT + name.encode())
@@ -246,11 +245,9 @@ class LmdbCatalog:
         self.save_documents({name: raw})
 
     def save_documents(self, documents: Mapping[str, bytes]) -> None:
-        meta = self._environment.databases[ROOT]
-
         def work(txn: Transaction) -> None:
             for name, raw in documents.items():
-                txn.put(_DOCUMENT + name.encode(), raw, db=meta)
+                txn.put(_DOCUMENT + name.encode(), raw, db=self._environment.databases[ROOT])
 
         self._environment.write(work)
 
@@ -268,10 +265,9 @@ class LmdbCatalog:
     def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         base = user + prefix[:440]
         start = base if after is None else max(base, after + b"\0")
-        database = self._environment.databases["names"]
 
         def work(txn: Transaction) -> list[tuple[bytes, bytes]]:
-            cursor = txn.cursor(database)
+            cursor = txn.cursor(self._environment.databases["names"])
             found: list[tuple[bytes, bytes]] = []
             if limit > 0 and cursor.set_range(start):
                 for key, value in cursor:
@@ -291,18 +287,17 @@ class LmdbCatalog:
         return self._environment.get("nodes", node_id)
 
     def is_held(self, stripe: StripeKey) -> bool:
-        database = self._environment.databases["holdings"]
-
         def work(txn: Transaction) -> bool:
-            cursor = txn.cursor(database)
+            cursor = txn.cursor(self._environment.databases["holdings"])
             return bool(cursor.set_range(stripe)) and next(iter(cursor))[0].startswith(stripe)
 
         return self._environment.read(work)
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
-        database = self._environment.databases["holdings"]
         return self._environment.read(
-            lambda txn: [txn.get(stripe + user, db=database) is not None for stripe in stripes]
+            lambda txn: [
+                txn.get(stripe + user, db=self._environment.databases["holdings"]) is not None for stripe in stripes
+            ]
         )
 
     def counters(self) -> Counters:
@@ -317,8 +312,8 @@ class LmdbCatalog:
 
     def count_profiles(self) -> None:
         if not is_whole(self._environment.get(ROOT, _PROFILES)) and self.counters().versions:
-            raw, meta = packed(count_all(self.versions())), self._environment.databases[ROOT]
-            self._environment.write(lambda txn: txn.put(_PROFILES, raw, db=meta))
+            raw = packed(count_all(self.versions()))
+            self._environment.write(lambda txn: txn.put(_PROFILES, raw, db=self._environment.databases[ROOT]))
 
     def versions(self) -> Iterator[StoredEntry]:
         file_id, entry, problem = b"", None, ""
@@ -385,12 +380,11 @@ class LmdbCatalog:
     def _drop(self, table: str, keys: list[bytes], unless: Callable[[bytes], bool] = never) -> None:
         if not keys:
             return
-        database = self._environment.databases[table]
 
         def work(txn: Transaction) -> None:
             for key in keys:
                 if not unless(key):
-                    txn.delete(key, db=database)
+                    txn.delete(key, db=self._environment.databases[table])
 
         self._environment.write(work)
 
@@ -398,7 +392,6 @@ class LmdbCatalog:
         doomed = list(holdings)
         if not doomed:
             return []
-        database = self._environment.databases["holdings"]
 
         def work(txn: Transaction) -> list[Holding]:
             kept: list[Holding] = []
@@ -407,9 +400,9 @@ class LmdbCatalog:
                     kept.append(holding)
                     continue
                 key = holding.stripe + holding.user
-                value = txn.get(key, db=database)
+                value = txn.get(key, db=self._environment.databases["holdings"])
                 if value is not None and _holding(key, value) == holding:
-                    txn.delete(key, db=database)
+                    txn.delete(key, db=self._environment.databases["holdings"])
             return kept
 
         return self._environment.write(work)
