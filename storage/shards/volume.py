@@ -630,7 +630,7 @@ class LocalVolume:
             raise self._refused(error) from error
         try:
             active = self._active
-            if error is None and active is not None and active.removed():
+            if error is None and active is not None and _seems_removed(active):
                 error = FileNotFoundError(f"{self.path} was removed while in use")
             if error is not None:
                 # After a failed flush nothing since the last good one can be trusted until it has been
@@ -791,7 +791,7 @@ class LocalVolume:
         try:
             return self._verified(file, key, location)
         except CorruptShard:
-            file.drop_cache()
+            self._drop_cache(file)
             return self._verified(file, key, location)
 
     def _verified(self, file: VolumeFile, key: ShardKey, location: Location) -> Shard:
@@ -886,9 +886,15 @@ class LocalVolume:
         except OSError as error:
             raise self._unreadable(error) from error
 
+    def _drop_cache(self, file: VolumeFile) -> None:
+        try:
+            file.drop_cache()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
     def _require_answer(self, file: VolumeFile) -> None:
         """See that the disk gives a segment's first block: what else it does not give then are bad sectors."""
-        file.drop_cache()
+        self._drop_cache(file)
         self._fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
 
     def _restore_readable(self) -> None:
@@ -1264,6 +1270,15 @@ class LocalVolume:
 def _reserve(total: int) -> int:
     """Bytes of a file system that ordinary writes leave free."""
     return min(max(total // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
+
+
+def _seems_removed(file: VolumeFile) -> bool:
+    """Whether a file that was flushed has no name any more. Where that cannot be asked now, the flush counts."""
+    try:
+        return file.removed()
+    except OSError as error:
+        log.warning("whether a segment still has a name cannot be asked: %s", error)
+        return False
 
 
 def _shrunk(state: SegmentState, size: int | None) -> bool:

@@ -1,0 +1,392 @@
+"""An embedded store on real volumes, whose machine fails for a while, whose process forks, whose clock is set.
+
+The volumes' directories are in memory; their file system is :mod:`tests.simulation.machine`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+from storage import ErasureProfile, FileStorage, Version
+from storage.errors import (
+    FormatError,
+    InsufficientWorkers,
+    StorageError,
+    StoreFull,
+    StoreUnavailable,
+    UsedAfterFork,
+)
+from storage.forks import forks
+from storage.shards.identity import SEGMENT_SUFFIX
+from storage.volumes import VolumeOptions
+from tests.crash.determinism import Clock, deterministic
+from tests.crash.stores import plain_flushing
+from tests.simulation.invariants import require
+from tests.simulation.machine import CALLS_BY_ERRNO, Machine, Trouble, unreliable
+from tests.simulation.model import NAMES, File, Kept, Name, NothingToDo, edited, large_content, small_content
+from tests.simulation.pool import CHUNK_BYTES
+
+_PROFILES = ((2, 4), (2, 3), (3, 5))
+_SEGMENT_BYTES = (128 * 1024, 512 * 1024)
+_START_S = 1_700_000_000
+_CENTURY_S = 100 * 365 * 86400
+_CLOCK_JUMPS_S = (0, 25 * 3600, -25 * 3600, _CENTURY_S, -_CENTURY_S)
+_MEMORY = Path("/dev/shm")
+_ROUNDS_MAX = 5
+
+Action = Callable[[], str]
+
+
+class _Clock(Clock):
+    """Its wall clock may be wrong; its monotonic one is not."""
+
+    wrong_ns = 0
+
+    def time_ns(self) -> int:
+        return super().time_ns() + self.wrong_ns
+
+    def monotonic(self) -> float:
+        return super().time_ns() / 1e9
+
+
+class EmbeddedSimulation:
+    """Everything from one seed.
+
+    Args:
+        seed: decides everything.
+        faults_min: it goes on until so many have come about.
+    """
+
+    def __init__(self, seed: int, faults_min: int) -> None:
+        self.trace: list[str] = []
+        self.rng = Random(seed)
+        self.machine = Machine()
+        self.clock = _Clock(_START_S)
+        self.profile = ErasureProfile(*self.rng.choice(_PROFILES))
+        self.files: dict[Name, File] = {}
+        self.wounded = False  # a volume lacks what it should have, until a repair was complete
+        self.root = Path(tempfile.mkdtemp(prefix="taskworker-simulation-", dir=_MEMORY if _usable(_MEMORY) else None))
+        self._faults_min = faults_min
+        self._options = VolumeOptions(unreliable(self.machine), self.rng.choice(_SEGMENT_BYTES))
+        self._actions, self._disturbances = self._weighted()
+
+    @property
+    def injected(self) -> Counter[str]:
+        """Faults so far."""
+        return self.machine.injected
+
+    def run(self) -> None:
+        """Live through it; an error is told with what led to it."""
+        try:
+            with plain_flushing(), deterministic(self.rng, self.clock):
+                self.store = self._open()
+                try:
+                    while self.injected.total() < self._faults_min:
+                        self._step(self._disturbances)
+                        self._step(self._actions)
+                    self._end()
+                finally:
+                    self.store.close()
+        finally:
+            shutil.rmtree(self.root)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
+        actions: dict[Action, float] = {
+            self.push_small: 10, self.push_large: 4, self.revise: 3, self.delete: 1.5, self.get: 14,
+            self.collect: 1.5, self.scrub: 1.5, self.repair: 1.5, self.reopen: 0.7,
+        }  # fmt: skip
+        disturbances: dict[Action, float] = {
+            self.begin_trouble: 30, self.end_troubles: 6, self.fork: 1, self.jump_clock: 1, self.rot: 0.5,
+            self.swap_volumes: 0.2, self.age_volume: 0.4,
+        }  # fmt: skip
+        return actions, disturbances
+
+    def _step(self, weights: dict[Action, float]) -> None:
+        action = self.rng.choices(list(weights), list(weights.values()))[0]
+        with suppress(NothingToDo):
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        try:
+            self._note(action.__name__, action())
+        except NothingToDo:
+            raise
+        except BaseException:
+            self._note(action.__name__, "!")
+            raise
+
+    def _note(self, what: str, outcome: str) -> None:
+        self.trace.append(f"{len(self.trace):4} {what}: {outcome}")
+
+    def _open(self) -> FileStorage:
+        volumes = [self._volume(slot) for slot in range(self.profile.n)]
+        return FileStorage.open(
+            self.root / "store",
+            profile=self.profile,
+            volumes=volumes,
+            chunk_size=CHUNK_BYTES,
+            volume_options=self._options,
+        )
+
+    def _volume(self, slot: int) -> Path:
+        return self.root / "store" / f"volume{slot}"
+
+    # -- what users do ---------------------------------------------------------------------------
+
+    def push_small(self) -> str:
+        return self._push(small_content(self.rng))
+
+    def push_large(self) -> str:
+        return self._push(large_content(self.rng))
+
+    def _push(self, content: bytes) -> str:
+        name = self.rng.choice(NAMES)
+        return self._write(name, content, lambda: self.store.push(content, filename=name.filename, user_id=name.user))
+
+    def revise(self) -> str:
+        name, file = self._some_file()
+        content = edited(file.head.content, self.rng)
+
+        def work() -> Version:
+            diff = self.store.diff(file.file_id, content, user_id=name.user)
+            return self.store.revise(file.file_id, diff, user_id=name.user)
+
+        return self._write(name, content, work)
+
+    def _write(self, name: Name, content: bytes, work: Callable[[], Version]) -> str:
+        try:
+            version = work()
+        except StorageError as error:
+            return self._refused(name, error)
+        file = self.files.setdefault(name, File(version.file_id))
+        if not file.versions or file.head.version_id != version.version_id:
+            file.versions.append(Kept(version.version_id, content, ()))
+        return f"{name} {len(content)} bytes -> {version.version_id[:8]}"
+
+    def _refused(self, name: Name, error: StorageError) -> str:
+        require(_may_pass(error), f"{name}: {error!r}")
+        self._check_head(name)
+        return f"{name}: {type(error).__name__}: {error}"
+
+    def delete(self) -> str:
+        name, file = self._some_file()
+        try:
+            self.store.delete(file.file_id, user_id=name.user)
+        except StorageError as error:
+            return self._refused(name, error)
+        del self.files[name]
+        return str(name)
+
+    def get(self) -> str:
+        name, file = self._some_file()
+        kept = self.rng.choice(file.versions)
+        troubled = bool(self.machine.troubles)
+        try:
+            got = self.store.get(file.file_id, user_id=name.user, version_id=kept.version_id)
+        except StorageError as error:
+            require(troubled or self._some_refuse(), f"{name} cannot be read: {error!r}")
+            require(_may_pass(error), f"{name}: {error!r}")
+            return f"{name} {kept.version_id[:8]} is out of reach: {error}"
+        require(got == kept.content, f"{name} {kept.version_id[:8]} was read wrong")
+        return f"{name} {kept.version_id[:8]}"
+
+    def _some_refuse(self) -> bool:
+        """Whether volumes say that they do not do all that they should; they are tried again after a while."""
+        return any(volume.state != "ok" or volume.cause for volume in self.store.stats().volumes)
+
+    def _some_file(self) -> tuple[Name, File]:
+        if not self.files:
+            raise NothingToDo
+        return self.rng.choice(list(self.files.items()))
+
+    def _check_head(self, name: Name) -> None:
+        known, head = self.files.get(name), self.store.find(name.filename, user_id=name.user)
+        told, is_there = known and known.head.version_id, head and head.version_id
+        require(told == is_there, f"the head of {name} is {is_there}, not {told}")
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    def collect(self) -> str:
+        return self._upkeep(lambda: self.store.collect(grace_s=self.rng.choice((0.0, 86400.0))))
+
+    def scrub(self) -> str:
+        return self._upkeep(self.store.scrub)
+
+    def repair(self) -> str:
+        return self._upkeep(self.store.repair)
+
+    def _upkeep(self, work: Callable[[], object]) -> str:
+        try:
+            return str(work())[:100]
+        except StorageError as error:
+            require(_may_pass(error), f"upkeep failed: {error!r}")
+            return f"{type(error).__name__}: {error}"
+
+    def reopen(self) -> str:
+        """Close, and open again, whatever the machine is like."""
+        self.store.close()
+        for troubles in (len(self.machine.troubles), 0):
+            try:
+                self.store = self._open()
+            except (StorageError, OSError) as error:
+                require(troubles > 0, f"the store cannot be opened: {error!r}")
+                self._note("open", repr(error))
+                self.machine.end()
+            else:
+                return "opened"
+        raise AssertionError("unreachable")
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def begin_trouble(self) -> str:
+        """The machine refuses some calls, most often few of them, sometimes for long."""
+        number = self.rng.choice(list(CALLS_BY_ERRNO))
+        possible = sorted(CALLS_BY_ERRNO[number])
+        calls = CALLS_BY_ERRNO[number] if self.rng.random() < 0.5 else frozenset(self.rng.sample(possible, 2))
+        slot = self.rng.randrange(self.profile.n + 3)  # or all of them
+        directory = self._volume(slot).name if slot < self.profile.n else None
+        after = self.rng.choice((0, 0, 0, 1, 2, 5, 15))
+        left = self.rng.choice((1, 1, 2, 3, 10, -1))
+        self.machine.begin(Trouble(number, calls, directory, after, left))
+        return f"errno {number} of {', '.join(sorted(calls))} in {directory or 'all'}: {left} after {after}"
+
+    def end_troubles(self) -> str:
+        if not self.machine.troubles:
+            raise NothingToDo
+        self.machine.end()
+        return "all is well"
+
+    def fork(self) -> str:
+        """A forked child uses the store and lets go of it; the parent is unharmed."""
+        forks.count += 1
+        try:
+            for use in (lambda: self.store.find("a", user_id="ada"), self.store.stats, self.store.collect):
+                try:
+                    use()
+                except UsedAfterFork:
+                    continue
+                require(False, "a forked child may use the store")
+            self.store.close()
+        finally:
+            forks.count -= 1
+        self.injected["forked"] += 1
+        return "used in a child"
+
+    def jump_clock(self) -> str:
+        """Somebody sets the clock."""
+        seconds = self.rng.choice(_CLOCK_JUMPS_S)
+        self.clock.wrong_ns = seconds * 1_000_000_000
+        self.injected["clock jumped"] += 1
+        return f"{seconds} s from the true time"
+
+    def rot(self) -> str:
+        """Bytes of a volume change, of which all others are whole."""
+        slot = self._make_whole()
+        paths = sorted(self._volume(slot).glob(f"*{SEGMENT_SUFFIX}"))
+        path = self.rng.choice(paths) if paths else None
+        size = path.stat().st_size if path is not None else 0
+        if path is None or size <= 4096:
+            raise NothingToDo
+        with path.open("r+b") as stream:
+            stream.seek(self.rng.randrange(4096, size))
+            stream.write(b"\x55")
+        self.wounded = True
+        self.injected["rot"] += 1
+        return f"volume {slot}"
+
+    def swap_volumes(self) -> str:
+        """Two volumes' directories are exchanged: the store says so, and does nothing to them."""
+        self.machine.end()
+        self.store.close()
+        first, second = self.rng.sample(range(self.profile.n), 2)
+        self._exchange(first, second)
+        try:
+            self._open().close()
+        except FormatError as error:
+            told = str(error)
+        else:
+            raise AssertionError("swapped volumes are not noticed")
+        self._exchange(first, second)
+        self.store = self._open()
+        self.injected["volumes swapped"] += 1
+        return told
+
+    def _exchange(self, first: int, second: int) -> None:
+        aside = self.root / "aside"
+        self._volume(first).rename(aside)
+        self._volume(second).rename(self._volume(first))
+        aside.rename(self._volume(second))
+
+    def age_volume(self) -> str:
+        """A volume is restored from an old copy."""
+        slot = self._make_whole()
+        self.store.close()
+        copy = self.root / "copy"
+        shutil.copytree(self._volume(slot), copy)
+        self.store = self._open()
+        for _ in range(5):
+            self._do(self.rng.choice((self.push_small, self.push_large, self.delete, self.collect)))
+        self.store.close()
+        shutil.rmtree(self._volume(slot))
+        copy.rename(self._volume(slot))
+        self.store = self._open()
+        self.wounded = True
+        self.injected["volume stale"] += 1
+        return f"volume {slot}"
+
+    def _make_whole(self) -> int:
+        """Bring everything to its place, so that a volume may be harmed; which one."""
+        if self.wounded:
+            raise NothingToDo
+        self._mend()
+        return self.rng.randrange(self.profile.n)
+
+    def _mend(self) -> None:
+        """The machine is well, and the operator has the store repaired: nothing is lost."""
+        self.machine.end()
+        for _ in range(_ROUNDS_MAX):
+            self.clock.advance(3600)
+            self.store.scrub()
+            report = self.store.repair()
+            require(not report.lost_count, f"lost: {report}")
+            if report.complete and all(volume.state == "ok" for volume in self.store.stats().volumes):
+                break
+        else:
+            require(False, f"it does not get well: {self.store.stats().volumes}")
+        self.wounded = False
+
+    def _end(self) -> None:
+        self._mend()
+        require(self.store.scrub().clean, "not all is in its place")
+        self._check_everything()
+        for slot in self.rng.sample(range(self.profile.n), self.profile.n - self.profile.k):
+            self.store.close()
+            shutil.rmtree(self._volume(slot))
+            self.store = self._open()
+        self._check_everything()
+
+    def _check_everything(self) -> None:
+        for name in NAMES:
+            self._check_head(name)
+        for name, file in self.files.items():
+            for kept in file.versions:
+                got = self.store.get(file.file_id, user_id=name.user, version_id=kept.version_id)
+                require(got == kept.content, f"{name} {kept.version_id[:8]} was read wrong")
+
+
+def _may_pass(error: StorageError) -> bool:
+    """Whether it says that something cannot be done now, rather than that something is lost or wrong."""
+    return isinstance(error, InsufficientWorkers | StoreFull | StoreUnavailable)
+
+
+def _usable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK)

@@ -1,0 +1,152 @@
+"""A machine whose system calls fail for a while: the file system that the volumes of an embedded store work on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from storage.limits import BytesLike
+from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
+
+OPENING = frozenset({"create", "open", "write_whole", "read_whole", "names", "sync_directory", "database"})
+WRITING = frozenset(
+    {"create", "open for writing", "write", "write_whole", "datasync", "truncate", "remove", "make_directory",
+     "sync_directory", "remove_tree"}
+)  # fmt: skip
+BY_NAME = OPENING | {"open for writing", "remove", "make_directory", "space", "remove_tree"}
+ANY = BY_NAME | WRITING | {"read_into", "drop_cache", "size", "removed"}
+
+CALLS_BY_ERRNO: dict[int, frozenset[str]] = {
+    errno.EMFILE: OPENING | {"open for writing"},
+    errno.ENFILE: OPENING | {"open for writing"},
+    errno.ENOMEM: ANY,
+    errno.EACCES: BY_NAME,
+    errno.ENOENT: BY_NAME,  # the whole directory is not there: a mount that is late
+    errno.EIO: ANY,
+    errno.EROFS: WRITING,
+    errno.ETIMEDOUT: ANY,
+}
+"""What may fail with each error."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Some calls fail for a while.
+
+    Attributes:
+        errno: with what.
+        calls: which.
+        directory: in which volume; None: in all.
+        after: so many of these calls still succeed.
+        left: so many fail then; -1: until it ends.
+    """
+
+    errno: int
+    calls: frozenset[str]
+    directory: str | None
+    after: int
+    left: int
+    met: bool = False
+
+
+class Machine:
+    """What is wrong now.
+
+    Attributes:
+        injected: errors that were met, one for each trouble, by name.
+        troubles: those that have not passed.
+    """
+
+    def __init__(self) -> None:
+        self.injected: Counter[str] = Counter()
+        self.troubles: list[Trouble] = []
+
+    def begin(self, trouble: Trouble) -> None:
+        """Let calls fail."""
+        self.troubles.append(trouble)
+
+    def end(self) -> None:
+        """All is well again."""
+        self.troubles.clear()
+
+    def failure(self, call: str, path: Path) -> OSError | None:
+        """With what a call fails now, if it does."""
+        for trouble in self.troubles:
+            if call not in trouble.calls or (trouble.directory is not None and trouble.directory not in path.parts):
+                continue
+            if trouble.after:
+                trouble.after -= 1
+                continue
+            if trouble.left > 0:
+                trouble.left -= 1
+                if not trouble.left:
+                    self.troubles.remove(trouble)
+            if not trouble.met:
+                trouble.met = True
+                self.injected[errno.errorcode[trouble.errno]] += 1
+            return OSError(trouble.errno, os.strerror(trouble.errno), str(path))
+        return None
+
+    def ask(self, call: str, path: Path) -> None:
+        """Raise the failure of a call, if there is one."""
+        error = self.failure(call, path)
+        if error is not None:
+            raise error
+
+
+def unreliable(machine: Machine) -> FileSystem:
+    """The local file system as it looks on a machine."""
+    return cast(FileSystem, _UnreliableFileSystem(machine))
+
+
+class _UnreliableFileSystem:
+    """Every call of the port may fail, those that are added to it later, too."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._real = LocalFileSystem()
+
+    def __getattr__(self, call: str) -> Callable[..., Any]:
+        real = getattr(self._real, call)
+
+        def asked(path: Path, *arguments: Any, **keywords: Any) -> Any:
+            self._machine.ask("open for writing" if keywords.get("writable") else call, path)
+            outcome = real(path, *arguments, **keywords)
+            return _UnreliableFile(self._machine, outcome, path) if call in ("create", "open") else outcome
+
+        return asked
+
+
+class _UnreliableFile:
+    """A file of it; a write that fails may have written something."""
+
+    def __init__(self, machine: Machine, real: VolumeFile, path: Path) -> None:
+        self._machine = machine
+        self._real = real
+        self._path = path
+
+    def write(self, buffers: Sequence[BytesLike], offset: int) -> None:
+        error = self._machine.failure("write", self._path)
+        if error is None:
+            self._real.write(buffers, offset)
+            return
+        data = b"".join(buffers)
+        self._real.write([data[: len(data) // 2]], offset)
+        raise error
+
+    def descriptor(self) -> int:
+        return -1
+
+    def __getattr__(self, call: str) -> Callable[..., Any]:
+        real = getattr(self._real, call)
+
+        def asked(*arguments: Any) -> Any:
+            self._machine.ask(call, self._path)
+            return real(*arguments)
+
+        return asked
