@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from storage.engine import FileStorage
     from storage.erasure import ErasureProfile
     from storage.errors import (
+        CatalogBehind,
         ConflictError,
         DataLossError,
         FileNotFound,
@@ -57,6 +58,7 @@ __all__ = [
     "CHUNK_SIZE_DEFAULT",
     "CHUNK_SIZE_MAX",
     "CHUNK_SIZE_MIN",
+    "CatalogBehind",
     "CollectReport",
     "ConflictError",
     "Damage",
@@ -97,6 +99,7 @@ __getattr__, __dir__ = loading(
         "CHUNK_SIZE_DEFAULT": "storage.limits",
         "CHUNK_SIZE_MAX": "storage.limits",
         "CHUNK_SIZE_MIN": "storage.limits",
+        "CatalogBehind": "storage.errors",
         "CollectReport": "storage.reports",
         "ConflictError": "storage.errors",
         "Damage": "storage.reports",

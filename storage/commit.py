@@ -14,6 +14,7 @@ from functools import partial
 
 import msgspec
 
+from storage.authenticity import Authority
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
 from storage.errors import (
     ConflictError,
@@ -24,6 +25,7 @@ from storage.errors import (
     StoreFull,
 )
 from storage.keys import Kind, StripeKey
+from storage.lineage import Lineage
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
 from storage.runtime import Runtime
@@ -31,14 +33,14 @@ from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import (
     FILE_ID_BYTES,
-    RECORD_FORMAT,
+    NO_MAC,
+    SIGNED_FORMAT,
+    SignedRecord,
     StoredVersion,
-    Tombstone,
-    VersionRecord,
-    encode_tombstone,
     read_version,
     root_id,
-    seal,
+    seal_signed,
+    sign_tombstone,
 )
 from storage.wholeness import make_whole
 
@@ -127,16 +129,21 @@ class GroupCommit:
         pins: keeps a collect off version objects that it has not seen in the catalog.
         metadata_copies: copies kept of each version object.
         runtime: the clock, and the random part of file ids.
+        lineage: refuses commits to a catalog that is older than its volumes.
+        authority: signs versions and tombstones.
     """
 
     def __init__(
-        self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime
-    ) -> None:
+        self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime,
+        lineage: Lineage, authority: Authority,
+    ) -> None:  # fmt: skip
         self._catalog = catalog
         self._stripes = stripes
         self._pins = pins
         self._copies = metadata_copies
         self._runtime = runtime
+        self._lineage = lineage
+        self._authority = authority
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
@@ -206,6 +213,7 @@ class GroupCommit:
                 successor.wake()
 
     def _commit_batch(self, batch: list[PendingVersion]) -> None:
+        self._lineage.begin()
         pinned: list[StripeKey] = []
         try:
             outcomes = self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
@@ -271,7 +279,7 @@ class GroupCommit:
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
         state.sequence = self._next_sequence(state.sequence)
-        stored = self._seal(pending, file_id, entry, identifier, root_raw, state.sequence)
+        stored = self._seal(pending, file_id, entry, identifier, root_raw, state)
         state.add(stored, entry, partial(self._enter, txn, pending, stored))
         state.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
@@ -293,17 +301,17 @@ class GroupCommit:
                 "then push it again"
             ) from error
 
-    @staticmethod
     def _seal(
+        self,
         pending: PendingVersion,
         file_id: bytes,
         entry: FileEntry | None,
         identifier: bytes,
         root_raw: bytes,
-        sequence: int,
+        state: _BatchState,
     ) -> StoredVersion:
-        record = VersionRecord(
-            RECORD_FORMAT,
+        record = SignedRecord(
+            SIGNED_FORMAT,
             file_id,
             entry.head if entry is not None else None,
             identifier,
@@ -311,11 +319,13 @@ class GroupCommit:
             pending.user_id,
             pending.filename,
             pending.time_ms,
-            sequence,
+            state.sequence,
             pending.sha256,
             pending.note,
+            state.committed,
+            NO_MAC,
         )
-        return seal(record, pending.root, root_raw)
+        return seal_signed(record, pending.root, root_raw, self._authority)
 
     @staticmethod
     def _enter(txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion) -> None:
@@ -341,6 +351,7 @@ class GroupCommit:
             check: given an id and its entry, returns the entry if the caller may delete it, raises otherwise.
             name: makes the key of a filename.
         """
+        self._lineage.begin()
         with self._mutex:
             buried, self._buried = self._buried, []
 
@@ -351,12 +362,19 @@ class GroupCommit:
             for file_id in file_ids:
                 entry = check(file_id, txn.file(file_id))
                 sequence = self._next_sequence(sequence)
-                raw = encode_tombstone(Tombstone(RECORD_FORMAT, file_id, sequence))
+                raw = sign_tombstone(file_id, sequence, self._authority)
                 txn.delete_file(file_id, name(entry.filename), raw)
                 logical_bytes -= entry.size
                 tombstones.append((file_id, raw))
             txn.buried(buried)
-            txn.set_counters(Counters(counters.files - len(tombstones), counters.versions, logical_bytes, sequence))
+            counters = msgspec.structs.replace(
+                counters,
+                files=counters.files - len(tombstones),
+                logical_bytes=logical_bytes,
+                sequence=sequence,
+                closed=False,
+            )
+            txn.set_counters(counters)
             return tombstones
 
         try:
@@ -379,6 +397,11 @@ class GroupCommit:
         """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
         milliseconds = min(max(self._runtime.wall_ns() // 1_000_000, 0), _ID_TIME_MAX)
         return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
+
+    @property
+    def sequence(self) -> int:
+        """The last one that was given to anything."""
+        return self._sequence
 
     def catch_up(self, sequence: int) -> None:
         """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
@@ -442,7 +465,8 @@ class _BatchState:
         self._files = before.files
         self._versions = before.versions
         self._logical_bytes = before.logical_bytes
-        self.sequence = before.sequence
+        self.sequence = self.committed = before.sequence
+        self._latest = before.latest
         self._enter: Callable[[], None] | None = None
         self.shards: dict[int, list[Shard]] = {}
         self.restored = False
@@ -455,6 +479,7 @@ class _BatchState:
 
     def add(self, stored: StoredVersion, replaced: FileEntry | None, enter: Callable[[], None]) -> None:
         self._enter = enter
+        self._latest = stored.record.file_id + stored.version_id
         self._versions += 1
         self._files += replaced is None
         self._logical_bytes += stored.record.size - (replaced.size if replaced is not None else 0)
@@ -469,7 +494,7 @@ class _BatchState:
         self.restored = True
 
     def counters(self) -> Counters:
-        return Counters(self._files, self._versions, self._logical_bytes, self.sequence)
+        return Counters(self._files, self._versions, self._logical_bytes, self.sequence, self._latest)
 
 
 def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int) -> StripeKey:

@@ -14,6 +14,7 @@ from typing import Any
 from storage import revising
 from storage.activity import Activity
 from storage.arguments import checked
+from storage.authenticity import Authority
 from storage.budget import Budget
 from storage.catalog import (
     Catalog,
@@ -46,8 +47,10 @@ from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import (
     MIB,
 )
+from storage.lineage import Lineage, agreement_quorum
 from storage.live import node_loader
 from storage.locking import StoreLock
+from storage.maintenance.belief import Belief
 from storage.maintenance.collect import collect, missed_stores
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer, Pace
@@ -70,7 +73,7 @@ from storage.reports import (
 )
 from storage.runtime import Runtime
 from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
-from storage.shards import VolumeUsage
+from storage.shards import ShardStore, VolumeUsage
 from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
 from storage.uploads import Uploads
@@ -99,6 +102,8 @@ class FileStorage:
         profile: erasure profile of new files.
         chunk_size: bytes of the chunks of new files.
         needs_rebuild: the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work.
+        behind: the catalog is older than the volumes, as if restored from a backup: files can be read, but nothing
+            is written or freed until a :meth:`rebuild` has taken in what only the volumes know.
         on_collected: called with what each :meth:`collect` came to.
         on_rebuilt: called when a :meth:`rebuild` has ended well.
         on_closing: called by :meth:`close` when nothing is under way any more and what waits for repair has been kept,
@@ -132,6 +137,8 @@ class FileStorage:
         self._activity = Activity(runtime.monotonic_s)
         self._ahead = Budget(AHEAD_BYTES_ALL)
         self._load_node = node_loader(catalog, self._stripes, settings.n)
+        self._authority = Authority()
+        self._lineage = Lineage(catalog, volumes, self.profile, self._authority, runtime)
         threads = max(2, os.cpu_count() or 1)
         self._readers = runtime.executor(threads, "read-chunks")
         self._context = PushContext(
@@ -139,7 +146,9 @@ class FileStorage:
             stripes=self._stripes,
             pins=self._pins,
             uploads=self._uploads,
-            commits=GroupCommit(catalog, self._stripes, self._pins, settings.n, runtime),
+            commits=GroupCommit(
+                catalog, self._stripes, self._pins, settings.n, runtime, self._lineage, self._authority
+            ),
             workers=runtime.executor(threads, "store-chunks"),
             flusher=runtime.executor(1, "flush"),
             metadata_copies=settings.n,
@@ -229,15 +238,15 @@ class FileStorage:
             lock.release()
             raise
         if not found.needs_rebuild:
-            store._catch_up(volume_set.replayed_sequence)
+            store._lineage.meet_all()
+            store._write_down()
         return store
 
-    def _catch_up(self, sequence: int) -> None:
+    def _write_down(self) -> None:
         """Write down what was found when the volumes were opened, if that can be done now."""
         try:
             self.save_incomplete()
-            self._context.commits.catch_up(sequence)
-            self._context.commits.bury_leftovers()
+            self._catch_up()
         except StoreUnavailable as error:
             log.warning("the store at %s can only be read for now: %s", self.path, error)
 
@@ -283,6 +292,7 @@ class FileStorage:
                 self.keep_time()
             except StoreUnavailable as error:
                 log.warning("which volumes of %s wait for repair could not be kept: %s", self.path, error)
+            self._lineage.end(self._context.commits.sequence)
         self.on_closing()
         self._volumes.close()
         self._catalog.close()
@@ -334,6 +344,7 @@ class FileStorage:
 
         Raises:
             InvalidArgument, StoreFull, InsufficientWorkers, and OSError from reading ``source``.
+            CatalogBehind: see :attr:`behind`.
         """
         target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
         if isinstance(source, bytes) and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
@@ -411,8 +422,10 @@ class FileStorage:
             ConflictError: the diff's base is not the head.
             InvalidArgument: the diff is malformed; nothing was kept.
             FileNotFound, VersionNotFound, StoreFull, InsufficientWorkers.
+            CatalogBehind: see :attr:`behind`.
         """
         self._check_open()
+        self._lineage.check_current()
         self._volumes.check_present()
         identifier, entry = self._entry(file_id, user_id)
         base = self._stored(identifier, entry, diff.base_version_id)
@@ -437,7 +450,12 @@ class FileStorage:
 
     @checked
     def delete(self, file_id: str, *, user_id: str) -> None:
-        """End a file: its name is free at once, its space after the next :meth:`collect`."""
+        """End a file: its name is free at once, its space after the next :meth:`collect`.
+
+        Raises:
+            FileNotFound: no such file, or another user's.
+            CatalogBehind: see :attr:`behind`.
+        """
         self.delete_files([file_id], user_id=user_id)
 
     @checked
@@ -448,8 +466,10 @@ class FileStorage:
 
         Raises:
             FileNotFound: no such file, or another user's; names it.
+            CatalogBehind: see :attr:`behind`.
         """
         self._check_open()
+        self._lineage.check_current()
         self._volumes.check_present()
         identifiers = dict.fromkeys(self._entry(file_id, user_id)[0] for file_id in file_ids)
 
@@ -638,7 +658,10 @@ class FileStorage:
         """Verify everything stored; rotten shards are quarantined for :meth:`repair` to make anew."""
         self._check_open()
         self._volumes.check_present()
-        return scrub(self._maintenance, progress)
+        report = scrub(self._maintenance, progress)
+        if not self.behind:
+            self._lineage.restore_marks()
+        return report
 
     @checked
     def repair(
@@ -658,8 +681,12 @@ class FileStorage:
         self._check_open()
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
-        self._context.commits.bury_leftovers()
+        if not self.behind:
+            self._context.commits.bury_leftovers()
+        waiting = set(self._volumes.incomplete)
         report = repair(self._maintenance, progress, pace, watch)
+        if not self.behind:
+            self._lineage.plant(waiting - self._volumes.incomplete, anew=True)
         self.save_incomplete()
         return report
 
@@ -686,8 +713,13 @@ class FileStorage:
             progress: called with (steps done, steps in all).
             grace_s: how long chunks of interrupted pushes are kept to be resumed, counted while the store is open.
             pace: called with the seconds that each step took; may sleep, to leave room for others.
+
+        Raises:
+            CatalogBehind: what the catalog does not know may be needed all the same; see :attr:`behind`.
         """
         self._check_open()
+        self._lineage.check_current()
+        self._lineage.renew_witnessed()
         report = collect(self._maintenance, grace_s, progress, pace)
         self.on_collected(report)
         return report
@@ -706,24 +738,34 @@ class FileStorage:
 
     @checked
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
-        """Make the catalog again from the volumes alone, when it is gone.
+        """Make the catalog again from the volumes alone, when it is gone, or take in what only they know.
 
         Raises:
-            InvalidArgument: the catalog is there. To make it again anyway, close the store and move its
-                ``catalog`` directory away.
+            InvalidArgument: the catalog is there, and not behind. To make it again anyway, close the store and
+                move its ``catalog`` directory away.
+            InsufficientWorkers: volumes came or went meanwhile; run it again.
         """
         self._check_usable()
-        if not self.needs_rebuild:
+        if not self.needs_rebuild and not self.behind:
             raise InvalidArgument(
-                f"the catalog of {self.path} is there; to make it again from the volumes, close the store and move "
-                "its 'catalog' directory away first"
+                f"the catalog of {self.path} is there, and knows all that the volumes know; to make it again from "
+                "them, close the store and move its 'catalog' directory away first"
             )
-        report = rebuild(self._catalog, self._stripes, self._settings.n, progress)
+        self._lineage.recover()
+        quorum = agreement_quorum(self.profile, len(self._volumes.online())) if self._volumes.remote else 1
+        belief = Belief(self._authority, quorum, self._maintenance.scratch)
+        report = rebuild(self._catalog, self._stripes, self._settings.n, belief, progress)
         self._catalog.save_settings(self._settings)
+        self._lineage.rebuilt()
         self.needs_rebuild = False
         self.save_incomplete()
         self.on_rebuilt()
         return report
+
+    @property
+    def behind(self) -> bool:
+        """See the class."""
+        return self._lineage.behind
 
     def counts(self) -> Counters:
         """Numbers of files and versions and their bytes, without asking the volumes."""
@@ -766,6 +808,7 @@ class FileStorage:
             ),
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
+            behind=self.behind,
         )
 
     def trouble(self) -> str:
@@ -852,6 +895,36 @@ class FileStorage:
         """
         self._uploads.resume_s = resume_s
 
+    def meet(self, slot: int | None, volume: ShardStore, name: str) -> bool:
+        """Compare a volume with the catalog before it is taken into use; see :class:`Lineage`.
+
+        Args:
+            slot: which one it is; None for one that was never here.
+            volume: to be asked.
+            name: of whoever offers it.
+
+        Returns:
+            Whether it is an older copy, which lacks what it should have.
+
+        Raises:
+            StorageError: it could not be asked.
+        """
+        if self.needs_rebuild:
+            return False
+        stale = self._lineage.meet(slot, volume, name)
+        self._catch_up()
+        return stale
+
+    def mark(self, slot: int, *, anew: bool = False) -> None:
+        """Mark a volume that was taken into use, unless it has a mark; ``anew``: also then. See :class:`Lineage`."""
+        if not self.needs_rebuild and not self.behind:
+            self._lineage.plant([slot], anew=anew)
+
+    def _catch_up(self) -> None:
+        if not self.behind:
+            self._context.commits.catch_up(self._lineage.latest_shown)
+            self._context.commits.bury_leftovers()
+
     def save_incomplete(self) -> None:
         """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
         settings = with_incomplete(self._settings, self._volumes.incomplete)
@@ -871,6 +944,7 @@ class FileStorage:
     ) -> PushTarget:
         """Check that a push may begin, and what it is given."""
         self._check_open()
+        self._lineage.check_current()
         self._volumes.check_present()
         target = self._target(
             filename,

@@ -148,6 +148,10 @@ class FormatError(StorageError):
     """What is on disk is not what this store or this version of the software wrote there."""
 
 
+class CatalogBehind(StorageError):
+    """The catalog is older than the volumes: what only they know is to be taken in by a rebuild first."""
+
+
 class StoreClosed(StorageError):
     """The store was closed while, or before, it was used."""
 

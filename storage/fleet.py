@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
-from storage.keys import StripeKey
+from storage.keys import ShardKey, StripeKey
 from storage.reports import Damage
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 
@@ -55,6 +55,7 @@ class Fleet(ABC, Generic[StoreT]):
     def __init__(self) -> None:
         self.incomplete: set[int] = set()
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
+        self.witnesses: dict[int, ShardKey] = {}  # by slot, where they are kept: a version durable there, the latest
         self._stores: dict[int, StoreT | None] = {}
         self._moves: dict[int, int] = {}  # how often each went offline or came back
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
 """Keys of stored objects: what kind of thing, which bytes, coded how, which shard of it.
 
-An *object* is a chunk of a file, a manifest node, a version or a tombstone. Its stripe key is
+An *object* is a chunk of a file, a manifest node, a version, a tombstone or a volume's mark. Its stripe key is
 ``id(32) kind(1) k-1(1) n-1(1)``, a shard key adds ``slot(1)``. Keys start with the id so that they
 sort by content hash; kinds are part of the key so that no user's chunk can pose as metadata.
 """
@@ -28,6 +28,7 @@ class Kind(IntEnum):
     NODE = 2
     VERSION = 3
     TOMBSTONE = 4
+    MARK = 5  # a volume's own: it is in no placement, and no file needs it
 
 
 class StripeParts(NamedTuple):

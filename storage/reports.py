@@ -179,7 +179,8 @@ class VolumeStats:
 class StoreStats:
     """A store at a glance.
 
-    ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected.
+    ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected. ``behind``
+    says that the catalog is older than the volumes, and waits for a rebuild.
     """
 
     store_id: str
@@ -193,3 +194,4 @@ class StoreStats:
     losses_survivable: int
     recent_damage: list[Damage]
     needs_rebuild: bool
+    behind: bool = False

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
 
+from storage.authenticity import MAC_BYTES, Authority
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument
 from storage.limits import FILE_SIZE_MAX
 from storage.manifest import RootNode, decode_root, encode_root, object_id, read_root
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 1  # without a MAC, as stores made them before there were any
+SIGNED_FORMAT = 2
+NO_MAC = bytes(MAC_BYTES)
 FILE_ID_BYTES = 16
 
 _Id = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _FileId = Annotated[bytes, msgspec.Meta(min_length=FILE_ID_BYTES, max_length=FILE_ID_BYTES)]
-_Format = Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=RECORD_FORMAT)]
+_Format = Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=SIGNED_FORMAT)]
+_Mac = Annotated[bytes, msgspec.Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
 _Time = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -26,7 +32,7 @@ class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     """A version, as a MessagePack array in this order; ``version_id`` is the BLAKE3 of these bytes.
 
     Attributes:
-        format: 1.
+        format: 1; 2 in a :class:`SignedRecord`.
         file_id: 16 bytes.
         parent: version id this one follows, None for the first.
         root_id: BLAKE3 of the manifest root's bytes.
@@ -52,6 +58,19 @@ class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     note: str
 
 
+class SignedRecord(VersionRecord, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A version's record with a MAC, which tells it from one that a volume made up.
+
+    Attributes:
+        committed: the sequence up to which the catalog had committed everything when this was made. A catalog
+            that has not come that far is older than this record.
+        mac: by the store's secret, of the record's bytes before these 32.
+    """
+
+    committed: _Sequence
+    mac: _Mac
+
+
 class VersionObject(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What is stored under a version's id: its record and, beside it, the manifest root it names."""
 
@@ -65,6 +84,12 @@ class Tombstone(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     format: _Format
     file_id: _FileId
     sequence: _Sequence
+
+
+class SignedTombstone(Tombstone, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A tombstone with a MAC, as that of a :class:`SignedRecord`. It is made once the catalog has committed it."""
+
+    mac: _Mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +133,16 @@ class Version:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_record_decoder = msgspec.msgpack.Decoder(VersionRecord)
 _object_decoder = msgspec.msgpack.Decoder(VersionObject)
-_tombstone_decoder = msgspec.msgpack.Decoder(Tombstone)
+# By the first byte: how many elements the array has.
+_record_decoders: dict[bytes, msgspec.msgpack.Decoder[VersionRecord]] = {
+    b"\x9b": msgspec.msgpack.Decoder(VersionRecord),
+    b"\x9d": msgspec.msgpack.Decoder(SignedRecord),
+}
+_tombstone_decoders: dict[bytes, msgspec.msgpack.Decoder[Tombstone]] = {
+    b"\x93": msgspec.msgpack.Decoder(Tombstone),
+    b"\x94": msgspec.msgpack.Decoder(SignedTombstone),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +184,28 @@ def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersio
     Raises:
         InvalidArgument: the record could not be read again.
     """
+    with _keepable():
+        return _named(_encoder.encode(record), root, root_raw)
+
+
+def seal_signed(unsigned: SignedRecord, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
+    """Like :func:`seal`, with the store's MAC in place of :data:`NO_MAC`."""
+    with _keepable():
+        body = _encoder.encode(unsigned)[:-MAC_BYTES]
+        return _named(body + authority.sign(body), root, root_raw)
+
+
+@contextmanager
+def _keepable() -> Iterator[None]:
     try:
-        raw_record = _encoder.encode(record)
-        _record_decoder.decode(raw_record)  # one that cannot be read must not get into a store; this takes 2 µs
+        yield
     except (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError) as error:
         raise InvalidArgument(f"this cannot be kept in a version's record: {error}") from error
-    raw = _encoder.encode(VersionObject(raw_record, root_raw))
-    return StoredVersion(object_id(raw_record), record, root, raw)
+
+
+def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:
+    record = _decode_record(raw_record)  # one that cannot be read must not get into a store; this takes 2 µs
+    return StoredVersion(object_id(raw_record), record, root, _encoder.encode(VersionObject(raw_record, root_raw)))
 
 
 def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
@@ -169,20 +216,32 @@ def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
     """
     try:
         stored = _object_decoder.decode(raw)
-        return StoredVersion(version_id, _record_decoder.decode(stored.record), read_root(stored.root), raw)
+        return StoredVersion(version_id, _decode_record(stored.record), read_root(stored.root), raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, FormatError) as error:
         raise FormatError(f"the record of version {version_id.hex()} cannot be read ({error})") from error
 
 
+def _decode_record(raw: bytes) -> VersionRecord:
+    decoder = _record_decoders.get(raw[:1])
+    if decoder is None:
+        raise FormatError("version record has a number of elements that no format has; upgrade if it is of a newer one")
+    record = decoder.decode(raw)
+    if (record.format == SIGNED_FORMAT) is not isinstance(record, SignedRecord):
+        raise FormatError(f"version record of format {record.format} has the elements of another one")
+    return record
+
+
 def decode_version(raw: bytes, version_id: bytes | None = None) -> StoredVersion:
-    """Inverse of :func:`seal`, every bound, hash and the canonical form checked.
+    """Inverse of :func:`seal` and :func:`seal_signed`, every bound, hash and the canonical form checked.
+
+    Not who made it: see :func:`is_signed_version`.
 
     Raises:
         FormatError: malformed, or not the version asked for.
     """
     try:
         stored = _object_decoder.decode(raw)
-        record = _record_decoder.decode(stored.record)
+        record = _decode_record(stored.record)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"version record is malformed: {error}") from error
     identifier = object_id(stored.record)
@@ -196,21 +255,48 @@ def decode_version(raw: bytes, version_id: bytes | None = None) -> StoredVersion
     return StoredVersion(identifier, record, root, raw)
 
 
+def is_signed_version(stored: StoredVersion, authority: Authority) -> bool:
+    """Whether the store itself made this version, by its MAC."""
+    if not isinstance(stored.record, SignedRecord):
+        return False
+    raw_record = _object_decoder.decode(stored.raw).record
+    return authority.vouches(raw_record[:-MAC_BYTES], stored.record.mac)
+
+
 def encode_tombstone(tombstone: Tombstone) -> bytes:
     """Canonical bytes of a tombstone."""
     return _encoder.encode(tombstone)
 
 
+def sign_tombstone(file_id: bytes, sequence: int, authority: Authority) -> bytes:
+    """A tombstone's bytes, with the store's MAC."""
+    body = _encoder.encode(SignedTombstone(SIGNED_FORMAT, file_id, sequence, NO_MAC))[:-MAC_BYTES]
+    return body + authority.sign(body)
+
+
 def decode_tombstone(raw: bytes) -> Tombstone:
-    """Inverse of :func:`encode_tombstone`.
+    """Inverse of :func:`encode_tombstone` and :func:`sign_tombstone`. Not who made it.
 
     Raises:
         FormatError: malformed.
     """
+    decoder = _tombstone_decoders.get(raw[:1])
+    if decoder is None:
+        raise FormatError("tombstone has a number of elements that no format has; upgrade if it is of a newer one")
     try:
-        return _tombstone_decoder.decode(raw)
+        tombstone = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"tombstone is malformed: {error}") from error
+    if (tombstone.format == SIGNED_FORMAT) is not isinstance(tombstone, SignedTombstone):
+        raise FormatError(f"tombstone of format {tombstone.format} has the elements of another one")
+    if _encoder.encode(tombstone) != raw:
+        raise FormatError("tombstone is not in canonical form")
+    return tombstone
+
+
+def is_signed_tombstone(raw: bytes, tombstone: Tombstone, authority: Authority) -> bool:
+    """Whether the store itself made this tombstone, by its MAC."""
+    return isinstance(tombstone, SignedTombstone) and authority.vouches(raw[:-MAC_BYTES], tombstone.mac)
 
 
 def root_id(root: RootNode) -> tuple[bytes, bytes]:

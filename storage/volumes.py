@@ -16,13 +16,12 @@ from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed, StoreUnavailable
 from storage.fleet import Fleet
 from storage.flushing import Flusher, new_flusher
-from storage.keys import ID_BYTES, Kind, StripeKey
+from storage.keys import StripeKey
 from storage.placement import FixedLayout
 from storage.shards import LocalVolume, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.volume import PendingSync
-from storage.versions import decode_version
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ class VolumeSet(Fleet[LocalVolume]):
         self.paths = [root / path for path in settings.volumes]
         self.layout = FixedLayout(len(self.paths))
         self.incomplete = set(settings.incomplete)
-        self.replayed_sequence = 0  # the latest of the versions that were read in after a crash
         self._options = options
         self._stores = dict.fromkeys(range(len(self.paths)))
         self._moves = dict.fromkeys(range(len(self.paths)), 0)
@@ -186,7 +184,7 @@ class VolumeSet(Fleet[LocalVolume]):
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
-        volume = LocalVolume(path, identity, filesystem=options.filesystem, on_replay=self._note_replayed, **keywords)
+        volume = LocalVolume(path, identity, filesystem=options.filesystem, **keywords)
         if volume.shrank:
             self.incomplete.add(slot)
         self._stores[slot] = volume
@@ -198,14 +196,6 @@ class VolumeSet(Fleet[LocalVolume]):
             (self._options.filesystem or LocalFileSystem()).make_directory(path)
         except OSError as error:
             raise VolumeUnavailable(f"volume {path} cannot be made: {error}") from error
-
-    def _note_replayed(self, shard: Shard) -> None:
-        if shard.key[ID_BYTES] == Kind.VERSION:
-            try:
-                record = decode_version(bytes(shard.payload)).record
-            except FormatError:
-                return
-            self.replayed_sequence = max(self.replayed_sequence, record.sequence)
 
     def _new_identity(self, slot: int) -> VolumeIdentity:
         settings = self._settings

@@ -1027,6 +1027,7 @@ class StoreStats(_message.Message):
     LOSSES_SURVIVABLE_FIELD_NUMBER: _builtins.int
     RECENT_DAMAGE_FIELD_NUMBER: _builtins.int
     NEEDS_REBUILD_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     files: _builtins.int
     versions: _builtins.int
@@ -1035,6 +1036,8 @@ class StoreStats(_message.Message):
     accelerator: _builtins.str
     losses_survivable: _builtins.int
     needs_rebuild: _builtins.bool
+    behind: _builtins.bool
+    """the catalog is older than the volumes, and waits for a rebuild"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile: ...
     @_builtins.property
@@ -1055,10 +1058,11 @@ class StoreStats(_message.Message):
         losses_survivable: _builtins.int = ...,
         recent_damage: _abc.Iterable[Global___Damage] | None = ...,
         needs_rebuild: _builtins.bool = ...,
+        behind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "files", b"files", "logical_bytes", b"logical_bytes", "losses_survivable", b"losses_survivable", "needs_rebuild", b"needs_rebuild", "profile", b"profile", "recent_damage", b"recent_damage", "store_id", b"store_id", "stored_bytes", b"stored_bytes", "versions", b"versions", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "behind", b"behind", "files", b"files", "logical_bytes", b"logical_bytes", "losses_survivable", b"losses_survivable", "needs_rebuild", b"needs_rebuild", "profile", b"profile", "recent_damage", b"recent_damage", "store_id", b"store_id", "stored_bytes", b"stored_bytes", "versions", b"versions", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

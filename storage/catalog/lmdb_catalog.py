@@ -156,6 +156,10 @@ class _Transaction:
             before = {} if raw is None else unpacked(raw)
             self._txn.put(_PROFILES, packed(counted(before, profile, files, versions)), db=self._databases[ROOT])
 
+    def forget_name(self, key: bytes, file_id: bytes) -> None:
+        if self.find(key) == file_id:
+            self._txn.delete(key, db=self._databases["names"])
+
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
         for node_id, raw in nodes:
             self._txn.put(node_id, raw, db=self._databases["nodes"])

@@ -51,12 +51,21 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Counters(msgspec.Struct, frozen=True, array_like=True):
-    """Totals kept in step with every commit; ``sequence`` is the last one given to a version."""
+    """Totals kept in step with every commit.
+
+    Attributes:
+        files, versions, logical_bytes: what there is.
+        sequence: the last one given to a version or tombstone.
+        latest: file id and version id of the version committed last; empty if there is none.
+        closed: whether the store was closed in good order after that.
+    """
 
     files: int = 0
     versions: int = 0
     logical_bytes: int = 0
     sequence: int = 0
+    latest: bytes = b""
+    closed: bool = False
 
 
 class ProfileCount(NamedTuple):
@@ -167,6 +176,9 @@ class CatalogTransaction(Protocol):
 
     def forget_file(self, file_id: bytes) -> None:
         """Remove a file's entry; its name and versions stay."""
+
+    def forget_name(self, key: bytes, file_id: bytes) -> None:
+        """Free a name if it is this file's."""
 
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep manifest nodes (id, bytes)."""

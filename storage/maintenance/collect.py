@@ -25,7 +25,7 @@ from storage.batching import batched
 from storage.catalog import Catalog, user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import FormatError, InsufficientWorkers, StoreFull
-from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.limits import MIB
 from storage.live import live_objects
 from storage.maintenance.context import MaintenanceContext
@@ -301,6 +301,11 @@ def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int)
     context.catalog.drop_nodes(dead, lambda node_id: context.pins.pinned(stripe(node_id)))
 
 
+def _is_needed(key: ShardKey, live: set[StripeKey]) -> bool:
+    """Whether a shard is of a live object, or a volume's own mark."""
+    return key[:STRIPE_KEY_BYTES] in live or key[ID_BYTES] == Kind.MARK
+
+
 def _sweep_volume(
     context: MaintenanceContext,
     volume: ShardStore,
@@ -310,7 +315,7 @@ def _sweep_volume(
     stop: bytes | None,
     tally: _Tally,
 ) -> None:
-    dead = (key for key in volume.keys(start, stop) if key[:STRIPE_KEY_BYTES] not in live and not set_aside.needs(key))
+    dead = (key for key in volume.keys(start, stop) if not (_is_needed(key, live) or set_aside.needs(key)))
     for batch in batched(dead, _REMOVE_BATCH):
         with context.pins.lock:
             free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
+import msgspec
+
 from storage.batching import batched
-from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
+from storage.catalog import Catalog, CatalogTransaction, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
 from storage.live import node_loader
+from storage.maintenance.belief import Belief
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
 from storage.shards import Shard
@@ -26,49 +29,55 @@ _SKIPPED_LISTED_MAX = 10_000
 _METADATA = frozenset({Kind.NODE, Kind.VERSION, Kind.TOMBSTONE})
 
 
-def rebuild(catalog: Catalog, stripes: StripeStore, metadata_copies: int, progress: Progress | None) -> RebuildReport:
-    """Fill an empty catalog with every file, owner, name and version found on the volumes.
+def rebuild(
+    catalog: Catalog, stripes: StripeStore, metadata_copies: int, belief: Belief, progress: Progress | None
+) -> RebuildReport:
+    """Enter every file, owner, name and version found on the volumes into a catalog that lacks them.
 
-    A file's head is its latest version that is wholly there; a version that a crash kept from being
-    acknowledged may appear if all of it had reached the disks. What is left out is reported.
+    The catalog is empty, or older than the volumes; what is in it already is believed. A file's head is its latest
+    version that is wholly there; a version that a crash kept from being acknowledged may appear if all of it had
+    reached the disks. What is left out is reported. May be cut short and begun again at any time.
 
     Args:
-        catalog: an empty catalog.
+        catalog: what to fill.
         stripes: the volumes.
         metadata_copies: copies of metadata objects.
+        belief: what to believe of the volumes; closed at the end.
         progress: called with (metadata records and files taken in, 0).
 
     Raises:
         InsufficientWorkers: volumes came or went meanwhile, and what is on them was left out; run it again.
     """
-    tally = _Tally(progress)
+    tally = _Tally(progress, sequence=catalog.counters().sequence)
     attendance = stripes.volumes.attendance()
-    catalog.transact(lambda txn: txn.set_counters(Counters()))  # of a rebuild that was cut short
-    _gather(catalog, stripes, tally)
+    try:
+        _gather(catalog, stripes, belief, tally)
+        _report_refused(belief, stripes, tally)
+    finally:
+        belief.close()
     load_node = node_loader(catalog, stripes, metadata_copies)
-    buried = {file_id for file_id, _ in catalog.tombstones()}
+    buried: set[bytes] = set()
+    for file_id, raw in catalog.tombstones():
+        buried.add(file_id)
+        tally.sequence = max(tally.sequence, decode_tombstone(raw).sequence)
     for batch in batched(_files(catalog), _BATCH):
         chosen = [_choose(file_id, versions, buried, stripes, load_node, tally) for file_id, versions in batch]
         _enter(catalog, [file for file in chosen if file is not None], load_node, tally)
-        for (file_id, versions), file in zip(batch, chosen, strict=True):
-            if file is None:
-                catalog.drop_versions([(file_id, stored.version_id) for stored in versions])
+        _drop(catalog, [group for group, file in zip(batch, chosen, strict=True) if file is None], buried)
     if stripes.volumes.attendance() != attendance:
         raise InsufficientWorkers(
             "volumes came or went while the catalog was being made again, which may have left out what is on them; "
             "run rebuild again"
         )
-    return RebuildReport(tally.files, tally.versions, tally.skipped)
+    totals = catalog.counters()
+    return RebuildReport(totals.files, totals.versions, tally.skipped)
 
 
 @dataclass(slots=True)
 class _Tally:
     progress: Progress | None
+    sequence: int
     done: int = 0
-    files: int = 0
-    versions: int = 0
-    sequence: int = 0
-    logical_bytes: int = 0
     skipped: list[str] = field(default_factory=list)
 
     def step(self, count: int = 1) -> None:
@@ -89,36 +98,58 @@ class _File:
     others: list[StoredVersion]
 
 
-def _gather(catalog: Catalog, stripes: StripeStore, tally: _Tally) -> None:
-    """Copy every intact metadata object into the catalog; copies on further volumes change nothing."""
-    for _, volume in stripes.volumes.online():
+def _gather(catalog: Catalog, stripes: StripeStore, belief: Belief, tally: _Tally) -> None:
+    """Copy every metadata object that is intact and believed into the catalog; further copies change nothing."""
+    for slot, volume in stripes.volumes.online():
         for batch in batched(volume.records(_METADATA), _BATCH):
-            catalog.transact(lambda txn, batch=batch: _take_all(txn, batch, tally))  # type: ignore[misc]
+            believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
+            catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
             tally.step(len(batch))
 
 
-def _take_all(txn: CatalogTransaction, batch: list[Shard], tally: _Tally) -> None:
-    for shard in batch:
-        try:
-            _take(txn, shard)
-        except (FormatError, InvalidArgument) as error:
-            tally.skip(f"object {shard.key[:ID_BYTES].hex()}: {error}")
-
-
-def _take(txn: CatalogTransaction, shard: Shard) -> None:
+def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tally: _Tally) -> bool:
+    """Whether an object is well formed, and the store's own."""
     identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
-    if kind == Kind.VERSION:
-        stored = decode_version(raw, identifier)
-        check_filename(stored.record.filename)
-        check_user_id(stored.record.user_id)
-        txn.put_version(stored.record.file_id, stored.version_id, raw)
-        return
-    if object_id(raw) != identifier:
-        raise FormatError("does not match its id")
-    if kind == Kind.NODE:
-        txn.put_nodes([(identifier, raw)])
-    else:
-        txn.bury(decode_tombstone(raw).file_id, raw)
+    try:
+        if kind == Kind.VERSION:
+            stored = decode_version(raw, identifier)
+            check_filename(stored.record.filename)
+            check_user_id(stored.record.user_id)
+            known = catalog.version(stored.record.file_id, identifier) is not None
+            return known or belief.in_version(stored, slot)
+        if object_id(raw) != identifier:
+            raise FormatError("does not match its id")
+        return kind == Kind.NODE or belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
+    except (FormatError, InvalidArgument) as error:
+        tally.skip(f"object {identifier.hex()}: {error}")
+        return False
+
+
+def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
+    added = 0
+    for shard in batch:
+        identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
+        if kind == Kind.NODE:
+            txn.put_nodes([(identifier, raw)])
+        elif kind == Kind.TOMBSTONE:
+            txn.bury(decode_tombstone(raw).file_id, raw)
+        else:
+            file_id = decode_version(raw).record.file_id
+            if txn.version(file_id, identifier) is None:
+                txn.put_version(file_id, identifier, raw)
+                added += 1
+    if added:
+        counters = txn.counters()
+        txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions + added))
+
+
+def _report_refused(belief: Belief, stripes: StripeStore, tally: _Tally) -> None:
+    for object_id_, kind, holders in belief.refused():
+        names = ", ".join(stripes.volumes.name(slot) for slot in holders)
+        tally.skip(
+            f"{kind.name.lower()} {object_id_.hex()} is not signed by this store, and {len(holders)} of the "
+            f"{belief.quorum} volumes that must agree on it then hold it ({names}); it is not believed"
+        )
 
 
 def _files(catalog: Catalog) -> Iterator[tuple[bytes, list[StoredVersion]]]:
@@ -183,16 +214,13 @@ def _problem(
 def _enter(catalog: Catalog, files: list[_File], load_node: LoadNode, tally: _Tally) -> None:
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
-        counters = txn.counters()
         for file in files:
-            counters = _enter_file(txn, file, load_node, tally, counters, dropped)
-        txn.set_counters(
-            Counters(counters.files, counters.versions, counters.logical_bytes, max(counters.sequence, tally.sequence))
-        )
-        tally.files, tally.versions = counters.files, counters.versions
+            _enter_file(txn, file, load_node, tally, dropped)
+        counters = txn.counters()
+        txn.set_counters(msgspec.structs.replace(counters, sequence=max(counters.sequence, tally.sequence)))
         return dropped
 
-    catalog.drop_versions(catalog.transact(work))
+    catalog.drop_versions(catalog.transact(work), counted=True)
 
 
 def _enter_file(
@@ -200,9 +228,8 @@ def _enter_file(
     file: _File,
     load_node: LoadNode,
     tally: _Tally,
-    counters: Counters,
     dropped: list[tuple[bytes, bytes]],
-) -> Counters:
+) -> None:
     record = file.head.record
     user = user_key(record.user_id.encode())
     key = name_key(user, record.filename.encode())
@@ -215,24 +242,51 @@ def _enter_file(
         if read_version(raw, rival.head).record.sequence > record.sequence:
             tally.skip(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
             dropped.extend((file.file_id, stored.version_id) for stored in file.chain + file.others)
-            return counters
+            return
         tally.skip(f"{rival.filename!r} ({rival_id.hex()}): a later file has this name")
-        txn.forget_file(rival_id)
-        counters = Counters(
-            counters.files - 1, counters.versions, counters.logical_bytes - rival.size, counters.sequence
-        )
+        _forget(txn, rival_id, rival)
+    _count(txn, txn.file(file.file_id), record.size)
     txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
     for stored in file.chain:
         txn.hold(user, _claims(stored, file, load_node), None)
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))
-    return Counters(
-        counters.files + 1,
-        counters.versions + len(file.chain),
-        counters.logical_bytes + record.size,
-        counters.sequence,
+
+
+def _count(txn: CatalogTransaction, before: FileEntry | None, size: int | None) -> None:
+    """Keep the totals in step with an entry that is set, or removed (None)."""
+    counters = txn.counters()
+    txn.set_counters(
+        msgspec.structs.replace(
+            counters,
+            files=counters.files + (size is not None) - (before is not None),
+            logical_bytes=counters.logical_bytes + (size or 0) - (before.size if before is not None else 0),
+        )
     )
+
+
+def _forget(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> None:
+    _count(txn, entry, None)
+    txn.forget_file(file_id)
+
+
+def _drop(catalog: Catalog, groups: list[tuple[bytes, list[StoredVersion]]], buried: set[bytes]) -> None:
+    """Take deleted files out of the catalog, and those of which no version is whole unless they were in it before."""
+
+    def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
+        dropped: list[tuple[bytes, bytes]] = []
+        for file_id, versions in groups:
+            entry = txn.file(file_id)
+            if entry is not None and file_id not in buried:
+                continue  # what is lacking may come back
+            if entry is not None:
+                _forget(txn, file_id, entry)
+                txn.forget_name(name_key(user_key(entry.user_id.encode()), entry.filename.encode()), file_id)
+            dropped += [(file_id, stored.version_id) for stored in versions]
+        return dropped
+
+    catalog.drop_versions(catalog.transact(work), counted=True)
 
 
 def _claims(stored: StoredVersion, file: _File, load_node: LoadNode) -> list[StripeKey]:

@@ -26,12 +26,14 @@ from storage.shards.record import HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-_DATABASES = ("shards", "segments", "aside")
+_DATABASES = ("shards", "segments", "aside", "facts")
 _LOCATION = struct.Struct("<IIII")
 _ASIDE = struct.Struct("<IIIIB")
 ASIDE_MAX = 100_000  # shards set aside that are remembered, some 30 MB; a disk with as many needs to be replaced
 _CHECKPOINT = struct.Struct("<QQ")
 _SEGMENT_KEY = struct.Struct(">I")
+_NEWEST = struct.Struct("<Q36s")
+_NEWEST_KEY = b"newest"
 PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
 
 _CHECK_PAGE = 4096  # entries checked in one transaction
@@ -48,6 +50,13 @@ class Aside(NamedTuple):
 
 class IndexDamaged(VolumeFailed):
     """The index cannot be used; the segments, from which it is made again, may be whole."""
+
+
+class Newest(NamedTuple):
+    """The version or tombstone of the highest sequence that a volume has taken."""
+
+    sequence: int
+    key: ShardKey
 
 
 class SegmentState:
@@ -77,6 +86,8 @@ class ShardIndex:
         self._aside_changed: set[ShardKey] = set()
         self._environment = self._open()
         self._load_aside()
+        self.newest = self._stored_newest()
+        self._flushing_newest = self.newest
 
     def _open(self) -> Environment | None:
         try:
@@ -98,6 +109,17 @@ class ShardIndex:
             if isinstance(error, OSError) and fault_of(error) is not Fault.READ_ONLY:
                 raise VolumeUnavailable(f"the index in {self._path} cannot be made again now: {error}") from error
             return None
+
+    def _stored_newest(self) -> Newest | None:
+        """What the last flush kept; written with every flush, and made again like everything else."""
+        if self._environment is None:
+            return None
+        with self._checked():
+            raw = self._environment.get("facts", _NEWEST_KEY)
+        if raw is None or len(raw) != _NEWEST.size:
+            return None
+        sequence, key = _NEWEST.unpack(raw)
+        return Newest(sequence, ShardKey(key))
 
     @property
     def writable(self) -> bool:
@@ -220,13 +242,14 @@ class ShardIndex:
         if self._flushing or not self.writable:
             return False
         self._flushing, self._pending = self._pending, {}
+        self._flushing_newest = self.newest
         self._gone = set()
         return True
 
     def flush(self, segments: dict[int, tuple[int, int]], dropped: list[int]) -> None:
         """Write the frozen entries and the segments' (size, live) in one durable transaction."""
         entries, changed = self._flushing, {key: self._aside.get(key) for key in self._aside_changed}
-        environment = self._environment
+        newest, environment = self._flushing_newest, self._environment
         if environment is None:
             raise VolumeReadOnly(f"the index in {self._path} is in memory only: its disk takes no writes")
 
@@ -247,6 +270,8 @@ class ShardIndex:
                 txn.put(_SEGMENT_KEY.pack(number), _CHECKPOINT.pack(*state), db=table)
             for number in dropped:
                 txn.delete(_SEGMENT_KEY.pack(number), db=table)
+            if newest is not None:
+                txn.put(_NEWEST_KEY, _NEWEST.pack(*newest), db=environment.databases["facts"])
 
         with self._checked():
             environment.write(work)
@@ -401,6 +426,7 @@ class ShardIndex:
         self._environment = self._fresh()
         self._pending, self._flushing, self._gone = {}, {}, set()
         self._aside, self._aside_changed = {}, set()
+        self.newest = self._flushing_newest = None
         self._damaged = False
 
     def close(self) -> None:

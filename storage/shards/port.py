@@ -155,6 +155,13 @@ class ShardStore(Protocol):
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
 
+    def newest(self) -> Shard | None:
+        """The version or tombstone of the highest commit sequence of all it has taken; None if it has it no more.
+
+        Raises:
+            CorruptShard: it is not what was written.
+        """
+
     def verify(self, progress: Callable[[int], None]) -> Verification:
         """Read and verify everything that is stored. ``progress`` gets numbers of bytes read."""
 

@@ -17,6 +17,7 @@ from storage.errors import StorageError, StoreFull
 from storage.faults import Fault, fault_of, never_flushed
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
+from storage.sequences import bears_sequence, sequence_in
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import (
     IDENTITY_FILE,
@@ -26,7 +27,7 @@ from storage.shards.identity import (
     read_segment_header,
     write_identity,
 )
-from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, SegmentState, ShardIndex
+from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, Newest, SegmentState, ShardIndex
 from storage.shards.port import (
     CorruptShard,
     DamagedRanges,
@@ -82,7 +83,6 @@ class LocalVolume:
         identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
         filesystem: the door to the disk.
         segment_bytes_max: a segment is closed when the next record would pass this size.
-        on_replay: told of every record that the index did not know; its payload is valid during the call.
 
     Raises:
         FormatError: the directory cannot be read as a volume.
@@ -101,13 +101,11 @@ class LocalVolume:
         *,
         filesystem: FileSystem | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
-        on_replay: Callable[[Shard], None] = lambda shard: None,
     ) -> None:
         self.path = path
         self.identity = identity
         self._filesystem = filesystem or LocalFileSystem()
         self._segment_bytes_max = segment_bytes_max
-        self._on_replay = on_replay
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -319,6 +317,8 @@ class LocalVolume:
         start = offset
         for key, object_length, _, payload in shards:
             length = len(payload)
+            if bears_sequence(key):
+                self._note_sequence(key, payload)
             replaced = self._index.replace(key, segment, offset, length, object_length)
             if replaced is not None:
                 self._release(replaced)
@@ -328,6 +328,11 @@ class LocalVolume:
             offset += HEADER_BYTES + length
         self._segments[segment].live += offset - start
         self._appended = True
+
+    def _note_sequence(self, key: ShardKey, payload: BytesLike) -> None:
+        sequence, newest = sequence_in(key, payload), self._index.newest
+        if sequence and (newest is None or sequence >= newest.sequence):
+            self._index.newest = Newest(sequence, key)
 
     def _release(self, location: Location) -> None:
         state = self._segments.get(location.segment)
@@ -508,7 +513,6 @@ class LocalVolume:
                 self._replay_bad(bad, number)  # not the last of them, which are cut: they were never durable
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
                 self._replay_record(shard, number, found.offset)
-                self._on_replay(shard)
                 state.size = found.stop
                 self._dirty[number] = file
             if self._index.pending >= PENDING_MAX:
@@ -542,6 +546,8 @@ class LocalVolume:
         superseded = self._index.forget_aside(shard.key)
         if superseded is not None:
             self._release(superseded.location)
+        if bears_sequence(shard.key):
+            self._note_sequence(shard.key, shard.payload)
         self._segments[number].live += HEADER_BYTES + len(shard.payload)
 
     def _file(self, number: int) -> VolumeFile | None:
@@ -828,6 +834,11 @@ class LocalVolume:
                 # What a collect has dropped must not come back for being still on disk.
                 if self._index.get(found.header.key) is not None:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
+
+    def newest(self) -> Shard | None:
+        """See :meth:`ShardStore.newest`."""
+        newest = self._index.newest
+        return None if newest is None else self.read(newest.key)
 
     def segment_sizes(self) -> dict[int, int]:
         """Bytes of each segment by its number, in order."""

@@ -59,6 +59,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.StoreLocked, ExitCode.UNAVAILABLE),
         (errors.StoreClosed, ExitCode.UNAVAILABLE),
         (errors.StoreUnavailable, ExitCode.UNAVAILABLE),
+        (errors.CatalogBehind, ExitCode.UNAVAILABLE),
         (StorageUnavailable, ExitCode.UNAVAILABLE),
         (DeadlineExceeded, ExitCode.UNAVAILABLE),
     )

@@ -110,6 +110,8 @@ def _status_lines(stats: StoreStats) -> list[str]:
 def _health(stats: StoreStats) -> str:
     if stats.needs_rebuild:
         return "the catalog is missing: run `taskworker rebuild`"
+    if stats.behind:
+        return "the catalog is older than the volumes, files can only be read: run `taskworker rebuild`"
     waiting = [volume for volume in stats.volumes if volume.state in ("incomplete", "offline")]
     unwritable = [volume for volume in stats.volumes if volume.state in ("read-only", "full")]
     more = "more " if waiting else ""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.fleet import Fleet
-from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.layout import Layout, Member, by_worker, rows_survive
 from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
@@ -551,7 +551,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
             refusals = again
             again = set()
             for slot, error in self._await(tickets):
-                if error is not None:
+                if error is None:
+                    self._note_witness(slot, batches.get(slot, ()))
+                else:
                     left += batches.get(slot, [])
                 if isinstance(error, StoreFull):
                     if slot in refusals:  # what it took before cannot be made durable: it may be lost
@@ -563,6 +565,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _is_synced_with_all(self, slot: int) -> bool:
         """Whether a worker is asked to make durable what it has whenever all are."""
         return slot in self._unsynced or not (self._is_avoided(slot) or slot in self._fullness.slots)
+
+    def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
+        """A version that was made durable on a store: if it comes back without, it is an older copy."""
+        if shards and shards[-1].key[ID_BYTES] == Kind.VERSION:  # commits put it last
+            key = shards[-1].key
+            if self.holders(_stripe_of(key))[key[STRIPE_KEY_BYTES]] == slot:  # stand-ins get rid of theirs
+                self.witnesses[slot] = key
 
     def _start(
         self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]

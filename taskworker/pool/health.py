@@ -77,6 +77,9 @@ def losses_in_words(count: int, what: str) -> str:
     return f"all files survive the loss of any {count} {what}{'s' if count > 1 else ''}"
 
 
+BEHIND_LINE = "the catalog is older than what the workers hold, so files can only be read"
+
+
 def rebuild_line(workers: int) -> str:
     """What is to be done about a catalog that is lost, with so many workers there."""
     there = f"{workers} worker{' has' if workers == 1 else 's have'} joined"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from storage import FileStorage
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
-from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.maintenance.collect import LIVE_RATIO_MAX
 from storage.placement import partition_of
 from storage.reports import RepairReport, RepairState
@@ -186,6 +186,8 @@ class Mender:
             if self._fleet.attendance() != attendance:
                 self.wake()
                 return True
+            if self._store.behind:
+                return True  # what is in the wrong place by an older catalog may be in the right one
             under_way.tidying = True
             self._tidy()
             self._free_space()
@@ -284,6 +286,8 @@ class _Places:
         proper, own = self._proper, self._slot
         found: dict[int, list[ShardKey]] = {}
         for key in keys:
+            if key[ID_BYTES] == Kind.MARK:
+                continue  # each store's own
             place = partition_of(key), key[STRIPE_KEY_BYTES - 1], key[STRIPE_KEY_BYTES]
             holder = proper.get(place)
             if holder is None:

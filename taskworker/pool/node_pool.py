@@ -28,7 +28,7 @@ from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.fleet import Domain, WorkerFleet
 from taskworker.pool.gathering import Gathering
 from taskworker.pool.healing import heal_view
-from taskworker.pool.health import Risk, Safety, health_line, rebuild_line
+from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -269,11 +269,13 @@ class PoolCore:
         _check_texts(application)
         application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
         self._check_profile(application)
+        self._check_copy(application)
         self._bury_dead_rival(application)
         self.membership.check(application)
         volume = self._connect(application.address, application.worker, application.instance)
         try:
             self._check_answer(volume, application)
+            stale = self._is_older_copy(application.worker, volume)
             admission = self.membership.join(application, allowed=self._allowance(application))
             self._keep_members()
         except StorageError:
@@ -281,10 +283,14 @@ class PoolCore:
             raise
         record = admission.record
         self.fleet.attach(record.slot, volume)
+        self.store.mark(record.slot, anew=stale)
         self.gathering.came(record.slot)
         if admission.emptied:
             self.fleet.note_emptied(record.slot)
             self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
+        elif stale:
+            self.fleet.note_emptied(record.slot)
+            self._note("stale", f"worker {record.worker} came with an older copy of its volume; what it lacks is made")
         self._note("joined", f"worker {record.worker} joined at {record.address}")
         if admission.layout_changes and self._options.allow_fragile and not self._layouts:
             self._change_layout()  # one worker is enough to begin with
@@ -313,6 +319,29 @@ class PoolCore:
             raise WorkerRefused(
                 f"another process than worker {worker} answers at {address}; give the worker an address of its own"
             )
+
+    def _is_older_copy(self, worker: str, volume: WorkerVolume) -> bool:
+        """Compare a worker's volume with the catalog; either may have been put back from a copy."""
+        behind = self.store.behind
+        slot = next((record.slot for record in self.membership.records if record.worker == worker), None)
+        try:
+            stale = self.store.meet(slot, volume, worker)
+        except StorageError as error:
+            raise WorkerRefused(f"the volume of worker {worker} cannot be read ({error})") from error
+        if self.store.behind and not behind:
+            self._note("behind", f"{BEHIND_LINE}; worker {worker} has what it lacks")
+        return stale
+
+    def _check_copy(self, application: Application) -> None:
+        """Of a copied directory, only one may be in use: shards in both would count twice."""
+        for view in self.membership.views():
+            record = view.record
+            same = record.volume_id == application.volume_id and record.worker != application.worker
+            if same and view.state in (*_PRESENT, WorkerState.SUSPECT):
+                raise WorkerRefused(
+                    f"the volume of worker {application.worker} is a copy of that of worker {record.worker}, which "
+                    "is in use; give the worker an empty directory, or stop the other one first"
+                )
 
     def _check_profile(self, application: Application) -> None:
         """While the catalog is to be made again: the pool must be as the former one was."""
@@ -630,7 +659,7 @@ class PoolCore:
         health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
             pool_id=self.pool_id,
-            health=rebuild_line(len(there)) if self.store.needs_rebuild else health,
+            health=self._health(len(there), health),
             profile=self.profile,
             files=stats.files,
             versions=stats.versions,
@@ -686,6 +715,12 @@ class PoolCore:
         members = self._layouts[0].members
         kinds = (("owner", by_owner), ("zone", by_zone))
         return [what for what, of in kinds if len({of(one) for one in members}) > 1 and self._survivable(of) < 1]
+
+    def _health(self, there: int, health: str) -> str:
+        """What is most urgent."""
+        if self.store.needs_rebuild:
+            return rebuild_line(there)
+        return f"{BEHIND_LINE}: run `taskworker rebuild` once all workers are back" if self.store.behind else health
 
     def _seen(self, view: WorkerView) -> WorkerView:
         """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
@@ -779,8 +814,10 @@ def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime
         raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
     if settings is None:
         # First that it is to be rebuilt: an empty catalog taken for a whole one would have all collected.
-        store_id = _checked_id(new.store_id) or runtime.token_bytes(16).hex()
-        catalog.save_document(_REBUILD, b"1" if new.store_id else b"")
+        # The id is kept with that: a pool killed between the two goes on with it, however it is started again.
+        rebuilt = _checked_id(new.store_id or (catalog.document(_REBUILD) or b"").decode())
+        store_id = rebuilt or runtime.token_bytes(16).hex()
+        catalog.save_document(_REBUILD, rebuilt.encode())
         settings = msgspec.structs.replace(new, store_id=store_id)
         catalog.save_settings(settings)
     elif new.store_id not in ("", settings.store_id):

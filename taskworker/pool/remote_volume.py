@@ -365,6 +365,14 @@ class RemoteVolume:
         for message in self._stream("Records", bytes(sorted(kinds))):
             yield from self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
 
+    def newest(self) -> Shard | None:
+        """See :meth:`ShardStore.newest`."""
+        self._await_delivery()
+        found = self._checked(lambda: parse_shards(self._call("Newest", b"")))
+        if len(found) > 1:
+            raise self._broken(ValueError("several newest records"))
+        return found[0] if found else None
+
     # -- upkeep ----------------------------------------------------------------------------------
 
     def remove(self, keys: Iterable[ShardKey]) -> int:

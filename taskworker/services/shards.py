@@ -164,6 +164,14 @@ class ShardService:
                 pending, size = [], 0
         yield pack_shards(pending)
 
+    def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+        """The version or tombstone of the highest sequence; nothing if there is none that can be read."""
+        try:
+            shard = self._volume.newest()
+        except (CorruptShard, OSError):
+            shard = None
+        return pack_shards([shard] if shard is not None else [])
+
     def Verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:  # noqa: N802
         """Verify everything: numbers of bytes as they are read (8), at last a token for Judge and Rest (9)."""
         with Run(self._verify) as run:
@@ -238,6 +246,7 @@ UNARY = (
     "Check",
     "Compact",
     "Usage",
+    "Newest",
     "Instance",
 )
 STREAMS = ("Keys", "Records", "Verify", "Rest")

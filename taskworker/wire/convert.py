@@ -239,6 +239,7 @@ def stats_to_proto(stats: StoreStats) -> store_pb2.StoreStats:
         losses_survivable=stats.losses_survivable,
         recent_damage=map(damage_to_proto, stats.recent_damage),
         needs_rebuild=stats.needs_rebuild,
+        behind=stats.behind,
     )
 
 
@@ -256,6 +257,7 @@ def stats_from_proto(message: store_pb2.StoreStats) -> StoreStats:
         losses_survivable=message.losses_survivable,
         recent_damage=[damage_from_proto(each) for each in message.recent_damage],
         needs_rebuild=message.needs_rebuild,
+        behind=message.behind,
     )
 
 

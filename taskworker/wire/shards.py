@@ -12,6 +12,9 @@ Missing    keys                                                                 
 Fetch      key and payload length (40) each                                      a byte each, then payloads
 Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
+Newest     empty                                                                 its newest version or
+                                                                                 tombstone as an entry (80)
+                                                                                 and payload, or empty
 Check      keys                                                                  a verdict (1) each
 Instance   empty                                                                 the worker process's own name
 =========  ====================================================================  ==========================

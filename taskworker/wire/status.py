@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from storage.errors import (
+    CatalogBehind,
     ConflictError,
     DataLossError,
     FileNotFound,
@@ -82,6 +83,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreLocked: grpc.StatusCode.UNAVAILABLE,
     FormatError: grpc.StatusCode.FAILED_PRECONDITION,
+    CatalogBehind: grpc.StatusCode.FAILED_PRECONDITION,
     StoreClosed: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     StoreReadOnly: grpc.StatusCode.UNAVAILABLE,

@@ -65,14 +65,14 @@ def test_workers_that_come_back_are_only_given_what_they_missed(cluster: Cluster
     data = content(16 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
     cluster.await_survivable(2)
-    before = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(17)).workers}
+    before = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(18)).workers}
     cluster.kill("w2", "w5")
     cluster.client.push(b"missed", filename="b", user_id=USER)
     for name in ("w2", "w5"):
         cluster.start_worker(name)
     cluster.await_status(lambda status: all(worker.state == "alive" for worker in status.workers))
     status = cluster.await_survivable(2)
-    after = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(19)).workers}
+    after = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(20)).workers}
     # One shard of the small file and one copy of its version each; nothing else was made for them.
     assert {name: after[name] - before[name] for name in ("w2", "w5")} == {"w2": 2, "w5": 2}
     assert status.workers_survivable == 2
@@ -81,7 +81,7 @@ def test_workers_that_come_back_are_only_given_what_they_missed(cluster: Cluster
 
 
 def _counted(shards: int) -> Callable[[PoolStatus], bool]:
-    """Whether every worker has told that it has this many shards."""
+    """Whether every worker has told that it has this many shards, its mark among them."""
     return lambda status: all(worker.shards == shards for worker in status.workers)
 
 

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from storage.errors import StoreFull
 from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.sequences import bears_sequence, sequence_in
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
 
@@ -140,6 +141,11 @@ class MemoryVolume:
         for key, record in sorted(self.records_by_key.items()):
             if key[ID_BYTES] in kinds and record.health is not Health.ROTTEN:
                 yield record.shard
+
+    def newest(self) -> Shard | None:
+        shards = [record.shard for key, record in self.records_by_key.items() if bears_sequence(key)]
+        newest = max(shards, key=lambda shard: sequence_in(shard.key, shard.payload), default=None)
+        return None if newest is None else self.read(newest.key)
 
     def verify(self, progress: Callable[[int], None]) -> MemoryVerification:
         progress(len(self.records_by_key))

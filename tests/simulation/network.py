@@ -253,6 +253,9 @@ class Connection:
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         return iter(self.call(lambda volume: list(volume.records(kinds))))
 
+    def newest(self) -> Shard | None:
+        return self.call(lambda volume: volume.newest())
+
     # -- upkeep ----------------------------------------------------------------------------------
 
     def remove(self, keys: Iterable[ShardKey]) -> int:

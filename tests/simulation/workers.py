@@ -139,11 +139,12 @@ class Worker:
         return WorkerLoad(float(huge), huge, huge, huge, huge, self._rotten, huge, huge, float(huge), huge, huge, huge)
 
     def _join(self, pool: PoolCore) -> None:
+        instance = self._instance
         try:
-            pool.join(self.application(pool, self._instance))
+            pool.join(self.application(pool, instance))
         except (WorkerRefused, StorageError):
             return
-        self._joined = True
+        self._joined = instance == self._instance  # unless it was started anew while it joined
 
     def application(self, pool: PoolCore, instance: str = "") -> Application:
         """Its request to join."""

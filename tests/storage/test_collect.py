@@ -14,6 +14,7 @@ from tests.storage.helpers import (
     check_all,
     content,
     digest,
+    file_shards,
     get,
     open_store,
     push,
@@ -24,10 +25,6 @@ from tests.storage.helpers import (
 
 DATA = content(1, 4 * CHUNK + 5)
 IDS = [digest(DATA[i : i + CHUNK]) for i in range(0, len(DATA), CHUNK)]
-
-
-def _shards(store: FileStorage) -> int:
-    return sum(volume.shards for volume in store.stats().volumes)
 
 
 def _dying(store: FileStorage) -> None:
@@ -176,7 +173,7 @@ def test_a_file_deleted_in_the_middle_of_a_collect(store: FileStorage, step: int
     store.collect(grace_s=0)
     assert get(store, kept) == content(3, CHUNK)
     assert store.scrub().clean
-    assert _shards(store) == 6 * (1 + 1 + 1 + 1 + 1)  # two chunks, two versions, a tombstone
+    assert file_shards(store) == 6 * (1 + 1 + 1 + 1 + 1)  # two chunks, two versions, a tombstone
 
 
 def test_progress(store: FileStorage) -> None:
@@ -198,7 +195,7 @@ def test_a_collect_that_is_cut_short_leaves_no_files(root: Path, store: FileStor
         store.collect(progress=stop)
     assert not list((root / "scratch").glob("*"))
     store.collect(grace_s=0)
-    assert _shards(store) == 6
+    assert file_shards(store) == 6
 
 
 def test_a_volume_that_is_away_is_swept_when_it_is_back(root: Path) -> None:
@@ -219,7 +216,7 @@ def test_a_volume_that_is_away_is_swept_when_it_is_back(root: Path) -> None:
         assert store.missing_chunks(IDS, user_id=USER) == [True] * len(IDS)
         assert store.collect(grace_s=0).stores_missed == 0
         assert not store.is_collect_owed()
-        assert _shards(store) == 6  # the tombstone
+        assert file_shards(store) == 6  # the tombstone
 
 
 # -- segments --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tests.storage.helpers import (
     check_all,
     content,
     digest,
+    file_shards,
     get,
     lose,
     open_store,
@@ -29,10 +30,6 @@ from tests.storage.helpers import (
 DATA = content(1, 5 * CHUNK + 99)
 CHUNKS = [DATA[i : i + CHUNK] for i in range(0, len(DATA), CHUNK)]
 IDS = [digest(chunk) for chunk in CHUNKS]
-
-
-def _shards(store: FileStorage) -> int:
-    return sum(volume.shards for volume in store.stats().volumes)
 
 
 def _used(store: FileStorage) -> int:
@@ -163,7 +160,7 @@ def test_leases_end(store: FileStorage) -> None:
     _interrupted(store, 3)
     store.collect(grace_s=0)
     assert store.missing_chunks(IDS, user_id=USER) == [True] * 6
-    assert _shards(store) == 0
+    assert file_shards(store) == 0
 
 
 def test_an_upload_that_keeps_nothing(store: FileStorage) -> None:
@@ -191,7 +188,7 @@ def test_thousands_of_chunks_are_leased_on_the_way(root: Path) -> None:
         assert store.scrub().clean
         store.delete(version.file_id, user_id=USER)
         store.collect(grace_s=0)
-        assert _shards(store) == 1  # the tombstone
+        assert file_shards(store) == 1  # the tombstone
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -205,7 +202,7 @@ def test_a_long_upload_that_ends_without_a_version(root: Path, keep: bool) -> No
         store.collect()
         assert store.missing_chunks(IDS[:2], user_id=USER) == [not keep, not keep]
         store.collect(grace_s=0)
-        assert _shards(store) == 0
+        assert file_shards(store) == 0
 
 
 def test_a_push_that_fails_takes_no_claims_of_a_live_file_along(root: Path) -> None:

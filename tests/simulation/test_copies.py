@@ -1,0 +1,282 @@
+"""A pool whose catalog or workers' volumes were put back from copies, or whose workers make up versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from random import Random
+
+import msgspec
+import pytest
+from blake3 import blake3
+
+from storage import CatalogBehind, ErasureProfile, RebuildReport, Version
+from storage.authenticity import Authority, new_secret
+from storage.keys import ID_BYTES, Kind, shard_key
+from storage.manifest import RootNode, encode_root, object_id
+from storage.shards import Shard
+from storage.stripes import metadata_stripe
+from storage.versions import (
+    NO_MAC,
+    RECORD_FORMAT,
+    SIGNED_FORMAT,
+    SignedRecord,
+    StoredVersion,
+    Tombstone,
+    VersionRecord,
+    encode_tombstone,
+    seal,
+    seal_signed,
+    sign_tombstone,
+)
+from tests.simulation.catalog import Database
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
+
+CONTENT = Random(1).randbytes(200_000)
+LATE = 1 << 60
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    with simulated_surroundings():
+        yield
+
+
+def cluster_of(count: int) -> Cluster:
+    return Cluster(Random(1), ErasureProfile(4, 6), count, zones=1)
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def restart(cluster: Cluster, database: Database | None = None, rebuild: str = "") -> None:
+    """Start the pool over another catalog, and let its workers join."""
+    cluster.crash_pool()
+    cluster.database = database or cluster.database
+    cluster.start_pool(rebuild)
+    cluster.pass_time(4.0)
+
+
+def rebuilt(cluster: Cluster) -> RebuildReport:
+    """The catalog is lost, and made again from what the workers hold."""
+    restart(cluster, Database(), cluster.pool.pool_id)
+    return cluster.pool.store.rebuild()
+
+
+# -- an older catalog ------------------------------------------------------------------------------------
+
+
+def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
+    cluster = cluster_of(7)
+    store = cluster.pool.store
+    first = store.push(b"one", filename="chain", user_id="u")
+    gone = store.push(b"gone", filename="gone", user_id="u")
+    backup = deepcopy(cluster.database)
+    new = store.push(CONTENT, filename="new", user_id="u")
+    second = store.push(b"two", filename="chain", user_id="u")
+    store.delete(gone.file_id, user_id="u")
+    restart(cluster, backup)
+    store = cluster.pool.store
+    assert "older than what the workers hold" in cluster.pool.view().health
+    assert [event.kind for event in cluster.pool.view().events].count("behind") == 1
+    assert store.get(first.file_id, user_id="u") == b"one"
+    for refused in (
+        lambda: store.push(b"x", filename="x", user_id="u"),
+        lambda: store.collect(grace_s=0),
+        lambda: store.delete(first.file_id, user_id="u"),
+    ):
+        with pytest.raises(CatalogBehind, match="run rebuild"):
+            refused()
+    settle(cluster)  # and mending drops nothing
+    assert store.rebuild().skipped == []
+    store.collect(grace_s=0)
+    settle(cluster)
+    assert store.get(new.file_id, user_id="u") == CONTENT
+    assert [one.version_id for one in store.history(first.file_id, user_id="u")] == [
+        second.version_id,
+        first.version_id,
+    ]
+    assert store.find("gone", user_id="u") is None
+    assert "older" not in cluster.pool.view().health
+    assert store.scrub().clean
+
+
+def test_a_lying_worker_cannot_stop_the_pool() -> None:
+    """It shows a record of the far future, unsigned or signed with a secret of its own."""
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    own = Authority()
+    own.use(new_secret(4, Random(9).randbytes))
+    for number, raw in enumerate((_unsigned(version).raw, _signed(version, own).raw)):
+        _plant(cluster.workers[number], Kind.VERSION, raw)
+    for number, raw in enumerate((_tombstone(version), sign_tombstone(bytes.fromhex(version.file_id), LATE, own))):
+        _plant(cluster.workers[number], Kind.TOMBSTONE, raw)
+    restart(cluster)
+    assert not cluster.pool.store.behind
+    later = cluster.pool.store.push(b"more", filename="g", user_id="u")
+    assert later.sequence < LATE
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+# -- older volumes ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_with_an_older_copy_of_its_volume_does_not_count() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(b"first", filename="first", user_id="u")
+    settle(cluster)
+    worker = cluster.workers[0]
+    copy = dict(worker.volume.records_by_key)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    assert cluster.pool.view().workers_survivable == 2
+    worker.leave(cluster.pool)
+    worker.volume.records_by_key = copy
+    worker.volume._sorted = None
+    worker.start()
+    worker.beat(cluster.pool)
+    assert cluster.pool.view().workers_survivable == 1
+    assert [event.kind for event in cluster.pool.view().events].count("stale") == 1
+    settle(cluster)
+    assert cluster.pool.view().workers_survivable == 2
+    assert cluster.pool.store.scrub().clean
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+def test_a_worker_that_was_away_comes_back_as_it_was() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    worker = cluster.workers[0]
+    worker.leave(cluster.pool)
+    cluster.pool.store.push(b"meanwhile", filename="g", user_id="u")
+    worker.start()
+    worker.beat(cluster.pool)
+    settle(cluster)
+    restart(cluster)
+    settle(cluster)
+    assert "stale" not in [event.kind for event in cluster.pool.view().events]
+
+
+def test_a_copy_of_a_workers_directory_is_not_let_in() -> None:
+    cluster = cluster_of(6)
+    twin = cluster.add_worker()
+    twin.volume.volume_id = cluster.workers[0].volume.volume_id
+    cluster.pass_time(3.0)
+    assert twin.name not in [record.worker for record in cluster.pool.membership.records]
+    cluster.workers[0].leave(cluster.pool)
+    cluster.pass_time(2.0)
+    assert twin.name in [record.worker for record in cluster.pool.membership.records]
+
+
+# -- rebuild ---------------------------------------------------------------------------------------------
+
+
+def _root() -> tuple[RootNode, bytes]:
+    root = RootNode(1, 0, 64 * 1024, 4, 6, 0, 0, b"")
+    return root, encode_root(root)
+
+
+def _unsigned(version: Version) -> StoredVersion:
+    """A version that a worker makes up, to take the place of the right one."""
+    root, raw = _root()
+    file_id, parent = bytes.fromhex(version.file_id), bytes.fromhex(version.version_id)
+    record = VersionRecord(
+        RECORD_FORMAT, file_id, parent, object_id(raw), 0, version.user_id, version.filename, 0, LATE, None, "forged"
+    )
+    return seal(record, root, raw)
+
+
+def _signed(version: Version, authority: Authority) -> StoredVersion:
+    """The same, signed with a secret that the worker made up as well."""
+    root, raw = _root()
+    forged = msgspec.structs.asdict(_unsigned(version).record) | {"format": SIGNED_FORMAT}
+    return seal_signed(SignedRecord(**forged, committed=LATE, mac=NO_MAC), root, raw, authority)
+
+
+def _tombstone(version: Version) -> bytes:
+    return encode_tombstone(Tombstone(RECORD_FORMAT, bytes.fromhex(version.file_id), LATE))
+
+
+def _plant(worker: Worker, kind: Kind, raw: bytes) -> None:
+    """Have a worker hold, and tell of, what nobody stored."""
+    identifier = object_id(msgspec.msgpack.decode(raw)[0] if kind is Kind.VERSION else raw)
+    for slot in range(6):
+        key = shard_key(metadata_stripe(kind, identifier, 6), slot)
+        worker.volume.append([Shard(key, len(raw), blake3(raw).digest(), raw)])
+    worker.volume.sync()
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_workers_that_make_up_versions_and_tombstones(liars: int) -> None:
+    """Of seven, as many as may lie at once agree on the same lies."""
+    cluster = cluster_of(7)
+    deleted = cluster.pool.store.push(CONTENT, filename="a", user_id="u")
+    replaced = cluster.pool.store.push(CONTENT[::-1], filename="b", user_id="u")
+    settle(cluster)
+    for worker in cluster.workers[:liars]:
+        _plant(worker, Kind.TOMBSTONE, _tombstone(deleted))
+        _plant(worker, Kind.VERSION, _unsigned(replaced).raw)
+    report = rebuilt(cluster)
+    assert cluster.pool.store.get(deleted.file_id, user_id="u") == CONTENT
+    assert cluster.pool.store.find("b", user_id="u") == replaced
+    assert cluster.pool.store.get(replaced.file_id, user_id="u") == CONTENT[::-1]
+    assert len(report.skipped) == 2
+    assert all("not signed by this store" in text and f"{liars} of the 3" in text for text in report.skipped)
+    assert cluster.pool.store.push(b"later", filename="c", user_id="u").sequence < LATE
+
+
+def test_a_secret_that_workers_made_up_is_not_taken() -> None:
+    """Two of seven show shares of their own secret, and versions that it signs."""
+    cluster = cluster_of(7)
+    version = cluster.pool.store.push(CONTENT, filename="a", user_id="u")
+    settle(cluster)
+    own = Authority()
+    own.use(new_secret(1, Random(9).randbytes))
+    for worker in cluster.workers[:2]:
+        worker.volume.remove([key for key in worker.volume.records_by_key if key[ID_BYTES] == Kind.MARK])
+        _plant(worker, Kind.VERSION, _signed(version, own).raw)
+    assert cluster.pool.store.find("a", user_id="u") == version
+    rebuilt(cluster)
+    assert cluster.pool.store.find("a", user_id="u") == version
+
+
+@pytest.mark.parametrize("liars", [0, 1, 2])
+def test_without_the_secret_so_many_workers_must_agree(liars: int) -> None:
+    cluster = cluster_of(7)
+    kept = cluster.pool.store.push(CONTENT, filename="kept", user_id="u")
+    gone = cluster.pool.store.push(b"gone", filename="gone", user_id="u")
+    cluster.pool.store.delete(gone.file_id, user_id="u")
+    settle(cluster)
+    for worker in cluster.workers:
+        worker.volume.remove([key for key in worker.volume.records_by_key if key[ID_BYTES] == Kind.MARK])
+    for worker in cluster.workers[:liars]:
+        _plant(worker, Kind.TOMBSTONE, _tombstone(kept))
+    report = rebuilt(cluster)
+    assert len(report.skipped) == min(liars, 1)
+    assert [one.filename for one in cluster.pool.store.list_files(user_id="u")] == ["kept"]
+    assert cluster.pool.store.get(kept.file_id, user_id="u") == CONTENT
+    # What was taken over by agreement is believed once more, and signed ones are from now on.
+    after = cluster.pool.store.push(b"after", filename="after", user_id="u")
+    settle(cluster)
+    rebuilt(cluster)
+    assert cluster.pool.store.find("after", user_id="u") == after
+    assert cluster.pool.store.get(kept.file_id, user_id="u") == CONTENT
+
+
+def test_a_rebuild_begun_by_a_pool_that_was_killed_at_once() -> None:
+    """Whatever it had written down by then, and however it is started again."""
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    pool_id = cluster.pool.pool_id
+    restart(cluster, Database(), pool_id)
+    restart(cluster)
+    assert (cluster.pool.pool_id, cluster.pool.store.needs_rebuild) == (pool_id, True)
+    cluster.pool.store.rebuild()
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT

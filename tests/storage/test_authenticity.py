@@ -1,0 +1,162 @@
+"""What a store signs, and how its secret comes back from shares of which some are false."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.authenticity import (
+    Authority,
+    Mark,
+    StoreSecret,
+    decode_mark,
+    decode_secret,
+    encode_mark,
+    new_mark,
+    new_secret,
+    recover_secret,
+    sharing_threshold,
+)
+from storage.errors import FormatError
+from storage.manifest import RootNode, encode_root, object_id
+from storage.versions import (
+    NO_MAC,
+    SIGNED_FORMAT,
+    SignedRecord,
+    decode_tombstone,
+    decode_version,
+    is_signed_tombstone,
+    is_signed_version,
+    read_version,
+    seal_signed,
+    sign_tombstone,
+)
+from tests.storage.helpers import CHUNK
+
+NONCE = bytes(range(16))
+text = st.text(st.characters(codec="utf-8"), max_size=40)
+sequences = st.integers(0, (1 << 63) - 1)
+
+
+def _secret(threshold: int, seed: int = 1) -> StoreSecret:
+    return new_secret(threshold, random.Random(seed).randbytes)
+
+
+def _authority(seed: int = 1) -> Authority:
+    authority = Authority()
+    authority.use(_secret(4, seed))
+    return authority
+
+
+# -- signatures -----------------------------------------------------------------------------------------
+
+
+@given(names=st.tuples(text, text, text), sequence=sequences, committed=sequences, flipped=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_a_signed_version_comes_back_and_bears_no_change(
+    names: tuple[str, str, str], sequence: int, committed: int, flipped: int
+) -> None:
+    root = RootNode(1, 10, CHUNK, 1, 1, 0, 0, bytes(32))
+    raw_root = encode_root(root)
+    user, name, note = names
+    unsigned = SignedRecord(
+        SIGNED_FORMAT, NONCE, None, object_id(raw_root), 10, user, name, 0, sequence, None, note, committed, NO_MAC
+    )
+    stored = seal_signed(unsigned, root, raw_root, _authority())
+    assert decode_version(stored.raw, stored.version_id) == stored == read_version(stored.raw, stored.version_id)
+    assert is_signed_version(stored, _authority())
+    assert not is_signed_version(stored, _authority(2))
+    assert not is_signed_version(stored, Authority())
+    raw = bytearray(stored.raw)
+    raw[flipped % len(raw)] ^= 1
+    try:
+        changed = decode_version(bytes(raw))
+    except FormatError:
+        return
+    assert not is_signed_version(changed, _authority())
+
+
+@given(sequence=sequences, flipped=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_a_signed_tombstone_comes_back_and_bears_no_change(sequence: int, flipped: int) -> None:
+    raw = sign_tombstone(NONCE, sequence, _authority())
+    tombstone = decode_tombstone(raw)
+    assert (tombstone.format, tombstone.file_id, tombstone.sequence) == (SIGNED_FORMAT, NONCE, sequence)
+    assert is_signed_tombstone(raw, tombstone, _authority())
+    assert not is_signed_tombstone(raw, tombstone, _authority(2))
+    changed = bytearray(raw)
+    changed[flipped % len(raw)] ^= 1
+    try:
+        other = decode_tombstone(bytes(changed))
+    except FormatError:
+        return
+    assert not is_signed_tombstone(bytes(changed), other, _authority())
+
+
+# -- shares ---------------------------------------------------------------------------------------------
+
+
+@given(slot=st.integers(0, 1 << 20), threshold=st.integers(1, 9), nonce=st.binary(min_size=16, max_size=16))
+@settings(max_examples=30, deadline=None)
+def test_marks_and_secrets_come_back(slot: int, threshold: int, nonce: bytes) -> None:
+    secret = _secret(threshold)
+    mark = new_mark(slot, secret, nonce)
+    assert decode_mark(encode_mark(mark)) == mark
+    assert decode_secret(secret.encoded()) == secret
+
+
+@given(raw=st.binary(max_size=120))
+@settings(max_examples=50, deadline=None)
+def test_noise_is_no_mark_and_no_secret(raw: bytes) -> None:
+    for decode in (decode_mark, decode_secret):
+        with pytest.raises(FormatError):
+            decode(raw)
+
+
+def _marks(secret: StoreSecret, slots: range) -> list[tuple[int, Mark]]:
+    return [(slot, new_mark(slot, secret, NONCE)) for slot in slots]
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 4, 5])
+def test_any_so_many_shares_give_the_secret_back_and_fewer_do_not(threshold: int) -> None:
+    secret = _secret(threshold)
+    marks = _marks(secret, range(6))
+    for chosen in combinations(marks, threshold):
+        assert recover_secret(chosen, threshold_min=threshold) == secret
+    for chosen in combinations(marks, threshold - 1):
+        assert recover_secret(chosen, threshold_min=threshold) is None
+
+
+@pytest.mark.parametrize("liars", list(combinations(range(6), 2)))
+def test_false_shares_are_found_out(liars: tuple[int, int]) -> None:
+    """Of six volumes, two lie: of their share, of its index, or of the whole secret."""
+    secret, false = _secret(4), _secret(4, seed=2)
+    marks = _marks(secret, range(6))
+    honest = [(volume, mark) for volume, mark in marks if volume not in liars]
+    forged = [(liar, new_mark(liar, false, NONCE)) for liar in liars]
+    wrong_share = [(liar, Mark(1, liar, NONCE, 4, liar + 1, bytes(16), secret.commitment)) for liar in liars]
+    stolen_index = [(liar, Mark(1, liar, NONCE, 4, honest[0][1].index, bytes(16), secret.commitment)) for liar in liars]
+    for lies in (forged, wrong_share, stolen_index):
+        assert recover_secret([*lies, *honest], threshold_min=4) == secret
+
+
+def test_a_liar_cannot_lower_the_threshold_to_one() -> None:
+    """Nor count more than once for a secret of its own making."""
+    own = _secret(1, seed=3)
+    alone = _marks(own, range(1))
+    assert recover_secret(alone, threshold_min=4) is None
+    four = _secret(4, seed=3)
+    assert recover_secret([(0, new_mark(slot, four, NONCE)) for slot in range(6)], threshold_min=4) is None
+
+
+@pytest.mark.parametrize(("k", "n"), [(4, 6), (1, 3), (2, 4), (3, 3), (17, 20), (1, 1)])
+def test_neither_liars_nor_losses_decide(k: int, n: int) -> None:
+    """Those that may lie at once do not learn the secret; where it can be, those that must be left have it."""
+    threshold = sharing_threshold(k, n, remote=True)
+    assert threshold > n - k
+    assert threshold >= k
+    assert sharing_threshold(k, n, remote=False) == 1

@@ -1,0 +1,330 @@
+"""Catalogs and volumes that were put back from copies: noticed, named, and made up for without loss."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from storage import CatalogBehind, FileNotFound, FileStorage, InvalidArgument, Version
+from tests.storage.helpers import (
+    CHUNK,
+    USER,
+    check_all,
+    content,
+    get,
+    lose,
+    lose_catalog,
+    open_store,
+    push,
+    push_many,
+    volume_dir,
+)
+
+Pushed = dict[str, tuple[Version, bytes]]
+OLD_STORES = Path(__file__).parent / "old_stores"
+DATA = content(1, 3 * CHUNK + 7)
+
+
+def _copy(source: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    return target
+
+
+@pytest.fixture
+def backup(scratch: Path) -> Path:
+    """Where the catalog's copy goes."""
+    return scratch / "backup"
+
+
+def _restore(backup: Path, root: Path) -> None:
+    lose_catalog(root)
+    _copy(backup, root / "catalog")
+
+
+# -- an older catalog ------------------------------------------------------------------------------------
+
+
+def _backed_up(root: Path, backup: Path) -> tuple[Version, Version, Version]:
+    """A store whose catalog is copied before it goes on: (kept, to be deleted, to get another version)."""
+    with open_store(root) as store:
+        files = push(store, DATA, "kept"), push(store, b"gone", "gone"), push(store, b"one", "chain")
+    _copy(root / "catalog", backup)
+    return files
+
+
+def test_what_was_stored_since_the_backup_comes_back(root: Path, backup: Path) -> None:
+    kept, gone, first = _backed_up(root, backup)
+    with open_store(root) as store:
+        new = push(store, content(2, 2 * CHUNK), "new")
+        second = push(store, b"two", "chain")
+        store.delete(gone.file_id, user_id=USER)
+        before = store.stats()
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.stats().behind
+        assert get(store, kept) == DATA  # reads go on
+        with pytest.raises(CatalogBehind, match="run rebuild"):
+            push(store, b"three", "chain")
+        with pytest.raises(CatalogBehind):
+            store.delete(kept.file_id, user_id=USER)
+        with pytest.raises(CatalogBehind):
+            store.upload(filename="x", user_id=USER)
+        with pytest.raises(CatalogBehind):
+            store.collect(grace_s=0)
+        assert store.repair().complete
+        assert store.scrub().clean
+    with open_store(root) as store:
+        assert store.behind  # still: what it refuses does not make it forget
+        report = store.rebuild()
+        assert (report.skipped, store.behind) == ([], False)
+        _check_merged(store, (kept, new, second, first, gone))
+        after = store.stats()
+        assert (after.files, after.versions, after.logical_bytes) == (before.files, 4, before.logical_bytes)
+        store.collect(grace_s=0)
+        third = push(store, b"three", "chain")
+    with open_store(root) as store:
+        assert not store.behind
+        _check_merged(store, (kept, new, second, first, gone))
+        assert [one.version_id for one in store.history(third.file_id, user_id=USER)][1:] == [
+            second.version_id,
+            first.version_id,
+        ]
+        with pytest.raises(InvalidArgument, match="knows all"):
+            store.rebuild()
+    lose_catalog(root)
+    with open_store(root) as store:
+        store.rebuild()
+        _check_merged(store, (kept, new, second, first, gone))
+
+
+def _check_merged(store: FileStorage, files: tuple[Version, Version, Version, Version, Version]) -> None:
+    kept, new, second, first, gone = files
+    assert get(store, kept) == DATA
+    assert get(store, new) == content(2, 2 * CHUNK)
+    assert (get(store, second), get(store, first)) == (b"two", b"one")
+    assert store.find("gone", user_id=USER) is None
+    with pytest.raises(FileNotFound):
+        store.stat(gone.file_id, user_id=USER)
+
+
+@pytest.mark.parametrize("change", ["push", "delete"])
+def test_a_single_change_after_the_backup_is_enough(root: Path, backup: Path, change: str) -> None:
+    kept, gone, _ = _backed_up(root, backup)
+    with open_store(root) as store:
+        if change == "push":
+            push(store, b"new", "new")
+        else:
+            store.delete(gone.file_id, user_id=USER)
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.behind
+        store.rebuild()
+        assert (store.find("new", user_id=USER) is not None) == (change == "push")
+        assert (store.find("gone", user_id=USER) is None) == (change == "delete")
+        assert get(store, kept) == DATA
+
+
+def test_a_backup_of_a_store_in_use(root: Path, backup: Path) -> None:
+    with open_store(root) as store:
+        push(store, b"before", "before")
+        _copy(root / "catalog", backup)
+        pushed = push_many(store, [10, CHUNK, 3 * CHUNK])
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.behind
+        store.rebuild()
+        check_all(store, pushed)
+        assert store.find("before", user_id=USER) is not None
+
+
+def test_a_crash_between_volumes_and_catalog_is_no_older_catalog(root: Path, backup: Path) -> None:
+    """One batch that the catalog did not commit: nobody was told that it was stored."""
+    with open_store(root) as store:
+        push(store, b"before", "before")
+        _copy(root / "catalog", backup)
+        lost = push(store, b"cut off", "cut off")
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert not store.behind
+        assert push(store, b"next", "next").sequence > lost.sequence
+        store.collect(grace_s=0)
+        assert [one.filename for one in store.list_files(user_id=USER)] == ["before", "next"]
+
+
+def test_volumes_that_are_away_do_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:
+    """Any one volume tells."""
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        push(store, b"new", "new")
+    _restore(backup, root)
+    for slot in range(5):
+        volume_dir(root, slot).rename(scratch / f"away{slot}")
+    with open_store(root) as store:
+        assert store.behind
+
+
+def test_an_index_made_again_tells_as_well(root: Path, backup: Path) -> None:
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        push(store, b"new", "new")
+    _restore(backup, root)
+    for slot in range(6):
+        shutil.rmtree(volume_dir(root, slot) / "index")
+    with open_store(root) as store:
+        assert store.behind
+
+
+def test_what_was_deleted_and_collected_since_stays_deleted(root: Path, backup: Path) -> None:
+    kept, gone, chain = _backed_up(root, backup)
+    with open_store(root) as store:
+        store.delete(gone.file_id, user_id=USER)
+        store.delete(chain.file_id, user_id=USER)
+        store.collect(grace_s=0)
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.behind
+        store.rebuild()
+        assert [one.filename for one in store.list_files(user_id=USER)] == ["kept"]
+        assert get(store, kept) == DATA
+        assert store.repair().complete
+        assert store.scrub().clean
+
+
+# -- older volumes ---------------------------------------------------------------------------------------
+
+
+def _states(store: FileStorage) -> list[str]:
+    return [volume.state for volume in store.stats().volumes]
+
+
+def _set_back(root: Path, copies: Path, *slots: int) -> None:
+    for slot in slots:
+        lose(root, slot)
+        _copy(copies / str(slot), volume_dir(root, slot))
+
+
+@pytest.fixture
+def aged(root: Path, scratch: Path) -> tuple[Path, Pushed]:
+    """A store that went on after its volumes were copied: (copies, all that was pushed)."""
+    with open_store(root) as store:
+        push(store, b"first", "first")
+    copies = _copy(root / "volumes", scratch / "copies")
+    with open_store(root) as store:
+        return copies, push_many(store, [100, CHUNK, 5 * CHUNK])
+
+
+@pytest.mark.parametrize("slots", [(0,), (0, 1), (2, 5)])
+def test_older_volumes_wait_for_repair(root: Path, aged: tuple[Path, Pushed], slots: tuple[int, ...]) -> None:
+    copies, pushed = aged
+    _set_back(root, copies, *slots)
+    with open_store(root) as store:
+        assert [slot for slot, state in enumerate(_states(store)) if state == "incomplete"] == list(slots)
+        assert store.stats().losses_survivable == 2 - len(slots)
+        assert {damage.volume for damage in store.stats().recent_damage if damage.kind == "stale"} == set(slots)
+        assert not store.behind
+        check_all(store, pushed)
+    with open_store(root) as store:
+        assert _states(store).count("incomplete") == len(slots)
+        assert store.repair().complete
+        assert _states(store) == ["ok"] * 6
+    lose(root, *[slot for slot in range(6) if slot not in slots][:2])
+    with open_store(root) as store:
+        check_all(store, pushed)
+
+
+def test_a_copy_made_in_the_middle_of_a_repair(root: Path, scratch: Path) -> None:
+    """It has the version committed last, and lacks what the repair made after that."""
+    with open_store(root) as store:
+        pushed = push_many(store, [100, CHUNK, 5 * CHUNK])
+    lose(root, 0)
+    with open_store(root) as store:
+        more = push(store, b"while it waits", "more")
+    _copy(volume_dir(root, 0), scratch / "copies" / "0")
+    with open_store(root) as store:
+        assert store.repair().complete
+    _set_back(root, scratch / "copies", 0)
+    with open_store(root) as store:
+        assert _states(store)[0] == "incomplete"
+        assert store.repair().complete
+    lose(root, 1, 2)
+    with open_store(root) as store:
+        check_all(store, pushed)
+        assert get(store, more) == b"while it waits"
+
+
+def test_the_volumes_of_a_twin(root: Path, scratch: Path) -> None:
+    """A copy of the whole store that went its own way has the same ids and keys."""
+    with open_store(root) as store:
+        push(store, b"common", "common")
+    twin = _copy(root, scratch / "twin")
+    with open_store(root) as store:
+        mine = push(store, DATA, "mine")
+    with open_store(twin) as store:
+        push(store, content(5, 3 * CHUNK), "theirs")
+    _set_back(root, twin / "volumes", 0)
+    with open_store(root) as store:
+        assert _states(store)[0] == "incomplete"
+        assert store.stats().losses_survivable == 1
+        assert get(store, mine) == DATA
+
+
+def test_a_volume_as_it_was_left_is_no_older_one(root: Path) -> None:
+    """After deletes and collects of what came last, after repairs, and after crashes."""
+    with open_store(root) as store:
+        last = push(store, DATA, "last")
+        store.delete(last.file_id, user_id=USER)
+        store.collect(grace_s=0)
+        assert store.repair().complete
+    with open_store(root) as store:
+        assert (_states(store), store.behind) == (["ok"] * 6, False)
+
+
+# -- stores made before there was any of this --------------------------------------------------------------
+
+
+def test_an_old_store_goes_on(root: Path) -> None:
+    _unpack_old(root)
+    with open_store(root) as store:
+        _check_old(store)
+        assert (store.behind, _states(store)) == (False, ["ok"] * 3)
+        push(store, b"new", "new")
+        push(store, b"third", "a", "ada")
+        assert store.scrub().clean
+    lose_catalog(root)
+    lose(root, 2)
+    with open_store(root) as store:
+        assert store.rebuild().skipped == []
+        assert len(store.history(_find(store, "a", "ada").file_id, user_id="ada")) == 3
+        assert get(store, _find(store, "b", "bob")) == bytes(range(256)) * 600
+
+
+def test_an_old_store_that_lost_its_catalog(root: Path) -> None:
+    _unpack_old(root)
+    lose_catalog(root)
+    with open_store(root) as store:
+        assert store.rebuild().skipped == []
+        _check_old(store)
+
+
+def _unpack_old(root: Path) -> None:
+    with tarfile.open(OLD_STORES / "format-1.tar.xz") as archive:
+        archive.extractall(root.parent, filter="data")
+    assert root.name == "store"
+
+
+def _check_old(store: FileStorage) -> None:
+    head = _find(store, "a", "ada")
+    assert head.note == "longer"
+    assert [get(store, one) for one in store.history(head.file_id, user_id="ada")] == [b"second " * 20, b"first"]
+    assert get(store, _find(store, "b", "bob")) == bytes(range(256)) * 600
+    assert store.find("gone", user_id="ada") is None
+
+
+def _find(store: FileStorage, name: str, user: str) -> Version:
+    found = store.find(name, user_id=user)
+    assert found is not None
+    return found
