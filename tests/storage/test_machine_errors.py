@@ -26,6 +26,7 @@ from storage import (
     StoreUnavailable,
     Version,
 )
+from storage.faults import Fault, fault_of
 from storage.keys import Kind, shard_key, stripe_key
 from storage.lmdb_env import Environment
 from storage.shards import CorruptShard, LocalVolume, Shard, VolumeFailed, VolumeUnavailable
@@ -48,6 +49,7 @@ from tests.storage.helpers import (
 
 PASSING = (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE)
 NUMBERS = (*PASSING, errno.EIO, errno.EROFS)
+ONE_OF_EACH = (errno.EMFILE, errno.EIO, errno.EROFS)
 
 
 @pytest.fixture
@@ -100,10 +102,23 @@ def all_well(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> No
     check_all(store, pushed)
 
 
+@pytest.mark.parametrize(
+    ("fault", "numbers"),
+    [
+        (Fault.PASSING, (*PASSING, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EPERM)),
+        (Fault.READ_ONLY, (errno.EROFS,)),
+        (Fault.FULL, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        (Fault.BROKEN, (errno.EIO, errno.ENXIO, errno.EBADF, errno.EUCLEAN)),
+    ],
+)
+def test_what_error_numbers_mean(fault: Fault, numbers: tuple[int, ...]) -> None:
+    assert {fault_of(OSError(number, "")) for number in numbers} == {fault}
+
+
 # -- the store as a whole -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("call", "number"), list(itertools.product(CALLS, NUMBERS)))
+@pytest.mark.parametrize(("call", "number"), list(itertools.product(CALLS, ONE_OF_EACH)))
 def test_every_call_may_fail_on_all_volumes_for_a_while(root: Path, disk: FaultyDisk, call: str, number: int) -> None:
     with open_on(root, disk) as store:
         pushed = push_many(store, (10, CHUNK, 3 * CHUNK))
