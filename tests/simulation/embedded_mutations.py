@@ -1,0 +1,41 @@
+"""Bugs planted in what an embedded store makes of its machine, which its simulation must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from storage.shards import CorruptShard, LocalVolume
+from storage.shards.identity import VolumeIdentity, read_identity
+from storage.volumes import VolumeSet
+
+Patch = pytest.MonkeyPatch
+
+
+def take_refusals_for_rot(patch: Patch) -> None:
+    """Reading: what cannot be read now counts as rotten."""
+    patch.setattr(LocalVolume, "_unreadable", lambda volume, error: CorruptShard(str(error)))
+
+
+def take_refusals_for_dead_disks(patch: Patch) -> None:
+    """Volumes: one that was offline once is never tried again."""
+    patch.setattr(VolumeSet, "reattach", lambda volumes: [])
+    patch.setattr(VolumeSet, "revive", lambda volumes: False)
+
+
+def accept_swapped_volumes(patch: Patch) -> None:
+    """Volumes: whichever directory is found in a place is taken for the one that belongs there."""
+
+    def identify(volumes: VolumeSet, slot: int) -> VolumeIdentity | None:
+        path = volumes.paths[slot]
+        return read_identity(path) if path.is_dir() else None
+
+    patch.setattr(VolumeSet, "_identify", identify)
+
+
+EMBEDDED_MUTATIONS: tuple[Callable[[Patch], None], ...] = (
+    take_refusals_for_rot,
+    take_refusals_for_dead_disks,
+    accept_swapped_volumes,
+)
