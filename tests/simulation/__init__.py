@@ -6,6 +6,7 @@ healing (:class:`taskworker.pool.node_pool.PoolCore`). Simulated are the machine
 * ``disk``: a volume in memory that may lose what was not synced, rot, lie and be full;
 * ``network``: calls that fail before or after their effect, appends that wait in the sender's queue;
 * ``liars``: workers whose every answer may be false, in the form that the protocol asks for;
+* ``copies``: catalogs that are put back from copies, or lost and rebuilt;
 * ``workers``, ``pool``: processes that start, beat, stop and crash; ``clock``, ``runtime``, ``catalog``.
 
 ``operations`` and ``faults`` happen in random order, at least 200 faults in every seed. Each is held against the

@@ -14,16 +14,17 @@ from random import Random
 from storage import ErasureProfile
 from storage.layout import Layout
 from taskworker.pool.membership import Standing
+from tests.simulation.copies import Copies
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import check_durable, require
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
-from tests.simulation.network import Connection, PoolCrashed
+from tests.simulation.network import PoolCrashed
 from tests.simulation.operations import Users
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
-STEPS = 240
+STEPS = 215
 FAULTS_MIN = 200  # of every seed, however it goes
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
@@ -36,6 +37,8 @@ _THREADS = {
     "collect_if_due": {"collector"},
     "pass_some_time": {"membership"},
     "pass_much_time": {"membership"},
+    "restore_catalog": {"mender", "healer", "collector", "membership"},
+    "lose_catalog": {"mender", "healer", "collector", "membership"},
     "restart_pool": {"mender", "healer", "collector", "membership"},  # they end before the pool is closed
 }
 
@@ -60,6 +63,7 @@ class Simulation:
         self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)))
         self.model = Model(profile)
         self.users = Users(self.cluster, self.model, self.rng)
+        self.copies = Copies(self.cluster, self.model, self.rng, self.users)
         self.meanwhile = Meanwhile(self.cluster)
         self.faults = Faults(self.cluster, self.model, self.rng, profile.k + 1, self.users, self.meanwhile)
         self._actions, self._disturbances = self._weighted()
@@ -82,7 +86,7 @@ class Simulation:
 
     def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
         """What happens step by step, and what disturbs it in between, by how often."""
-        users, faults = self.users, self.faults
+        users, faults, copies = self.users, self.faults, self.copies
         steps: dict[Action, float] = {
             users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
             users.begin_upload: 3, users.go_on_uploading: 9, users.abort_upload: 0.5,
@@ -95,6 +99,7 @@ class Simulation:
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2, faults.collect_meanwhile: 1.5,
             faults.begin_lying: 0.8, faults.expose: 1, faults.fork: 0.5, faults.jump_clock: 1, self.collect_if_due: 0.5,
+            copies.copy_catalog: 2, copies.restore_catalog: 1.2, copies.lose_catalog: 0.3,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip
         disturbances: dict[Action, float] = {
@@ -185,23 +190,12 @@ class Simulation:
 
     def _stop_faults(self) -> None:
         cluster = self.cluster
-        cluster.network.forget_due()
-        cluster.process.dies_at = ""
         cluster.clock.wrong_ns = 0
         for worker in cluster.workers:
             if worker.liar:
                 self.faults.set_up_anew(worker)
-            worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
             worker.volume.confess()
-            worker.listen()
-        for _, connection in cluster.pool.fleet.online():
-            if isinstance(connection, Connection):
-                connection.lost_replies = connection.lost_requests = 0
-        cluster.pass_time(10.0)
-        for worker in cluster.workers:
-            if not worker.up:
-                worker.start()
-        cluster.pass_time(2.0)  # they join
+        cluster.calm()
         present = {worker.name for worker in cluster.workers}
         for record in cluster.pool.membership.records:
             if record.standing in (Standing.DRAINING, Standing.DRAINED) and record.worker in present:

@@ -9,6 +9,7 @@ import pytest
 from storage.commit import GroupCommit, PendingVersion
 from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
+from storage.lineage import Lineage
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
@@ -104,6 +105,16 @@ def drop_uncompared(patch: Patch) -> None:
     patch.setattr(ReadBack, "_right_ones", right_ones)
 
 
+def go_on_behind(patch: Patch) -> None:
+    """Copies put back: a pool whose catalog is older than what the workers hold writes and collects all the same."""
+    patch.setattr(Lineage, "check_current", lambda lineage: None)
+
+
+def overlook_older_catalogs(patch: Patch) -> None:
+    """Copies put back: a catalog is taken for current, whatever the workers show."""
+    patch.setattr(Lineage, "_compare", lambda lineage, name, newest: None)
+
+
 def use_after_fork(patch: Patch) -> None:
     """Forks: a child may use what its parent opened."""
     patch.setattr(HomeProcess, "check", lambda home: None)
@@ -122,6 +133,8 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     retire_too_early,
     believe_workers,
     drop_uncompared,
+    go_on_behind,
+    overlook_older_catalogs,
     use_after_fork,
     close_after_fork,
 )

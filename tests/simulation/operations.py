@@ -52,13 +52,18 @@ class Uploading:
 
 @dataclass(slots=True)
 class Users:
-    """Everybody who works with the pool."""
+    """Everybody who works with the pool.
+
+    ``commits`` counts the versions and deletes that were acknowledged; ``sent`` is whatever was to be a version.
+    """
 
     cluster: Cluster
     model: Model
     rng: Random
     flying: Flying | None = None
     uploads: list[Uploading] = field(default_factory=list)
+    commits: int = 0
+    sent: set[tuple[Name, bytes]] = field(default_factory=set)
 
     @property
     def store(self) -> FileStorage:
@@ -129,6 +134,7 @@ class Users:
         self, name: Name, content: bytes, work: Callable[[], Version], unchanged: frozenset[StripeKey] = frozenset()
     ) -> str:
         self.flying = Flying(name, content, unchanged)
+        self.sent.add((name, content))
         try:
             version = work()
         except StorageError as error:
@@ -143,6 +149,8 @@ class Users:
         unchanged = flying.unchanged
         if known is not None and known.head.version_id == version.version_id:
             unchanged |= {known.head.stripes[-1]}  # a version that is the head already is not written again
+        else:
+            self.commits += 1
         kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
         check_durable(self.cluster, kept.stripes)
         check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in unchanged))
@@ -162,6 +170,7 @@ class Users:
         except StorageError as error:
             return self._refused(name, error)
         self.flying = None
+        self.commits += 1
         del self.model.files[name]
         return f"{name}"
 
@@ -219,7 +228,7 @@ class Users:
             done = pool.mender.mend()
         except StorageError as error:
             return self._upkeep_failed(error)
-        self._check_kept()
+        self.check_kept()
         return f"{done}, {len(pool.layouts)} layouts, {pool.mender.views()[0].note}"
 
     def repair(self) -> str:
@@ -227,7 +236,7 @@ class Users:
             report = self.store.repair()
         except StorageError as error:
             return self._upkeep_failed(error)
-        self._check_kept()
+        self.check_kept()
         return f"made {report.shards_rebuilt}, lost {report.lost_count}"
 
     def collect(self) -> str:
@@ -235,15 +244,16 @@ class Users:
             report = self.store.collect(grace_s=self.rng.choice((0.0, 86400.0)))
         except StorageError as error:
             return self._upkeep_failed(error)
-        self._check_kept()
+        self.check_kept()
         return f"removed {report.shards_removed} shards"
 
     def heal(self) -> str:
         done = self.cluster.runtime.background.run()
-        self._check_kept()
+        self.check_kept()
         return f"{done} stripes"
 
-    def _check_kept(self) -> None:
+    def check_kept(self) -> None:
+        """Nothing that was acknowledged is gone."""
         check_durable(self.cluster, self.stripes())
 
     def stripes(self) -> dict[StripeKey, None]:
@@ -253,7 +263,7 @@ class Users:
 
     def _upkeep_failed(self, error: StorageError) -> str:
         require(isinstance(error, InsufficientWorkers | StoreFull), f"upkeep failed: {error!r}")
-        self._check_kept()
+        self.check_kept()
         return f"{type(error).__name__}: {error}"
 
     # -- after the pool's process was gone -------------------------------------------------------
@@ -266,7 +276,7 @@ class Users:
             self._find_out(flying)
         for name in NAMES:
             self.check_head(name)
-        self._check_kept()
+        self.check_kept()
         return "" if flying is None else f"{flying.name} was under way"
 
     def _find_out(self, flying: Flying) -> None:

@@ -118,6 +118,22 @@ class Cluster:
                 worker.beat(self.pool)
             self.pool.tick()
 
+    def calm(self) -> None:
+        """All machines and networks are well, and no fault is due any more; liars go on lying."""
+        self.network.forget_due()
+        self.process.dies_at = ""
+        for worker in self.workers:
+            worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
+            worker.listen()
+        for _, connection in self.pool.fleet.online():
+            if isinstance(connection, Connection):
+                connection.lost_replies = connection.lost_requests = 0
+        self.pass_time(10.0)
+        for worker in self.workers:
+            if not worker.up:
+                worker.start()
+        self.pass_time(2.0)  # they join
+
     def honest(self) -> list[Worker]:
         """Workers that do not lie: what others have counts as lost."""
         return [worker for worker in self.workers if not worker.liar]

@@ -1,0 +1,176 @@
+"""Catalogs and volumes that are put back from copies, or lost: the pool says so, and takes in what they lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from random import Random
+
+from storage import CatalogBehind, FileStorage, Version
+from storage.errors import DataLossError, InsufficientWorkers
+from storage.keys import Kind
+from storage.versions import decode_tombstone
+from tests.simulation.catalog import Database
+from tests.simulation.invariants import require, shard_keys
+from tests.simulation.model import NAMES, File, Model, Name, NothingToDo
+from tests.simulation.operations import Users
+from tests.simulation.pool import Cluster
+
+_REBUILDS_MAX = 5
+# A single commit behind a copy of a running pool's catalog looks like one that a crash cut off; see docs/format.md.
+_COMMITS_MIN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """The catalog at some moment, and what was acknowledged by then."""
+
+    database: Database
+    versions: frozenset[str]
+    commits: int
+
+
+@dataclass(slots=True)
+class Copies:
+    """Takes copies and puts them back."""
+
+    cluster: Cluster
+    model: Model
+    rng: Random
+    users: Users
+    _copy: _Copy | None = None
+
+    @property
+    def _store(self) -> FileStorage:
+        return self.cluster.pool.store
+
+    def copy_catalog(self) -> str:
+        """The operator makes a backup while the pool runs."""
+        versions = frozenset(kept.version_id for _, _, kept in self.model.versions())
+        self._copy = _Copy(deepcopy(self.cluster.database), versions, self.users.commits)
+        return f"{len(versions)} versions"
+
+    def restore_catalog(self) -> str:
+        """The pool is started with the old copy of its catalog, and rebuilt after a while."""
+        copy = self._copy
+        if copy is None or self.users.commits < copy.commits + _COMMITS_MIN:
+            raise NothingToDo
+        self._copy = None
+        self._start_over(copy.database)
+        self.cluster.network.injected["catalog restored"] += 1
+        require(self._store.behind, "a catalog that was restored from a copy is not noticed")
+        self._check_refusals()
+        for name, file, kept in self.model.versions():
+            if kept.version_id in copy.versions:
+                self.users.read(name, file, kept)
+        for work in (self.users.heal, self.users.mend, self.users.scrub, self.users.repair, self._collect_if_due):
+            work()
+            self.cluster.pass_time(1.0)
+        return self._rebuild()
+
+    def lose_catalog(self) -> str:
+        """The pool's disk is lost, and its catalog made again from what the workers hold."""
+        if not self.model.files:
+            raise NothingToDo
+        self._copy = None
+        self._start_over(Database(), self.cluster.pool.pool_id)
+        self.cluster.network.injected["catalog lost"] += 1
+        return self._rebuild()
+
+    def _start_over(self, database: Database, rebuild: str = "") -> None:
+        """All workers are back, and the pool is started over another catalog."""
+        self.cluster.calm()
+        self.users.heal()
+        if self.rng.random() < 0.5:
+            self.cluster.crash_pool()
+        else:
+            for uploading in self.users.uploads:
+                uploading.upload.abort()
+            self.cluster.pool.close()
+        self.users.uploads.clear()
+        self.cluster.database = database
+        self.cluster.start_pool(rebuild)
+        self.cluster.pass_time(4.0)
+
+    def _check_refusals(self) -> None:
+        """Nothing is written or freed."""
+        writes: tuple[Callable[[], object], ...] = (
+            lambda: self._store.push(b"x", filename="x", user_id="ada"),
+            lambda: self._store.collect(grace_s=0.0),
+        )
+        for write in writes:
+            try:
+                write()
+            except CatalogBehind:
+                continue
+            require(False, "a pool whose catalog is behind writes or frees")
+
+    def _collect_if_due(self) -> None:
+        self.cluster.pool.collector.collect_if_due()
+        self.users.check_kept()
+
+    def _rebuild(self) -> str:
+        for _ in range(_REBUILDS_MAX):
+            try:
+                report = self._store.rebuild()
+            except InsufficientWorkers:
+                self.cluster.pass_time(2.0)
+                continue
+            for name in NAMES:
+                self._compare(name)
+            self.users.mend()
+            self.users.collect()
+            return f"{report.files} files, {report.versions} versions, {len(report.skipped)} left out"
+        raise AssertionError("the catalog cannot be made again")
+
+    # -- what became of names --------------------------------------------------------------------
+
+    def _compare(self, name: Name) -> None:
+        """All that was acknowledged is there; beyond it, only what users did send may be."""
+        known, head = self.model.files.get(name), self._store.find(name.filename, user_id=name.user)
+        if head is None:
+            require(known is None, f"{name} is gone after a rebuild")
+            return
+        found = [*self._store.history(head.file_id, user_id=name.user)]
+        if known is not None:
+            require(head.file_id == known.file_id, f"{name} is another file after a rebuild")
+            told = [kept.version_id for kept in reversed(known.versions)]
+            ids = [version.version_id for version in found]
+            require(ids[-len(told) :] == told, f"{name} has versions {ids} after a rebuild, not {told}")
+            found = found[: -len(told)]
+        else:
+            require(bytes.fromhex(head.file_id) not in self._buried(), f"{name} was deleted, and is back")
+        try:
+            contents = [
+                self._store.get(head.file_id, user_id=name.user, version_id=version.version_id) for version in found
+            ]
+        except DataLossError:
+            # Never acknowledged, or deleted before: a worker said that it had what was lacking of it.
+            if known is not None:
+                for kept in known.versions:
+                    self.users.read(name, known, kept)
+            self._store.delete(head.file_id, user_id=name.user)
+            self.model.files.pop(name, None)
+            return
+        for version, content in zip(reversed(found), reversed(contents), strict=True):
+            self._adopt(name, version, content)
+
+    def _buried(self) -> set[bytes]:
+        """Files of which an honest worker has the tombstone."""
+        volumes = [worker.volume for worker in self.cluster.honest()]
+        shards = [
+            shard for volume in volumes for shard in volume.records(frozenset({Kind.TOMBSTONE}))
+            if volume.is_good(shard.key)
+        ]  # fmt: skip
+        return {decode_tombstone(bytes(shard.payload)).file_id for shard in shards}
+
+    def _adopt(self, name: Name, version: Version, content: bytes) -> None:
+        """A version that was not acknowledged, or deleted, came back: from now on it counts as all others do."""
+        require((name, content) in self.users.sent, f"{name} has a version that nobody sent")
+        if name not in self.model.files:
+            self.model.files[name] = File(version.file_id)
+        kept = self.model.acknowledged(name, version.file_id, version.version_id, content)
+        durable = [worker.volume.durable for worker in self.cluster.honest()]
+        keys = {key for stripe in kept.stripes for key in shard_keys(stripe)}
+        self.cluster.wounds.update(keys.difference(*durable))  # whatever cut it off kept them from being written
