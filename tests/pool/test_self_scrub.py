@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from storage.shards import LocalVolume
@@ -69,26 +70,39 @@ def test_a_worker_started_again_goes_on_where_it_was(tmp_path: Path) -> None:
     sizes = volume.segment_sizes()
     assert len(sizes) == 4
     kept = tmp_path / "scrub.json"
-    stopping = threading.Event()
-    scrub = SelfScrub(2_500_000, stopping, kept, first_s=0.0)
+    scrub = SelfScrub(1 << 30, _Asked(kept.exists), kept, first_s=0.0)
     scrub.start(volume)
-    while not kept.exists():
-        stopping.wait(0.01)
-    stopping.set()
     scrub.join()
+    assert kept.exists()
     assert scrub.state.ended_ms == 0
 
-    stopping = threading.Event()
+    totals: set[int] = set()
+
+    def look() -> bool:
+        totals.add(again.state.total)
+        return False
+
+    stopping = _Asked(look)
     again = SelfScrub(1 << 30, stopping, kept, first_s=0.0)
-    totals = set()
     again.start(volume)
     while not again.state.ended_ms:
-        totals.add(again.state.total)
-    assert max(totals) < sum(sizes.values()), "all was read once more"
+        stopping.wait(0.01)
+    assert totals == {sum(sizes.values()) - sizes[min(sizes)]}, "all but the first segment is read"
     assert again.state.next_ms > again.state.ended_ms
     stopping.set()
     again.join()
     volume.close()
+
+
+class _Asked(threading.Event):
+    """Asked, while bytes are being read, whether the worker is being stopped."""
+
+    def __init__(self, answer: Callable[[], bool]) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._answer()
 
 
 def test_how_far_it_is_can_be_seen(tmp_path: Path) -> None:

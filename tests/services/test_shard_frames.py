@@ -75,7 +75,7 @@ locations = st.builds(
     Location,
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1),
+    st.integers(0, OBJECT_BYTES_MAX),
     st.integers(0, OBJECT_BYTES_MAX),
 )
 wants = st.builds(Wanted, keys(), st.integers(0, 1000))
@@ -254,7 +254,7 @@ def _parse_or_refuse(parse: Callable[[bytes], Any], raw: bytes) -> None:
     "key",
     [
         KEY[:32] + b"\0" + KEY[33:],
-        KEY[:32] + b"\5" + KEY[33:],
+        KEY[:32] + bytes([max(Kind) + 1]) + KEY[33:],
         KEY[:33] + b"\6\5\0",
         KEY[:33] + b"\3\5\6",
     ],
@@ -283,6 +283,7 @@ def test_objects_larger_than_any() -> None:
         (parse_append, frame_of([payload_too_large])),
         (lambda raw: parse_found(raw, [KEY]), pack_found([too_large])),
         (lambda raw: parse_locations(raw, 1), pack_locations([Location(0, 0, 0, OBJECT_BYTES_MAX + 1)])),
+        (lambda raw: parse_locations(raw, 1), pack_locations([Location(0, 0, OBJECT_BYTES_MAX + 1, 0)])),
     ):
         with pytest.raises(FrameError, match="larger than any chunk"):
             parse(raw)
