@@ -731,10 +731,13 @@ class FileStorage:
         return [self._volumes.name(slot) for slot in self._volumes.away()]
 
     def is_collect_owed(self) -> bool:
-        """Whether a store is there that the latest collects have missed, so that what it holds is not freed yet."""
+        """Whether a store is there that the latest collects have missed, so that what it holds is not freed yet.
+
+        Stores that are not trusted are swept by none, and are owed none until they are trusted again.
+        """
         self._check_open()
         missed = missed_stores(self._catalog)
-        return any(slot in missed for slot, _ in self._volumes.online())
+        return any(slot in missed and self._volumes.trusts(slot) for slot, _ in self._volumes.online())
 
     @checked
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:

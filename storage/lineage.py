@@ -291,7 +291,7 @@ class Lineage:
     def _remove_former(self, marks: Mapping[int, Shard]) -> None:
         for slot, mark in marks.items():
             volume = self._volumes.volume(slot)
-            if volume is not None:
+            if volume is not None and self._volumes.trusts(slot):  # one that lies may list its marks for ever
                 with self._volumes.guard(slot, volume):
                     found = islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)
                     volume.remove([key for key in found if key[ID_BYTES] == Kind.MARK and key != mark.key])
@@ -301,7 +301,7 @@ class Lineage:
         lacking: list[int] = []
         for slot, volume in self._volumes.online():
             known = self._known.get(slot)
-            if known is not None:
+            if known is not None and self._volumes.trusts(slot):
                 with self._volumes.guard(slot, volume):
                     lacking += [slot] if volume.missing([ShardKey(known.mark)]) else []
         self.plant(lacking, anew=True)

@@ -22,6 +22,7 @@ AUDIT = "audit"
 AUDIT_BYTES_PER_S = 512 * 1024
 _PAUSE_S_MIN = 0.5
 _PAUSE_S_MAX = 60.0
+_SLOWER_BUSY = 8  # beside users: audits cost them little, and without any a busy pool would never find a liar
 
 
 class AuditTally(NamedTuple):
@@ -76,8 +77,7 @@ class Auditor:
         pause_s = _PAUSE_S_MIN
         while not self._closed.wait(pause_s):
             try:
-                read = 0 if self._store.is_busy() else self.audit()
-                pause_s = min(_PAUSE_S_MAX, max(_PAUSE_S_MIN, read / self._bytes_per_s))
+                pause_s = self.audit_at_pace()
             except CallAbandoned:
                 return
             except StorageError as error:
@@ -86,6 +86,12 @@ class Auditor:
             except Exception:
                 log.exception("an audit failed unexpectedly")
                 pause_s = _PAUSE_S_MAX
+
+    def audit_at_pace(self) -> float:
+        """Audit a stripe; how many seconds to wait before the next one."""
+        busy = self._store.is_busy()
+        read_s = self.audit() / self._bytes_per_s
+        return min(_PAUSE_S_MAX, max(_PAUSE_S_MIN, read_s) * (_SLOWER_BUSY if busy else 1))
 
     def audit(self) -> int:
         """Audit a stripe chosen at random; how many bytes were fetched for it."""

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from taskworker.pool.fullness import Fullness
 from taskworker.pool.port import Ticket, WorkerVolume
 from taskworker.pool.repair_budget import RepairBudget
 from taskworker.pool.slowness import Slowness
+from taskworker.pool.targets import Targets
 from taskworker.pool.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -49,22 +50,27 @@ class _Expected:
     Args:
         slots: those members.
         layouts: that shards were placed by.
+        targets: by which they were put meanwhile.
         until_s: when it is another set of members, unless one comes or goes before.
     """
 
-    def __init__(self, slots: frozenset[int], layouts: Sequence[Layout], until_s: float) -> None:
+    def __init__(
+        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
+    ) -> None:
         self.slots = slots
         self.until_s = until_s
         self._layouts = layouts
-        self._known: dict[tuple[int, int], frozenset[int]] = {}
+        self._targets = targets
+        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
 
-    def of(self, partition: int, n: int) -> frozenset[int]:
-        """Shard slots of the partition's stripes of n shards that one of them may have."""
-        found = self._known.get((partition, n))
+    def of(self, partition: int, k: int, n: int) -> frozenset[int]:
+        """Shard slots of the partition's k-of-n stripes that one of them may have."""
+        found = self._known.get((partition, k, n))
         if found is None:
-            places = (enumerate(layout.row(partition, n)) for layout in self._layouts)
-            held = (index for place in places for index, slot in place if slot in self.slots)
-            found = self._known[partition, n] = frozenset(held)
+            rows = [layout.row(partition, n) for layout in self._layouts]
+            rows += [targets.row(partition, k, n) for targets in self._targets]
+            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
+            found = self._known[partition, k, n] = frozenset(held)
         return found
 
 
@@ -76,7 +82,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     Args:
         allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
-        k: shards that a file of the pool's profile needs.
         grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
         margin: what has fewer shards left than this many over k does not wait.
         now_s: monotonic seconds.
@@ -89,13 +94,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self,
         *,
         allow_fragile: bool = False,
-        k: int = 1,
         grace_s: float = 0.0,
         margin: int = 1,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._k = k
         self._trust = Trust(now_s)
         self._slowness = Slowness(now_s)
         self._fullness = Fullness(now_s)
@@ -114,10 +117,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._repairs = RepairBudget(now_s)
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
-        self._mended_layout: Layout | None = None
-        self._targets_since: deque[Layout] = deque(maxlen=_TARGETS_KEPT)
+        self._mended_targets: Targets | None = None  # by which all was in its place then; None: not known any more
+        self._targets_since: deque[Targets] = deque()
         self._emptied: set[int] = set()  # came with an empty volume since
-        self._latest: Layout | None = None  # where shards are put now, as a layout
+        self._latest: Targets | None = None  # by which shards are put now
         self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._places: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -172,6 +175,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
         with self._lock:
             self._lies[slot] += count
+            if not self.trusts(slot):
+                return  # nothing that is counted on
             self._rot += count
         self.on_rot()
 
@@ -180,8 +185,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
         super().note_lie(slot, key, text)
         with self._lock:
             self._lies[slot] += 1
-            self._rot += 1
+            known = not self.trusts(slot)
             lost = self._trust.note_lie(slot)
+            if known:
+                return  # nothing that it says was counted on
+            self._rot += 1
             if lost:
                 self._changed()
         if lost:
@@ -301,8 +309,22 @@ class WorkerFleet(Fleet[WorkerVolume]):
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
-            self._latest = self._target_layout()
-            self._targets_since.append(self._latest)
+            self._note_targets(self._current_targets())
+
+    def _current_targets(self) -> Targets:
+        there = frozenset(slot for slot, store in self._stores.items() if store is not None)
+        avoided = self._trust.distrusted | self._slowness.slow
+        return Targets(self._layouts[0], there, self._fullness.slots, avoided, self._unproved)
+
+    def _note_targets(self, targets: Targets) -> None:
+        if targets.is_like(self._latest):
+            return
+        self._latest = targets
+        self._targets_since.append(targets)
+        if len(self._targets_since) > _TARGETS_KEPT:
+            # What was put by the oldest is not known any more: only what is in its place counts until all is mended.
+            self._targets_since.popleft()
+            self._mended_targets = None
 
     def attendance(self) -> tuple[int, ...]:
         """See :meth:`Fleet.attendance`."""
@@ -323,7 +345,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         if k <= there < k + self._margin:
             return frozenset()
         expected = self._who_is_expected()
-        return expected.of(partition_of(stripe), n) if expected.slots else frozenset()
+        return expected.of(partition_of(stripe), k, n) if expected.slots else frozenset()
 
     def awaited_workers(self) -> dict[str, float]:
         """The workers that are away and waited for, by name, each with how many more seconds."""
@@ -337,10 +359,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             with self._lock:
                 awaited = self._absences.awaited(self._stores)
                 # Where shards were when all was last in its place, and may have been put since.
-                mended = () if self._mended_layout is None else (self._mended_layout,)
-                layouts = (*self._layouts, *mended, *self._targets_since)
+                mended = () if self._mended_targets is None else (self._mended_targets,)
                 until_s = self._now_s() + min(awaited.values(), default=math.inf)
-                expected = self._expected = _Expected(frozenset(awaited), layouts, until_s)
+                expected = self._expected = _Expected(
+                    frozenset(awaited), self._layouts, (*mended, *self._targets_since), until_s
+                )
         return expected
 
     # -- where things are ------------------------------------------------------------------------
@@ -381,39 +404,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         table = self._targets
         found = table.get((partition, profile))
         if found is None:
-            order = self.placement.order(partition)
-            found = table[partition, profile] = self._stand_in(self.holders(stripe), order, stripe[33] + 1)
+            latest = self._latest
+            put = self.holders(stripe) if latest is None else latest.row(partition, stripe[33] + 1, stripe[34] + 1)
+            found = table[partition, profile] = put
         return found
-
-    def _stand_in(self, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
-        """Holders with those that cannot be counted on replaced by the ones that hold the least of it, in order.
-
-        Not counted on are those that are away or full, those that are distrusted or slow, and of those that have proved
-        nothing yet all but n - k; the last two only where enough others are there.
-        """
-        there = [slot for slot in order if self._stores.get(slot) is not None]
-        if not there:
-            return holders
-        n = len(holders)
-        online = [slot for slot in there if slot not in self._fullness.slots] or there
-        usable = _enough([slot for slot in online if not self._is_avoided(slot)], k, n) or online
-        proved = _enough([slot for slot in usable if slot not in self._unproved], k, n)
-        room = n - k if proved else n
-        targets: list[int] = []
-        for holder in holders:
-            kept = holder in usable and (holder not in self._unproved or room > 0)
-            room -= kept and holder in self._unproved
-            targets.append(holder if kept else -1)
-        if -1 not in targets:
-            return tuple(targets)
-        load = _Load(self.placement.domains)
-        for target in targets:
-            load.add(target)
-        for index, target in enumerate(targets):
-            if target < 0:
-                targets[index] = min(proved or usable, key=load.of)  # the first of equals: the order decides
-                load.add(targets[index])
-        return tuple(targets)
 
     def places(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.places`. What full workers hold is in its place."""
@@ -466,38 +460,40 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """
         if self._latest is None:
             return -1
-        offline = [slot for slot in self.slots if self.volume(slot) is None]
+        gone = self._gone()
         if self.is_mended():
-            return self._targets_survive(profile, domain, offline)
+            return self._targets_survive(profile, domain, gone)
         lacking = [slot for slot in self.slots if self.state(slot) != "ok" or not self.trusts(slot)]
         survivable = self.placement.losses_survivable(profile.k, domain, lacking, profile.n)
-        # Where others stood in is known for the pool's own profile; of another only what is in its place counts.
-        if self._mended_layout is not None and (profile.k, profile.n) == (self._k, self.placement.width):
-            gone = [*offline, *self._emptied, *self._trust.distrusted]
-            places = (self._mended_layout, *self._targets_since, self._latest)
-            survivable = max(survivable, min(layout.losses_survivable(profile.k, domain, gone) for layout in places))
+        if self._mended_targets is not None:
+            gone |= self._emptied
+            places = (self._mended_targets, *self._targets_since, self._latest)
+            survivable = max(survivable, min(self._survives_by(targets, profile, domain, gone) for targets in places))
         return survivable
+
+    def _gone(self) -> set[int]:
+        """Members whose shards do not count: they are away, or distrusted."""
+        return {slot for slot in self.slots if self._stores.get(slot) is None or not self.trusts(slot)}
 
     def losses_survivable_when_mended(self, profile: ErasureProfile) -> int:
         """How many more workers may be lost, whichever, once every shard is where it should be put now."""
         if self._latest is None:
             return -1
-        return self._targets_survive(profile, by_worker, [slot for slot in self.slots if self.volume(slot) is None])
+        return self._targets_survive(profile, by_worker, self._gone())
 
-    def _targets_survive(self, profile: ErasureProfile, domain: Domain, gone: Sequence[int]) -> int:
+    def _targets_survive(self, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
         """The same of stripes all of whose shards are where they are to be put now."""
-        layout = self.placement
-        orders = ((layout.row(partition, profile.n), layout.order(partition)) for partition in range(len(layout.rows)))
-        rows = {self._stand_in(row, order, profile.k) for row, order in orders}
+        assert self._latest is not None
+        survivable = self._survives_by(self._latest, profile, domain, gone)
         if self._fullness.slots:  # what they held before is there still
-            rows |= {layout.row(partition, profile.n) for partition in range(len(layout.rows))}
-        return rows_survive(rows, profile.k, {member.slot: domain(member) for member in layout.members}, set(gone))
+            survivable = min(survivable, self.placement.losses_survivable(profile.k, domain, gone, profile.n))
+        return survivable
 
-    def _target_layout(self) -> Layout:
-        """Where shards are put now, as a layout."""
-        layout = self.placement
-        rows = [self._stand_in(row, layout.order(partition), self._k) for partition, row in enumerate(layout.rows)]
-        return Layout(layout.version, layout.width, layout.members, rows)
+    def _survives_by(self, targets: Targets, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
+        """The same of stripes that lie as ``targets`` say."""
+        of = {member.slot: domain(member) for member in targets.layout.members}
+        forgotten = of.keys() - self._stores.keys()
+        return rows_survive(targets.rows(profile.k, profile.n), profile.k, of, gone | forgotten)
 
     def mark(self) -> tuple[int, ...]:
         """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
@@ -509,7 +505,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def note_mended(self, mark: tuple[int, ...]) -> None:
         """Every shard was where it should be put when this was the :meth:`mark`."""
-        self._mended, self._mended_layout = mark, self._latest
+        self._mended, self._mended_targets = mark, self._latest
         self._emptied.clear()
         self._targets_since.clear()
 
@@ -679,33 +675,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._close_stores()
 
 
-class _Load:
-    """How many shards of a stripe there are in each failure domain."""
-
-    def __init__(self, domains: Mapping[int, tuple[int | str, ...]]) -> None:
-        self._domains = domains
-        self._counts: tuple[Counter[int | str], ...] = (Counter(), Counter(), Counter())
-
-    def add(self, slot: int) -> None:
-        """One more on a member; -1: on none."""
-        if slot >= 0:
-            for counts, domain in zip(self._counts, self._domains[slot], strict=True):
-                counts[domain] += 1
-
-    def of(self, slot: int) -> tuple[int, ...]:
-        """Sorts those first that should get the next one."""
-        return tuple(counts[domain] for counts, domain in zip(self._counts, self._domains[slot], strict=True))
-
-
 def _survives_one(profile: ErasureProfile, workers: int) -> bool:
     """Whether a file spread over so many workers survives the loss of any one of them."""
     return profile.n - -(-profile.n // workers) >= profile.k
-
-
-def _enough(slots: list[int], k: int, n: int) -> list[int]:
-    """These slots if a stripe over them survives the loss of any one, or there is one for each shard; else none."""
-    count = len(slots)
-    return slots if count and (count >= n or n - -(-n // count) >= k) else []
 
 
 def _stripe_of(key: ShardKey) -> StripeKey:

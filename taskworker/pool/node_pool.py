@@ -7,9 +7,10 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 
 import msgspec
 
@@ -200,7 +201,6 @@ class PoolCore:
         self.chunk_size = settings.chunk_size
         self.fleet = WorkerFleet(
             allow_fragile=self._options.allow_fragile,
-            k=settings.k,
             grace_s=self._options.grace_s,
             margin=self._options.margin,
             now_s=runtime.monotonic_s,
@@ -592,9 +592,19 @@ class PoolCore:
 
     def _repair_bytes_max(self, slot: int) -> int:
         """How much an honest worker can lack within an hour: three times all that it should hold, and a little."""
-        share = self._layouts[0].shares().get(slot, 0.0) if self._layouts else 0.0
-        stored = self.store.counts().logical_bytes * self.profile.n / self.profile.k
-        return _REPAIR_BYTES_MIN + int(3 * share * stored)
+        shares = self._layouts[0].shares() if self._layouts else {}
+        stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, self._bytes_told(shares))
+        return _REPAIR_BYTES_MIN + int(3 * shares.get(slot, 0.0) * stored)
+
+    def _bytes_told(self, shares: Mapping[int, float]) -> float:
+        """What all workers hold, earlier versions included, going by what most of the trusted ones say they hold."""
+        members = self._layouts[0].members if self._layouts else ()
+        told = [
+            self.membership.load(member.worker).bytes_live / shares[member.slot]
+            for member in members
+            if shares[member.slot] and self.fleet.trusts(member.slot)
+        ]
+        return median_low(told) if told else 0.0
 
     def _watch_liars(self) -> None:
         """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
@@ -603,8 +613,7 @@ class PoolCore:
         for slot in sorted(distrusted - self._told_liars):
             self._note(
                 "distrusted",
-                f"worker {self.fleet.name(slot)} says that it holds shards that it does not give back; "
-                "others take its place",
+                f"worker {self.fleet.name(slot)} was caught giving wrong answers; others take its place",
             )
         self._told_liars = distrusted
         records = {record.slot: record for record in self.membership.records}

@@ -406,6 +406,31 @@ def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on()
     assert durable_in(fleet, stripe) == Counter(range(6))
 
 
+def test_what_a_forgotten_worker_held_is_not_counted_on() -> None:
+    fleet = manned(7)
+    fleet.note_mended(fleet.mark())
+    fleet.set_offline(0, "gone")
+    assert fleet.losses_survivable(PROFILE) == 1
+    fleet.use_layouts(Layout.first(members_of(7)[1:], 6), [fleet.placement])
+    fleet.remove(0)
+    fleet.incomplete.update(range(1, 7))  # until all has been made in its new place
+    assert fleet.losses_survivable(PROFILE) == 1
+
+
+def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None:
+    fleet = manned(9)
+    fleet.note_mended(fleet.mark())
+    for slot in range(4):  # what is pushed while they are away has two shards on some
+        fleet.set_offline(slot, "gone")
+    for slot in range(4):
+        attach(fleet, slot)
+    assert fleet.losses_survivable(PROFILE) == 1
+    for slot in list(range(4, 9)) * 4:
+        fleet.set_offline(slot, "comes and goes")
+        attach(fleet, slot)
+    assert fleet.losses_survivable(PROFILE) <= 1
+
+
 def test_attendance_tells_of_every_coming_and_going() -> None:
     fleet = manned(6)
     seen = {fleet.attendance()}

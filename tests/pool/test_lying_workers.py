@@ -13,7 +13,7 @@ from storage.errors import InvalidArgument
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from taskworker.pool.membership import WorkerState
+from taskworker.pool.membership import WorkerLoad, WorkerState
 from taskworker.pool.trial import first_allowance
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
@@ -253,6 +253,63 @@ def test_a_worker_that_loses_what_it_is_given_hour_after_hour_is_not_believed(cl
         fleet.note_made(3, 10 << 20)
     assert not fleet.trusts(3)
     assert fleet.trusts(2)
+
+
+def test_what_an_honest_worker_can_lack_counts_earlier_versions_too(cluster: Cluster) -> None:
+    push_all(cluster)
+    for worker in cluster.workers:
+        held = 1 << 60 if worker is cluster.workers[0] else 600 << 20  # one of them makes it up
+        assert cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad(bytes_live=held))
+    fleet = cluster.pool.fleet
+    fleet.note_made(3, 600 << 20)  # came back empty
+    assert fleet.trusts(3)
+    for _ in range(3):
+        fleet.note_made(3, 600 << 20)
+    assert not fleet.trusts(3)
+
+
+def test_a_liar_that_cannot_be_done_without_holds_up_nobody(cluster: Cluster) -> None:
+    """As it is not believed anyway, further lies are no news."""
+    push_all(cluster)
+    settle(cluster)
+    pool, worker = cluster.pool, cluster.workers[2]
+    slot = next(record.slot for record in pool.membership.records if record.worker == worker.name)
+    for _ in range(3):
+        pool.fleet.note_lie(slot, b"", "lies")
+    assert state_of(cluster, worker) is WorkerState.DISTRUSTED
+    settle(cluster)
+    assert pool.fleet.is_mended()
+    for _ in range(20):
+        pool.fleet.note_lie(slot, b"", "lies")
+        pool.fleet.report("rotten", bytes(36), slot, "lies")
+    assert pool.fleet.is_mended()
+    assert state_of(cluster, worker) is WorkerState.DISTRUSTED, "too few others are there to drain it"
+
+
+def test_what_is_left_on_liars_is_no_reason_to_collect_again_and_again(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    settle(cluster)
+    for _ in range(3):
+        cluster.pool.fleet.note_lie(2, b"", "lies")
+    cluster.pool.store.delete(next(iter(files.values())), user_id="u")
+    cluster.pool.store.collect(grace_s=0)
+    assert not cluster.pool.store.is_collect_owed()
+    cluster.pass_time(700.0)
+    cluster.pool.tick()
+    assert cluster.pool.fleet.trusts(2)
+    assert cluster.pool.store.is_collect_owed()
+
+
+def test_audits_go_on_beside_users_who_are_always_at_work(cluster: Cluster) -> None:
+    push_all(cluster)
+    auditor = cluster.pool.auditor
+    cluster.pool.store.push(b"at work", filename="now", user_id="u")
+    assert cluster.pool.store.is_busy()
+    busy_s = auditor.audit_at_pace()
+    cluster.pass_time(2.0)
+    assert not cluster.pool.store.is_busy()
+    assert busy_s > 2 * auditor.audit_at_pace()
+    assert "shards" in auditor.view().note
 
 
 def test_no_capacity_counts_for_more_than_the_operator_wants(cluster: Cluster) -> None:

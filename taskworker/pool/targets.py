@@ -1,0 +1,121 @@
+"""Targets: where shards are put while the same workers can be counted on, given the layout and who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.layout import Layout
+
+_Row = tuple[int, ...]
+
+
+class Targets:
+    """Immutable. Rows are made when they are asked for: who is there changes more often than all of them are used.
+
+    Not counted on are members that are away or full, those that are to be avoided, and of those that have proved
+    nothing yet all but n - k; the last two only where enough others are there. The one that holds the least of a
+    stripe stands in for them, in the partition's order.
+
+    Args:
+        layout: where shards belong.
+        there: slots of the members that are online.
+        full: slots of those that have no space.
+        avoided: slots of those that are distrusted or slow.
+        unproved: slots of those on trial.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        there: frozenset[int],
+        full: frozenset[int] = frozenset(),
+        avoided: frozenset[int] = frozenset(),
+        unproved: frozenset[int] = frozenset(),
+    ) -> None:
+        self.layout = layout
+        self.there = there & layout.by_slot.keys()
+        self._online = (self.there - full) or self.there
+        self._avoided = avoided & self._online
+        self._unproved = unproved & self._online
+        owners = _domains(layout, 1)
+        zones = _domains(layout, 2)
+        self._levels = [level for level in (owners, zones) if len({*level.values()}) > 1]
+        self._counted_on: dict[tuple[int, int], tuple[frozenset[int], frozenset[int]]] = {}
+        self._rows: dict[tuple[int, int, int], _Row] = {}
+        self._all: dict[tuple[int, int], frozenset[_Row]] = {}
+
+    def is_like(self, other: Targets | None) -> bool:
+        """Whether shards are put in the same places by both."""
+        return other is not None and (self.layout, self._online, self._avoided, self._unproved) == (
+            other.layout,
+            other._online,
+            other._avoided,
+            other._unproved,
+        )
+
+    def row(self, partition: int, k: int, n: int) -> _Row:
+        """The member slot for each shard of a partition's k-of-n stripes."""
+        found = self._rows.get((partition, k, n))
+        if found is None:
+            found = self._rows[partition, k, n] = self._make(partition, k, n)
+        return found
+
+    def rows(self, k: int, n: int) -> frozenset[_Row]:
+        """All different rows of k-of-n stripes."""
+        found = self._all.get((k, n))
+        if found is None:
+            found = self._all[k, n] = frozenset(self.row(partition, k, n) for partition in range(len(self.layout.rows)))
+        return found
+
+    def _make(self, partition: int, k: int, n: int) -> _Row:
+        holders = self.layout.row(partition, n)
+        usable, proved = self._who_counts(k, n)
+        if not usable or (usable.issuperset(holders) and (not self._unproved or proved.issuperset(holders))):
+            return holders
+        room = n - k if proved else n
+        targets: list[int] = []
+        for holder in holders:
+            unproved = holder in self._unproved
+            kept = holder in usable and (not unproved or room > 0)
+            room -= kept and unproved
+            targets.append(holder if kept else -1)
+        if -1 in targets:
+            self._fill(targets, [slot for slot in self.layout.order(partition) if slot in (proved or usable)])
+        return tuple(targets)
+
+    def _who_counts(self, k: int, n: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Members that may be given shards of k-of-n stripes, and those that may be given any number; none: all."""
+        found = self._counted_on.get((k, n))
+        if found is None:
+            usable = _enough(self._online - self._avoided, k, n) or self._online
+            found = self._counted_on[k, n] = usable, _enough(usable - self._unproved, k, n)
+        return found
+
+    def _fill(self, targets: list[int], candidates: Sequence[int]) -> None:
+        """Put in each free place the candidate that holds the least, of equals the first."""
+        held = [slot for slot in targets if slot >= 0]
+        for index, target in enumerate(targets):
+            if target < 0:
+                targets[index] = self._least_loaded(held, candidates)
+                held.append(targets[index])
+
+    def _least_loaded(self, held: list[int], candidates: Sequence[int]) -> int:
+        by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
+        best, least = -1, [len(held) + 1]
+        for slot in candidates:
+            load = [held.count(slot), *[inside.count(level[slot]) for level, inside in by_level]]
+            if load < least:
+                best, least = slot, load
+                if not any(load):
+                    break
+        return best
+
+
+def _domains(layout: Layout, level: int) -> dict[int, int | str]:
+    return {slot: domains[level] for slot, domains in layout.domains.items()}
+
+
+def _enough(slots: frozenset[int], k: int, n: int) -> frozenset[int]:
+    """These slots if a stripe over them survives the loss of any one, or there is one for each shard; else none."""
+    count = len(slots)
+    return slots if count and (count >= n or n - -(-n // count) >= k) else frozenset()
