@@ -42,6 +42,15 @@ _PROBE = b"probe"  # a key written to see whether writing works again
 ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
 
+
+class _GaveUp(lmdb.PanicError):
+    """An environment met an error that it does not recover from."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        super().__init__("MDB_PANIC: it must be closed and opened anew")
+        self.env = env
+
+
 Database = Any  # lmdb._Database has no public name
 if TYPE_CHECKING:
     # Without buffers=True, keys and values are bytes.
@@ -53,7 +62,8 @@ else:
 class Environment:
     """One LMDB environment with named databases; thread-safe.
 
-    Where its file system takes no writes, it is opened for reading. After an error that LMDB does not recover
+    Where its file system takes no writes, it is opened for reading; databases that were not made before read as
+    empty then. After an error that LMDB does not recover
     from, it is opened anew: by the next use, with pauses between attempts.
 
     Raises:
@@ -166,14 +176,14 @@ class Environment:
 
     def get(self, database: str, key: bytes) -> bytes | None:
         """One value, from the latest committed state."""
-        return self.read(lambda txn: txn.get(key, db=self.databases[database]))
+        return self.read(lambda txn: txn.get(key, db=self.databases[database]) if database in self.databases else None)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in one read transaction (keep it short: it holds up growth) and return its result."""
         try:
             return self._read(work)
-        except lmdb.PanicError:
-            self._open_anew()
+        except _GaveUp as error:
+            self._open_anew(error.env)
         except lmdb.Error as error:
             raise translated(error, self._path) from error
         try:
@@ -186,6 +196,8 @@ class Environment:
         try:
             with env.begin() as txn:
                 return work(txn)
+        except lmdb.PanicError as error:
+            raise _GaveUp(env) from error
         finally:
             self._leave()
 
@@ -204,8 +216,10 @@ class Environment:
     def _page(
         self, txn: Transaction, database: str, start: bytes, stop: bytes | None, size: int
     ) -> list[tuple[bytes, bytes]]:
-        cursor = txn.cursor(self.databases[database])
         found: list[tuple[bytes, bytes]] = []
+        if database not in self.databases:
+            return found
+        cursor = txn.cursor(self.databases[database])
         if not (cursor.set_range(start) if start else cursor.first()):
             return found
         for key, value in cursor:
@@ -233,11 +247,11 @@ class Environment:
                     return outcome
                 except lmdb.MapFullError:
                     self._grow()
-                except lmdb.PanicError as error:
+                except _GaveUp as error:
                     panics += 1
                     if panics > 1:
                         raise self._noted(error) from error
-                    self._open_anew()
+                    self._open_anew(error.env)
                 except lmdb.Error as error:
                     raise self._noted(error) from error
 
@@ -252,12 +266,16 @@ class Environment:
         try:
             with env.begin(write=True) as txn:
                 yield txn
+        except lmdb.PanicError as error:
+            raise _GaveUp(env) from error
         finally:
             self._leave()
 
     def entries(self, database: str) -> int:
         """Number of keys in a database."""
-        return self.read(lambda txn: int(txn.stat(self.databases[database])["entries"]))
+        return self.read(
+            lambda txn: int(txn.stat(self.databases[database])["entries"]) if database in self.databases else 0
+        )
 
     def close(self) -> None:
         """Close once running transactions have ended; later use raises StoreClosed. Does nothing in a forked child."""
@@ -290,18 +308,29 @@ class Environment:
                 self._idle.notify_all()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep everybody out of the environment for a moment; with no transaction of this thread's own."""
+    def _alone(self, failed: lmdb.Environment | None = None) -> Iterator[bool]:
+        """Keep everybody out of the environment for a moment; with no transaction of this thread's own.
+
+        Args:
+            failed: do so only if this is still the one in use. Others may use the one that took its place, and wait
+                for each other: a writer that reads while it writes must not be held up half-way.
+
+        Yields:
+            Whether nobody else is in; False if another environment is in use.
+        """
         with self._gate:
             while self._growing:
                 self._idle.wait()
+            if failed is not None and self._env is not failed:
+                yield False
+                return
             self._growing = True
             while self._active:
                 self._idle.wait()
             try:
                 if self._closed:
                     raise StoreClosed(f"{self._path} is closed")
-                yield
+                yield True
             finally:
                 self._growing = False
                 self._idle.notify_all()
@@ -319,9 +348,14 @@ class Environment:
                 self._reopened(size)
                 raise translated(error, self._path) from error
 
-    def _open_anew(self) -> None:
-        """After an error that LMDB does not recover from; what is in memory only must not be taken for durable."""
-        with self._alone():
+    def _open_anew(self, failed: lmdb.Environment) -> None:
+        """After an error that LMDB does not recover from; what is in memory only must not be taken for durable.
+
+        Does nothing if another thread has done so already.
+        """
+        with self._alone(failed) as alone:
+            if not alone:
+                return
             if self._env is not None:
                 self._let_go()
                 _drop_cache(self._path / "data.mdb")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 
-from storage import CatalogBehind, FileNotFound, FileStorage, InvalidArgument, Version
+from storage import CatalogBehind, FileNotFound, FileStorage, InvalidArgument, StorageError, Version
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -308,6 +310,24 @@ def test_an_old_store_that_lost_its_catalog(root: Path) -> None:
     with open_store(root) as store:
         assert store.rebuild().skipped == []
         _check_old(store)
+
+
+def test_an_old_store_on_a_disk_that_takes_no_writes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What newer versions keep besides cannot be made there."""
+    _unpack_old(root)
+    opening = lmdb.open
+
+    def read_only(path: str, **options: Any) -> lmdb.Environment:
+        if not options["readonly"]:
+            raise lmdb.Error("Read-only file system")
+        return opening(path, **options)
+
+    monkeypatch.setattr(lmdb, "open", read_only)
+    with open_store(root) as store:
+        _check_old(store)
+        assert store.stats().files == 2
+        with pytest.raises(StorageError):
+            push(store, b"new")
 
 
 def _unpack_old(root: Path) -> None:

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -363,27 +364,66 @@ def test_a_map_that_cannot_grow_leaves_the_database_usable(scratch: Path, monkey
     environment.close()
 
 
-def test_a_database_that_gave_up_is_opened_anew(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Panicking:
+    """After an error of its disk, LMDB refuses every transaction until it is closed."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def begin(self, **_options: object) -> None:
+        raise lmdb.PanicError("MDB_PANIC")
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def test_a_database_that_gave_up_is_opened_anew(scratch: Path) -> None:
     environment = Environment(scratch / "db", ("table",))
     environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
-
-    class Panicking:
-        """After an error of its disk, LMDB refuses every transaction until it is closed."""
-
-        def __init__(self, env: lmdb.Environment) -> None:
-            self._env = env
-
-        def begin(self, **_options: object) -> None:
-            raise lmdb.PanicError("MDB_PANIC")
-
-        def close(self) -> None:
-            self._env.close()
 
     environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
     assert environment.get("table", b"key") == b"value"
     environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
     environment.write(lambda txn: txn.put(b"key", b"other", db=environment.databases["table"]))
     assert environment.get("table", b"key") == b"other"
+    environment.close()
+
+
+def test_threads_that_meet_the_same_failure_open_a_database_anew_once(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one comes while the first, which writes and reads in one go, uses what it has opened anew."""
+    environment = Environment(scratch / "db", ("table",))
+    environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
+    environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
+    opened: list[None] = []
+    opening, open_anew = lmdb.open, environment._open_anew
+    monkeypatch.setattr(lmdb, "open", lambda *args, **options: (opened.append(None), opening(*args, **options))[1])
+    failed, writing = threading.Event(), threading.Event()
+
+    def open_anew_later(*args: object) -> None:
+        if threading.current_thread() is reader:
+            failed.set()
+            assert writing.wait(20)
+        open_anew(*args)  # type: ignore[arg-type]
+
+    def write_and_read(txn: object) -> bytes | None:
+        writing.set()
+        reader.join(0.5)  # it waits for the writer if it wants the database to itself
+        return environment.get("table", b"key")
+
+    monkeypatch.setattr(environment, "_open_anew", open_anew_later)
+    reader = threading.Thread(target=environment.get, args=("table", b"key"), daemon=True)
+    reader.start()
+    assert failed.wait(20)
+    found: list[bytes | None] = []
+    writer = threading.Thread(target=lambda: found.append(environment.write(write_and_read)), daemon=True)
+    writer.start()
+    for thread in (writer, reader):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert found == [b"value"]
+    assert len(opened) == 1
     environment.close()
 
 
@@ -402,7 +442,7 @@ def test_what_keeps_a_database_from_being_opened_is_no_damage(scratch: Path, mon
         return opening(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lmdb, "open", read_only)
-    environment = Environment(scratch / "db", ("table",))
+    environment = Environment(scratch / "db", ("table", "not made by an older version"))
     assert environment.get("table", b"key") is None
     with pytest.raises(StoreReadOnly):
         environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
