@@ -241,7 +241,9 @@ class GroupCommit:
 
         if state.shards or state.restored:
             volumes = self._stripes.volumes
+            since = volumes.attendance()
             volumes.append_and_sync(state.shards, finish)
+            self._stripes.note_appended(state.shards, since)
             self._make_whole(batch, state)
             for pending in batch:
                 volumes.require_writable(pending.root.profile, pending.attendance)

@@ -31,6 +31,11 @@ class Soundness:
         self._doubted: LRUCache[StripeKey, Attendance | None] = LRUCache(_DOUBTED_MAX)
         self._lock = threading.Lock()
 
+    @property
+    def doubts_any(self) -> bool:
+        """Whether there is any stripe that could not be read."""
+        return bool(self._doubted)
+
     def note_read(self, stripe: StripeKey) -> None:
         """It was read, and its content verified."""
         if self._remembers_reads or self._doubted:
@@ -51,7 +56,7 @@ class Soundness:
             self._read.pop(stripe, None)
 
     def note_written(self, stripe: StripeKey, attendance: Attendance) -> None:
-        """All shards of it were written, with the content known: it is whole again unless a store fails now."""
+        """All shards of it were written, with the content known: it is whole unless a store failed since then."""
         if self._doubted:
             with self._lock:
                 if stripe in self._doubted:

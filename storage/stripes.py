@@ -7,6 +7,7 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice, product
@@ -212,9 +213,18 @@ class StripeStore:
             return False
         return True
 
-    def note_rewritten(self, stripe: StripeKey) -> None:
-        """All shards of a stripe are being written, whatever there is of it."""
-        self._soundness.note_written(stripe, self.volumes.attendance())
+    def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
+        """Shards were put on their stores; what all shards of were among them is not to be doubted any more.
+
+        Args:
+            batches: the shards, by store.
+            since: the stores' attendance before: one that failed meanwhile has not got its shards.
+        """
+        if self._soundness.doubts_any:
+            written = Counter(shard.key[:STRIPE_KEY_BYTES] for shards in batches.values() for shard in shards)
+            for stripe, count in written.items():
+                if count == stripe[34] + 1:
+                    self._soundness.note_written(StripeKey(stripe), since)
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> list[Whereabouts]:
         """Where the shards of many stripes are, in their places and elsewhere."""
@@ -242,10 +252,10 @@ class StripeStore:
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
-        if slots is None or len(slots) == stripe[34] + 1:
-            self.note_rewritten(stripe)
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
-        self.volumes.append(self.by_volume(stripe, shards))
+        batches, since = self.by_volume(stripe, shards), self.volumes.attendance()
+        self.volumes.append(batches)
+        self.note_appended(batches, since)
         return shards
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:

@@ -618,8 +618,6 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
         if stripes.is_sound(stripe, len(data)):
             return {}
         absent = None
-    if absent is None or len(absent) == stripe[34] + 1:
-        stripes.note_rewritten(stripe)
     k, length = stripe[33] + 1, len(data)
     whole = k * -(-length // k)
     padded = data if whole == length else bytes(data) + bytes(whole - length)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import DataLossError, FileStorage, Version
+from storage import DataLossError, FileStorage, StoreFull, Version
 from storage.keys import Kind, ShardKey, stripe_key
 from tests.storage.helpers import (
     CHUNK,
@@ -357,4 +357,32 @@ def test_content_whose_stripe_cannot_be_read_is_made_anew_by_the_next_push_of_it
         assert get(store, version) == data
         assert not any(store.missing_chunks(chunks, user_id=version.user_id))
     with open_store(root) as store:
+        assert get(store, version) == data
+
+
+@pytest.mark.parametrize("size", [3000, CHUNK + 5])
+def test_content_that_a_push_failed_to_make_anew_is_made_by_the_next_one(
+    root: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push that ran out of space has made nothing whole."""
+    data, k, n = content(7, size), 2, 4
+    with open_store(root, k=k, n=n) as store:
+        version = push(store, data)
+        chunks = store.chunk_ids(version.file_id, user_id=version.user_id)
+    for chunk in chunks:
+        piece = data[: min(size, CHUNK)] if chunk == digest(data[:CHUNK]) else data[CHUNK:]
+        _lie(root, chunk, k, n, dict.fromkeys(range(3), (len(piece), content(8, -(-len(piece) // k)))))
+    with open_store(root) as store:
+        with pytest.raises(DataLossError):
+            get(store, version)
+
+        def full(*_args: object, **_options: object) -> None:
+            raise StoreFull("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store._volumes, "append", full)
+            with pytest.raises(StoreFull):
+                push(store, data, "again")
+        again = push(store, data, "again")
+        assert get(store, again) == data
         assert get(store, version) == data
