@@ -210,6 +210,7 @@ class FileStorage:
         root.mkdir(parents=True, exist_ok=True)
         lock = StoreLock(root)
         catalog: LmdbCatalog | None = None
+        volume_set: VolumeSet | None = None
         try:
             catalog = LmdbCatalog(root / "catalog")
             found = load_or_create_settings(
@@ -220,8 +221,9 @@ class FileStorage:
                 chunk_size=chunk_size,
                 create=create,
             )
-            volume_set = VolumeSet(root, found.settings, volume_options or VolumeOptions())
-            volume_set.open_all(expect_data=not found.created)
+            opening = VolumeSet(root, found.settings, volume_options or VolumeOptions())
+            opening.open_all(expect_data=not found.created)
+            volume_set = opening
             store = cls(
                 root,
                 found.settings,
@@ -232,22 +234,30 @@ class FileStorage:
                 runtime=runtime,
                 opening_s=_OPENING_S,
             )
+            volume_set.on_attached = store._meet_again
+            if not found.needs_rebuild:
+                store._lineage.meet_all()
+                store._write_down()
         except BaseException:
+            if volume_set is not None:
+                volume_set.close()
             if catalog is not None:
                 catalog.close()
             lock.release()
             raise
-        if not found.needs_rebuild:
-            store._lineage.meet_all()
-            store._write_down()
         return store
+
+    def _meet_again(self, slot: int) -> None:
+        """A volume came back while the store was open: it may be a copy that was put there meanwhile."""
+        if not self.needs_rebuild:
+            self._lineage.meet_again(slot)
 
     def _write_down(self) -> None:
         """Write down what was found when the volumes were opened, if that can be done now."""
         try:
             self.save_incomplete()
             self._catch_up()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreFull) as error:
             log.warning("the store at %s can only be read for now: %s", self.path, error)
 
     @classmethod
@@ -290,7 +300,7 @@ class FileStorage:
             try:
                 self.save_incomplete()
                 self.keep_time()
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreFull) as error:
                 log.warning("which volumes of %s wait for repair could not be kept: %s", self.path, error)
             self._lineage.end(self._context.commits.sequence)
         self.on_closing()
@@ -685,7 +695,9 @@ class FileStorage:
             self._context.commits.bury_leftovers()
         waiting = set(self._volumes.incomplete)
         report = repair(self._maintenance, progress, pace, watch)
-        if not self.behind:
+        if self.behind:
+            self._volumes.incomplete |= waiting  # they may lack what this catalog knows nothing of
+        else:
             self._lineage.plant(waiting - self._volumes.incomplete, anew=True)
         self.save_incomplete()
         return report

@@ -188,13 +188,20 @@ class Lineage:
 
     def meet_all(self) -> None:
         """Compare all volumes that are online; those that are older copies wait for repair from now on."""
-        for slot, volume in self._volumes.online():
-            with self._volumes.guard(slot, volume):
-                if self.meet(slot, volume, self._volumes.name(slot)) and slot not in self._volumes.incomplete:
-                    self._volumes.incomplete.add(slot)
-                    text = f"volume {self._volumes.name(slot)} is an older copy of itself; run repair to make it whole"
-                    log.warning("%s", text)
-                    self._volumes.report("stale", b"", slot, text)
+        for slot, _ in self._volumes.online():
+            self.meet_again(slot)
+
+    def meet_again(self, slot: int) -> None:
+        """Like :meth:`meet_all`, of one that has just been opened."""
+        volume = self._volumes.volume(slot)
+        if volume is None:
+            return
+        with self._volumes.guard(slot, volume):
+            if self.meet(slot, volume, self._volumes.name(slot)) and slot not in self._volumes.incomplete:
+                self._volumes.incomplete.add(slot)
+                text = f"volume {self._volumes.name(slot)} is an older copy of itself; run repair to make it whole"
+                log.warning("%s", text)
+                self._volumes.report("stale", b"", slot, text)
 
     def _expected(self, slot: int) -> list[ShardKey]:
         """Shards that a volume must have."""

@@ -143,6 +143,7 @@ class VolumeSet(Fleet[LocalVolume]):
             self._open(slot, identity, expect_data=True)
             self._moves[slot] += 1
             log.info("volume %s is back", self.name(slot))
+            self.on_attached(slot)
         return self._stores[slot] is not None
 
     @contextmanager

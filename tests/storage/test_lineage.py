@@ -10,7 +10,16 @@ from typing import Any
 import lmdb
 import pytest
 
-from storage import CatalogBehind, FileNotFound, FileStorage, InvalidArgument, StorageError, Version
+from storage import (
+    CatalogBehind,
+    FileNotFound,
+    FileStorage,
+    FormatError,
+    InvalidArgument,
+    StorageError,
+    StoreFull,
+    Version,
+)
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -348,3 +357,74 @@ def _find(store: FileStorage, name: str, user: str) -> Version:
     found = store.find(name, user_id=user)
     assert found is not None
     return found
+
+
+def test_a_repair_by_an_older_catalog_makes_no_volume_whole(root: Path, backup: Path) -> None:
+    """It does not know all that belongs there."""
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        new = push(store, content(2, 2 * CHUNK), "new")
+    _restore(backup, root)
+    lose(root, 2)
+    with open_store(root) as store:
+        assert store.stats().behind
+        assert store.repair().complete
+        assert store.stats().volumes[2].state == "incomplete"
+        store.rebuild()
+        assert store.stats().volumes[2].state == "incomplete"
+        assert store.repair().shards_rebuilt > 0
+        assert store.stats().volumes[2].state == "ok"
+        assert get(store, new) == content(2, 2 * CHUNK)
+        assert store.scrub().clean
+
+
+def test_a_volume_that_comes_back_as_an_older_copy_while_the_store_is_open(root: Path, scratch: Path) -> None:
+    with open_store(root) as store:
+        push(store, DATA, "before")
+    older = _copy(volume_dir(root, 1), scratch / "older")
+    with open_store(root) as store:
+        push(store, content(3, 2 * CHUNK), "after")
+        volume_dir(root, 1).rename(scratch / "away")
+        store._volumes.check_present(at_once=True)
+        assert store.stats().volumes[1].state == "offline"
+        _copy(older, volume_dir(root, 1))
+        assert store._volumes.reattach() == [1]
+        assert store.stats().volumes[1].state == "incomplete"
+        assert [damage.kind for damage in store.stats().recent_damage][-1] == "stale"
+        assert store.repair().complete
+        assert store.stats().volumes[1].state == "ok"
+        assert store.scrub().clean
+
+
+def test_a_full_disk_keeps_no_store_from_being_opened_and_closed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be deleted to make room has to be reached; that a volume waits for repair is noted later."""
+    with open_store(root) as store:
+        version = push(store, DATA, "kept")
+    lose(root, 1)
+
+    def full(*_args: object) -> None:
+        raise StoreFull("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.catalog.LmdbCatalog.save_settings", full)
+        with open_store(root) as store:
+            assert get(store, version) == DATA
+    with open_store(root) as store:
+        assert store.stats().volumes[1].state == "incomplete"
+        assert store.repair().complete
+
+
+def test_what_goes_wrong_late_in_opening_leaves_nothing_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(root) as store:
+        version = push(store, DATA, "kept")
+    for late in ("storage.lineage._read_known", "storage.commit.GroupCommit.catch_up"):
+        with monkeypatch.context() as patched:
+            patched.setattr(late, _raise_damage)
+            with pytest.raises(FormatError, match="damaged"):
+                open_store(root)
+        with open_store(root) as store:
+            assert get(store, version) == DATA
+
+
+def _raise_damage(*_args: object) -> None:
+    raise FormatError("something is damaged")
