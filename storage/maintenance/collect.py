@@ -317,8 +317,8 @@ def _sweep_volume(
 ) -> None:
     dead = (key for key in volume.keys(start, stop) if not (_is_needed(key, live) or set_aside.needs(key)))
     for batch in batched(dead, _REMOVE_BATCH):
-        with context.pins.lock:
-            free = [key for key in batch if not context.pins.held(StripeKey(key[:STRIPE_KEY_BYTES]))]
+        with context.pins.removing(StripeKey(key[:STRIPE_KEY_BYTES]) for key in batch) as going:
+            free = [key for key in batch if key[:STRIPE_KEY_BYTES] in going]
             context.pins.removals += len(free)
             tally.shards += volume.remove(free)
         for key in free:

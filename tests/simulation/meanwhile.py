@@ -44,7 +44,7 @@ class Meanwhile:
     def _would_wait(self) -> bool:
         """Whether the thread at work holds what others would wait for."""
         cluster = self.cluster
-        return self._nested or cluster.environment.writing or cluster.pool.store._pins.lock.locked()
+        return self._nested or cluster.environment.writing or cluster.pool.store._pins.holds_up
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         errors: list[BaseException] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from storage import FileStorage, Version
+from storage.keys import ShardKey
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -174,6 +177,35 @@ def test_a_file_deleted_in_the_middle_of_a_collect(store: FileStorage, step: int
     assert get(store, kept) == content(3, CHUNK)
     assert store.scrub().clean
     assert file_shards(store) == 6 * (1 + 1 + 1 + 1 + 1)  # two chunks, two versions, a tombstone
+
+
+def test_a_volume_that_is_slow_to_remove_holds_up_only_pushes_of_what_it_removes(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying, other = content(1, 3 * CHUNK), content(2, 3 * CHUNK)
+    store.delete(push(store, dying, "dying").file_id, user_id=USER)
+    removing, go_on = threading.Event(), threading.Event()
+    _, volume = store._volumes.online()[0]
+    remove = volume.remove
+
+    def slowly(keys: Iterable[ShardKey]) -> int:
+        removing.set()
+        assert go_on.wait(30)
+        return int(remove(keys))
+
+    monkeypatch.setattr(volume, "remove", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        collecting = threads.submit(store.collect, grace_s=0)
+        assert removing.wait(30)
+        try:
+            version = threads.submit(push, store, other, "other").result(10)
+            again = threads.submit(push, store, dying, "again")
+        finally:
+            go_on.set()
+        assert get(store, version) == other
+        assert get(store, again.result(30)) == dying
+        assert collecting.result(30).shards_removed > 0
+    assert store.scrub().clean
 
 
 def test_progress(store: FileStorage) -> None:
