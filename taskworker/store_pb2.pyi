@@ -1142,12 +1142,15 @@ class ScrubReport(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
     shards_checked: _builtins.int
     bytes_checked: _builtins.int
     rotten: _builtins.int
     missing: _builtins.int
     unreadable: _builtins.int
     """versions whose record or manifest cannot be read"""
+    unavailable: _builtins.int
+    """shards that could not be read for now"""
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]: ...
     def __init__(
@@ -1159,10 +1162,11 @@ class ScrubReport(_message.Message):
         missing: _builtins.int = ...,
         damaged: _abc.Iterable[Global___Damage] | None = ...,
         unreadable: _builtins.int = ...,
+        unavailable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked", "unavailable", b"unavailable", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1221,6 +1225,8 @@ class RepairReport(_message.Message):
     SHARDS_MOVED_FIELD_NUMBER: _builtins.int
     BYTES_MOVED_FIELD_NUMBER: _builtins.int
     DEFERRED_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_WHY_FIELD_NUMBER: _builtins.int
     objects_examined: _builtins.int
     shards_rebuilt: _builtins.int
     bytes_rebuilt: _builtins.int
@@ -1230,6 +1236,10 @@ class RepairReport(_message.Message):
     bytes_moved: _builtins.int
     deferred: _builtins.int
     """objects that lack shards which workers that are expected back may have"""
+    unavailable: _builtins.int
+    """objects that could not be read for now"""
+    unavailable_why: _builtins.str
+    """the first of them"""
     @_builtins.property
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]:
         """the first of them"""
@@ -1245,10 +1255,12 @@ class RepairReport(_message.Message):
         shards_moved: _builtins.int = ...,
         bytes_moved: _builtins.int = ...,
         deferred: _builtins.int = ...,
+        unavailable: _builtins.int = ...,
+        unavailable_why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "deferred", b"deferred", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "deferred", b"deferred", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt", "unavailable", b"unavailable", "unavailable_why", b"unavailable_why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

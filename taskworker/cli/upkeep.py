@@ -154,8 +154,10 @@ def scrub(session: Session) -> None:
     lines = [f"{checked}: {found}"]
     if report.unreadable:
         lines[0] += f", {plural(report.unreadable, 'version')} unreadable"
+    if report.unavailable:
+        lines[0] += f", {plural(report.unavailable, 'shard')} out of reach now"
     if not report.clean:
-        lines += _damage_lines(report.damaged, damaged + report.unreadable)
+        lines += _damage_lines(report.damaged, damaged + report.unreadable + report.unavailable)
     if damaged:
         lines.append("`taskworker repair` makes the rotten and missing ones anew")
     session.terminal.result(document(report) | {"clean": report.clean}, *lines)
@@ -178,6 +180,9 @@ def repair(session: Session) -> None:
     if report.deferred:
         waiting = plural(report.deferred, "object")
         lines.append(f"{waiting} not made whole yet: workers that are away may come back within the pool's --grace")
+    if report.unavailable:
+        waiting = plural(report.unavailable, "object")
+        lines.append(f"{waiting} cannot be read now ({one_line(report.unavailable_why)}); repair again later")
     if report.lost_count:
         lines += [f"{plural(report.lost_count, 'object')} lost:", *_damage_lines(report.lost, report.lost_count)]
     session.terminal.result(document(report) | {"complete": report.complete}, *lines)

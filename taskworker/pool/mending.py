@@ -180,6 +180,10 @@ class Mender:
                 )
                 return False
             self._deferred = report.deferred
+            if report.unavailable:
+                objects = f"{report.unavailable:,} object{'s' if report.unavailable > 1 else ''}"
+                self._fail("waiting", f"{objects} cannot be read now: {report.unavailable_why}")
+                return False
             if report.deferred:
                 self._note_deferred(report, under_way)
                 return True

@@ -150,6 +150,7 @@ def scrub_to_proto(report: ScrubReport) -> store_pb2.ScrubReport:
         missing=report.missing,
         damaged=map(damage_to_proto, report.damaged),
         unreadable=report.unreadable,
+        unavailable=report.unavailable,
     )
 
 
@@ -162,6 +163,7 @@ def scrub_from_proto(message: store_pb2.ScrubReport) -> ScrubReport:
         missing=message.missing,
         damaged=[damage_from_proto(each) for each in message.damaged],
         unreadable=message.unreadable,
+        unavailable=message.unavailable,
     )
 
 
@@ -176,6 +178,8 @@ def repair_to_proto(report: RepairReport) -> store_pb2.RepairReport:
         shards_moved=report.shards_moved,
         bytes_moved=report.bytes_moved,
         deferred=report.deferred,
+        unavailable=report.unavailable,
+        unavailable_why=report.unavailable_why,
     )
 
 
@@ -190,6 +194,8 @@ def repair_from_proto(message: store_pb2.RepairReport) -> RepairReport:
         shards_moved=message.shards_moved,
         bytes_moved=message.bytes_moved,
         deferred=message.deferred,
+        unavailable=message.unavailable,
+        unavailable_why=message.unavailable_why,
     )
 
 

@@ -1,0 +1,88 @@
+"""Mending: nothing counts as mended, and no drain ends, before every object has all its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.keys import ShardKey, shard_key
+from storage.shards import Shard, VolumeUnavailable
+from taskworker.pool.membership import WorkerState
+from tests.simulation.disk import MemoryVolume
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+CONTENTS = {f"f{seed}": Random(seed).randbytes(150_000 + seed) for seed in range(6)}
+
+
+class WaitingVolume(MemoryVolume):
+    """Its machine cannot open the files now, such as for want of descriptors."""
+
+    waits = False
+
+    def fetch(self, key: ShardKey, length: int) -> memoryview | None:
+        self._check()
+        return super().fetch(key, length)
+
+    def read(self, key: ShardKey) -> Shard | None:
+        self._check()
+        return super().read(key)
+
+    @classmethod
+    def _check(cls) -> None:
+        if cls.waits:
+            raise VolumeUnavailable("too many open files")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(4, 6), 0, zones=1)
+        for _ in range(7):
+            worker = cluster.add_worker()
+            worker.volume = WaitingVolume(f"volume of {worker.name}", cluster.wounds)
+            worker.listen()
+        settle(cluster)
+        yield cluster
+        WaitingVolume.waits = False
+
+
+def settle(cluster: Cluster) -> None:
+    for _ in range(6):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+
+
+def state_of(cluster: Cluster, worker: str) -> WorkerState:
+    return next(view.state for view in cluster.pool.view().workers if view.record.worker == worker)
+
+
+def test_a_drain_does_not_end_while_some_of_what_it_moves_cannot_be_read(cluster: Cluster) -> None:
+    for name, data in CONTENTS.items():
+        cluster.pool.store.push(data, filename=name, user_id="u")
+    settle(cluster)
+    assert cluster.pool.fleet.is_mended()
+    drained = cluster.workers[0]
+    WaitingVolume.waits = True
+    cluster.pool.drain(drained.name)
+    for _ in range(6):
+        cluster.pass_time(2.0)
+        assert not cluster.pool.mender.mend(), "it is to be tried again"
+    assert state_of(cluster, drained.name) is WorkerState.DRAINING
+    assert not cluster.pool.fleet.is_mended()
+    assert len(cluster.pool.layouts) == 2
+    repair, _ = cluster.pool.mender.views()
+    assert "cannot be read now" in repair.error
+    assert "repair waits" in cluster.pool.view().health
+
+    WaitingVolume.waits = False
+    settle(cluster)
+    assert state_of(cluster, drained.name) is WorkerState.DRAINED
+    others = [worker.volume for worker in cluster.workers[1:]]
+    for data in CONTENTS.values():
+        for stripe in chunks_of(data, cluster.profile):
+            assert all(any(one.is_durable(shard_key(stripe, slot)) for one in others) for slot in range(6))
