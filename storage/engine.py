@@ -798,6 +798,14 @@ class FileStorage:
             return [ProfileCount(self.profile.k, self.profile.n, 0, 0)]
         return [*used, ProfileCount(1, self._settings.n, 0, 0)]
 
+    def survivable(self, losses: Callable[[ErasureProfile], int]) -> int:
+        """How many losses all files survive, given how many a profile does.
+
+        None while the catalog is behind: what it knows of may have been deleted and collected.
+        """
+        survivable = min(losses(profile_for(one.k, one.n)) for one in self.profiles())
+        return min(0, survivable) if self.behind else survivable
+
     @property
     def accelerator(self) -> str:
         """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
@@ -818,9 +826,7 @@ class FileStorage:
             profile=self.profile,
             accelerator=accelerator_name(self.profile),
             volumes=volumes,
-            losses_survivable=min(
-                self._volumes.losses_survivable(profile_for(one.k, one.n)) for one in self.profiles()
-            ),
+            losses_survivable=self.survivable(self._volumes.losses_survivable),
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
             behind=self.behind,

@@ -199,7 +199,9 @@ class Lineage:
         with self._volumes.guard(slot, volume):
             if self.meet(slot, volume, self._volumes.name(slot)) and slot not in self._volumes.incomplete:
                 self._volumes.incomplete.add(slot)
-                text = f"volume {self._volumes.name(slot)} is an older copy of itself; run repair to make it whole"
+                what = "lacks what the catalog expects" if self._behind else "is an older copy of itself"
+                then = "rebuild, then repair" if self._behind else "repair to make it whole"
+                text = f"volume {self._volumes.name(slot)} {what}; run {then}"
                 log.warning("%s", text)
                 self._volumes.report("stale", b"", slot, text)
 

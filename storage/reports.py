@@ -179,7 +179,7 @@ class StoreStats:
     """A store at a glance.
 
     ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected. ``behind``
-    says that the catalog is older than the volumes, and waits for a rebuild.
+    says that the catalog is older than the volumes, and waits for a rebuild; no loss is known to be survivable then.
     """
 
     store_id: str

@@ -702,6 +702,8 @@ class PoolCore:
         """Of one profile; its files survive no more than their metadata do."""
         profile = profile_for(count.k, count.n)
         survivable = min(bound, self.fleet.domain_losses_survivable(profile, by_worker))
+        if self.store.behind:
+            survivable = min(0, survivable)
         return Risk(
             str(profile),
             count.files,
@@ -712,7 +714,7 @@ class PoolCore:
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
         """How many losses everything that is stored survives, given how many a profile does."""
-        return min(losses(profile_for(one.k, one.n)) for one in self.store.profiles())
+        return self.store.survivable(losses)
 
     def _survivable(self, domain: Domain) -> int:
         return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))

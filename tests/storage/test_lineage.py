@@ -12,6 +12,7 @@ import pytest
 
 from storage import (
     CatalogBehind,
+    DataLossError,
     FileNotFound,
     FileStorage,
     FormatError,
@@ -279,7 +280,8 @@ def test_the_volumes_of_a_twin(root: Path, scratch: Path) -> None:
     _set_back(root, twin / "volumes", 0)
     with open_store(root) as store:
         assert _states(store)[0] == "incomplete"
-        assert store.stats().losses_survivable == 1
+        assert store.stats().behind  # it has commits that nobody here knows of
+        assert store.stats().losses_survivable == 0
         assert get(store, mine) == DATA
 
 
@@ -428,3 +430,24 @@ def test_what_goes_wrong_late_in_opening_leaves_nothing_open(root: Path, monkeyp
 
 def _raise_damage(*_args: object) -> None:
     raise FormatError("something is damaged")
+
+
+def test_nothing_is_said_to_survive_while_the_catalog_is_behind(root: Path, backup: Path) -> None:
+    """Files that it knows may be deleted and collected already; and no volume is called old for that."""
+    kept, gone, first = _backed_up(root, backup)
+    with open_store(root) as store:
+        for version in (gone, first):
+            store.delete(version.file_id, user_id=USER)
+        store.collect(grace_s=0)
+    _restore(backup, root)
+    with open_store(root) as store:
+        stats = store.stats()
+        assert (stats.behind, stats.losses_survivable) == (True, 0)
+        assert not any("older copy" in damage.text for damage in stats.recent_damage)
+        with pytest.raises(DataLossError):
+            get(store, gone)
+        store.rebuild()
+        assert store.repair().complete
+        stats = store.stats()
+        assert (stats.files, stats.losses_survivable) == (1, 2)
+        assert get(store, kept) == DATA
