@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from storage import FileStorage, InvalidArgument
+from storage import FileStorage, InvalidArgument, StorageError, StoreUnavailable
 from storage.forks import HomeProcess
 from taskworker import store_pb2, taskworker_pb2
 from taskworker.errors import StorageUnavailable
@@ -50,6 +52,9 @@ _OPTIONS = (
 
 # Clients try again for about a minute; people who look at what happened take longer.
 _RESUME_S = 300.0
+
+_LOOK_S = 5.0
+_GIVE_UP_S = 600.0  # without its catalog a server is of no use; whoever supervises it may know what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,17 @@ def _paths_of(store: FileStorage) -> list[str]:
     paths = {path for each in (store.path, *store.volume_paths) for path in (each, each.absolute())}
     # A relative path may be any word, even a dot: it tells nothing, and hiding it would garble the texts.
     return sorted((str(path) for path in paths if path.is_absolute() and path.parts[1:]), key=len, reverse=True)
+
+
+def _unusable(store: FileStorage) -> str:
+    """Why nothing of a store can be read now, after another attempt; empty if something can."""
+    try:
+        store.counts()
+    except StoreUnavailable as error:
+        return str(error)
+    except StorageError as error:
+        log.info("the counters cannot be read, which the files may be all the same: %s", error)
+    return ""
 
 
 class _Health(health.HealthServicer):
@@ -146,6 +162,7 @@ class FileServer:
     ) -> None:
         calls = limits.calls + added_calls + (limits.reserved if added else 0)
         self._home = HomeProcess("this server")
+        self._store = store
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = _Health(store)
         self._socket_file: Path | None = None
@@ -207,8 +224,21 @@ class FileServer:
         self._health.tell(serving=serving)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until the server has stopped; False if ``timeout_s`` ran out first."""
-        return not self._server.wait_for_termination(timeout_s)
+        """Block until the server has stopped; False if ``timeout_s`` ran out first.
+
+        Raises:
+            StoreUnavailable: without ``timeout_s``, the catalog could not be read for so long that this process is
+                better ended, and started anew by whoever supervises it.
+        """
+        if timeout_s is not None or self._store is None:
+            return not self._server.wait_for_termination(timeout_s)
+        failing_since_s = math.inf
+        while self._server.wait_for_termination(_LOOK_S):
+            why = _unusable(self._store)
+            failing_since_s = min(failing_since_s, time.monotonic()) if why else math.inf
+            if time.monotonic() - failing_since_s > _GIVE_UP_S:
+                raise StoreUnavailable(f"the catalog could not be read for {_GIVE_UP_S:.0f} s, so this ends: {why}")
+        return True
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest, and wait for all.

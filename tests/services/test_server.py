@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from storage import FileStorage, InvalidArgument
+from storage import FileStorage, InvalidArgument, StoreUnavailable
+from storage.catalog import Counters
 from taskworker import Client, store_pb2
 from taskworker.errors import ServerBusy, StorageUnavailable
 from taskworker.services.admission import ServerLimits
@@ -303,3 +305,28 @@ def test_a_store_without_catalog_says_to_rebuild_and_can_be(store: FileStorage, 
             assert client.stats().needs_rebuild
             assert client.rebuild().files == 1
             assert client.get(version.file_id, user_id=USER) == b"x" * 100_000
+
+
+def test_a_server_whose_catalog_stays_unusable_ends(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever supervises it starts it anew; a failure that passes is no reason to."""
+    monkeypatch.setattr("taskworker.services.server._LOOK_S", 0.01)
+    monkeypatch.setattr("taskworker.services.server._GIVE_UP_S", 0.1)
+    failures: Iterator[bool] = itertools.chain([True, False] * 20, itertools.repeat(True))
+    looks = itertools.count()
+    counts = store.counts
+
+    def failing() -> Counters:
+        next(looks)
+        if next(failures):
+            raise StoreUnavailable("the database cannot be opened: Input/output error")
+        return counts()
+
+    monkeypatch.setattr(store, "counts", failing)
+    server = FileServer(store)
+    server.start("127.0.0.1:0")
+    try:
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            server.wait()
+    finally:
+        server.stop(0)
+    assert next(looks) > 40
