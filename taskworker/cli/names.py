@@ -27,7 +27,7 @@ DnsPort = Annotated[
 DnsUpstream = Annotated[
     list[str] | None,
     typer.Option(
-        help="Whom to ask about outside names; repeatable (default: the system's name servers).",
+        help="Name server to ask about outside names; repeatable (default: the system's name servers).",
         metavar="ADDR[:PORT]",
         rich_help_panel=_PANEL,
     ),
@@ -35,7 +35,7 @@ DnsUpstream = Annotated[
 DnsBlock = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Names that shall not exist, and all under them: one a line, or a hosts file; repeatable.",
+        help="File of names to deny, with all names under them: one a line, or a hosts file; repeatable.",
         metavar="FILE",
         dir_okay=False,
         exists=True,

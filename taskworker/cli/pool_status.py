@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from taskworker.client.pool import LayoutPreview, LayoutShare, LayoutStatus, PoolStatus, WorkerStatus, WorkStatus
 
 _EVENTS_SHOWN = 8
+_NAME_MIN, _NAME_MAX = 10, 40
 _WATCH_S = 0.5
 
 
 def pool_status_lines(status: PoolStatus) -> list[str]:
     """A pool at a glance, the health in the first line."""
+    width = max((len(worker.worker_id) for worker in status.workers), default=0)
+    width = min(max(width, _NAME_MIN), _NAME_MAX)
     lines = [
         one_line(status.health),
         "",
@@ -31,12 +34,12 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         f"profile   any {status.k} of {status.n} shards suffice, coded with {status.accelerator}",
         *(line for work in status.work for line in _work_lines(work)),
         "",
-        f"{'WORKER':16}  {'STATE':10}  {'SHARDS':>10}  {'USED':>10}  {'DEAD':>10}  {'DISK FREE':>10}  "
-        f"{'SHARE':>6}  {'CPU':>5}  {'SEEN':>7}  ADDRESS",
-        *(_worker_line(worker) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
+        f"{'WORKER':{width}}  {'STATE':10}  {'SHARDS':>9}  {'USED':>10}  {'DEAD':>10}  {'DISK FREE':>10}  "
+        f"{'SHARE':>6}  {'CPU':>4}  {'SEEN':>6}  ADDRESS",
+        *(_worker_line(worker, width) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
     ]
     liars = [worker for worker in status.workers if worker.lies]
-    lines += [f"! {worker.worker_id} gave out {plural(worker.lies, 'wrong shard')}" for worker in liars]
+    lines += [f"! {worker.worker_id} gave out {plural(worker.lies, 'wrong or rotten shard')}" for worker in liars]
     if status.events:
         lines += ["", "lately:"]
         lines += [f"  {time_text(event.time_ms)}  {one_line(event.text)}" for event in status.events[-_EVENTS_SHOWN:]]
@@ -70,14 +73,14 @@ def _share(work: WorkStatus) -> str:
     return f" {work.done:,} of {work.total:,} {work.unit}"
 
 
-def _worker_line(worker: WorkerStatus) -> str:
+def _worker_line(worker: WorkerStatus, width: int) -> str:
     state = worker.state if worker.complete or worker.state != "alive" else "mending"
     seen = max(0.0, time.time() - worker.seen_ms / 1000) if worker.seen_ms else None
     return (
-        f"{worker.worker_id:16}  {state:10}  {worker.shards:>10,}  {size_text(worker.bytes_used):>10}  "
+        f"{worker.worker_id:{width}}  {state:10}  {worker.shards:>9,}  {size_text(worker.bytes_used):>10}  "
         f"{size_text(max(0, worker.bytes_used - worker.bytes_live)):>10}  "
-        f"{size_text(worker.bytes_free):>10}  {worker.share:>6.1%}  {worker.cpu:>5.0%}  "
-        f"{'never' if seen is None else f'{seen:.0f} s':>7}  {one_line(worker.address)}"
+        f"{size_text(worker.bytes_free):>10}  {worker.share:>6.1%}  {worker.cpu:>4.0%}  "
+        f"{'never' if seen is None else duration_text(seen):>6}  {one_line(worker.address)}"
     )
 
 
@@ -97,24 +100,27 @@ def layout(
     session: Session,
     what: Annotated[
         Literal["show", "preview"],
-        typer.Argument(help="What there is, or what a change would do.", show_default=True),
+        typer.Argument(help="The present layout, or what a change would do.", show_default=True),
     ] = "show",
     add: Annotated[
         list[str] | None,
-        typer.Option(help="preview: a worker to add, NAME, NAME@ZONE or NAME@ZONE:GIB; repeatable.", metavar="WORKER"),
+        typer.Option(help="preview: worker to add, as NAME, NAME@ZONE or NAME@ZONE:GIB; repeatable.", metavar="WORKER"),
     ] = None,
+    owner: Annotated[
+        str, typer.Option(help="preview: who owns the machines of the workers to add.", metavar="NAME")
+    ] = "",
     remove: Annotated[
-        list[str] | None, typer.Option(help="preview: a worker to take away; repeatable.", metavar="NAME")
+        list[str] | None, typer.Option(help="preview: worker to remove; repeatable.", metavar="NAME")
     ] = None,
 ) -> None:
-    """Show how shards are shared out among the workers and what loss that survives; now, or after a change.
+    """Show how shards are spread over the workers and which losses that survives, now or after a change.
 
-    A preview changes nothing: it tells what would move, and what loss would be survivable then.
+    A preview changes nothing: it shows what would move, and which losses would be survived afterwards.
 
     Examples:
         taskworker layout
         taskworker layout preview --add worker_007
-        taskworker layout preview --add big@rack2:4000 --remove worker_001
+        taskworker layout preview --add big@rack2:4000 --owner anna --remove worker_001
     """
     from taskworker.client.pool import PoolClient
 
@@ -126,7 +132,7 @@ def layout(
             session.terminal.result(document(current), *_layout_lines(current))
             return
         usual = _usual_capacity(current)
-        preview = client.preview([_member(text, usual) for text in add or ()], remove or ())
+        preview = client.preview([_member(text, owner, usual) for text in add or ()], remove or ())
     session.terminal.result(document(preview), *_preview_lines(preview))
 
 
@@ -134,10 +140,10 @@ def drain(
     session: Session,
     worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")],
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Let it take part again instead.", show_default=False)
+        bool, typer.Option("--cancel", help="Stop draining it, and give it shards again.", show_default=False)
     ] = False,
 ) -> None:
-    """Move a worker's shards to the others, so that it can be stopped for good. `status` says when it is drained.
+    """Move a worker's shards to the others, so that it can be stopped for good. `status` shows when that is done.
 
     Examples:
         taskworker drain worker_003
@@ -159,9 +165,9 @@ def drain(
 def forget(
     session: Session, worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")]
 ) -> None:
-    """Drop a worker that is gone for good: drained and stopped, or dead and not coming back.
+    """Remove a worker that is gone for good: one that is drained and stopped, or dead and not coming back.
 
-    What it held is made again on the others. Should it come back, it joins as a new worker.
+    The shards it held are made again on the others. Should it come back, it joins as a new worker.
 
     Examples:
         taskworker forget worker_003
@@ -173,14 +179,14 @@ def forget(
     session.terminal.result({"worker": worker, "forgotten": True}, f"{one_line(worker)} is forgotten")
 
 
-def _member(text: str, usual_capacity: int) -> LayoutShare:
+def _member(text: str, owner: str, usual_capacity: int) -> LayoutShare:
     from taskworker.client.pool import LayoutShare
 
     name, _, rest = text.partition("@")
     zone, _, gib = rest.partition(":")
     if not name or (gib and not gib.isdecimal()):
         raise Failure(f"{text!r} is not NAME, NAME@ZONE or NAME@ZONE:GIB", ExitCode.USAGE)
-    return LayoutShare(name, zone, int(gib) << 30 if gib else usual_capacity, 0.0)
+    return LayoutShare(name, zone, int(gib) << 30 if gib else usual_capacity, 0.0, owner)
 
 
 def _usual_capacity(current: LayoutStatus) -> int:

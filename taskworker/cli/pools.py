@@ -43,12 +43,12 @@ def pool(
         Path | None, typer.Option("--dir", help="Where the pool keeps its catalog.", metavar="DIR", file_okay=False)
     ] = None,
     listen: Annotated[
-        str, typer.Option(help="Where: HOST:PORT on this machine (port 0: any free one), or unix:PATH.", metavar="ADDR")
+        str, typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR")
     ] = DEFAULT_ADDRESS,
     grace: Annotated[
         float,
         typer.Option(
-            help="How long a silent worker keeps its part before its shards are made again on the others.",
+            help="How long to wait for a silent worker before its shards are made again on the others.",
             metavar="SECONDS",
             min=0,
         ),
@@ -56,7 +56,7 @@ def pool(
     margin: Annotated[
         int,
         typer.Option(
-            help="What has fewer shards left than N more than it needs is made again at once, without that grace.",
+            help="Do not wait for --grace where fewer than N shards are left beyond those needed to read.",
             metavar="N",
             min=0,
         ),
@@ -65,15 +65,15 @@ def pool(
         bool,
         typer.Option(
             "--allow-fragile",
-            help="Take files that the loss of one worker would make unreadable, too (one or two workers).",
+            help="Accept files that the loss of a single worker would make unreadable, as with one or two workers.",
             show_default=False,
         ),
     ] = False,
     tranquility: Annotated[
         float,
         typer.Option(
-            help="While users are at work, how long repair, rebalance and collect rest after each piece of work, "
-            "in multiples of the time it took.",
+            help="While users are active, how long repair, rebalance and collect pause after each piece of work, "
+            "as a multiple of the time that it took.",
             metavar="N",
             min=0,
         ),
@@ -81,19 +81,21 @@ def pool(
     collect_every: Annotated[
         float,
         typer.Option(
-            help="How often the space of what no file needs any more is freed; 0: only by `taskworker collect`.",
+            help="How often to free the space of data that no file needs any more; 0: only on `taskworker collect`.",
             metavar="SECONDS",
             min=0,
         ),
     ] = 86400.0,
     capacity_max: Annotated[
         int,
-        typer.Option(help="The most that a worker's own word about its capacity counts, in GiB.", metavar="GIB", min=1),
+        typer.Option(
+            help="Largest capacity to take a worker's word for, in GiB; more counts as this.", metavar="GIB", min=1
+        ),
     ] = 1 << 20,
     audit_rate: Annotated[
         int,
         typer.Option(
-            help="How fast shards chosen at random are fetched from the workers and verified, in KiB a second; 0: not.",
+            help="How fast to fetch and verify shards chosen at random from the workers, in KiB/s; 0: never.",
             metavar="KIB",
             min=0,
         ),
@@ -101,15 +103,15 @@ def pool(
     rebuild: Annotated[
         str,
         typer.Option(
-            help="Take the place of a pool whose directory is lost, in a new one; then run `taskworker rebuild`.",
+            help="Id of a pool whose directory is lost: take its place, in a new --dir; then run `taskworker rebuild`.",
             metavar="POOL_ID",
         ),
     ] = "",
     master_key: Annotated[
         Path | None,
         typer.Option(
-            help="Where the key of the pool's secrets is, made if absent (default: master.key in --dir); or give "
-            "the key itself, in base64, as TASKWORKER_MASTER_KEY.",
+            help="File with the key to the pool's secrets, created if absent (default: master.key in --dir). The key "
+            "itself can be given in TASKWORKER_MASTER_KEY, in base64.",
             metavar="FILE",
             dir_okay=False,
         ),
@@ -193,49 +195,59 @@ def worker(
     program: Annotated[
         str | None,
         typer.Argument(
-            help="A program's own worker: a module here and the TaskWorker in it.", metavar="[MODULE:WORKER]"
+            help="Run a program's own worker instead: a module and the TaskWorker object in it.",
+            metavar="[MODULE:WORKER]",
         ),
     ] = None,
-    worker_id: Annotated[str, typer.Option("--id", help="Its name in the pool.", metavar="NAME")] = "worker_001",
+    worker_id: Annotated[
+        str, typer.Option("--id", help="The worker's name in the pool.", metavar="NAME")
+    ] = "worker_001",
     directory: Annotated[
         Path | None,
         typer.Option(
-            "--dir", help="Where its shards are kept, best a disk of its own.", metavar="DIR", file_okay=False
+            "--dir", help="Directory for its shards, best on a disk of its own.", metavar="DIR", file_okay=False
         ),
     ] = None,
     listen: Annotated[
         str,
-        typer.Option(help="Where the pool reaches it: HOST:PORT (0: any free port) or unix:PATH.", metavar="ADDR"),
+        typer.Option(
+            help="Address at which the pool reaches it: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR"
+        ),
     ] = DEFAULT_WORKER_ADDRESS,
     owner: Annotated[
         str,
         typer.Option(
-            help="Whose machine it is: shards spread over owners first, as one may take all of theirs away.",
+            help="Who owns the machine. Shards are spread over owners first: one may take all their machines away.",
             metavar="NAME",
         ),
     ] = "",
     zone: Annotated[
         str,
-        typer.Option(help="What fails together with it: a rack, a room; shards spread over zones.", metavar="ZONE"),
+        typer.Option(
+            help="What it fails together with, such as a rack or a room. Shards are spread over zones.", metavar="ZONE"
+        ),
     ] = "",
     capacity: Annotated[
         int | None,
-        typer.Option(help="Its weight against the others (default: the size of its disk).", metavar="GIB", min=1),
+        typer.Option(
+            help="How much it may hold, relative to other workers, in GiB (default: the size of its disk).",
+            metavar="GIB",
+            min=1,
+        ),
     ] = None,
     functions: Annotated[
         bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
     ] = True,
     scrub_rate: Annotated[
         float,
-        typer.Option(
-            help="How fast it reads and verifies all it holds, over and over; 0: not at all.", metavar="MIB/S", min=0
-        ),
+        typer.Option(help="How fast to keep verifying what it holds, in MiB/s; 0: never.", metavar="MIB/S", min=0),
     ] = 16.0,
     supervised: Supervised = False,
 ) -> None:
-    """Offer a directory's disk to a node pool, and run its functions, until Ctrl-C. Started again, it is itself again.
+    """Keep a node pool's data in a directory, and run its functions, until Ctrl-C.
 
-    It waits for a pool that does not answer. Where the pool may move, give --pool several addresses, with commas.
+    Started again with the same --id and --dir, it takes up its former place. It waits for a pool that does not answer;
+    if the pool may move, give --pool several addresses, separated by commas.
 
     Examples:
         taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
@@ -288,13 +300,15 @@ def up(
     session: Session,
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where all data are kept, for the next time too.", metavar="DIR", file_okay=False),
+        typer.Option(
+            "--dir", help="Directory for all data, which is kept for the next time.", metavar="DIR", file_okay=False
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="How many workers.", metavar="N", min=1, max=64)] = 6,
     listen: Annotated[str, typer.Option(help="Where the pool listens.", metavar="ADDR")] = DEFAULT_ADDRESS,
     grace: Annotated[
         float,
-        typer.Option(help="How long a silent worker keeps its part (see `taskworker pool`).", metavar="SECONDS", min=0),
+        typer.Option(help="How long to wait for a silent worker (see `taskworker pool`).", metavar="SECONDS", min=0),
     ] = 30.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start a process that died again.", show_default=False)

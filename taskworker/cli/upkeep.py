@@ -25,10 +25,11 @@ _DAMAGE_SHOWN_MAX = 10
 def status(
     session: Session,
     watched: Annotated[
-        bool, typer.Option("--watch", help="Show it anew until Ctrl-C (a pool only).", show_default=False)
+        bool,
+        typer.Option("--watch", help="Keep it up to date on the screen until Ctrl-C (pools only).", show_default=False),
     ] = False,
 ) -> None:
-    """Show what the pool or store holds, how its workers or volumes are, and what loss it would survive.
+    """Show what the pool or store holds, the state of its workers or volumes, and which losses it would survive.
 
     Examples:
         taskworker status
@@ -166,7 +167,10 @@ def scrub(session: Session) -> None:
 
 
 def repair(session: Session) -> None:
-    """Make missing and rotten shards anew, also on a new, empty volume. Exit code 5 if any object is lost.
+    """Make missing and rotten shards anew, also on a new, empty volume.
+
+    A pool repairs by itself, and waits --grace seconds for workers that are away: until then they are left out here
+    as well. Exit code 5 if any object is lost, 1 if some are not whole yet.
 
     Examples:
         taskworker repair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskworker.cli.pool_status import pool_status_lines
-from taskworker.client.pool import PoolStatus, WorkStatus
+from taskworker.client.pool import PoolStatus, WorkerStatus, WorkStatus
 
 
 def work(name: str, state: str = "idle", **more: Any) -> WorkStatus:
@@ -14,6 +14,10 @@ def work(name: str, state: str = "idle", **more: Any) -> WorkStatus:
         "ended_ms": 0, "unit": "objects", "bytes_per_s": 0.0,
     }  # fmt: skip
     return WorkStatus(name, state, **(plain | more))
+
+
+def worker(name: str) -> WorkerStatus:
+    return WorkerStatus(name, 0, "unix:w", "", "", "alive", True, 1 << 40, 5 << 20, 4 << 20, 1 << 40, 7, 0.1, 0, 0.2, 0)
 
 
 def shown(*pieces: WorkStatus) -> list[str]:
@@ -42,3 +46,14 @@ def test_work_that_rests() -> None:
 def test_work_that_failed() -> None:
     lines = shown(work("collect", "failed", errors=3, error="no space\nleft"))
     assert lines == ["collect   failed", "          ! failed 3 times in a row: no space\\nleft"]
+
+
+def test_long_names_keep_the_columns_apart() -> None:
+    workers = [worker("w"), worker("a" * 30), worker("b" * 100)]
+    status = PoolStatus("p", "fine", 2, 0, 0, 0, 0, 0, 4, 6, "zfec", 1, workers, [], [])
+    head, first, _, last = (line for line in pool_status_lines(status)[-4:])
+    column = head.index("STATE")
+    assert first[:column].rstrip() == "a" * 30
+    assert first[column:].startswith("alive ")
+    assert last.startswith("w ")
+    assert last[column:].startswith("alive ")
