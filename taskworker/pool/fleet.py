@@ -199,8 +199,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_unread(self, slot: int) -> None:
         """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
         with self._lock:
-            if self._slowness.note_unread(slot):
+            shunned = self._slowness.note_unread(slot)
+            if shunned:
                 self._changed()
+        if shunned:
+            self.on_rot()
 
     def note_made(self, slot: int, size: int) -> None:
         """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
@@ -216,6 +219,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             text = f"lacked shards of {spent / 1e6:,.0f} MB within an hour, more than it was given"
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
             super().note_lie(slot, b"", text)
+            self.on_rot()
 
     def trusts(self, slot: int) -> bool:
         """See :meth:`Fleet.trusts`."""
@@ -242,10 +246,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def forgive(self) -> None:
         """Trust those again that have not lied for long enough, and try those that were slow or full."""
         with self._lock:
-            trusted, tried, has_room = self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()
-            if trusted or tried or has_room:
+            lapsed = [self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()]
+            if any(lapsed):
                 self._changed()
-        if has_room:
+        if any(lapsed):
             self.on_rot()
 
     def full(self) -> frozenset[int]:
@@ -268,6 +272,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._changed()
         if new:
             log.warning("worker %s is full, others take what is new: %s", self.name(slot), error)
+        self.on_rot()
 
     def _pool_full(self) -> StoreFull:
         full = sorted(self.name(slot) for slot in self._fullness.slots)
@@ -615,11 +620,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
             if slower:
                 self._changed()
         if slower:
+            self.on_rot()
             log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._slowness.slow))))
 
     def _note_refusal(self) -> None:
         with self._lock:
             self._epoch += 1
+        self.on_rot()
 
     def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
         """Shards that could not be delivered, by where to put them now."""

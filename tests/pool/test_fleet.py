@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import cast
 
 import pytest
@@ -429,6 +430,54 @@ def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None
         fleet.set_offline(slot, "comes and goes")
         attach(fleet, slot)
     assert fleet.losses_survivable(PROFILE) <= 1
+
+
+def _keep_waiting(fleet: WorkerFleet) -> None:
+    volumes_of(fleet)[1].took_s = 100.0
+    for _ in range(3):
+        fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(20)]))
+
+
+def _fill_up(fleet: WorkerFleet) -> None:
+    volumes_of(fleet)[1].full = True
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(20)]))
+
+
+def _excuse(fleet: WorkerFleet) -> None:
+    for _ in range(8):
+        fleet.note_unread(1)
+
+
+def _lie(fleet: WorkerFleet) -> None:
+    for _ in range(3):
+        fleet.note_lie(1, b"", "lies")
+
+
+@pytest.mark.parametrize("change", [_keep_waiting, _fill_up, _excuse, _lie, lambda fleet: fleet.note_made(1, 1 << 40)])
+def test_mending_is_woken_when_others_stand_in_for_a_worker_and_when_they_need_not(
+    change: Callable[[WorkerFleet], None],
+) -> None:
+    now = [1000.0]
+    fleet = WorkerFleet(now_s=lambda: now[0])
+    fleet.use_layouts(layout_of(7, 6))
+    for slot in range(7):
+        attach(fleet, slot)
+    woken = Event()
+    fleet.on_rot = woken.set
+    fleet.note_mended(fleet.mark())
+    change(fleet)
+    assert fleet.slow() | fleet.full() | fleet.distrusted() == {1}
+    assert woken.is_set()
+
+    woken.clear()
+    fleet.note_mended(fleet.mark())
+    fleet.forgive()
+    assert fleet.is_mended()
+    assert not woken.is_set()
+    now[0] += 3600
+    fleet.forgive()
+    assert not fleet.slow() | fleet.full() | fleet.distrusted()
+    assert woken.is_set()
 
 
 def test_attendance_tells_of_every_coming_and_going() -> None:
