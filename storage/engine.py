@@ -933,7 +933,9 @@ class FileStorage:
         if self.needs_rebuild:
             return False
         stale = self._lineage.meet(slot, volume, name)
-        self._catch_up()
+        if not self.behind:
+            # Tombstones wait for the next repair: written now, they would go to stand-ins for whoever joins later.
+            self._context.commits.catch_up(self._lineage.latest_shown)
         return stale
 
     def mark(self, slot: int, *, anew: bool = False) -> None:

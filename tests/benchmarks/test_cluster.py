@@ -55,7 +55,20 @@ def test_all_targets_are_reported(tmp_path: Path, peer: type[Tahoe] | type[Glust
         samples.peers[each.name] = series if each.repairs else Series(push=two, get=two, small=two)
     result = result_of(session, samples, Found(peers, []))
     wanted = [factor for each in peers for factor in FACTORS[each.name].values()]
-    assert [target.bound for target in result.targets] == [0.5, 0.5, 0.7, *wanted, 0.9, 0.9, 0.7, 0.7, 300, 150]
+    assert [target.bound for target in result.targets] == [
+        0.5,
+        0.5,
+        0.7,
+        *wanted,
+        0.9,
+        0.9,
+        0.7,
+        0.7,
+        1.1,
+        1.1,
+        300,
+        150,
+    ]
     assert len({figure.name for figure in result.figures}) == len(result.figures)
 
 

@@ -522,7 +522,7 @@ def test_another_process_of_a_worker_takes_no_writes(tmp_path: Path, exits: Exit
         _await_answer(address)
         if write == "append":
             volume.append([shard_of(2)])
-        with pytest.raises(VolumeFailed, match="started anew"):
+        with pytest.raises(VolumeFailed, match="was started, or its volume opened, anew"):
             volume.sync()
         with pytest.raises(VolumeFailed):
             volume.usage()

@@ -12,14 +12,16 @@ import msgspec
 import pytest
 
 from storage import FileStorage, FormatError
+from storage.authenticity import Authority
 from storage.catalog import FileEntry, LmdbCatalog
 from storage.manifest import RootNode, object_id
-from storage.versions import StoredVersion, VersionObject, VersionRecord
+from storage.versions import RECORD_FORMAT, SignedRecord, StoredVersion, VersionObject, VersionRecord, seal_signed
 from tests.storage.helpers import CHUNK, USER, content, digest, lose, lose_catalog, open_store, push
 
 BAD_DATA = content(7, CHUNK)
 OTHERS = {name: content(number, number * CHUNK + 100) for number, name in enumerate(("a", "c", "d"))}
 _encode = msgspec.msgpack.Encoder().encode
+_FIELDS = VersionRecord.__struct_fields__[1:]
 
 
 def as_float(record: VersionRecord, root: RootNode) -> tuple[Any, Any]:
@@ -47,16 +49,16 @@ Spoil = Callable[[VersionRecord, RootNode], tuple[Any, Any]]
 def kept_as_they_come(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> Iterator[None]:
     """Versions are sealed without a look at them, as older software did; those of the file "bad" are spoilt."""
 
-    def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersion:
-        kept = record
-        if record.filename == "bad":
-            kept, spoilt = spoil(record, root)
-            root_raw = _encode(spoilt)
+    def seal(record: SignedRecord, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
+        if record.filename != "bad":
+            return seal_signed(record, root, root_raw, authority)
+        unsigned = VersionRecord(RECORD_FORMAT, *(getattr(record, name) for name in _FIELDS))
+        kept, spoilt = spoil(unsigned, root)
         raw = _encode(kept)
-        return StoredVersion(object_id(raw), record, root, _encode(VersionObject(raw, root_raw)))
+        return StoredVersion(object_id(raw), unsigned, root, _encode(VersionObject(raw, _encode(spoilt))))
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.commit.seal", seal)
+        patch.setattr("storage.commit.seal_signed", seal)
         yield
 
 
