@@ -6,19 +6,22 @@ shards that were made anew are counted on, only after their bytes were fetched a
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
-from storage.errors import DataLossError, ShardsUnavailable, StorageError
+from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreFull
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed
 from storage.shards.port import Verdict
 from storage.stripes import StripeStore, Written
+
+log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 
@@ -156,7 +159,11 @@ class ReadBack:
                 alike += same
                 if wrong >= _WRONG_MAX:
                     break
-            theirs.sync()  # what was fetched may have been appended a moment ago
+            try:
+                theirs.sync()  # what was fetched may have been appended a moment ago
+            except StoreFull as error:
+                log.warning("nothing is dropped for what is on %s for now: %s", self._fleet.name(proper), error)
+                return []
             return alike
         return []  # type: ignore[unreachable]
 

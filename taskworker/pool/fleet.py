@@ -268,11 +268,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _note_full(self, slot: int, error: StorageError) -> None:
         """A worker refused what it was given: whoever began before now looks what is missing."""
         with self._lock:
-            new = self._fullness.refused(slot)
+            new, mended = self._fullness.refused(slot), self.is_mended()
             self._changed()
         if new:
             log.warning("worker %s is full, others take what is new: %s", self.name(slot), error)
-        self.on_rot()
+        if new or mended:
+            self.on_rot()
 
     def _pool_full(self) -> StoreFull:
         full = sorted(self.name(slot) for slot in self._fullness.slots)

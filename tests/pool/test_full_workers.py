@@ -9,6 +9,7 @@ import pytest
 
 from storage import ErasureProfile
 from storage.errors import StoreFull
+from storage.keys import Kind
 from storage.shards import VolumeUsage
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.pool import Cluster
@@ -87,3 +88,45 @@ def test_dead_space_is_compacted_where_the_disk_is_nearly_full(
     cluster.add_worker()
     settle(cluster)
     assert bool(asked) is compacted
+
+
+class UnsyncableVolume(MemoryVolume):
+    """Has no space left, not even to make durable what it took."""
+
+    def sync(self) -> None:
+        if self.full:
+            raise StoreFull("no space for the index")
+        super().sync()
+
+
+def test_nothing_is_dropped_for_what_a_full_worker_cannot_make_durable(cluster: Cluster) -> None:
+    former, worker = cluster.workers[0], cluster.add_worker()
+    worker.volume = UnsyncableVolume(f"volume of {worker.name}", cluster.wounds)
+    worker.listen()
+    cluster.pool.store.push(Random(0).randbytes(200_000), filename="f", user_id="u")
+    settle(cluster)
+    keys = [key for key in former.volume.records_by_key if key[32] == Kind.CHUNK]
+    worker.volume.append([former.volume.records_by_key[key].shard for key in keys])
+    slots = {record.worker: record.slot for record in cluster.pool.membership.records}
+    readback = cluster.pool.store.read_back()
+    worker.volume.full = True
+    assert readback.alike(keys, slots[former.name], slots[worker.name]) == []
+    worker.volume.full = False
+    assert readback.alike(keys, slots[former.name], slots[worker.name]) == keys != []
+
+
+def test_a_pool_that_is_full_is_not_mended_without_a_pause(cluster: Cluster) -> None:
+    cluster.pool.store.push(Random(0).randbytes(200_000), filename="f", user_id="u")
+    for worker in cluster.workers:
+        worker.volume.full = True
+    fleet, key = cluster.pool.fleet, next(iter(cluster.workers[0].volume.records_by_key))
+    shard = cluster.workers[0].volume.records_by_key[key].shard
+    for _ in range(2):
+        with pytest.raises(StoreFull):
+            fleet.append_and_sync({slot: [shard] for slot, _ in fleet.online()})
+    assert len(fleet.full()) == 6
+    woken: list[bool] = []
+    fleet.on_rot = lambda: woken.append(True)
+    with pytest.raises(StoreFull):
+        fleet.append_and_sync({0: [shard]})
+    assert not woken
