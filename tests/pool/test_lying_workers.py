@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile
-from storage.errors import InvalidArgument
+from storage.errors import DataLossError, InvalidArgument
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
@@ -117,6 +117,30 @@ def test_what_is_pushed_after_liars_joined_does_not_depend_on_them(cluster: Clus
     version = cluster.pool.store.push(data, filename="new", user_id="u")
     assert min(honest_slots(cluster, liars, data)) == 6
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+@pytest.mark.parametrize("size", [9_000, 150_000])
+@pytest.mark.parametrize("was_read", [True, False])
+def test_content_whose_shards_were_poisoned_is_made_anew_by_the_next_push_of_it(
+    cluster: Cluster, size: int, was_read: bool
+) -> None:
+    """More wrong shards than may be lost lie under the right keys when somebody else pushes the same content."""
+    store, data = cluster.pool.store, Random(7).randbytes(size)
+    poisoned = store.push(data, filename="first", user_id="mallory")
+    for stripe in chunks_of(data, cluster.profile):
+        keys = {shard_key(stripe, slot) for slot in range(6)}
+        for worker in cluster.workers[:4]:
+            for key in keys & worker.volume.records_by_key.keys():
+                worker.volume.lie(key, Random(1), None)
+    if was_read:
+        with pytest.raises(DataLossError):
+            store.get(poisoned.file_id, user_id="mallory")
+    ids = store.chunk_ids(poisoned.file_id, user_id="mallory")
+    assert all(store.missing_chunks(ids, user_id="mallory"))
+    version = store.push(data, filename="second", user_id="victim")
+    assert store.get(version.file_id, user_id="victim") == data
+    assert store.get(poisoned.file_id, user_id="mallory") == data
+    assert not any(store.missing_chunks(ids, user_id="mallory"))
 
 
 def test_liars_are_named_and_drained(cluster: Cluster) -> None:
