@@ -375,6 +375,7 @@ class GroupCommit:
                 logical_bytes=logical_bytes,
                 sequence=sequence,
                 closed=False,
+                committed=None,
             )
             txn.set_counters(counters)
             return tombstones
@@ -414,9 +415,7 @@ class GroupCommit:
         if self._catalog.counters().sequence >= sequence:
             return
         try:
-            self._catalog.transact(
-                lambda txn: txn.set_counters(msgspec.structs.replace(txn.counters(), sequence=sequence))
-            )
+            self._catalog.transact(lambda txn: _raise_sequence(txn, sequence))
         except StoreFull:
             log.warning("no space to note the latest sequence number; the next commit does")
 
@@ -459,6 +458,11 @@ class GroupCommit:
             self._pins.unpin(stripes)
 
 
+def _raise_sequence(txn: CatalogTransaction, sequence: int) -> None:
+    counters = txn.counters()
+    txn.set_counters(msgspec.structs.replace(counters, sequence=sequence, committed=counters.reached))
+
+
 class _BatchState:
     """What a batch adds up to."""
 
@@ -467,7 +471,8 @@ class _BatchState:
         self._files = before.files
         self._versions = before.versions
         self._logical_bytes = before.logical_bytes
-        self.sequence = self.committed = before.sequence
+        self.sequence = before.sequence
+        self.committed = before.reached
         self._latest = before.latest
         self._enter: Callable[[], None] | None = None
         self.shards: dict[int, list[Shard]] = {}

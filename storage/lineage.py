@@ -141,7 +141,8 @@ class Lineage:
         counters = self._catalog.counters()
         self.latest_shown = max(self.latest_shown, shown.sequence)
         # A version that a crash kept out of the catalog is no such sign. After a proper end there is none of those.
-        if shown.committed > counters.sequence or (counters.closed and shown.sequence > counters.sequence):
+        # The catalog's sequence may have been raised to what volumes have shown before: that is not what it knows.
+        if shown.committed > counters.reached or (counters.closed and shown.sequence > counters.sequence):
             with self._lock:
                 self._behind = max(self._behind, shown.sequence)
             log.error("the catalog is older than volume %s: it must be rebuilt", name)

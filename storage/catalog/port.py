@@ -58,6 +58,8 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
         sequence: the last one given to a version or tombstone.
         latest: file id and version id of the version committed last; empty if there is none.
         closed: whether the store was closed in good order after that.
+        committed: the last sequence that was committed, where ``sequence`` has been raised past it to that of a record
+            which only the volumes know; None: it is ``sequence``.
     """
 
     files: int = 0
@@ -66,6 +68,12 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
     sequence: int = 0
     latest: bytes = b""
     closed: bool = False
+    committed: int | None = None
+
+    @property
+    def reached(self) -> int:
+        """The sequence up to which the catalog has committed everything."""
+        return self.sequence if self.committed is None else self.committed
 
 
 class ProfileCount(NamedTuple):

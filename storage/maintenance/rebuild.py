@@ -217,7 +217,8 @@ def _enter(catalog: Catalog, files: list[_File], load_node: LoadNode, tally: _Ta
         for file in files:
             _enter_file(txn, file, load_node, tally, dropped)
         counters = txn.counters()
-        txn.set_counters(msgspec.structs.replace(counters, sequence=max(counters.sequence, tally.sequence)))
+        sequence = max(counters.sequence, tally.sequence)
+        txn.set_counters(msgspec.structs.replace(counters, sequence=sequence, committed=None))
         return dropped
 
     catalog.drop_versions(catalog.transact(work), counted=True)

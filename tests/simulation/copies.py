@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from random import Random
 
-from storage import CatalogBehind, FileStorage, Version
+from storage import CatalogBehind, FileStorage, RebuildReport, Version
+from storage.authenticity import sharing_threshold
 from storage.errors import DataLossError, InsufficientWorkers
-from storage.keys import Kind
+from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
-from tests.simulation.invariants import require, shard_keys
+from tests.simulation.invariants import can_do_without, require, shard_keys
 from tests.simulation.model import NAMES, File, Model, Name, NothingToDo
 from tests.simulation.operations import Users
 from tests.simulation.pool import Cluster
+from tests.simulation.workers import Worker
 
 _REBUILDS_MAX = 5
 # A single commit behind a copy of a running pool's catalog looks like one that a crash cut off; see docs/format.md.
 _COMMITS_MIN = 2
+
+_EVENTS = 6  # that a worker's return may cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,52 @@ class Copies:
 
     def lose_catalog(self) -> str:
         """The pool's disk is lost, and its catalog made again from what the workers hold."""
-        if not self.model.files:
-            raise NothingToDo
+        profile = self.model.profile
+        if not self.model.files or len(self.cluster.honest()) < sharing_threshold(profile.k, profile.n, remote=True):
+            raise NothingToDo  # fewer cannot recover the secret
         self._copy = None
         self._start_over(Database(), self.cluster.pool.pool_id)
         self.cluster.network.injected["catalog lost"] += 1
         return self._rebuild()
+
+    def age_volume(self) -> str:
+        """A worker's directory is restored from a copy while its machine is stopped; the pool notices."""
+        pool = self.cluster.pool
+        slots = {record.worker: record.slot for record in pool.membership.records}
+        honest = self.cluster.honest()
+        copies = {one.name: one.volume.copied() for one in honest if one.reachable and one.name in slots}
+        before = {kept.version_id for _, _, kept in self.model.versions()}
+        for _ in range(self.rng.randint(1, 4)):
+            self.rng.choice((self.users.push_small, self.users.push_small, self.users.mend))()
+        later = [kept.stripes[-1] for _, _, kept in self.model.versions() if kept.version_id not in before]
+        able = [one for one in honest if one.name in copies and self._can_do_without(one)]
+        telling = [one for one in able if self._tells(one, slots[one.name], copies[one.name], later)]
+        if not able:
+            raise NothingToDo
+        worker = self.rng.choice(telling or able)
+        worker.stop()
+        worker.volume.put_back(copies[worker.name])
+        worker.start()
+        worker.beat(pool)
+        self.cluster.network.injected["volume stale"] += 1
+        if worker in telling and worker.joined:
+            latest = pool.view().events[-_EVENTS:]
+            noticed = any(event.kind == "stale" and worker.name in event.text for event in latest)
+            require(noticed, f"{worker.name} came with an older volume, and counts as whole")
+        return f"{worker.name}{', which tells' if worker in telling else ''}"
+
+    def _can_do_without(self, worker: Worker) -> bool:
+        return can_do_without(self.cluster, [worker], self.users.stripes())
+
+    def _tells(self, worker: Worker, slot: int, copy: Mapping[ShardKey, object], later: Iterable[StripeKey]) -> bool:
+        """Whether a copy lacks versions that were made durable on the worker since, all where they belong."""
+        durable = worker.volume.durable - copy.keys()
+        lacking = [key for stripe in later for key in shard_keys(stripe) if key in durable]
+        return bool(lacking) and all(self._is_in_place(slot, key) for key in lacking)
+
+    def _is_in_place(self, slot: int, key: ShardKey) -> bool:
+        """Whether a shard belongs to this worker; what others stand in for tells nothing."""
+        return self.cluster.pool.fleet.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] == slot
 
     def _start_over(self, database: Database, rebuild: str = "") -> None:
         """All workers are back, and the pool is started over another catalog."""
@@ -118,7 +162,7 @@ class Copies:
                 self.cluster.pass_time(2.0)
                 continue
             for name in NAMES:
-                self._compare(name)
+                self._compare(name, report)
             self.users.mend()
             self.users.collect()
             return f"{report.files} files, {report.versions} versions, {len(report.skipped)} left out"
@@ -126,11 +170,11 @@ class Copies:
 
     # -- what became of names --------------------------------------------------------------------
 
-    def _compare(self, name: Name) -> None:
+    def _compare(self, name: Name, report: RebuildReport) -> None:
         """All that was acknowledged is there; beyond it, only what users did send may be."""
         known, head = self.model.files.get(name), self._store.find(name.filename, user_id=name.user)
         if head is None:
-            require(known is None, f"{name} is gone after a rebuild")
+            require(known is None, f"{name} is gone after a rebuild: {report.skipped}")
             return
         found = [*self._store.history(head.file_id, user_id=name.user)]
         if known is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -227,6 +227,17 @@ class MemoryVolume:
         for record in self.records_by_key.values():
             if record.health is Health.LIE:
                 record.health = Health.ROTTEN
+
+    def copied(self) -> dict[ShardKey, Record]:
+        """A copy of all that is here."""
+        return {key: replace(record) for key, record in self.records_by_key.items()}
+
+    def put_back(self, copy: dict[ShardKey, Record]) -> None:
+        """The machine, which was stopped, comes back with a copy in place of what was here."""
+        good = {key for key, record in copy.items() if record.health is Health.GOOD}
+        gone = {key for key in self.records_by_key if key not in copy and not self.is_good(key)}
+        self._wounds.update(gone, self.durable - good)
+        self.records_by_key, self.durable, self._unsynced, self._sorted = copy, good, {}, None
 
     def wounded(self) -> None:
         """All of this is gone for good."""

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from storage.errors import InvalidArgument, UsedAfterFork
 from storage.forks import forks
-from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import ShardKey
 from taskworker.pool.membership import Standing
-from tests.simulation.invariants import check_durable, require, shard_keys, spare
+from tests.simulation.invariants import can_do_without, check_durable, require, shard_keys, spare
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
@@ -119,17 +119,7 @@ class Faults:
         return worker.name
 
     def _can_do_without(self, worker: Worker) -> bool:
-        """Whether no object is lost with this worker's disk, be it a file's or what a push would find again."""
-        held = {StripeKey(key[:STRIPE_KEY_BYTES]) for key in worker.volume.records_by_key}
-        others = [other for other in self.cluster.honest() if other is not worker]
-        wrong = {StripeKey(key[:STRIPE_KEY_BYTES]) for other in others for key in other.volume.wrong()}
-        wrong |= {StripeKey(key[:STRIPE_KEY_BYTES]) for key in self.cluster.wounds}
-        whole, self.cluster.workers = self.cluster.workers, others
-        try:
-            needed = wrong.union(self.users.stripes()) & held
-            return all(spare(self.cluster, stripe) >= 0 for stripe in sorted(needed))
-        finally:
-            self.cluster.workers = whole
+        return can_do_without(self.cluster, [worker], self.users.stripes())
 
     def add_worker(self) -> str:
         if len(self.cluster.workers) >= _WORKERS_MAX:

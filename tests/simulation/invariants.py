@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey, shard_key
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import Model
 from tests.simulation.pool import Cluster
+from tests.simulation.workers import Worker
 
 
 class Violation(AssertionError):
@@ -52,6 +53,19 @@ def spare(cluster: Cluster, stripe: StripeKey) -> int:
         if any(volume.is_durable(shard_keys(stripe)[slot]) for volume in volumes)
     }
     return len(durable) - stripe[33] - 1
+
+
+def can_do_without(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[StripeKey]) -> bool:
+    """Whether no object is lost with these workers' disks, be it a file's or what a push would find again."""
+    held = {StripeKey(key[:STRIPE_KEY_BYTES]) for worker in leaving for key in worker.volume.records_by_key}
+    others = [other for other in cluster.honest() if other not in leaving]
+    wrong = {StripeKey(key[:STRIPE_KEY_BYTES]) for other in others for key in other.volume.wrong()}
+    wrong |= {StripeKey(key[:STRIPE_KEY_BYTES]) for key in cluster.wounds}
+    whole, cluster.workers = cluster.workers, others
+    try:
+        return all(spare(cluster, stripe) >= 0 for stripe in sorted(wrong.union(stripes) & held))
+    finally:
+        cluster.workers = whole
 
 
 def excused(cluster: Cluster, key: ShardKey) -> bool:

@@ -30,6 +30,7 @@ from storage.versions import (
     sign_tombstone,
 )
 from tests.simulation.catalog import Database
+from tests.simulation.network import PoolCrashed
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
@@ -104,6 +105,33 @@ def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
     assert store.find("gone", user_id="u") is None
     assert "older" not in cluster.pool.view().health
     assert store.scrub().clean
+
+
+def test_an_older_catalog_is_noticed_though_the_first_worker_missed_the_latest_commit() -> None:
+    """What it shows may have been left by a crash; what the others show may not, though the sequence is caught up."""
+    cluster = cluster_of(7)
+    store = cluster.pool.store
+    store.push(b"one", filename="one", user_id="u")
+    backup = deepcopy(cluster.database)
+    store.push(b"two", filename="two", user_id="u")
+    cluster.workers[0].leave(cluster.pool)
+    store.push(b"three", filename="three", user_id="u")
+    cluster.workers[0].start()
+    restart(cluster, backup)
+    assert cluster.pool.store.behind
+    cluster.pool.store.rebuild()
+    assert cluster.pool.store.find("three", user_id="u") is not None
+
+
+def test_a_commit_that_was_cut_off_again_and_again_is_no_sign_of_an_older_catalog() -> None:
+    cluster = cluster_of(6)
+    cluster.pool.store.push(b"one", filename="one", user_id="u")
+    for _ in range(3):
+        cluster.process.dies_at = "catalog: before a commit"
+        with pytest.raises(PoolCrashed):
+            cluster.pool.store.push(b"two", filename="two", user_id="u")
+        restart(cluster)
+        assert not cluster.pool.store.behind
 
 
 def test_a_lying_worker_cannot_stop_the_pool() -> None:

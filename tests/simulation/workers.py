@@ -60,6 +60,11 @@ class Worker:
         return self._instance
 
     @property
+    def joined(self) -> bool:
+        """Whether its process was let in."""
+        return self._joined
+
+    @property
     def reachable(self) -> bool:
         """Whether calls to it get through."""
         return self.up and not self.cut_off
