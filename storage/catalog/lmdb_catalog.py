@@ -110,8 +110,16 @@ class _Transaction:
     def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
         if self._txn.put(file_id + version_id, raw, db=self._databases["files"], overwrite=False):
             self._count(profile_in(raw, version_id), 0, 1)
-        else:
-            self._txn.put(file_id + version_id, raw, db=self._databases["files"])
+            return
+        head, before = self._head_profile(file_id), profile_in(self.version(file_id, version_id), version_id)
+        self._txn.put(file_id + version_id, raw, db=self._databases["files"])
+        after = profile_in(raw, version_id)
+        if after != before:
+            self._count(before, 0, -1)
+            self._count(after, 0, 1)
+        if (head_now := self._head_profile(file_id)) != head:
+            self._count(head, -1, 0)
+            self._count(head_now, 1, 0)
 
     def drop_version(self, key: bytes) -> bool:
         """Remove a version by file id and version id; whether it was there."""

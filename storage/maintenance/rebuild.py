@@ -59,8 +59,11 @@ def rebuild(
     buried: set[bytes] = set()
     for file_id, raw in catalog.tombstones():
         buried.add(file_id)
-        tally.sequence = max(tally.sequence, decode_tombstone(raw).sequence)
-    for batch in batched(_files(catalog), _BATCH):
+        try:
+            tally.sequence = max(tally.sequence, decode_tombstone(raw).sequence)
+        except FormatError as error:
+            tally.skip(f"the tombstone of file {file_id.hex()}, which stays deleted: {error}")
+    for batch in batched(_files(catalog, buried, tally), _BATCH):
         chosen = [_choose(file_id, versions, buried, stripes, load_node, tally) for file_id, versions in batch]
         _enter(catalog, [file for file in chosen if file is not None], load_node, tally)
         _drop(catalog, [group for group, file in zip(batch, chosen, strict=True) if file is None], buried)
@@ -135,9 +138,10 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
             txn.bury(decode_tombstone(raw).file_id, raw)
         else:
             file_id = decode_version(raw).record.file_id
-            if txn.version(file_id, identifier) is None:
+            known = txn.version(file_id, identifier)
+            if known != raw:  # which is what the id says; what the catalog has instead is damaged
                 txn.put_version(file_id, identifier, raw)
-                added += 1
+                added += known is None
     if added:
         counters = txn.counters()
         txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions + added))
@@ -152,9 +156,26 @@ def _report_refused(belief: Belief, stripes: StripeStore, tally: _Tally) -> None
         )
 
 
-def _files(catalog: Catalog) -> Iterator[tuple[bytes, list[StoredVersion]]]:
+def _files(catalog: Catalog, buried: set[bytes], tally: _Tally) -> Iterator[tuple[bytes, list[StoredVersion]]]:
+    """The versions of each file that can be read. A file whose entry or head cannot be read is left as it is."""
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
-        yield file_id, [read_version(stored.raw, stored.version_id) for stored in group]
+        versions: list[StoredVersion] = []
+        unreadable: set[bytes] = set()
+        head, problem = b"", ""
+        for kept in group:
+            head = kept.entry.head if kept.entry is not None else head
+            problem = problem or kept.problem
+            try:
+                versions.append(read_version(kept.raw, kept.version_id))
+            except FormatError as error:
+                unreadable.add(kept.version_id)
+                tally.skip(f"file {file_id.hex()}: {error}")
+        if problem:
+            tally.skip(f"file {file_id.hex()}: {problem}")
+            continue
+        is_newest = head in unreadable and all(stored.record.parent != head for stored in versions)
+        if file_id in buried or (versions and not is_newest):
+            yield file_id, versions
 
 
 def _choose(
@@ -167,7 +188,7 @@ def _choose(
 ) -> _File | None:
     """The head of one file and the chain below it."""
     tally.step()
-    tally.sequence = max(tally.sequence, *(stored.record.sequence for stored in versions))
+    tally.sequence = max([tally.sequence, *(stored.record.sequence for stored in versions)])
     if file_id in buried:
         return None
     by_id = {stored.version_id: stored for stored in versions}
@@ -235,12 +256,10 @@ def _enter_file(
     user = user_key(record.user_id.encode())
     key = name_key(user, record.filename.encode())
     rival_id = txn.find(key)
-    rival = txn.file(rival_id) if rival_id is not None else None
+    rival = _entry(txn, rival_id, tally) if rival_id is not None else None
     if rival_id is not None and rival is not None and rival_id != file.file_id:
         # Names are unique, so the earlier of the two was never acknowledged, or is a leftover.
-        raw = txn.version(rival_id, rival.head)
-        assert raw is not None
-        if read_version(raw, rival.head).record.sequence > record.sequence:
+        if _sequence_of_head(txn, rival_id, rival) > record.sequence:
             tally.skip(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
             dropped.extend((file.file_id, stored.version_id) for stored in file.chain + file.others)
             return
@@ -253,6 +272,23 @@ def _enter_file(
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))
+
+
+def _entry(txn: CatalogTransaction, file_id: bytes, tally: _Tally) -> FileEntry | None:
+    try:
+        return txn.file(file_id)
+    except FormatError as error:
+        tally.skip(f"file {file_id.hex()} loses its name to a later one: {error}")
+        return None
+
+
+def _sequence_of_head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> int:
+    """0 for one that cannot be read: nothing was stored after it under its name unless it was deleted."""
+    raw = txn.version(file_id, entry.head)
+    try:
+        return 0 if raw is None else read_version(raw, entry.head).record.sequence
+    except FormatError:
+        return 0
 
 
 def _count(txn: CatalogTransaction, before: FileEntry | None, size: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,53 @@ def test_rebuild_takes_the_others(store: FileStorage, root: Path) -> None:
             assert again.get(found[name], user_id=USER) == data
         # What is wrong on the volumes is said; what was wrong in the catalog alone is right again.
         assert ("bad" in found) != bool(report.skipped)
+
+
+def put_back(catalog: Path, root: Path) -> None:
+    """An older catalog takes the place of the one there is."""
+    lose_catalog(root)
+    shutil.copytree(catalog, root / "catalog")
+
+
+def test_rebuild_of_a_catalog_that_is_behind_goes_past_it(store: FileStorage, root: Path, scratch: Path) -> None:
+    store.close()
+    shutil.copytree(root / "catalog", scratch / "older")
+    with open_store(root) as later:
+        push(later, BAD_DATA, "e")
+    put_back(scratch / "older", root)
+    with open_store(root) as again:
+        assert again.behind
+        report = again.rebuild()
+        assert not again.stats().behind
+        found = file_ids(again)
+        for name, data in (*OTHERS.items(), ("e", BAD_DATA)):
+            assert again.get(found[name], user_id=USER) == data
+        assert ("bad" in found) != bool(report.skipped)  # a good record on the volumes takes a bad one's place
+        assert push(again, b"more", "f").filename == "f"
+
+
+def test_rebuild_of_a_catalog_that_is_behind_goes_past_entries_and_tombstones(root: Path, scratch: Path) -> None:
+    with open_store(root) as store:
+        bad, gone = (bytes.fromhex(push(store, BAD_DATA, name).file_id) for name in ("bad", "gone"))
+        push(store, OTHERS["a"], "a")
+        store.delete(gone.hex(), user_id=USER)
+    catalog = LmdbCatalog(root / "catalog")
+    broken: Any = FileEntry(USER, "bad", b"", "no size")  # type: ignore[arg-type]
+    key = next(key for key, file_id in catalog.names(b"", b"", None, 10) if file_id == bad)
+    catalog.transact(lambda txn: txn.set_file(bad, broken, key))
+    catalog.transact(lambda txn: txn.bury(gone, b"\xc1"))
+    catalog.close()
+    shutil.copytree(root / "catalog", scratch / "older")
+    with open_store(root) as later:
+        push(later, OTHERS["c"], "c")
+    put_back(scratch / "older", root)
+    with open_store(root) as again:
+        assert again.behind
+        assert any("entry" in text for text in again.rebuild().skipped)
+        assert not again.stats().behind
+        found = file_ids(again)
+        assert {name: again.get(found[name], user_id=USER) for name in found} == {one: OTHERS[one] for one in "ac"}
+        assert push(again, b"more", "f").filename == "f"
 
 
 def test_an_old_version_that_cannot_be_read_ends_the_history_and_keeps_the_file(
