@@ -129,7 +129,7 @@ def layout(
     with PoolClient(session.pool_address()) as client:
         current = client.layout()
         if what == "show":
-            session.terminal.result(document(current), *_layout_lines(current))
+            session.terminal.result(document(current), *layout_lines(current))
             return
         usual = _usual_capacity(current)
         preview = client.preview([_member(text, owner, usual) for text in add or ()], remove or ())
@@ -194,7 +194,8 @@ def _usual_capacity(current: LayoutStatus) -> int:
     return capacities[len(capacities) // 2] if capacities else 1 << 30
 
 
-def _layout_lines(current: LayoutStatus) -> list[str]:
+def layout_lines(current: LayoutStatus) -> list[str]:
+    """A layout, and what loss it survives."""
     if not current.members:
         return ["no worker has joined yet"]
     moving = f", {plural(current.former, 'former layout')} still to move from" if current.former else ""
@@ -214,16 +215,20 @@ def _layout_lines(current: LayoutStatus) -> list[str]:
 def _survival(current: LayoutStatus) -> str:
     owners = {member.owner for member in current.members}
     zones = {(member.owner, member.zone) for member in current.members}
-    kinds = [_any_of(current.workers_survivable, "worker")]
+    kinds = [(current.workers_survivable, "worker")]
     if len(zones) > 1:
-        kinds.append(_any_of(current.zones_survivable, "zone"))
+        kinds.append((current.zones_survivable, "zone"))
     if len(owners) > 1:
-        kinds.append(_any_of(current.owners_survivable, "owner"))
-    return f"survives the loss of {', or of '.join(kinds)}"
+        kinds.append((current.owners_survivable, "owner"))
+    survived = " or of ".join(_any_of(count, what) for count, what in kinds if count > 0)
+    fatal = " or ".join(f"one {what}" for count, what in kinds if count <= 0)
+    if not survived:
+        return f"may not survive the loss of {fatal}"
+    return f"survives the loss of {survived}" + (f", but may not survive that of {fatal}" if fatal else "")
 
 
 def _any_of(count: int, what: str) -> str:
-    return f"no {what}" if count <= 0 else f"any {plural(count, what)}"
+    return f"any one {what}" if count == 1 else f"any {plural(count, what)}"
 
 
 def _preview_lines(preview: LayoutPreview) -> list[str]:
@@ -233,5 +238,5 @@ def _preview_lines(preview: LayoutPreview) -> list[str]:
         *before,
         f"then:  {_survival(preview.after)}",
         "",
-        *_layout_lines(preview.after)[3:],
+        *layout_lines(preview.after)[3:],
     ]

@@ -549,7 +549,7 @@ class PoolCore:
             drained = self.membership.drained()
             self._keep(self._layouts[:1])
         for record in drained:
-            self._note("drained", f"worker {record.worker} is drained: it holds nothing any more and may be stopped")
+            self._note("drained", f"worker {record.worker} is drained: nothing on it is needed, and it may be stopped")
         self.store.save_incomplete()
 
     def _go_on_with_trials(self) -> None:

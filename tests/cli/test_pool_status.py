@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskworker.cli.pool_status import pool_status_lines
-from taskworker.client.pool import PoolStatus, WorkerStatus, WorkStatus
+import pytest
+
+from taskworker.cli.pool_status import layout_lines, pool_status_lines
+from taskworker.client.pool import LayoutShare, LayoutStatus, PoolStatus, WorkerStatus, WorkStatus
 
 
 def work(name: str, state: str = "idle", **more: Any) -> WorkStatus:
@@ -57,3 +59,21 @@ def test_long_names_keep_the_columns_apart() -> None:
     assert first[column:].startswith("alive ")
     assert last.startswith("w ")
     assert last[column:].startswith("alive ")
+
+
+@pytest.mark.parametrize(
+    ("survivable", "said"),
+    [
+        ((2, 1, 1), "survives the loss of any 2 workers or of any one zone or of any one owner"),
+        ((2, 1, 0), "survives the loss of any 2 workers or of any one zone, but may not survive that of one owner"),
+        ((2, 0, 0), "survives the loss of any 2 workers, but may not survive that of one zone or one owner"),
+        ((0, 0, 0), "may not survive the loss of one worker or one zone or one owner"),
+    ],
+)
+def test_what_loss_is_survived(survivable: tuple[int, int, int], said: str) -> None:
+    members = [LayoutShare("w1", "", 1, 0.5, "anna"), LayoutShare("w2", "", 1, 0.5, "bert")]
+    workers, zones, owners = survivable
+    layout = LayoutStatus(
+        1, 0, members, workers_survivable=workers, zones_survivable=zones, owners_survivable=owners, former=0
+    )
+    assert layout_lines(layout)[1] == said
