@@ -84,6 +84,7 @@ class ShardIndex:
         self._gone: set[ShardKey] = set()  # pending removals of entries that LMDB has or is getting
         self._aside: dict[ShardKey, Aside] = {}
         self._aside_changed: set[ShardKey] = set()
+        self._flushing_aside: dict[ShardKey, Aside | None] = {}
         self._environment = self._open()
         self._load_aside()
         self.newest = self._stored_newest()
@@ -243,12 +244,14 @@ class ShardIndex:
             return False
         self._flushing, self._pending = self._pending, {}
         self._flushing_newest = self.newest
+        # As it is now: where a record is moved from now on is not durable by what is being flushed.
+        self._flushing_aside = {key: self._aside.get(key) for key in self._aside_changed}
         self._gone = set()
         return True
 
     def flush(self, segments: dict[int, tuple[int, int]], dropped: list[int]) -> None:
         """Write the frozen entries and the segments' (size, live) in one durable transaction."""
-        entries, changed = self._flushing, {key: self._aside.get(key) for key in self._aside_changed}
+        entries, changed = self._flushing, self._flushing_aside
         newest, environment = self._flushing_newest, self._environment
         if environment is None:
             raise VolumeReadOnly(f"the index in {self._path} is in memory only: its disk takes no writes")

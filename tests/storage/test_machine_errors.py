@@ -31,8 +31,10 @@ from storage.faults import Fault, fault_of
 from storage.keys import Kind, shard_key, stripe_key
 from storage.lmdb_env import Environment
 from storage.shards import CorruptShard, LocalVolume, Shard, VolumeFailed, VolumeUnavailable
+from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key
-from storage.shards.port import Verdict
+from storage.shards.index import Aside, ShardIndex
+from storage.shards.port import Location, Verdict
 from storage.volumes import VolumeOptions
 from tests.storage.faulty_disk import CALLS, FaultyDisk
 from tests.storage.helpers import (
@@ -450,3 +452,23 @@ def test_what_keeps_a_database_from_being_opened_is_no_damage(scratch: Path, mon
     eventually(lambda: environment.write(lambda txn: txn.put(b"key", b"v", db=environment.databases["table"])))
     assert environment.get("table", b"key") == b"v"
     environment.close()
+
+
+def test_a_record_set_aside_during_a_flush_is_entered_by_the_next_one(scratch: Path) -> None:
+    """Where it is now may not be durable yet: the flush has begun before it was moved there."""
+    key = shard_key(stripe_key(Kind.CHUNK, digest(b"x"), 1, 2), 0)
+    index = ShardIndex(scratch / "index", LocalFileSystem())
+    index.put(key, (1, 128, 10, 10))
+    assert index.freeze()
+    index.set_aside(key, Aside(Location(2, 128, 10, 10), wrong=False))
+    index.flush({1: (300, 300)}, [])
+    index.close()
+    index = ShardIndex(scratch / "index", LocalFileSystem())
+    assert index.aside(key) is None
+    index.set_aside(key, Aside(Location(2, 128, 10, 10), wrong=False))
+    assert index.freeze()
+    index.flush({}, [])
+    index.close()
+    index = ShardIndex(scratch / "index", LocalFileSystem())
+    assert index.aside(key) == Aside(Location(2, 128, 10, 10), wrong=False)
+    index.close()
