@@ -1,4 +1,7 @@
-"""``python -m tests.simulation --seeds A-B [--steps N]``: run seeds, and show the trace of the first that fails."""
+"""``python -m tests.simulation --seeds A-B [--steps N]``: run seeds, and show the trace of the first that fails.
+
+The seeds are those of pools; every 50th of them is run with an embedded store, too.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,58 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 
-from tests.simulation.campaign import STEPS, run_seeds
+from tests.simulation.campaign import STEPS, Outcome, run_embedded_seeds, run_seeds
+
+_EMBEDDED_EVERY = 50  # each takes as long as several of a pool's
 
 
 def main() -> int:
     """Run the seeds asked for; 1 if one of them fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", default="0-999", help="A-B, both included, or a single one")
-    parser.add_argument("--steps", type=int, default=STEPS, help="operations and faults of each seed")
+    parser.add_argument("--steps", type=int, default=STEPS, help="operations and faults of each seed of a pool")
+    parser.add_argument("--store", choices=("pool", "embedded"), help="run all seeds with this one only")
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--keep-going", action="store_true", help="only name the seeds that fail")
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
-    began_s = time.monotonic()
     failed = 0
+    if arguments.store != "embedded":
+        failed += _tell("pool", run_seeds(seeds, arguments.steps, arguments.processes), arguments.keep_going)
+    if arguments.store != "pool" and (arguments.keep_going or not failed):
+        share = seeds if arguments.store else seeds[::_EMBEDDED_EVERY]
+        failed += _tell("embedded", run_embedded_seeds(share, arguments.processes), arguments.keep_going)
+    return min(failed, 1)
+
+
+def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
+    """Say how seeds went; how many failed."""
+    began_s = time.monotonic()
+    count = failed = 0
     faults: Counter[str] = Counter()
     least = sys.maxsize
-    for outcome in run_seeds(seeds, arguments.steps, arguments.processes):
+    for outcome in outcomes:
+        count += 1
         faults += outcome.faults
         least = min(least, outcome.faults.total())
         if outcome.failure is None:
             continue
         failed += 1
-        if not arguments.keep_going:
-            again = f"seed {outcome.seed} fails; again: python -m tests.simulation --seeds {outcome.seed}"
-            print(outcome.failure.trace, f"\n{again}", sep="\n")
-            return 1
-        print(f"seed {outcome.seed}: {outcome.failure.text}")
+        if not keep_going:
+            again = f"again: python -m tests.simulation --store {store} --seeds {outcome.seed}"
+            print(outcome.failure.trace, f"\nseed {outcome.seed} fails; {again}", sep="\n")
+            return failed
+        print(f"{store}, seed {outcome.seed}: {outcome.failure.text}")
     taken_s = time.monotonic() - began_s
     print(
-        f"{len(seeds)} seeds, {failed} failed, {taken_s:.1f} s; {least} faults or more each, {faults.total():,} in all:"
+        f"{store}: {count} seeds, {failed} failed, {taken_s:.1f} s; {least} faults or more each, "
+        f"{faults.total():,} in all:"
     )
-    print(", ".join(f"{count:,} {kind}" for kind, count in faults.most_common()))
-    return min(failed, 1)
+    print(", ".join(f"{number:,} {kind}" for kind, number in faults.most_common()))
+    return failed
 
 
 if __name__ == "__main__":

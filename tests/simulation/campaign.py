@@ -15,6 +15,7 @@ from storage import ErasureProfile
 from storage.layout import Layout
 from taskworker.pool.membership import Standing
 from tests.simulation.copies import Copies
+from tests.simulation.embedded import EmbeddedSimulation
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import check_durable, require
 from tests.simulation.meanwhile import Meanwhile
@@ -244,10 +245,34 @@ def run_seed(seed: int, steps: int = STEPS) -> Outcome:
     return Outcome(seed, simulation.faults.injected, failure)
 
 
+def run_embedded_seed(seed: int) -> Outcome:
+    """Run one seed of an embedded store."""
+    failure: Failure | None = None
+    simulation = EmbeddedSimulation(seed, FAULTS_MIN)
+    with simulated_surroundings():
+        try:
+            simulation.run()
+        except Exception as error:
+            told = [*simulation.trace, "", *traceback.format_exception(error)]
+            failure = Failure(f"{type(error).__name__}: {error}", "\n".join(told))
+    return Outcome(seed, simulation.injected, failure)
+
+
 def run_seeds(seeds: Iterable[int], steps: int = STEPS, processes: int | None = None) -> Iterator[Outcome]:
     """Run many seeds in as many processes (default: the machine's processors); their outcomes in order."""
+    yield from _run_all(partial(run_seed, steps=steps), seeds, processes, chunk=4)
+
+
+def run_embedded_seeds(seeds: Iterable[int], processes: int | None = None) -> Iterator[Outcome]:
+    """The same of embedded stores."""
+    yield from _run_all(run_embedded_seed, seeds, processes, chunk=1)
+
+
+def _run_all(
+    run: Callable[[int], Outcome], seeds: Iterable[int], processes: int | None, chunk: int
+) -> Iterator[Outcome]:
     with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
         try:
-            yield from pool.map(partial(run_seed, steps=steps), seeds, chunksize=4)
+            yield from pool.map(run, seeds, chunksize=chunk)
         finally:
             pool.shutdown(cancel_futures=True)

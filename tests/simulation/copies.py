@@ -23,7 +23,7 @@ _REBUILDS_MAX = 5
 # A single commit behind a copy of a running pool's catalog looks like one that a crash cut off; see docs/format.md.
 _COMMITS_MIN = 2
 
-_EVENTS = 6  # that a worker's return may cause
+_EVENTS = 20  # that come with the return of a worker, and of others meanwhile
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,32 @@ from random import Random
 
 from blake3 import blake3
 
-from storage.errors import StoreFull
-from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.authenticity import Authority, new_secret
+from storage.errors import FormatError, StoreFull
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, shard_key
+from storage.manifest import encode_root, object_id
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
+from storage.stripes import metadata_stripe
+from storage.versions import (
+    NO_MAC,
+    RECORD_FORMAT,
+    SIGNED_FORMAT,
+    SignedRecord,
+    Tombstone,
+    VersionRecord,
+    encode_tombstone,
+    read_version,
+    seal,
+    seal_signed,
+    sign_tombstone,
+)
 from taskworker.wire.shards import OBJECT_BYTES_MAX
 from tests.simulation.disk import MemoryVerification, MemoryVolume
 
 _HUGE = 1 << 62
 _SEGMENTS = 1000
+_LATE = 1 << 60
 
 
 class LyingVolume(MemoryVolume):
@@ -97,7 +114,16 @@ class LyingVolume(MemoryVolume):
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         true = list(super().records(kinds))
-        return iter([self._forged(shard) if self._lies() else shard for shard in true if not self._lies()])
+        told = [self._forged(shard) if self._lies() else shard for shard in true if not self._lies()]
+        versions = [shard for shard in true if shard.key[ID_BYTES] == Kind.VERSION and self._lies()]
+        made_up = [forgery for shard in versions for forgery in forgeries(shard)]
+        return iter(told + [shard for shard in made_up if shard.key[ID_BYTES] in kinds])
+
+    def newest(self) -> Shard | None:
+        true = super().newest()
+        if true is None or true.key[ID_BYTES] != Kind.VERSION or not self._lies():
+            return true
+        return self._rng.choice([true, *forgeries(true)])
 
     # -- upkeep ----------------------------------------------------------------------------------
 
@@ -132,6 +158,37 @@ class _LyingVerification(MemoryVerification):
     def quarantine_rest(self) -> Iterator[ShardKey]:
         rest = list(super().quarantine_rest())
         return iter([] if self._rng.random() < 0.5 else rest)
+
+
+def forgeries(shard: Shard) -> list[Shard]:
+    """What would replace a version, or delete its file: without a MAC, or with one under a secret of the liars' own.
+
+    All liars make up the same.
+    """
+    try:
+        true = read_version(bytes(shard.payload), shard.key[:ID_BYTES])
+    except FormatError:
+        return []  # it was forged before
+    known = true.record
+    fields = (true.version_id, known.root_id, known.size, known.user_id, known.filename, 0, _LATE, None, "forged")
+    root_raw = encode_root(true.root)
+    own = Authority()
+    own.use(new_secret(1, Random(1).randbytes))
+    versions = (
+        seal(VersionRecord(RECORD_FORMAT, known.file_id, *fields), true.root, root_raw),
+        seal_signed(SignedRecord(SIGNED_FORMAT, known.file_id, *fields, _LATE, NO_MAC), true.root, root_raw, own),
+    )
+    tombstones = (
+        encode_tombstone(Tombstone(RECORD_FORMAT, known.file_id, _LATE)),
+        sign_tombstone(known.file_id, _LATE, own),
+    )
+    objects = [(Kind.VERSION, stored.version_id, stored.raw) for stored in versions]
+    objects += [(Kind.TOMBSTONE, object_id(raw), raw) for raw in tombstones]
+    slot, n = shard.key[STRIPE_KEY_BYTES], shard.key[STRIPE_KEY_BYTES - 1] + 1
+    return [
+        Shard(shard_key(metadata_stripe(kind, identifier, n), slot), len(raw), blake3(raw).digest(), raw)
+        for kind, identifier, raw in objects
+    ]
 
 
 def _verdicts(count: int, rng: Random) -> list[Verdict]:

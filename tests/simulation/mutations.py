@@ -10,6 +10,7 @@ from storage.commit import GroupCommit, PendingVersion
 from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
 from storage.lineage import Lineage
+from storage.maintenance.belief import Belief
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
@@ -120,6 +121,11 @@ def believe_stale_volumes(patch: Patch) -> None:
     patch.setattr(Lineage, "_expected", lambda lineage, slot: [])
 
 
+def believe_unsigned_records(patch: Patch) -> None:
+    """Rebuild: versions and tombstones are believed without the store's MAC."""
+    patch.setattr(Belief, "_is_agreed", lambda belief, identifier, kind, volume: True)
+
+
 def use_after_fork(patch: Patch) -> None:
     """Forks: a child may use what its parent opened."""
     patch.setattr(HomeProcess, "check", lambda home: None)
@@ -141,6 +147,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     go_on_behind,
     overlook_older_catalogs,
     believe_stale_volumes,
+    believe_unsigned_records,
     use_after_fork,
     close_after_fork,
 )
