@@ -18,7 +18,7 @@ from storage.live import node_loader
 from storage.maintenance.belief import Belief
 from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
-from storage.shards import Shard
+from storage.shards import Shard, VolumeFailed
 from storage.stripes import StripeStore
 from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, decode_tombstone, decode_version, read_version
@@ -103,11 +103,20 @@ class _File:
 
 def _gather(catalog: Catalog, stripes: StripeStore, belief: Belief, tally: _Tally) -> None:
     """Copy every metadata object that is intact and believed into the catalog; further copies change nothing."""
-    for slot, volume in stripes.volumes.online():
-        for batch in batched(volume.records(_METADATA), _BATCH):
-            believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
-            catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
-            tally.step(len(batch))
+    volumes = stripes.volumes
+    for slot, volume in volumes.online():
+        if not volumes.trusts(slot):
+            tally.skip(f"all that {volumes.name(slot)} shows: it gave wrong answers")
+            continue
+        try:
+            for batch in batched(volume.records(_METADATA), _BATCH):
+                believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
+                catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
+                tally.step(len(batch))
+        except VolumeFailed as error:
+            # Nothing is left out for a failure. A worker that answers nonsense loses trust by it, in the end.
+            volumes.set_offline(slot, str(error), volume)
+            raise
 
 
 def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tally: _Tally) -> bool:

@@ -15,6 +15,7 @@ from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
 from taskworker.pool.membership import WorkerLoad, WorkerState
 from taskworker.pool.trial import first_allowance
+from tests.simulation.catalog import Database
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
@@ -414,3 +415,36 @@ def test_a_worker_whose_lists_never_end_holds_up_no_mending_and_no_collect(clust
     report = cluster.pool.store.collect(grace_s=0)
     assert report.objects_removed > 0
     assert vars(liar.volume).get("asked", 0) == asked
+
+
+class UntellingVolume(MemoryVolume):
+    """Breaks off whenever it is to show what it holds."""
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        raise VolumeFailed("a list of records that is nonsense")
+
+
+def test_a_worker_that_shows_nonsense_holds_up_a_rebuild_only_until_it_is_known(cluster: Cluster) -> None:
+    files = push_all(cluster)
+    settle(cluster)
+    former, liar = cluster.pool.pool_id, cluster.workers[2]
+    untelling = UntellingVolume(liar.volume.volume_id, cluster.wounds)
+    untelling.records_by_key, untelling.durable = liar.volume.records_by_key, liar.volume.durable
+    liar.volume = untelling
+    liar.listen()
+    cluster.crash_pool()
+    cluster.database = Database()
+    cluster.start_pool(rebuild=former)
+    for _ in range(3):
+        cluster.pass_time(3.0)
+        slot = next(record.slot for record in cluster.pool.membership.records if record.worker == liar.name)
+        connection = cluster.pool.fleet.volume(slot)
+        assert connection is not None
+        connection.misbehaved = "nonsense"  # as the client side of the transport notes it
+        with pytest.raises(VolumeFailed, match="nonsense"):
+            cluster.pool.store.rebuild()
+    cluster.pass_time(3.0)
+    report = cluster.pool.store.rebuild()
+    assert liar.name in report.skipped[0]
+    for name, file_id in files.items():
+        assert cluster.pool.store.get(file_id, user_id="u") == CONTENTS[name]
