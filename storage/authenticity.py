@@ -97,7 +97,7 @@ def decode_secret(raw: bytes) -> StoreSecret:
     try:
         return msgspec.msgpack.decode(raw, type=StoreSecret)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"the store's secret in the catalog is damaged ({error}); restore the catalog") from error
+        raise FormatError(f"the store's secret in the catalog is damaged ({error})") from error
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -98,18 +98,34 @@ class Lineage:
         self._begun = False
         self._claims: dict[str, Shown] = {}  # what volumes show that nobody vouches for, by their names
         self.latest_shown = 0
-        self._behind = int(catalog.document(_BEHIND) or b"0")
-        raw = catalog.document(_SECRET)
-        if raw is not None:
-            authority.use(decode_secret(raw))
+        self._damage = ""  # why the catalog cannot be counted on to be current
+        self._behind = self._read_behind()
+        self._use_secret()
         self._known = _read_known(catalog)
+
+    def _read_behind(self) -> int:
+        raw = self._catalog.document(_BEHIND) or b"0"
+        if raw.isdigit():
+            return int(raw)
+        self._damage = "the catalog's note of what only the volumes know is damaged"
+        log.error("%s: run rebuild", self._damage)
+        return 0
+
+    def _use_secret(self) -> None:
+        raw = self._catalog.document(_SECRET)
+        try:
+            if raw is not None:
+                self._authority.use(decode_secret(raw))
+        except FormatError as error:
+            self._damage = str(error)
+            log.error("%s: run rebuild", self._damage)
 
     # -- a catalog that is older than the volumes ------------------------------------------------
 
     @property
     def behind(self) -> bool:
         """Whether the volumes have commits that the catalog knows nothing of."""
-        return bool(self._behind)
+        return bool(self._behind or self._damage)
 
     def check_current(self) -> None:
         """Refuse what would lose commits that only the volumes know.
@@ -117,6 +133,11 @@ class Lineage:
         Raises:
             CatalogBehind: there are some.
         """
+        if self._damage:
+            raise CatalogBehind(
+                f"{self._damage}: run rebuild, which learns it from the volumes. Until then files can be read, but "
+                "nothing is written or freed"
+            )
         if self._behind:
             raise CatalogBehind(
                 "the catalog is older than the volumes, as if it were restored from a backup: they hold commits up to "
@@ -200,8 +221,8 @@ class Lineage:
         with self._volumes.guard(slot, volume):
             if self.meet(slot, volume, self._volumes.name(slot)) and slot not in self._volumes.incomplete:
                 self._volumes.incomplete.add(slot)
-                what = "lacks what the catalog expects" if self._behind else "is an older copy of itself"
-                then = "rebuild, then repair" if self._behind else "repair to make it whole"
+                what = "lacks what the catalog expects" if self.behind else "is an older copy of itself"
+                then = "rebuild, then repair" if self.behind else "repair to make it whole"
                 text = f"volume {self._volumes.name(slot)} {what}; run {then}"
                 log.warning("%s", text)
                 self._volumes.report("stale", b"", slot, text)
@@ -352,7 +373,7 @@ class Lineage:
     def rebuilt(self) -> None:
         """The catalog was made again from the volumes: it knows all they know."""
         with self._lock:
-            self._behind = 0
+            self._behind, self._damage = 0, ""
             self._claims.clear()
             self._known = {}
         self._catalog.save_document(_BEHIND, b"")
@@ -362,7 +383,7 @@ class Lineage:
 
     def end(self, sequence: int) -> None:
         """The store is closed in good order; ``sequence`` is the last one that was given to anything."""
-        if not self._begun or self._behind:
+        if not self._begun or self.behind:
             return
 
         def work(txn: CatalogTransaction) -> None:
@@ -396,5 +417,8 @@ def _read_known(catalog: Catalog) -> dict[int, _Known]:
     raw = catalog.document(_MARKS)
     try:
         return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[int, _Known])
-    except msgspec.DecodeError as error:
-        raise FormatError(f"what the catalog knows of its volumes is damaged ({error}); restore the catalog") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning(
+            "what the catalog knows of its volumes is damaged, and is made again with the next commit: %s", error
+        )
+        return {}

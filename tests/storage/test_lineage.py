@@ -21,6 +21,7 @@ from storage import (
     StoreFull,
     Version,
 )
+from storage.catalog import LmdbCatalog
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -451,3 +452,27 @@ def test_nothing_is_said_to_survive_while_the_catalog_is_behind(root: Path, back
         stats = store.stats()
         assert (stats.files, stats.losses_survivable) == (1, 2)
         assert get(store, kept) == DATA
+
+
+@pytest.mark.parametrize("document", ["store-secret", "catalog-behind", "volume-marks"])
+def test_what_is_kept_to_tell_copies_by_can_be_damaged_and_made_again(root: Path, document: str) -> None:
+    """It is in nobody's way who only reads, and comes back from the volumes."""
+    with open_store(root) as store:
+        version = push(store, DATA, "kept")
+    catalog = LmdbCatalog(root / "catalog")
+    secret = catalog.document("store-secret")
+    catalog.save_document(document, b"\xc1 no such thing")
+    catalog.close()
+    with open_store(root) as store:
+        assert get(store, version) == DATA
+        if store.behind:
+            with pytest.raises(CatalogBehind, match="run rebuild"):
+                push(store, b"more", "more")
+            assert store.rebuild().skipped == []
+        more = push(store, b"more", "more")
+    with open_store(root) as store:
+        assert not store.behind
+        assert (get(store, version), get(store, more)) == (DATA, b"more")
+        assert store.repair().complete
+        assert store.scrub().clean
+        assert store._catalog.document("store-secret") == secret
