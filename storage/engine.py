@@ -748,7 +748,7 @@ class FileStorage:
         Stores that are not trusted are swept by none, and are owed none until they are trusted again.
         """
         self._check_open()
-        missed = missed_stores(self._catalog)
+        missed = missed_stores(self._catalog, self._volumes.slots)
         return any(slot in missed and self._volumes.trusts(slot) for slot, _ in self._volumes.online())
 
     @checked

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import msgspec
 from storage.batching import batched
 from storage.catalog import Catalog, user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
-from storage.errors import FormatError, InsufficientWorkers, StoreFull
+from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.limits import MIB
 from storage.live import live_objects
@@ -84,17 +84,14 @@ def collect(
         return CollectReport(len(tally.objects), tally.shards, tally.freed, tally.segments, len(missed))
 
 
-def missed_stores(catalog: Catalog) -> set[int]:
-    """Slots of the stores that the latest collects have missed.
-
-    Raises:
-        FormatError: what was kept is damaged.
-    """
+def missed_stores(catalog: Catalog, slots: Iterable[int]) -> set[int]:
+    """Slots of the stores that the latest collects have missed: all there are if what was kept is damaged."""
     raw = catalog.document(_MISSED)
     try:
         return set() if raw is None else msgspec.msgpack.decode(raw, type=set[int])
-    except msgspec.DecodeError as error:
-        raise FormatError(f"the list of stores that a collect has missed is damaged ({error}); run rebuild") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("the list of stores that a collect has missed is damaged, so each counts as missed: %s", error)
+        return set(slots)
 
 
 def _note_missed(context: MaintenanceContext, tally: _Tally) -> set[int]:
@@ -102,7 +99,7 @@ def _note_missed(context: MaintenanceContext, tally: _Tally) -> set[int]:
     volumes = context.stripes.volumes
     swept = {slot for slot, buckets in tally.swept.items() if buckets == _BUCKETS}
     missed = set(volumes.slots) - swept
-    before = missed_stores(context.catalog)
+    before = missed_stores(context.catalog, volumes.slots)
     if (after := (before | missed) - swept) != before:
         try:
             context.catalog.save_document(_MISSED, msgspec.msgpack.encode(sorted(after)))

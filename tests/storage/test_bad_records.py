@@ -288,6 +288,20 @@ def test_a_claim_that_cannot_be_read_is_kept_and_stops_no_collect(root: Path) ->
         assert store.scrub().clean
 
 
+def test_a_list_of_missed_collects_that_cannot_be_read_stops_no_collect(root: Path) -> None:
+    with open_store(root) as store:
+        store.delete(push(store, BAD_DATA, "gone").file_id, user_id=USER)
+        push(store, OTHERS["a"], "a")
+    catalog = LmdbCatalog(root / "catalog")
+    catalog.save_document("collect-missed", b"\xc1")
+    catalog.close()
+    with open_store(root) as store:
+        assert store.is_collect_owed()  # any of them may have missed one
+        assert store.collect(grace_s=0).bytes_freed > 0
+        assert not store.is_collect_owed()
+        assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
+
+
 @pytest.mark.parametrize("document", [b"counters", b"profiles"])
 def test_counts_that_cannot_be_read(root: Path, document: bytes) -> None:
     """Those of profiles are made again; without the other ones there is no store, which is said."""
