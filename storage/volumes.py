@@ -18,7 +18,7 @@ from storage.fleet import Fleet
 from storage.flushing import Flusher, new_flusher
 from storage.keys import StripeKey
 from storage.placement import FixedLayout
-from storage.shards import LocalVolume, Shard, VolumeFailed, VolumeUnavailable
+from storage.shards import LocalVolume, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.volume import PendingSync
@@ -129,6 +129,13 @@ class VolumeSet(Fleet[LocalVolume]):
             return bool(back)
         finally:
             self._attaching.release()
+
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """See :meth:`Fleet.set_offline`. One that was opened anew only just is not tried again at once."""
+        was_open = self._stores.get(slot) is not None
+        super().set_offline(slot, reason, failed)
+        if was_open and self._stores.get(slot) is None:
+            self._retries[slot].relapsed()
 
     def _offline(self) -> list[int]:
         return [slot for slot, volume in self._stores.items() if volume is None]

@@ -6,7 +6,7 @@ or remote; everything the engine itself refuses arrives as the engine's own clas
 
 from __future__ import annotations
 
-from storage.errors import InvalidArgument, StorageError
+from storage.errors import InvalidArgument, StorageError, StoreFull
 
 
 class StorageUnavailable(StorageError):
@@ -39,6 +39,10 @@ class WorkerRefused(StorageError):
 
 class WorkerRestarted(StorageError):
     """A write meant for an earlier process of a worker; what that one had not synced may be gone."""
+
+
+class WorkerReadOnly(StoreFull):
+    """A worker's disk takes no writes. What it holds can be read, and others take what is new, as if it were full."""
 
 
 class NotJoined(StorageError):

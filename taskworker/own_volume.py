@@ -96,6 +96,7 @@ class OwnVolume:
         self._reason = cause if state == "failed" else f"volume {volume.path} was removed or unmounted"
         self._failed_at_s = time.monotonic()
         self._opened = None
+        self._retry.relapsed()
         log.error("%s; it is opened anew", self._reason)
         try:
             volume.abandon(self._reason)

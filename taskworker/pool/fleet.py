@@ -17,6 +17,7 @@ from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.layout import Layout, Member, by_worker, rows_survive
 from storage.placement import partition_of
 from storage.shards import Shard, ShardStore, VolumeFailed
+from taskworker.errors import WorkerReadOnly
 from taskworker.pool.absences import Absences
 from taskworker.pool.fullness import Fullness
 from taskworker.pool.port import Ticket, WorkerVolume
@@ -268,17 +269,26 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _note_full(self, slot: int, error: StorageError) -> None:
         """A worker refused what it was given: whoever began before now looks what is missing."""
         with self._lock:
-            new, mended = self._fullness.refused(slot), self.is_mended()
+            read_only = isinstance(error, WorkerReadOnly)
+            new, mended = self._fullness.refused(slot, read_only=read_only), self.is_mended()
             self._changed()
         if new:
-            log.warning("worker %s is full, others take what is new: %s", self.name(slot), error)
+            log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
         if new or mended:
             self.on_rot()
 
+    def read_only(self) -> frozenset[int]:
+        """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
+        return self._fullness.read_only
+
     def _pool_full(self) -> StoreFull:
-        full = sorted(self.name(slot) for slot in self._fullness.slots)
+        read_only = self._fullness.read_only
+        full = sorted(self.name(slot) for slot in self._fullness.slots - read_only)
+        parts = [f"none is left on {', '.join(full)}"] if full else []
+        if read_only:
+            parts.append(f"the disks of {', '.join(sorted(map(self.name, read_only)))} take no writes")
         return StoreFull(
-            f"the pool is full: too few workers have space; none is left on {', '.join(full)}; delete files and run "
+            f"the pool is full: too few workers have space; {'; '.join(parts)}; delete files and run "
             "`taskworker collect`, or add workers or larger disks"
         )
 

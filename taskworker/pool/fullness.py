@@ -1,4 +1,4 @@
-"""Full workers: who has no space takes nothing new until it has room again, and goes on serving what it holds."""
+"""Full workers: who can write no more takes nothing new until it can again, and goes on serving what it holds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Fullness:
 
     Args:
         now_s: monotonic seconds.
+
+    Attributes:
+        slots: of all workers that take nothing new.
+        read_only: those of them whose disks take no writes, whatever space they have.
     """
 
     def __init__(self, now_s: Callable[[], float]) -> None:
@@ -26,9 +30,10 @@ class Fullness:
         self._period_s: dict[int, float] = {}
         self._refused_at: dict[int, int] = {}  # bytes free when it refused, or less
         self.slots: frozenset[int] = frozenset()
+        self.read_only: frozenset[int] = frozenset()
 
-    def refused(self, slot: int) -> bool:
-        """A worker had no space for what it was given; whether it passes for full only from now on."""
+    def refused(self, slot: int, *, read_only: bool = False) -> bool:
+        """A worker could not write what it was given; whether it passes for full only from now on."""
         period_s = self._period_s.get(slot, _RETRY_S)
         new = slot not in self.slots
         if new:
@@ -36,6 +41,8 @@ class Fullness:
             self._until_s[slot] = self._now_s() + period_s
             self._refused_at[slot] = self._free.get(slot, 0)
             self.slots |= {slot}
+        if read_only:
+            self.read_only |= {slot}
         return new
 
     def told(self, slot: int, free: int, used: int) -> bool:
@@ -60,3 +67,4 @@ class Fullness:
     def forget(self, slot: int) -> None:
         """It is not full, or there is no such worker any more."""
         self.slots -= {slot}
+        self.read_only -= {slot}

@@ -50,6 +50,7 @@ class Safety:
         risks: the same by how things are coded, where they are not all coded alike.
         fatal: kinds of failure domain beyond workers, such as a zone, the loss of one of which may be too much.
         full: workers that have no space for more.
+        read_only: workers whose disks take no writes.
     """
 
     survivable: int | None
@@ -59,6 +60,7 @@ class Safety:
     risks: Sequence[Risk] = ()
     fatal: Sequence[str] = ()
     full: Sequence[str] = ()
+    read_only: Sequence[str] = ()
 
     def few(self) -> dict[int, int]:
         """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
@@ -100,6 +102,8 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
     parts += [f"the loss of one {domain} could make some files unreadable" for domain in safety.fatal]
     if safety.full:
         parts.append(f"no space on {', '.join(safety.full)}: delete files and collect, or add workers")
+    if safety.read_only:
+        parts.append(f"no writes to {', '.join(safety.read_only)}: the disk is read-only, see that worker's log")
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
     for piece in work:

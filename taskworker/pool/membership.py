@@ -40,6 +40,7 @@ class WorkerState(StrEnum):
     DRAINED = "drained"
     DISTRUSTED = "distrusted"  # it lied about what it holds
     FULL = "full"  # it has no space for more; others take what is new
+    READ_ONLY = "read-only"  # likewise, as its disk takes no writes
     SLOW = "slow"  # it keeps pushes waiting, or cannot read what it holds; others stand in for it
 
 

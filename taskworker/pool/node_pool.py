@@ -57,6 +57,7 @@ _PRESENT = (
     WorkerState.ALIVE,
     WorkerState.DISTRUSTED,
     WorkerState.FULL,
+    WorkerState.READ_ONLY,
     WorkerState.SLOW,
     WorkerState.DRAINING,
     WorkerState.DRAINED,
@@ -664,6 +665,7 @@ class PoolCore:
             risks,
             self._fatal(workers_survivable),
             sorted(view.record.worker for view in views if view.state is WorkerState.FULL),
+            sorted(view.record.worker for view in views if view.state is WorkerState.READ_ONLY),
         )
         health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
@@ -742,7 +744,8 @@ class PoolCore:
         if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.slow():
             return replace(view, state=WorkerState.SLOW)
         if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.full():
-            return replace(view, state=WorkerState.FULL)
+            read_only = view.record.slot in self.fleet.read_only()
+            return replace(view, state=WorkerState.READ_ONLY if read_only else WorkerState.FULL)
         return view
 
     def _note(self, kind: str, text: str) -> None:

@@ -12,12 +12,12 @@ import grpc
 import msgspec
 
 from storage.batching import batched
-from storage.errors import InvalidArgument, StoreFull
+from storage.errors import InvalidArgument
 from storage.keys import SHARD_KEY_BYTES, Kind
 from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.port import Verification
-from taskworker.errors import WorkerRestarted
+from taskworker.errors import WorkerReadOnly, WorkerRestarted
 from taskworker.services.binding import Caller, raw_handler, require_active
 from taskworker.services.running import Run
 from taskworker.wire.shards import (
@@ -95,7 +95,7 @@ class ShardService:
             if flags & FLAG_SYNC:
                 volume.sync()
         except VolumeReadOnly as error:
-            raise StoreFull(str(error)) from error  # others take its shards, it goes on giving out what it has
+            raise WorkerReadOnly(str(error)) from error
         return b""
 
     def Locate(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802

@@ -58,6 +58,7 @@ from taskworker.errors import (
     ServerBusy,
     ServerFault,
     StorageUnavailable,
+    WorkerReadOnly,
     WorkerRefused,
     WorkerRestarted,
 )
@@ -81,6 +82,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     DataLossError: grpc.StatusCode.DATA_LOSS,
     InsufficientWorkers: grpc.StatusCode.UNAVAILABLE,
     StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkerReadOnly: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreLocked: grpc.StatusCode.UNAVAILABLE,
     FormatError: grpc.StatusCode.FAILED_PRECONDITION,
     CatalogBehind: grpc.StatusCode.FAILED_PRECONDITION,

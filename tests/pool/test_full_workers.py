@@ -11,6 +11,7 @@ from storage import ErasureProfile
 from storage.errors import StoreFull
 from storage.keys import Kind
 from storage.shards import VolumeUsage
+from taskworker.errors import WorkerReadOnly
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
@@ -130,3 +131,19 @@ def test_a_pool_that_is_full_is_not_mended_without_a_pause(cluster: Cluster) -> 
     with pytest.raises(StoreFull):
         fleet.append_and_sync({0: [shard]})
     assert not woken
+
+
+def test_a_disk_that_takes_no_writes_is_not_said_to_be_full(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = cluster.workers[2].volume
+
+    def refuse(*_args: object, **_keywords: object) -> None:
+        raise WorkerReadOnly("the volume can only be read")
+
+    monkeypatch.setattr(refusing, "append", refuse)
+    version = cluster.pool.store.push(b"content" * 10_000, filename="f", user_id="u")
+    cluster.pass_time(1.0)
+    assert states(cluster)["w2"] == "read-only"
+    assert "no writes to w2: the disk is read-only, see that worker's log" in cluster.pool.view().health
+    assert "no space" not in cluster.pool.view().health
+    assert cluster.pool.store.get(version.file_id, user_id="u") == b"content" * 10_000
+    monkeypatch.undo()

@@ -11,8 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from storage import FileStorage, StoreFull
+from storage import FileStorage
 from storage.shards import VolumeFailed, VolumeUnavailable
+from taskworker.errors import WorkerReadOnly
 from taskworker.own_volume import OwnVolume
 from taskworker.pool.remote_volume import RemoteVolume
 from taskworker.services.server import FileServer
@@ -91,6 +92,25 @@ def test_one_failed_flush(tmp_path: Path) -> None:
     volume.close()
 
 
+def test_a_disk_that_fails_again_and_again_is_not_opened_again_at_once(tmp_path: Path) -> None:
+    """Each opening has the worker join the pool anew, which takes its shards to others and back."""
+    disk = FaultyDisk()
+    volume = own(tmp_path / "volume", disk)
+    instances = set()
+    disk.fail(errno.EIO, "datasync")
+    for number in range(200):
+        if volume.tend():
+            opened = volume.current()
+            instances.add(opened.instance)
+            opened.volume.append([shard_of(number)])
+            with pytest.raises(VolumeFailed):
+                opened.volume.sync()
+    assert len(instances) <= 2, "the first failure may have passed, the second one has not"
+    disk.heal()
+    eventually(volume.tend)
+    volume.close()
+
+
 def test_a_disk_that_takes_no_writes_gives_out_what_it_has(tmp_path: Path) -> None:
     disk = FaultyDisk()
     volume = own(tmp_path / "volume", disk)
@@ -100,7 +120,7 @@ def test_a_disk_that_takes_no_writes_gives_out_what_it_has(tmp_path: Path) -> No
     remote.sync()
     disk.fail(errno.EROFS, "write", "create", "open_writable", "truncate")
     remote.append([shard_of(2)])
-    with pytest.raises(StoreFull, match="Read-only file system"):
+    with pytest.raises(WorkerReadOnly, match="Read-only file system"):
         remote.sync()
     assert volume.tend()
     assert remote.usage().bytes_free == 0

@@ -1,0 +1,53 @@
+"""When what failed is tried again."""
+
+from __future__ import annotations
+
+import pytest
+
+from storage.backoff import Backoff
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr("storage.backoff.time.monotonic", lambda: self.now_s)
+
+    def until_due(self, backoff: Backoff) -> float:
+        """How long it takes until it is time, in seconds."""
+        began_s = self.now_s
+        while not backoff.due():
+            self.now_s += 0.125
+        return self.now_s - began_s
+
+
+def test_pauses_double_up_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+    assert backoff.due()
+    pauses = []
+    for _ in range(6):
+        backoff.failed()
+        pauses.append(clock.until_due(backoff))
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+def test_what_fails_again_right_after_it_went_well_waits_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+    pauses = []
+    for _ in range(5):
+        backoff.relapsed()
+        pauses.append(clock.until_due(backoff))
+        backoff.succeeded()
+        clock.now_s += 1.0
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+
+def test_what_went_well_for_long_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+    for _ in range(4):
+        backoff.failed()
+    backoff.succeeded()
+    clock.now_s += 3600.0
+    backoff.relapsed()
+    assert backoff.due()
+    backoff.failed()
+    assert clock.until_due(backoff) == 0.5
