@@ -61,7 +61,8 @@ class Simulation:
         self.rng = Random(seed)
         profile = ErasureProfile(*self.rng.choice(_PROFILES))
         count = max(profile.k + 1, profile.n + self.rng.choice((-1, 0, 0, 1, 2)))
-        self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)))
+        crowd = self.rng.choice((0, 0, 0, 2, 3))
+        self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)), crowd=crowd)
         self.model = Model(profile)
         self.users = Users(self.cluster, self.model, self.rng)
         self.copies = Copies(self.cluster, self.model, self.rng, self.users)
@@ -100,6 +101,7 @@ class Simulation:
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2, faults.collect_meanwhile: 1.5,
             faults.begin_lying: 0.8, faults.expose: 1, faults.fork: 0.5, faults.jump_clock: 1, self.collect_if_due: 0.5,
+            faults.conspire: 0.6,
             copies.copy_catalog: 2, copies.restore_catalog: 1.2, copies.lose_catalog: 0.3, copies.age_volume: 1.2,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip

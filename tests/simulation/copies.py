@@ -13,8 +13,8 @@ from storage.errors import DataLossError, InsufficientWorkers
 from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
-from tests.simulation.invariants import can_do_without, require, shard_keys
-from tests.simulation.model import NAMES, File, Model, Name, NothingToDo
+from tests.simulation.invariants import can_do_without, require, shard_keys, spare
+from tests.simulation.model import NAMES, File, Model, Name, NothingToDo, chunks_of
 from tests.simulation.operations import Users
 from tests.simulation.pool import Cluster
 from tests.simulation.workers import Worker
@@ -189,6 +189,9 @@ class Copies:
             contents = [
                 self._store.get(head.file_id, user_id=name.user, version_id=version.version_id) for version in found
             ]
+            for content in contents:
+                if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, self.model.profile)):
+                    raise DataLossError(head.version_id, 0, 1)  # what a liar holds is as good as gone
         except DataLossError:
             # Never acknowledged, or deleted before: a worker said that it had what was lacking of it.
             if known is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
@@ -12,12 +13,12 @@ from storage.errors import InvalidArgument, UsedAfterFork
 from storage.forks import forks
 from storage.keys import ShardKey
 from taskworker.pool.membership import Standing
-from tests.simulation.invariants import can_do_without, check_durable, require, shard_keys, spare
+from tests.simulation.invariants import can_do_without, check_durable, check_spread_over, require, shard_keys, spare
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
 from tests.simulation.operations import Users
-from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
+from tests.simulation.pool import CROWD, GRACE_S, LEASE_S, Cluster
 from tests.simulation.workers import Worker
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ _CALLS_AHEAD = 40
 _CENTURY_H = 100 * 365 * 24
 _CLOCK_JUMPS_H = (0, 25, -25, _CENTURY_H, -_CENTURY_H)
 _STRIPES_TRIED = 8
+_ROUNDS = 3
 _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
 
 
@@ -269,6 +271,57 @@ class Faults:
         worker.listen()
         self.injected["liar"] += 1
         return worker.name
+
+    def conspire(self) -> str:
+        """As many workers as may lie at once do so, or all those of one owner, while the others are well."""
+        group = self._conspirators()
+        self.cluster.calm()
+        for _ in range(_ROUNDS):
+            self.cluster.pass_time(2.0)
+            self.users.heal()
+            self.users.mend()
+        self._check_counted_on(group)
+        if group[0].owner == CROWD and self.cluster.pool.fleet.is_mended():
+            check_spread_over(self.cluster, self.users.stripes(), group)
+        if not can_do_without(self.cluster, group, self.users.stripes()):
+            raise NothingToDo
+        for worker in group:
+            worker.liar = True
+            worker.listen()
+        self.injected["liar"] += len(group)
+        users = self.users
+        for _ in range(self.rng.randint(4, 10)):
+            with suppress(NothingToDo):
+                self.rng.choice((users.push_small, users.push_large, users.revise, users.get, users.get_part,
+                                 users.mend, users.repair, users.scrub, users.heal, users.collect))()  # fmt: skip
+            self.cluster.pass_time(self.rng.choice((0.3, 1.0)))
+        for worker in group:
+            self.set_up_anew(worker)
+            worker.start()
+        return ", ".join(worker.name for worker in group)
+
+    def _conspirators(self) -> list[Worker]:
+        """Whoever is to lie; the others are to be enough to hold k shards of each stripe, one each."""
+        workers, profile = self.cluster.workers, self.model.profile
+        group = [worker for worker in workers if worker.owner == CROWD]
+        if not group or self.rng.random() < 0.3:
+            group = self.rng.sample(workers, min(profile.n - profile.k, len(workers)))
+        crowded = sum(worker.owner == CROWD for worker in workers) > 1 and group[0].owner != CROWD
+        if len(self.cluster.honest()) < len(workers) or len(workers) < profile.n or crowded:
+            raise NothingToDo
+        if len(workers) - len(group) < profile.k:
+            raise NothingToDo
+        return group
+
+    def _check_counted_on(self, group: list[Worker]) -> None:
+        """The pool counts on all the others: none is drained, on trial, or suspected because of a disk that lies."""
+        pool = self.cluster.pool
+        records = {record.worker: record for record in pool.membership.records}
+        for worker in self.cluster.workers:
+            record = records.get(worker.name)
+            counted = record is not None and record.standing is Standing.IN and not record.allowed
+            if worker not in group and not (record and counted and pool.fleet.trusts(record.slot)):
+                raise NothingToDo
 
     def expose(self) -> str:
         """A worker that lied is found out by people, and its machine set up anew."""

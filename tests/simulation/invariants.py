@@ -109,6 +109,14 @@ def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
             require(left > stripe[33], f"{stripe.hex()[:12]} would not survive the loss of {lost.name}")
 
 
+def check_spread_over(cluster: Cluster, stripes: Iterable[StripeKey], owned: Collection[Worker]) -> None:
+    """The loss of all workers of one owner leaves enough of every stripe."""
+    others = [worker.volume.durable for worker in cluster.workers if worker not in owned]
+    for stripe in stripes:
+        left = sum(any(key in durable for durable in others) or excused(cluster, key) for key in shard_keys(stripe))
+        require(left > stripe[33], f"{stripe.hex()[:12]} would not survive the loss of all workers of one owner")
+
+
 def check_in_place(cluster: Cluster, model: Model) -> None:
     """Every shard of every live version is where the layout wants it, good and durable.
 

@@ -126,6 +126,11 @@ def believe_unsigned_records(patch: Patch) -> None:
     patch.setattr(Belief, "_is_agreed", lambda belief, identifier, kind, volume: True)
 
 
+def ignore_owners(patch: Patch) -> None:
+    """Layout: that workers are all of one owner makes no difference."""
+    patch.setattr("storage.layout.by_owner", lambda member: "")
+
+
 def use_after_fork(patch: Patch) -> None:
     """Forks: a child may use what its parent opened."""
     patch.setattr(HomeProcess, "check", lambda home: None)
@@ -148,6 +153,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     overlook_older_catalogs,
     believe_stale_volumes,
     believe_unsigned_records,
+    ignore_owners,
     use_after_fork,
     close_after_fork,
 )

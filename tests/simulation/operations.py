@@ -8,7 +8,7 @@ from random import Random
 
 from storage import FileStorage, Version
 from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, StorageError, StoreFull
-from storage.keys import StripeKey
+from storage.keys import STRIPE_KEY_BYTES, StripeKey
 from storage.upload import Upload
 from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
 from tests.simulation.model import (
@@ -152,6 +152,10 @@ class Users:
         else:
             self.commits += 1
         kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
+        for worker in self.cluster.honest():  # what was dropped while nobody needed it, and has been written anew
+            for key in worker.volume.durable & self.cluster.dropped.keys():
+                if key[:STRIPE_KEY_BYTES] in kept.stripes:
+                    del self.cluster.dropped[key]
         check_durable(self.cluster, kept.stripes)
         check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in unchanged))
 

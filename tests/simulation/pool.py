@@ -19,6 +19,7 @@ from tests.simulation.workers import Worker
 
 LEASE_S = 3.0
 GRACE_S = 30.0
+CROWD = "owner of many"
 CHUNK_BYTES = 64 * 1024
 _BEAT_S = 1.0
 
@@ -38,9 +39,10 @@ class Cluster:
         profile: of the pool.
         worker_count: how many there are at first.
         zones: over which they are spread.
+        crowd: ids more that are all of one owner, while each of the others has one of its own; 0: none has any.
     """
 
-    def __init__(self, rng: Random, profile: ErasureProfile, worker_count: int, zones: int) -> None:
+    def __init__(self, rng: Random, profile: ErasureProfile, worker_count: int, zones: int, crowd: int = 0) -> None:
         self.rng = rng
         self.profile = profile
         self.clock = Clock()
@@ -51,16 +53,20 @@ class Cluster:
         self.workers: list[Worker] = []
         self._zones = zones
         self._named = 0
+        self._owned = crowd > 0
         for _ in range(worker_count):
             self.add_worker()
+        for _ in range(crowd):
+            self.add_worker(CROWD)
         self.start_pool()
         self.pass_time(2.0)
 
     # -- workers ---------------------------------------------------------------------------------
 
-    def add_worker(self) -> Worker:
+    def add_worker(self, owner: str = "") -> Worker:
         """A new machine with an empty disk."""
         worker = Worker(f"w{self._named}", f"z{self._named % self._zones}", self.new_volume(), self.network, self.rng)
+        worker.owner = owner or (f"owner of {worker.name}" if self._owned else "")
         self._named += 1
         self.workers.append(worker)
         worker.start()

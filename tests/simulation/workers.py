@@ -32,6 +32,7 @@ class Worker:
         cut_off: whether the network between it and the pool is down.
         lost_beats: how many heartbeats to come do not get through.
         liar: whether its answers are false half of the time.
+        owner: whose machine it is.
         former: instances of its processes before the latest one.
     """
 
@@ -44,6 +45,7 @@ class Worker:
     cut_off: bool = False
     lost_beats: int = 0
     liar: bool = False
+    owner: str = ""
     former: list[str] = field(default_factory=list)
     _instance: str = ""
     _joined: bool = field(default=False)
@@ -157,6 +159,7 @@ class Worker:
             worker=self.name,
             address=self.address,
             zone=self.zone,
+            owner=self.owner,
             capacity=self.rng.choice((1, _HUGE)) if self.liar else CAPACITY,
             instance=instance or self._instance,
             volume_id=self.volume.volume_id,
