@@ -798,13 +798,14 @@ class FileStorage:
             return [ProfileCount(self.profile.k, self.profile.n, 0, 0)]
         return [*used, ProfileCount(1, self._settings.n, 0, 0)]
 
-    def survivable(self, losses: Callable[[ErasureProfile], int]) -> int:
+    def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
         """How many losses all files survive, given how many a profile does.
 
-        None while the catalog is behind: what it knows of may have been deleted and collected.
+        None while the catalog is behind, as what it knows of may have been deleted and collected, unless a repair has
+        ``verified`` since that all of it is there.
         """
         survivable = min(losses(profile_for(one.k, one.n)) for one in self.profiles())
-        return min(0, survivable) if self.behind else survivable
+        return min(0, survivable) if self.behind and not verified else survivable
 
     @property
     def accelerator(self) -> str:

@@ -519,6 +519,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Whether nothing of that kind has happened since all was mended."""
         return self._mended == self.mark()
 
+    def note_unknown(self) -> None:
+        """There is more than was known when all was last mended, so that it has to be looked at."""
+        self._mended = None
+
     def note_mended(self, mark: tuple[int, ...]) -> None:
         """Every shard was where it should be put when this was the :meth:`mark`."""
         self._mended, self._mended_targets = mark, self._latest

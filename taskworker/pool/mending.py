@@ -191,7 +191,10 @@ class Mender:
                 self.wake()
                 return True
             if self._store.behind:
-                return True  # what is in the wrong place by an older catalog may be in the right one
+                # What is in the wrong place by an older catalog may be in the right one, and stays until a rebuild.
+                if self._fleet.mark() == mark:
+                    self._fleet.note_mended(mark)
+                return True
             under_way.tidying = True
             self._tidy()
             self._free_space()

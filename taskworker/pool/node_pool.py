@@ -358,6 +358,7 @@ class PoolCore:
         self._catalog.save_document(_REBUILD, b"")
         counts = self.store.counts()
         self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions")
+        self.fleet.note_unknown()
         self.mender.wake()
 
     def _bury_dead_rival(self, application: Application) -> None:
@@ -704,8 +705,8 @@ class PoolCore:
         """Of one profile; its files survive no more than their metadata do."""
         profile = profile_for(count.k, count.n)
         survivable = min(bound, self.fleet.domain_losses_survivable(profile, by_worker))
-        if self.store.behind:
-            survivable = min(0, survivable)
+        if self.store.behind and not self.fleet.is_mended():
+            survivable = min(0, survivable)  # what this catalog knows of may have been deleted and collected
         return Risk(
             str(profile),
             count.files,
@@ -716,7 +717,7 @@ class PoolCore:
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
         """How many losses everything that is stored survives, given how many a profile does."""
-        return self.store.survivable(losses)
+        return self.store.survivable(losses, verified=self.fleet.is_mended())
 
     def _survivable(self, domain: Domain) -> int:
         return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))
