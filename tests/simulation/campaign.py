@@ -38,6 +38,7 @@ _THREADS = {
     "collect_if_due": {"collector"},
     "pass_some_time": {"membership"},
     "pass_much_time": {"membership"},
+    "upload_beside_collects": {"collector"},
     "restore_catalog": {"mender", "healer", "collector", "membership"},
     "lose_catalog": {"mender", "healer", "collector", "membership"},
     "restart_pool": {"mender", "healer", "collector", "membership"},  # they end before the pool is closed
@@ -101,7 +102,7 @@ class Simulation:
             faults.fill: 0.7, faults.make_room: 4, faults.crash_pool: 1.5,
             faults.time_meanwhile: 3, faults.mend_meanwhile: 4, faults.heal_meanwhile: 2, faults.collect_meanwhile: 1.5,
             faults.begin_lying: 0.8, faults.expose: 1, faults.fork: 0.5, faults.jump_clock: 1, self.collect_if_due: 0.5,
-            faults.conspire: 0.6,
+            faults.conspire: 0.4, users.upload_beside_collects: 0.3,
             copies.copy_catalog: 2, copies.restore_catalog: 1.2, copies.lose_catalog: 0.3, copies.age_volume: 1.2,
             faults.add_worker: 0.5, faults.leave: 1, faults.remove_worker: 0.4, faults.drain: 0.6,
         }  # fmt: skip

@@ -106,7 +106,9 @@ class Copies:
         if worker in telling and worker.joined:
             latest = pool.view().events[-_EVENTS:]
             noticed = any(event.kind == "stale" and worker.name in event.text for event in latest)
-            require(noticed, f"{worker.name} came with an older volume, and counts as whole")
+            # A collect meanwhile, which it missed, may have had the pool forget what it knew of the worker.
+            forgotten = slots[worker.name] not in pool.fleet.witnesses
+            require(noticed or forgotten, f"{worker.name} came with an older volume, and counts as whole")
         return f"{worker.name}{', which tells' if worker in telling else ''}"
 
     def _can_do_without(self, worker: Worker) -> bool:
@@ -116,7 +118,9 @@ class Copies:
         """Whether a copy lacks versions that were made durable on the worker since, all where they belong."""
         durable = worker.volume.durable - copy.keys()
         lacking = [key for stripe in later for key in shard_keys(stripe) if key in durable]
-        return bool(lacking) and all(self._is_in_place(slot, key) for key in lacking)
+        # What mending brought tells nothing: the pool remembers what commits have put there.
+        known = self.cluster.pool.fleet.witnesses.get(slot)
+        return known in lacking and all(self._is_in_place(slot, key) for key in lacking)
 
     def _is_in_place(self, slot: int, key: ShardKey) -> bool:
         """Whether a shard belongs to this worker; what others stand in for tells nothing."""

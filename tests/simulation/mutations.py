@@ -14,6 +14,7 @@ from storage.maintenance.belief import Belief
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
+from storage.uploads import KeptUploads
 from taskworker.pool.fleet import WorkerFleet
 
 Patch = pytest.MonkeyPatch
@@ -131,6 +132,11 @@ def ignore_owners(patch: Patch) -> None:
     patch.setattr("storage.layout.by_owner", lambda member: "")
 
 
+def collect_beside_uploads(patch: Patch) -> None:
+    """Collect: what uploads under way have claimed is taken."""
+    patch.setattr(KeptUploads, "keep", lambda kept, uploads: False)
+
+
 def use_after_fork(patch: Patch) -> None:
     """Forks: a child may use what its parent opened."""
     patch.setattr(HomeProcess, "check", lambda home: None)
@@ -154,6 +160,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     believe_stale_volumes,
     believe_unsigned_records,
     ignore_owners,
+    collect_beside_uploads,
     use_after_fork,
     close_after_fork,
 )

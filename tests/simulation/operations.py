@@ -120,6 +120,24 @@ class Users:
         self.uploads.remove(uploading)
         return self._write(name, content, upload.commit)
 
+    def upload_beside_collects(self) -> str:
+        """An upload of what no other file has stays open over collects that wait for nobody."""
+        self.cluster.calm()
+        name, content = self.rng.choice(NAMES), new_content(self.rng)
+        try:
+            upload = self.store.upload(filename=name.filename, user_id=name.user)
+        except (InsufficientWorkers, StoreFull) as error:
+            return self._refused(name, error)
+        try:
+            for at in range(0, len(content), CHUNK_BYTES):
+                upload.write(content[at : at + CHUNK_BYTES])
+                upload.claim()
+                self._collect(0.0)
+        except StorageError as error:
+            upload.abort()
+            return self._refused(name, error)
+        return self._write(name, content, upload.commit)
+
     def abort_upload(self) -> str:
         if not self.uploads:
             raise NothingToDo
@@ -244,8 +262,11 @@ class Users:
         return f"made {report.shards_rebuilt}, lost {report.lost_count}"
 
     def collect(self) -> str:
+        return self._collect(self.rng.choice((0.0, 86400.0)))
+
+    def _collect(self, grace_s: float) -> str:
         try:
-            report = self.store.collect(grace_s=self.rng.choice((0.0, 86400.0)))
+            report = self.store.collect(grace_s=grace_s)
         except StorageError as error:
             return self._upkeep_failed(error)
         self.check_kept()
