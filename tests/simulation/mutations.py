@@ -23,11 +23,12 @@ Patch = pytest.MonkeyPatch
 def pile_up(patch: Patch) -> None:
     """Placement: the first worker in order stands in for everybody."""
 
-    def stand_in(fleet: WorkerFleet, holders: tuple[int, ...], order: tuple[int, ...], k: int) -> tuple[int, ...]:
-        online = [slot for slot in order if fleet.volume(slot) is not None]
+    def targets(fleet: WorkerFleet, stripe: StripeKey) -> tuple[int, ...]:
+        holders = fleet.holders(stripe)
+        online = [slot for slot in sorted(holders) if fleet.volume(slot) is not None]
         return tuple(holder if holder in online or not online else online[0] for holder in holders)
 
-    patch.setattr(WorkerFleet, "_stand_in", stand_in)
+    patch.setattr(WorkerFleet, "targets", targets)
 
 
 def commit_before_sync(patch: Patch) -> None:
