@@ -647,13 +647,19 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Shards that could not be delivered, by where to put them now."""
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
-            target = self.targets(_stripe_of(shard.key))[shard.key[STRIPE_KEY_BYTES]]
-            if self._stores.get(target) is None:
-                raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+            target = self._target_now(shard.key)
             if target in self._fullness.slots:
                 raise self._pool_full()
             batches.setdefault(target, []).append(shard)
         return batches
+
+    def _target_now(self, key: ShardKey) -> int:
+        """Where to put a shard. A worker that goes away between two looks is another one's turn."""
+        for _ in range(len(self._stores) + 1):
+            target = self.targets(_stripe_of(key))[key[STRIPE_KEY_BYTES]]
+            if self._stores.get(target) is not None:
+                return target
+        raise InsufficientWorkers("no worker is left to take the data; start some and try again")
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """See :meth:`Fleet.sync`."""

@@ -115,8 +115,11 @@ class Mender:
         repair = self._journal.record(REPAIR).view(REPAIR, self._state)
         rebalance = self._journal.record(REBALANCE).view(REBALANCE)
         under_way, awaited = self._pass, self._fleet.awaited_workers()
-        if self._deferred and awaited and not repair.errors:
-            repair = replace(repair, state="waiting", queue=self._deferred, note=_waiting_for(awaited))
+        if self._deferred and not repair.errors:
+            note = (
+                _waiting_for(awaited) if awaited else "is about to begin"
+            )  # the wait is over, the next pass is not begun
+            repair = replace(repair, state="waiting", queue=self._deferred, note=note)
         if under_way is None:
             return [repair, rebalance]
         return [under_way.repair(repair), under_way.rebalance(rebalance)]

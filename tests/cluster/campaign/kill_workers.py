@@ -89,12 +89,12 @@ def _round(cluster: Cluster, users: Users, rng: Random, seen: _Seen) -> None:
     began_s = time.monotonic()
     # A pool that has not noticed yet still believes that it could lose two.
     cluster.await_status(lambda status: sum(worker.state == "alive" for worker in status.workers) == 6 - _KILLED)
-    cluster.await_survivable(1)
+    _await_redundancy(cluster)
     seen.mended_s.append(time.monotonic() - began_s)
     if quiet:
         users.pause()
         users.verify()
-        cluster.await_survivable(1)
+        _await_redundancy(cluster)
         scrubbed = cluster.client.scrub()
         seen.missing += scrubbed.missing + scrubbed.rotten
         seen.checked += scrubbed.shards_checked
@@ -105,6 +105,18 @@ def _round(cluster: Cluster, users: Users, rng: Random, seen: _Seen) -> None:
     seen.whole_again_s.append(time.monotonic() - began_s)
     for name, places in zip(names, kept, strict=True):
         _compare(places, places_at(cluster.workers[name].address), seen)
+
+
+def _await_redundancy(cluster: Cluster) -> None:
+    """Wait until nothing is to be made any more: copies of metadata are not, as long as workers may come back."""
+    cluster.await_status(
+        lambda status: (
+            status.workers_survivable >= 1
+            and not status.is_mending
+            and sum(worker.state == "lost" for worker in status.workers) == _KILLED
+            and not any(work.name == "repair" and work.state == "waiting" for work in status.work)
+        )
+    )
 
 
 def _start(cluster: Cluster, names: Sequence[str]) -> list[Places]:
