@@ -11,18 +11,23 @@ from typing import NamedTuple
 from storage.authenticity import Authority
 from storage.keys import Kind
 from storage.lmdb_env import Environment, Transaction
-from storage.versions import StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
+from storage.versions import SIGNED_FORMAT, StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
 
 _TABLE = "holders"
 _BELIEVED = b""  # in place of the holders' bits
+_UNCHECKED = 0x80  # beside the kind in a key
 
 
 class Refused(NamedTuple):
-    """An object that nobody vouches for, and the volumes that show it."""
+    """An object that nobody vouches for, and the volumes that show it.
+
+    ``unchecked``: it bears a MAC, and the store's secret, which could tell whether that is right, is not known.
+    """
 
     object_id: bytes
     kind: Kind
     holders: list[int]
+    unchecked: bool
 
 
 class Belief:
@@ -46,18 +51,21 @@ class Belief:
 
     def in_version(self, stored: StoredVersion, volume: int) -> bool:
         """Whether to take a version that a volume shows."""
-        return is_signed_version(stored, self._authority) or self._is_agreed(stored.version_id, Kind.VERSION, volume)
+        return is_signed_version(stored, self._authority) or self._is_agreed(
+            stored.version_id, Kind.VERSION, volume, has_mac=stored.record.format == SIGNED_FORMAT
+        )
 
     def in_tombstone(self, identifier: bytes, raw: bytes, tombstone: Tombstone, volume: int) -> bool:
         """Whether to take a tombstone that a volume shows."""
         return is_signed_tombstone(raw, tombstone, self._authority) or self._is_agreed(
-            identifier, Kind.TOMBSTONE, volume
+            identifier, Kind.TOMBSTONE, volume, has_mac=tombstone.format == SIGNED_FORMAT
         )
 
-    def _is_agreed(self, identifier: bytes, kind: Kind, volume: int) -> bool:
+    def _is_agreed(self, identifier: bytes, kind: Kind, volume: int, *, has_mac: bool) -> bool:
         if self.quorum <= 1:
             return True
-        return self._opened().write(self._note(identifier + bytes([kind]), volume))
+        unchecked = _UNCHECKED if has_mac and self._authority.secret is None else 0
+        return self._opened().write(self._note(identifier + bytes([kind | unchecked]), volume))
 
     def _note(self, key: bytes, volume: int) -> Callable[[Transaction], bool]:
         def work(txn: Transaction) -> bool:
@@ -87,7 +95,7 @@ class Belief:
                 holders = int.from_bytes(bits, "little")
                 if bits != _BELIEVED:
                     slots = [slot for slot in range(holders.bit_length()) if holders >> slot & 1]
-                    yield Refused(key[:-1], Kind(key[-1]), slots)
+                    yield Refused(key[:-1], Kind(key[-1] & ~_UNCHECKED), slots, bool(key[-1] & _UNCHECKED))
 
     def close(self) -> None:
         """Remove the temporary file."""

@@ -46,7 +46,8 @@ def rebuild(
         progress: called with (metadata records and files taken in, 0).
 
     Raises:
-        InsufficientWorkers: volumes came or went meanwhile, and what is on them was left out; run it again.
+        InsufficientWorkers: volumes came or went meanwhile, and what is on them was left out; or the store's secret is
+            not known, and too few volumes agree on what it signed. Nothing is dropped; run it again.
     """
     tally = _Tally(progress, sequence=catalog.counters().sequence)
     attendance = stripes.volumes.attendance()
@@ -157,11 +158,20 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
 
 
 def _report_refused(belief: Belief, stripes: StripeStore, tally: _Tally) -> None:
-    for object_id_, kind, holders in belief.refused():
+    undecided = 0
+    for object_id_, kind, holders, unchecked in belief.refused():
+        undecided += unchecked
         names = ", ".join(stripes.volumes.name(slot) for slot in holders)
         tally.skip(
             f"{kind.name.lower()} {object_id_.hex()} is not signed by this store, and {len(holders)} of the "
             f"{belief.quorum} volumes that must agree on it then hold it ({names}); it is not believed"
+        )
+    if undecided:
+        # To go on without them, and collect then, would destroy files that are there.
+        raise InsufficientWorkers(
+            f"{undecided:,} versions or deletions are signed, and whether by this store cannot be told: too few "
+            f"workers show their share of its secret, and fewer than {belief.quorum} agree; bring more workers back "
+            "and run rebuild again"
         )
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 
-from storage import CatalogBehind, ErasureProfile, RebuildReport, Version
+from storage import CatalogBehind, ErasureProfile, FormatError, InsufficientWorkers, RebuildReport, Version
 from storage.authenticity import Authority, new_secret
 from storage.keys import ID_BYTES, Kind, shard_key
 from storage.manifest import RootNode, encode_root, object_id
@@ -295,6 +295,25 @@ def test_without_the_secret_so_many_workers_must_agree(liars: int) -> None:
     rebuilt(cluster)
     assert cluster.pool.store.find("after", user_id="u") == after
     assert cluster.pool.store.get(kept.file_id, user_id="u") == CONTENT
+
+
+def test_a_rebuild_that_cannot_tell_what_the_store_has_signed_stays_unfinished() -> None:
+    """Of three workers one hides its share of the secret and its copies: with two, nothing is sure."""
+    cluster = Cluster(Random(1), ErasureProfile(2, 4), 3, zones=1)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    liar = cluster.workers[0].volume
+    hidden = {key: liar.records_by_key[key] for key in liar.records_by_key if key[ID_BYTES] != Kind.CHUNK}
+    for key in hidden:
+        del liar.records_by_key[key]
+    with pytest.raises(InsufficientWorkers, match="signed, and whether by this store cannot be told"):
+        rebuilt(cluster)
+    assert cluster.pool.store.needs_rebuild
+    with pytest.raises(FormatError, match="run rebuild"):
+        cluster.pool.store.collect(grace_s=0)
+    liar.records_by_key.update(hidden)
+    cluster.pool.store.rebuild()
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
 
 
 def test_a_rebuild_begun_by_a_pool_that_was_killed_at_once() -> None:
