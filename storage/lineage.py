@@ -147,6 +147,7 @@ class Lineage:
 
     def _compare(self, name: str, newest: Shard | None) -> None:
         """See whether a volume's newest record is of a commit that the catalog should know."""
+        self._claims.pop(name, None)  # what it showed before counts no longer: the volume may be another one
         if newest is None:
             return
         shown, vouched = self._read(newest)

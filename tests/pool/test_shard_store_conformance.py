@@ -34,6 +34,7 @@ from storage.shards import (
 from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
+from taskworker.errors import WorkerReadOnly
 from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.store_pb2 import ErrorDetail
 from taskworker.wire import status
@@ -763,7 +764,7 @@ def test_every_status_but_a_full_disk_is_a_failed_volume(
 PASSING = (VolumeUnavailable, VolumeReadOnly)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (StoreFull, *PASSING)])
+@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (StoreFull, WorkerReadOnly, *PASSING)])
 def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: type[StorageError]) -> None:
     def fail(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
         context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))

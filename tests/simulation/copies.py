@@ -9,7 +9,7 @@ from random import Random
 
 from storage import CatalogBehind, FileStorage, RebuildReport, Version
 from storage.authenticity import sharing_threshold
-from storage.errors import DataLossError, InsufficientWorkers
+from storage.errors import DataLossError, InsufficientWorkers, ShardsUnavailable
 from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
@@ -196,7 +196,7 @@ class Copies:
             for content in contents:
                 if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, self.model.profile)):
                     raise DataLossError(head.version_id, 0, 1)  # what a liar holds is as good as gone
-        except DataLossError:
+        except (DataLossError, ShardsUnavailable):
             # Never acknowledged, or deleted before: a worker said that it had what was lacking of it.
             if known is not None:
                 for kept in known.versions:

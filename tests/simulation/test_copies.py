@@ -151,6 +151,25 @@ def test_a_lying_worker_cannot_stop_the_pool() -> None:
     assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
 
 
+def test_workers_that_lie_one_after_the_other_cannot_stop_the_pool() -> None:
+    """What a volume showed before counts no longer once it shows something else."""
+    cluster = cluster_of(6)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    settle(cluster)
+    for worker in cluster.workers[:4]:
+        honest = dict(worker.volume.records_by_key)
+        _plant(worker, Kind.TOMBSTONE, _tombstone(version))
+        for _ in range(2):
+            worker.stop()
+            cluster.pass_time(1.0)
+            worker.start()
+            cluster.pass_time(2.0)
+            for key in worker.volume.records_by_key.keys() - honest.keys():
+                del worker.volume.records_by_key[key]
+    assert not cluster.pool.store.behind
+    assert cluster.pool.store.push(b"more", filename="g", user_id="u").sequence < LATE
+
+
 # -- older volumes ---------------------------------------------------------------------------------------
 
 
