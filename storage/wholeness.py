@@ -11,6 +11,7 @@ from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
 _AT_ONCE = 256
+_ROUNDS_MAX = 16  # workers that come and go faster than that keep no push waiting for ever
 
 
 def make_whole(
@@ -29,11 +30,15 @@ def make_whole(
         The attendance for which it is whole.
 
     Raises:
-        InsufficientWorkers: too many stores were lost meanwhile.
+        InsufficientWorkers: too many stores were lost meanwhile, or they come and go all the time.
         StoreFull: too few have space for it.
     """
     volumes = stripes.volumes
+    rounds = 0
     while volumes.stand_ins and since != volumes.attendance():
+        rounds += 1
+        if rounds > _ROUNDS_MAX:
+            raise InsufficientWorkers("workers came and went, or refused shards, all the while; push again")
         since = volumes.attendance()
         for batch in batched(written(), _AT_ONCE):
             lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
