@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from storage.errors import FormatError, StoreUnavailable
+from storage.faults import Fault, fault_of
 from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.record import SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_header
@@ -69,12 +70,20 @@ def _read_identity(directory: Path, filesystem: FileSystem) -> VolumeIdentity | 
         names = filesystem.names(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    identity = read_identity_file(directory, filesystem) if IDENTITY_FILE in names else None
+    unread: OSError | None = None
+    try:
+        identity = read_identity_file(directory, filesystem) if IDENTITY_FILE in names else None
+    except OSError as error:
+        identity, unread = None, _bad_sector(error)
     if identity is not None:
         return identity
     segments = sorted(name for name in names if name.endswith(SEGMENT_SUFFIX))
     for name in segments:
-        header = read_segment_header(directory / name, filesystem)
+        try:
+            header = read_segment_header(directory / name, filesystem)
+        except OSError as error:
+            unread = _bad_sector(error)
+            continue
         if header is not None:
             return VolumeIdentity(
                 store_id=header.store_id.hex(),
@@ -85,12 +94,21 @@ def _read_identity(directory: Path, filesystem: FileSystem) -> VolumeIdentity | 
                 n=header.n,
                 chunk_size=header.chunk_size,
             )
+    if unread is not None:
+        raise unread
     if IDENTITY_FILE in names or segments:
         problem = "is damaged" if IDENTITY_FILE in names else "is missing"
         raise FormatError(
             f"{directory / IDENTITY_FILE} {problem} and no segment of the volume can tell what it was; move it away"
         )
     return None
+
+
+def _bad_sector(error: OSError) -> OSError:
+    """The error if it is about this one file, of which others tell as well; raised if it is about the machine."""
+    if fault_of(error) is not Fault.BROKEN:
+        raise error
+    return error
 
 
 def read_segment_header(path: Path, filesystem: FileSystem) -> SegmentHeader | None:

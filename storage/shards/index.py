@@ -34,6 +34,9 @@ _CHECKPOINT = struct.Struct("<QQ")
 _SEGMENT_KEY = struct.Struct(">I")
 _NEWEST = struct.Struct("<Q36s")
 _NEWEST_KEY = b"newest"
+_UNREAD_PREFIX = b"unread"
+_UNREAD_KEY = struct.Struct(">6sII")
+_UNREAD_STOP = struct.Struct("<I")
 PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
 
 _CHECK_PAGE = 4096  # entries checked in one transaction
@@ -57,6 +60,14 @@ class Newest(NamedTuple):
 
     sequence: int
     key: ShardKey
+
+
+class Unread(NamedTuple):
+    """Bytes of a segment that could not be read when it was indexed: there may be records in them."""
+
+    segment: int
+    start: int
+    stop: int
 
 
 class SegmentState:
@@ -86,9 +97,13 @@ class ShardIndex:
         self._aside_changed: set[ShardKey] = set()
         self._flushing_aside: dict[ShardKey, Aside | None] = {}
         self._environment = self._open()
-        self._load_aside()
-        self.newest = self._stored_newest()
-        self._flushing_newest = self.newest
+        try:
+            self._load_aside()
+            self.unread = self._unread_flushing = self._unread_stored = self._stored_unread()
+            self.newest = self._flushing_newest = self._stored_newest()
+        except IndexDamaged as error:
+            log.warning("%s from the segments", error)
+            self.clear()
 
     def _open(self) -> Environment | None:
         try:
@@ -117,10 +132,21 @@ class ShardIndex:
             return None
         with self._checked():
             raw = self._environment.get("facts", _NEWEST_KEY)
-        if raw is None or len(raw) != _NEWEST.size:
-            return None
-        sequence, key = _NEWEST.unpack(raw)
-        return Newest(sequence, ShardKey(key))
+            if raw is None:
+                return None
+            sequence, key = _NEWEST.unpack(raw)
+            return Newest(sequence, ShardKey(key))
+
+    def _stored_unread(self) -> frozenset[Unread]:
+        if self._environment is None:
+            return frozenset()
+        found = set()
+        with self._checked():
+            for page in self._environment.pages("facts", _UNREAD_PREFIX, _UNREAD_PREFIX + b"\xff"):
+                for key, value in page:
+                    _, segment, start = _UNREAD_KEY.unpack(key)
+                    found.add(Unread(segment, start, *_UNREAD_STOP.unpack(value)))
+        return frozenset(found)
 
     @property
     def writable(self) -> bool:
@@ -236,7 +262,7 @@ class ShardIndex:
     @property
     def changed(self) -> bool:
         """Whether there is anything for a flush to write."""
-        return bool(self._pending or self._aside_changed)
+        return bool(self._pending or self._aside_changed or self.unread != self._unread_stored)
 
     def freeze(self) -> bool:
         """Set the pending entries aside for :meth:`flush`; False if a flush is still under way."""
@@ -244,6 +270,7 @@ class ShardIndex:
             return False
         self._flushing, self._pending = self._pending, {}
         self._flushing_newest = self.newest
+        self._unread_flushing = self.unread
         # As it is now: where a record is moved from now on is not durable by what is being flushed.
         self._flushing_aside = {key: self._aside.get(key) for key in self._aside_changed}
         self._gone = set()
@@ -252,7 +279,7 @@ class ShardIndex:
     def flush(self, segments: dict[int, tuple[int, int]], dropped: list[int]) -> None:
         """Write the frozen entries and the segments' (size, live) in one durable transaction."""
         entries, changed = self._flushing, self._flushing_aside
-        newest, environment = self._flushing_newest, self._environment
+        newest, environment, unread = self._flushing_newest, self._environment, self._unread_flushing
         if environment is None:
             raise VolumeReadOnly(f"the index in {self._path} is in memory only: its disk takes no writes")
 
@@ -273,13 +300,21 @@ class ShardIndex:
                 txn.put(_SEGMENT_KEY.pack(number), _CHECKPOINT.pack(*state), db=table)
             for number in dropped:
                 txn.delete(_SEGMENT_KEY.pack(number), db=table)
-            if newest is not None:
-                txn.put(_NEWEST_KEY, _NEWEST.pack(*newest), db=environment.databases["facts"])
+            self._write_facts(txn, environment.databases["facts"], newest, unread)
 
         with self._checked():
             environment.write(work)
         self._flushing = {}
+        self._unread_stored = unread
         self._aside_changed -= {key for key, aside in changed.items() if self._aside.get(key) == aside}
+
+    def _write_facts(self, txn: Transaction, table: Database, newest: Newest | None, unread: frozenset[Unread]) -> None:
+        if newest is not None:
+            txn.put(_NEWEST_KEY, _NEWEST.pack(*newest), db=table)
+        for segment, start, _ in self._unread_stored - unread:
+            txn.delete(_UNREAD_KEY.pack(_UNREAD_PREFIX, segment, start), db=table)
+        for segment, start, stop in unread - self._unread_stored:
+            txn.put(_UNREAD_KEY.pack(_UNREAD_PREFIX, segment, start), _UNREAD_STOP.pack(stop), db=table)
 
     def thaw(self) -> None:
         """Take frozen entries back after a failed flush; newer pending ones win."""
@@ -429,6 +464,7 @@ class ShardIndex:
         self._environment = self._fresh()
         self._pending, self._flushing, self._gone = {}, {}, set()
         self._aside, self._aside_changed = {}, set()
+        self.unread = self._unread_flushing = self._unread_stored = frozenset()
         self.newest = self._flushing_newest = None
         self._damaged = False
 

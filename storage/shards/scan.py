@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -11,7 +11,10 @@ from storage.shards.filesystem import VolumeFile
 from storage.shards.record import HEADER_BYTES, RECORD_MAGIC, Header, parse_header
 
 _WINDOW_BYTES = 4 << 20
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
+
+GoPast = Callable[[OSError], bool]
+"""Whether to take a page for a gap that failed to be read with this error."""
 
 
 class ScannedRecord(NamedTuple):
@@ -42,9 +45,9 @@ class Gap(NamedTuple):
 class _Window:
     """A sliding view of a file: ``view(offset, length)`` with few large reads."""
 
-    def __init__(self, file: VolumeFile, stop: int, *, past_errors: bool) -> None:
+    def __init__(self, file: VolumeFile, stop: int, go_past: GoPast | None) -> None:
         self._file = file
-        self._past_errors = past_errors
+        self._go_past = go_past
         self._stop = stop
         self._buffer = bytearray(_WINDOW_BYTES)
         self._start = 0
@@ -78,23 +81,25 @@ class _Window:
         self._start, self._filled = offset, filled
 
     def _read(self, view: memoryview, offset: int) -> int:
-        """Bytes that the disk will not give are read as zeros, and noted."""
+        """Bytes that the disk will not give are read as zeros, and noted, if ``go_past`` allows it."""
         try:
             return self._file.read_into([view], offset)
         except OSError:
-            if not self._past_errors:
+            if self._go_past is None:
                 raise
-            part = view[: _PAGE_BYTES - offset % _PAGE_BYTES]
+            part = view[: PAGE_BYTES - offset % PAGE_BYTES]
             try:
                 return self._file.read_into([part], offset)
-            except OSError:
+            except OSError as error:
+                if not self._go_past(error):
+                    raise
                 part[:] = bytes(len(part))
                 self._withheld.append((offset, offset + len(part)))
                 return len(part)
 
 
 def scan_records(
-    file: VolumeFile, volume_key: bytes, start: int, stop: int, *, past_errors: bool = False
+    file: VolumeFile, volume_key: bytes, start: int, stop: int, *, go_past: GoPast | None = None
 ) -> Iterator[ScannedRecord | Gap]:
     """Records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them.
 
@@ -103,13 +108,13 @@ def scan_records(
         volume_key: key of its records' tags.
         start: where the first record or gap begins.
         stop: where the last one ends.
-        past_errors: take bytes that the disk will not give for a gap. For readers only: whoever drops or
-            cuts off what is no record must have seen it.
+        go_past: which pages that cannot be read to take for a gap; None: no page. Whoever drops or cuts off what
+            is no record must have seen it.
 
     Raises:
         OSError: the disk will not give some bytes.
     """
-    window = _Window(file, stop, past_errors=past_errors)
+    window = _Window(file, stop, go_past)
     offset = start
     while offset < stop:
         header = parse_header(window.view(offset, HEADER_BYTES), volume_key)

@@ -27,7 +27,7 @@ from storage.shards.identity import (
     read_segment_header,
     write_identity,
 )
-from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, Newest, SegmentState, ShardIndex
+from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, Newest, SegmentState, ShardIndex, Unread
 from storage.shards.port import (
     CorruptShard,
     DamagedRanges,
@@ -48,7 +48,8 @@ from storage.shards.record import (
     pack_segment_header,
     parse_header,
 )
-from storage.shards.scan import Gap, ScannedRecord, scan_records
+from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
+from storage.shards.sectors import BadSectors, any_page
 from storage.shards.verification import LocalVerification
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class LocalVolume:
         self._active_number = 0
         try:
             self._segments = self._load()
+            self._look_again()
             self._open_active()
         except OSError as error:
             self._index.close()
@@ -141,7 +143,14 @@ class LocalVolume:
             raise
 
     def _identify(self) -> None:
-        if read_identity_file(self.path, self._filesystem) is None:
+        try:
+            found = read_identity_file(self.path, self._filesystem)
+        except OSError as error:
+            if fault_of(error) is not Fault.BROKEN:
+                raise
+            log.warning("%s cannot be read; the segments tell what it is: %s", self.path / IDENTITY_FILE, error)
+            return
+        if found is None:
             try:
                 write_identity(self.path, self.identity, self._filesystem)
             except OSError as error:
@@ -418,7 +427,7 @@ class LocalVolume:
     def _open_active(self) -> None:
         """Go on with the last segment if it has room; otherwise the next append starts a new one."""
         state = self._segments.get(self._active_number)
-        if state is None or state.size >= self._segment_bytes_max:
+        if state is None or state.size >= self._segment_bytes_max or self._is_unread(self._active_number):
             return
         try:
             file = self._filesystem.open(self._segment_path(self._active_number), writable=True)
@@ -438,6 +447,10 @@ class LocalVolume:
         with self._files_lock:
             self._files[self._active_number] = file
 
+    def _is_unread(self, number: int) -> bool:
+        """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
+        return any(unread.segment == number for unread in self._index.unread)
+
     def _load(self) -> dict[int, SegmentState]:
         try:
             return self._load_segments()
@@ -451,6 +464,7 @@ class LocalVolume:
         sizes = {number: self._open_segment(number).size() for number in numbers}
         self._segments = {}
         known = self._index.segments()
+        sectors, answered = BadSectors(), False
         if any(_shrunk(state, sizes.get(number)) for number, state in known.items()):
             log.warning("segments of %s are gone or cut short; its index is made again", self.path)
             self.shrank = True
@@ -465,11 +479,15 @@ class LocalVolume:
             state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
             self._segments[number] = state
             if state.size < size:
-                self._replay(number, state, size)
+                answered |= self._replay(number, state, size, sectors)
             if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
                 # A crash came between creating this segment and making its first block durable.
                 self._remove_headless(number)
                 del self._segments[number]
+        if sectors.given_up and not answered:
+            self._require_any_answer(sectors)
+        if sectors.given_up:
+            log.warning("%d pages of %s could not be read and are looked at again later", sectors.given_up, self.path)
         self._settle_aside()
         return self._segments
 
@@ -496,37 +514,99 @@ class LocalVolume:
                 self._index.forget_aside(key)
 
     def _has_header(self, number: int) -> bool:
-        header = read_segment_header(self._segment_path(number), self._filesystem)
+        try:
+            header = read_segment_header(self._segment_path(number), self._filesystem)
+        except OSError as error:
+            if fault_of(error) is not Fault.BROKEN:
+                raise
+            self._index.unread |= {Unread(number, 0, SEGMENT_HEADER_BYTES)}
+            return True  # for all that is known
         return header is not None and header.number == number
 
-    def _replay(self, number: int, state: SegmentState, size: int) -> None:
-        """Index the intact records behind the last durable point; what follows the last one is cut."""
+    def _replay(self, number: int, state: SegmentState, size: int, sectors: BadSectors) -> bool:
+        """Index what lies behind the last durable point. A torn record at the end is cut off later, nothing else is.
+
+        Returns:
+            Whether the disk gave anything of it.
+        """
         file = self._open_segment(number)
         file.drop_cache()
         # These bytes may have survived their writer in memory only; the next commit relies on them.
         self._dirty[number] = file
-        bad: list[ScannedRecord] = []
-        for found in scan_records(file, self._key, state.size, size):
-            if isinstance(found, ScannedRecord) and not found.intact:
-                bad.append(found._replace(payload=found.payload[:0]))
-            if isinstance(found, ScannedRecord) and found.intact:
-                self._replay_bad(bad, number)  # not the last of them, which are cut: they were never durable
+        pages, given_up = -(-(size - state.size) // PAGE_BYTES), sectors.given_up
+        for found in scan_records(file, self._key, state.size, size, go_past=sectors.go_past):
+            if found.unreadable:
+                self._index.unread |= {Unread(number, found.offset, found.stop)}
+            if isinstance(found, Gap) or not _is_whole(found):
+                if not found.unreadable:
+                    continue  # a torn record, or none at all
+            elif found.intact:
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
                 self._replay_record(shard, number, found.offset)
-                state.size = found.stop
-                self._dirty[number] = file
+            else:
+                self._replay_bad(found, number)
+            state.size = found.stop
             if self._index.pending >= PENDING_MAX:
                 self._flush_replayed()
+        return sectors.given_up - given_up < pages
 
-    def _replay_bad(self, bad: list[ScannedRecord], number: int) -> None:
-        """Set aside whole records that are not intact, unless there are good ones; leaves the list empty."""
-        for found in bad:
-            key, length = found.header.key, HEADER_BYTES + found.header.payload_length
-            if found.stop - found.offset == length and self._index.get(key) is None and self._index.aside(key) is None:
-                place = Location(number, found.offset, found.header.payload_length, found.header.object_length)
-                if self._index.set_aside(key, Aside(place, wrong=False)):
-                    self._segments[number].live += length
-        bad.clear()
+    def _replay_bad(self, found: ScannedRecord, number: int) -> None:
+        """Set aside a whole record that is not intact, unless there is a good one."""
+        key, length = found.header.key, found.header.payload_length
+        if self._index.get(key) is None and self._index.aside(key) is None:
+            place = Location(number, found.offset, length, found.header.object_length)
+            if self._index.set_aside(key, Aside(place, wrong=False)):
+                self._segments[number].live += HEADER_BYTES + length
+
+    def _require_any_answer(self, sectors: BadSectors) -> None:
+        """See that the disk gives something of some segment: what else it does not give then are bad sectors.
+
+        Raises:
+            OSError: it gives nothing.
+        """
+        block = memoryview(bytearray(SEGMENT_HEADER_BYTES))
+        for number in self._segments:
+            try:
+                file = self._open_segment(number)
+                file.drop_cache()
+                file.read_into([block], 0)
+                return
+            except OSError as error:
+                log.debug("segment %d of %s gives no answer: %s", number, self.path, error)
+        if sectors.last is not None:
+            raise sectors.last
+
+    def _look_again(self) -> None:
+        """Read again what could not be read when the index was made, and enter the records found there."""
+        for unread in self._index.unread:
+            try:
+                file = self._file(unread.segment) if unread.segment in self._segments else None
+                if file is not None:
+                    self._drop_cache(file)
+                left: set[Unread] = set() if file is None else self._enter_again(file, unread)
+            except (OSError, VolumeUnavailable) as error:
+                log.info("a part of segment %d of %s still cannot be read: %s", unread.segment, self.path, error)
+                continue
+            with self._lock:
+                self._index.unread = self._index.unread - {unread} | left
+
+    def _enter_again(self, file: VolumeFile, unread: Unread) -> set[Unread]:
+        """Enter what lies in a range that could not be read; what still cannot be."""
+        number = unread.segment
+        left: set[Unread] = set()
+        for found in scan_records(file, self._key, unread.start, unread.stop, go_past=BadSectors().go_past):
+            if found.unreadable:
+                left.add(Unread(number, found.offset, found.stop))
+            if isinstance(found, Gap) or not _is_whole(found):
+                continue
+            shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
+            with self._lock:
+                aside = self._index.aside(shard.key)
+                if not found.intact:
+                    self._replay_bad(found, number)
+                elif self._index.get(shard.key) is None and not (aside and aside.wrong):
+                    self._replay_record(shard, number, found.offset)
+        return left
 
     def _flush_replayed(self) -> None:
         """Write the index during a replay; what it then points to must be durable, in whichever segment."""
@@ -828,7 +908,7 @@ class LocalVolume:
             if file is None or state is None:
                 continue
             # What the disk will not give now may hold what nobody else has: it is told of by the others.
-            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, past_errors=True):
+            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, go_past=any_page):
                 if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
                     continue
                 # What a collect has dropped must not come back for being still on disk.
@@ -855,6 +935,7 @@ class LocalVolume:
         bad = DamagedRanges()
         self.flush_index()
         self._index.check()
+        self._look_again()
         self._restore_readable()
         for number in sorted(self._segments if segments is None else segments):
             state = self._segments.get(number)
@@ -920,7 +1001,7 @@ class LocalVolume:
     def _scrub_segment(
         self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
     ) -> None:
-        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size, past_errors=True):
+        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size, go_past=any_page):
             if isinstance(found, Gap) or not found.intact:
                 bad.add(number, found.offset, found.stop)
             progress(found.stop - found.offset)
@@ -988,6 +1069,7 @@ class LocalVolume:
             with self._lock:
                 self._check_usable()
                 self._check_writable()
+            self._look_again()
             self._recount()
             compacted = freed = 0
             for number in self._compactable(live_ratio_max):
@@ -1034,7 +1116,9 @@ class LocalVolume:
             chosen = [
                 (state.live / state.size, number)
                 for number, state in self._segments.items()
-                if self._worth(state, live_ratio_max) and not (self._active and number == self._active_number)
+                if self._worth(state, live_ratio_max)
+                and not (self._active and number == self._active_number)
+                and not self._is_unread(number)
             ]
         return [number for _, number in sorted(chosen)]
 
@@ -1281,6 +1365,11 @@ class LocalVolume:
 def _reserve(total: int) -> int:
     """Bytes of a file system that ordinary writes leave free."""
     return min(max(total // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
+
+
+def _is_whole(found: ScannedRecord) -> bool:
+    """Whether all the bytes are there that its header promises, whatever they are."""
+    return found.stop - found.offset == HEADER_BYTES + found.header.payload_length
 
 
 def _seems_removed(file: VolumeFile) -> bool:

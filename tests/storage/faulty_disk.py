@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,15 +29,21 @@ class FaultyDisk(LocalFileSystem):
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
         self.only = ""  # the directory's name that is concerned; all are by default
+        self.bad_sectors: list[tuple[Path, int, int]] = []
 
     def fail(self, number: int, *calls: str, only: str = "") -> None:
         """From now on these calls fail."""
         self.failing = dict.fromkeys(calls, number)
         self.only = only
 
+    def spoil(self, path: Path, start: int, stop: int) -> None:
+        """From now on these bytes of a file cannot be read."""
+        self.bad_sectors.append((path, start, stop))
+
     def heal(self) -> None:
         """All is well again."""
         self.failing = {}
+        self.bad_sectors = []
 
     def check(self, call: str, path: Path) -> None:
         number = self.failing.get(call)
@@ -105,6 +112,9 @@ class FaultyFile(LocalFile):
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
         self._disk.check("read", self._path)
+        stop = offset + sum(map(len, buffers))
+        if any(path == self._path and offset < last and first < stop for path, first, last in self._disk.bad_sectors):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._path))
         return super().read_into(buffers, offset)
 
     def datasync(self) -> None:
