@@ -201,10 +201,7 @@ class Lineage:
         Raises:
             StorageError: the volume could not be asked.
         """
-        try:
-            newest = volume.newest()
-        except CorruptShard:
-            newest = None  # a scrub finds it
+        newest = volume.newest()
         self._compare(name, newest)
         expected = self._expected(slot) if slot is not None else []
         return bool(expected and volume.missing(expected))

@@ -100,7 +100,7 @@ class ShardIndex:
         try:
             self._load_aside()
             self.unread = self._unread_flushing = self._unread_stored = self._stored_unread()
-            self.newest = self._flushing_newest = self._stored_newest()
+            self.newest = self._flushing_newest = self._newest_stored = self._stored_newest()
         except IndexDamaged as error:
             log.warning("%s from the segments", error)
             self.clear()
@@ -262,7 +262,8 @@ class ShardIndex:
     @property
     def changed(self) -> bool:
         """Whether there is anything for a flush to write."""
-        return bool(self._pending or self._aside_changed or self.unread != self._unread_stored)
+        facts = self.newest, self.unread
+        return bool(self._pending or self._aside_changed or facts != (self._newest_stored, self._unread_stored))
 
     def freeze(self) -> bool:
         """Set the pending entries aside for :meth:`flush`; False if a flush is still under way."""
@@ -305,12 +306,14 @@ class ShardIndex:
         with self._checked():
             environment.write(work)
         self._flushing = {}
-        self._unread_stored = unread
+        self._newest_stored, self._unread_stored = newest, unread
         self._aside_changed -= {key for key, aside in changed.items() if self._aside.get(key) == aside}
 
     def _write_facts(self, txn: Transaction, table: Database, newest: Newest | None, unread: frozenset[Unread]) -> None:
         if newest is not None:
             txn.put(_NEWEST_KEY, _NEWEST.pack(*newest), db=table)
+        else:
+            txn.delete(_NEWEST_KEY, db=table)
         for segment, start, _ in self._unread_stored - unread:
             txn.delete(_UNREAD_KEY.pack(_UNREAD_PREFIX, segment, start), db=table)
         for segment, start, stop in unread - self._unread_stored:
@@ -465,7 +468,7 @@ class ShardIndex:
         self._pending, self._flushing, self._gone = {}, {}, set()
         self._aside, self._aside_changed = {}, set()
         self.unread = self._unread_flushing = self._unread_stored = frozenset()
-        self.newest = self._flushing_newest = None
+        self.newest = self._flushing_newest = self._newest_stored = None
         self._damaged = False
 
     def close(self) -> None:

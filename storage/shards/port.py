@@ -156,10 +156,10 @@ class ShardStore(Protocol):
         """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
 
     def newest(self) -> Shard | None:
-        """The version or tombstone of the highest commit sequence of all it has taken; None if it has it no more.
+        """The version or tombstone of the highest commit sequence of those it has and can read; None if it has none.
 
         Raises:
-            CorruptShard: it is not what was written.
+            VolumeUnavailable: none of them can be read now.
         """
 
     def verify(self, progress: Callable[[int], None]) -> Verification:

@@ -13,22 +13,26 @@ def any_page(_error: OSError) -> bool:
 
 
 class BadSectors:
-    """Decides which failed reads a replay goes past: those of the device, up to a limit.
+    """Decides which failed reads to go past: those of the device, up to a limit.
 
     Other errors are about the machine, not about a place on the disk: the whole volume has to wait for them.
 
+    Args:
+        limit: how many, by default as many as a replay goes past.
+
     Attributes:
-        given_up: number of pages that were given up so far.
-        last: the last error, None if there was none.
+        given_up: number of reads that were given up so far.
+        last: the error of the last one, None if there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = _PAGES_MAX) -> None:
+        self._limit = limit
         self.given_up = 0
         self.last: OSError | None = None
 
     def go_past(self, error: OSError) -> bool:
-        """Whether to go on without a page that failed to be read."""
-        if fault_of(error) is not Fault.BROKEN or self.given_up >= _PAGES_MAX:
+        """Whether to go on without what failed to be read."""
+        if fault_of(error) is not Fault.BROKEN or self.given_up >= self._limit:
             return False
         self.given_up += 1
         self.last = error

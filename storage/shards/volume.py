@@ -64,6 +64,7 @@ _SPACE_CHECK_BYTES = 4 * MIB
 _ZERO_AHEAD_BYTES = 1 * MIB
 _SMALL_APPEND_BYTES = 64 * 1024
 _DRAIN_S = 5.0
+_UNREADABLE_RECORDS_MAX = 16  # passed over in search of the newest record; each may take the disk seconds
 
 
 class PendingSync(NamedTuple):
@@ -917,8 +918,38 @@ class LocalVolume:
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
-        newest = self._index.newest
-        return None if newest is None else self.read(newest.key)
+        known = self._index.newest
+        if known is None:
+            return None
+        sectors = BadSectors(_UNREADABLE_RECORDS_MAX)
+        return self._read_past(known.key, sectors) or self._next_newest(known, sectors)
+
+    def _next_newest(self, gone: Newest, sectors: BadSectors) -> Shard | None:
+        """The newest record of those that can be read, where the newest of all cannot, or was removed."""
+        found: tuple[Newest, Shard] | None = None
+        for key in self._index.keys(b"", None):
+            shard = self._read_past(key, sectors) if bears_sequence(key) else None
+            sequence = 0 if shard is None else sequence_in(key, shard.payload)
+            if shard is not None and sequence and (found is None or sequence > found[0].sequence):
+                found = Newest(sequence, key), shard
+        if found is None and sectors.last is not None:
+            raise self._unreadable(sectors.last) from sectors.last
+        with self._lock:
+            removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
+            if removed and self._index.newest == gone:
+                self._index.newest = None if found is None else found[0]
+        return None if found is None else found[1]
+
+    def _read_past(self, key: ShardKey, sectors: BadSectors) -> Shard | None:
+        """A shard; None if it is not there, is rotten, or lies in a bad sector."""
+        try:
+            return self.read(key)
+        except CorruptShard:
+            return None
+        except VolumeUnavailable as error:
+            if not isinstance(error.__cause__, OSError) or not sectors.go_past(error.__cause__):
+                raise
+            return None
 
     def segment_sizes(self) -> dict[int, int]:
         """Bytes of each segment by its number, in order."""

@@ -165,11 +165,8 @@ class ShardService:
         yield pack_shards(pending)
 
     def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """The version or tombstone of the highest sequence; nothing if there is none that can be read."""
-        try:
-            shard = self._volume.newest()
-        except (CorruptShard, OSError):
-            shard = None
+        """The version or tombstone of the highest sequence of those that can be read; nothing if there is none."""
+        shard = self._volume.newest()
         return pack_shards([shard] if shard is not None else [])
 
     def Verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:  # noqa: N802

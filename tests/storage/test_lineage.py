@@ -22,17 +22,21 @@ from storage import (
     Version,
 )
 from storage.catalog import LmdbCatalog
+from storage.volumes import VolumeOptions
+from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import (
     CHUNK,
     USER,
     check_all,
     content,
+    flip,
     get,
     lose,
     lose_catalog,
     open_store,
     push,
     push_many,
+    records,
     volume_dir,
 )
 
@@ -166,6 +170,43 @@ def test_a_crash_between_volumes_and_catalog_is_no_older_catalog(root: Path, bac
         assert push(store, b"next", "next").sequence > lost.sequence
         store.collect(grace_s=0)
         assert [one.filename for one in store.list_files(user_id=USER)] == ["before", "next"]
+
+
+def test_an_orphan_that_was_collected_does_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:
+    """The newest record of every volume is then one that was removed."""
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        push(store, b"new", "new")
+        _copy(root / "catalog", scratch / "before the crash")
+        push(store, b"cut off", "cut off")
+    _restore(scratch / "before the crash", root)
+    with open_store(root) as store:
+        assert not store.behind
+        store.collect(grace_s=0)
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.behind
+        store.rebuild()
+        assert store.find("new", user_id=USER) is not None
+
+
+@pytest.mark.parametrize("damage", ["rot", "bad sector"])
+def test_a_newest_record_that_cannot_be_read_does_not_hide_it(root: Path, backup: Path, damage: str) -> None:
+    """Those before it tell as well."""
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        push(store, b"new", "new")
+        last = push(store, b"last", "last")
+    _restore(backup, root)
+    disk = FaultyDisk()
+    for slot in range(6):
+        record = next(r for r in records(volume_dir(root, slot)) if r.key[:32] == bytes.fromhex(last.version_id))
+        if damage == "rot":
+            flip(record.segment, record.stop - 1)
+        else:
+            disk.spoil(record.segment, record.stop - 1, record.stop)
+    with FileStorage.open(root, volume_options=VolumeOptions(filesystem=disk)) as store:
+        assert store.behind
 
 
 def test_volumes_that_are_away_do_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import lmdb
+import msgspec
 import pytest
 
 from storage.errors import StoreUnavailable
@@ -171,8 +172,7 @@ def test_rot_in_the_last_records_is_set_aside_not_cut_off(
 
 @pytest.mark.parametrize("document", ["newest", "unread", "aside", "segments", "shards"])
 def test_a_damaged_entry_of_the_index_has_it_made_again(volume: LocalVolume, disk: FaultyDisk, document: str) -> None:
-    tombstone = Shard(shard_key(stripe_key(Kind.TOMBSTONE, digest(b"t"), 1, 1), 0), 1, digest(b"t"), b"t")
-    volume.append([*SHARDS, tombstone])
+    volume.append([*SHARDS, tombstone(8)])
     volume.close()
     environment = lmdb.open(str(volume.path / "index"), max_dbs=8)
     table = environment.open_db(b"facts" if document in ("newest", "unread") else document.encode())
@@ -186,9 +186,52 @@ def test_a_damaged_entry_of_the_index_has_it_made_again(volume: LocalVolume, dis
             volume.verify(lambda _: None)
         volume = reopened(volume, disk, without_index=False)
     volume.verify(lambda _: None)
-    assert readable(volume, [*SHARDS, tombstone]) == set(range(21))
+    assert readable(volume, [*SHARDS, tombstone(8)]) == set(range(21))
+    assert volume.newest() == tombstone(8)
     volume.append([shard_of(100)])
     volume.close()
+
+
+def tombstone(sequence: int) -> Shard:
+    payload = msgspec.msgpack.encode((1, b"", sequence))
+    return Shard(
+        shard_key(stripe_key(Kind.TOMBSTONE, digest(payload), 1, 1), 0), len(payload), digest(payload), payload
+    )
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_the_newest_record_is_the_newest_of_those_that_are_left(
+    volume: LocalVolume, disk: FaultyDisk, flushed: bool
+) -> None:
+    tombstones = [tombstone(sequence) for sequence in (5, 9, 7, 3)]
+    volume.append([*SHARDS, *tombstones])
+    if flushed:
+        volume.flush_index()
+    assert volume.newest() == tombstones[1]
+    volume.remove([tombstones[1].key])
+    assert volume.newest() == tombstones[2]
+    volume = reopened(volume, disk, without_index=False)
+    volume.remove([tombstones[2].key])
+    volume = reopened(volume, disk, without_index=False)
+    assert volume.newest() == tombstones[0]
+    volume.remove([tombstones[0].key, tombstones[3].key])
+    assert volume.newest() is None
+    volume.append([tombstones[3]])
+    assert volume.newest() == tombstones[3]
+    volume.close()
+
+
+def test_a_disk_out_of_reach_is_not_asked_for_every_record(volume: LocalVolume, disk: FaultyDisk) -> None:
+    volume.append([tombstone(sequence) for sequence in range(1, 50)])
+    volume.sync()
+    disk.fail(errno.ESTALE, "read")
+    with pytest.raises(VolumeUnavailable):
+        volume.newest()
+    disk.fail(errno.EIO, "read")
+    with pytest.raises(VolumeUnavailable):
+        volume.newest()
+    disk.heal()
+    assert volume.newest() == tombstone(49)
 
 
 @pytest.mark.parametrize("left", [1, 95, 96, 5000])
