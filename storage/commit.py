@@ -356,6 +356,7 @@ class GroupCommit:
         self._lineage.begin()
         with self._mutex:
             buried, self._buried = self._buried, []
+        pinned: list[StripeKey] = []
 
         def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
             tombstones: list[tuple[bytes, bytes]] = []
@@ -366,6 +367,8 @@ class GroupCommit:
                 sequence = self._next_sequence(sequence)
                 raw = sign_tombstone(file_id, sequence, self._authority)
                 txn.delete_file(file_id, name(entry.filename), raw)
+                pinned.append(self._tombstone_stripe(raw))
+                self._pins.pin(pinned[-1])
                 logical_bytes -= entry.size
                 tombstones.append((file_id, raw))
             txn.buried(buried)
@@ -381,12 +384,22 @@ class GroupCommit:
             return tombstones
 
         try:
-            tombstones = self._catalog.transact(work)
+            self._bury(self._enter_deletes(work, buried))
+        finally:
+            self._pins.unpin(pinned)
+
+    def _enter_deletes(
+        self, work: Callable[[CatalogTransaction], list[tuple[bytes, bytes]]], buried: list[bytes]
+    ) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._catalog.transact(work)
         except BaseException:
             with self._mutex:
                 self._buried += buried
             raise
-        self._bury(tombstones)
+
+    def _tombstone_stripe(self, raw: bytes) -> StripeKey:
+        return metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
 
     def _next_sequence(self, last: int) -> int:
         """The store's clock in microseconds, or the next number where the clock did not advance.
@@ -421,7 +434,11 @@ class GroupCommit:
 
     def bury_leftovers(self) -> None:
         """Bring to the volumes what tombstones a crash or a full disk kept from them. Call before any delete."""
-        leftovers = self._catalog.unburied()
+        leftovers = [
+            (file_id, raw)
+            for file_id, raw in self._catalog.unburied()
+            if not self._pins.pinned(self._tombstone_stripe(raw))  # or a delete is just about to write it
+        ]
         if leftovers:
             self._bury(leftovers)
 
@@ -432,16 +449,15 @@ class GroupCommit:
         rebuild drop the file. One that cannot be written now is written by a repair, or when the store is
         opened again.
         """
-        stripes = [metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies) for _, raw in tombstones]
+        stripes = [self._tombstone_stripe(raw) for _, raw in tombstones]
         for stripe in stripes:
             self._pins.pin(stripe)
         try:
             batches: dict[int, list[Shard]] = {}
             for stripe, (_, raw), absent in zip(stripes, tombstones, self._stripes.absent(stripes), strict=True):
-                if absent:
-                    shards = self._stripes.shards_of(stripe, raw, len(raw))
-                    for slot, batch in self._stripes.by_volume(stripe, shards).items():
-                        batches.setdefault(slot, []).extend(batch)
+                shards = self._stripes.shards_of(stripe, raw, len(raw), slots=absent)
+                for slot, batch in self._stripes.by_volume(stripe, shards).items():
+                    batches.setdefault(slot, []).extend(batch)
             self._stripes.volumes.append(batches, urgent=True)
             self._stripes.volumes.sync()
         except (StoreFull, InsufficientWorkers) as error:
@@ -502,14 +518,6 @@ class _BatchState:
 
     def counters(self) -> Counters:
         return Counters(self._files, self._versions, self._logical_bytes, self.sequence, self._latest)
-
-
-def put_metadata(stripes: StripeStore, kind: Kind, raw: bytes, copies: int) -> StripeKey:
-    """Append a metadata object to its volumes; not yet durable. Returns its stripe key."""
-    stripe = metadata_stripe(kind, object_id(raw), copies)
-    batches = stripes.by_volume(stripe, stripes.shards_of(stripe, raw, len(raw)))
-    stripes.volumes.append(batches)
-    return stripe
 
 
 def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:

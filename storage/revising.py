@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from storage.chunking import Source, feed
-from storage.commit import PendingVersion, put_metadata
+from storage.commit import PendingVersion
 from storage.diffs import ManifestDiff, Patch, check_diff, expected_length
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
@@ -142,8 +142,8 @@ class _Revision:
     def _store_node(self, node_id: bytes, raw: bytes) -> None:
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._pin(stripe)
-        if self._context.stripes.absent_slots(stripe):
-            put_metadata(self._context.stripes, Kind.NODE, raw, self._context.metadata_copies)
+        if absent := self._context.stripes.absent_slots(stripe):
+            self._context.stripes.put(stripe, raw, len(raw), absent)
         self._nodes.append((node_id, raw))
 
 

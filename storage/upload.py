@@ -21,7 +21,7 @@ from storage.activity import Activity
 from storage.batching import batched
 from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
-from storage.commit import GroupCommit, PendingVersion, put_metadata
+from storage.commit import GroupCommit, PendingVersion
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.forks import HomeProcess
@@ -346,8 +346,8 @@ class Upload:
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._context.pins.pin(stripe)
         self._node_stripes.append(stripe)
-        if self._context.stripes.absent_slots(stripe):
-            put_metadata(self._context.stripes, Kind.NODE, raw, self._context.metadata_copies)
+        if absent := self._context.stripes.absent_slots(stripe):
+            self._context.stripes.put(stripe, raw, len(raw), absent)
         self._nodes.append((node_id, raw))
 
     def claim(self) -> None:

@@ -256,7 +256,8 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     """Objects with shards that are not in their place: of every so many, the most urgent first."""
     found: list[_Damaged] = []
     objects = live_objects(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
-    for batch in batched(objects, _EXAMINED_TOGETHER):
+    ready = (live for live in objects if not _is_being_written(context, live.stripe))
+    for batch in batched(ready, _EXAMINED_TOGETHER):
         attendance = context.stripes.volumes.attendance()
         for index, where in context.stripes.surveyor.whereabouts([live.stripe for live in batch]).items():
             damaged = _judged(context, batch[index], where, attendance)
@@ -270,6 +271,11 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
             found = []
     tally.expected = tally.examined
     yield from sorted(found, key=lambda damaged: damaged.urgency)
+
+
+def _is_being_written(context: MaintenanceContext, stripe: StripeKey) -> bool:
+    """Whether a delete has yet to write this tombstone: unlike versions, they are entered into the catalog first."""
+    return stripe[ID_BYTES] == Kind.TOMBSTONE and context.pins.pinned(stripe)
 
 
 def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, attendance: tuple[int, ...]) -> _Damaged:

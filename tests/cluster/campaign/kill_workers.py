@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 
-from storage.keys import ShardKey
+from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.shards import Location
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.shards import places_at
@@ -33,7 +34,7 @@ class _Seen:
     whole_again_s: list[float] = field(default_factory=list)
     kept: int = 0  # shards that those who came back still had
     made: int = 0  # shards that they were given
-    made_again: int = 0  # of those they still had
+    made_again: Counter[str] = field(default_factory=Counter)  # of those they still had, by kind
     missing: int = 0
     checked: int = 0
 
@@ -76,7 +77,8 @@ def kill_workers(run: Run) -> None:
     )
     verdicts.check(
         "shards made again that the workers that came back still had",
-        f"{seen.made_again} of {seen.kept:,} kept; they were given {seen.made:,} that they had missed",
+        f"{seen.made_again.total()} {dict(seen.made_again)} of {seen.kept:,} kept; "
+        f"they were given {seen.made:,} that they had missed",
         holds=seen.kept > 0 and not seen.made_again,
     )
     verdicts.note(f"whole with all six again {spread(seen.whole_again_s, 's')} after both were started")
@@ -132,4 +134,5 @@ def _start(cluster: Cluster, names: Sequence[str]) -> list[Places]:
 def _compare(before: Places, after: Places, seen: _Seen) -> None:
     seen.kept += len(before)
     seen.made += len(after.keys() - before.keys())
-    seen.made_again += sum(key in after and after[key] != place for key, place in before.items())
+    again = (key for key, place in before.items() if key in after and after[key] != place)
+    seen.made_again.update(Kind(key[ID_BYTES]).name for key in again)

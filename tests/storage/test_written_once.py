@@ -1,0 +1,83 @@
+"""What a volume holds is not written to it again because another volume lacks its own part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from storage import FileStorage
+from storage.commit import GroupCommit
+from storage.keys import Kind, ShardKey
+from storage.manifest import FAN_OUT
+from tests.storage.helpers import CHUNK, USER, content, diff_of, digest, lose, open_store, push, records, volume_dir
+
+LOST = 1
+METADATA = (Kind.NODE, Kind.VERSION, Kind.TOMBSTONE)
+SMALL = content(1, 3 * CHUNK)
+LARGE = bytes((FAN_OUT + 1) * CHUNK)  # with nodes, and a single chunk again and again
+
+
+def _written_again(root: Path) -> dict[str, list[ShardKey]]:
+    """Metadata that lies twice in a volume, by volume; nothing was compacted since."""
+    found = {}
+    for path in sorted((root / "volumes").iterdir()):
+        counts = Counter(record.key for record in records(path) if record.key[32] in METADATA)
+        found[path.name] = [key for key, count in counts.items() if count > 1]
+    return {name: keys for name, keys in found.items() if keys}
+
+
+def _tombstones(root: Path, slot: int) -> int:
+    return sum(record.key[32] == Kind.TOMBSTONE for record in records(volume_dir(root, slot)))
+
+
+def test_tombstones_go_where_they_are_missing(root: Path) -> None:
+    with open_store(root) as store:
+        for name in ("a", "b", "c"):
+            store.delete(push(store, SMALL, name).file_id, user_id=USER)
+    lose(root, LOST)
+    with open_store(root) as store:
+        store.repair()
+        assert store.scrub().clean
+    assert _written_again(root) == {}
+    assert _tombstones(root, LOST) == 3
+
+
+def test_nodes_of_known_content_go_where_they_are_missing(root: Path) -> None:
+    with open_store(root) as store:
+        push(store, LARGE, "a")
+    lose(root, LOST)
+    with open_store(root) as store:
+        push(store, LARGE, "b")
+    assert _written_again(root) == {}
+
+
+def test_nodes_of_a_revision_go_where_they_are_missing(root: Path) -> None:
+    with open_store(root) as store:
+        push(store, LARGE, "a")
+        base = push(store, content(2, CHUNK) + LARGE[CHUNK:], "b")
+    lose(root, LOST)
+    with open_store(root) as store:
+        diff = diff_of(base, len(LARGE), [(0, digest(LARGE[:CHUNK]), LARGE[:CHUNK])])
+        store.revise(base.file_id, diff, user_id=USER)
+    assert _written_again(root) == {}
+
+
+def test_a_repair_leaves_a_tombstone_that_is_being_written_to_its_delete(
+    root: Path, store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = push(store, SMALL)
+    bury = GroupCommit._bury
+
+    def later(commits: GroupCommit, tombstones: list[tuple[bytes, bytes]]) -> None:
+        monkeypatch.setattr(GroupCommit, "_bury", bury)
+        assert store.repair().complete  # the catalog has it, the volumes have not
+        assert _tombstones(root, 0) == 0
+        bury(commits, tombstones)
+
+    monkeypatch.setattr(GroupCommit, "_bury", later)
+    store.delete(doomed.file_id, user_id=USER)
+    assert _tombstones(root, 0) == 1
+    assert store.repair().shards_rebuilt == 0
+    assert _written_again(root) == {}
