@@ -126,7 +126,7 @@ class FileStorage:
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
         self._stripes = StripeStore(volumes, runtime)
-        self._count_profiles()
+        self._recount()
         self.read_patience_s = 0.0
         self._healer = Healer(self._stripes, runtime, self._is_needed)
         self._stripes.on_damage = self._healer.request
@@ -801,8 +801,8 @@ class FileStorage:
     def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
         """How many losses all files survive, given how many a profile does.
 
-        None while the catalog is behind, as what it knows of may have been deleted and collected, unless a repair has
-        ``verified`` since that all of it is there.
+        No more than 0 while the catalog is behind, because what it knows of may have been deleted and collected,
+        unless a repair has ``verified`` since that all of it is there.
         """
         survivable = min(losses(profile_for(one.k, one.n)) for one in self.profiles())
         return min(0, survivable) if self.behind and not verified else survivable
@@ -890,11 +890,11 @@ class FileStorage:
         if self._closed:
             raise StoreClosed(f"the store at {self.path} is closed")
 
-    def _count_profiles(self) -> None:
+    def _recount(self) -> None:
         try:
-            self._catalog.count_profiles()
+            self._catalog.recount()
         except StorageError as error:
-            log.warning("the erasure profiles in use are counted whenever they are asked for: %s", error)
+            log.warning("totals and profiles of the catalog are counted whenever they are asked for: %s", error)
 
     def _check_open(self) -> None:
         self._check_usable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from pathlib import Path
 import msgspec
 
 from storage.catalog import Catalog, StoreSettings
+from storage.catalog.port import DamagedSettings
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument
 from storage.limits import CHUNK_SIZE_DEFAULT
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import SEGMENT_SUFFIX, VolumeIdentity, read_identity
+
+log = logging.getLogger(__name__)
 
 STORE_FILE = "STORE"
 _VOLUMES_MAX = 256
@@ -42,7 +46,11 @@ def load_or_create_settings(
 
     A store whose catalog is gone is known by the data on its volumes.
     """
-    settings = catalog.settings()
+    try:
+        settings = catalog.settings()
+    except DamagedSettings as error:
+        settings = _made_again(root, volumes, error)
+        catalog.save_settings(settings)
     if settings is not None:
         moved = _relocated(settings, root, volumes)
         if moved != settings:
@@ -60,6 +68,23 @@ def load_or_create_settings(
     _write_store_file(root, fresh)
     catalog.save_settings(fresh)
     return FoundSettings(fresh, created=True, needs_rebuild=False)
+
+
+def _made_again(root: Path, volumes: Sequence[Path] | None, damage: DamagedSettings) -> StoreSettings:
+    """Settings from the file beside the catalog, or the volumes. Which of these wait for a repair is not known: all do.
+
+    Raises:
+        FormatError: neither can tell.
+    """
+    settings = _read_store_file(root)
+    if settings is None:
+        paths = list(volumes) if volumes is not None else _default_paths(root, None)
+        identities = [identity for path in paths if (identity := _identity(path)) is not None]
+        if not identities:
+            raise damage
+        settings = _from_identity(identities[0], paths, root)
+    log.warning("%s: they are made again, and all volumes wait for a repair", damage)
+    return with_incomplete(settings, range(len(settings.volumes)))
 
 
 def looks_like_store(root: Path, volumes: Sequence[object] | None) -> bool:

@@ -19,6 +19,7 @@ from storage.catalog.port import (
     USER_KEY_BYTES,
     CatalogTransaction,
     Counters,
+    DamagedSettings,
     FileEntry,
     Holding,
     ProfileCount,
@@ -29,6 +30,7 @@ from storage.catalog.port import (
     never,
 )
 from storage.catalog.profiles import as_counts, count_all, counted, is_whole, packed, profile_in, unpacked
+from storage.catalog.recount import recounted, time_from
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
 from storage.lmdb_env import ROOT, Database, Environment, Transaction
@@ -57,11 +59,11 @@ _times = msgspec.msgpack.Decoder(StoreTime)
 
 
 def _decode_counters(raw: bytes) -> Counters:
-    return _decoded(_counters, raw, "counters")
+    return _decoded(_counters, raw, "totals")
 
 
 def _decode_time(raw: bytes) -> StoreTime:
-    return _decoded(_times, raw, "time")
+    return _decoded(_times, raw, "record of time")
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], raw: bytes, what: str) -> T:
@@ -69,7 +71,7 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], raw: bytes, what: str) -> T:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FormatError(
-            f"the catalog's {what} cannot be read ({error}); move the catalog away and rebuild"
+            f"the catalog's {what} cannot be read ({error}); close the store and open it again"
         ) from error
 
 
@@ -238,8 +240,8 @@ class LmdbCatalog:
             return None
         try:
             settings = msgspec.json.decode(raw, type=StoreSettings)
-        except msgspec.DecodeError as error:
-            raise FormatError(
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DamagedSettings(
                 f"the catalog's settings are damaged ({error}); move the catalog away and rebuild"
             ) from error
         if settings.format > 1:
@@ -314,7 +316,11 @@ class LmdbCatalog:
 
     def counters(self) -> Counters:
         raw = self._environment.get(ROOT, _COUNTERS)
-        return Counters() if raw is None else _decode_counters(raw)
+        try:
+            return Counters() if raw is None else _decode_counters(raw)
+        except FormatError as error:
+            log.warning("%s; they are counted again", error)
+            return recounted(self.versions(), self.tombstones())
 
     def profiles(self) -> list[ProfileCount]:
         raw = self._environment.get(ROOT, _PROFILES)
@@ -322,7 +328,17 @@ class LmdbCatalog:
             return as_counts(unpacked(raw))
         return as_counts(count_all(self.versions())) if self.counters().versions else []
 
-    def count_profiles(self) -> None:
+    def recount(self) -> None:
+        raw = self._environment.get(ROOT, _COUNTERS)
+        try:
+            if raw is not None:
+                _decode_counters(raw)
+        except FormatError:
+            totals = self.counters()
+            self.transact(lambda txn: txn.set_counters(totals))
+        self._count_profiles()
+
+    def _count_profiles(self) -> None:
         if not is_whole(self._environment.get(ROOT, _PROFILES)) and self.counters().versions:
             raw = packed(count_all(self.versions()))
             self._environment.write(lambda txn: txn.put(_PROFILES, raw, db=self._environment.databases[ROOT]))
@@ -367,7 +383,11 @@ class LmdbCatalog:
 
     def store_time(self) -> StoreTime | None:
         raw = self._environment.get(ROOT, _TIME)
-        return None if raw is None else _decode_time(raw)
+        try:
+            return None if raw is None else _decode_time(raw)
+        except FormatError as error:
+            log.warning("%s; interrupted uploads are kept as if they had been interrupted just now", error)
+            return time_from(self.uploads(), self.holdings())
 
     def claims(self) -> int:
         return self._environment.entries("holdings")

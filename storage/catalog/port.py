@@ -12,12 +12,17 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 from blake3 import blake3
 
+from storage.errors import FormatError
 from storage.keys import StripeKey
 
 T = TypeVar("T")
 
 USER_KEY_BYTES = 16
 _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
+
+
+class DamagedSettings(FormatError):
+    """The settings in the catalog cannot be read. All of its other records may be whole."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True):
@@ -217,7 +222,12 @@ class Catalog(Protocol):
         """Why it cannot be used or written now, tried again if it could not be lately; empty if it can."""
 
     def settings(self) -> StoreSettings | None:
-        """Settings, None in a catalog that was never set up."""
+        """Settings, None in a catalog that was never set up.
+
+        Raises:
+            DamagedSettings: they cannot be read.
+            FormatError: they are of a newer format.
+        """
 
     def save_settings(self, settings: StoreSettings) -> None:
         """Durably replace the settings."""
@@ -261,8 +271,11 @@ class Catalog(Protocol):
     def profiles(self) -> list[ProfileCount]:
         """The erasure profiles in use, by k and n."""
 
-    def count_profiles(self) -> None:
-        """Count them once in a catalog of older software, from which on they are kept in step. While nobody writes."""
+    def recount(self) -> None:
+        """Make totals and profiles again that cannot be read, or that older software did not keep.
+
+        From then on they are kept in step. To be called while nobody writes.
+        """
 
     def versions(self) -> Iterator[StoredEntry]:
         """All version objects kept, by file."""

@@ -90,7 +90,7 @@ def _document(catalog: Catalog, name: str, kind: type[DocumentT], absent: Docume
     raw = catalog.document(name)
     try:
         return absent if raw is None else msgspec.msgpack.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{what} damaged ({error}); restore the catalog") from error
 
 

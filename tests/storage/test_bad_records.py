@@ -302,20 +302,80 @@ def test_a_list_of_missed_collects_that_cannot_be_read_stops_no_collect(root: Pa
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
 
 
-@pytest.mark.parametrize("document", [b"counters", b"profiles"])
-def test_counts_that_cannot_be_read(root: Path, document: bytes) -> None:
-    """Those of profiles are made again; without the other ones there is no store, which is said."""
-    with open_store(root) as store:
-        push(store, OTHERS["a"], "a")
+def spoil_record(root: Path, name: bytes) -> None:
+    """Replace a record of the catalog's root tree with what cannot be read."""
     environment = lmdb.open(str(root / "catalog"), max_dbs=20)
     with environment.begin(write=True) as txn:
-        assert txn.get(document) is not None
-        txn.put(document, b"\xc1")
+        assert txn.get(name) is not None
+        txn.put(name, b"\xc1")
     environment.close()
-    if document == b"counters":
-        with pytest.raises(FormatError, match="rebuild"):
-            open_store(root)
-        return
+
+
+def test_totals_that_cannot_be_read_are_counted_again(root: Path) -> None:
     with open_store(root) as store:
-        push(store, b"x", "x")
-        assert [(one.files, one.versions) for one in store.profiles() if (one.k, one.n) == (4, 6)] == [(2, 2)]
+        for name, data in OTHERS.items():
+            push(store, data, name)
+        store.delete(file_ids(store)["a"], user_id=USER)
+        last = push(store, b"another version", "c")
+        before = store.counts()
+    for record in (b"counters", b"profiles"):
+        spoil_record(root, record)
+    with open_store(root) as store:
+        after = store.counts()
+        assert (after.files, after.versions, after.logical_bytes) == (
+            before.files, before.versions, before.logical_bytes,
+        )  # fmt: skip
+        assert (after.reached, after.latest) == (before.reached, before.latest)
+        assert not store.behind
+        assert push(store, b"x", "x").sequence > last.sequence
+        assert store.profiles()[0][2:] == (before.files + 1, before.versions + 1)
+    with open_store(root) as store:
+        assert store.counts().files == before.files + 1
+        assert store.collect(grace_s=0).objects_removed > 0
+        assert store.scrub().clean
+
+
+def test_totals_that_cannot_be_read_hide_no_older_catalog(root: Path, scratch: Path) -> None:
+    with open_store(root) as store:
+        push(store, OTHERS["a"], "a")
+    shutil.copytree(root / "catalog", scratch / "backup")
+    with open_store(root) as store:
+        push(store, OTHERS["c"], "c")
+        push(store, OTHERS["d"], "d")
+    put_back(scratch / "backup", root)
+    spoil_record(root, b"counters")
+    with open_store(root) as store:
+        assert store.behind
+
+
+def test_a_time_that_cannot_be_read_keeps_what_uploads_have_stored(root: Path) -> None:
+    """Interrupted ones wait for their senders as long as if they had been interrupted just now."""
+    with open_store(root) as store:
+        upload = store.upload(user_id=USER, filename="big")
+        upload.write(content(7, 4 * CHUNK))
+        upload.claim()
+        upload.abort()
+        push(store, OTHERS["a"], "a")
+    spoil_record(root, b"time")
+    with open_store(root) as store:
+        number = max(store._catalog.uploads())
+        assert store.collect().bytes_freed == 0
+        assert store._uploads.begin() > number
+    with open_store(root) as store:
+        assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
+
+
+def test_settings_that_cannot_be_read_are_made_again(root: Path) -> None:
+    """Which volumes wait for a repair is not known then: all do."""
+    with open_store(root) as store:
+        push(store, OTHERS["a"], "a")
+        before = store._settings
+    spoil_record(root, b"settings")
+    with open_store(root) as store:
+        assert not store.needs_rebuild
+        assert msgspec.structs.replace(store._settings, incomplete=[]) == before
+        assert store._settings.incomplete == list(range(6))
+        assert store.stats().losses_survivable == 0
+        assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
+        assert store.repair().complete
+        assert store.stats().losses_survivable == 2
