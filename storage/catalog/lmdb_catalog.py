@@ -29,7 +29,16 @@ from storage.catalog.port import (
     UploadRecord,
     never,
 )
-from storage.catalog.profiles import as_counts, count_all, counted, is_whole, packed, profile_in, unpacked
+from storage.catalog.profiles import (
+    Profile,
+    ProfileChanges,
+    as_counts,
+    count_all,
+    is_whole,
+    packed,
+    profile_in,
+    unpacked,
+)
 from storage.catalog.recount import recounted, time_from
 from storage.errors import FormatError
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
@@ -91,13 +100,23 @@ def _decode_entry(raw: bytes) -> FileEntry:
 
 
 class _Transaction:
-    """A :class:`CatalogTransaction` over an LMDB write transaction."""
+    """A :class:`CatalogTransaction` over an LMDB write transaction, see :meth:`run`."""
 
-    __slots__ = ("_databases", "_txn")
+    __slots__ = ("_changes", "_databases", "_last_put", "_txn")
 
     def __init__(self, txn: Transaction, databases: dict[str, Database]) -> None:
         self._txn = txn
         self._databases = databases
+        self._changes: ProfileChanges | None = None  # once something was counted
+        self._last_put: tuple[bytes, Profile | None] = b"", None  # key and profile of a version; a head's, mostly
+
+    @classmethod
+    def run(cls, txn: Transaction, databases: dict[str, Database], work: Callable[[_Transaction], T]) -> T:
+        """Do some work, and write what it adds up to."""
+        transaction = cls(txn, databases)
+        outcome = work(transaction)
+        transaction._settle()
+        return outcome
 
     def file(self, file_id: bytes) -> FileEntry | None:
         raw = self._txn.get(file_id, db=self._databases["files"])
@@ -110,21 +129,24 @@ class _Transaction:
         return self._txn.get(file_id + version_id, db=self._databases["files"])
 
     def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
-        if self._txn.put(file_id + version_id, raw, db=self._databases["files"], overwrite=False):
-            self._count(profile_in(raw, version_id), 0, 1)
+        key, profile = file_id + version_id, profile_in(raw, version_id)
+        if self._txn.put(key, raw, db=self._databases["files"], overwrite=False):
+            self._last_put = key, profile
+            self._count(profile, 0, 1)
             return
         head, before = self._head_profile(file_id), profile_in(self.version(file_id, version_id), version_id)
-        self._txn.put(file_id + version_id, raw, db=self._databases["files"])
-        after = profile_in(raw, version_id)
-        if after != before:
+        self._txn.put(key, raw, db=self._databases["files"])
+        self._last_put = key, profile
+        if profile != before:
             self._count(before, 0, -1)
-            self._count(after, 0, 1)
+            self._count(profile, 0, 1)
         if (head_now := self._head_profile(file_id)) != head:
             self._count(head, -1, 0)
             self._count(head_now, 1, 0)
 
     def drop_version(self, key: bytes) -> bool:
         """Remove a version by file id and version id; whether it was there."""
+        self._last_put = b"", None
         self._count(profile_in(self._txn.get(key, db=self._databases["files"]), key[FILE_ID_BYTES:]), 0, -1)
         return self._txn.delete(key, db=self._databases["files"])
 
@@ -132,7 +154,7 @@ class _Transaction:
         before = self._head_profile(file_id)
         self._txn.put(file_id, _encode(entry), db=self._databases["files"])
         self._txn.put(key, file_id, db=self._databases["names"])
-        after = self._head_profile(file_id)
+        after = self._version_profile(file_id, entry.head)
         if after != before:
             self._count(before, -1, 0)
             self._count(after, 1, 0)
@@ -154,17 +176,27 @@ class _Transaction:
         self._count(self._head_profile(file_id), -1, 0)
         self._txn.delete(file_id, db=self._databases["files"])
 
-    def _head_profile(self, file_id: bytes) -> tuple[int, int] | None:
+    def _head_profile(self, file_id: bytes) -> Profile | None:
         raw = self._txn.get(file_id, db=self._databases["files"])
         entry = None if raw is None else _entry_or_problem(raw)[0]
-        return None if entry is None else profile_in(self.version(file_id, entry.head), entry.head)
+        return None if entry is None else self._version_profile(file_id, entry.head)
 
-    def _count(self, profile: tuple[int, int] | None, files: int, versions: int) -> None:
+    def _version_profile(self, file_id: bytes, version_id: bytes) -> Profile | None:
+        key, profile = self._last_put
+        return profile if key == file_id + version_id else profile_in(self.version(file_id, version_id), version_id)
+
+    def _count(self, profile: Profile | None, files: int, versions: int) -> None:
         """So many more of a profile; those of an older catalog are counted when it is opened."""
-        raw = self._txn.get(_PROFILES, db=self._databases[ROOT])
-        if profile is not None and (raw is not None or not self.counters().versions):
-            before = {} if raw is None else unpacked(raw)
-            self._txn.put(_PROFILES, packed(counted(before, profile, files, versions)), db=self._databases[ROOT])
+        if profile is None:
+            return
+        if self._changes is None:
+            raw = self._txn.get(_PROFILES, db=self._databases[ROOT])
+            self._changes = ProfileChanges(raw, is_counted=raw is not None or not self.counters().versions)
+        self._changes.add(profile, files, versions)
+
+    def _settle(self) -> None:
+        if self._changes is not None and (raw := self._changes.packed()) is not None:
+            self._txn.put(_PROFILES, raw, db=self._databases[ROOT])
 
     def forget_name(self, key: bytes, file_id: bytes) -> None:
         if self.find(key) == file_id:
@@ -267,7 +299,7 @@ class LmdbCatalog:
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         databases = self._environment.databases
-        return self._environment.write(lambda txn: work(_Transaction(txn, databases)))
+        return self._environment.write(lambda txn: _Transaction.run(txn, databases, work))
 
     def file(self, file_id: bytes) -> FileEntry | None:
         raw = self._environment.get("files", file_id)
@@ -396,15 +428,14 @@ class LmdbCatalog:
         doomed = [file_id + version_id for file_id, version_id in keys]
         databases = self._environment.databases
 
-        def work(txn: Transaction) -> None:
-            totals = _Transaction(txn, databases)
+        def work(totals: _Transaction) -> None:
             dropped = sum(totals.drop_version(key) for key in doomed)
             if counted:
                 counters = totals.counters()
                 totals.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
 
         if doomed:
-            self._environment.write(work)
+            self._environment.write(lambda txn: _Transaction.run(txn, databases, work))
 
     def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
         self._drop("nodes", list(node_ids), unless)

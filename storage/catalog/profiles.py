@@ -10,7 +10,10 @@ from storage.catalog.port import FileEntry, ProfileCount, StoredEntry
 from storage.errors import FormatError
 from storage.versions import read_version
 
-Profiles = dict[tuple[int, int], tuple[int, int]]
+Profile = tuple[int, int]
+"""(k, n)."""
+
+Profiles = dict[Profile, tuple[int, int]]
 """(k, n) → (files, versions)."""
 
 _decode = msgspec.msgpack.Decoder(list[ProfileCount]).decode
@@ -53,13 +56,36 @@ def profile_in(raw: bytes | None, version_id: bytes) -> tuple[int, int] | None:
     return root.k, root.n
 
 
-def counted(profiles: Profiles, profile: tuple[int, int] | None, files: int, versions: int) -> Profiles:
-    """With so many more of one profile."""
-    if profile is None:
-        return profiles
-    before = profiles.get(profile, (0, 0))
-    after = (max(0, before[0] + files), max(0, before[1] + versions))
-    return {one: counts for one, counts in {**profiles, profile: after}.items() if any(counts)}
+class ProfileChanges:
+    """What a transaction adds to the counts.
+
+    Args:
+        raw: the counts before, as they are kept; None if there are none.
+        is_counted: whether they are kept at all, yet.
+    """
+
+    __slots__ = ("_changed", "_is_counted", "_profiles")
+
+    def __init__(self, raw: bytes | None, *, is_counted: bool) -> None:
+        self._profiles: Profiles = {} if raw is None else unpacked(raw)
+        self._is_counted = is_counted
+        self._changed = False
+
+    def add(self, profile: Profile, files: int, versions: int) -> None:
+        """So many more of a profile."""
+        if not self._is_counted:
+            return
+        before = self._profiles.get(profile, (0, 0))
+        after = (max(0, before[0] + files), max(0, before[1] + versions))
+        self._changed = self._changed or after != before
+        if any(after):
+            self._profiles[profile] = after
+        else:
+            self._profiles.pop(profile, None)
+
+    def packed(self) -> bytes | None:
+        """For keeping; None if nothing has changed."""
+        return packed(self._profiles) if self._changed else None
 
 
 def count_all(stored: Iterable[StoredEntry]) -> Profiles:

@@ -38,6 +38,10 @@ class Slowness:
         """How long each worker took over what all were asked at once; whether one is slow from now on."""
         if len(took_s) < 2:
             return False
+        if max(took_s.values()) <= _SLOW_S:  # nearly always, and with every push
+            for slot in took_s:
+                self._strikes.pop(slot, None)
+            return False
         limit_s = max(_SLOW_S, _TIMES_SLOWER * median(took_s.values()))
         before = self.slow
         for slot, seconds in took_s.items():
