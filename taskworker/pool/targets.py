@@ -13,8 +13,10 @@ class Targets:
     """Immutable. Rows are made when they are asked for: who is there changes more often than all of them are used.
 
     Not counted on are members that are away or full, those that are to be avoided, and of those that have proved
-    nothing yet all but n - k; the last two only where enough others are there. The one that holds the least of a
-    stripe stands in for them, in the partition's order.
+    nothing yet all but n - k; the last two only where enough others are there. Of those that take their places, no
+    member, owner or zone is given more than n - k shards of a stripe, so that none of them alone can take it away;
+    among these the member that holds the least stands in, in the partition's order. Where too few owners are there
+    for that, it is a member of the one that holds the least.
 
     Args:
         layout: where shards belong.
@@ -80,7 +82,7 @@ class Targets:
             room -= kept and unproved
             targets.append(holder if kept else -1)
         if -1 in targets:
-            self._fill(targets, [slot for slot in self.layout.order(partition) if slot in (proved or usable)])
+            self._fill(targets, [slot for slot in self.layout.order(partition) if slot in (proved or usable)], n - k)
         return tuple(targets)
 
     def _who_counts(self, k: int, n: int) -> tuple[frozenset[int], frozenset[int]]:
@@ -91,22 +93,32 @@ class Targets:
             found = self._counted_on[k, n] = usable, _enough(usable - self._unproved, k, n)
         return found
 
-    def _fill(self, targets: list[int], candidates: Sequence[int]) -> None:
-        """Put in each free place the candidate that holds the least, of equals the first."""
+    def _fill(self, targets: list[int], candidates: Sequence[int], limit: int) -> None:
+        """Put in each free place the candidate that is fittest, of equals the first."""
         held = [slot for slot in targets if slot >= 0]
         for index, target in enumerate(targets):
             if target < 0:
-                targets[index] = self._least_loaded(held, candidates)
+                targets[index] = self._fittest(held, candidates, limit)
                 held.append(targets[index])
 
-    def _least_loaded(self, held: list[int], candidates: Sequence[int]) -> int:
+    def _fittest(self, held: list[int], candidates: Sequence[int], limit: int) -> int:
+        """The candidate by whose choice no member, owner or zone exceeds ``limit``, and that holds the least so far.
+
+        Members are inside of zones, and zones inside of owners: taking one at a time finds a way to keep to all the
+        limits if there is one. What can be avoided least is that a single member exceeds it: pushes are promised to
+        survive its loss.
+        """
         by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
-        best, least = -1, [len(held) + 1]
+        best = -1
+        least: tuple[bool, list[tuple[bool, int]], int, list[int]] = (True, [], 0, [])
         for slot in candidates:
-            load = [held.count(slot), *[inside.count(level[slot]) for level, inside in by_level]]
-            if load < least:
-                best, least = slot, load
-                if not any(load):
+            own = held.count(slot)
+            inside = [domains.count(level[slot]) for level, domains in by_level]
+            exceeding = [(count >= limit, count if count >= limit else 0) for count in inside]
+            unfitness = (own >= limit, exceeding, own, inside)
+            if best < 0 or unfitness < least:
+                best, least = slot, unfitness
+                if not own and not any(inside):
                     break
         return best
 

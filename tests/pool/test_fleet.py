@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
-from storage.layout import Layout, Member
+from storage.layout import Layout, Member, by_owner
 from storage.placement import PARTITIONS, partition_of
 from storage.shards import LocalVolume, Shard, VolumeFailed
 from taskworker.pool.fleet import WorkerFleet
@@ -187,6 +187,65 @@ def test_others_of_other_owners_stand_in_first() -> None:
         fleet.set_offline(lost, "gone")
         assert len({owners[target] for target in fleet.targets(stripe)}) == 4
         attach(fleet, lost)
+
+
+def owned_fleet(owners: str, width: int, away: Sequence[int] = ()) -> WorkerFleet:
+    """Workers of these owners, one letter each, but for those that are away."""
+    fleet = WorkerFleet()
+    members = [Member(slot, f"w{slot}", "", 1 << 40, owner) for slot, owner in enumerate(owners)]
+    fleet.use_layouts(Layout.first(members, width))
+    for slot in range(len(owners)):
+        if slot not in away:
+            attach(fleet, slot)
+    return fleet
+
+
+def test_stand_ins_give_no_owner_more_than_may_be_lost() -> None:
+    """Though the other owners' workers hold a shard each already, and all of this one's none."""
+    owners = "aaaaaabcdefg"
+    fleet = owned_fleet(owners, 6, away=[8, 9, 10, 11])
+    for seed in range(60):
+        stripe = stripe_of(seed)
+        assert Counter(owners[target] for target in fleet.targets(stripe)) == {"a": 2, "b": 2, "c": 2}
+    fleet.note_mended(fleet.mark())
+    assert fleet.domain_losses_survivable(PROFILE, by_owner) == 1
+
+
+def test_with_too_few_owners_the_one_that_holds_the_least_stands_in() -> None:
+    owners = "aaaaabbccc"
+    fleet = owned_fleet(owners, 6, away=[7, 8, 9])
+    for seed in range(60):
+        targets = fleet.targets(stripe_of(seed))
+        assert Counter(owners[target] for target in targets) == {"a": 3, "b": 3}
+        assert max(Counter(targets).values()) <= 2  # the loss of one worker is survived all the same
+    fleet.note_mended(fleet.mark())
+    assert fleet.domain_losses_survivable(PROFILE, by_owner) == 0
+    assert fleet.losses_survivable(PROFILE) == 1
+
+
+@given(
+    owners=st.text("abcd", min_size=4, max_size=12), data=st.data(), profile=st.sampled_from([(4, 6), (2, 4), (1, 3)])
+)
+@settings(max_examples=12, deadline=None)
+def test_limits_of_workers_and_owners_hold_wherever_they_can(
+    owners: str, data: st.DataObject, profile: tuple[int, int]
+) -> None:
+    away = data.draw(st.sets(st.integers(0, len(owners) - 1), max_size=len(owners) - 1))
+    fleet, (k, n) = owned_fleet(owners, profile[1], sorted(away)), profile
+    there = [slot for slot in range(len(owners)) if slot not in away]
+    for seed in range(10):
+        stripe = stripe_of(seed, k, n)
+        kept = [slot for slot in fleet.holders(stripe) if slot not in away]
+        targets = fleet.targets(stripe)
+        assert set(targets) <= set(there)
+        for domain in (str, owners.__getitem__):
+            if (
+                max(Counter(map(domain, kept)).values(), default=0)
+                <= n - k
+                <= n
+                <= len({*map(domain, there)}) * (n - k)
+            ):
+                assert max(Counter(map(domain, targets)).values()) <= n - k
 
 
 def test_with_nobody_there_shards_have_nowhere_to_go_but_home() -> None:
