@@ -90,18 +90,18 @@ class InsufficientWorkers(StorageError):
 
 
 class IncompletePush(StorageError):
-    """Something that a push counts on is not there any more at its commit. Nothing became visible; push again."""
+    """A part of a push was removed before its commit, or could not be stored. Nothing became visible; push again."""
 
 
 class ShardsUnavailable(InsufficientWorkers):
-    """What is stored cannot be read now: too many of its shards are out of reach, but not known to be lost.
+    """An object cannot be read now: too many of its shards are out of reach. They are not known to be lost.
 
     Attributes:
         chunk: hex id of the chunk (or metadata object).
         found: number of intact shards found.
         needed: number of shards needed (k).
         away: number of shards that are out of reach.
-        causes: where those are and why they cannot be had, a line each.
+        causes: the volumes or workers that hold those, each with the reason why it is out of reach.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class ShardsUnavailable(InsufficientWorkers):
 
 
 class StoreUnavailable(StorageError):
-    """The machine or a disk cannot serve this for now. Nothing is lost by that; try again once the cause has gone."""
+    """The machine or a disk cannot serve this now. Nothing is lost; try again when the cause is gone."""
 
 
 class StoreReadOnly(StoreUnavailable):
-    """The file system takes no writes. Reading goes on."""
+    """The file system is read-only. Files can be read, but nothing can be stored or deleted."""
 
 
 class StoreFull(StorageError):
@@ -149,7 +149,7 @@ class FormatError(StorageError):
 
 
 class CatalogBehind(StorageError):
-    """The catalog is older than the volumes: what only they know is to be taken in by a rebuild first."""
+    """The catalog is older than the volumes, or may be. Files can be read; run rebuild before anything is changed."""
 
 
 class StoreClosed(StorageError):
@@ -157,4 +157,4 @@ class StoreClosed(StorageError):
 
 
 class UsedAfterFork(StorageError):
-    """A store, client, pool or worker was used in a process forked from the one that opened it."""
+    """A store, client, pool or worker was used in a process forked from the one that opened it. Open another there."""

@@ -42,7 +42,7 @@ class WorkerRestarted(StorageError):
 
 
 class WorkerReadOnly(StoreFull):
-    """A worker's disk takes no writes. What it holds can be read, and others take what is new, as if it were full."""
+    """A worker's disk is read-only. It still serves what it holds, and new shards go to others, as if it were full."""
 
 
 class NotJoined(StorageError):

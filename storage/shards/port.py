@@ -47,11 +47,11 @@ class VolumeFailed(StorageError):
 
 
 class VolumeUnavailable(StoreUnavailable):
-    """The volume, or a part of it, cannot be reached now. That says nothing about what is stored there."""
+    """The volume, or a part of it, cannot be read or written now. What is stored there may be intact."""
 
 
 class VolumeReadOnly(VolumeUnavailable, StoreReadOnly):
-    """The volume's disk takes no writes. What is there can be read."""
+    """The volume's file system is read-only. What it holds can be read."""
 
 
 class CorruptShard(StorageError):

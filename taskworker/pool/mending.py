@@ -116,9 +116,8 @@ class Mender:
         rebalance = self._journal.record(REBALANCE).view(REBALANCE)
         under_way, awaited = self._pass, self._fleet.awaited_workers()
         if self._deferred and not repair.errors:
-            note = (
-                _waiting_for(awaited) if awaited else "is about to begin"
-            )  # the wait is over, the next pass is not begun
+            # Nobody is waited for: the wait is over, and the next pass has not begun.
+            note = _waiting_for(awaited) if awaited else "is about to begin"
             repair = replace(repair, state="waiting", queue=self._deferred, note=note)
         if under_way is None:
             return [repair, rebalance]

@@ -141,6 +141,21 @@ def test_after_the_grace_what_is_missing_is_made_again() -> None:
     assert repair_of(cluster).state == "idle"
 
 
+def test_repair_that_is_about_to_begin_is_not_said_to_be_done() -> None:
+    """The grace is over, and the next pass has not begun."""
+    cluster = stored(6)
+    go(cluster, cluster.workers[0])
+    cluster.pool.mender.mend()
+    assert cluster.workers[0].name in repair_of(cluster).note
+    cluster.pass_time(GRACE_S)
+    waiting = repair_of(cluster)
+    assert (waiting.state, waiting.note) == ("waiting", "is about to begin")
+    assert waiting.queue > 0
+    settle(cluster)
+    assert repair_of(cluster).state == "idle"
+    assert repair_of(cluster).queue == 0
+
+
 def test_what_is_in_danger_does_not_wait() -> None:
     """Four of six are left, no more than are needed. Copies of metadata, of which one would do, wait."""
     cluster = stored(6)

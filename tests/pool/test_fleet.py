@@ -322,6 +322,29 @@ def test_a_worker_that_stands_in_and_fails_as_well() -> None:
     assert calls == ["meanwhile"]
 
 
+def test_a_worker_that_goes_away_right_after_it_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the next one's turn, as if it had been away before."""
+    fleet = manned(9)
+    stripe = stripe_of(1)
+    batches, order = batches_of(fleet, [stripe]), fleet.placement.order(partition_of(stripe))
+    volumes_of(fleet)[order[0]].fails_at = "sync"
+    choose = fleet.targets
+    gone: list[int] = []
+
+    def choose_and_lose(stripe: StripeKey) -> Sequence[int]:
+        chosen = choose(stripe)
+        if len(gone) < 2 and fleet.state(order[0]) == "offline":
+            gone.append(chosen[0])
+            fleet.set_offline(chosen[0], "gone")
+        return chosen
+
+    monkeypatch.setattr(fleet, "targets", choose_and_lose)
+    fleet.append_and_sync(batches)
+    assert len(set(gone)) == 2
+    monkeypatch.undo()
+    assert durable_in(fleet, stripe) == Counter(range(6))
+
+
 def test_nobody_is_left_to_take_the_data() -> None:
     for moment in ("append", "sync"):
         fleet = manned(3)

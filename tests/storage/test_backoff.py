@@ -51,3 +51,13 @@ def test_what_went_well_for_long_is_tried_at_once(monkeypatch: pytest.MonkeyPatc
     assert backoff.due()
     backoff.failed()
     assert clock.until_due(backoff) == 0.5
+
+
+def test_failures_long_ago_make_no_pause_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+    for _ in range(4):
+        backoff.failed()
+    backoff.succeeded()
+    clock.now_s += 3600.0
+    backoff.failed()
+    assert clock.until_due(backoff) == 0.5

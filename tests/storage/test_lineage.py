@@ -495,6 +495,22 @@ def test_nothing_is_said_to_survive_while_the_catalog_is_behind(root: Path, back
         assert get(store, kept) == DATA
 
 
+def test_whole_volumes_count_for_nothing_while_the_catalog_is_behind(root: Path, backup: Path) -> None:
+    """Whether what it knows of was collected is known once a repair has looked."""
+    _backed_up(root, backup)
+    with open_store(root) as store:
+        push(store, b"new", "new")
+    _restore(backup, root)
+    with open_store(root) as store:
+        assert store.behind
+        assert store.stats().losses_survivable == 0
+        assert store.survivable(lambda _profile: 2) == 0
+        assert store.survivable(lambda _profile: -1) == -1
+        assert store.survivable(lambda _profile: 2, verified=True) == 2
+        store.rebuild()
+        assert store.survivable(lambda _profile: 2) == 2
+
+
 @pytest.mark.parametrize("document", ["store-secret", "catalog-behind", "volume-marks"])
 def test_what_is_kept_to_tell_copies_by_can_be_damaged_and_made_again(root: Path, document: str) -> None:
     """It is in nobody's way who only reads, and comes back from the volumes."""

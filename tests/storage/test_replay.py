@@ -118,6 +118,34 @@ def test_what_can_be_read_again_is_found_at_the_next_opening(volume: LocalVolume
     volume.close()
 
 
+def test_a_sector_that_can_be_read_again_during_a_compaction_loses_nothing(
+    volume: LocalVolume, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it is not in the index yet, so that it would not be moved."""
+    volume.append(SHARDS)
+    volume.sync()
+    start = records(volume.path)[7].start
+    disk.spoil(volume._segment_path(1), start, start + SECTOR)
+    volume = reopened(volume, disk)
+    hit = set(range(20)) - readable(volume, SHARDS)
+    assert 7 in hit
+    volume.remove([SHARDS[at].key for at in range(20) if at not in hit])
+    look_again = volume._look_again
+
+    def heal_afterwards() -> None:
+        look_again()
+        disk.heal()
+
+    monkeypatch.setattr(volume, "_look_again", heal_afterwards)
+    volume.compact(0.99)
+    monkeypatch.undo()
+    volume.verify(lambda _: None)
+    assert readable(volume, SHARDS) == hit
+    assert volume.compact(0.99)[0] == 1, "now that all of it is known"
+    assert readable(volume, SHARDS) == hit
+    volume.close()
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.ESTALE])
 def test_a_disk_that_gives_nothing_is_out_of_reach(volume: LocalVolume, disk: FaultyDisk, number: int) -> None:
     volume.append(SHARDS)
