@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import msgspec
 from blake3 import blake3
@@ -21,6 +21,7 @@ from storage.placement import PARTITIONS, partition_of
 
 MEMBERS_MAX = 1024
 _SLOT_BYTES = 2
+_SCORES_KEPT = 1 << 15  # logarithms: of a pool of 32 members
 _ROUNDING = 1e-6
 
 
@@ -273,9 +274,14 @@ def _checked(members: Iterable[Member]) -> list[Member]:
 
 def _score(partition: int, member: Member) -> float:
     """Weighted rendezvous score: the highest wins with a probability in proportion to the capacity."""
-    digest = blake3(partition.to_bytes(2, "big") + member.slot.to_bytes(4, "big")).digest(8)
-    uniform = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
-    return -member.capacity / math.log(uniform)
+    return -member.capacity / _log_uniform(partition, member.slot)
+
+
+@lru_cache(maxsize=_SCORES_KEPT)
+def _log_uniform(partition: int, slot: int) -> float:
+    """Logarithm of a number in 0…1 that a partition and a slot always have in common."""
+    digest = blake3(partition.to_bytes(2, "big") + slot.to_bytes(4, "big")).digest(8)
+    return math.log((int.from_bytes(digest, "big") + 0.5) / 2.0**64)
 
 
 class _Domain:

@@ -40,6 +40,8 @@ def losses_survivable(holders: Iterable[int], k: int) -> int:
 class FixedLayout:
     """Immutable table partition → order of volumes; slot i of a stripe lives on the i-th of them.
 
+    Its rows are made when they are asked for: a command that touches few objects needs few of them.
+
     With fewer volumes than slots, the order is walked round again: one volume holds several slots.
     """
 
@@ -47,15 +49,15 @@ class FixedLayout:
         if volume_count < 1:
             raise ValueError("a layout needs at least one volume")
         self.volume_count = volume_count
-        self._orders = [self._order(partition) for partition in range(PARTITIONS)]
-        self._placed: dict[int, list[tuple[int, ...]]] = {}
+        self._placed: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
         """The volume index of each slot 0…n-1 of the object."""
-        table = self._placed.get(n)
-        if table is None:
-            table = self._placed[n] = [self._cycle(order, n) for order in self._orders]
-        return table[partition_of(object_id)]
+        partition = partition_of(object_id)
+        found = self._placed.get((partition, n))
+        if found is None:
+            found = self._placed[partition, n] = self._cycle(self._order(partition), n)
+        return found
 
     def losses_survivable(self, k: int, n: int) -> int:
         """How many whole volumes may be lost at once, whichever they are, with k-of-n stripes readable."""

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _MISSED = "collect-missed"
 _BUCKETS = 256
+_SWEEP_KEYS = 4096  # of a store with fewer keys than that in each bucket, several buckets are swept at once
 _PACED_S_MIN = 0.01  # shorter steps are taken together
 _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
 _MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
@@ -143,8 +144,8 @@ class _Steps:
         self._done = 0
         self._began_s = time.perf_counter()
 
-    def step(self) -> None:
-        self._done += 1
+    def step(self, count: int = 1) -> None:
+        self._done += count
         if self._progress is not None:
             self._progress(min(self._done, self._total), self._total)
         taken_s = time.perf_counter() - self._began_s
@@ -165,11 +166,16 @@ class _Marks:
         self._directory: Path | None = None
         self._buckets = [bytearray() for _ in range(_BUCKETS)]
         self._bytes = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def add(self, mark: bytes) -> None:
         """Keep a mark."""
         self._buckets[mark[0]] += mark
         self._bytes += len(mark)
+        self._count += 1
         if self._bytes >= _MARKS_BYTES_MAX:
             self._spill()
 
@@ -187,8 +193,11 @@ class _Marks:
         self._buckets = [bytearray() for _ in range(_BUCKETS)]
         self._bytes = 0
 
-    def take(self, bucket: int) -> set[bytes]:
-        """The marks of a bucket, which are not kept any longer."""
+    def take(self, buckets: range) -> set[bytes]:
+        """The marks of some buckets, which are not kept any longer."""
+        return set().union(*(self._take(bucket) for bucket in buckets))
+
+    def _take(self, bucket: int) -> set[bytes]:
         marks, self._buckets[bucket] = self._buckets[bucket], bytearray()
         if self._directory is not None:
             marks = bytearray((self._directory / f"{bucket:02x}").read_bytes()) + marks
@@ -225,19 +234,35 @@ def _sweep(
     context: MaintenanceContext, all_marks: _Marks, set_aside: SetAside, uploads: KeptUploads, steps: _Steps
 ) -> _Tally:
     tally = _Tally(_Distinct())
-    for bucket in range(_BUCKETS):
-        marks = all_marks.take(bucket)
-        start, stop = bytes([bucket]), bytes([bucket + 1]) if bucket + 1 < _BUCKETS else None
+    width = _sweep_width(context, len(all_marks))
+    for first in range(0, _BUCKETS, width):
+        buckets = range(first, first + width)
+        marks = all_marks.take(buckets)
+        start, stop = bytes([first]), bytes([buckets.stop]) if buckets.stop < _BUCKETS else None
         live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
         claimed, lapsed = _judge_claims(context, marks, set_aside, uploads, start, stop)
         live |= claimed
         if not set_aside:  # one that cannot be read may need any of them
-            _sweep_nodes(context, live, bucket)
-        if _sweep_volumes(context, live, set_aside, start, stop, tally):
+            _sweep_nodes(context, live, start, stop)
+        if _sweep_volumes(context, live, set_aside, start, stop, tally, width):
             _drop_claims(context, lapsed)
         tally.objects.next_bucket()
-        steps.step()
+        steps.step(width)
     return tally
+
+
+def _sweep_width(context: MaintenanceContext, marks: int) -> int:
+    """How many buckets to sweep at once, a power of two: each time every store is asked for what it has in them."""
+    volumes = context.stripes.volumes
+    most = marks
+    for slot, volume in volumes.online():
+        if volumes.trusts(slot):
+            with volumes.guard(slot, volume):
+                most = max(most, volume.usage().shards)
+    width = _BUCKETS
+    while width > 1 and width * most > _BUCKETS * _SWEEP_KEYS:
+        width //= 2
+    return width
 
 
 def _judge_claims(
@@ -275,6 +300,7 @@ def _sweep_volumes(
     start: bytes,
     stop: bytes | None,
     tally: _Tally,
+    width: int,
 ) -> bool:
     """Remove what is not live from all stores; whether all of them are there. Those that lie hold up nobody."""
     volumes = context.stripes.volumes
@@ -285,16 +311,15 @@ def _sweep_volumes(
         with volumes.guard(slot, volume):
             _sweep_volume(context, volume, live, set_aside, start, stop, tally)
             swept.add(slot)
-    tally.swept.update(swept)
+    tally.swept.update(dict.fromkeys(swept, width))
     return not volumes.away() and all(slot in swept for slot, _ in volumes.online() if volumes.trusts(slot))
 
 
-def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], bucket: int) -> None:
+def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], start: bytes, stop: bytes | None) -> None:
     def stripe(node_id: bytes) -> StripeKey:
         return metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
 
-    stop = bytes([bucket + 1]) if bucket < _BUCKETS - 1 else None
-    dead = [node_id for node_id in context.catalog.nodes(bytes([bucket]), stop) if stripe(node_id) not in live]
+    dead = [node_id for node_id in context.catalog.nodes(start, stop) if stripe(node_id) not in live]
     context.catalog.drop_nodes(dead, lambda node_id: context.pins.pinned(stripe(node_id)))
 
 

@@ -45,11 +45,11 @@ class Gap(NamedTuple):
 class _Window:
     """A sliding view of a file: ``view(offset, length)`` with few large reads."""
 
-    def __init__(self, file: VolumeFile, stop: int, go_past: GoPast | None) -> None:
+    def __init__(self, file: VolumeFile, start: int, stop: int, go_past: GoPast | None) -> None:
         self._file = file
         self._go_past = go_past
         self._stop = stop
-        self._buffer = bytearray(_WINDOW_BYTES)
+        self._buffer = bytearray(min(_WINDOW_BYTES, max(stop - start, 0)))
         self._start = 0
         self._filled = 0
         self._withheld: list[tuple[int, int]] = []  # what the disk would not give
@@ -114,7 +114,7 @@ def scan_records(
     Raises:
         OSError: the disk will not give some bytes.
     """
-    window = _Window(file, stop, go_past)
+    window = _Window(file, start, stop, go_past)
     offset = start
     while offset < stop:
         header = parse_header(window.view(offset, HEADER_BYTES), volume_key)

@@ -335,8 +335,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _note_targets(self, targets: Targets) -> None:
         if targets.is_like(self._latest):
             return
-        self._latest = targets
-        self._targets_since.append(targets)
+        known = next((one for one in self._targets_since if targets.is_like(one)), None)
+        if known is not None:  # who went has come back: nothing is put anywhere else than before
+            self._targets_since.remove(known)
+        self._latest = known or targets
+        self._targets_since.append(self._latest)
         if len(self._targets_since) > _TARGETS_KEPT:
             # What was put by the oldest is not known any more: only what is in its place counts until all is mended.
             self._targets_since.popleft()

@@ -217,6 +217,11 @@ class Membership:
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.slot)
 
+    def record(self, worker: str) -> MemberRecord | None:
+        """What is kept of a member; None if there is none of that name."""
+        with self._lock:
+            return self._records.get(worker)
+
     def members(self) -> list[Member]:
         """Those that have a part in the layout."""
         return [record.member for record in self.records if record.standing is Standing.IN]

@@ -378,7 +378,7 @@ class PoolCore:
         before = self.membership.load(worker)
         if not self.membership.heartbeat(worker, instance, load):
             return False
-        record = next((record for record in self.membership.records if record.worker == worker), None)
+        record = self.membership.record(worker)
         if record is not None:
             self.fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
         if record is not None and load.rotten > before.rotten:
@@ -447,7 +447,7 @@ class PoolCore:
             raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
 
     def _record(self, worker: str) -> MemberRecord:
-        record = next((record for record in self.membership.records if record.worker == worker), None)
+        record = self.membership.record(worker)
         if record is None:
             raise InvalidArgument(f"there is no worker {worker!r} in this pool; see `taskworker status`")
         return record

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from threading import Event
 from typing import cast
@@ -508,10 +509,24 @@ def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None
     for slot in range(4):
         attach(fleet, slot)
     assert fleet.losses_survivable(PROFILE) == 1
-    for slot in list(range(4, 9)) * 4:
-        fleet.set_offline(slot, "comes and goes")
-        attach(fleet, slot)
+    for pair in combinations(range(9), 2):  # nobody keeps in mind where shards were put each time
+        for slot in pair:
+            fleet.set_offline(slot, "comes and goes")
+        for slot in pair:
+            attach(fleet, slot)
     assert fleet.losses_survivable(PROFILE) <= 1
+    fleet.incomplete.update(range(9))  # where they are by the layout does not tell any more
+    assert fleet.losses_survivable(PROFILE) == 0
+
+
+def test_a_worker_that_comes_and_goes_all_the_time_changes_what_is_known_but_once() -> None:
+    fleet = manned(9)
+    fleet.note_mended(fleet.mark())
+    for _ in range(100):
+        fleet.set_offline(4, "comes and goes")
+        attach(fleet, 4)
+    fleet.incomplete.update(range(9))  # where they are by the layout does not tell any more
+    assert fleet.losses_survivable(PROFILE) == 2
 
 
 def _keep_waiting(fleet: WorkerFleet) -> None:

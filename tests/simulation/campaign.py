@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections import Counter
@@ -274,7 +275,7 @@ def run_embedded_seeds(seeds: Iterable[int], processes: int | None = None) -> It
 def _run_all(
     run: Callable[[int], Outcome], seeds: Iterable[int], processes: int | None, chunk: int
 ) -> Iterator[Outcome]:
-    with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count() or 1, initializer=gc.freeze) as pool:
         try:
             yield from pool.map(run, seeds, chunksize=chunk)
         finally:

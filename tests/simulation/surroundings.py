@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 
 import pytest
 
+from storage import authenticity
+
 PARTITIONS = 32
+_REAL_AT_ZERO = authenticity._at_zero
+SWEEP_KEYS = 16  # so that a collect takes several steps
 CHECKPOINT_CHUNKS = 2  # after so many, an upload leases what it has taken in
 
 
@@ -16,7 +21,7 @@ CHECKPOINT_CHUNKS = 2  # after so many, an upload leases what it has taken in
 def simulated_surroundings() -> Iterator[None]:
     """Layouts have 32 rows instead of 1024, most of a simulation's time otherwise; and nothing is logged.
 
-    What the pool has to say about simulated faults is no news.
+    A sharing of a secret that was computed once, which takes milliseconds, is remembered. What the pool has to say about simulated faults is no news.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -25,11 +30,22 @@ def simulated_surroundings() -> Iterator[None]:
             patch.setattr("storage.layout.PARTITIONS", PARTITIONS)
             patch.setattr("storage.layout.partition_of", _partition_of)
             patch.setattr("taskworker.pool.fleet.partition_of", _partition_of)
+            patch.setattr("storage.authenticity._at_zero", _at_zero)
+            patch.setattr("storage.maintenance.collect._SWEEP_KEYS", SWEEP_KEYS)
             patch.setattr("storage.upload.FAN_OUT", CHECKPOINT_CHUNKS)
             patch.setattr("storage.upload._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
             yield
     finally:
         logging.disable(before)
+
+
+def _at_zero(shares: Mapping[int, bytes]) -> bytes:
+    return _known_at_zero(frozenset(shares.items()))
+
+
+@lru_cache(maxsize=1024)
+def _known_at_zero(shares: frozenset[tuple[int, bytes]]) -> bytes:
+    return _REAL_AT_ZERO(dict(shares))
 
 
 def _partition_of(object_id: bytes) -> int:

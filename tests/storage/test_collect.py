@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -136,6 +136,13 @@ ACTIONS: list[tuple[Callable[[FileStorage], Version], bytes]] = [
 ]
 
 
+@pytest.fixture
+def each_bucket_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a store of millions of shards."""
+    monkeypatch.setattr("storage.maintenance.collect._SWEEP_KEYS", 0)
+
+
+@pytest.mark.usefixtures("each_bucket_by_itself")
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 50, 130, 255, 258])
 @pytest.mark.parametrize(("action", "data"), ACTIONS)
 def test_whatever_happens_in_the_middle_of_a_collect(
@@ -161,6 +168,7 @@ def test_whatever_happens_in_the_middle_of_a_collect(
     assert store.missing_chunks(ids, user_id=USER) == [False] * len(ids)
 
 
+@pytest.mark.usefixtures("each_bucket_by_itself")
 @pytest.mark.parametrize("step", [1, 3, 100, 257])
 def test_a_file_deleted_in_the_middle_of_a_collect(store: FileStorage, step: int) -> None:
     push(store, b"a")
@@ -177,6 +185,38 @@ def test_a_file_deleted_in_the_middle_of_a_collect(store: FileStorage, step: int
     assert get(store, kept) == content(3, CHUNK)
     assert store.scrub().clean
     assert file_shards(store) == 6 * (1 + 1 + 1 + 1 + 1)  # two chunks, two versions, a tombstone
+
+
+@pytest.mark.parametrize("keys", [0, 1, 4, 1_000_000])
+def test_however_much_is_swept_at_once_the_same_is_freed(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch, keys: int
+) -> None:
+    monkeypatch.setattr("storage.maintenance.collect._SWEEP_KEYS", keys)
+    for number in range(20):
+        kept, doomed = (push(store, content(2 * number + at, 100), f"{number} {at}") for at in range(2))
+        store.delete(doomed.file_id, user_id=USER)
+    report = store.collect(grace_s=0)
+    assert report.stores_missed == 0
+    assert report.objects_removed == 20 * 2  # the chunk and the version of each that was deleted
+    assert get(store, kept) == content(38, 100)
+    assert store.scrub().clean
+
+
+def test_a_volume_of_few_shards_is_asked_once_for_what_it_has(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_many(store, [10] * 5)
+    _, volume = store._volumes.online()[0]
+    asked: list[bytes] = []
+    keys = volume.keys
+
+    def counted(start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        asked.append(start)
+        return keys(start, stop)
+
+    monkeypatch.setattr(volume, "keys", counted)
+    store.collect()
+    assert len(asked) == 1
 
 
 def test_a_volume_that_is_slow_to_remove_holds_up_only_pushes_of_what_it_removes(
