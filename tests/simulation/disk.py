@@ -143,9 +143,9 @@ class MemoryVolume:
                 yield record.shard
 
     def newest(self) -> Shard | None:
-        shards = [record.shard for key, record in self.records_by_key.items() if bears_sequence(key)]
-        newest = max(shards, key=lambda shard: sequence_in(shard.key, shard.payload), default=None)
-        return None if newest is None else self.read(newest.key)
+        readable = (record.shard for record in self.records_by_key.values() if record.health is not Health.ROTTEN)
+        shards = [shard for shard in readable if bears_sequence(shard.key)]
+        return max(shards, key=lambda shard: sequence_in(shard.key, shard.payload), default=None)
 
     def verify(self, progress: Callable[[int], None]) -> MemoryVerification:
         progress(len(self.records_by_key))

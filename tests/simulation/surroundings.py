@@ -21,7 +21,8 @@ CHECKPOINT_CHUNKS = 2  # after so many, an upload leases what it has taken in
 def simulated_surroundings() -> Iterator[None]:
     """Layouts have 32 rows instead of 1024, most of a simulation's time otherwise; and nothing is logged.
 
-    A sharing of a secret that was computed once, which takes milliseconds, is remembered. What the pool has to say about simulated faults is no news.
+    A sharing of a secret that was computed once, which takes milliseconds, is remembered. What the pool has to say
+    about simulated faults is no news.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -212,7 +212,7 @@ def test_a_volume_of_few_shards_is_asked_once_for_what_it_has(
 
     def counted(start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         asked.append(start)
-        return keys(start, stop)
+        yield from keys(start, stop)
 
     monkeypatch.setattr(volume, "keys", counted)
     store.collect()
