@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -44,10 +45,13 @@ from tests.storage.helpers import (
     digest,
     flip,
     get,
+    lose,
+    open_store,
     push,
     push_many,
     python_environment,
     records,
+    volume_dir,
 )
 
 PASSING = (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE)
@@ -229,6 +233,29 @@ def test_descriptors_used_up(root: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(program)], env=python_environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_bad_sectors_in_volumes_that_lost_their_index(root: Path, disk: FaultyDisk) -> None:
+    """They are online all the same, and what lay in the bad sectors is made anew from the others."""
+    options = VolumeOptions(filesystem=disk)
+    with open_store(root) as store:
+        pushed = push_many(store, (10, CHUNK, 3 * CHUNK, 9 * CHUNK))
+    for slot in (1, 4):
+        shutil.rmtree(volume_dir(root, slot) / "index")
+        for record in records(volume_dir(root, slot))[2:12:3]:
+            disk.spoil(record.segment, record.start, record.start + 1)
+    with FileStorage.open(root, volume_options=options) as store:
+        assert set(states(store)) <= {"ok", "incomplete"}
+        check_all(store, pushed)
+        assert store.repair().complete
+        assert store.scrub().clean
+        assert states(store) == ["ok"] * 6
+    lose(root, 0, 5)
+    with FileStorage.open(root, volume_options=options) as store:
+        check_all(store, pushed)
+        disk.heal()
+        assert store.repair().complete
+        assert store.scrub().clean
 
 
 # -- records set aside --------------------------------------------------------------------------------
