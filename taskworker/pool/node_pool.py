@@ -830,7 +830,7 @@ def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime
     if settings is None:
         # First that it is to be rebuilt: an empty catalog taken for a whole one would have all collected.
         # The id is kept with that: a pool killed between the two goes on with it, however it is started again.
-        rebuilt = _checked_id(new.store_id or (catalog.document(_REBUILD) or b"").decode())
+        rebuilt = _checked_id(new.store_id or (catalog.document(_REBUILD) or b"").decode(errors="replace"))
         store_id = rebuilt or runtime.token_bytes(16).hex()
         catalog.save_document(_REBUILD, rebuilt.encode())
         settings = msgspec.structs.replace(new, store_id=store_id)
