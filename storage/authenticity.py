@@ -17,6 +17,7 @@ import msgspec
 from blake3 import blake3
 
 from storage.errors import FormatError, InvalidArgument
+from storage.voices import Voice
 
 SECRET_BYTES = 16  # what the library's field, GF(2^128), holds
 MAC_BYTES = 32
@@ -144,7 +145,9 @@ def decode_mark(raw: bytes) -> Mark:
         raise FormatError(f"mark is malformed: {error}") from error
 
 
-def recover_secret(marks: Iterable[tuple[int, Mark]], *, threshold_min: int) -> StoreSecret | None:
+def recover_secret(
+    marks: Iterable[tuple[int, Mark]], *, threshold_min: int, voice_of: Mapping[int, Voice] | None = None
+) -> StoreSecret | None:
     """The secret that enough volumes have shares of; None if there are too few, or too many false ones.
 
     Volumes may lie: shares are tried together until they fit what the most volumes say of the secret. A volume
@@ -153,12 +156,17 @@ def recover_secret(marks: Iterable[tuple[int, Mark]], *, threshold_min: int) -> 
     Args:
         marks: (volume, mark) of every mark that was found.
         threshold_min: secrets that fewer volumes could have made up are passed over.
+        voice_of: of each volume; those of one owner count once. Where there are fewer voices, all must agree.
     """
     claims: dict[tuple[int, bytes], dict[int, Mark]] = {}
     for volume, mark in marks:
         if mark.threshold >= threshold_min:
             claims.setdefault((mark.threshold, mark.commitment), {})[volume] = mark
     for (threshold, commitment), by_volume in sorted(claims.items(), key=lambda claim: -len(claim[1])):
+        if voice_of is not None:
+            enough = min(threshold_min, len({*voice_of.values()}))
+            if len({voice_of.get(volume) for volume in by_volume}) < enough:
+                continue  # a single owner could have made it up, with many volumes
         secret = _recover(threshold, commitment, [(mark.index, mark.share) for mark in by_volume.values()])
         if secret is not None:
             return secret

@@ -78,6 +78,7 @@ from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
 from storage.uploads import Uploads
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.voices import voices
 from storage.volumes import VolumeOptions, VolumeSet
 
 log = logging.getLogger(__name__)
@@ -767,8 +768,10 @@ class FileStorage:
                 "them, close the store and move its 'catalog' directory away first"
             )
         self._lineage.recover()
-        quorum = agreement_quorum(self.profile, len(self._volumes.online())) if self._volumes.remote else 1
-        belief = Belief(self._authority, quorum, self._maintenance.scratch)
+        owners = {slot: self._volumes.owner(slot) for slot, _ in self._volumes.online()}
+        voice_of = voices(owners, self.profile.n - self.profile.k + 1)
+        quorum = agreement_quorum(self.profile, len({*voice_of.values()})) if self._volumes.remote else 1
+        belief = Belief(self._authority, quorum, self._maintenance.scratch, voice_of)
         report = rebuild(self._catalog, self._stripes, self._settings.n, belief, progress)
         self._catalog.save_settings(self._settings)
         self._lineage.rebuilt()
@@ -917,13 +920,14 @@ class FileStorage:
         """
         self._uploads.resume_s = resume_s
 
-    def meet(self, slot: int | None, volume: ShardStore, name: str) -> bool:
+    def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
         """Compare a volume with the catalog before it is taken into use; see :class:`Lineage`.
 
         Args:
             slot: which one it is; None for one that was never here.
             volume: to be asked.
             name: of whoever offers it.
+            owner: likewise, if that is told.
 
         Returns:
             Whether it is an older copy, which lacks what it should have.
@@ -933,7 +937,7 @@ class FileStorage:
         """
         if self.needs_rebuild:
             return False
-        stale = self._lineage.meet(slot, volume, name)
+        stale = self._lineage.meet(slot, volume, name, owner)
         if not self.behind:
             # Tombstones wait for the next repair: written now, they would go to stand-ins for whoever joins later.
             self._context.commits.catch_up(self._lineage.latest_shown)

@@ -75,6 +75,10 @@ class Fleet(ABC, Generic[StoreT]):
     def name(self, slot: int) -> str:
         """What people call the store in a slot."""
 
+    def owner(self, slot: int) -> str:
+        """Who runs the machine of a store, and can have all of theirs say the same; "" if that is not told."""
+        return ""
+
     @abstractmethod
     def place(self, slot: int) -> str:
         """The directory or worker that a store is in."""

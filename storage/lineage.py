@@ -46,6 +46,7 @@ from storage.versions import (
     is_signed_tombstone,
     is_signed_version,
 )
+from storage.voices import Voice, voices
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Lineage:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._begun = False
-        self._claims: dict[str, Shown] = {}  # what volumes show that nobody vouches for, by their names
+        self._claims: dict[str, tuple[str, Shown]] = {}  # (owner, what it shows that nobody vouches for), by volume
         self.latest_shown = 0
         self._damage = ""  # why the catalog cannot be counted on to be current
         self._behind = self._read_behind()
@@ -145,7 +146,7 @@ class Lineage:
                 "not lost: run rebuild to take it in. Until then files can be read, but nothing is written or freed"
             )
 
-    def _compare(self, name: str, newest: Shard | None) -> None:
+    def _compare(self, name: str, newest: Shard | None, owner: str = "") -> None:
         """See whether a volume's newest record is of a commit that the catalog should know."""
         self._claims.pop(name, None)  # what it showed before counts no longer: the volume may be another one
         if newest is None:
@@ -154,12 +155,11 @@ class Lineage:
         if shown is None:
             return
         if not vouched and self._volumes.remote:
-            self._claims[name] = shown
-            agreeing = sorted((claim.committed for claim in self._claims.values()), reverse=True)
-            quorum = self._profile.n - self._profile.k + 1  # one more than may lie at once
-            if len(agreeing) < quorum:
+            self._claims[name] = owner, shown
+            agreed = self._agreed()
+            if agreed is None:
                 return
-            shown = Shown(agreeing[quorum - 1], agreeing[quorum - 1])
+            shown = Shown(agreed, agreed)
         counters = self._catalog.counters()
         self.latest_shown = max(self.latest_shown, shown.sequence)
         # A version that a crash kept out of the catalog is no such sign. After a proper end there is none of those.
@@ -172,6 +172,17 @@ class Lineage:
                 self._catalog.save_document(_BEHIND, b"%d" % self._behind)
             except StorageError as error:
                 log.warning("it is noticed anew when the store is opened again: %s", error)
+
+    def _agreed(self) -> int | None:
+        """Up to which sequence enough owners say that the catalog has come, None if too few say anything."""
+        quorum = self._profile.n - self._profile.k + 1  # one more than may lie at once
+        by_voice: dict[Voice, int] = {}
+        owners = {self._volumes.name(slot): self._volumes.owner(slot) for slot in self._volumes.slots}
+        voice_of = voices(owners | {name: owner for name, (owner, _) in self._claims.items()}, quorum)
+        for name, (_, shown) in self._claims.items():
+            by_voice[voice_of[name]] = max(by_voice.get(voice_of[name], 0), shown.committed)
+        agreeing = sorted(by_voice.values(), reverse=True)
+        return agreeing[quorum - 1] if len(agreeing) >= quorum else None
 
     def _read(self, shard: Shard) -> tuple[Shown | None, bool]:
         """What a version or tombstone shows, and whether the store's MAC vouches for that."""
@@ -192,7 +203,7 @@ class Lineage:
 
     # -- volumes that are older than the catalog -------------------------------------------------
 
-    def meet(self, slot: int | None, volume: ShardStore, name: str) -> bool:
+    def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
         """Compare a volume that was opened, or joined, with the catalog; ``slot`` is None for one never seen before.
 
         Returns:
@@ -202,7 +213,7 @@ class Lineage:
             StorageError: the volume could not be asked.
         """
         newest = volume.newest()
-        self._compare(name, newest)
+        self._compare(name, newest, owner)
         expected = self._expected(slot) if slot is not None else []
         return bool(expected and volume.missing(expected))
 
@@ -217,7 +228,8 @@ class Lineage:
         if volume is None:
             return
         with self._volumes.guard(slot, volume):
-            if self.meet(slot, volume, self._volumes.name(slot)) and slot not in self._volumes.incomplete:
+            name, owner = self._volumes.name(slot), self._volumes.owner(slot)
+            if self.meet(slot, volume, name, owner) and slot not in self._volumes.incomplete:
                 self._volumes.incomplete.add(slot)
                 what = "lacks what the catalog expects" if self.behind else "is an older copy of itself"
                 then = "rebuild, then repair" if self.behind else "repair to make it whole"
@@ -351,7 +363,8 @@ class Lineage:
             return
         marks = [(slot, mark) for slot, volume in self._volumes.online() for mark in self._marks_on(slot, volume)]
         threshold_min = sharing_threshold(self._profile.k, self._profile.n, remote=self._volumes.remote)
-        secret = recover_secret(marks, threshold_min=threshold_min)
+        owners = {slot: self._volumes.owner(slot) for slot, _ in self._volumes.online()}
+        secret = recover_secret(marks, threshold_min=threshold_min, voice_of=voices(owners, threshold_min))
         if secret is not None:
             self._catalog.save_document(_SECRET, secret.encoded())
             self._authority.use(secret)
@@ -402,9 +415,9 @@ class Lineage:
             log.warning("that the store was closed in good order could not be noted: %s", error)
 
 
-def agreement_quorum(profile: ErasureProfile, volumes: int) -> int:
-    """How many volumes must agree on what no MAC vouches for: one more than may lie at once, or all there are."""
-    return max(1, min(profile.n - profile.k + 1, volumes))
+def agreement_quorum(profile: ErasureProfile, count: int) -> int:
+    """How many of so many voices must agree on what no MAC vouches for: one more than may lie at once, or all."""
+    return max(1, min(profile.n - profile.k + 1, count))
 
 
 def _reopen(txn: CatalogTransaction) -> None:

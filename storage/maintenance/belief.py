@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from storage.authenticity import Authority
 from storage.keys import Kind
 from storage.lmdb_env import Environment, Transaction
 from storage.versions import SIGNED_FORMAT, StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
+from storage.voices import Voice
 
 _TABLE = "holders"
 _BELIEVED = b""  # in place of the holders' bits
@@ -34,18 +35,22 @@ class Belief:
     """Believes what bears the store's MAC, and what enough volumes agree on.
 
     Without the MAC are what stores made before there was one, and everything where the store's secret is lost. Then
-    the same bytes must be shown by ``quorum`` volumes, of which at most ``quorum`` - 1 lie.
+    the same bytes must be shown by volumes of ``quorum`` owners, of which at most ``quorum`` - 1 lie.
 
     Args:
         authority: vouches for what the store has signed.
-        quorum: how many volumes must agree.
+        quorum: how many voices must agree.
         scratch: for a temporary file of who shows what; made when first needed.
+        voice_of: of each volume, see :func:`storage.voices.voices`; each speaks for itself by default.
     """
 
-    def __init__(self, authority: Authority, quorum: int, scratch: Path) -> None:
+    def __init__(
+        self, authority: Authority, quorum: int, scratch: Path, voice_of: Mapping[int, Voice] | None = None
+    ) -> None:
         self._authority = authority
         self.quorum = quorum
         self._scratch = scratch
+        self._voice_of = {} if voice_of is None else voice_of
         self._directory: Path | None = None
         self._holders: Environment | None = None
 
@@ -74,7 +79,7 @@ class Belief:
             if known == _BELIEVED and known is not None:
                 return True
             holders = int.from_bytes(known or b"", "little") | 1 << volume
-            agreed = holders.bit_count() >= self.quorum
+            agreed = len({self._voice_of.get(slot, slot) for slot in _slots(holders)}) >= self.quorum
             bits = _BELIEVED if agreed else holders.to_bytes(-(-holders.bit_length() // 8), "little")
             txn.put(key, bits, db=table)
             return agreed
@@ -94,8 +99,7 @@ class Belief:
             for key, bits in page:
                 holders = int.from_bytes(bits, "little")
                 if bits != _BELIEVED:
-                    slots = [slot for slot in range(holders.bit_length()) if holders >> slot & 1]
-                    yield Refused(key[:-1], Kind(key[-1] & ~_UNCHECKED), slots, bool(key[-1] & _UNCHECKED))
+                    yield Refused(key[:-1], Kind(key[-1] & ~_UNCHECKED), _slots(holders), bool(key[-1] & _UNCHECKED))
 
     def close(self) -> None:
         """Remove the temporary file."""
@@ -103,3 +107,7 @@ class Belief:
             self._holders.close()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _slots(holders: int) -> list[int]:
+    return [slot for slot in range(holders.bit_length()) if holders >> slot & 1]

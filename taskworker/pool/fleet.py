@@ -110,6 +110,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._absences = Absences(grace_s, now_s)
         self._expected: _Expected | None = None
         self._layouts: tuple[Layout, ...] = ()
+        self._owners: dict[int, str] = {}
         self._allow_fragile = allow_fragile
         self._epoch = 0
         self._lies: Counter[int] = Counter()
@@ -139,9 +140,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
             if before != (current,):  # where shards are put does not change by the end of a former layout
                 self._changed()
 
-    def attach(self, slot: int, volume: WorkerVolume) -> None:
+    def attach(self, slot: int, volume: WorkerVolume, owner: str = "") -> None:
         """Take a member's volume into use."""
         with self._lock:
+            self._owners[slot] = owner
             before, self._stores[slot] = self._stores.get(slot), volume
             self._reasons.pop(slot, None)
             self._moves[slot] = self._moves.get(slot, 0) + 1
@@ -158,6 +160,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Forget a member that has no part in the layout any more."""
         with self._lock:
             volume = self._stores.pop(slot, None)
+            self._owners.pop(slot, None)
             self._moves.pop(slot, None)
             self.incomplete.discard(slot)
             self._absences.forget(slot)
@@ -408,6 +411,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """The worker's id."""
         member = self.member(slot)
         return member.worker if member is not None else f"#{slot}"
+
+    def owner(self, slot: int) -> str:
+        """See :meth:`Fleet.owner`. Who joined last with this slot, or had a part in a layout before."""
+        member = self.member(slot)
+        return self._owners.get(slot, member.owner if member is not None else "")
 
     def place(self, slot: int) -> str:
         """The worker's id."""

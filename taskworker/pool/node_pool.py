@@ -276,14 +276,14 @@ class PoolCore:
         volume = self._connect(application.address, application.worker, application.instance)
         try:
             self._check_answer(volume, application)
-            stale = self._is_older_copy(application.worker, volume)
+            stale = self._is_older_copy(application, volume)
             admission = self.membership.join(application, allowed=self._allowance(application))
             self._keep_members()
         except StorageError:
             volume.abandon("it was not let in")
             raise
         record = admission.record
-        self.fleet.attach(record.slot, volume)
+        self.fleet.attach(record.slot, volume, record.owner)
         self.store.mark(record.slot, anew=stale)
         self.gathering.came(record.slot)
         if admission.emptied:
@@ -321,12 +321,13 @@ class PoolCore:
                 f"another process than worker {worker} answers at {address}; give the worker an address of its own"
             )
 
-    def _is_older_copy(self, worker: str, volume: WorkerVolume) -> bool:
+    def _is_older_copy(self, application: Application, volume: WorkerVolume) -> bool:
         """Compare a worker's volume with the catalog; either may have been put back from a copy."""
+        worker = application.worker
         behind = self.store.behind
         slot = next((record.slot for record in self.membership.records if record.worker == worker), None)
         try:
-            stale = self.store.meet(slot, volume, worker)
+            stale = self.store.meet(slot, volume, worker, application.owner)
         except StorageError as error:
             raise WorkerRefused(f"the volume of worker {worker} cannot be read ({error})") from error
         if self.store.behind and not behind:

@@ -17,6 +17,7 @@ from taskworker.pool.membership import WorkerLoad, WorkerState
 from taskworker.pool.trial import first_allowance
 from tests.simulation.catalog import Database
 from tests.simulation.disk import MemoryVolume
+from tests.simulation.liars import forgeries
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
@@ -415,6 +416,29 @@ def test_a_worker_whose_lists_never_end_holds_up_no_mending_and_no_collect(clust
     report = cluster.pool.store.collect(grace_s=0)
     assert report.objects_removed > 0
     assert vars(liar.volume).get("asked", 0) == asked
+
+
+class LateVolume(MemoryVolume):
+    """Shows a commit of far in the future, which nobody vouches for."""
+
+    def newest(self) -> Shard | None:
+        true = super().newest()
+        return None if true is None else forgeries(true)[1]
+
+
+@pytest.mark.parametrize(("owners", "behind"), [("xxx", False), ("xyz", True)])
+def test_many_ids_of_one_owner_cannot_have_the_catalog_pass_for_an_older_one(owners: str, behind: bool) -> None:
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1, crowd=3)
+        push_all(cluster)
+        settle(cluster)
+        for worker, owner in zip(cluster.workers[6:], owners, strict=True):
+            late = LateVolume(worker.volume.volume_id, cluster.wounds)
+            late.__dict__ = worker.volume.__dict__
+            worker.volume, worker.owner = late, owner
+            worker.start()
+        cluster.pass_time(3.0)
+        assert cluster.pool.store.behind is behind
 
 
 class UntellingVolume(MemoryVolume):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -22,19 +23,24 @@ from storage.authenticity import (
     sharing_threshold,
 )
 from storage.errors import FormatError
+from storage.maintenance.belief import Belief
 from storage.manifest import RootNode, encode_root, object_id
 from storage.versions import (
     NO_MAC,
+    RECORD_FORMAT,
     SIGNED_FORMAT,
     SignedRecord,
+    Tombstone,
     decode_tombstone,
     decode_version,
+    encode_tombstone,
     is_signed_tombstone,
     is_signed_version,
     read_version,
     seal_signed,
     sign_tombstone,
 )
+from storage.voices import voices
 from tests.storage.helpers import CHUNK
 
 NONCE = bytes(range(16))
@@ -160,3 +166,38 @@ def test_neither_liars_nor_losses_decide(k: int, n: int) -> None:
     assert threshold > n - k
     assert threshold >= k
     assert sharing_threshold(k, n, remote=False) == 1
+
+
+def test_one_owner_cannot_make_up_a_secret_with_many_volumes() -> None:
+    own, true = _secret(4, seed=3), _secret(4)
+    crowd, honest = range(4, 9), range(4)
+    voice_of = voices({**dict.fromkeys(crowd, "crowd"), **{slot: f"owner {slot}" for slot in honest}}, 4)
+    made_up = _marks(own, crowd)
+    assert recover_secret(made_up, threshold_min=4, voice_of=voice_of) is None
+    assert recover_secret([*made_up, *_marks(true, honest)], threshold_min=4, voice_of=voice_of) == true
+
+
+@pytest.mark.parametrize(
+    ("owners", "count"),
+    [
+        (["", "", "", ""], 4),  # nothing is known of them
+        (["a", "a", "a", "a"], 4),  # nobody else could agree
+        (["a", "a", "a", "b"], 2),
+        (["a", "", "", ""], 4),  # who names itself silences nobody
+        (["a", "b", "c", "", "", ""], 4),  # who does not name itself counts for one where enough others do
+    ],
+)
+def test_an_owner_has_one_voice(owners: list[str], count: int) -> None:
+    assert len({*voices(dict(enumerate(owners)), 3).values()}) == count
+
+
+def test_what_no_mac_vouches_for_is_believed_of_owners_not_of_ids(tmp_path: Path) -> None:
+    tombstone = Tombstone(RECORD_FORMAT, bytes(16), 7)
+    raw = encode_tombstone(tombstone)
+    belief = Belief(Authority(), 2, tmp_path, voices({0: "crowd", 1: "crowd", 2: "crowd", 3: "other"}, 2))
+    try:
+        assert not any(belief.in_tombstone(object_id(raw), raw, tombstone, slot) for slot in (0, 1, 2))
+        assert [refused.holders for refused in belief.refused()] == [[0, 1, 2]]
+        assert belief.in_tombstone(object_id(raw), raw, tombstone, 3)
+    finally:
+        belief.close()
