@@ -157,4 +157,10 @@ class StoreClosed(StorageError):
 
 
 class UsedAfterFork(StorageError):
-    """A store, client, pool or worker was used in a process forked from the one that opened it. Open another there."""
+    """A store, client, pool or worker was used in a process forked from the one that opened it. Open another there.
+
+    What was inherited can be closed, dropped or left alone in the child. gRPC itself supports a new client or server
+    in a child only where no other thread of the parent was calling into it at the fork (it then logs "skipping fork()
+    handlers"). A program that needs them there forks before it makes its first one, or starts its processes with
+    the ``spawn`` or ``forkserver`` method of ``multiprocessing``.
+    """

@@ -2,3 +2,5 @@
 
 Used by both ends, the services and the client, so that what one writes the other reads.
 """
+
+from taskworker.wire import forks as forks

@@ -67,6 +67,69 @@ def test_a_client_and_a_server(tmp_path: Path) -> None:
     assert _run(CLIENT_AND_SERVER, tmp_path / "store") == "whole\n"
 
 
+LOCKS_HELD = """
+import gc, os, sys, threading
+from storage import FileStorage, UsedAfterFork
+from taskworker import Client
+from taskworker.services.server import FileServer
+
+store = FileStorage.open(sys.argv[1], chunk_size=65536)
+server = FileServer(store)
+client = Client(f"127.0.0.1:{server.start('127.0.0.1:0')}")
+version = client.push(os.urandom(20_000_000), filename="a", user_id="u")
+reader = client.open(version.file_id, user_id="u")
+reader.read(100_000)
+held, over = threading.Event(), threading.Event()
+
+def hold():
+    # What gRPC's own threads hold for moments, and a loaded machine for long: the locks of its calls.
+    calls = [each._state.condition for each in gc.get_objects() if type(each).__name__ == "_MultiThreadedRendezvous"]
+    assert calls
+    for call in calls:
+        call.acquire()
+    held.set()
+    over.wait()
+    for call in calls:
+        call.release()
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+children = []
+for ends in ("at once", "closing", "dropping"):
+    child = os.fork()
+    if child:
+        children.append(child)
+        continue
+    try:
+        client.stats()
+    except UsedAfterFork:
+        pass
+    else:
+        os._exit(1)
+    if ends == "closing":
+        reader.close(), client.close(), server.stop(0.0), store.close()
+    if ends == "dropping":
+        del reader, client, server, store
+        gc.collect()
+    sys.exit(0)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+over.set()
+holder.join()
+assert len(reader.read()) == 19_900_000
+reader.close()
+client.close()
+server.stop(0.0)
+store.close()
+print("whole")
+"""
+
+
+def test_children_end_though_grpc_held_locks_at_the_fork(tmp_path: Path) -> None:
+    assert _run(LOCKS_HELD, tmp_path / "store") == "whole\n"
+
+
 POOL_AND_WORKERS = """
 import os, sys, time
 from storage import ErasureProfile, UsedAfterFork
