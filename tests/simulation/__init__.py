@@ -6,7 +6,7 @@ healing (:class:`taskworker.pool.node_pool.PoolCore`). Simulated are the machine
 * ``disk``: a volume in memory that may lose what was not synced, rot, lie and be full;
 * ``network``: calls that fail before or after their effect, appends that wait in the sender's queue;
 * ``liars``: workers whose every answer may be false, in the form that the protocol asks for: one of them at any
-  time, up to n - k at once, or all that one owner has, while the others are well;
+  time, up to n - k at once, or all that one owner has, while the others are well or some of them away;
 * ``copies``: catalogs that are put back from copies, or lost and rebuilt;
 * ``workers``, ``pool``: processes that start, beat, stop and crash; ``clock``, ``runtime``, ``catalog``.
 

@@ -273,7 +273,7 @@ class Faults:
         return worker.name
 
     def conspire(self) -> str:
-        """As many workers as may lie at once do so, or all those of one owner, while the others are well."""
+        """As many workers as may lie at once do so, or all those of one owner, while some of the others are away."""
         group = self._conspirators()
         self.cluster.calm()
         for _ in range(_ROUNDS):
@@ -289,6 +289,7 @@ class Faults:
             worker.liar = True
             worker.listen()
         self.injected["liar"] += len(group)
+        away = self._cut_off_beside(group)
         users = self.users
         for _ in range(self.rng.randint(4, 10)):
             with suppress(NothingToDo):
@@ -298,7 +299,21 @@ class Faults:
         for worker in group:
             self.set_up_anew(worker)
             worker.start()
-        return ", ".join(worker.name for worker in group)
+        for worker in away:
+            self._set_cut(worker, False)
+        return ", ".join(worker.name for worker in group) + "".join(f", without {worker.name}" for worker in away)
+
+    def _cut_off_beside(self, liars: list[Worker]) -> list[Worker]:
+        """Cut off honest workers, but so few that the liars need not stand in for them with more than n - k shards."""
+        k, n = self.model.profile.k, self.model.profile.n
+        honest = [worker for worker in self.cluster.workers if worker not in liars]
+        # Beside one owner's ids each may hold as many shards as may be lost; otherwise each is to hold one.
+        needed = max(2, -(-k // (n - k))) if liars[0].owner == CROWD else n - len(liars)
+        away = self.rng.sample(honest, self.rng.randint(0, max(0, len(honest) - needed)))
+        for worker in away:
+            self._set_cut(worker, True)
+        self.injected["partition"] += len(away)
+        return away
 
     def _conspirators(self) -> list[Worker]:
         """Whoever is to lie; the others are to be enough to hold k shards of each stripe, one each."""
