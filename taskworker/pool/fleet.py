@@ -403,6 +403,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         slots = (member.slot for member in members)
         return [slot for slot in slots if self._stores.get(slot) is None and self.trusts(slot)]
 
+    def awaits_any(self) -> bool:
+        """Whether any worker that is not forgotten, with a part in a layout or without, is away and might come back."""
+        return any(store is None for store in list(self._stores.values()))
+
     def member(self, slot: int) -> Member | None:
         """The member in a slot, by the newest layout that has it."""
         return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)

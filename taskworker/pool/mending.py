@@ -63,6 +63,7 @@ class Mender:
 
     Attributes:
         tranquility: how its work, and what else is of that kind, makes way for users.
+        lost: how many objects the last pass found to have too few shards left on all workers.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Mender:
         self.tranquility = Tranquility(tranquility, store.is_busy, self._closed)
         self._pass: _Pass | None = None
         self._state = "idle"
+        self.lost = 0
         self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
         self._endangered: tuple[tuple[int, ...], Endangered] | None = None
         self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
@@ -168,7 +170,7 @@ class Mender:
             StorageError: it came to no end; what was made stays.
         """
         if not self._needed():
-            self._state, self._deferred = "idle", 0
+            self._state, self._deferred = "failed" if self.lost else "idle", 0
             return True
         if self._fleet.full():
             self._free_space()
@@ -176,10 +178,9 @@ class Mender:
         self._pass = under_way = _Pass(self._runtime.monotonic_s)
         try:
             report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, attendance))
-            if report.lost_count:
-                self._fail(
-                    "waiting", f"{report.lost_count:,} objects have too few shards left; bring lost workers back"
-                )
+            self.lost = report.lost_count
+            if self.lost and self._fleet.awaits_any():
+                self._fail("waiting", f"{self.lost:,} objects have too few shards left; bring lost workers back")
                 return False
             self._deferred = report.deferred
             if report.unavailable:
@@ -197,16 +198,23 @@ class Mender:
                 if self._fleet.mark() == mark:
                     self._fleet.note_mended(mark)
                 return True
-            under_way.tidying = True
-            self._tidy()
-            self._free_space()
-            if self._fleet.mark() == mark:
-                self._fleet.note_mended(mark)
-                self._settled()
-            self._note_done(report, under_way)
+            self._conclude(report, under_way, mark)
             return True
         finally:
             self._pass = None
+
+    def _conclude(self, report: RepairReport, under_way: _Pass, mark: tuple[int, ...]) -> None:
+        """All that can be made has been: drop what is in the wrong place, and let drains and trials go on."""
+        under_way.tidying = True
+        self._tidy()
+        self._free_space()
+        if self._fleet.mark() == mark:
+            self._fleet.note_mended(mark)
+            self._settled()
+        if self.lost:
+            self._note_lost(report)
+        else:
+            self._note_done(report, under_way)
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]
@@ -227,6 +235,11 @@ class Mender:
         if report.shards_rebuilt or self._journal.record(REPAIR).errors:
             made = _summary("made", report.shards_rebuilt, report.bytes_rebuilt, under_way.taken_s())
             self._journal.ended(REPAIR, made)
+
+    def _note_lost(self, report: RepairReport) -> None:
+        """Some objects cannot be made again by anything that is known of: all others are whole, and go on without."""
+        named = f", such as: {report.lost[0].text}" if report.lost else ""
+        self._fail("failed", f"{self.lost:,} objects are lost: too few shards are left on all workers{named}")
 
     def _note_done(self, report: RepairReport, under_way: _Pass) -> None:
         self._state = "idle"

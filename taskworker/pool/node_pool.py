@@ -708,6 +708,8 @@ class PoolCore:
         survivable = min(bound, self.fleet.domain_losses_survivable(profile, by_worker))
         if self.store.behind and not self.fleet.is_mended():
             survivable = min(0, survivable)  # what this catalog knows of may have been deleted and collected
+        if self._has_lost():
+            survivable = -1
         return Risk(
             str(profile),
             count.files,
@@ -718,7 +720,11 @@ class PoolCore:
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
         """How many losses everything that is stored survives, given how many a profile does."""
-        return self.store.survivable(losses, verified=self.fleet.is_mended())
+        return -1 if self._has_lost() else self.store.survivable(losses, verified=self.fleet.is_mended())
+
+    def _has_lost(self) -> bool:
+        """Whether all is in its place but for objects that nothing known of can make again."""
+        return bool(self.mender.lost) and self.fleet.is_mended()
 
     def _survivable(self, domain: Domain) -> int:
         return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))

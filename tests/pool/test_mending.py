@@ -86,3 +86,44 @@ def test_a_drain_does_not_end_while_some_of_what_it_moves_cannot_be_read(cluster
     for data in CONTENTS.values():
         for stripe in chunks_of(data, cluster.profile):
             assert all(any(one.is_durable(shard_key(stripe, slot)) for one in others) for slot in range(6))
+
+
+def test_what_is_lost_for_good_is_named_and_holds_up_nothing_else(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    files = {name: store.push(data, filename=name, user_id="u").file_id for name, data in CONTENTS.items()}
+    settle(cluster)
+    lost = chunks_of(CONTENTS["f0"], cluster.profile)[0]
+    for slot in range(3):
+        for worker in cluster.workers:
+            worker.volume.remove([shard_key(lost, slot)])
+    cluster.pool.drain(cluster.workers[0].name)
+    settle(cluster)
+    assert state_of(cluster, cluster.workers[0].name) is WorkerState.DRAINED
+    assert len(cluster.pool.layouts) == 1
+    view = cluster.pool.view()
+    assert "1 objects are lost" in view.health
+    assert "some files cannot be read" in view.health or "cannot be read until" in view.health
+    assert view.workers_survivable < 0
+    for name in list(files)[1:]:
+        assert store.get(files[name], user_id="u") == CONTENTS[name]
+
+
+def test_while_a_worker_is_away_nothing_is_lost_for_good(cluster: Cluster) -> None:
+    """It may come back with shards: what is left of the object on others is not let go of."""
+    for name, data in CONTENTS.items():
+        cluster.pool.store.push(data, filename=name, user_id="u")
+    settle(cluster)
+    drained, *others = cluster.workers
+    for worker in others[:3]:
+        worker.stop()
+    cluster.pass_time(40.0)
+    cluster.pool.drain(drained.name)
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        assert not cluster.pool.mender.mend()
+    assert state_of(cluster, drained.name) is WorkerState.DRAINING
+    for worker in others[:3]:
+        worker.start()
+    settle(cluster)
+    assert state_of(cluster, drained.name) is WorkerState.DRAINED
+    assert cluster.pool.mender.lost == 0
