@@ -133,17 +133,19 @@ class _Revision:
                 continue
             stripe = self._stripe(patch)
             stripes = self._context.stripes
-            absent = stripes.absent_slots(stripe)
-            if absent or not stripes.is_sound(stripe, len(patch.data)):
-                stripes.put(stripe, padded(patch.data, self._profile), len(patch.data), absent or None)
-                stored += len(patch.data)
+            if stripes.absent_slots(stripe):
+                stripes.put_absent(stripe, padded(patch.data, self._profile), len(patch.data))
+            elif not stripes.is_sound(stripe, len(patch.data)):
+                stripes.put(stripe, padded(patch.data, self._profile), len(patch.data))
+            else:
+                continue
+            stored += len(patch.data)
         return stored
 
     def _store_node(self, node_id: bytes, raw: bytes) -> None:
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._pin(stripe)
-        if absent := self._context.stripes.absent_slots(stripe):
-            self._context.stripes.put(stripe, raw, len(raw), absent)
+        self._context.stripes.put_absent(stripe, raw, len(raw))
         self._nodes.append((node_id, raw))
 
 

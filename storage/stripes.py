@@ -33,6 +33,7 @@ from storage.keys import (
     stripe_key,
 )
 from storage.limits import MIB, BytesLike
+from storage.making import Making
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.soundness import Soundness
@@ -112,6 +113,7 @@ class StripeStore:
         self._closed = False
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
         self._lately_lock = threading.Lock()
+        self._making = Making()
         self._soundness = Soundness(remembers_reads=volumes.remote)
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
@@ -257,6 +259,12 @@ class StripeStore:
         self.volumes.append(batches)
         self.note_appended(batches, since)
         return shards
+
+    def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
+        """:meth:`put` those of its shards that are absent still, once nobody else makes them."""
+        with self._making.of([stripe]):
+            if absent := self.absent_slots(stripe):
+                self.put(stripe, data, length, absent)
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
         """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
@@ -658,10 +666,22 @@ class StripeStore:
 
         Args:
             stripes: to be made whole.
-            known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise.
+            known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise, and
+                where another was making some of them.
             note: told of each shard that was appended.
             at_once: wait for no store that is expected back, see :meth:`due`.
         """
+        with self._making.of(stripes) as waited:
+            return self._heal_all(stripes, None if waited else known, note, at_once=at_once)
+
+    def _heal_all(
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[Whereabouts] | None,
+        note: Callable[[Written], None] | None,
+        *,
+        at_once: bool,
+    ) -> list[tuple[int, int] | Unread]:
         attendance = self.volumes.attendance()
         looked = self.whereabouts(stripes) if known is None else known
         if not at_once:

@@ -309,8 +309,8 @@ class Upload:
         try:
             if _is_new(context, stripe):
                 context.stripes.put(stripe, data, length)
-            elif absent := context.stripes.absent_slots(stripe):
-                context.stripes.put(stripe, data, length, absent)
+            elif context.stripes.absent_slots(stripe):
+                context.stripes.put_absent(stripe, data, length)
             elif not context.stripes.is_sound(stripe, length):
                 context.stripes.put(stripe, data, length)
         except BaseException:
@@ -346,8 +346,7 @@ class Upload:
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._context.pins.pin(stripe)
         self._node_stripes.append(stripe)
-        if absent := self._context.stripes.absent_slots(stripe):
-            self._context.stripes.put(stripe, raw, len(raw), absent)
+        self._context.stripes.put_absent(stripe, raw, len(raw))
         self._nodes.append((node_id, raw))
 
     def claim(self) -> None:

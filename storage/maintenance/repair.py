@@ -390,7 +390,7 @@ def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unr
     if raw is None:
         return error
     absent = context.stripes.absent_slots(live.stripe)
-    context.stripes.put(live.stripe, raw, len(raw), absent)
+    context.stripes.put_absent(live.stripe, raw, len(raw))
     return len(absent), len(absent) * len(raw)
 
 

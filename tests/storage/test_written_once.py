@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from storage import FileStorage
 from storage.commit import GroupCommit
-from storage.keys import Kind, ShardKey
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.manifest import FAN_OUT
 from tests.storage.helpers import CHUNK, USER, content, diff_of, digest, lose, open_store, push, records, volume_dir
 
@@ -26,6 +27,10 @@ def _written_again(root: Path) -> dict[str, list[ShardKey]]:
         counts = Counter(record.key for record in records(path) if record.key[32] in METADATA)
         found[path.name] = [key for key, count in counts.items() if count > 1]
     return {name: keys for name, keys in found.items() if keys}
+
+
+def _counts(root: Path, slot: int) -> Counter[ShardKey]:
+    return Counter(record.key for record in records(volume_dir(root, slot)))
 
 
 def _tombstones(root: Path, slot: int) -> int:
@@ -81,3 +86,18 @@ def test_a_repair_leaves_a_tombstone_that_is_being_written_to_its_delete(
     assert _tombstones(root, 0) == 1
     assert store.repair().shards_rebuilt == 0
     assert _written_again(root) == {}
+
+
+def test_two_that_find_the_same_shards_missing_make_them_once(root: Path) -> None:
+    with open_store(root) as store:
+        push(store, SMALL)
+    lose(root, LOST)
+    with open_store(root) as store, ThreadPoolExecutor(4) as threads:
+        stripes = [StripeKey(record.key[:STRIPE_KEY_BYTES]) for record in records(volume_dir(root, 0))]
+        stripes = [stripe for stripe in stripes if stripe[ID_BYTES] == Kind.CHUNK]
+        known = store._stripes.whereabouts(stripes)
+        for healed in [threads.submit(store._stripes.heal_all, stripes, known) for _ in range(4)]:
+            healed.result()
+        push(store, SMALL, "again")
+    assert {key for key, count in _counts(root, LOST).items() if count > 1} == set()
+    assert len(_counts(root, LOST)) > len(stripes)

@@ -1,0 +1,42 @@
+"""Which stripes are being made whole: one at a time makes a shard, whoever else found it missing.
+
+A push, a reader's report and a repair find the same shard missing when a store comes back. Each would write it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from storage.keys import StripeKey
+
+
+class Making:
+    """Stripes that are being made whole. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Condition()
+        self._makers: dict[StripeKey, int] = {}
+
+    @contextmanager
+    def of(self, stripes: Sequence[StripeKey]) -> Iterator[bool]:
+        """Make some stripes whole, in the block, while no other thread does so.
+
+        Yields whether another was at it until now: where shards were before that says nothing any more.
+        """
+        me = threading.get_ident()
+        with self._ended:
+            waited = False
+            while any(self._makers.get(stripe, me) != me for stripe in stripes):
+                waited = True
+                self._ended.wait()
+            mine = [stripe for stripe in dict.fromkeys(stripes) if stripe not in self._makers]
+            self._makers.update(dict.fromkeys(mine, me))
+        try:
+            yield waited
+        finally:
+            with self._ended:
+                for stripe in mine:
+                    del self._makers[stripe]
+                self._ended.notify_all()
