@@ -9,7 +9,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from cachetools import LRUCache
+
 from storage.keys import StripeKey
+
+_LATELY_KEPT = 16_384  # more than a repair has looked up before it makes the first of them
 
 
 class Making:
@@ -18,25 +22,26 @@ class Making:
     def __init__(self) -> None:
         self._ended = threading.Condition()
         self._makers: dict[StripeKey, int] = {}
+        self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
 
     @contextmanager
     def of(self, stripes: Sequence[StripeKey]) -> Iterator[bool]:
         """Make some stripes whole, in the block, while no other thread does so.
 
-        Yields whether another was at it until now: where shards were before that says nothing any more.
+        Yields whether any of them was lately: where its shards were before that says nothing any more.
         """
         me = threading.get_ident()
         with self._ended:
-            waited = False
             while any(self._makers.get(stripe, me) != me for stripe in stripes):
-                waited = True
                 self._ended.wait()
             mine = [stripe for stripe in dict.fromkeys(stripes) if stripe not in self._makers]
             self._makers.update(dict.fromkeys(mine, me))
+            lately = any(stripe in self._lately for stripe in stripes)
         try:
-            yield waited
+            yield lately
         finally:
             with self._ended:
                 for stripe in mine:
                     del self._makers[stripe]
+                    self._lately[stripe] = None
                 self._ended.notify_all()

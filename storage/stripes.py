@@ -667,12 +667,12 @@ class StripeStore:
         Args:
             stripes: to be made whole.
             known: their :meth:`whereabouts` a short while ago, under the same attendance; looked up otherwise, and
-                where another was making some of them.
+                where some of them were made lately.
             note: told of each shard that was appended.
             at_once: wait for no store that is expected back, see :meth:`due`.
         """
-        with self._making.of(stripes) as waited:
-            return self._heal_all(stripes, None if waited else known, note, at_once=at_once)
+        with self._making.of(stripes) as lately:
+            return self._heal_all(stripes, None if lately else known, note, at_once=at_once)
 
     def _heal_all(
         self,

@@ -245,3 +245,15 @@ def test_reading_makes_nothing_again_either() -> None:
     assert cluster.pool.store.get(file.file_id, user_id="u") == CONTENT
     cluster.runtime.background.run()
     assert held(cluster) == before
+
+
+def test_what_a_reader_had_made_while_a_repair_went_on_is_not_made_again() -> None:
+    cluster = stored(6)
+    stripes = list(chunks_of(CONTENT, cluster.profile))
+    (worker, *_) = cluster.workers
+    worker.volume.remove([key for key in worker.volume.records_by_key if key[:35] in stripes])
+    store = cluster.pool.store._stripes
+    found = store.whereabouts(stripes)  # by the repair
+    assert [made for made in store.heal_all(stripes) if isinstance(made, tuple) and made[0] == 1]
+    store.volumes.sync_each()
+    assert store.heal_all(stripes, found) == [(0, 0)] * len(stripes)
