@@ -256,11 +256,16 @@ class Lineage:
             return False  # nobody has a part in any layout yet
 
     def renew_witnessed(self) -> None:
-        """Give another mark to volumes of which a version is known that may go now, as a collect begins."""
+        """Give another mark to volumes of which a version is known that may go now, as a collect begins.
+
+        From those that are away nothing goes: what is known of them stays known.
+        """
         slots = set(self._volumes.witnesses) | {slot for slot, known in self._known.items() if known.witness}
-        if slots:
-            self._volumes.witnesses.clear()
-            self.plant(slots, anew=True)
+        there = {slot for slot in slots if self._volumes.volume(slot) is not None}
+        for slot in there:
+            self._volumes.witnesses.pop(slot, None)
+        if there:
+            self.plant(there, anew=True)
 
     def _latest_on(self, slot: int) -> ShardKey | None:
         """The shard of the version committed last, if it was put on this volume and no collect has removed it."""

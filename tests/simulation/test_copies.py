@@ -31,7 +31,7 @@ from storage.versions import (
 )
 from tests.simulation.catalog import Database
 from tests.simulation.network import PoolCrashed
-from tests.simulation.pool import Cluster
+from tests.simulation.pool import LEASE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
 
@@ -346,3 +346,38 @@ def test_a_rebuild_begun_by_a_pool_that_was_killed_at_once() -> None:
     assert (cluster.pool.pool_id, cluster.pool.store.needs_rebuild) == (pool_id, True)
     cluster.pool.store.rebuild()
     assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+def test_an_older_volume_put_back_over_a_collect_that_it_missed_is_noticed() -> None:
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1)
+        store = cluster.pool.store
+        store.push(bytes(100_000), filename="before", user_id="u")
+        worker = cluster.workers[0]
+        copy = worker.volume.copied()
+        store.push(bytes(200_000), filename="after", user_id="u")
+        worker.stop()
+        cluster.pass_time(LEASE_S + 1)
+        store.collect(grace_s=0)
+        worker.volume.put_back(copy)
+        worker.start()
+        cluster.pass_time(2.0)
+        assert [event.kind for event in cluster.pool.view().events].count("stale") == 1
+
+
+def test_a_volume_that_missed_a_collect_is_no_older_one() -> None:
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1)
+        store = cluster.pool.store
+        gone = store.push(bytes(200_000), filename="gone", user_id="u")
+        worker = cluster.workers[0]
+        worker.stop()
+        cluster.pass_time(LEASE_S + 1)
+        store.delete(gone.file_id, user_id="u")
+        store.collect(grace_s=0)
+        for _ in range(3):
+            worker.start()
+            cluster.pass_time(2.0)
+            cluster.pool.mender.mend()
+            store.collect(grace_s=0)
+        assert "stale" not in [event.kind for event in cluster.pool.view().events]
