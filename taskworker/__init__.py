@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from storage import FileStorage
     from taskworker.client import AsyncClient, Client
+    from taskworker.sandbox import Limits
     from taskworker.worker import TaskWorker
 
-__all__ = ["AsyncClient", "Client", "FileStorage", "TaskWorker"]
+__all__ = ["AsyncClient", "Client", "FileStorage", "Limits", "TaskWorker"]
 
 _HOMES = {
     "AsyncClient": "taskworker.client",
     "Client": "taskworker.client",
     "FileStorage": "storage",
+    "Limits": "taskworker.sandbox",
     "TaskWorker": "taskworker.worker",
 }
 

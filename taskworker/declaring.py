@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from storage.errors import InvalidArgument
 from taskworker.functions.packing import PackedFunction, pack_function
-from taskworker.functions.spec import FunctionSpec
+from taskworker.functions.spec import FunctionSpec, limits_of
 from taskworker.sandbox import Limits
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -60,7 +60,7 @@ class Declarations:
 
 
 def _spec(name: str, options: dict[str, Any]) -> FunctionSpec:
-    limits = options.pop("limits", None) or Limits()
+    limits = limits_of(options.pop("limits", None) or Limits())
     cache_ttl_s = options.pop("cache_ttl", 0.0)
     try:
         return FunctionSpec(
@@ -68,5 +68,5 @@ def _spec(name: str, options: dict[str, Any]) -> FunctionSpec:
         ).checked()
     except TypeError as error:
         raise InvalidArgument(
-            f"function {name!r}: {error}; there are idempotent, cache_ttl, concurrency, queue and limits"
+            f"function {name!r}: {error}; there are idempotent, cache_ttl, concurrency, queue, limits and config"
         ) from None

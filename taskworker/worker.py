@@ -148,7 +148,8 @@ class TaskWorker:
             name: what callers call it; default its own name.
             options: ``idempotent`` (True: may be run again if its worker is lost), ``cache_ttl`` (seconds
                 that a result may be given again for the same arguments), ``concurrency`` (calls at once),
-                ``queue`` (calls that may wait), ``limits`` (``taskworker.sandbox.Limits``).
+                ``queue`` (calls that may wait), ``limits`` (``taskworker.Limits``, or a
+                mapping as ``{"wall_s": 5}``), ``config`` (texts that ``worker.config`` gives).
 
         Raises:
             InvalidArgument: the function cannot be sent into a sandbox; the text says why.

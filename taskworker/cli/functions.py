@@ -44,7 +44,7 @@ def call(
     """
     from taskworker.client import Client
 
-    named = dict(_keyword(item) for item in kw or ())
+    named = dict(_pair("--kw", item, "NAME=VALUE") for item in kw or ())
     with Client(session.pool_address()) as client:
         told = client.call_texts(function, args or (), named, user_id=session.user, timeout_s=timeout)
     value = json.loads(told)
@@ -54,10 +54,10 @@ def call(
         session.terminal.document(value)
 
 
-def _keyword(item: str) -> tuple[str, str]:
+def _pair(option: str, item: str, form: str) -> tuple[str, str]:
     name, separator, value = item.partition("=")
     if not separator or not name:
-        raise Failure(f"--kw {item!r} is not NAME=VALUE", ExitCode.USAGE)
+        raise Failure(f"{option} {item!r} is not {form}", ExitCode.USAGE)
     return name, value
 
 
@@ -83,6 +83,12 @@ def deploy(
     ] = 0.0,
     concurrency: Annotated[int, typer.Option(help="Calls at once in the pool.", metavar="N", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Further calls that may wait.", metavar="N", min=0)] = 256,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="What worker.config has under KEY; repeatable. Not for secrets.", metavar="KEY=VALUE"
+        ),
+    ] = None,
     once: Annotated[
         bool,
         typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
@@ -106,6 +112,7 @@ def deploy(
         concurrency=concurrency,
         queue=queue,
         limits=limits_from_text(limits),
+        config=dict(_pair("--set", item, "KEY=VALUE") for item in settings or ()),
     )
     packed = pack_module(entry, spec, root=directory, requirements=requirements)
     with FunctionClient(session.pool_address()) as client:

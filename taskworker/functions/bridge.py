@@ -6,10 +6,12 @@ bounds, and every question is answered for the user of the call, whatever it say
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import struct
 import tempfile
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -21,6 +23,8 @@ from taskworker.functions.outside import REQUEST_BYTES_MAX, ApiRequest, Outside
 
 READ_BYTES_MAX = 512 << 10
 PAGE = 200
+PUSHES_MAX = 16
+"""Pushes of one call under way at once."""
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES_MAX = 1 << 20
 _SPOOL_BYTES = 1 << 20
@@ -37,6 +41,15 @@ class UserFiles(Protocol):
 
     def push(self, source: BinaryIO, filename: str) -> Version:
         """Store all of ``source``."""
+
+    def write(self, name: str, source: BinaryIO, offset: int) -> Version:
+        """Put all of ``source`` into the file with this id or name, from ``offset`` on, as a new version."""
+
+    def delete(self, name: str) -> None:
+        """End the file with this id or name."""
+
+    def history(self, name: str, before: str | None, limit: int) -> list[Version]:
+        """At most ``limit`` versions of the file with this id or name, newest first, of those before ``before``."""
 
     def page(self, prefix: str, after: str, limit: int) -> list[Version]:
         """At most ``limit`` heads by name, of those after ``after``."""
@@ -63,12 +76,26 @@ class _PushBegin(msgspec.Struct, tag="push-begin", tag_field="op", forbid_unknow
     filename: str
 
 
+class _WriteBegin(msgspec.Struct, tag="write-begin", tag_field="op", forbid_unknown_fields=True):
+    name: str
+    offset: int
+
+
 class _PushPart(msgspec.Struct, tag="push-part", tag_field="op", forbid_unknown_fields=True):
-    pass
+    push: int
 
 
 class _PushEnd(msgspec.Struct, tag="push-end", tag_field="op", forbid_unknown_fields=True):
-    pass
+    push: int
+
+
+class _Delete(msgspec.Struct, tag="delete", tag_field="op", forbid_unknown_fields=True):
+    name: str
+
+
+class _History(msgspec.Struct, tag="history", tag_field="op", forbid_unknown_fields=True):
+    name: str
+    before: str | None = None
 
 
 class _Nested(msgspec.Struct, tag="call", tag_field="op", forbid_unknown_fields=True):
@@ -95,22 +122,34 @@ class _Resolve(msgspec.Struct, tag="resolve", tag_field="op", forbid_unknown_fie
     type: str = "A"
 
 
-_Question = _Stat | _Read | _List | _PushBegin | _PushPart | _PushEnd | _Nested | _Secret | _Http | _Resolve
+_OfPush = _PushBegin | _WriteBegin | _PushPart | _PushEnd
+_OfFiles = _Stat | _Read | _List | _History | _Delete
+_OfOutside = _Secret | _Http | _Resolve
+_Question = _OfFiles | _OfPush | _OfOutside | _Nested
 _decoder = msgspec.json.Decoder(_Question)
 _encode = msgspec.json.Encoder().encode
 
 _NOTHING: dict[str, object] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """A push, or, with an offset, a write into a file, that comes in parts."""
+
+    name: str
+    offset: int | None
+    spool: BinaryIO
+
+
 class Bridge:
-    """Answers the questions of one call; to be closed with it.
+    """Answers the questions of one call, also several at once; to be closed with it.
 
     Args:
         call: whose questions they are.
         files: of the call's user.
         call_function: calls another function and returns its result as JSON, or raises.
         outside: secrets, outside APIs and names, as the call may use them.
-        disk_bytes: how much a push may hold back here.
+        disk_bytes: how much pushes under way may hold back here, together.
         asking: what is asked of the world outside and of other functions; ended with the call.
     """
 
@@ -130,17 +169,23 @@ class Bridge:
         self._call_function = call_function
         self._disk_bytes = disk_bytes
         self._asking = asking
-        self._pushed: tuple[str, BinaryIO] | None = None
+        self._lock = threading.Lock()
+        self._pushes: dict[int, _Push] = {}
+        self._push_numbers = itertools.count(1)
+        self._held_bytes = 0
+        self._closed = False
 
     def stop(self) -> None:
         """Nobody waits for answers any more: end what is asked elsewhere for one."""
         self._asking.cancel()
 
     def close(self) -> None:
-        """Forget what was sent of a push that came to no end."""
-        if self._pushed is not None:
-            self._pushed[1].close()
-            self._pushed = None
+        """Forget what was sent of pushes that came to no end."""
+        with self._lock:
+            self._closed = True
+            pushes, self._pushes = list(self._pushes.values()), {}
+        for push in pushes:
+            push.spool.close()
 
     def __call__(self, question: bytes) -> bytes:
         """The answer; a refusal is one, too."""
@@ -153,6 +198,15 @@ class Bridge:
 
     def _answer(self, question: bytes) -> tuple[dict[str, object], bytes]:
         asked, data = _parsed(question)
+        if isinstance(asked, _Nested):
+            return {"result": self._nested(asked)}, b""
+        if isinstance(asked, _OfOutside):
+            return self._answer_from_outside(asked, data)
+        if isinstance(asked, _OfPush):
+            return self._answer_of_push(asked, data), b""
+        return self._answer_of_files(asked)
+
+    def _answer_of_files(self, asked: _OfFiles) -> tuple[dict[str, object], bytes]:
         match asked:
             case _Stat():
                 return _told(self._files.stat(asked.name, asked.version_id)), b""
@@ -160,17 +214,23 @@ class Bridge:
                 return _NOTHING, self._read(asked)
             case _List():
                 return self._list(asked), b""
-            case _Nested():
-                return {"result": self._nested(asked)}, b""
-            case _Secret() | _Http() | _Resolve():
-                return self._answer_from_outside(asked, data)
-            case _PushBegin():
-                self._begin(asked.filename)
-            case _PushPart():
-                self._add(data)
-            case _PushEnd():
-                return self._end(), b""
+            case _History():
+                return self._history(asked), b""
+            case _Delete():
+                self._files.delete(asked.name)
         return _NOTHING, b""
+
+    def _answer_of_push(self, asked: _OfPush, data: memoryview) -> dict[str, object]:
+        match asked:
+            case _PushBegin():
+                return {"push": self._begin(asked.filename, None)}
+            case _WriteBegin():
+                return {"push": self._begin(asked.name, asked.offset)}
+            case _PushPart():
+                self._add(asked.push, data)
+            case _PushEnd():
+                return self._end(asked.push)
+        return _NOTHING
 
     def _read(self, asked: _Read) -> bytes:
         if asked.offset < 0 or not 0 <= asked.length <= READ_BYTES_MAX:
@@ -184,14 +244,19 @@ class Bridge:
             "after": page[-1].filename if len(page) == PAGE else None,
         }
 
+    def _history(self, asked: _History) -> dict[str, object]:
+        page = self._files.history(asked.name, asked.before, PAGE)
+        return {
+            "files": [_told(version) for version in page],
+            "before": page[-1].version_id if len(page) == PAGE else None,
+        }
+
     def _nested(self, asked: _Nested) -> str:
         chain = (*self._call.chain, self._call.function)
         nested = Call(asked.name, tuple(asked.args), asked.kwargs, self._call.user_id, self._call.call_id, chain)
         return self._call_function(nested.checked())
 
-    def _answer_from_outside(
-        self, asked: _Secret | _Http | _Resolve, data: memoryview
-    ) -> tuple[dict[str, object], bytes]:
+    def _answer_from_outside(self, asked: _OfOutside, data: memoryview) -> tuple[dict[str, object], bytes]:
         if isinstance(asked, _Secret):
             return {"value": self._outside.secret(asked.name)}, b""
         if isinstance(asked, _Resolve):
@@ -213,28 +278,47 @@ class Bridge:
 
     # -- a push in parts -------------------------------------------------------------------------
 
-    def _begin(self, filename: str) -> None:
-        self.close()
-        self._pushed = (filename, tempfile.SpooledTemporaryFile(_SPOOL_BYTES))  # type: ignore[assignment]  # noqa: SIM115
+    def _begin(self, name: str, offset: int | None) -> int:
+        spool: BinaryIO = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # type: ignore[assignment]  # noqa: SIM115
+        with self._lock:
+            if self._closed or len(self._pushes) >= PUSHES_MAX:
+                spool.close()
+                raise InvalidArgument(f"at most {PUSHES_MAX} pushes are under way at once, and none after the call")
+            number = next(self._push_numbers)
+            self._pushes[number] = _Push(name, offset, spool)
+        return number
 
-    def _add(self, data: memoryview) -> None:
-        _, spool = self._begun()
-        if spool.tell() + len(data) > self._disk_bytes:
-            raise InvalidArgument(
-                f"a push of more than {self._disk_bytes:,} bytes from inside a function; its limit disk says how much"
-            )
-        spool.write(data)
+    def _add(self, number: int, data: memoryview) -> None:
+        with self._lock:  # for all of it: parts of one push must not be written by two threads at once
+            push = self._begun(number)
+            if self._held_bytes + len(data) > self._disk_bytes:
+                raise InvalidArgument(
+                    f"pushes of more than {self._disk_bytes:,} bytes from inside a function; "
+                    "its limit disk says how much"
+                )
+            self._held_bytes += len(data)
+            push.spool.write(data)
 
-    def _end(self) -> dict[str, object]:
-        filename, spool = self._begun()
-        with contextlib.closing(self):
-            spool.seek(0)
-            return _told(self._files.push(spool, filename))
+    def _end(self, number: int) -> dict[str, object]:
+        with self._lock:
+            push = self._begun(number)
+            del self._pushes[number]
+        with push.spool as spool:
+            size = spool.tell()
+            try:
+                spool.seek(0)
+                if push.offset is None:
+                    return _told(self._files.push(spool, push.name))
+                return _told(self._files.write(push.name, spool, push.offset))
+            finally:
+                with self._lock:
+                    self._held_bytes -= size
 
-    def _begun(self) -> tuple[str, BinaryIO]:
-        if self._pushed is None:
-            raise InvalidArgument("no push has begun")
-        return self._pushed
+    def _begun(self, number: int) -> _Push:
+        push = self._pushes.get(number)
+        if push is None:
+            raise InvalidArgument("no such push has begun")
+        return push
 
 
 def _parsed(question: bytes) -> tuple[_Question, memoryview]:

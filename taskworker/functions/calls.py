@@ -79,29 +79,30 @@ class CallReport:
 
 
 class RunningCall:
-    """Lets another thread end a call, whatever it is at. Thread-safe."""
+    """Lets another thread end a call, whatever it is at, and be it at several things at once. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._end: Callable[[], object] | None = None
+        self._ends: list[Callable[[], object]] = []
         self.cancelled = False
 
     def cancel(self) -> None:
         """End the call, now and whatever it would go on to."""
         with self._lock:
-            self.cancelled, end = True, self._end
-        if end is not None:
+            self.cancelled, ends = True, list(self._ends)
+        for end in reversed(ends):
             end()
 
     @contextmanager
     def ended_by(self, end: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile, calling ``end`` is what ends the call."""
+        """Meanwhile, calling ``end`` is part of what ends the call."""
         with self._lock:
-            before, self._end, cancelled = self._end, end, self.cancelled
+            self._ends.append(end)
+            cancelled = self.cancelled
         if cancelled:
             end()
         try:
             yield
         finally:
             with self._lock:
-                self._end = before
+                self._ends.remove(end)

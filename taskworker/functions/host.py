@@ -43,10 +43,15 @@ CallFunction = Callable[[Call, float | None, RunningCall], str]
 """Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
 
 
+Items = Callable[[str], None]
+"""Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
+
+
 class _Outcome(msgspec.Struct):
     """What a sandbox's program says of a call; read strictly, as anyone may have written it."""
 
     result: str | None = None
+    in_parts: bool = False
     error: str | None = None
     type: str = ""
     text: str = ""
@@ -169,7 +174,7 @@ class FunctionHost:
     def _host(self, bundle: bytes) -> HostedFunction:
         spec = spec_of(bundle)
         root = self._bundles.add(bundle)
-        document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules})
+        document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config})
         return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits))
 
     def views(self) -> list[Warm]:
@@ -180,7 +185,14 @@ class FunctionHost:
 
     # -- calls -------------------------------------------------------------------------------------
 
-    def run(self, function: HostedFunction, call: Call, timeout_s: float | None, running: RunningCall) -> CallReport:
+    def run(
+        self,
+        function: HostedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
+    ) -> CallReport:
         """Run one call to its end, whatever end that is.
 
         Args:
@@ -188,6 +200,7 @@ class FunctionHost:
             call: what it is called with.
             timeout_s: how long the caller waits.
             running: lets others end it.
+            items: gets what a generator gives as it comes, each as JSON; None: all of it is the result.
         """
         report, output, redactor, asking = CallReport(), _Output(), Redactor(), RunningCall()
         started = time.monotonic()
@@ -207,7 +220,7 @@ class FunctionHost:
             asking=asking,
         )
         try:
-            report.result = self._result(function, call, left_s(), bridge, output, running, report)
+            report.result = self._result(function, call, left_s(), bridge, output, running, report, items)
         except StorageError as error:
             redactor.error(error)
             report.error = error
@@ -226,12 +239,29 @@ class FunctionHost:
         output: _Output,
         running: RunningCall,
         report: CallReport,
+        items: Items | None,
     ) -> str:
-        request = msgspec.json.encode({"args": call.args, "kwargs": call.kwargs})
+        wall_s = function.spec.limits.wall_s
+        request = msgspec.json.encode(
+            {
+                "args": call.args,
+                "kwargs": call.kwargs,
+                "user_id": call.user_id,
+                "call_id": call.call_id,
+                "left_s": wall_s if timeout_s is None else min(wall_s, timeout_s),
+                "in_parts": items is not None,
+            }
+        )
         try:
             self.start()
             sandboxed = self._sandbox.begin(
-                function.image, request, timeout_s=timeout_s, answer=bridge, output=output.add, stopped=bridge.stop
+                function.image,
+                request,
+                timeout_s=timeout_s,
+                answer=bridge,
+                output=output.add,
+                item=None if items is None else _checked_items(items, function.spec),
+                stopped=bridge.stop,
             )
             try:
                 with running.ended_by(sandboxed.cancel):
@@ -240,10 +270,27 @@ class FunctionHost:
                 report.cpu_s, report.memory_bytes = sandboxed.cpu_s, sandboxed.peak_rss_bytes
         except sandbox_errors.SandboxError as error:
             raise _translated(error, function.spec) from error
-        return _read_outcome(told, function.spec)
+        result = _read_outcome(told, function.spec)
+        if result is not None and items is not None:
+            items(result)
+            return ""
+        return result or ""
 
 
-def _read_outcome(told: bytes, spec: FunctionSpec) -> str:
+def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes], None]:
+    def take(item: bytes) -> None:
+        try:
+            _json.decode(item)  # code in the sandbox may have written this itself
+            text = item.decode()
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FunctionCrashed(f"function {spec.name} gave an item that is unreadable ({error})") from None
+        items(text)
+
+    return take
+
+
+def _read_outcome(told: bytes, spec: FunctionSpec) -> str | None:
+    """The result as JSON, None if it came in parts."""
     try:
         outcome = _outcomes.decode(told)
         if outcome.result is not None:
@@ -257,7 +304,7 @@ def _read_outcome(told: bytes, spec: FunctionSpec) -> str:
     if outcome.error is not None:
         frames = "".join(f"\n  {frame}" for frame in outcome.frames)
         raise FunctionFailed(f"{outcome.type}: {outcome.text}{frames}")
-    if outcome.result is None:
+    if outcome.result is None and not outcome.in_parts:
         raise FunctionCrashed(f"function {spec.name} answered with neither a result nor an error")
     return outcome.result
 

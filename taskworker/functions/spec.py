@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from taskworker.sandbox import Limits
 
 NAME_MAX = 64
 CONCURRENCY_MAX = 1024
+CONFIG_CHARS_MAX = 64 << 10
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMAT = 1
 _MIB = 1 << 20
@@ -71,6 +73,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         limits: of one call.
         requirements: the locked dependencies, ``name==version``.
         own_modules: names of modules, in a pickle, that are the user's.
+        config: what ``worker.config`` gives.
         python: ``major.minor`` that a pickle was made with; empty: any.
         format: of this document.
     """
@@ -86,6 +89,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     own_modules: tuple[str, ...] = ()
     python: str = ""
     format: int = _FORMAT
+    config: Mapping[str, str] = {}
 
     def checked(self) -> FunctionSpec:
         """Itself, if everything in it is within bounds.
@@ -98,6 +102,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not place or not function:
             raise InvalidArgument(f"entry {self.entry!r} is not module:function")
         check_options(self.concurrency, self.queue, self.cache_ttl_s)
+        if not all(isinstance(text, str) for pair in self.config.items() for text in pair):
+            raise InvalidArgument(f"config {dict(self.config)!r}: keys and values are texts")
+        if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
+            raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
         for field, most in _CEILINGS.items():
             value = getattr(self.limits, field)
             if not 0 < value <= most:
@@ -106,7 +114,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_json(self) -> bytes:
         """As a document; the same spec gives the same bytes."""
-        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
+        document = msgspec.to_builtins(self)
+        for later in _LATER_FIELDS:
+            if document[later] == getattr(_DEFAULTS, later):
+                del document[later]
+        return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1)
 
     @classmethod
     def from_json(cls, document: bytes) -> FunctionSpec:
@@ -125,6 +137,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return spec.checked()
 
 
+_LATER_FIELDS = ("config",)
+"""Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
+_DEFAULTS = FunctionSpec("unset", "unset:unset")
+
+_LIMIT_FIELDS = {one.name for one in dataclasses.fields(Limits)}
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _LIMIT_NAMES: Mapping[str, str] = {
@@ -137,6 +154,25 @@ _LIMIT_NAMES: Mapping[str, str] = {
     "output": "output_bytes",
     "result": "result_bytes",
 }
+
+
+def limits_of(value: object) -> Limits:
+    """Limits as a program gives them: ``Limits``, or a mapping of its fields or of the command line's names.
+
+    Raises:
+        InvalidArgument: there is no such limit, or it is no number.
+    """
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f'limits are a taskworker.Limits or a mapping as {{"wall_s": 5}}, not {value!r}')
+    given = {_LIMIT_NAMES.get(name, name): quantity for name, quantity in value.items()}
+    if unknown := set(given) - _LIMIT_FIELDS:
+        raise InvalidArgument(f"there is no limit {min(unknown)!r}; there are {', '.join(sorted(_LIMIT_FIELDS))}")
+    try:
+        return msgspec.convert(given, Limits)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"limits {dict(value)!r}: {error}") from None
 
 
 def limits_from_text(text: str) -> Limits:

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import BinaryIO
 
-from storage import FileNotFound, FileStorage, Version
+from storage import ConflictError, FileNotFound, FileStorage, Version
+from storage.diffs import ManifestDiff
 from taskworker.client import Client
 from taskworker.client.references import by_id_or_name
+from taskworker.functions.ranged import diff_of_write
+
+_WRITE_ATTEMPTS = 8
+
+
+def _written(
+    name: str,
+    source: BinaryIO,
+    offset: int,
+    *,
+    stat: Callable[[str, str | None], Version],
+    read: Callable[[str, str, int, int], bytes],
+    apply: Callable[[str, ManifestDiff], Version],
+) -> Version:
+    """Write into the head, whatever that is by then: who writes elsewhere in the file at the same time is no conflict.
+
+    Raises:
+        ConflictError: the file changes all the time.
+    """
+    attempt = 1
+    while True:
+        head = stat(name, None)
+        diff = diff_of_write(head, source, offset, functools.partial(read, head.file_id, head.version_id))
+        try:
+            return apply(head.file_id, diff)
+        except ConflictError:
+            if attempt == _WRITE_ATTEMPTS:
+                raise
+            attempt += 1
 
 
 class EmbeddedFiles:
@@ -36,6 +68,21 @@ class EmbeddedFiles:
     def push(self, source: BinaryIO, filename: str) -> Version:
         """See ``UserFiles``."""
         return self._store.push(source, filename=filename, user_id=self._user)
+
+    def write(self, name: str, source: BinaryIO, offset: int) -> Version:
+        """See ``UserFiles``."""
+        return _written(name, source, offset, stat=self.stat, read=self.read, apply=self._apply)
+
+    def _apply(self, file_id: str, diff: ManifestDiff) -> Version:
+        return self._store.revise(file_id, diff, user_id=self._user)
+
+    def delete(self, name: str) -> None:
+        """See ``UserFiles``."""
+        self._store.delete(self.stat(name, None).file_id, user_id=self._user)
+
+    def history(self, name: str, before: str | None, limit: int) -> list[Version]:
+        """See ``UserFiles``."""
+        return self._store.history(self.stat(name, None).file_id, user_id=self._user, limit=limit, before=before)
 
     def page(self, prefix: str, after: str, limit: int) -> list[Version]:
         """See ``UserFiles``."""
@@ -89,6 +136,22 @@ class PoolFiles:
     def push(self, source: BinaryIO, filename: str) -> Version:
         """See ``UserFiles``."""
         return self._client.push(source, filename=filename, user_id=self._user, timeout_s=self._timeout_s)
+
+    def write(self, name: str, source: BinaryIO, offset: int) -> Version:
+        """See ``UserFiles``."""
+        return _written(name, source, offset, stat=self.stat, read=self.read, apply=self._apply)
+
+    def _apply(self, file_id: str, diff: ManifestDiff) -> Version:
+        return self._client.apply(file_id, diff, user_id=self._user, timeout_s=self._timeout_s)
+
+    def delete(self, name: str) -> None:
+        """See ``UserFiles``."""
+        self._client.delete(self.stat(name, None).file_id, user_id=self._user, timeout_s=self._timeout_s)
+
+    def history(self, name: str, before: str | None, limit: int) -> list[Version]:
+        """See ``UserFiles``."""
+        file_id = self.stat(name, None).file_id
+        return self._client.history(file_id, user_id=self._user, limit=limit, before=before, timeout_s=self._timeout_s)
 
     def page(self, prefix: str, after: str, limit: int) -> list[Version]:
         """See ``UserFiles``."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from taskworker.sandbox.answering import Answer, Answering
 from taskworker.sandbox.conversation import failure_of
 from taskworker.sandbox.errors import (
     CallCancelled,
@@ -18,14 +19,15 @@ from taskworker.sandbox.errors import (
     CallDeadline,
     CallFailed,
     LimitExceeded,
+    ProtocolViolation,
     SandboxError,
 )
-from taskworker.sandbox.frames import Cause, Frame, Kind, encode, encode_failure
+from taskworker.sandbox.frames import Cause, Frame, Kind, split_number
 from taskworker.sandbox.function import FunctionSandbox
 from taskworker.sandbox.spare import Spare
 
-Answer = Callable[[bytes], bytes]
 Output = Callable[[str, bytes], None]
+Item = Callable[[bytes], None]
 
 SAMPLE_S = 0.1
 """How often a running call's memory, threads and processor time are looked at."""
@@ -59,6 +61,7 @@ class SandboxCall:
         timeout_s: float,
         answer: Answer,
         output: Output,
+        item: Item | None,
         ended: Callable[[SandboxCall], None],
         stopped: Callable[[], object],
     ) -> None:
@@ -73,8 +76,9 @@ class SandboxCall:
         wall_s = self._limits.wall_s
         self._deadline = min(deadline, self._begun + wall_s)
         self._allowed_s = wall_s if self._begun + wall_s < deadline else timeout_s
-        self._answer = answer
+        self._answering = Answering(answer, self._reply)
         self._output = output
+        self._item = item
         self._ended = ended
         self._tell_stopped = stopped
         self._output_left = self._limits.output_bytes
@@ -154,10 +158,10 @@ class SandboxCall:
                 self._nothing_came()
             for descriptor, _ in events:
                 if descriptor not in names:
-                    frame = self._receive()
-                    if frame is not None:
-                        self._drain(names)
-                        return frame
+                    for frame in self._receive():
+                        if self._is_last(frame):
+                            self._drain(names)
+                            return frame
                 elif not self._forward(descriptor, names[descriptor]):
                     poll.unregister(descriptor)
 
@@ -172,28 +176,34 @@ class SandboxCall:
             self._function.kill()
             raise ConnectionResetError
 
-    def _receive(self) -> Frame | None:
+    def _receive(self) -> list[Frame]:
         data = self._spare.channel.recv(_RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError
         if self._stopped is not None:
-            return None
+            return []
         try:
-            frame = self._spare.conversation.feed(data)
+            return self._spare.conversation.feed(data)
         except SandboxError as error:
             self.stop(error)
             raise
-        if frame is None or frame.kind is not Kind.ASK:
-            return frame
-        self._reply(frame.payload)
-        return None
 
-    def _reply(self, ask: bytes) -> None:
-        try:
-            reply = encode(Kind.ANSWER, self._answer(ask))
-        except Exception as error:  # whatever an answer raises is told to the one who asked
-            reply = encode_failure(Kind.ANSWER_FAILED, Cause.RAISED, type(error).__name__, str(error))
-        self._spare.conversation.answered()
+    def _is_last(self, frame: Frame) -> bool:
+        """Take what is not: an ask, or a part of the result."""
+        if frame.kind is Kind.ASK:
+            self._answering.take(*split_number(frame.payload))
+        elif frame.kind is Kind.ITEM:
+            if self._item is None:
+                violation = ProtocolViolation("the sandbox sent a result in parts, which nobody asked for")
+                self.stop(violation)
+                raise violation
+            self._item(frame.payload)
+        else:
+            return True
+        return False
+
+    def _reply(self, number: int, reply: bytes) -> None:
+        self._spare.conversation.answered(number)
         self._spare.channel.sendall(reply)
 
     def _forward(self, descriptor: int, name: str) -> bool:
@@ -259,6 +269,7 @@ class SandboxCall:
             self.wall_s = time.monotonic() - self._begun
             self.cpu_s = self._spare.cpu_s()
             self.peak_rss_bytes = self._spare.peak_bytes() or self.peak_rss_bytes
+        self._answering.close()
         self._function.dropped(self._spare)
         self._ended(self)
 

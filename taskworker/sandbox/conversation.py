@@ -6,6 +6,7 @@ from enum import Enum
 
 from taskworker.sandbox.errors import LimitExceeded, ProtocolViolation
 from taskworker.sandbox.frames import (
+    ASKS_MAX,
     FROM_SANDBOX,
     HELLO,
     VERSION,
@@ -15,6 +16,7 @@ from taskworker.sandbox.frames import (
     FrameError,
     Kind,
     decode_failure,
+    split_number,
 )
 
 
@@ -24,20 +26,19 @@ class State(Enum):
     STARTING = "before the hello"
     WAITING = "before the request"
     RUNNING = "while the call runs"
-    ASKED = "while an ask is being answered"
     DONE = "after the end"
 
 
 _MAY_COME: dict[State, tuple[Kind, ...]] = {
     State.STARTING: (Kind.HELLO,),
     State.WAITING: (),
-    State.RUNNING: (Kind.ASK, Kind.RESULT, Kind.FAILURE),
-    State.ASKED: (),
+    State.RUNNING: (Kind.ASK, Kind.ITEM, Kind.RESULT, Kind.FAILURE),
     State.DONE: (),
 }
 _NEXT = {
     Kind.HELLO: State.WAITING,
-    Kind.ASK: State.ASKED,
+    Kind.ASK: State.RUNNING,
+    Kind.ITEM: State.RUNNING,
     Kind.RESULT: State.DONE,
     Kind.FAILURE: State.DONE,
 }
@@ -47,18 +48,19 @@ class Conversation:
     """The host's side of one channel; holds no descriptor.
 
     Args:
-        result_bytes: how large the result may be.
+        result_bytes: how large the result may be, and each item of one that comes in parts.
     """
 
-    __slots__ = ("_decoder", "_result_bytes", "state")
+    __slots__ = ("_asked", "_decoder", "_result_bytes", "state")
 
     def __init__(self, result_bytes: int) -> None:
         self.state = State.STARTING
         self._result_bytes = result_bytes
         self._decoder = FrameDecoder(FROM_SANDBOX)
+        self._asked: set[int] = set()
 
-    def feed(self, data: bytes) -> Frame | None:
-        """Take bytes that came; give the frame they complete, if they do.
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take bytes that came; give the frames they complete.
 
         Raises:
             ProtocolViolation: they are not what may come now.
@@ -67,27 +69,40 @@ class Conversation:
         if not _MAY_COME[self.state]:
             raise ProtocolViolation(f"the sandbox sent {len(data)} bytes {self.state.value}")
         self._decoder.feed(data)
+        frames: list[Frame] = []
         try:
-            self._judge_head()
-            frame = self._decoder.next()
+            while (frame := self._next()) is not None:
+                self._judge(frame)
+                self.state = _NEXT[frame.kind]
+                frames.append(frame)
         except FrameError as error:
             raise ProtocolViolation(f"the sandbox sent {error}") from None
-        if frame is None:
-            return None
-        if self._decoder.pending:
-            raise ProtocolViolation(f"the sandbox sent {self._decoder.pending} bytes after a {frame.kind.name} frame")
-        if frame.kind is Kind.HELLO and frame.payload != HELLO.pack(VERSION):
-            raise ProtocolViolation(f"the sandbox speaks frames of version {frame.payload.hex()}, not {VERSION}")
-        self.state = _NEXT[frame.kind]
-        return frame
+        if self._decoder.pending and not _MAY_COME[self.state]:
+            raise ProtocolViolation(f"the sandbox sent {self._decoder.pending} bytes {self.state.value}")
+        return frames
 
     def requested(self) -> None:
         """Note that the request is being sent."""
         self.state = State.RUNNING
 
-    def answered(self) -> None:
-        """Note that the answer is being sent."""
-        self.state = State.RUNNING
+    def answered(self, number: int) -> None:
+        """Note that the answer to an ask is being sent; from any thread."""
+        self._asked.discard(number)
+
+    def _next(self) -> Frame | None:
+        self._judge_head()
+        return self._decoder.next()
+
+    def _judge(self, frame: Frame) -> None:
+        if frame.kind is Kind.HELLO and frame.payload != HELLO.pack(VERSION):
+            raise ProtocolViolation(f"the sandbox speaks frames of version {frame.payload.hex()}, not {VERSION}")
+        if frame.kind is Kind.ASK:
+            number, _ = split_number(frame.payload)
+            if number in self._asked or len(self._asked) >= ASKS_MAX:
+                raise ProtocolViolation(f"the sandbox asks under a number in use, or more than {ASKS_MAX} at once")
+            self._asked.add(number)
+        elif frame.kind in (Kind.RESULT, Kind.FAILURE) and self._asked:
+            raise ProtocolViolation(f"the sandbox sent a {frame.kind.name} frame while an ask is being answered")
 
     def _judge_head(self) -> None:
         """Refuse a frame by its head, before its bytes are waited for."""
@@ -97,7 +112,7 @@ class Conversation:
         kind, length = head
         if kind not in _MAY_COME[self.state]:
             raise ProtocolViolation(f"the sandbox sent a {kind.name} frame {self.state.value}")
-        if kind is Kind.RESULT and length > self._result_bytes:
+        if kind in (Kind.RESULT, Kind.ITEM) and length > self._result_bytes:
             raise LimitExceeded("result", self._result_bytes)
 
 

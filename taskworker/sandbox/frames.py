@@ -11,14 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-VERSION = 1
+VERSION = 2
 """Of these frames; the sandbox says it in its hello."""
 
 HEADER = struct.Struct("!BI")
 HELLO = struct.Struct("!H")
+NUMBER = struct.Struct("!I")
+"""Before the content of an ask and of what answers it: the call may have several under way."""
 FRAME_BYTES_MAX = 8 << 20
 ASK_BYTES_MAX = (1 << 20) + (64 << 10)
 """1 MiB of content, and what describes it."""
+ASKS_MAX = 16
+"""Asks of one call under way at once."""
 FAILURE_BYTES_MAX = 64 << 10
 TYPE_NAME_CHARS_MAX = 200
 TEXT_CHARS_MAX = 15_000
@@ -35,6 +39,7 @@ class Kind(IntEnum):
     ASK = 5
     ANSWER = 6
     ANSWER_FAILED = 7
+    ITEM = 8
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -53,6 +58,7 @@ FROM_SANDBOX: Mapping[Kind, int] = {
     Kind.RESULT: FRAME_BYTES_MAX,
     Kind.FAILURE: FAILURE_BYTES_MAX,
     Kind.ASK: ASK_BYTES_MAX,
+    Kind.ITEM: FRAME_BYTES_MAX,
 }
 TO_SANDBOX: Mapping[Kind, int] = {
     Kind.REQUEST: FRAME_BYTES_MAX,
@@ -95,11 +101,32 @@ def encode(kind: Kind, payload: bytes) -> bytes:
     return HEADER.pack(kind, len(payload)) + payload
 
 
-def encode_failure(kind: Kind, cause: Cause, type_name: str, text: str) -> bytes:
-    """Give the bytes of a frame that says what went wrong; both texts are cut to what fits."""
+def encode_failure(cause: Cause, type_name: str, text: str, *, number: int | None = None) -> bytes:
+    """Give the bytes of a frame that says what went wrong; both texts are cut to what fits.
+
+    Args:
+        cause: of the failure.
+        type_name: of the error.
+        text: of the error.
+        number: of the ask that failed; None: the call did.
+    """
     name = type_name[:TYPE_NAME_CHARS_MAX].encode(errors="replace")
     head = bytes((cause, len(name) >> 8, len(name) & 255))
-    return encode(kind, head + name + text[:TEXT_CHARS_MAX].encode(errors="replace"))
+    payload = head + name + text[:TEXT_CHARS_MAX].encode(errors="replace")
+    if number is None:
+        return encode(Kind.FAILURE, payload)
+    return encode(Kind.ANSWER_FAILED, NUMBER.pack(number) + payload)
+
+
+def split_number(payload: bytes) -> tuple[int, bytes]:
+    """Read the payload of an ask, or of what answers one: its number, and the content.
+
+    Raises:
+        FrameError: it is too short to have a number.
+    """
+    if len(payload) < NUMBER.size:
+        raise FrameError("an ask, or an answer, without its number")
+    return NUMBER.unpack_from(payload)[0], payload[NUMBER.size :]
 
 
 def decode_failure(payload: bytes) -> Failure:

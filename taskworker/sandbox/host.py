@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from taskworker.sandbox import bubblewrap
+from taskworker.sandbox.answering import Answer
 from taskworker.sandbox.base_process import BaseProcess
-from taskworker.sandbox.call import Answer, Output, SandboxCall
+from taskworker.sandbox.call import Item, Output, SandboxCall
 from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxUnavailable
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
@@ -139,6 +140,7 @@ class SandboxHost:
         timeout_s: float | None,
         answer: Answer,
         output: Output,
+        item: Item | None = None,
         stopped: Callable[[], object] = lambda: None,
     ) -> SandboxCall:
         """Begin a call; the function is warmed if it is not.
@@ -148,8 +150,11 @@ class SandboxHost:
             request: handed to the program inside, opaque here.
             timeout_s: what is left of the caller's deadline, waiting for a process included; the image's
                 ``wall_s``, from the request on, holds besides.
-            answer: gives the reply to an ask; what it raises is told to the one who asked.
+            answer: gives the reply to an ask, in a thread of its own for each of those under way at once; what it
+                raises is told to the one who asked.
             output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
+            item: gets the parts of a result that comes in parts, in the thread of `SandboxCall.result`; None: it
+                may not. What it raises ends the call.
             stopped: told when the call is ended before it is done, so that ``answer`` need not go on; in a
                 thread that it must not hold up.
 
@@ -170,6 +175,7 @@ class SandboxHost:
             timeout_s=timeout_s,
             answer=answer,
             output=output,
+            item=item,
             ended=self._calls.discard,
             stopped=stopped,
         )

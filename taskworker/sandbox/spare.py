@@ -119,7 +119,7 @@ class Spare:
         data, pid = proof.receive_with_pid(self.channel, _RECEIVE_BYTES)
         if not data or pid <= 0:
             raise ConnectionResetError("a call's process ended before it began")
-        if self.conversation.feed(data) is None:
+        if not self.conversation.feed(data):
             return False
         self._pidfd = os.pidfd_open(pid)
         if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
@@ -168,6 +168,8 @@ class Spare:
     def close(self) -> None:
         """End it and close everything."""
         self.kill()
+        with contextlib.suppress(OSError):  # whoever sends an answer that is not taken waits no longer
+            self.channel.shutdown(socket.SHUT_RDWR)
         for descriptor in (*self.theirs, self.output, self.errors, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from storage import FileStorage
 from taskworker.errors import FunctionFailed
-from taskworker.functions.bridge import READ_BYTES_MAX, Bridge
+from taskworker.functions.bridge import PUSHES_MAX, READ_BYTES_MAX, Bridge
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import NoOutside
 from taskworker.functions.user_files import EmbeddedFiles
@@ -122,6 +124,63 @@ def test_refusals_have_a_kind_and_a_text(store: FileStorage) -> None:
     assert store.find("too large", user_id="ann") is None
 
 
+def test_a_range_of_a_file_is_written(store: FileStorage) -> None:
+    worker = worker_of(bridge_of(store))
+    content = bytearray(range(256)) * 10_000
+    first = worker.storage.push(bytes(content), "ledger")
+    rng = random.Random(5)
+    for _ in range(12):
+        offset = rng.choice([0, len(content), rng.randrange(len(content))])
+        data = rng.randbytes(rng.choice([0, 1, 4096, 300_000]))
+        content[offset : offset + len(data)] = data
+        written = worker.storage.write(rng.choice(["ledger", first.file_id]), data, offset)
+        assert written.file_id == first.file_id
+        assert written.size == len(content)
+        assert worker.storage.get("ledger") == content
+    assert worker.storage.get("ledger", first.version_id) == bytes(range(256)) * 10_000
+    with pytest.raises(WorkerError, match="write from 0 to the file's end") as refused:
+        worker.storage.write("ledger", b"x", len(content) + 1)
+    assert refused.value.kind == "InvalidArgument"
+
+
+def test_writes_at_the_same_time_all_stay(store: FileStorage) -> None:
+    worker = worker_of(bridge_of(store))
+    worker.storage.push(bytes(8 * 1000), "shared")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: worker.storage.write("shared", bytes([n + 1]) * 1000, n * 1000), range(8)))
+    assert worker.storage.get("shared") == b"".join(bytes([n + 1]) * 1000 for n in range(8))
+
+
+def test_versions_are_listed_and_files_deleted(store: FileStorage) -> None:
+    worker = worker_of(bridge_of(store))
+    pushed = [worker.storage.push(b"%d" % number, "many") for number in range(450)]
+    assert list(worker.storage.history("many")) == pushed[::-1]
+    worker.storage.delete("many")
+    for gone in (worker.storage.delete, worker.storage.stat, lambda name: next(worker.storage.history(name))):
+        with pytest.raises(WorkerError) as refused:
+            gone("many")
+        assert refused.value.kind == "FileNotFound"
+
+
+def test_pushes_at_the_same_time_are_told_apart_and_bounded_together(store: FileStorage) -> None:
+    bridge = bridge_of(store)
+    worker = worker_of(bridge)
+    with ThreadPoolExecutor(4) as threads:
+        files = list(threads.map(lambda n: worker.storage.push(bytes([n]) * 700_000, f"{n}"), range(4)))
+    assert [worker.storage.get(file.file_id) for file in files] == [bytes([n]) * 700_000 for n in range(4)]
+    ask = worker._connection.ask
+    numbers = [ask("push-begin", filename=f"open {n}")[0]["push"] for n in range(PUSHES_MAX)]
+    with pytest.raises(WorkerError, match="under way at once"):
+        ask("push-begin", filename="one more")
+    for _ in range(6):
+        ask("push-part", bytes(512 << 10), push=numbers[0])
+    with pytest.raises(WorkerError, match="limit disk"):
+        ask("push-part", bytes(1), push=numbers[1])
+    ask("push-end", push=numbers[0])
+    ask("push-part", bytes(1), push=numbers[1])
+    bridge.close()
+
+
 def test_other_functions_are_called_for_the_same_user(store: FileStorage) -> None:
     called: list[Call] = []
     worker = worker_of(bridge_of(store, called))
@@ -138,6 +197,10 @@ def test_what_is_not_to_be_had_is_told() -> None:
         FunctionWorker().storage.get("x")
 
 
+OPERATIONS = [
+    *("stat", "read", "list", "delete", "history", "call", "secret", "http", "x"),
+    *("push-begin", "write-begin", "push-part", "push-end"),
+]
 questions = st.one_of(
     st.binary(max_size=200),
     st.builds(
@@ -146,12 +209,22 @@ questions = st.one_of(
             st.binary(max_size=50),
             st.dictionaries(
                 st.sampled_from(
-                    ["op", "name", "file_id", "version_id", "offset", "length", "filename", "args", "user_id"]
+                    [
+                        "op",
+                        "name",
+                        "file_id",
+                        "version_id",
+                        "offset",
+                        "length",
+                        "filename",
+                        "args",
+                        "user_id",
+                        "push",
+                        "before",
+                    ]
                 ),
                 st.one_of(
-                    st.sampled_from(
-                        ["stat", "read", "list", "call", "push-begin", "push-part", "push-end", "secret", "http", "x"]
-                    ),
+                    st.sampled_from(OPERATIONS),
                     st.integers(-(2**70), 2**70),
                     st.text(max_size=5),
                     st.none(),

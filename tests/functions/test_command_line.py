@@ -16,9 +16,15 @@ COLUMNS = 100
 MODULE = """
 import logging
 
+from taskworker.inside import worker
+
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def configured():
+    return dict(worker.config)
 
 
 def fails(text):
@@ -67,7 +73,7 @@ def test_an_error_of_a_function_is_shown_with_its_frames(commands: Commands) -> 
     assert told == [
         "taskworker: ValueError: no way",
         "  taskworker: forged",
-        '  app/app.py:12 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        '  app/app.py:18 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
 
 
@@ -80,10 +86,18 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
         " ! WARNING root: this will not end well",
         " * FunctionFailed: ValueError: again",
         " *   taskworker: forged",
-        ' *   app/app.py:12 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        ' *   app/app.py:18 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
     assert all(not line.startswith("taskworker") for line in shown)
     assert commands.run("logs", "add") == ([], [])
+
+
+def test_a_function_is_configured_where_it_is_deployed(commands: Commands) -> None:
+    commands.run("deploy", "configured", "app:configured", "--set", "rate=0.5", "--set", "url=http://x?a=b")
+    shown, _ = commands.run("call", "configured")
+    assert json.loads("\n".join(shown)) == {"rate": "0.5", "url": "http://x?a=b"}
+    commands.run("deploy", "configured", "app:configured", "--set", "rate", code=2)
+    commands.run("undeploy", "configured")
 
 
 def test_functions_fit_into_a_terminal(commands: Commands) -> None:

@@ -112,6 +112,40 @@ def appends(name, wait_s):
     return "done"
 
 
+def slowly(value, seconds):
+    time.sleep(seconds)
+    return value
+
+
+def threads(count, seconds):
+    from concurrent.futures import ThreadPoolExecutor
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(count) as threads:
+        found = list(threads.map(lambda number: worker.call("slowly", number, seconds), range(count)))
+    return found, time.monotonic() - began
+
+
+async def gathers(count, seconds):
+    import asyncio
+
+    began = time.monotonic()
+    found = await asyncio.gather(*(worker.acall("slowly", number, seconds) for number in range(count)))
+    return found, time.monotonic() - began
+
+
+def about():
+    caller = worker.caller
+    return caller.user_id, caller.call_id, caller.deadline_left, dict(worker.config)
+
+
+def keeps_a_file():
+    import pathlib
+
+    pathlib.Path("report.txt").write_bytes(b"large" * 1000)
+    return worker.result_file("report.txt", "reports/1")
+
+
 def uses_os():
     import os
 
@@ -187,6 +221,31 @@ def test_the_worker_is_not_there_while_a_module_is_imported(pool: FunctionPool) 
     pool.deploy("eager", "eager:f", pool.directory)
     with pytest.raises(FunctionBroken, match="while a call runs, not while the module is being imported"):
         pool.client.call("eager", user_id=USER)
+
+
+@pytest.mark.parametrize("entry", ["threads", "gathers"])
+def test_calls_of_one_function_run_at_the_same_time(pool: FunctionPool, entry: str) -> None:
+    pool.deploy("slowly", "app:slowly", pool.directory)
+    pool.deploy(entry, f"app:{entry}", pool.directory)
+    found, took_s = pool.client.call(entry, [8, 0.5], user_id=USER)
+    assert found == list(range(8))
+    assert took_s < 8 * 0.5 / 2  # however slow the machine: one after another they take at least twice as long
+
+
+def test_a_function_knows_its_caller_and_its_configuration(pool: FunctionPool) -> None:
+    pool.deploy("about", "app:about", pool.directory, limits=Limits(wall_s=20.0), config={"url": "http://x", "n": "3"})
+    user, call_id, left_s, config = pool.client.call("about", user_id=USER, timeout_s=1000)
+    assert (user, config) == (USER, {"url": "http://x", "n": "3"})
+    assert call_id
+    assert 10 < left_s <= 20
+    assert pool.client.call("about", user_id=USER, timeout_s=5)[2] < 6
+
+
+def test_a_file_is_returned_in_place_of_its_bytes(pool: FunctionPool) -> None:
+    pool.deploy("keeps_a_file", "app:keeps_a_file", pool.directory)
+    file = pool.client.call("keeps_a_file", user_id=USER)
+    assert (file["filename"], file["size"]) == ("reports/1", 5000)
+    assert pool.client.get(file["file_id"], user_id=USER, version_id=file["version_id"]) == b"large" * 1000
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:

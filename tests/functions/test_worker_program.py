@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker import AsyncClient, TaskWorker, taskworker_pb2
+from taskworker import AsyncClient, Limits, TaskWorker, taskworker_pb2
 from taskworker.errors import FunctionFailed, FunctionNotFound
-from taskworker.sandbox import Limits
 from tests.functions.processes import USER, FunctionPool
 
 FACTOR = 10
@@ -84,6 +83,29 @@ def test_what_cannot_be_sent_into_a_sandbox_is_refused_when_it_is_declared(tmp_p
         worker.register_function("scaled", scaled)
     with pytest.raises(InvalidArgument, match="idempotent, cache_ttl"):
         worker.register_function("other", scaled, speed=9)
+    for limits in ({"speed": 1}, {"wall_s": "long"}, {"wall_s": 1e9}, 5):
+        with pytest.raises(InvalidArgument, match="limit"):
+            worker.register_function("other", scaled, limits=limits)
+    with pytest.raises(InvalidArgument, match="config"):
+        worker.register_function("other", scaled, config={"key": 1})
+
+
+def test_limits_and_configuration_are_given_where_a_function_is_declared(tmp_path: Path) -> None:
+    worker = TaskWorker("alone", store=tmp_path / "store")
+
+    @worker.function(limits={"wall_s": 5, "memory": 64 << 20}, config={"rate": "0.5"})
+    def left() -> tuple[float, str]:
+        return worker.caller.deadline_left, worker.config["rate"]  # type: ignore[attr-defined]
+
+    worker.register_function("scaled", scaled, limits=Limits(wall_s=5))
+
+    async def scenario() -> None:
+        async with serving(worker) as client:
+            left_s, rate = await client.call("left", user_id=USER)
+            assert left_s <= 5
+            assert rate == "0.5"
+
+    asyncio.run(scenario())
 
 
 def test_functions_may_refer_to_what_is_defined_after_them(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def begin(
     timeout_s: float | None = None,
     answer: Callable[[bytes], bytes] = bytes,
     output: Callable[[str, bytes], None] = lambda _name, _data: None,
+    item: Callable[[bytes], None] | None = None,
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""
-    return host.begin(image, request, timeout_s=timeout_s, answer=answer, output=output)
+    return host.begin(image, request, timeout_s=timeout_s, answer=answer, output=output, item=item)

@@ -90,15 +90,53 @@ def run(request, channel):
     assert begin(host, image).result() == b"the document /code /code beside"
 
 
-def test_asks_are_answered_in_the_callers_thread(host: SandboxHost, runs: FunctionImage) -> None:
-    threads = []
+def test_asks_of_several_threads_are_answered_at_the_same_time(host: SandboxHost, bundles: Path) -> None:
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    with ThreadPoolExecutor(8) as threads:
+        return b" ".join(threads.map(channel.ask, [b"%d" % number for number in range(8)]))
+"""
+    all_there = threading.Barrier(8)
 
     def answer(ask: bytes) -> bytes:
-        threads.append(threading.current_thread())
-        return ask[::-1]
+        all_there.wait(20)  # none is answered before all are asked
+        return ask * 2
 
-    assert begin(host, runs, b"channel.ask(b'abc') + channel.ask(b'')", answer=answer).result() == b"cba"
-    assert threads == [threading.current_thread()] * 2
+    assert begin(host, program(bundles, source), answer=answer).result() == b"00 11 22 33 44 55 66 77"
+
+
+def test_more_asks_than_may_be_under_way_take_turns(host: SandboxHost, bundles: Path) -> None:
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    with ThreadPoolExecutor(24) as threads:
+        return b"".join(threads.map(channel.ask, [b"%d," % number for number in range(200)]))
+"""
+    assert begin(host, program(bundles, source)).result() == b"".join(b"%d," % number for number in range(200))
+
+
+def test_a_result_may_come_in_parts(host: SandboxHost, bundles: Path) -> None:
+    source = """
+def prepare(document):
+    pass
+
+def run(request, channel):
+    for number in range(int(request)):
+        channel.item(b"%d" % number)
+    return b"end"
+"""
+    items: list[bytes] = []
+    assert begin(host, program(bundles, source), b"1000", item=items.append).result() == b"end"
+    assert items == [b"%d" % number for number in range(1000)]
 
 
 def test_what_an_answer_raises_reaches_the_one_who_asks(host: SandboxHost, bundles: Path) -> None:

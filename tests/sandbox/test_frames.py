@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taskworker.sandbox import FunctionImage, LimitExceeded, Limits, ProtocolViolation, SandboxError, SandboxHost
-from taskworker.sandbox.conversation import Conversation, State, failure_of
+from taskworker.sandbox.conversation import Conversation, failure_of
 from taskworker.sandbox.frames import (
     ASK_BYTES_MAX,
+    ASKS_MAX,
     FRAME_BYTES_MAX,
     FROM_SANDBOX,
     HEADER,
     HELLO,
+    NUMBER,
     TO_SANDBOX,
     VERSION,
     Cause,
@@ -28,6 +31,7 @@ from taskworker.sandbox.frames import (
     decode_failure,
     encode,
     encode_failure,
+    split_number,
 )
 from tests.sandbox.bundles import begin, program
 
@@ -82,7 +86,7 @@ def test_lengths_are_judged_by_the_head_alone(kind: Kind) -> None:
 
 @given(st.sampled_from(Cause), st.text(), st.text())
 def test_failures_come_back(cause: Cause, type_name: str, text: str) -> None:
-    frame = encode_failure(Kind.FAILURE, cause, type_name, text)
+    frame = encode_failure(cause, type_name, text)
     said = decode_failure(frame[HEADER.size :])
     assert said.cause is cause
     assert said.type_name == type_name[:200].encode(errors="replace").decode()
@@ -90,8 +94,10 @@ def test_failures_come_back(cause: Cause, type_name: str, text: str) -> None:
 
 
 def test_a_failure_of_any_length_fits() -> None:
-    frame = encode_failure(Kind.ANSWER_FAILED, Cause.RAISED, "\U0001f980" * 10**5, "\U0001f980" * 10**5)
-    assert decode_failure(frame[HEADER.size :]) == Failure(Cause.RAISED, "\U0001f980" * 200, "\U0001f980" * 15_000)
+    frame = encode_failure(Cause.RAISED, "\U0001f980" * 10**5, "\U0001f980" * 10**5, number=1)
+    assert decode_failure(split_number(frame[HEADER.size :])[1]) == Failure(
+        Cause.RAISED, "\U0001f980" * 200, "\U0001f980" * 15_000
+    )
 
 
 @given(st.binary(max_size=100))
@@ -104,18 +110,21 @@ def test_failures_that_are_none_are_violations(payload: bytes) -> None:
 def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], greeted: bool) -> None:
     conversation = Conversation(result_bytes=100)
     if greeted:
-        assert conversation.feed(GREETING) is not None
+        assert conversation.feed(GREETING)
         conversation.requested()
     try:
         for chunk in chunks:
-            frame = conversation.feed(chunk)
-            if frame is not None and frame.kind is Kind.ASK:
-                assert conversation.state is State.ASKED
-                conversation.answered()
-            elif frame is not None:
+            for frame in conversation.feed(chunk):
+                if frame.kind is Kind.ASK:
+                    conversation.answered(split_number(frame.payload)[0])
+                    continue
                 assert frame.kind is Kind.HELLO or len(frame.payload) <= 100 or frame.kind is Kind.FAILURE
     except (ProtocolViolation, LimitExceeded):
         pass
+
+
+def asked(number: int) -> bytes:
+    return encode(Kind.ASK, NUMBER.pack(number))
 
 
 def test_what_comes_out_of_turn_is_refused() -> None:
@@ -127,13 +136,31 @@ def test_what_comes_out_of_turn_is_refused() -> None:
     with pytest.raises(ProtocolViolation, match="before the request"):
         conversation.feed(b"\x03")
     conversation.requested()
-    assert conversation.feed(encode(Kind.ASK, b"q")) == Frame(Kind.ASK, b"q")
-    with pytest.raises(ProtocolViolation, match="while an ask is being answered"):
-        conversation.feed(encode(Kind.RESULT, b""))
-    conversation.answered()
-    assert conversation.feed(encode(Kind.RESULT, b"r")) == Frame(Kind.RESULT, b"r")
+    assert conversation.feed(asked(7) + asked(8)) == [Frame(Kind.ASK, NUMBER.pack(7)), Frame(Kind.ASK, NUMBER.pack(8))]
+    conversation.answered(8)
+    assert conversation.feed(encode(Kind.ITEM, b"part")) == [Frame(Kind.ITEM, b"part")]
+    conversation.answered(7)
+    assert conversation.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
     with pytest.raises(ProtocolViolation, match="after the end"):
         conversation.feed(b"\x03")
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (lambda: asked(1) + asked(1), "a number in use"),
+        (lambda: b"".join(map(asked, range(ASKS_MAX + 1))), f"more than {ASKS_MAX} at once"),
+        (lambda: asked(1) + encode(Kind.RESULT, b""), "while an ask is being answered"),
+        (lambda: encode(Kind.ASK, b"q"), "without its number"),
+        (lambda: encode(Kind.RESULT, b"") + b"x", "after the end"),
+    ],
+)
+def test_asks_are_counted_and_told_apart(sent: Callable[[], bytes], why: str) -> None:
+    conversation = Conversation(result_bytes=100)
+    conversation.feed(GREETING)
+    conversation.requested()
+    with pytest.raises(ProtocolViolation, match=why):
+        conversation.feed(sent())
 
 
 def test_another_version_is_refused() -> None:
@@ -141,12 +168,13 @@ def test_another_version_is_refused() -> None:
         Conversation(result_bytes=1).feed(encode(Kind.HELLO, HELLO.pack(VERSION + 1)))
 
 
-def test_a_result_is_judged_before_its_bytes_come() -> None:
+@pytest.mark.parametrize("kind", [Kind.RESULT, Kind.ITEM])
+def test_a_result_is_judged_before_its_bytes_come(kind: Kind) -> None:
     conversation = Conversation(result_bytes=100)
     conversation.feed(GREETING)
     conversation.requested()
     with pytest.raises(LimitExceeded, match="result limit of 100 bytes"):
-        conversation.feed(HEADER.pack(Kind.RESULT, 101))
+        conversation.feed(HEADER.pack(kind, 101))
 
 
 BABBLE = """

@@ -6,8 +6,10 @@ import os
 import threading
 
 from taskworker.sandbox.frames import (
+    ASKS_MAX,
     FRAME_BYTES_MAX,
     HELLO,
+    NUMBER,
     TO_SANDBOX,
     VERSION,
     Cause,
@@ -17,6 +19,7 @@ from taskworker.sandbox.frames import (
     decode_failure,
     encode,
     encode_failure,
+    split_number,
 )
 
 _RECEIVE_BYTES = 256 << 10
@@ -37,11 +40,13 @@ class AskFailed(Exception):
 
 
 class ChannelClosed(Exception):
-    """The worker hung up: the call has ended."""
+    """The call has ended: the worker hung up, or the result is given."""
 
 
 class Channel:
-    """The sandbox's end of a call's channel. `ask` may be called from any thread; asks take turns.
+    """The sandbox's end of a call's channel. `ask` may be called from any thread, from several at the same time.
+
+    Of the threads that wait for answers one reads, and hands the others theirs.
 
     Args:
         descriptor: of a connected stream socket. Not an object of ``socket``: each object that a call makes
@@ -51,23 +56,35 @@ class Channel:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._decoder = FrameDecoder(TO_SANDBOX)
-        self._turn = threading.Lock()
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._answers: dict[int, Frame] = {}
+        self._asked: set[int] = set()
+        self._last_number = 0
+        self._reading = False
+        self._over = False
 
     def ask(self, payload: bytes) -> bytes:
         """Ask the worker and wait for its answer.
 
         Raises:
             AskFailed: the worker refused, or failed.
+            ChannelClosed: the call is over.
             FrameError: the payload is larger than an ask may be.
         """
-        frame = encode(Kind.ASK, payload)
-        with self._turn:
-            self._send(frame)
-            answer = self._receive()
+        number = self._begun()
+        try:
+            frame = encode(Kind.ASK, NUMBER.pack(number) + payload)
+            with self._sending:
+                self._send(frame)
+            answer = self._answer(number)
+        finally:
+            self._ended(number)
+        content = answer.payload[NUMBER.size :]
         if answer.kind is Kind.ANSWER_FAILED:
-            failure = decode_failure(answer.payload)
+            failure = decode_failure(content)
             raise AskFailed(failure.type_name, failure.text)
-        return answer.payload
+        return content
 
     def hello(self) -> None:
         """Say that this process is ready for its request."""
@@ -75,25 +92,82 @@ class Channel:
 
     def request(self) -> bytes:
         """Wait for the request."""
-        with self._turn:
-            return self._receive().payload
+        self._over = False
+        return self._receive().payload
+
+    def item(self, content: bytes) -> None:
+        """Give a part of the result, before the rest of it.
+
+        Raises:
+            FrameError: it has more bytes than a frame may.
+        """
+        frame = encode(Kind.ITEM, content)
+        with self._sending:
+            self._send(frame)
 
     def finish(self, result: bytes, most: int) -> None:
         """Give the result, or say that it has more bytes than ``most``."""
         if len(result) > min(most, FRAME_BYTES_MAX):
             self.fail(Cause.RESULT_TOO_LARGE, "ResultTooLarge", str(len(result)))
             return
-        with self._turn:
+        self._await_asks()
+        with self._sending:
             self._send(encode(Kind.RESULT, result))
 
     def fail(self, cause: Cause, type_name: str, text: str) -> None:
         """Say why there is no result."""
-        with self._turn:
-            self._send(encode_failure(Kind.FAILURE, cause, type_name, text))
+        self._await_asks()
+        with self._sending:
+            self._send(encode_failure(cause, type_name, text))
 
     def wait_for_end(self) -> None:
         """Return when the worker hangs up."""
         os.read(self._descriptor, 1)
+
+    def _begun(self) -> int:
+        with self._changed:
+            while len(self._asked) >= ASKS_MAX and not self._over:
+                self._changed.wait()
+            if self._over:
+                raise ChannelClosed
+            self._last_number = number = (self._last_number + 1) % (1 << 32)
+            self._asked.add(number)
+            return number
+
+    def _ended(self, number: int) -> None:
+        with self._changed:
+            self._asked.discard(number)
+            self._changed.notify_all()
+
+    def _answer(self, number: int) -> Frame:
+        with self._changed:
+            while number not in self._answers:
+                if self._reading:
+                    self._changed.wait()
+                else:
+                    self._read_one()
+            return self._answers.pop(number)
+
+    def _read_one(self) -> None:
+        """Read an answer, whoever's it is. The lock is held, but not while there is nothing to read."""
+        self._reading = True
+        self._changed.release()
+        try:
+            frame = self._receive()
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        number, _ = split_number(frame.payload)
+        self._answers[number] = frame
+
+    def _await_asks(self) -> None:
+        """Let no ask begin any more, and those under way end: an answer must not come after the result."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+            while self._asked:
+                self._changed.wait()
 
     def _send(self, frame: bytes) -> None:
         sent = os.write(self._descriptor, frame)

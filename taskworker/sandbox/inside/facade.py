@@ -1,17 +1,24 @@
-"""What a function sees as ``worker``: files on behalf of the caller, other functions, secrets."""
+"""What a function sees as ``worker``: files on behalf of the caller, other functions, secrets, its caller."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import io
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
 from pydantic_core import to_jsonable_python
 
+from taskworker.sandbox.frames import ASKS_MAX
 from taskworker.sandbox.inside import api
 
 PART_BYTES = 512 << 10
@@ -47,6 +54,26 @@ class StoredFile:
     version_id: str
     filename: str
     size: int
+
+
+@dataclass(frozen=True)
+class FunctionCaller:
+    """Whom this call is for.
+
+    Attributes:
+        user_id: the user on whose behalf the function was called.
+        call_id: names the call, and those it leads to, in logs.
+        ends_at: when it is ended, on the clock of ``time.monotonic``.
+    """
+
+    user_id: str
+    call_id: str
+    ends_at: float
+
+    @property
+    def deadline_left(self) -> float:
+        """Seconds until the call is ended: of its limit ``wall``, or the caller's deadline if that is sooner."""
+        return max(0.0, self.ends_at - time.monotonic())
 
 
 class _Connection:
@@ -95,12 +122,43 @@ class Storage:
 
     def push(self, data: bytes | BinaryIO, filename: str) -> StoredFile:
         """Store bytes, or all that a binary file holds, under a name: a new file or a new version of it."""
+        begun, _ = self._connection.ask("push-begin", filename=filename)
+        return self._sent(begun["push"], data)
+
+    def write(self, name: str, data: bytes | BinaryIO, offset: int) -> StoredFile:
+        """Put bytes, or all that a binary file holds, into the file with this id or name: a new version of it.
+
+        What is before ``offset`` and behind the bytes stays; a file may grow, from its end on.
+
+        Args:
+            name: the file's id or name.
+            data: what to write.
+            offset: where the first byte goes: at most the file's size.
+        """
+        begun, _ = self._connection.ask("write-begin", name=name, offset=offset)
+        return self._sent(begun["push"], data)
+
+    def _sent(self, push: int, data: bytes | BinaryIO) -> StoredFile:
         source = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
-        self._connection.ask("push-begin", filename=filename)
         while part := source.read(PART_BYTES):
-            self._connection.ask("push-part", part)
-        told, _ = self._connection.ask("push-end")
+            self._connection.ask("push-part", part, push=push)
+        told, _ = self._connection.ask("push-end", push=push)
         return StoredFile(**told)
+
+    def delete(self, name: str) -> None:
+        """End the file with this id or name, with all its versions."""
+        self._connection.ask("delete", name=name)
+
+    def history(self, name: str) -> Iterator[StoredFile]:
+        """The versions of the file with this id or name, newest first."""
+        before: str | None = None
+        more = True
+        while more:
+            told, _ = self._connection.ask("history", name=name, before=before)
+            for one in told["files"]:
+                yield StoredFile(**one)
+            before = told["before"]
+            more = before is not None
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
         """The user's files whose names begin with ``prefix``, by name."""
@@ -151,7 +209,22 @@ class FunctionWorker:
 
     def __init__(self) -> None:
         self._connection = _Connection()
+        self._caller: FunctionCaller | None = None
+        self._config: Mapping[str, str] = MappingProxyType({})
+        self._threads: ThreadPoolExecutor | None = None
         self.storage = Storage(self._connection)
+
+    @property
+    def caller(self) -> FunctionCaller:
+        """Whom the call that runs now is for, and how much time it has left."""
+        if self._caller is None:
+            raise RuntimeError("there is a caller while a call runs, not while the module is being imported")
+        return self._caller
+
+    @property
+    def config(self) -> Mapping[str, str]:
+        """What the function was deployed with: `taskworker deploy --set KEY=VALUE`; not for secrets."""
+        return self._config
 
     def call(self, function_name: str, *args: object, **kwargs: object) -> Any:
         """Call another function of the pool, for the same user and within the same deadline; its result.
@@ -166,6 +239,29 @@ class FunctionWorker:
             kwargs={key: _as_json(value) for key, value in kwargs.items()},
         )
         return json.loads(told["result"])
+
+    async def acall(self, function_name: str, *args: object, **kwargs: object) -> Any:
+        """As :meth:`call`, for ``async def`` functions: what is gathered runs at the same time, up to 16 calls.
+
+        Raises:
+            WorkerError: it failed, or could not be called.
+        """
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(ASKS_MAX, thread_name_prefix="calls")
+        call = functools.partial(self.call, function_name, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def result_file(self, path: str | Path, filename: str | None = None) -> StoredFile:
+        """Store a file of the scratch directory for the caller; to be returned in place of its bytes.
+
+        The caller gets its ``file_id``, ``version_id``, ``filename`` and ``size``, and downloads what it wants of it.
+
+        Args:
+            path: of the file.
+            filename: under which it is stored; by default the path's last part.
+        """
+        with Path(path).open("rb") as file:
+            return self.storage.push(file, Path(path).name if filename is None else filename)
 
     def get_secret(self, name: str) -> str:
         """A secret of the pool that is granted to this function: `taskworker secret grant NAME FUNCTION`.
@@ -249,8 +345,8 @@ class FunctionWorker:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
-            f"worker.{name} is not to be had inside a function; there are worker.storage, worker.call and "
-            "worker.get_secret, worker.call_external_api and worker.resolve"
+            f"worker.{name} is not to be had inside a function; there are worker.storage, call, acall, caller, config, "
+            "result_file, get_secret, call_external_api and resolve"
         )
 
 
@@ -267,6 +363,19 @@ def inert_worker(*_args: object, **_kwargs: object) -> FunctionWorker:
     return worker
 
 
-def connect(asker: Asker | None) -> None:
-    """Let ``worker`` reach the one that runs this call."""
+def connect(asker: Asker | None, caller: FunctionCaller | None = None) -> None:
+    """Let ``worker`` reach the one that runs this call, for this caller."""
     worker._connection.asker = asker
+    worker._caller = caller
+
+
+def configure(config: Mapping[str, str]) -> None:
+    """Set what ``worker.config`` gives."""
+    worker._config = MappingProxyType(dict(config))
+
+
+def finish() -> None:
+    """The call is over: let the threads end that were begun for it."""
+    threads, worker._threads = worker._threads, None
+    if threads is not None:
+        threads.shutdown()

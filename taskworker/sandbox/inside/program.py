@@ -2,8 +2,9 @@
 
 Requests and outcomes are JSON documents::
 
-    request  {"args": [text], "kwargs": {name: text}}
-    outcome  {"result": text} | {"error": kind, "type": text, "text": text, "frames": [text]}
+    request  {"args": [text], "kwargs": {name: text}, "user_id": text, "call_id": text, "left_s": number,
+              "in_parts": true if the items of a generator are wanted as they come}
+    outcome  {"result": text} | {"in_parts": true} | {"error": kind, "type": text, "text": text, "frames": [text]}
 
 with kind one of ``arguments``, ``exception``, ``result``.
 """
@@ -18,9 +19,11 @@ import json
 import logging
 import pickle
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any, Protocol
 
 from pydantic_core import from_json
 
@@ -50,7 +53,9 @@ class CannotLoad(Exception):
         self.broken_text = "\n  ".join(lines)
 
 
-REHEARSAL = b'{"args": ["1", "a word"], "kwargs": {"c": "[2.5]"}}'
+REHEARSAL = (
+    b'{"args": ["1", "a word"], "kwargs": {"c": "[2.5]"}, "user_id": "", "call_id": "", "left_s": 1, "in_parts": false}'
+)
 """A call of what is called before a function is loaded."""
 
 
@@ -85,6 +90,7 @@ def prepare(document: bytes) -> None:
     sys.path[:0] = [_APP, _DEPENDENCIES]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _offer_worker()
+    facade.configure(told.get("config", {}))
     guards.install(frozenset(told.get("own_modules", ())))
     facade.connect(None)
     try:
@@ -114,22 +120,38 @@ def _load(entry: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def run(request: bytes, channel: facade.Asker) -> bytes:
+class _Channel(facade.Asker, Protocol):
+    def item(self, content: bytes) -> None:
+        """Give a part of the result."""
+
+
+def run(request: bytes, channel: _Channel) -> bytes:
     """Answer one call."""
     told = from_json(request)
-    facade.connect(channel)
-    return json.dumps(_outcome(told["args"], told["kwargs"])).encode()
+    facade.connect(channel, facade.FunctionCaller(told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
+    give = channel.item if told["in_parts"] else None
+    try:
+        return json.dumps(_outcome(told["args"], told["kwargs"], give)).encode()
+    finally:
+        facade.finish()
 
 
-def _outcome(args: list[str], kwargs: dict[str, str]) -> dict[str, object]:
+def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> dict[str, object]:
     try:
         positional, named = _loaded.parameters.take(args, kwargs)
     except ArgumentRefused as error:
         return {"error": "arguments", "text": str(error)}
     try:
         value = _loaded.function(*positional, **named)
-        if type(value) not in _PLAIN and inspect.isawaitable(value):
-            value = asyncio.run(_awaited(value))
+        if type(value) not in _PLAIN:
+            if inspect.isawaitable(value):
+                value = asyncio.run(_awaited(value))
+            if isinstance(value, GeneratorType | AsyncGeneratorType):
+                value, in_parts = _collected(value, give)
+                if in_parts:
+                    return {"in_parts": True}
+    except ResultRefused as error:
+        return {"error": "result", "text": str(error)}
     except MemoryError:
         raise  # the sandbox knows which limit that was
     except BaseException as error:
@@ -147,3 +169,26 @@ def _outcome(args: list[str], kwargs: dict[str, str]) -> dict[str, object]:
 
 async def _awaited(value: Any) -> Any:
     return await value
+
+
+def _collected(
+    items: Iterator[Any] | AsyncIterator[Any], give: Callable[[bytes], None] | None
+) -> tuple[list[Any], bool]:
+    """All items, or, where they are given as they come, none; and whether they were."""
+    kept: list[Any] = []
+    take = kept.append if give is None else functools.partial(_give, give)
+    if isinstance(items, AsyncIterator):
+        asyncio.run(_exhaust(items, take))
+    else:
+        for item in items:
+            take(item)
+    return kept, give is not None
+
+
+async def _exhaust(items: AsyncIterator[Any], take: Callable[[Any], None]) -> None:
+    async for item in items:
+        take(item)
+
+
+def _give(give: Callable[[bytes], None], item: Any) -> None:
+    give(json_of(item).encode())

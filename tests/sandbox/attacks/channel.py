@@ -11,11 +11,15 @@ from typing import NoReturn
 from tests.sandbox.attacks.corpus import Channel, attack
 
 CHANNEL = 3
-HELLO, REQUEST, RESULT, FAILURE, ASK, ANSWER, ANSWER_FAILED = range(1, 8)
+HELLO, REQUEST, RESULT, FAILURE, ASK, ANSWER, ANSWER_FAILED, ITEM = range(1, 9)
 
 
 def _send(kind: int, payload: bytes, length: int | None = None) -> None:
     _write(struct.pack("!BI", kind, len(payload) if length is None else length) + payload)
+
+
+def _ask(number: int, content: bytes) -> None:
+    _send(ASK, struct.pack("!I", number) + content)
 
 
 def _write(data: bytes) -> None:
@@ -85,8 +89,27 @@ def answer_to_nobody(_: Channel) -> object:
 @attack
 def flood_of_asks(_: Channel) -> object:
     """Asks without waiting for answers."""
+    number = 0
+    while True:
+        _ask(number := number + 1, b"x")
+
+
+@attack
+def asks_without_numbers(_: Channel) -> object:
     while True:
         _send(ASK, b"x")
+
+
+@attack
+def asks_of_one_number(_: Channel) -> object:
+    while True:
+        _ask(1, b"x")
+
+
+@attack
+def items_that_nobody_wants(_: Channel) -> object:
+    _send(ITEM, b"[]")
+    _linger()
 
 
 @attack
@@ -155,8 +178,9 @@ def failure_in_no_encoding(_: Channel) -> object:
 @attack
 def never_read_the_answer(channel: Channel) -> object:
     """Large answers that nobody takes: the worker's thread must not wait beyond the deadline."""
+    number = 0
     while True:
-        _send(ASK, b"large")
+        _ask(number := number + 1, b"large")
         time.sleep(0.05)
 
 
@@ -190,5 +214,5 @@ def threads_that_ask(channel: Channel) -> object:
 
 @attack
 def forged_result_while_asking(_: Channel) -> object:
-    _write(struct.pack("!BI", ASK, 1) + b"x" + struct.pack("!BI", RESULT, 1) + b"y")
+    _write(struct.pack("!BII", ASK, 5, 1) + b"x" + struct.pack("!BI", RESULT, 1) + b"y")
     _linger()

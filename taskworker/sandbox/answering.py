@@ -1,0 +1,64 @@
+"""Answers what one call asks: several asks at the same time, each in a thread of this module."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+
+from taskworker.sandbox.frames import NUMBER, Cause, Kind, encode, encode_failure
+
+Answer = Callable[[bytes], bytes]
+
+
+class Answering:
+    """Threads are started as asks come, used again, and end with it. How many, `ASKS_MAX` bounds.
+
+    Args:
+        answer: gives the reply to an ask; what it raises is told to the one who asked.
+        send: sends a reply's frame to the call; told the ask's number, too. An `OSError` of it is the call's end.
+    """
+
+    def __init__(self, answer: Answer, send: Callable[[int, bytes], None]) -> None:
+        self._answer = answer
+        self._send = send
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._asks: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._idle = 0
+        self._threads = 0
+
+    def take(self, number: int, ask: bytes) -> None:
+        """Have an ask answered; returns at once."""
+        with self._lock:
+            starts = not self._idle
+            if starts:
+                self._threads += 1
+            else:
+                self._idle -= 1
+        if starts:
+            threading.Thread(target=self._work, name="answers", daemon=True).start()
+        self._asks.put((number, ask))
+
+    def close(self) -> None:
+        """Let the threads end when they have answered what they are at."""
+        with self._lock:
+            threads, self._threads = self._threads, 0
+        for _ in range(threads):
+            self._asks.put(None)
+
+    def _work(self) -> None:
+        while (asked := self._asks.get()) is not None:
+            number, ask = asked
+            reply = self._reply(number, ask)
+            with self._lock:
+                self._idle += 1  # before the reply, after which the next ask may come
+            with contextlib.suppress(OSError), self._sending:
+                self._send(number, reply)
+
+    def _reply(self, number: int, ask: bytes) -> bytes:
+        try:
+            return encode(Kind.ANSWER, NUMBER.pack(number) + self._answer(ask))
+        except Exception as error:  # whatever an answer raises is told to the one who asked
+            return encode_failure(Cause.RAISED, type(error).__name__, str(error), number=number)
