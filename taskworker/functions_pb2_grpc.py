@@ -334,6 +334,11 @@ class InvocationServiceStub:
                 request_serializer=taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
                 response_deserializer=taskworker_dot_functions__pb2.InvokeResponse.FromString,
                 _registered_method=True)
+        self.InvokeStream = channel.unary_stream(
+                '/taskworker.functions.InvocationService/InvokeStream',
+                request_serializer=taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.InvokeEvent.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/taskworker.functions.InvocationService/Cancel',
                 request_serializer=taskworker_dot_functions__pb2.CancelRequest.SerializeToString,
@@ -347,6 +352,13 @@ class InvocationServiceServicer:
 
     def Invoke(self, request, context):
         """Runs one call. A function's own failure is an outcome, not a status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InvokeStream(self, request, context):
+        """Runs one call of a generator: its items as they come, then the outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,6 +378,11 @@ def add_InvocationServiceServicer_to_server(servicer, server):
                     servicer.Invoke,
                     request_deserializer=taskworker_dot_functions__pb2.InvokeRequest.FromString,
                     response_serializer=taskworker_dot_functions__pb2.InvokeResponse.SerializeToString,
+            ),
+            'InvokeStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.InvokeStream,
+                    request_deserializer=taskworker_dot_functions__pb2.InvokeRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.InvokeEvent.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -401,6 +418,33 @@ class InvocationService:
             '/taskworker.functions.InvocationService/Invoke',
             taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
             taskworker_dot_functions__pb2.InvokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InvokeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.functions.InvocationService/InvokeStream',
+            taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
+            taskworker_dot_functions__pb2.InvokeEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -124,6 +124,8 @@ class InvocationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> InvocationServiceAsyncStub: ...
     Invoke: _grpc.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]
     """Runs one call. A function's own failure is an outcome, not a status."""
+    InvokeStream: _grpc.UnaryStreamMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeEvent]
+    """Runs one call of a generator: its items as they come, then the outcome."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]
     """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
@@ -134,6 +136,8 @@ class InvocationServiceAsyncStub(InvocationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invoke: _aio.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]  # type: ignore[assignment]
     """Runs one call. A function's own failure is an outcome, not a status."""
+    InvokeStream: _aio.UnaryStreamMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeEvent]  # type: ignore[assignment]
+    """Runs one call of a generator: its items as they come, then the outcome."""
     Cancel: _aio.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
@@ -147,6 +151,14 @@ class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.InvokeResponse, _abc.Awaitable[_functions_pb2.InvokeResponse]]:
         """Runs one call. A function's own failure is an outcome, not a status."""
+
+    @_abc_1.abstractmethod
+    def InvokeStream(
+        self,
+        request: _functions_pb2.InvokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_functions_pb2.InvokeEvent], _abc.AsyncIterator[_functions_pb2.InvokeEvent]]:
+        """Runs one call of a generator: its items as they come, then the outcome."""
 
     @_abc_1.abstractmethod
     def Cancel(

@@ -38,6 +38,8 @@ def call(
 ) -> None:
     """Call a function of the pool, and print what it returns: texts as they are, anything else as JSON.
 
+    What a generator gives is printed as it comes, one item after another.
+
     Examples:
         taskworker call calculate 3 4
         taskworker call report --kw month=2026-11 --timeout 60
@@ -46,12 +48,12 @@ def call(
 
     named = dict(_pair("--kw", item, "NAME=VALUE") for item in kw or ())
     with Client(session.pool_address()) as client:
-        told = client.call_texts(function, args or (), named, user_id=session.user, timeout_s=timeout)
-    value = json.loads(told)
-    if isinstance(value, str) and not session.terminal.as_json:
-        session.terminal.lines(value)
-    else:
-        session.terminal.document(value)
+        for item in client.stream_texts(function, args or (), named, user_id=session.user, timeout_s=timeout):
+            value = json.loads(item)
+            if isinstance(value, str) and not session.terminal.as_json:
+                session.terminal.lines(value)
+            else:
+                session.terminal.document(value)
 
 
 def _pair(option: str, item: str, form: str) -> tuple[str, str]:

@@ -319,6 +319,24 @@ class AsyncClient:
         """See :meth:`Client.call`."""
         return await self._run(lambda: self._client.call(function, args, kwargs, user_id=user_id, timeout_s=timeout_s))
 
+    async def stream(
+        self,
+        function: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Any]:
+        """See :meth:`Client.stream`."""
+        items = self._client.stream(function, args, kwargs, user_id=user_id, timeout_s=timeout_s)
+        ended = object()
+        try:
+            while (item := await self._run(lambda: next(items, ended))) is not ended:
+                yield item
+        finally:
+            await self._run(items.close)
+
     async def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
         """See :meth:`Client.resolve`."""
         return await self._run(lambda: self._client.resolve(name, type, timeout_s=timeout_s))

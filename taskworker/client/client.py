@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -32,7 +33,7 @@ from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker import store_pb2, taskworker_pb2
 from taskworker.client import sources
-from taskworker.client.channel import Channel, Deadline, OutgoingMessages, retried
+from taskworker.client.channel import Channel, Deadline, IncomingMessages, OutgoingMessages, retried
 from taskworker.client.differences import (
     Changed,
     LocalDiff,
@@ -602,6 +603,49 @@ class Client:
         request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         return self._channel.unary(self._channel.rpc.CallFunction, request, self._deadline(timeout_s)).result
 
+    @_arguments_checked
+    def stream(
+        self,
+        function: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> Generator[Any, None, None]:
+        """Call a function that is a generator: each item as it comes. Of any other function, its result as one item.
+
+        Leaving the iteration early ends the call.
+
+        Args:
+            function: its name.
+            args: values that JSON can hold.
+            kwargs: likewise, by parameter.
+            user_id: on whose behalf it runs.
+            timeout_s: after that many seconds the call is ended wherever it runs.
+
+        Raises:
+            CallUncertain: its worker was lost after it gave some items; and what :meth:`call` raises.
+        """
+        texts = [_as_json(value) for value in args]
+        named = {name: _as_json(value) for name, value in (kwargs or {}).items()}
+        return _values_of(self.stream_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
+
+    @_arguments_checked
+    def stream_texts(
+        self,
+        function: str,
+        args: Sequence[str],
+        kwargs: Mapping[str, str],
+        *,
+        user_id: str,
+        timeout_s: float | None = None,
+    ) -> Generator[str, None, None]:
+        """As :meth:`stream`, with arguments as texts (JSON values, or bare words), and items as JSON."""
+        request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
+        items = self._channel.receive(self._channel.rpc.StreamFunction, request, self._deadline(timeout_s))
+        return _items_of(items)
+
     # Names
 
     @_arguments_checked
@@ -775,3 +819,15 @@ class _Event(Protocol):
 
 
 EventT = TypeVar("EventT", bound=_Event)
+
+
+def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
+    with contextlib.closing(items):
+        for item in items:
+            yield json.loads(item)
+
+
+def _items_of(messages: IncomingMessages[taskworker_pb2.FunctionItem]) -> Generator[str, None, None]:
+    with messages:
+        for message in messages:
+            yield message.item

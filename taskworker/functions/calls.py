@@ -13,6 +13,9 @@ DEPTH_MAX = 16
 LOOPS_MAX = 4
 ARGUMENT_CHARS_MAX = 1 << 20
 
+Items = Callable[[str], None]
+"""Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

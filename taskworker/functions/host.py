@@ -23,7 +23,7 @@ from taskworker.errors import (
 )
 from taskworker.functions.bridge import Bridge, UserFiles
 from taskworker.functions.bundles import BundleCache, key_of, spec_of
-from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.redaction import RedactedOutside, Redactor
@@ -41,10 +41,6 @@ OutsideOf = Callable[[Call, float | None, RunningCall], Outside]
 
 CallFunction = Callable[[Call, float | None, RunningCall], str]
 """Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
-
-
-Items = Callable[[str], None]
-"""Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
 
 
 class _Outcome(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.routing import RoutedFunction
 
@@ -24,7 +24,13 @@ class LocalWorkers:
         return [self._name] if function.name in self._host.own else []
 
     def invoke(
-        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         """See ``Workers``."""
-        return self._host.run(self._host.own_function(function.name), call, timeout_s, running)
+        return self._host.run(self._host.own_function(function.name), call, timeout_s, running, items)

@@ -28,7 +28,7 @@ from taskworker.errors import (
     ServerBusy,
     StorageUnavailable,
 )
-from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.paces import Paces
 from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallFigures, CallStatistics
@@ -84,9 +84,15 @@ class Workers(Protocol):
         """Names of the workers that can run the function now."""
 
     def invoke(
-        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
-        """Run a call there.
+        """Run a call there; with ``items``, what it gives goes to them as it comes, and the report has no result.
 
         Raises:
             WorkerGone: it was lost.
@@ -105,7 +111,7 @@ class FunctionFigures:
 
 @dataclass(slots=True)
 class _Cached:
-    result: str
+    items: tuple[str, ...]
     ttl_s: float
 
 
@@ -135,7 +141,7 @@ class CallRouter:
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
             ttu=lambda _key, cached, now: now + cached.ttl_s,
-            getsizeof=lambda cached: len(cached.result) + 512,
+            getsizeof=lambda cached: sum(map(_item_bytes, cached.items)) + 512,
         )
 
     def call(self, call: Call, timeout_s: float | None, running: RunningCall | None = None) -> str:
@@ -160,16 +166,46 @@ class CallRouter:
         key = _cache_key(function, call) if function.cache_ttl_s else None
         if key is not None and (found := self._cached(key)) is not None:
             self._statistics_of(function.name).from_cache()
-            return found
+            return found[0]
         running = running or RunningCall()
         with self._turn(function, call, deadline, running):
             report = self._run(function, call, deadline, running)
         if report.error is not None:
             raise report.error
         if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
-            with self._lock:
-                self._cache[key] = _Cached(report.result, function.cache_ttl_s)
+            self._keep(key, (report.result,), function.cache_ttl_s)
         return report.result
+
+    def stream(self, call: Call, timeout_s: float | None, running: RunningCall, items: Items) -> None:
+        """Call a function, and hand over what it gives as it comes: of a generator its items, else its result.
+
+        A call that has given something is not run again elsewhere.
+
+        Args:
+            call: what is called.
+            timeout_s: how long all of it may take; None: the function's own limits.
+            running: lets another thread end it.
+            items: get what it gives, as JSON.
+
+        Raises:
+            StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
+        """
+        call.checked()
+        deadline = _Until(timeout_s)
+        function = self._found(call.function, deadline)
+        key = ("stream", _cache_key(function, call)) if function.cache_ttl_s else None
+        if key is not None and (found := self._cached(key)) is not None:
+            self._statistics_of(function.name).from_cache()
+            for item in found:
+                items(item)
+            return
+        given = _Given(items)
+        with self._turn(function, call, deadline, running):
+            report = self._run(function, call, deadline, running, given)
+        if report.error is not None:
+            raise report.error
+        if key is not None and given.kept is not None:
+            self._keep(key, tuple(given.kept), function.cache_ttl_s)
 
     def figures(self, name: str) -> FunctionFigures:
         """How the calls of a function do."""
@@ -214,19 +250,30 @@ class CallRouter:
         with self._lock:
             return self._statistics.setdefault(name, CallStatistics())
 
-    def _cached(self, key: object) -> str | None:
+    def _cached(self, key: object) -> tuple[str, ...] | None:
         with self._lock:
             found = self._cache.get(key)
-        return None if found is None else found.result
+        return None if found is None else found.items
+
+    def _keep(self, key: object, items: tuple[str, ...], ttl_s: float) -> None:
+        with self._lock:
+            self._cache[key] = _Cached(items, ttl_s)
 
     # -- workers -------------------------------------------------------------------------------------
 
-    def _run(self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall) -> CallReport:
+    def _run(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        given: _Given | None = None,
+    ) -> CallReport:
         statistics = self._statistics_of(function.name)
         started = time.monotonic()
         failed = True
         try:
-            report = self._run_somewhere(function, call, deadline, running, statistics)
+            report = self._run_somewhere(function, call, deadline, running, statistics, given)
             failed = report.error is not None
             return report
         finally:
@@ -239,19 +286,25 @@ class CallRouter:
         deadline: _Until,
         running: RunningCall,
         statistics: CallStatistics,
+        given: _Given | None,
     ) -> CallReport:
         tried: set[str] = set()
         while True:
             worker = self._choose(function, tried, deadline, running)
             try:
                 with self._counted(function, worker) as ended:
-                    report = self._workers.invoke(worker, function, call, deadline.left_s(), running)
+                    report = self._workers.invoke(worker, function, call, deadline.left_s(), running, given)
                     ended(report)
             except WorkerGone as gone:
                 if gone.may_have_run and not function.idempotent:
                     raise CallUncertain(
                         f"worker {worker} was lost amid a call of {function.name}, which is not idempotent: it may "
                         "have run, or not; see what it did before calling it again"
+                    ) from gone
+                if given is not None and given.any:
+                    raise CallUncertain(
+                        f"worker {worker} was lost amid a call of {function.name}, some of whose results were handed "
+                        "over already; call it again for all of them"
                     ) from gone
                 statistics.was_moved()
                 tried.add(worker)
@@ -306,6 +359,29 @@ class CallRouter:
         finally:
             with self._lock:
                 self._outstanding[worker] -= 1
+
+
+def _item_bytes(item: str) -> int:
+    return len(item) + 64  # and about so much for the text's own head
+
+
+class _Given:
+    """Hands over items; knows whether there were any, and which, if they are small enough to be cached."""
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._bytes = 0
+        self.any = False
+        self.kept: list[str] | None = []
+
+    def __call__(self, item: str) -> None:
+        self.any = True
+        self._bytes += _item_bytes(item)
+        if self._bytes > _CACHED_RESULT_BYTES_MAX:
+            self.kept = None
+        elif self.kept is not None:
+            self.kept.append(item)
+        self._items(item)
 
 
 class _Until:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from taskworker.errors import NotJoined
-from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.redaction import CallRedactors
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
@@ -54,6 +54,7 @@ class Transport(Protocol):
         call: Call,
         timeout_s: float | None,
         running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         """As ``taskworker.functions.routing.Workers.invoke``."""
 
@@ -125,7 +126,13 @@ class Hosting:
         return [offer.worker for offer in able if self._is_alive(offer)]
 
     def invoke(
-        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         """See ``Workers``."""
         with self._lock:
@@ -138,7 +145,7 @@ class Hosting:
             self._under_way[call.token] = call
         try:
             with self.redactors.during(call) as redactor:
-                report = self._transport.invoke(worker, address, function, call, timeout_s, running)
+                report = self._transport.invoke(worker, address, function, call, timeout_s, running, items)
                 redactor.report(report)
                 return report
         except WorkerGone:

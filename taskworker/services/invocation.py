@@ -17,10 +17,11 @@ from storage.errors import StorageError
 from taskworker import functions_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
-from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.functions_pb2_grpc import InvocationServiceStub
+from taskworker.services.handing_over import handed_over
 from taskworker.services.rpc import CallerWithDeadline, running_for, time_left_s
 from taskworker.wire import status
 
@@ -52,6 +53,22 @@ class InvocationService:
         self, request: functions_pb2.InvokeRequest, caller: CallerWithDeadline
     ) -> functions_pb2.InvokeResponse:
         """Run one call."""
+        return _report_to_proto(self._run(request, time_left_s(caller), running_for(caller), None))
+
+    def InvokeStream(  # noqa: N802
+        self, request: functions_pb2.InvokeRequest, caller: CallerWithDeadline
+    ) -> Iterator[functions_pb2.InvokeEvent]:
+        """Run one call, and give its items as they come."""
+        left_s, running = time_left_s(caller), running_for(caller)
+        for event in handed_over(lambda take: self._run(request, left_s, running, take), running):
+            if isinstance(event, str):
+                yield functions_pb2.InvokeEvent(item=event)
+            else:
+                yield functions_pb2.InvokeEvent(outcome=_report_to_proto(event.result))
+
+    def _run(
+        self, request: functions_pb2.InvokeRequest, left_s: float | None, running: RunningCall, items: Items | None
+    ) -> CallReport:
         call = Call(
             function=request.function_name,
             args=tuple(request.args),
@@ -61,15 +78,14 @@ class InvocationService:
             chain=tuple(request.chain),
             token=request.token,
         )
-        running = running_for(caller)
         try:
             with self._cancellable(call.token, running):
-                report = self._host.run(self._function(request), call.checked(), time_left_s(caller), running)
+                report = self._host.run(self._function(request), call.checked(), left_s, running, items)
         except StorageError as error:
             report = CallReport(error=error)
         if isinstance(report.error, FunctionsUnavailable):
             raise report.error  # not what became of the call: it has not run, and others may run it
-        return _report_to_proto(report)
+        return report
 
     def Cancel(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.CancelRequest, _caller: CallerWithDeadline
@@ -120,16 +136,36 @@ def _report_to_proto(report: CallReport) -> functions_pb2.InvokeResponse:
     )
 
 
-def _report_from_proto(response: functions_pb2.InvokeResponse) -> CallReport:
-    """What a worker told, read as from a stranger: its result must be JSON."""
+def _streamed(events: Iterator[functions_pb2.InvokeEvent], items: Items) -> CallReport:
+    """Hand on the items of a call as a worker gives them, read as from a stranger."""
+    for event in events:
+        if event.WhichOneof("event") != "item":
+            return _report_from_proto(event.outcome, in_parts=True)
+        if not _is_json(event.item):
+            return CallReport(error=_no_json())
+        items(event.item)
+    return CallReport(error=status.error_of("FunctionCrashed", "the worker did not tell how the call ended"))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def _no_json() -> StorageError:
+    return status.error_of("FunctionCrashed", "the worker answered with something that is no JSON")
+
+
+def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool = False) -> CallReport:
+    """What a worker told, read as from a stranger: its result, if it did not come in parts, must be JSON."""
     error: StorageError | None = None
     if response.kind:
         error = status.error_of(response.kind, response.text)
-    else:
-        try:
-            _json.decode(response.result)
-        except (msgspec.MsgspecError, RecursionError):
-            error = status.error_of("FunctionCrashed", "the worker answered with something that is no JSON")
+    elif not in_parts and not _is_json(response.result):
+        error = _no_json()
     return CallReport(
         result=response.result,
         error=error,
@@ -178,6 +214,7 @@ class GrpcTransport:
         call: Call,
         timeout_s: float | None,
         running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         """See ``Transport``."""
         request = functions_pb2.InvokeRequest(
@@ -196,6 +233,8 @@ class GrpcTransport:
             stub = self._stub(address)
         try:
             with running.ended_by(lambda: _tell_to_end(stub, call.token)):
+                if items is not None:
+                    return _streamed(stub.InvokeStream(request, timeout=timeout_s), items)
                 response = stub.Invoke(request, timeout=timeout_s)
         except grpc.RpcError as error:
             with self._lock:

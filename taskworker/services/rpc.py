@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import grpc
@@ -12,6 +13,7 @@ from taskworker.errors import CallAbandoned
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.routing import CallRouter
 from taskworker.services.binding import Caller
+from taskworker.services.handing_over import handed_over
 from taskworker.wire.chains import read_chain
 
 AnswerT = TypeVar("AnswerT")
@@ -73,14 +75,26 @@ class RpcService:
         self, request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline
     ) -> taskworker_pb2.FunctionCallResponse:
         """Call a function; its result as JSON."""
-        call_id, chain = read_chain(caller.invocation_metadata())
-        call = Call(
-            function=request.function_name,
-            args=tuple(request.args),
-            kwargs=dict(request.kwargs),
-            user_id=request.user_id,
-            call_id=call_id or secrets.token_hex(8),
-            chain=chain,
-        )
-        result = self._router.call(call, time_left_s(caller), running_for(caller))
+        result = self._router.call(_call_of(request, caller), time_left_s(caller), running_for(caller))
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)
+
+    def StreamFunction(  # noqa: N802
+        self, request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline
+    ) -> Iterator[taskworker_pb2.FunctionItem]:
+        """Call a function; what it gives, as it comes."""
+        call, left_s, running = _call_of(request, caller), time_left_s(caller), running_for(caller)
+        for item in handed_over(lambda take: self._router.stream(call, left_s, running, take), running):
+            if isinstance(item, str):
+                yield taskworker_pb2.FunctionItem(item=item)
+
+
+def _call_of(request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline) -> Call:
+    call_id, chain = read_chain(caller.invocation_metadata())
+    return Call(
+        function=request.function_name,
+        args=tuple(request.args),
+        kwargs=dict(request.kwargs),
+        user_id=request.user_id,
+        call_id=call_id or secrets.token_hex(8),
+        chain=chain,
+    )

@@ -15,6 +15,7 @@ from tests.functions.processes import USER, WAIT_S, FunctionPool
 COLUMNS = 100
 MODULE = """
 import logging
+import time
 
 from taskworker.inside import worker
 
@@ -25,6 +26,12 @@ def add(a: int, b: int) -> int:
 
 def configured():
     return dict(worker.config)
+
+
+def counts(to: int):
+    for number in range(to):
+        yield f"line {number}"
+    time.sleep(3600)
 
 
 def fails(text):
@@ -73,7 +80,7 @@ def test_an_error_of_a_function_is_shown_with_its_frames(commands: Commands) -> 
     assert told == [
         "taskworker: ValueError: no way",
         "  taskworker: forged",
-        '  app/app.py:18 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        '  app/app.py:25 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
 
 
@@ -86,7 +93,7 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
         " ! WARNING root: this will not end well",
         " * FunctionFailed: ValueError: again",
         " *   taskworker: forged",
-        ' *   app/app.py:18 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        ' *   app/app.py:25 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
     assert all(not line.startswith("taskworker") for line in shown)
     assert commands.run("logs", "add") == ([], [])
@@ -98,6 +105,14 @@ def test_a_function_is_configured_where_it_is_deployed(commands: Commands) -> No
     assert json.loads("\n".join(shown)) == {"rate": "0.5", "url": "http://x?a=b"}
     commands.run("deploy", "configured", "app:configured", "--set", "rate", code=2)
     commands.run("undeploy", "configured")
+
+
+def test_what_a_generator_gives_is_printed_as_it_comes(commands: Commands) -> None:
+    commands.run("deploy", "counts", "app:counts")
+    shown, told = commands.run("call", "counts", "3", "--timeout", "2", code=6)
+    assert shown == ["line 0", "line 1", "line 2"]
+    assert "time limit" in told[0]
+    commands.run("undeploy", "counts")
 
 
 def test_functions_fit_into_a_terminal(commands: Commands) -> None:

@@ -139,6 +139,28 @@ def about():
     return caller.user_id, caller.call_id, caller.deadline_left, dict(worker.config)
 
 
+def counts(to, size=0, pause_s=0):
+    for number in range(to):
+        yield [number, "x" * size]
+        time.sleep(pause_s)
+
+
+async def acounts(to):
+    for number in range(to):
+        yield number
+
+
+def breaks(at):
+    for number in range(at):
+        yield number
+    raise ValueError("enough")
+
+
+def unspeakable():
+    yield 1
+    yield float("nan")
+
+
 def keeps_a_file():
     import pathlib
 
@@ -246,6 +268,53 @@ def test_a_file_is_returned_in_place_of_its_bytes(pool: FunctionPool) -> None:
     file = pool.client.call("keeps_a_file", user_id=USER)
     assert (file["filename"], file["size"]) == ("reports/1", 5000)
     assert pool.client.get(file["file_id"], user_id=USER, version_id=file["version_id"]) == b"large" * 1000
+
+
+def test_what_a_generator_gives_comes_as_it_is_made(pool: FunctionPool) -> None:
+    for entry in ("counts", "acounts", "breaks", "unspeakable"):
+        pool.deploy(entry, f"app:{entry}", pool.directory)
+    stream = pool.client.stream
+    assert list(stream("counts", [300], user_id=USER)) == [[number, ""] for number in range(300)]
+    assert list(stream("acounts", [3], user_id=USER)) == [0, 1, 2]
+    assert list(stream("calculate", [3, 4], user_id=USER)) == [7]
+    assert pool.client.call("acounts", [3], user_id=USER) == [0, 1, 2]
+    assert list(stream("acounts", [0], user_id=USER)) == []
+    broken = stream("breaks", [2], user_id=USER)
+    assert [next(broken), next(broken)] == [0, 1]
+    with pytest.raises(FunctionFailed, match="ValueError: enough"):
+        next(broken)
+    with pytest.raises(FunctionFailed, match="ValueError: enough"):
+        pool.client.call("breaks", [2], user_id=USER)
+    with pytest.raises(FunctionFailed, match="not finite"):
+        list(stream("unspeakable", user_id=USER))
+    with pytest.raises(InvalidArgument, match="missing a required argument: 'to'"):
+        list(stream("acounts", user_id=USER))
+
+
+def test_the_first_item_comes_before_the_second_is_made(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory)
+    items = pool.client.stream("counts", [2, 0, 3600], user_id=USER)
+    assert next(items) == [0, ""]  # the second will never come
+    items.close()
+    pool.await_status("counts", lambda status: not status.running)
+
+
+def test_a_generator_waits_for_who_takes_what_it_gives(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory)
+    items = pool.client.stream("counts", [200, 500_000], user_id=USER)
+    next(items)
+    time.sleep(0.5)
+    assert pool.status("counts").running == 1  # 100 MB are not held anywhere
+    assert sum(1 for _ in items) == 199
+
+
+def test_an_item_has_the_limit_of_a_result(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory, limits=Limits(result_bytes=1000))
+    assert len(list(pool.client.stream("counts", [50, 900], user_id=USER))) == 50
+    with pytest.raises(FunctionLimitExceeded, match="result limit"):
+        list(pool.client.stream("counts", [1, 2000], user_id=USER))
+    with pytest.raises(FunctionLimitExceeded, match="result limit"):
+        pool.client.call("counts", [50, 900], user_id=USER)
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:

@@ -20,7 +20,7 @@ from taskworker.errors import (
     FunctionNotFound,
     ServerBusy,
 )
-from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, RunningCall
+from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, Items, RunningCall
 from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone
 
 Behaviour = Callable[[Call], CallReport]
@@ -38,10 +38,18 @@ class Fleet:
         return sorted(self.behaviours)
 
     def invoke(
-        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         with self._lock:
             self.runs[worker] += 1
+        for item in call.args if items is not None else ():
+            items(item)  # type: ignore[misc]
         return self.behaviours[worker](call)
 
 
@@ -100,6 +108,25 @@ def test_a_call_that_never_left_is_moved_in_any_case() -> None:
     for _ in range(10):
         assert router(fleet, idempotent=False).call(Call("f"), None) == "1"
     assert fleet.runs["a"]
+
+
+def test_a_stream_moves_only_before_it_has_given_anything() -> None:
+    lost, given = fails(WorkerGone("a", may_have_run=True)), list[str]()
+    router(Fleet(a=lost, b=answers())).stream(Call("f"), None, RunningCall(), given.append)
+    with pytest.raises(CallUncertain, match="handed over already"):
+        router(Fleet(a=lost)).stream(Call("f", ("1", "2")), None, RunningCall(), given.append)
+    assert given == ["1", "2"]
+
+
+def test_a_stream_is_given_again_from_the_cache() -> None:
+    fleet = Fleet(a=answers("[1, 2]"))
+    routes = router(fleet, cache_ttl_s=60.0)
+    for _ in range(2):
+        given: list[str] = []
+        routes.stream(Call("f", ("1", "2")), None, RunningCall(), given.append)
+        assert given == ["1", "2"]
+        assert routes.call(Call("f", ("1", "2")), None) == "[1, 2]"  # what a call gets of the same function is one list
+    assert fleet.runs["a"] == 2
 
 
 def test_a_worker_five_times_slower_gets_little_of_the_load() -> None:

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from taskworker import functions_pb2, taskworker_pb2
-from taskworker.errors import CallAbandoned
-from taskworker.functions.calls import Call, CallReport, RunningCall
+from taskworker.errors import CallAbandoned, FunctionCrashed
+from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions_pb2_grpc import InvocationServiceServicer, add_InvocationServiceServicer_to_server
 from taskworker.services.invocation import GrpcTransport
@@ -36,6 +36,14 @@ class Worker(InvocationServiceServicer):
         ended = self._ended[request.token]
         self.begun.release()
         return functions_pb2.InvokeResponse(result="true" if ended.wait(UNTOLD_S) else "false")
+
+    def InvokeStream(  # noqa: N802
+        self, request: functions_pb2.InvokeRequest, context: grpc.ServicerContext
+    ) -> Iterator[functions_pb2.InvokeEvent]:
+        for item in request.args:
+            yield functions_pb2.InvokeEvent(item=item)
+        if request.call_id != "no outcome":
+            yield functions_pb2.InvokeEvent(outcome=functions_pb2.InvokeResponse())
 
     def Cancel(  # noqa: N802
         self, request: functions_pb2.CancelRequest, context: grpc.ServicerContext
@@ -61,6 +69,11 @@ class Served:
     def invoke(self, token: str, running: RunningCall) -> CallReport:
         """Run a call to its end."""
         return self._transport.invoke("w", self._address, FUNCTION, Call("f", token=token), 30.0, running)
+
+    def stream(self, call: Call) -> tuple[list[str], CallReport]:
+        """Run a call to its end; what it gave, and its report."""
+        items: list[str] = []
+        return items, self._transport.invoke("w", self._address, FUNCTION, call, 30.0, RunningCall(), items.append)
 
     def close(self) -> None:
         self._transport.close()
@@ -101,6 +114,18 @@ def test_a_worker_too_busy_to_be_told_is_told_again() -> None:
     served.close()
 
 
+def test_items_of_a_worker_are_read_as_from_a_stranger(served: Served) -> None:
+    items, report = served.stream(Call("f", ("1", '"two"', "[3]"), token="a"))
+    assert items == ["1", '"two"', "[3]"]
+    assert report.error is None
+    items, report = served.stream(Call("f", ("1", "no json", "3"), token="b"))
+    assert items == ["1"]
+    assert isinstance(report.error, FunctionCrashed)
+    items, report = served.stream(Call("f", ("1",), call_id="no outcome", token="c"))
+    assert items == ["1"]
+    assert isinstance(report.error, FunctionCrashed)
+
+
 class Gone:
     """A caller who went away before anything could be arranged for that; gRPC tells of it so."""
 
@@ -124,7 +149,13 @@ class Unasked:
         return ["w"]
 
     def invoke(
-        self, worker: str, function: RoutedFunction, call: Call, timeout_s: float | None, running: RunningCall
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
     ) -> CallReport:
         raise AssertionError("nobody waits for this call")
 
