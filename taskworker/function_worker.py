@@ -24,10 +24,11 @@ from taskworker.functions.host import FunctionHost
 from taskworker.functions.local import LocalWorkers
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.routing import CallRouter
+from taskworker.functions.spec import LIMITS_MAX
 from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
 from taskworker.functions_pb2_grpc import HostingServiceStub
 from taskworker.outside_pb2_grpc import OutsideServiceStub
-from taskworker.sandbox import SandboxUnavailable
+from taskworker.sandbox import Limits, SandboxUnavailable
 from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
@@ -59,9 +60,10 @@ class HostedFunctions:
         required: whether the worker is of no use without: then :meth:`services` raises where a sandbox
             cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
             be had, the worker goes on without functions, and says so.
+        limits_max: what a function may ask for at most.
     """
 
-    def __init__(self, pool_address: str, directory: Path, *, required: bool) -> None:
+    def __init__(self, pool_address: str, directory: Path, *, required: bool, limits_max: Limits = LIMITS_MAX) -> None:
         self._home = HomeProcess("this worker's host of functions")
         self._client = Client(pool_address)
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
@@ -75,6 +77,7 @@ class HostedFunctions:
             lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
             self._call_function,
             lambda call, timeout_s, asking: RemoteOutside(outside, pool_address, call.token, timeout_s, asking),
+            limits_max,
         )
         self.unavailable: str | None = None
         self._try_at = 0.0
@@ -202,9 +205,10 @@ class LocalFunctions:
     Args:
         worker_id: its name.
         store: has the files that functions work on.
+        limits_max: what a function may ask for at most.
     """
 
-    def __init__(self, worker_id: str, store: FileStorage) -> None:
+    def __init__(self, worker_id: str, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
         self._home = HomeProcess("this worker's host of functions")
         self._bundles = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
         self._remove_bundles = weakref.finalize(self, _remove_at_home, self._bundles, self._home)
@@ -212,6 +216,7 @@ class LocalFunctions:
             self._bundles,
             lambda user, _timeout_s: EmbeddedFiles(store, user),
             lambda call, timeout_s, asking: self._router.call(call, timeout_s, asking),
+            limits_max=limits_max,
         )
         workers = LocalWorkers(worker_id, self._host)
         self._router = CallRouter(workers.find, workers)

@@ -19,6 +19,8 @@ from storage.forks import HomeProcess
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.declaring import Declarations
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions, LocalFunctions
+from taskworker.functions.spec import LIMITS_MAX
+from taskworker.sandbox import Limits
 from taskworker.services.files import FileService
 from taskworker.services.server import FileServer
 from taskworker.taskworker_pb2 import (
@@ -88,6 +90,7 @@ class TaskWorker:
         owner: whose machine this is; the pool spreads shards over owners before anything else.
         capacity: bytes, the worker's weight among the others; default the size of the volume's disk.
         host: what to listen on: ``127.0.0.1`` or another loopback address.
+        limits_max: what a function may ask for at most on this worker; docs/functions.md has the default.
 
     Raises:
         InvalidArgument: a worker_id that is not such a name.
@@ -104,6 +107,7 @@ class TaskWorker:
         owner: str = "",
         capacity: int | None = None,
         host: str = "127.0.0.1",
+        limits_max: Limits = LIMITS_MAX,
     ) -> None:
         if not _WORKER_ID.fullmatch(worker_id):
             raise InvalidArgument(
@@ -117,6 +121,7 @@ class TaskWorker:
         self.node_pool_address = node_pool_address
         self.address: str | None = None
         self._host = host
+        self._limits_max = limits_max
         self._server: FileServer | None = None
         self._member: VolumeWorker | None = None
         self._volume = Path(volume) if volume is not None else default_store(worker_id)
@@ -219,7 +224,12 @@ class TaskWorker:
         return bound
 
     async def _join(self, pool_address: str, address: str) -> int:
-        hosted = HostedFunctions(pool_address, self._volume / "functions", required=bool(self._declared))
+        hosted = HostedFunctions(
+            pool_address,
+            self._volume / "functions",
+            required=bool(self._declared),
+            limits_max=self._limits_max,
+        )
         member = VolumeWorker(
             self.worker_id,
             pool_address,
@@ -241,7 +251,7 @@ class TaskWorker:
     async def _serve_store(self, address: str) -> int:
         assert self._embedded is not None, "a worker without a pool has a store"
         store = await asyncio.to_thread(self._embedded.open)
-        local = LocalFunctions(self.worker_id, store)
+        local = LocalFunctions(self.worker_id, store, self._limits_max)
         server = FileServer(store, added=local.services(), added_calls=FUNCTION_CALLS)
         try:
             await asyncio.to_thread(local.register, self._declared.packed())

@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 _GRACE_S = 5.0
 
+LimitsMax = Annotated[
+    str,
+    typer.Option(
+        "--limits-max",
+        help="What a function may ask for at most: memory=8GiB,wall=7200,...; what is not named stays as it is.",
+        metavar="LIMITS",
+    ),
+]
 Supervised = Annotated[
     bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)
 ]
@@ -116,6 +124,7 @@ def pool(
             dir_okay=False,
         ),
     ] = None,
+    limits_max: LimitsMax = "",
     dns_port: DnsPort = None,
     dns_upstream: DnsUpstream = None,
     dns_block: DnsBlock = None,
@@ -132,6 +141,8 @@ def pool(
         taskworker pool --dir ./pool --dns-port 5353
     """
     from taskworker.cli.allocator import keep_one_arena
+    from taskworker.functions.policy import FunctionPolicy
+    from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.secrets.process_memory import keep_private
     from taskworker.services.pool_server import PoolServer
@@ -152,7 +163,9 @@ def pool(
     keep_private()
     dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)
     key = _master_key(master_key)
-    server = PoolServer(path, profile=profile_of(k, n), options=options, master_key=key, dns=dns)
+    policy = FunctionPolicy(limits_max=limits_from_text(limits_max, LIMITS_MAX))
+    profile = profile_of(k, n)
+    server = PoolServer(path, profile=profile, options=options, master_key=key, dns=dns, functions=policy)
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
@@ -238,6 +251,7 @@ def worker(
     functions: Annotated[
         bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
     ] = True,
+    limits_max: LimitsMax = "",
     scrub_rate: Annotated[
         float,
         typer.Option(help="How fast to keep verifying what it holds, in MiB/s; 0: never.", metavar="MIB/S", min=0),
@@ -263,13 +277,17 @@ def worker(
         run_program(session, program, listen)
         return
     from taskworker.function_worker import HostedFunctions
+    from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.volume_worker import VolumeWorker
     from taskworker.worker import default_store
 
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
-    hosted = HostedFunctions(pool_address, path / "functions", required=False) if functions else None
+    hosted = None
+    if functions:
+        most = limits_from_text(limits_max, LIMITS_MAX)
+        hosted = HostedFunctions(pool_address, path / "functions", required=False, limits_max=most)
     member = VolumeWorker(
         worker_id,
         pool_address,

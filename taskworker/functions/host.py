@@ -27,8 +27,8 @@ from taskworker.functions.calls import Call, CallReport, Items, OutputLine, Runn
 from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.redaction import RedactedOutside, Redactor
-from taskworker.functions.spec import FunctionSpec
-from taskworker.sandbox import FunctionImage, SandboxHost
+from taskworker.functions.spec import LIMITS_MAX, FunctionSpec
+from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 
 _LINE_CHARS_MAX = 4_000
@@ -83,6 +83,7 @@ class FunctionHost:
         files_of: the files of a call's user.
         call_function: calls another function for a call under way.
         outside_of: what a call may use of the world outside.
+        limits_max: what a function may ask for at most.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class FunctionHost:
         files_of: FilesOf,
         call_function: CallFunction,
         outside_of: OutsideOf = lambda _call, _timeout_s, _asking: NoOutside(),
+        limits_max: Limits = LIMITS_MAX,
     ) -> None:
+        self._limits_max = limits_max
         self._outside_of = outside_of
         self._bundles = BundleCache(directory)
         self._sandbox = SandboxHost(directory)
@@ -125,7 +128,11 @@ class FunctionHost:
     # -- functions ---------------------------------------------------------------------------------
 
     def register(self, function: PackedFunction) -> None:
-        """Host a function of this worker's own program, in place of one of the same name."""
+        """Host a function of this worker's own program, in place of one of the same name.
+
+        Raises:
+            InvalidArgument: it asks for more than this worker allows.
+        """
         hosted = self._host(function.bundle)
         with self._lock:
             self._own[hosted.spec.name] = hosted
@@ -157,18 +164,24 @@ class FunctionHost:
 
         Raises:
             FormatError, InvalidArgument: it is no bundle.
+            FunctionsUnavailable: it asks for more than this worker allows; others may allow it.
             StorageError: it cannot be read.
         """
         with self._lock:
             hosted = self._hosted.get(bundle_id)
         if hosted is None or not self._bundles.keep(hosted.image.key):
-            hosted = self._host(fetch())
+            bundle = fetch()
+            try:
+                spec_of(bundle).within(self._limits_max)
+            except InvalidArgument as error:
+                raise FunctionsUnavailable(str(error)) from None
+            hosted = self._host(bundle)
             with self._lock:
                 self._hosted[bundle_id] = hosted
         return hosted
 
     def _host(self, bundle: bytes) -> HostedFunction:
-        spec = spec_of(bundle)
+        spec = spec_of(bundle).within(self._limits_max)
         root = self._bundles.add(bundle)
         document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config})
         return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits))

@@ -19,17 +19,30 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMAT = 1
 _MIB = 1 << 20
 
-# Whatever a spec asks for, a worker gives no more.
-_CEILINGS: Mapping[str, float] = {
-    "memory_bytes": 4096 * _MIB,
-    "cpu_s": 3600.0,
-    "wall_s": 3600.0,
-    "threads": 256,
-    "disk_bytes": 4096 * _MIB,
-    "open_files": 1024,
-    "output_bytes": 16 * _MIB,
-    "result_bytes": 8 * _MIB,
-}
+LIMITS_MAX = Limits(
+    memory_bytes=4096 * _MIB,
+    cpu_s=3600.0,
+    wall_s=3600.0,
+    threads=256,
+    disk_bytes=4096 * _MIB,
+    open_files=1024,
+    output_bytes=16 * _MIB,
+    result_bytes=8 * _MIB,
+)
+"""What a pool and a worker allow a function to ask for, unless their operators say otherwise."""
+
+_POSSIBLE = Limits(
+    memory_bytes=1 << 50,
+    cpu_s=30 * 86_400.0,
+    wall_s=30 * 86_400.0,
+    threads=500,  # of the 512 tasks that all calls of a function have together
+    disk_bytes=1 << 50,
+    open_files=65_536,
+    output_bytes=1024 * _MIB,
+    result_bytes=8 * _MIB,  # a frame of the sandbox's channel
+)
+"""More, no operator can allow."""
+_LIMIT_FIELDS = tuple(one.name for one in dataclasses.fields(Limits))
 
 
 def check_name(name: str) -> str:
@@ -106,10 +119,25 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidArgument(f"config {dict(self.config)!r}: keys and values are texts")
         if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
             raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
-        for field, most in _CEILINGS.items():
-            value = getattr(self.limits, field)
+        for field in _LIMIT_FIELDS:
+            value, most = getattr(self.limits, field), getattr(_POSSIBLE, field)
             if not 0 < value <= most:
                 raise InvalidArgument(f"limit {field} is {value}: more than 0, at most {most:g}")
+        return self
+
+    def within(self, allowed: Limits) -> FunctionSpec:
+        """Itself, if its limits are no more than an operator allows.
+
+        Raises:
+            InvalidArgument: one is; the text names it.
+        """
+        for field in _LIMIT_FIELDS:
+            value, most = getattr(self.limits, field), getattr(allowed, field)
+            if value > most:
+                raise InvalidArgument(
+                    f"function {self.name}: limit {field} is {value:,}, and at most {most:,} is allowed here; ask for "
+                    "less, or have the operator allow more with --limits-max"
+                )
         return self
 
     def to_json(self) -> bytes:
@@ -141,7 +169,6 @@ _LATER_FIELDS = ("config",)
 """Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 
-_LIMIT_FIELDS = {one.name for one in dataclasses.fields(Limits)}
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _LIMIT_NAMES: Mapping[str, str] = {
@@ -167,16 +194,16 @@ def limits_of(value: object) -> Limits:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f'limits are a taskworker.Limits or a mapping as {{"wall_s": 5}}, not {value!r}')
     given = {_LIMIT_NAMES.get(name, name): quantity for name, quantity in value.items()}
-    if unknown := set(given) - _LIMIT_FIELDS:
-        raise InvalidArgument(f"there is no limit {min(unknown)!r}; there are {', '.join(sorted(_LIMIT_FIELDS))}")
+    if unknown := set(given) - set(_LIMIT_FIELDS):
+        raise InvalidArgument(f"there is no limit {min(unknown)!r}; there are {', '.join(_LIMIT_FIELDS)}")
     try:
         return msgspec.convert(given, Limits)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"limits {dict(value)!r}: {error}") from None
 
 
-def limits_from_text(text: str) -> Limits:
-    """Limits as the command line has them: ``memory=128MiB,cpu=5,wall=60``; what is not named is the default.
+def limits_from_text(text: str, unnamed: Limits | None = None) -> Limits:
+    """Limits as the command line has them: ``memory=128MiB,cpu=5,wall=60``; what is not named is as in ``unnamed``.
 
     Raises:
         InvalidArgument: an unknown limit, or no quantity.
@@ -193,4 +220,4 @@ def limits_from_text(text: str) -> Limits:
             raise InvalidArgument(f"limit {item!r}: write for example memory=128MiB, cpu=5 (seconds), threads=8")
         value = float(matched.group(1)) * (_UNITS[unit] if field.endswith("bytes") else 1)
         given[field] = value if field.endswith("_s") else int(value)
-    return Limits(**given)
+    return dataclasses.replace(unnamed or Limits(), **given)

@@ -10,7 +10,8 @@ from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import FunctionNotFound
 from taskworker.functions.bundles import spec_of
 from taskworker.functions.routing import RoutedFunction
-from taskworker.functions.spec import FunctionSpec, check_name
+from taskworker.functions.spec import LIMITS_MAX, FunctionSpec, check_name
+from taskworker.sandbox import Limits
 from taskworker.wire.deployed import DEPLOYED_OWNER as OWNER
 
 
@@ -27,10 +28,12 @@ class DeployedFunctions:
 
     Args:
         store: the pool's.
+        limits_max: what a function may ask for at most.
     """
 
-    def __init__(self, store: FileStorage) -> None:
+    def __init__(self, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
         self._store = store
+        self._limits_max = limits_max
         self._lock = threading.Lock()  # of changes
         self._known: dict[str, RoutedFunction] = {}
 
@@ -71,7 +74,7 @@ class DeployedFunctions:
         Raises:
             FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
         """
-        return self._put(spec_of(bundle), bundle, user_id)
+        return self._put(spec_of(bundle).within(self._limits_max), bundle, user_id)
 
     def roll_back(self, name: str, version_id: str, user_id: str) -> Deployment:
         """Make an earlier version the newest again.

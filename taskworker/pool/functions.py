@@ -6,6 +6,7 @@ import threading
 
 from storage import FileStorage
 from taskworker.functions.call_log import CallLog
+from taskworker.functions.policy import FunctionPolicy
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.pool.deployed import DeployedFunctions
 from taskworker.pool.hosting import Hosting, Transport
@@ -21,10 +22,14 @@ class PoolFunctions:
         store: the pool's.
         membership: the pool's.
         transport: reaches workers.
+        policy: what the operator sets.
     """
 
-    def __init__(self, store: FileStorage, membership: Membership, transport: Transport) -> None:
-        self.deployed = DeployedFunctions(store)
+    def __init__(
+        self, store: FileStorage, membership: Membership, transport: Transport, policy: FunctionPolicy | None = None
+    ) -> None:
+        policy = policy or FunctionPolicy()
+        self.deployed = DeployedFunctions(store, policy.limits_max)
         self.hosting = Hosting(membership, transport)
         self.log = CallLog()
         self.router = CallRouter(self._find, self.hosting, self.log.finished)

@@ -11,6 +11,7 @@ from storage.forks import HomeProcess
 from taskworker import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.dns.names import DnsOptions
 from taskworker.egress.limits import DEFAULT_LIMITS, EgressLimits
+from taskworker.functions.policy import FunctionPolicy
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
 from taskworker.secrets.master_key import MasterKeySource
@@ -53,6 +54,7 @@ class PoolServer:
             cannot be used, the pool has no secrets, says so in its log, and does all else.
         egress: bounds on calls of outside APIs.
         dns: how to resolve names, and where to serve them.
+        functions: what the operator sets for functions.
 
     Raises:
         StoreLocked: another process runs it.
@@ -69,11 +71,12 @@ class PoolServer:
         master_key: MasterKeySource | None = None,
         egress: EgressLimits = DEFAULT_LIMITS,
         dns: DnsOptions | None = None,
+        functions: FunctionPolicy | None = None,
     ) -> None:
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
-        self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport)
+        self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport, functions)
         try:
             self.outside = PoolOutside(
                 self.pool, self.functions, directory, master_key=master_key, egress=egress, dns=dns

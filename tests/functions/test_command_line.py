@@ -66,7 +66,7 @@ class Commands:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     directory = tmp_path_factory.mktemp("commands")
     (directory / "app.py").write_text(MODULE)
-    with FunctionPool(directory) as pool:
+    with FunctionPool(directory, pool_options=["--limits-max", "wall=7200"]) as pool:
         pool.await_whole()
         commands = Commands(pool)
         for name in ("add", "fails"):
@@ -113,6 +113,14 @@ def test_what_a_generator_gives_is_printed_as_it_comes(commands: Commands) -> No
     assert shown == ["line 0", "line 1", "line 2"]
     assert "time limit" in told[0]
     commands.run("undeploy", "counts")
+
+
+def test_what_functions_may_ask_for_is_the_operator_s_to_set(commands: Commands) -> None:
+    commands.run("deploy", "long", "app:add", "--limits", "wall=7200")
+    commands.run("undeploy", "long")
+    for limits in ("wall=7201", "memory=5GiB"):
+        _, told = commands.run("deploy", "long", "app:add", "--limits", limits, code=2)
+        assert "--limits-max" in told[0]
 
 
 def test_functions_fit_into_a_terminal(commands: Commands) -> None:

@@ -90,6 +90,13 @@ def test_what_cannot_be_sent_into_a_sandbox_is_refused_when_it_is_declared(tmp_p
         worker.register_function("other", scaled, config={"key": 1})
 
 
+def test_what_an_operator_does_not_allow_is_not_served(tmp_path: Path) -> None:
+    worker = TaskWorker("alone", store=tmp_path / "store", limits_max=Limits(wall_s=60))
+    worker.register_function("scaled", scaled, limits={"wall_s": 61})
+    with pytest.raises(InvalidArgument, match=r"wall_s is 61.*at most 60.*--limits-max"):
+        asyncio.run(worker.start_server(port=0))
+
+
 def test_limits_and_configuration_are_given_where_a_function_is_declared(tmp_path: Path) -> None:
     worker = TaskWorker("alone", store=tmp_path / "store")
 
