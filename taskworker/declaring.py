@@ -68,5 +68,6 @@ def _spec(name: str, options: dict[str, Any]) -> FunctionSpec:
         ).checked()
     except TypeError as error:
         raise InvalidArgument(
-            f"function {name!r}: {error}; there are idempotent, cache_ttl, concurrency, queue, limits and config"
+            f"function {name!r}: {error}; there are idempotent, cache_ttl, concurrency, queue, limits, config, "
+            "isolation, process_calls and process_s"
         ) from None

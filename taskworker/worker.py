@@ -154,7 +154,8 @@ class TaskWorker:
             options: ``idempotent`` (True: may be run again if its worker is lost), ``cache_ttl`` (seconds
                 that a result may be given again for the same arguments), ``concurrency`` (calls at once),
                 ``queue`` (calls that may wait), ``limits`` (``taskworker.Limits``, or a
-                mapping as ``{"wall_s": 5}``), ``config`` (texts that ``worker.config`` gives).
+                mapping as ``{"wall_s": 5}``), ``config`` (texts that ``worker.config`` gives),
+                ``isolation`` (``"call"``, or ``"user"`` with ``process_calls`` and ``process_s``: docs/functions.md).
 
         Raises:
             InvalidArgument: the function cannot be sent into a sandbox; the text says why.

@@ -91,6 +91,17 @@ def deploy(
             "--set", help="What worker.config has under KEY; repeatable. Not for secrets.", metavar="KEY=VALUE"
         ),
     ] = None,
+    isolation: Annotated[
+        Literal["call", "user"],
+        typer.Option(help="call: a process for each call. user: a process serves one user's calls, one after another."),
+    ] = "call",
+    process_calls: Annotated[
+        int, typer.Option(help="With --isolation user: calls that a process serves at most.", metavar="N", min=1)
+    ] = 1000,
+    process_seconds: Annotated[
+        float,
+        typer.Option(help="With --isolation user: for how long a process serves calls.", metavar="SECONDS", min=0.001),
+    ] = 300.0,
     once: Annotated[
         bool,
         typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
@@ -114,6 +125,9 @@ def deploy(
         concurrency=concurrency,
         queue=queue,
         limits=limits_from_text(limits),
+        isolation=isolation,
+        process_calls=process_calls,
+        process_s=process_seconds,
         config=dict(_pair("--set", item, "KEY=VALUE") for item in settings or ()),
     )
     packed = pack_module(entry, spec, root=directory, requirements=requirements)

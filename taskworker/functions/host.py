@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from cachetools import LRUCache
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import (
@@ -32,6 +33,8 @@ from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 
 _LINE_CHARS_MAX = 4_000
+_REDACTORS_MAX = 4_096
+"""Of users of functions whose processes serve several calls: more than have such processes at once."""
 
 FilesOf = Callable[[str, float | None], UserFiles]
 """The files of a user, for operations that take at most so many seconds."""
@@ -105,6 +108,7 @@ class FunctionHost:
         self._started = False
         self._own: dict[str, HostedFunction] = {}
         self._hosted: dict[str, HostedFunction] = {}
+        self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
 
     def start(self) -> None:
         """Bring up the sandbox; again does nothing. The first call does it, too.
@@ -184,7 +188,7 @@ class FunctionHost:
         spec = spec_of(bundle).within(self._limits_max)
         root = self._bundles.add(bundle)
         document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config})
-        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits))
+        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, spec.keep))
 
     def views(self) -> list[Warm]:
         """The functions that have processes here."""
@@ -211,7 +215,8 @@ class FunctionHost:
             running: lets others end it.
             items: gets what a generator gives as it comes, each as JSON; None: all of it is the result.
         """
-        report, output, redactor, asking = CallReport(), _Output(), Redactor(), RunningCall()
+        report, output, asking = CallReport(), _Output(), RunningCall()
+        redactor = self._redactor(function, call)
         started = time.monotonic()
         until = None if timeout_s is None else started + timeout_s
 
@@ -238,6 +243,13 @@ class FunctionHost:
         report.wall_s = time.monotonic() - started
         report.output = output.lines(redactor)
         return report
+
+    def _redactor(self, function: HostedFunction, call: Call) -> Redactor:
+        """What takes the secrets out that a call's process may know: also those of calls that it served before."""
+        if function.spec.keep is None:
+            return Redactor()
+        with self._lock:
+            return self._redactors.setdefault((function.image.key, call.user_id), Redactor())
 
     def _result(
         self,
@@ -271,6 +283,7 @@ class FunctionHost:
                 output=output.add,
                 item=None if items is None else _checked_items(items, function.spec),
                 stopped=bridge.stop,
+                owner=call.user_id,
             )
             try:
                 with running.ended_by(sandboxed.cancel):

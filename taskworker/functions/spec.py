@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from storage.errors import FormatError, InvalidArgument
-from taskworker.sandbox import Limits
+from taskworker.sandbox import Keep, Limits
 
 NAME_MAX = 64
 CONCURRENCY_MAX = 1024
+PROCESS_CALLS_MAX = 1_000_000
+PROCESS_S_MAX = 86_400
 CONFIG_CHARS_MAX = 64 << 10
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMAT = 1
@@ -87,6 +89,9 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         requirements: the locked dependencies, ``name==version``.
         own_modules: names of modules, in a pickle, that are the user's.
         config: what ``worker.config`` gives.
+        isolation: ``call``: a process for each call; ``user``: one process serves calls of one user, one after another.
+        process_calls: how many such a process serves at most.
+        process_s: seconds from its first call to its last, at most.
         python: ``major.minor`` that a pickle was made with; empty: any.
         format: of this document.
     """
@@ -103,6 +108,9 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: str = ""
     format: int = _FORMAT
     config: Mapping[str, str] = {}
+    isolation: Literal["call", "user"] = "call"
+    process_calls: int = 1000
+    process_s: float = 300.0
 
     def checked(self) -> FunctionSpec:
         """Itself, if everything in it is within bounds.
@@ -119,6 +127,13 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidArgument(f"config {dict(self.config)!r}: keys and values are texts")
         if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
             raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
+        if self.isolation not in ("call", "user"):
+            raise InvalidArgument(f"isolation {self.isolation!r}: there are 'call' and 'user'")
+        if not 1 <= self.process_calls <= PROCESS_CALLS_MAX or not 0 < self.process_s <= PROCESS_S_MAX:
+            raise InvalidArgument(
+                f"process_calls {self.process_calls} and process_s {self.process_s}: "
+                f"1 to {PROCESS_CALLS_MAX:,} calls, and up to {PROCESS_S_MAX:,} seconds"
+            )
         for field in _LIMIT_FIELDS:
             value, most = getattr(self.limits, field), getattr(_POSSIBLE, field)
             if not 0 < value <= most:
@@ -139,6 +154,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     "less, or have the operator allow more with --limits-max"
                 )
         return self
+
+    @property
+    def keep(self) -> Keep | None:
+        """How long its processes are kept; None: for one call."""
+        return Keep(self.process_calls, self.process_s) if self.isolation == "user" else None
 
     def to_json(self) -> bytes:
         """As a document; the same spec gives the same bytes."""
@@ -165,7 +185,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return spec.checked()
 
 
-_LATER_FIELDS = ("config",)
+_LATER_FIELDS = ("config", "isolation", "process_calls", "process_s")
 """Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 

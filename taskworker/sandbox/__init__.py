@@ -13,7 +13,7 @@ from taskworker.sandbox.errors import (
     SandboxUnavailable,
 )
 from taskworker.sandbox.host import SandboxHost
-from taskworker.sandbox.image import FunctionImage, Limits, WarmView
+from taskworker.sandbox.image import FunctionImage, Keep, Limits, WarmView
 
 __all__ = [
     "CallCancelled",
@@ -22,6 +22,7 @@ __all__ = [
     "CallFailed",
     "FunctionBroken",
     "FunctionImage",
+    "Keep",
     "LimitExceeded",
     "Limits",
     "ProtocolViolation",

@@ -64,7 +64,14 @@ class SandboxCall:
         item: Item | None,
         ended: Callable[[SandboxCall], None],
         stopped: Callable[[], object],
+        owner: str,
     ) -> None:
+        self._owner = owner
+        self._cpu_before_s = 0.0
+        if spare.served > 1:
+            self._cpu_before_s = spare.cpu_s()
+            spare.allow_cpu(function.image.limits.cpu_s)
+        self._went_well = False
         self.cpu_s = 0.0
         self.wall_s = 0.0
         self.peak_rss_bytes = 0
@@ -103,7 +110,9 @@ class SandboxCall:
             ProtocolViolation: what it sent is not what may come.
         """
         try:
-            return self._judged(self._serve())
+            result = self._judged(self._serve())
+            self._went_well = not self.output_truncated
+            return result
         except (ConnectionError, BrokenPipeError):
             raise self._why_it_ended() from None
         except SandboxError as error:
@@ -135,7 +144,7 @@ class SandboxCall:
         with self._lock:
             if self._closed or self._stopped is not None:
                 return
-            threads, cpu_s = self._spare.threads(), self._spare.cpu_s()
+            threads, cpu_s = self._spare.threads(), self._spare.cpu_s() - self._cpu_before_s
         if threads > self._limits.threads:
             self.stop(LimitExceeded("threads", self._limits.threads))
         elif cpu_s > self._limits.cpu_s:
@@ -267,10 +276,13 @@ class SandboxCall:
         with self._lock:
             self._closed = True
             self.wall_s = time.monotonic() - self._begun
-            self.cpu_s = self._spare.cpu_s()
+            self.cpu_s = max(0.0, self._spare.cpu_s() - self._cpu_before_s)
             self.peak_rss_bytes = self._spare.peak_bytes() or self.peak_rss_bytes
         self._answering.close()
-        self._function.dropped(self._spare)
+        if self._went_well and self._stopped is None:
+            self._function.served(self._spare, self._owner)
+        else:
+            self._function.dropped(self._spare)
         self._ended(self)
 
 

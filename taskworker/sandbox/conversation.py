@@ -81,6 +81,10 @@ class Conversation:
             raise ProtocolViolation(f"the sandbox sent {self._decoder.pending} bytes {self.state.value}")
         return frames
 
+    def again(self) -> None:
+        """After the end of a call: let the next request be sent."""
+        self.state = State.WAITING
+
     def requested(self) -> None:
         """Note that the request is being sent."""
         self.state = State.RUNNING

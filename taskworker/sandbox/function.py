@@ -28,8 +28,9 @@ from taskworker.sandbox.errors import (
 from taskworker.sandbox.filters import Filters
 from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
+from taskworker.sandbox.kept import KeptProcesses
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Spare, limit_calls, limit_zygote
+from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Spare, limit_calls, limit_zygote, size_of
 
 SPARES_MAX = 8
 PENDING_MAX = 32
@@ -91,6 +92,7 @@ class FunctionSandbox:
         self._failure: SandboxError | None = None
         self._warm = False
         self._ready: deque[Spare] = deque()
+        self._kept = KeptProcesses(image.keep)
         self._pending: dict[str, Spare] = {}
         self._mounted: list[str] = []
         self._waiting = 0
@@ -139,12 +141,13 @@ class FunctionSandbox:
                     raise self._failure
                 self._changed.wait()
 
-    def take(self, deadline: float, timeout_s: float) -> Spare:
+    def take(self, deadline: float, timeout_s: float, owner: str) -> Spare:
         """Take a process for a call; another one is forked in its place when the call has ended, or one is missed.
 
         Args:
             deadline: on the monotonic clock.
             timeout_s: how long that was when the call came, for the error's text.
+            owner: whose processes that were kept may serve the call.
 
         Raises:
             CallDeadline: there was none in time.
@@ -157,13 +160,12 @@ class FunctionSandbox:
                 while True:
                     if self._failure is not None:
                         raise self._failure
-                    while self._ready:
-                        spare = self._ready.pop()  # the latest: the caches know it best
-                        if spare.alive:
-                            self._calls[spare.pid] = spare
-                            self.used, self._used_s = time.time(), time.monotonic()
-                            return spare
-                        self._loop.call_soon_threadsafe(self._discard, spare)
+                    spare = self._kept.take(owner) or self._ready_one()
+                    if spare is not None:
+                        spare.begin_call()
+                        self._calls[spare.pid] = spare
+                        self.used, self._used_s = time.time(), time.monotonic()
+                        return spare
                     self._loop.call_soon_threadsafe(self.refill)
                     if not waited:
                         waited = True
@@ -172,6 +174,23 @@ class FunctionSandbox:
                         raise CallDeadline(timeout_s)
             finally:
                 self._waiting -= 1
+
+    def _ready_one(self) -> Spare | None:
+        """A process forked ahead; the lock is held."""
+        while self._ready:
+            spare = self._ready.pop()  # the latest: the caches know it best
+            if spare.alive:
+                return spare
+            self._loop.call_soon_threadsafe(self._discard, spare)
+        return None
+
+    def served(self, spare: Spare, owner: str) -> None:
+        """Take back the process of a call that ended well: it may serve the owner's next one, if it still can."""
+        with self._changed:
+            self._calls.pop(spare.pid, None)
+            kept = self._failure is None and self._kept.put(owner, spare)
+        if not kept:
+            self.dropped(spare)
 
     @property
     def failure(self) -> SandboxError | None:
@@ -237,7 +256,7 @@ class FunctionSandbox:
         self._ended(self)  # first, so that who gets the failure finds another one when coming again
         with self._changed:
             self._failure = failure
-            spares = [*self._ready, *self._pending.values()]
+            spares = [*self._ready, *self._pending.values(), *self._kept.drop_all()]
             self._ready.clear()
             self._changed.notify_all()
         self._timer.cancel()
@@ -264,7 +283,7 @@ class FunctionSandbox:
         if not self._warm or self._failure is not None:
             return
         with self._changed:
-            known = {spare.pid for spare in self._ready} | {self._init_pid, self._zygote_pid}
+            known = {spare.pid for spare in self._ready} | self._kept.pids() | {self._init_pid, self._zygote_pid}
         try:
             strangers = proof.processes_below(self._init_pid) - known - set(self._calls)
             proof.require_one_thread(self._zygote_pid)
@@ -285,6 +304,13 @@ class FunctionSandbox:
         wanted = min(PENDING_MAX, self._target + self._waiting - len(self._ready))
         for _ in range(wanted - len(self._pending)):
             self._mount()
+
+    def drop_spent(self) -> None:
+        """End the processes that were kept and have served for long enough."""
+        with self._changed:
+            spent = self._kept.drop_spent()
+        for spare in spent:
+            self._discard(spare)
 
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
@@ -370,7 +396,9 @@ class FunctionSandbox:
         self._timer.cancel()
         try:
             proof.require_alone(self._zygote_pid, self._init_pid)
-            self._call_limits = limit_calls(self._zygote_pid, self.image.limits)
+            limits, keep = self.image.limits, self.image.keep
+            self._kept.data_bytes_max = size_of(self._zygote_pid).data + limits.memory_bytes // 2
+            self._call_limits = limit_calls(self._zygote_pid, limits, 1 if keep is None else keep.calls)
         except OSError:
             self.close(self._lost_zygote())
             return

@@ -142,6 +142,7 @@ class SandboxHost:
         output: Output,
         item: Item | None = None,
         stopped: Callable[[], object] = lambda: None,
+        owner: str = "",
     ) -> SandboxCall:
         """Begin a call; the function is warmed if it is not.
 
@@ -157,6 +158,7 @@ class SandboxHost:
                 may not. What it raises ends the call.
             stopped: told when the call is ended before it is done, so that ``answer`` need not go on; in a
                 thread that it must not hold up.
+            owner: whose processes may serve the call, where the image keeps processes.
 
         Raises:
             FunctionBroken: its code cannot be imported.
@@ -167,7 +169,7 @@ class SandboxHost:
         frame = encode(Kind.REQUEST, request)
         timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        function, spare = self._taken(image, deadline, timeout_s)
+        function, spare = self._taken(image, deadline, timeout_s, owner)
         call = SandboxCall(
             function,
             spare,
@@ -178,6 +180,7 @@ class SandboxHost:
             item=item,
             ended=self._calls.discard,
             stopped=stopped,
+            owner=owner,
         )
         self._calls.add(call)
         call.send(frame)
@@ -202,14 +205,16 @@ class SandboxHost:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
 
-    def _taken(self, image: FunctionImage, deadline: float, timeout_s: float) -> tuple[FunctionSandbox, Spare]:
+    def _taken(
+        self, image: FunctionImage, deadline: float, timeout_s: float, owner: str
+    ) -> tuple[FunctionSandbox, Spare]:
         """Take a process for a call; a sandbox that ended before the call began is started again."""
         for _ in range(_ATTEMPTS - 1):
             function = self._function(image)
             with contextlib.suppress(CallCrashed):
-                return function, function.take(deadline, timeout_s)
+                return function, function.take(deadline, timeout_s, owner)
         function = self._function(image)
-        return function, function.take(deadline, timeout_s)
+        return function, function.take(deadline, timeout_s, owner)
 
     def _function(self, image: FunctionImage) -> FunctionSandbox:
         with self._lock:
@@ -289,6 +294,7 @@ class SandboxHost:
             call.watch()
         self._unfenced = [function for function in self._unfenced if not function.fenced_off()]
         for function in list(self._functions.values()):
+            function.drop_spent()
             if not function.busy and function.idle_s > self._idle_s:
                 function.close(CallCrashed("the function was not used for long"))
             elif function.idle_s > SPARES_IDLE_S:

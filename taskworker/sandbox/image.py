@@ -32,6 +32,19 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """How long a process goes on serving calls of one owner, one after another.
+
+    Attributes:
+        calls: at most.
+        seconds: from its first call to the beginning of its last, at most.
+    """
+
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionImage:
     """One version of a function.
 
@@ -40,12 +53,14 @@ class FunctionImage:
         root: the bundle's directory, below the host's bundles directory.
         document: handed to the program inside, opaque to the sandbox.
         limits: of each call.
+        keep: None: each call has a process of its own.
     """
 
     key: str
     root: Path
     document: bytes
     limits: Limits = field(default_factory=Limits)
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def limit_zygote(pid: int, limits: Limits) -> None:
         resource.prlimit(pid, kind, _allowed(pid, kind, soft, resource.RLIM_INFINITY))
 
 
-def limit_calls(pid: int, limits: Limits) -> CallLimits:
+def limit_calls(pid: int, limits: Limits, calls: int = 1) -> CallLimits:
     """Put on a zygote that has imported its code what its calls inherit; give what each of them gets of its own."""
     begun_with = size_of(pid)
     for kind, most in (
@@ -71,7 +71,7 @@ def limit_calls(pid: int, limits: Limits) -> CallLimits:
         resource.prlimit(pid, kind, _allowed(pid, kind, most, most))
     seconds = math.ceil(limits.cpu_s)
     return (
-        (resource.RLIMIT_CPU, _allowed(pid, resource.RLIMIT_CPU, seconds, seconds + 1)),
+        (resource.RLIMIT_CPU, _allowed(pid, resource.RLIMIT_CPU, seconds, calls * seconds + 1)),
         (resource.RLIMIT_NOFILE, _allowed(pid, resource.RLIMIT_NOFILE, limits.open_files, limits.open_files)),
     )
 
@@ -85,14 +85,32 @@ def _allowed(pid: int, kind: int, soft: int, hard: int) -> tuple[int, int]:
 
 
 class Spare:
-    """A process forked for one call. Made before it: the descriptors in `theirs` are for the zygote."""
+    """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
 
-    __slots__ = ("_pidfd", "channel", "conversation", "errors", "name", "output", "pid", "theirs")
+    Attributes:
+        served: the calls that it was taken for.
+        first_used: when it was for the first of them, on the monotonic clock.
+    """
+
+    __slots__ = (
+        "_pidfd",
+        "channel",
+        "conversation",
+        "errors",
+        "first_used",
+        "name",
+        "output",
+        "pid",
+        "served",
+        "theirs",
+    )
 
     def __init__(self, name: str, result_bytes: int) -> None:
         self.name = name
         self.pid = 0
         self._pidfd = -1
+        self.served = 0
+        self.first_used = 0.0
         self.channel, theirs = socket.socketpair()
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.output, their_output = os.pipe2(os.O_CLOEXEC)
@@ -131,6 +149,21 @@ class Spare:
         self.pid = pid
         return True
 
+    def begin_call(self) -> None:
+        """Note that it is taken for a call."""
+        if not self.served:
+            self.first_used = time.monotonic()
+        else:
+            self.conversation.again()
+        self.served += 1
+
+    def allow_cpu(self, seconds: float) -> None:
+        """Have the kernel end it once it takes so much more processor time than it has taken."""
+        with contextlib.suppress(OSError):  # it is gone
+            _, hard = resource.prlimit(self.pid, resource.RLIMIT_CPU)
+            soft = math.ceil(self.cpu_s() + seconds)
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (min(soft, hard), hard))
+
     @property
     def alive(self) -> bool:
         """Whether its channel is open and nothing came on it."""
@@ -155,6 +188,13 @@ class Spare:
         """Give the most memory it had, in bytes; 0 when it is gone."""
         try:
             return (proof.number_of(self.pid, b"VmHWM") or 0) << 10
+        except OSError:
+            return 0
+
+    def data_bytes(self) -> int:
+        """Give what it has of data now, in bytes; 0 when it is gone."""
+        try:
+            return size_of(self.pid).data
         except OSError:
             return 0
 

@@ -168,6 +168,12 @@ def keeps_a_file():
     return worker.result_file("report.txt", "reports/1")
 
 
+def remembers(word):
+    global words
+    words = globals().get("words", []) + [word]
+    return words
+
+
 def uses_os():
     import os
 
@@ -315,6 +321,21 @@ def test_an_item_has_the_limit_of_a_result(pool: FunctionPool) -> None:
         list(pool.client.stream("counts", [1, 2000], user_id=USER))
     with pytest.raises(FunctionLimitExceeded, match="result limit"):
         pool.client.call("counts", [50, 900], user_id=USER)
+
+
+def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> None:
+    pool.deploy("remembers", "app:remembers", pool.directory)
+    assert [pool.client.call("remembers", [n], user_id=USER) for n in range(3)] == [[0], [1], [2]]
+    pool.deploy("remembers", "app:remembers", pool.directory, isolation="user")
+    by_user = {
+        user: [pool.client.call("remembers", [f"{user} {n}"], user_id=user) for n in range(12)]
+        for user in ("ann", "bob")
+    }
+    for user, seen in by_user.items():
+        assert all(word.startswith(user) for words in seen for word in words)
+        assert max(map(len, seen)) >= 4  # three workers, each with a process of this user
+    pool.deploy("remembers", "app:remembers", pool.directory, isolation="user", config={"newer": "yes"})
+    assert len(pool.client.call("remembers", ["of a new version"], user_id="ann")) == 1
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:

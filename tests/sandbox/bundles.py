@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from taskworker.sandbox import FunctionImage, Limits, SandboxCall, SandboxHost
+from taskworker.sandbox import FunctionImage, Keep, Limits, SandboxCall, SandboxHost
 
 HERE = Path(__file__).parent
 ECHO = """
@@ -19,14 +19,16 @@ def run(request, channel):
 """
 
 
-def program(bundles: Path, source: str, *, limits: Limits | None = None, document: bytes = b"") -> FunctionImage:
+def program(
+    bundles: Path, source: str, *, limits: Limits | None = None, document: bytes = b"", keep: Keep | None = None
+) -> FunctionImage:
     """Write a program with ``prepare`` and ``run`` as a bundle of its own."""
-    key = hashlib.sha256(source.encode() + document + repr(limits).encode()).hexdigest()[:16]
+    key = hashlib.sha256(source.encode() + document + repr((limits, keep)).encode()).hexdigest()[:16]
     root = bundles / key
     if not root.exists():
         root.mkdir(parents=True)
         (root / "tested_program.py").write_text(source)
-    return FunctionImage(key, root, b"program:tested_program\n" + document, limits or Limits())
+    return FunctionImage(key, root, b"program:tested_program\n" + document, limits or Limits(), keep)
 
 
 def corpus(bundles: Path, document: bytes, limits: Limits) -> FunctionImage:
@@ -45,6 +47,7 @@ def begin(
     answer: Callable[[bytes], bytes] = bytes,
     output: Callable[[str, bytes], None] = lambda _name, _data: None,
     item: Callable[[bytes], None] | None = None,
+    owner: str = "",
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""
-    return host.begin(image, request, timeout_s=timeout_s, answer=answer, output=output, item=item)
+    return host.begin(image, request, timeout_s=timeout_s, answer=answer, output=output, item=item, owner=owner)

@@ -160,3 +160,37 @@ def test_a_worker_tells_its_pool_nothing_of_what_a_call_was_given(tmp_path: Path
     assert str(report.error).splitlines()[0] == "ValueError: refused: ***"
     # Also where a long line is cut: in the middle of it.
     assert [line.text for line in report.output] == ["got ***", "x" * 3_995 + "***"]
+
+
+REMEMBERING = """
+from taskworker.inside import worker
+
+
+def remembers(ask: bool):
+    global value
+    if ask:
+        value = worker.get_secret("key")
+    else:
+        print("remembered", globals().get("value"))
+"""
+
+
+def test_a_process_that_serves_several_calls_tells_no_secret_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "remembering.py").write_text(REMEMBERING)
+    spec = FunctionSpec(name="remembers", entry="remembering:remembers", isolation="user")
+    packed = pack_module("remembering:remembers", spec, root=tmp_path)
+    with contextlib.closing(FileStorage.open(tmp_path / "store")) as store:
+        host = FunctionHost(
+            tmp_path / "functions",
+            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s, _asking: call.function,
+            lambda _call, _timeout_s, _asking: Giving(),
+        )
+        with contextlib.closing(host):
+            host.register(packed)
+            function = host.own_function("remembers")
+            assert host.run(function, Call("remembers", ("true",)), 60.0, RunningCall()).error is None
+            report = host.run(function, Call("remembers", ("false",)), 60.0, RunningCall())
+            other = host.run(function, Call("remembers", ("false",), user_id="bob"), 60.0, RunningCall())
+    assert [line.text for line in report.output] == ["remembered ***"]
+    assert [line.text for line in other.output] == ["remembered None"]

@@ -1,4 +1,4 @@
-"""A call's own process: forked ahead of its request, used once."""
+"""A call's own process: forked ahead of its request, and used once, or for calls of one user one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 from taskworker.sandbox.frames import FRAME_BYTES_MAX, Cause, Kind, encode
 from taskworker.sandbox.inside import kernel
-from taskworker.sandbox.inside.channel import Channel
+from taskworker.sandbox.inside.channel import Channel, ChannelClosed
 from taskworker.sandbox.inside.init import CALLS
 
 CHANNEL = 3
@@ -28,7 +28,7 @@ def main(
     result_bytes: int,
     descriptors_end: int,
 ) -> None:
-    """Wait for the request, run it, give its result; does not return.
+    """Wait for a request, run it, give its result, and so on until the host hangs up; does not return.
 
     What is touched here is copied for every call, page by page: so as little as can be.
 
@@ -53,7 +53,7 @@ def main(
         second_filter.install()
         channel = Channel(CHANNEL)
         channel.hello()
-        _run(program, channel, result_bytes)
+        _serve(program, channel, result_bytes)
         status = 0
     except BaseException as error:  # the last resort of a process that has no caller
         os.write(2, f"the call could not begin: {type(error).__name__}: {error}\n".encode(errors="replace"))
@@ -74,7 +74,7 @@ def rehearse(program: ModuleType) -> None:
             channel.hello()
             ours.sendall(encode(Kind.REQUEST, program.REHEARSAL))
             ours.shutdown(socket.SHUT_WR)
-            _run(program, channel, FRAME_BYTES_MAX)
+            _serve(program, channel, FRAME_BYTES_MAX)
 
 
 def _settle(home: str) -> None:
@@ -83,8 +83,13 @@ def _settle(home: str) -> None:
     tempfile.tempdir = home
 
 
-def _run(program: ModuleType, channel: Channel, result_bytes: int) -> None:
-    request = channel.request()
+def _serve(program: ModuleType, channel: Channel, result_bytes: int) -> None:
+    with contextlib.suppress(ChannelClosed):
+        while True:
+            _run(program, channel, channel.request(), result_bytes)
+
+
+def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: int) -> None:
     try:
         result = program.run(request, channel)
     except MemoryError as error:
@@ -96,7 +101,6 @@ def _run(program: ModuleType, channel: Channel, result_bytes: int) -> None:
     else:
         _flush()
         channel.finish(result, result_bytes)
-    channel.wait_for_end()
 
 
 def _flush() -> None:

@@ -91,7 +91,11 @@ class Channel:
         self._send(encode(Kind.HELLO, HELLO.pack(VERSION)))
 
     def request(self) -> bytes:
-        """Wait for the request."""
+        """Wait for a request.
+
+        Raises:
+            ChannelClosed: there will be none.
+        """
         self._over = False
         return self._receive().payload
 
@@ -119,10 +123,6 @@ class Channel:
         self._await_asks()
         with self._sending:
             self._send(encode_failure(cause, type_name, text))
-
-    def wait_for_end(self) -> None:
-        """Return when the worker hangs up."""
-        os.read(self._descriptor, 1)
 
     def _begun(self) -> int:
         with self._changed:

@@ -1,0 +1,155 @@
+"""Processes that serve calls of one owner one after another, and what ends them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from taskworker.sandbox import CallDeadline, CallFailed, FunctionImage, Keep, LimitExceeded, Limits, SandboxHost
+from taskworker.sandbox.kept import KEPT_MAX
+from tests.sandbox.bundles import begin, program
+
+SOURCE = """
+import os
+import threading
+import time
+
+calls = 0
+kept = []
+
+def prepare(document):
+    pass
+
+def spin(seconds):
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+def run(request, channel):
+    global calls
+    calls += 1
+    return repr((calls, eval(request))).encode()
+"""
+LIMITS = Limits(wall_s=20.0, memory_bytes=64 << 20, cpu_s=1.0, output_bytes=1000)
+KEEP = Keep(calls=1000, seconds=600.0)
+
+
+def told(host: SandboxHost, image: FunctionImage, code: bytes = b"0", owner: str = "ann") -> tuple[int, object]:
+    return eval(begin(host, image, code, owner=owner).result())  # type: ignore[no-any-return]
+
+
+def image_of(bundles: Path, keep: Keep = KEEP) -> FunctionImage:
+    return program(bundles, SOURCE, limits=LIMITS, keep=keep)
+
+
+def _add(pieces: list[bytes], _stream: str, piece: bytes) -> None:
+    pieces.append(piece)
+
+
+def test_one_process_serves_an_owner_s_calls(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    pids = {told(host, image, b"os.getpid()", owner="one")[1] for _ in range(50)}
+    assert len(pids) == 1
+    assert told(host, image, owner="one")[0] == 51
+
+
+def test_owners_share_no_process(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    for owner in ("x", "y", ""):
+        assert told(host, image, b"kept.append(1)", owner=f"apart {owner}")[0] == 1
+    assert told(host, image, b"kept", owner="apart x") == (2, [1])
+    with ThreadPoolExecutor(8) as callers:
+        seen = list(callers.map(lambda n: told(host, image, b"kept.append(%d) or set(kept)" % n, f"{n}"), range(8)))
+        seen += callers.map(lambda n: told(host, image, b"kept.append(%d) or set(kept)" % n, f"{n}"), range(8))
+    assert [found for _, found in seen] == [{n} for n in range(8)] * 2
+
+
+def test_calls_of_one_owner_at_the_same_time_have_processes_of_their_own(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    code = b"(channel.ask(b'') and 0) or os.getpid()"
+    with ThreadPoolExecutor(3) as callers:
+        calls = [begin(host, image, code, owner="many") for _ in range(3)]
+        assert len({eval(result)[1] for result in callers.map(lambda call: call.result(), calls)}) == 3
+
+
+def test_a_process_that_is_not_kept_serves_once(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, SOURCE, limits=LIMITS)
+    assert [told(host, image)[0] for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_process_serves_so_many_calls_and_so_long(host: SandboxHost, bundles: Path) -> None:
+    few = image_of(bundles, Keep(calls=3, seconds=600.0))
+    assert [told(host, few)[0] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    brief = image_of(bundles, Keep(calls=1000, seconds=0.2))
+    assert told(host, brief)[0] == 1
+    time.sleep(0.3)
+    assert told(host, brief)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        (b"threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", None),
+        (b"print('x' * 2000)", None),
+        (b"kept.append(bytearray(40 << 20)) or 0", None),
+        (b"bytearray(1 << 30)", LimitExceeded),
+        (b"spin(5)", LimitExceeded),
+        (b"1 / 0", CallFailed),
+        (b"os._exit(3)", Exception),
+    ],
+)
+def test_a_call_that_misbehaves_ends_its_process(
+    host: SandboxHost, bundles: Path, code: bytes, raised: type[Exception] | None
+) -> None:
+    image = image_of(bundles)
+    owner = repr(code)
+    assert told(host, image, owner=owner)[0] == 1
+    if raised is None:
+        assert told(host, image, code, owner=owner)[0] == 2
+    else:
+        with pytest.raises(raised):
+            told(host, image, code, owner=owner)
+    assert told(host, image, owner=owner)[0] == 1
+
+
+def test_a_call_that_is_ended_ends_its_process(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    assert told(host, image, owner="late")[0] == 1
+    with pytest.raises(CallDeadline):
+        begin(host, image, b"time.sleep(60)", owner="late", timeout_s=0.1).result()
+    assert told(host, image, owner="late")[0] == 1
+
+
+def test_limits_are_those_of_each_call(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    for number in range(4):  # 2 s of processor time, where a call may take 1
+        call = begin(host, image, b"spin(0.5)", owner="busy")
+        assert eval(call.result())[0] == number + 1
+        assert 0.4 < call.cpu_s < 1.0
+
+
+def test_what_a_call_prints_is_its_own(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    for number in range(3):
+        printed: list[bytes] = []
+        begin(host, image, b"print(%d)" % number, owner="prints", output=functools.partial(_add, printed)).result()
+        assert b"".join(printed) == b"%d\n" % number
+
+
+def test_what_comes_between_two_calls_ends_the_process(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    forge = b"os.write(3, b'\\x03\\0\\0\\0\\x06(9, 0)') and 0"
+    assert told(host, image, forge, owner="forger") == (9, 0)
+    time.sleep(0.2)  # its second result has come by then
+    assert told(host, image, owner="forger")[0] == 1
+
+
+def test_as_many_are_kept_as_may_be(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    for number in range(KEPT_MAX + 8):
+        assert told(host, image, owner=f"owner {number}")[0] == 1
+    assert told(host, image, owner=f"owner {KEPT_MAX + 7}")[0] == 2
