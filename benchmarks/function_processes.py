@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ from taskworker.functions.spec import FunctionSpec
 
 WORKERS = 3
 ADD = "add"
+ADD_KEPT = "add_kept"
+"""The same in processes that serve calls of one user one after another."""
 ADD_MODULE = "def add(a: int, b: int) -> int:\n    return a + b\n"
 ARGUMENTS = ("3", "4")
 READY_TIMEOUT_S = 120.0
@@ -33,7 +36,7 @@ POLL_S = 0.05
 
 
 class FunctionPool:
-    """A pool and three workers. Each can run ``add``, deployed, and offers the functions of its own program.
+    """A pool and three workers. Each can run what is deployed, and offers the functions of its own program.
 
     Args:
         home: a directory for it.
@@ -74,20 +77,25 @@ class FunctionPool:
 
     def _deploy(self) -> None:
         (self._home / "app.py").write_text(ADD_MODULE)
-        bundle = pack_module("app:add", FunctionSpec(name=ADD, entry="app:add"), root=self._home).bundle
+        specs = (
+            FunctionSpec(name=ADD, entry="app:add"),
+            FunctionSpec(name=ADD_KEPT, entry="app:add", isolation="user"),
+        )
         with FunctionClient(self.address) as functions:
-            _until(lambda: functions.deploy(bundle, user_id=USER), "the pool takes no function")
+            for spec in specs:
+                bundle = pack_module("app:add", spec, root=self._home).bundle
+                _until(functools.partial(functions.deploy, bundle, user_id=USER), "the pool takes no function")
 
     def _await_able(self) -> None:
         """Wait until all workers can run all functions, and have them warm."""
-        wanted = {ADD, BALANCED, SKEWED}
+        wanted = {ADD, ADD_KEPT, BALANCED, SKEWED}
 
         def able() -> None:
             able_now = {one.function for one in functions.functions() if len(one.workers) == WORKERS}
             warm = {(one.function, warm.worker_id) for one in functions.functions() for warm in one.warm}
             if wanted - able_now or len(warm) < WORKERS * len(wanted):
                 for name in wanted:
-                    client.call(name, ARGUMENTS if name == ADD else (), user_id=USER)
+                    client.call(name, ARGUMENTS if name in (ADD, ADD_KEPT) else (), user_id=USER)
                 raise StorageError("not yet")
 
         with FunctionClient(self.address) as functions, Client(self.address) as client:
@@ -165,9 +173,9 @@ def message_sizes() -> dict[str, int]:
 class _Tasks:
     """What a process of callers can do."""
 
-    def latencies(self, address: str, count: int, *, bare: bool) -> dict[str, object]:
+    def latencies(self, address: str, count: int, *, bare: bool, function: str = ADD) -> dict[str, object]:
         """Call ``count`` times, one after the other; milliseconds of each."""
-        with _Calls(address, bare=bare) as calls:
+        with _Calls(address, bare=bare, function=function) as calls:
             calls.once()
             taken = []
             for _ in range(count):
@@ -176,9 +184,11 @@ class _Tasks:
                 taken.append((time.perf_counter() - start) * 1e3)
         return {"milliseconds": taken}
 
-    def sustain(self, address: str, callers: int, seconds: float, *, bare: bool) -> dict[str, object]:
+    def sustain(
+        self, address: str, callers: int, seconds: float, *, bare: bool, function: str = ADD
+    ) -> dict[str, object]:
         """Have so many callers, a thread each, call for so long; how often they did."""
-        with _Calls(address, bare=bare) as calls:
+        with _Calls(address, bare=bare, function=function) as calls:
             calls.once()
             begun = time.process_time()
             done = _together(callers, seconds, calls.once)
@@ -197,9 +207,10 @@ class _Tasks:
 
 
 class _Calls:
-    """Calls of ``add`` through a pool, or bare ones of the same sizes; answers are checked."""
+    """Calls of an addition through a pool, or bare ones of the same sizes; answers are checked."""
 
-    def __init__(self, address: str, *, bare: bool) -> None:
+    def __init__(self, address: str, *, bare: bool, function: str) -> None:
+        self._function = function
         self._client: BareClient | Client = BareClient(address) if bare else Client(address)
         self._request = bytes(message_sizes()["call"])
 
@@ -207,7 +218,7 @@ class _Calls:
         """Call, and see that the answer is right."""
         if isinstance(self._client, BareClient):
             return self._client.call(self._request)
-        told = self._client.call_texts(ADD, ARGUMENTS, {}, user_id=USER)
+        told = self._client.call_texts(self._function, ARGUMENTS, {}, user_id=USER)
         if told != "7":
             raise AssertionError(f"3 and 4 are {told}?")
         return told

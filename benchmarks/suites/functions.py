@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.cluster_processes import ClientProcess
-from benchmarks.function_processes import ARGUMENTS, WORKERS, BareCalls, FunctionPool, caller_process
+from benchmarks.function_processes import ADD, ADD_KEPT, ARGUMENTS, WORKERS, BareCalls, FunctionPool, caller_process
 from benchmarks.function_servers import BALANCED, SKEWED
 from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, seconds_of
 from benchmarks.processes import started_together
@@ -32,6 +32,8 @@ RATE_MIN = 300.0
 SPREAD_MAX = 0.10
 SLOW_SHARE_MAX = 1 / 8
 PEER_FACTOR = 10.0
+KEPT_RATIO_MAX = 2.0
+KEPT_RATE_MIN = 900.0
 BARE = "bare gRPC over the same two hops: empty handlers, the same sizes and options"
 EQUAL = "an equal share"
 _QUIET_S = 0.1
@@ -51,6 +53,9 @@ class Samples:
     peer_ms: list[float] = field(default_factory=list)
     balance: list[float] = field(default_factory=list)
     slow_share: list[float] = field(default_factory=list)
+    kept_latency_ms: list[float] = field(default_factory=list)
+    kept_rate: list[float] = field(default_factory=list)
+    kept_cpu_ms: list[float] = field(default_factory=list)
 
 
 def run(session: Session) -> SuiteResult:
@@ -76,26 +81,33 @@ def _latency_round(
 ) -> None:
     """Blocks of calls in turn; between them there is time for what a call leaves to do."""
     mine: list[float] = []
+    kept: list[float] = []
     theirs: list[float] = []
     for _ in range(BLOCKS):
         count = session.sizes.function_calls // BLOCKS
         mine += caller.run("latencies", address=pool.address, count=count, bare=False)["milliseconds"]
         time.sleep(_QUIET_S)
+        kept += caller.run("latencies", address=pool.address, count=count, bare=False, function=ADD_KEPT)[
+            "milliseconds"
+        ]
         theirs += caller.run("latencies", address=bare.address, count=count, bare=True)["milliseconds"]
     samples.latency_ms.append(statistics.median(mine))
+    samples.kept_latency_ms.append(statistics.median(kept))
     samples.bare_latency_ms.append(statistics.median(theirs))
 
 
 def _rate_round(
     session: Session, pool: FunctionPool, bare: BareCalls, callers: Sequence[ClientProcess], samples: Samples
 ) -> None:
-    for measured, rates, cpu_ms in (
-        (pool, samples.rate, samples.cpu_ms),
-        (bare, samples.bare_rate, samples.bare_cpu_ms),
+    for measured, function, rates, cpu_ms in (
+        (pool, ADD, samples.rate, samples.cpu_ms),
+        (pool, ADD_KEPT, samples.kept_rate, samples.kept_cpu_ms),
+        (bare, ADD, samples.bare_rate, samples.bare_cpu_ms),
     ):
         arguments = {
             "address": measured.address,
             "bare": measured is bare,
+            "function": function,
             "callers": CALLERS // len(callers),
             "seconds": session.sizes.function_seconds,
         }
@@ -178,6 +190,28 @@ def result_of(session: Session, samples: Samples) -> SuiteResult:
         Limit(BARE, tuple(samples.bare_cpu_ms)),
         "callers, pool, workers and sandboxes; what else runs on the machine does not count",
     )
+    kept_latency = Figure(
+        'warm call with isolation="user", p50',
+        "ms",
+        tuple(samples.kept_latency_ms),
+        "lower",
+        Limit("warm call, p50", tuple(samples.latency_ms)),
+        "one caller, of one user",
+    )
+    kept_rate = Figure(
+        f'calls a second by {CALLERS} callers with isolation="user"',
+        "/s",
+        tuple(samples.kept_rate),
+        limit=Limit('isolation="call"', tuple(samples.rate)),
+        note="all of one user",
+    )
+    kept_cpu = Figure(
+        'processor time of a call with isolation="user"',
+        "ms",
+        tuple(samples.kept_cpu_ms),
+        "lower",
+        Limit('isolation="call"', tuple(samples.cpu_ms)),
+    )
     balance = Figure(
         f"spread of {WORKERS} equal workers' calls", "", tuple(samples.balance), "lower", note="(most - fewest) / mean"
     )
@@ -190,6 +224,9 @@ def result_of(session: Session, samples: Samples) -> SuiteResult:
         "its function takes so much longer",
     )
     ratios = tuple(mine / bare for mine, bare in zip(samples.latency_ms, samples.bare_latency_ms, strict=True))
+    kept_ratios = tuple(
+        mine / bare for mine, bare in zip(samples.kept_latency_ms, samples.bare_latency_ms, strict=True)
+    )
     faster = tuple(other / mine for other, mine in zip(samples.peer_ms, samples.latency_ms, strict=True))
     reduced = session.sizes.reduced
 
@@ -203,6 +240,10 @@ def result_of(session: Session, samples: Samples) -> SuiteResult:
         target("7a", "warm call, p50", "at most", LATENCY_MS_MAX, "ms", latency.samples, latency),
         target("7a", f"calls by {CALLERS} callers", "at least", RATE_MIN, "/s", rate.samples, rate),
         target("7a", "times faster than bwrap ... python", "at least", PEER_FACTOR, "x", faster, peer),
+        target("16b", "kept call / bare call", "at most", KEPT_RATIO_MAX, "x", kept_ratios, kept_latency),
+        target(
+            "16b", f"kept calls by {CALLERS} callers", "at least", KEPT_RATE_MIN, "/s", kept_rate.samples, kept_rate
+        ),
         target("7d", "spread of equal workers' calls", "at most", SPREAD_MAX, "", balance.samples, balance),
         target("7d", f"share of a {SLOWER:g}x slower worker", "at most", SLOW_SHARE_MAX, "", slow.samples, slow),
     )
@@ -210,4 +251,6 @@ def result_of(session: Session, samples: Samples) -> SuiteResult:
         "Pool, workers, sandboxes and callers are processes on one machine, which shares its processors among them.",
         f"Both rates are of {CALLERS} callers in turn, not at once.",
     )
-    return SuiteResult("functions", (latency, peer, rate, cpu, balance, slow), targets, remarks)
+    return SuiteResult(
+        "functions", (latency, kept_latency, peer, rate, kept_rate, cpu, kept_cpu, balance, slow), targets, remarks
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -38,12 +38,14 @@ def test_a_pool_and_a_bare_relay_are_called_by_callers_of_their_own(tmp_path: Pa
 def test_all_targets_are_reported(tmp_path: Path) -> None:
     session = Session(tmp_path, replace(QUICK, rounds=2), RunProgress(Console(file=io.StringIO())))
     two = [1.0, 2.0]
-    result = result_of(session, Samples(two, two, two, two, two, two, two, two, two))
+    result = result_of(session, Samples(*[two] * len(fields(Samples))))
     assert [(target.mark, target.bound) for target in result.targets] == [
         ("7a", 4.0),
         ("7a", 5.0),
         ("7a", 300.0),
         ("7a", 10.0),
+        ("16b", 2.0),
+        ("16b", 900.0),
         ("7d", 0.1),
         ("7d", 0.125),
     ]
