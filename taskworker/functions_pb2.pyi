@@ -461,19 +461,33 @@ class LogsRequest(_message.Message):
 
     FUNCTION_NAME_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     function_name: _builtins.str
     follow: _builtins.bool
+    call_id: _builtins.str
+    """of calls whose id begins so, of this function, or, without one, of all"""
+    since_ms: _builtins.int
+    """lines that are not older"""
+    tail: _builtins.int
+    """of those kept, the last so many"""
     def __init__(
         self,
         *,
         function_name: _builtins.str = ...,
         follow: _builtins.bool = ...,
+        call_id: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+        tail: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "function_name", b"function_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "call_id", b"call_id", "follow", b"follow", "function_name", b"function_name", "since_ms", b"since_ms", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
 
 Global___LogsRequest: _TypeAlias = LogsRequest  # noqa: Y015
 

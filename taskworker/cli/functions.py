@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _ID_SHOWN = 12
 _SUMMARY_SHOWN = 8
 _LOG_INDENT = 29
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
 
@@ -261,29 +265,57 @@ def _version_line(one: FunctionVersion) -> str:
 
 def logs(
     session: Session,
-    function: FunctionName,
+    function: Annotated[
+        str, typer.Argument(help="The function's name; with --call not needed.", metavar="FUNCTION")
+    ] = "",
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.", show_default=False)
     ] = False,
+    since: Annotated[
+        str,
+        typer.Option(help="Only what is not older: 90s, 15m, 2h, 3d, or a time as 2026-11-28T06:00.", metavar="AGE"),
+    ] = "",
+    tail: Annotated[int | None, typer.Option(help="Only the last N lines of those kept.", metavar="N", min=0)] = None,
+    call_id: Annotated[
+        str, typer.Option("--call", help="Only of the call with this id, or how it begins.", metavar="ID")
+    ] = "",
 ) -> None:
     """Show what the calls of a function printed and logged, and the errors they ended with.
 
     Examples:
         taskworker logs report
-        taskworker logs report --follow
+        taskworker logs report --tail 20 --follow
+        taskworker logs report --since 2h
+        taskworker logs --call 3fa4c1d2
     """
     from taskworker.client.functions import FunctionClient
 
     with FunctionClient(session.pool_address()) as client:
         none = True
-        for line in client.logs(function, follow=follow):
+        for line in client.logs(function, follow=follow, since_ms=_since_ms(since), tail=tail, call_id=call_id):
             none = False
             if session.terminal.as_json:
                 session.terminal.lines(json.dumps(document(line), ensure_ascii=False))
             else:
                 session.terminal.lines(*_log_lines(line))
     if none:
-        session.terminal.note(f"no call of {one_line(function)} printed or logged anything yet, or failed")
+        which = one_line(function) if function else "this id"
+        session.terminal.note(f"no call of {which} printed or logged anything that is kept, or failed")
+
+
+def _since_ms(text: str) -> int:
+    """A point in time as ms since 1970, from an age or a time; 0 from nothing."""
+    if not text:
+        return 0
+    age = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if age is not None:
+        return max(0, int((time.time() - int(age[1]) * _SECONDS[age[2]]) * 1000))
+    try:
+        return max(0, int(datetime.fromisoformat(text).timestamp() * 1000))
+    except (ValueError, OverflowError):
+        raise Failure(
+            f"--since {text!r}: write an age as 90s, 15m, 2h or 3d, or a time as 2026-11-28T06:00", ExitCode.USAGE
+        ) from None
 
 
 def _log_lines(line: LogLine) -> list[str]:

@@ -125,6 +125,12 @@ def pool(
         ),
     ] = None,
     limits_max: LimitsMax = "",
+    log_size: Annotated[
+        int, typer.Option(help="How much of what functions print is kept, in MiB.", metavar="MIB", min=1)
+    ] = 256,
+    log_days: Annotated[
+        float, typer.Option(help="For how long what functions print is kept.", metavar="DAYS", min=0)
+    ] = 14.0,
     dns_port: DnsPort = None,
     dns_upstream: DnsUpstream = None,
     dns_block: DnsBlock = None,
@@ -142,6 +148,7 @@ def pool(
     """
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.functions.policy import FunctionPolicy
+    from taskworker.functions.records import RecordBounds
     from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.secrets.process_memory import keep_private
@@ -163,7 +170,12 @@ def pool(
     keep_private()
     dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)
     key = _master_key(master_key)
-    policy = FunctionPolicy(limits_max=limits_from_text(limits_max, LIMITS_MAX))
+    policy = FunctionPolicy(
+        limits_max=limits_from_text(limits_max, LIMITS_MAX),
+        records=RecordBounds(
+            function_bytes=max(1, log_size // 16) << 20, total_bytes=log_size << 20, age_s=log_days * 86_400.0
+        ),
+    )
     profile = profile_of(k, n)
     server = PoolServer(path, profile=profile, options=options, master_key=key, dns=dns, functions=policy)
     port = server.start(listen)

@@ -119,9 +119,24 @@ class FunctionClient(OperatorClient):
         answer = self._call(lambda: self._stub.FunctionHistory(request, timeout=_TIMEOUT_S))
         return [FunctionVersion(one.version_id, one.deployed_ms, one.size, one.deployed_by) for one in answer.versions]
 
-    def logs(self, function: str, *, follow: bool = False) -> Iterator[LogLine]:
-        """The lines that are kept, then, if asked to follow, those that come, without end."""
-        request = functions_pb2.LogsRequest(function_name=function, follow=follow)
+    def logs(
+        self, function: str = "", *, follow: bool = False, since_ms: int = 0, tail: int | None = None, call_id: str = ""
+    ) -> Iterator[LogLine]:
+        """The lines that are kept, then, if asked to follow, those that come, without end.
+
+        Args:
+            function: whose; empty: of all functions, with ``call_id``.
+            follow: whether to go on.
+            since_ms: only lines that are not older, in ms since 1970.
+            tail: only the last so many of those kept.
+            call_id: only of calls whose id begins so.
+
+        Raises:
+            InvalidArgument: neither a function nor a call is given.
+        """
+        request = functions_pb2.LogsRequest(
+            function_name=function, follow=follow, since_ms=since_ms, tail=tail, call_id=call_id
+        )
         for line in self._stream(lambda: self._stub.Logs(request)):
             yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
 

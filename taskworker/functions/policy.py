@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from taskworker.functions.records import RecordBounds
 from taskworker.functions.spec import LIMITS_MAX
 from taskworker.sandbox import Limits
 
@@ -14,6 +15,8 @@ class FunctionPolicy:
 
     Attributes:
         limits_max: what a function that is deployed may ask for at most.
+        records: how much of what calls print is kept.
     """
 
     limits_max: Limits = LIMITS_MAX
+    records: RecordBounds = field(default_factory=RecordBounds)

@@ -31,7 +31,7 @@ from taskworker.errors import (
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.paces import Paces
 from taskworker.functions.spec import FunctionSpec
-from taskworker.functions.statistics import CallFigures, CallStatistics
+from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
 from taskworker.functions.turns import Turns
 
 _CACHE_BYTES = 64 << 20
@@ -122,6 +122,7 @@ class CallRouter:
         find: a function by its name, None if there is none.
         workers: who runs them.
         finished: told of each call that ran: who ran it, and what became of it.
+        statistics: count the calls.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class CallRouter:
         find: Callable[[str], RoutedFunction | None],
         workers: Workers,
         finished: Callable[[Call, str, CallReport], None] = lambda _call, _worker, _report: None,
+        statistics: StatisticsByFunction | None = None,
     ) -> None:
         self._find = find
         self._workers = workers
@@ -137,7 +139,7 @@ class CallRouter:
         self._outstanding: Counter[str] = Counter()
         self._paces = Paces()
         self._turns: dict[str, Turns] = {}
-        self._statistics: dict[str, CallStatistics] = {}
+        self._statistics = statistics or StatisticsByFunction()
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
             ttu=lambda _key, cached, now: now + cached.ttl_s,
@@ -247,8 +249,7 @@ class CallRouter:
             return self._turns.setdefault(name, Turns(name))
 
     def _statistics_of(self, name: str) -> CallStatistics:
-        with self._lock:
-            return self._statistics.setdefault(name, CallStatistics())
+        return self._statistics.of(name)
 
     def _cached(self, key: object) -> tuple[str, ...] | None:
         with self._lock:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from array import array
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from storage.errors import FormatError
 
 _KEPT = 4096
+_KEPT_OVER_RESTARTS = 512
 _RATE_WINDOW_S = 60.0
+
+
+log = logging.getLogger(__name__)
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    calls: Annotated[int, msgspec.Meta(ge=0)]
+    errors: Annotated[int, msgspec.Meta(ge=0)]
+    cached: Annotated[int, msgspec.Meta(ge=0)]
+    moved: Annotated[int, msgspec.Meta(ge=0)]
+    taken_s: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class CallFigures:
-    """Of one function since the pool started; percentiles in seconds over its latest 4096 calls."""
+    """Of one function; percentiles in seconds over its latest 4096 calls."""
 
     calls: int = 0
     errors: int = 0
@@ -30,6 +49,7 @@ class CallStatistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._changes = 0
         self._calls = self._errors = self._cached = self._moved = 0
         self._ended = 0  # calls that took time
         # Of the latest calls, round and round: 64 KiB, where tuples would come to take 450.
@@ -44,17 +64,50 @@ class CallStatistics:
             self._ended += 1
             self._calls += 1
             self._errors += failed
+            self._changes += 1
 
     def from_cache(self) -> None:
         """A call was answered with an earlier result."""
         with self._lock:
             self._calls += 1
             self._cached += 1
+            self._changes += 1
 
     def was_moved(self) -> None:
         """A call's worker was lost, and another one took it."""
         with self._lock:
             self._moved += 1
+            self._changes += 1
+
+    @property
+    def changes(self) -> int:
+        """A number that is another one once something was counted."""
+        return self._changes
+
+    def to_json(self) -> bytes:
+        """What is to be known of it after a restart."""
+        with self._lock:
+            kept = min(self._ended, _KEPT)
+            oldest = self._ended - kept
+            taken_s = [self._taken_s[number % _KEPT] for number in range(oldest, self._ended)][-_KEPT_OVER_RESTARTS:]
+            counts = _Kept(self._calls, self._errors, self._cached, self._moved, [round(one, 6) for one in taken_s])
+        return msgspec.json.encode(counts)
+
+    def restore(self, document: bytes) -> None:
+        """Begin with what was known before a restart; the rate is of calls since.
+
+        Raises:
+            FormatError: the document is none.
+        """
+        try:
+            kept = msgspec.json.decode(document, type=_Kept)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise FormatError(f"figures that cannot be read: {error}") from None
+        with self._lock:
+            self._calls, self._errors, self._cached, self._moved = kept.calls, kept.errors, kept.cached, kept.moved
+            for place, taken_s in enumerate(kept.taken_s[-_KEPT_OVER_RESTARTS:]):
+                self._ended_at[place], self._taken_s[place] = -math.inf, taken_s
+            self._ended = len(kept.taken_s[-_KEPT_OVER_RESTARTS:])
 
     def figures(self) -> CallFigures:
         """As they are now."""
@@ -67,6 +120,37 @@ class CallStatistics:
         # Where the window holds more than is kept, what is kept tells over how long.
         over_s = _RATE_WINDOW_S if len(recent) < _KEPT else time.monotonic() - min(recent)
         return CallFigures(*counts, len(recent) / over_s, *(_percentile(taken_s, share) for share in (0.5, 0.95, 0.99)))
+
+
+class StatisticsByFunction:
+    """The statistics of all functions. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_function: dict[str, CallStatistics] = {}
+        self._saved: dict[str, int] = {}
+
+    def of(self, function: str) -> CallStatistics:
+        """Of one, made if there are none yet."""
+        with self._lock:
+            return self._by_function.setdefault(function, CallStatistics())
+
+    def documents(self) -> list[tuple[str, bytes]] | None:
+        """All of them, to be kept over a restart; None if nothing was counted since the last time."""
+        with self._lock:
+            all_of_them = list(self._by_function.items())
+            counted = {function: statistics.changes for function, statistics in all_of_them}
+            if counted == self._saved:
+                return None
+            self._saved = counted
+        return [(function, statistics.to_json()) for function, statistics in all_of_them]
+
+    def restore(self, function: str, document: bytes) -> None:
+        """Begin with what was kept; what cannot be read is not."""
+        try:
+            self.of(function).restore(document)
+        except FormatError as error:
+            log.warning("the figures of function %s begin anew: %s", function, error)
 
 
 def _percentile(ordered: list[float], share: float) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 from storage import FileStorage
 from taskworker.functions.call_log import CallLog
 from taskworker.functions.policy import FunctionPolicy
 from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions.statistics import StatisticsByFunction
 from taskworker.pool.deployed import DeployedFunctions
 from taskworker.pool.hosting import Hosting, Transport
 from taskworker.pool.membership import Membership
@@ -23,16 +25,23 @@ class PoolFunctions:
         membership: the pool's.
         transport: reaches workers.
         policy: what the operator sets.
+        records: the file that keeps what calls print, and how they do; None: in memory.
     """
 
     def __init__(
-        self, store: FileStorage, membership: Membership, transport: Transport, policy: FunctionPolicy | None = None
+        self,
+        store: FileStorage,
+        membership: Membership,
+        transport: Transport,
+        policy: FunctionPolicy | None = None,
+        records: Path | None = None,
     ) -> None:
         policy = policy or FunctionPolicy()
         self.deployed = DeployedFunctions(store, policy.limits_max)
         self.hosting = Hosting(membership, transport)
-        self.log = CallLog()
-        self.router = CallRouter(self._find, self.hosting, self.log.finished)
+        statistics = StatisticsByFunction()
+        self.log = CallLog(records, policy.records, statistics)
+        self.router = CallRouter(self._find, self.hosting, self.log.finished, statistics)
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)
 
@@ -45,6 +54,7 @@ class PoolFunctions:
         self._closing.set()
         if self._watcher.is_alive():
             self._watcher.join()
+        self.log.close()
 
     def _find(self, name: str) -> RoutedFunction | None:
         return self.hosting.offered(name) or self.deployed.find(name)

@@ -9,6 +9,7 @@ from storage.errors import InvalidArgument
 from taskworker import functions_pb2
 from taskworker.errors import CallAbandoned
 from taskworker.functions.call_log import CallLog
+from taskworker.functions.records import LineQuery
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions.spec import check_name, check_options
 from taskworker.pool.deployed import DeployedFunctions, Deployment
@@ -77,7 +78,11 @@ class FunctionService:
         self, request: functions_pb2.LogsRequest, caller: Caller
     ) -> Iterator[functions_pb2.LogLine]:
         """What calls printed and logged."""
-        for line in self._log.read(request.function_name, follow=request.follow):
+        query = LineQuery(request.function_name, request.call_id, request.since_ms)
+        if not query.function and not query.call_id:
+            raise InvalidArgument("say of which function, or of which call, the log is wanted")
+        tail = request.tail if request.HasField("tail") else None
+        for line in self._log.read(query, tail=tail, follow=request.follow):
             if not caller.is_active():
                 raise CallAbandoned("the caller went away")
             if line is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import grpc
 
@@ -76,12 +77,15 @@ class PoolServer:
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
-        self.functions = PoolFunctions(self.pool.store, self.pool.membership, self._transport, functions)
+        self.functions = PoolFunctions(
+            self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls.sqlite"
+        )
         try:
             self.outside = PoolOutside(
                 self.pool, self.functions, directory, master_key=master_key, egress=egress, dns=dns
             )
         except BaseException:
+            self.functions.close()
             self.pool.close()
             raise
         self._server = FileServer(
@@ -118,6 +122,7 @@ class PoolServer:
             port = self._server.start(address)
         except BaseException:
             self.outside.close()
+            self.functions.close()
             self.pool.close()
             raise
         self.functions.start()

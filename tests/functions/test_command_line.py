@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -121,6 +123,32 @@ def test_what_functions_may_ask_for_is_the_operator_s_to_set(commands: Commands)
     for limits in ("wall=7201", "memory=5GiB"):
         _, told = commands.run("deploy", "long", "app:add", "--limits", limits, code=2)
         assert "--limits-max" in told[0]
+
+
+def test_the_log_and_the_figures_survive_the_pool_s_restart(commands: Commands) -> None:
+    pool = commands.pool
+    for word in ("first", "second", "third"):
+        commands.run("call", "fails", word, code=1)
+    printed = [line for line in pool.functions.logs("fails") if line.text.startswith("working on")]
+    assert [line.text for line in printed[-2:]] == ["working on second", "working on third"]
+    calls = pool.status("fails").calls
+    pool.await_status("fails", lambda status: status.calls == calls)
+    time.sleep(1.5)  # figures are written every second
+    pool.restart_pool()
+    pool.await_workers("fails", 3)
+    assert pool.status("fails").calls == calls
+    assert pool.status("fails").p50_ms > 0
+    kept = list(pool.functions.logs("fails"))
+    assert printed == [line for line in kept if line.text.startswith("working on")]
+    told, _ = commands.run("logs", "--call", printed[-1].call_id[:8], "--json")
+    assert {json.loads(line)["call_id"] for line in told} == {printed[-1].call_id}
+    assert json.loads(told[0])["text"] == "working on third"
+    told, _ = commands.run("logs", "fails", "--tail", "1", "--since", "1h", "--json")
+    assert [json.loads(line) for line in told] == [dataclasses.asdict(kept[-1])]
+    assert commands.run("logs", "fails", "--since", "2999-01-01")[0] == []
+    commands.run("logs", "fails", "--since", "yesterday", code=2)
+    _, told = commands.run("logs", code=2)
+    assert "of which function" in told[0]
 
 
 def test_functions_fit_into_a_terminal(commands: Commands) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import pytest
 
 from storage import FileStorage
 from storage.errors import FormatError, InvalidArgument
-from taskworker.errors import FunctionFailed, FunctionNotFound
+from taskworker.errors import FunctionNotFound
 from taskworker.functions.bundles import packed
-from taskworker.functions.call_log import CallLog
-from taskworker.functions.calls import Call, CallReport, OutputLine
 from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallStatistics
 from taskworker.pool.deployed import DeployedFunctions
@@ -82,41 +79,6 @@ def test_garbage_is_not_deployed(store: FileStorage) -> None:
     with pytest.raises(FormatError):
         deployed.deploy(b"garbage", "ann")
     assert deployed.all() == []
-
-
-def test_the_log_keeps_the_latest_lines_and_can_be_followed() -> None:
-    log = CallLog()
-    for number in range(3_000):
-        log.finished(
-            Call("f", call_id=str(number)), "w", CallReport(output=[OutputLine(number, "stdout", f"line {number}")])
-        )
-    kept = [line.text for line in log.read("f", follow=False) if line is not None]
-    assert (len(kept), kept[-1]) == (2_000, "line 2999")
-    seen: list[str] = []
-    ready = threading.Event()
-
-    def follow() -> None:
-        for line in log.read("f", follow=True):
-            if line is not None:
-                seen.append(line.text)
-                if line.text.startswith("FunctionFailed"):
-                    return
-            ready.set()
-
-    follower = threading.Thread(target=follow)
-    follower.start()
-    assert ready.wait(20)
-    log.finished(Call("f", call_id="x"), "w", CallReport(error=FunctionFailed("ValueError: no")))
-    follower.join(20)
-    assert seen == [*kept, "FunctionFailed: ValueError: no"]
-    assert list(log.read("unknown", follow=False)) == []
-
-
-def test_a_flood_of_long_lines_is_bounded() -> None:
-    log = CallLog()
-    for _ in range(100):
-        log.finished(Call("f"), "w", CallReport(output=[OutputLine(0, "stdout", "x" * 100_000)]))
-    assert sum(len(line.text) for line in log.read("f", follow=False) if line is not None) <= 1 << 20
 
 
 def test_figures_of_calls() -> None:
