@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.names import (
     DnsAllowPrivate,
     DnsBlock,
@@ -27,6 +28,7 @@ from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
+    from taskworker.functions.users import UserShares
     from taskworker.secrets.master_key import MasterKeySource
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
@@ -131,6 +133,20 @@ def pool(
     log_days: Annotated[
         float, typer.Option(help="For how long what functions print is kept.", metavar="DAYS", min=0)
     ] = 14.0,
+    user_calls: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How many calls of functions each user, or this one, may have under way (default: 96); repeatable.",
+            metavar="[USER=]N",
+        ),
+    ] = None,
+    user_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A user's share of a function's turns where users compete, beside others with 1; repeatable.",
+            metavar="USER=N",
+        ),
+    ] = None,
     dns_port: DnsPort = None,
     dns_upstream: DnsUpstream = None,
     dns_block: DnsBlock = None,
@@ -175,6 +191,7 @@ def pool(
         records=RecordBounds(
             function_bytes=max(1, log_size // 16) << 20, total_bytes=log_size << 20, age_s=log_days * 86_400.0
         ),
+        shares=_shares(user_calls or [], user_weight or []),
     )
     profile = profile_of(k, n)
     server = PoolServer(path, profile=profile, options=options, master_key=key, dns=dns, functions=policy)
@@ -204,6 +221,26 @@ def pool(
         session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
     finally:
         server.stop(_GRACE_S)
+
+
+def _shares(calls: list[str], weights: list[str]) -> UserShares:
+    """What ``--user-calls`` and ``--user-weight`` say."""
+    from taskworker.functions.users import USER_CALLS, UserShares
+
+    most, of_users = USER_CALLS, dict[str, int]()
+    try:
+        for item in calls:
+            user, separator, count = item.rpartition("=")
+            if separator:
+                of_users[user] = int(count)
+            else:
+                most = int(count)
+        pairs = [item.rpartition("=") for item in weights]
+        if not all(separator for _, separator, _ in pairs):
+            raise ValueError("a weight is USER=N")
+        return UserShares(most, of_users, {user: float(weight) for user, _, weight in pairs})
+    except ValueError as error:
+        raise Failure(f"--user-calls [USER=]N, --user-weight USER=N: {error}", ExitCode.USAGE) from None
 
 
 def _master_key(file: Path | None) -> MasterKeySource | None:

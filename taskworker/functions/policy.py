@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from taskworker.functions.records import RecordBounds
 from taskworker.functions.spec import LIMITS_MAX
+from taskworker.functions.users import UserShares
 from taskworker.sandbox import Limits
 
 
@@ -16,7 +17,9 @@ class FunctionPolicy:
     Attributes:
         limits_max: what a function that is deployed may ask for at most.
         records: how much of what calls print is kept.
+        shares: how much each user gets.
     """
 
     limits_max: Limits = LIMITS_MAX
     records: RecordBounds = field(default_factory=RecordBounds)
+    shares: UserShares = field(default_factory=UserShares)

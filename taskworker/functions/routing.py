@@ -33,6 +33,7 @@ from taskworker.functions.paces import Paces
 from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
 from taskworker.functions.turns import Turns
+from taskworker.functions.users import UserCalls, UserShares
 
 _CACHE_BYTES = 64 << 20
 _CACHED_RESULT_BYTES_MAX = 1 << 20
@@ -123,6 +124,7 @@ class CallRouter:
         workers: who runs them.
         finished: told of each call that ran: who ran it, and what became of it.
         statistics: count the calls.
+        shares: how much of it each user gets.
     """
 
     def __init__(
@@ -131,7 +133,10 @@ class CallRouter:
         workers: Workers,
         finished: Callable[[Call, str, CallReport], None] = lambda _call, _worker, _report: None,
         statistics: StatisticsByFunction | None = None,
+        shares: UserShares | None = None,
     ) -> None:
+        self._shares = shares or UserShares()
+        self._users = UserCalls(self._shares)
         self._find = find
         self._workers = workers
         self._finished = finished
@@ -170,7 +175,7 @@ class CallRouter:
             self._statistics_of(function.name).from_cache()
             return found[0]
         running = running or RunningCall()
-        with self._turn(function, call, deadline, running):
+        with self._of_user(call), self._turn(function, call, deadline, running):
             report = self._run(function, call, deadline, running)
         if report.error is not None:
             raise report.error
@@ -202,7 +207,7 @@ class CallRouter:
                 items(item)
             return
         given = _Given(items)
-        with self._turn(function, call, deadline, running):
+        with self._of_user(call), self._turn(function, call, deadline, running):
             report = self._run(function, call, deadline, running, given)
         if report.error is not None:
             raise report.error
@@ -236,17 +241,23 @@ class CallRouter:
 
     # -- turns and the cache -------------------------------------------------------------------------
 
+    def _of_user(self, call: Call) -> contextlib.AbstractContextManager[None]:
+        # What a call of the user leads to is part of that one: it would wait for itself.
+        return contextlib.nullcontext() if call.chain else self._users.one(call.user_id)
+
     def _turn(
         self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall
     ) -> contextlib.AbstractContextManager[None]:
         if function.name in call.chain:
             # It waits for itself: a turn of its own could never come.
             return contextlib.nullcontext()
-        return self._turns_of(function.name).turn(function.concurrency, function.queue, deadline.left_s(), running)
+        return self._turns_of(function.name).turn(
+            function.concurrency, function.queue, deadline.left_s(), running, call.user_id
+        )
 
     def _turns_of(self, name: str) -> Turns:
         with self._lock:
-            return self._turns.setdefault(name, Turns(name))
+            return self._turns.setdefault(name, Turns(name, self._shares.weight_of))
 
     def _statistics_of(self, name: str) -> CallStatistics:
         return self._statistics.of(name)

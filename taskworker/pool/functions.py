@@ -41,7 +41,7 @@ class PoolFunctions:
         self.hosting = Hosting(membership, transport)
         statistics = StatisticsByFunction()
         self.log = CallLog(records, policy.records, statistics)
-        self.router = CallRouter(self._find, self.hosting, self.log.finished, statistics)
+        self.router = CallRouter(self._find, self.hosting, self.log.finished, statistics, policy.shares)
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)
 

@@ -260,6 +260,16 @@ def test_calls_of_one_function_run_at_the_same_time(pool: FunctionPool, entry: s
     assert took_s < 8 * 0.5 / 2  # however slow the machine: one after another they take at least twice as long
 
 
+def test_one_user_s_calls_do_not_hold_another_s_up(pool: FunctionPool) -> None:
+    pool.deploy("slowly", "app:slowly", pool.directory, concurrency=16)
+    with ThreadPoolExecutor(24) as callers:
+        anns = [callers.submit(pool.client.call, "slowly", [number, 3], user_id="ann") for number in range(24)]
+        pool.await_status("slowly", lambda status: (status.running, status.waiting) == (14, 10))
+        assert pool.client.call("slowly", ["bob", 0], user_id="bob") == "bob"
+        assert not any(call.done() for call in anns)
+        assert [call.result(60) for call in anns] == list(range(24))
+
+
 def test_a_function_knows_its_caller_and_its_configuration(pool: FunctionPool) -> None:
     pool.deploy("about", "app:about", pool.directory, limits=Limits(wall_s=20.0), config={"url": "http://x", "n": "3"})
     user, call_id, left_s, config = pool.client.call("about", user_id=USER, timeout_s=1000)

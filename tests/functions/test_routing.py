@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from taskworker.errors import (
 )
 from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, Items, RunningCall
 from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone
+from taskworker.functions.users import UserShares
 
 Behaviour = Callable[[Call], CallReport]
 
@@ -211,6 +213,123 @@ def test_so_many_run_so_many_wait_and_the_rest_are_refused() -> None:
         release.set()
         assert [call.result() for call in calls] == ["1"] * 5
     assert (routes.figures("f").running, routes.figures("f").waiting) == (0, 0)
+
+
+class Held:
+    """Calls that run until they are let go on, in the order in which they began."""
+
+    def __init__(self, **options: object) -> None:
+        self.began: list[str] = []
+        self._let_go = threading.Semaphore(0)
+        shares = options.pop("shares", None)
+        function = RoutedFunction("f", "v1", **options)  # type: ignore[arg-type]
+        self.routes = CallRouter({"f": function}.get, Fleet(a=self._run), shares=shares)  # type: ignore[arg-type]
+        self._callers = ThreadPoolExecutor(200)
+        self.calls: list[Future[str]] = []
+
+    def _run(self, call: Call) -> CallReport:
+        self.began.append(call.user_id)
+        assert self._let_go.acquire(timeout=20)
+        return CallReport(result="1")
+
+    def call(self, user: str, count: int = 1) -> None:
+        for _ in range(count):
+            before = self._seen()
+            self.calls.append(self._callers.submit(self.routes.call, Call("f", user_id=user), None))
+            eventually(lambda before=before: self._seen() > before or self.calls[-1].done())  # type: ignore[misc]
+
+    def let_go(self, count: int) -> None:
+        for _ in range(count):
+            before = sum(call.done() for call in self.calls)
+            self._let_go.release()
+            eventually(lambda before=before: sum(call.done() for call in self.calls) > before)  # type: ignore[misc]
+
+    def _seen(self) -> int:
+        figures = self.routes.figures("f")
+        return figures.running + figures.waiting
+
+    def end(self) -> None:
+        self._let_go.release(1000)
+        self._callers.shutdown()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def test_one_user_s_calls_do_not_hold_another_s_up() -> None:
+    held = Held(concurrency=32)
+    held.call("ann", 64)
+    eventually(lambda: held.began == ["ann"] * 28)
+    held.call("bob", 3)
+    eventually(lambda: held.began[28:] == ["bob"] * 3)  # at once, though no call of ann's has ended
+    held.end()
+    assert [call.result() for call in held.calls] == ["1"] * 67
+
+
+def test_turns_that_come_free_go_to_the_user_who_has_the_fewest() -> None:
+    held = Held(concurrency=2)
+    held.call("ann", 10)
+    held.call("bob", 3)
+    held.call("cat", 1)
+    held.let_go(2)
+    eventually(lambda: len(held.began) == 4)
+    assert held.began == ["ann", "ann", "bob", "cat"]
+    held.end()
+
+
+def test_weights_count_also_where_one_call_runs_at_a_time() -> None:
+    held = Held(concurrency=1, shares=UserShares(weights={"ann": 3.0}))
+    held.call("cat", 1)
+    held.call("ann", 20)
+    held.call("bob", 20)
+    held.let_go(12)
+    eventually(lambda: len(held.began) == 13)
+    assert Counter(held.began[1:]) == Counter(ann=9, bob=3)
+    held.end()
+
+
+def test_a_user_of_more_weight_gets_more_turns() -> None:
+    held = Held(concurrency=4, shares=UserShares(weights={"ann": 3.0}))
+    held.call("cat", 4)
+    held.call("bob", 20)
+    held.call("ann", 20)
+    held.let_go(4)
+    eventually(lambda: len(held.began) == 8)
+    assert Counter(held.began[4:]) == Counter(ann=3, bob=1)
+    held.end()
+
+
+def test_a_user_has_so_many_calls_under_way_and_no_more() -> None:
+    held = Held(concurrency=1, shares=UserShares(calls=3, calls_of={"bob": 5}))
+    held.call("ann", 3)
+    held.call("bob", 5)
+    for user, most in (("ann", 3), ("bob", 5)):
+        with pytest.raises(FunctionBusy, match=f"{most} calls under way"):
+            held.routes.call(Call("f", user_id=user), 5)
+    held.end()
+    assert [call.result() for call in held.calls] == ["1"] * 8
+    assert held.routes.call(Call("f", user_id="ann"), 5) == "1"
+
+
+def test_one_user_does_not_fill_the_queue() -> None:
+    held = Held(concurrency=1, queue=16)
+    held.call("ann", 15)
+    with pytest.raises(FunctionBusy, match="as one user may have"):
+        held.routes.call(Call("f", user_id="ann"), 5)
+    held.call("bob", 2)
+    with pytest.raises(FunctionBusy, match="16 waiting"):
+        held.routes.call(Call("f", user_id="cat"), 5)
+    held.end()
+
+
+@pytest.mark.parametrize("shares", [{"calls": 0}, {"calls_of": {"ann": 0}}, {"weights": {"ann": 0.0}}])
+def test_shares_that_are_none_are_refused(shares: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="user"):
+        UserShares(**shares)
 
 
 def test_whoever_waits_too_long_gives_its_turn_up() -> None:
