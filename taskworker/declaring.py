@@ -60,6 +60,8 @@ class Declarations:
 
 
 def _spec(name: str, options: dict[str, Any]) -> FunctionSpec:
+    if "needs" in options:
+        raise InvalidArgument(f"function {name!r}: needs is for functions that are deployed; this one runs here alone")
     limits = limits_of(options.pop("limits", None) or Limits())
     cache_ttl_s = options.pop("cache_ttl", 0.0)
     try:

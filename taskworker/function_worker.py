@@ -9,18 +9,21 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import grpc
 
 from storage import FileStorage
+from storage.errors import InvalidArgument, StorageError
 from storage.forks import HomeProcess
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.client import Client
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
+from taskworker.errors import WorkerRefused
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
+from taskworker.functions.labels import check_labels
 from taskworker.functions.local import LocalWorkers
 from taskworker.functions.packing import PackedFunction
 from taskworker.functions.routing import CallRouter
@@ -47,6 +50,7 @@ FUNCTION_CALLS = 64
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 _INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
 _OFFER_EVERY_S = 2.0
+_OFFERS_PER_LEASE = 4
 _OFFER_TIMEOUT_S = 5.0
 _TRY_AGAIN_S = 15.0
 
@@ -61,9 +65,18 @@ class HostedFunctions:
             cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
             be had, the worker goes on without functions, and says so.
         limits_max: what a function may ask for at most.
+        labels: of this worker, for functions that need some.
     """
 
-    def __init__(self, pool_address: str, directory: Path, *, required: bool, limits_max: Limits = LIMITS_MAX) -> None:
+    def __init__(
+        self,
+        pool_address: str,
+        directory: Path,
+        *,
+        required: bool,
+        limits_max: Limits = LIMITS_MAX,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self._home = HomeProcess("this worker's host of functions")
         self._client = Client(pool_address)
         self._channel = grpc.insecure_channel(target_of(pool_address), options=CHANNEL_OPTIONS)
@@ -81,7 +94,11 @@ class HostedFunctions:
         )
         self.unavailable: str | None = None
         self._try_at = 0.0
-        self._worker, self._instance = "", ""
+        self._worker, self._instance, self._address = "", "", ""
+        self._labels = check_labels(dict(labels or {}))
+        self._every_s = _OFFER_EVERY_S
+        self._taken = threading.Event()
+        self._refused: StorageError | None = None
         self._wanted = threading.Event()
         self._closing = threading.Event()
         self._offering = threading.Thread(target=self._keep_offering, name="offers", daemon=True)
@@ -106,10 +123,39 @@ class HostedFunctions:
         handler = generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate, past_gate=("Cancel",))
         return {_INVOCATION.full_name: handler}
 
-    def start(self, worker_id: str, instance: str) -> None:
-        """Begin to offer, as this process of a worker."""
-        self._worker, self._instance = worker_id, instance
+    def start(self, worker_id: str, instance: str, address: str = "") -> None:
+        """Begin to offer, as this process of a worker.
+
+        Args:
+            worker_id: the worker.
+            instance: of the process.
+            address: where a worker without a volume is reached; empty: it is a member of the pool.
+        """
+        self._worker, self._instance, self._address = worker_id, instance, address
         self._offering.start()
+
+    def await_taken(self) -> None:
+        """Return once the pool has taken the offer; it is waited for.
+
+        Raises:
+            WorkerRefused: it does not.
+        """
+        self._taken.wait()
+        if self._refused is not None:
+            raise self._refused
+
+    def withdraw(self) -> None:
+        """Tell the pool that a worker without a volume stops. Does nothing if it has not begun to offer."""
+        if self._closing.is_set() or not self._offering.is_alive():
+            return
+        self._closing.set()
+        self._wanted.set()
+        self._offering.join()
+        request = functions_pb2.OfferRequest(worker_id=self._worker, instance=self._instance, withdrawn=True)
+        try:
+            self._hosting.Offer(request, timeout=_OFFER_TIMEOUT_S)
+        except grpc.RpcError as error:
+            log.info("the pool could not be told that this worker stops: %s", status.decode(error, self._pool_address))
 
     def renew(self, instance: str) -> None:
         """The worker has joined under another name."""
@@ -139,12 +185,26 @@ class HostedFunctions:
             try:
                 answer = self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
             except grpc.RpcError as error:
-                log.debug("the pool did not take the offer: %s", status.decode(error, self._pool_address))
+                self._not_taken(status.decode(error, self._pool_address))
             else:
+                self._taken.set()
+                if self._address and answer.lease_ms:
+                    self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
                 if answer.functions_deployed and time.monotonic() >= self._try_at:
                     self._bring_up()
-            self._wanted.wait(_OFFER_EVERY_S)
+            self._wanted.wait(self._every_s)
             self._wanted.clear()
+
+    def _not_taken(self, error: StorageError) -> None:
+        if not self._address:
+            log.debug("the pool did not take the offer: %s", error)
+        elif self._taken.is_set():
+            log.warning("the pool did not take the offer of this worker: %s", error)
+        elif isinstance(error, (WorkerRefused, InvalidArgument)):
+            self._refused = error
+            self._taken.set()
+        else:
+            log.warning("%s; it is waited for", error)
 
     def _bring_up(self) -> None:
         """Have the sandbox ready before the first call."""
@@ -164,6 +224,8 @@ class HostedFunctions:
         return functions_pb2.OfferRequest(
             worker_id=self._worker,
             instance=self._instance,
+            address=self._address,
+            labels=self._labels,
             hosts_deployed=self.unavailable is None,
             functions=[
                 functions_pb2.FunctionOffer(

@@ -60,6 +60,11 @@ class FunctionServiceStub:
                 request_serializer=taskworker_dot_functions__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=taskworker_dot_functions__pb2.DeployResponse.FromString,
                 _registered_method=True)
+        self.ListHosts = channel.unary_unary(
+                '/taskworker.functions.FunctionService/ListHosts',
+                request_serializer=taskworker_dot_functions__pb2.ListHostsRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.ListHostsResponse.FromString,
+                _registered_method=True)
         self.Logs = channel.unary_stream(
                 '/taskworker.functions.FunctionService/Logs',
                 request_serializer=taskworker_dot_functions__pb2.LogsRequest.SerializeToString,
@@ -104,6 +109,13 @@ class FunctionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListHosts(self, request, context):
+        """The workers that run functions, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Logs(self, request, context):
         """What calls printed and logged: what is kept, then, if asked for, what comes.
         """
@@ -138,6 +150,11 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=taskworker_dot_functions__pb2.RollbackRequest.FromString,
                     response_serializer=taskworker_dot_functions__pb2.DeployResponse.SerializeToString,
+            ),
+            'ListHosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHosts,
+                    request_deserializer=taskworker_dot_functions__pb2.ListHostsRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.ListHostsResponse.SerializeToString,
             ),
             'Logs': grpc.unary_stream_rpc_method_handler(
                     servicer.Logs,
@@ -281,6 +298,33 @@ class FunctionService:
             '/taskworker.functions.FunctionService/Rollback',
             taskworker_dot_functions__pb2.RollbackRequest.SerializeToString,
             taskworker_dot_functions__pb2.DeployResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.functions.FunctionService/ListHosts',
+            taskworker_dot_functions__pb2.ListHostsRequest.SerializeToString,
+            taskworker_dot_functions__pb2.ListHostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

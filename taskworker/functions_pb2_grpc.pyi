@@ -45,6 +45,8 @@ class FunctionServiceStub:
     """The versions deployed, newest first."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_functions_pb2.RollbackRequest, _functions_pb2.DeployResponse]
     """Makes an earlier version the newest again."""
+    ListHosts: _grpc.UnaryUnaryMultiCallable[_functions_pb2.ListHostsRequest, _functions_pb2.ListHostsResponse]
+    """The workers that run functions, by id."""
     Logs: _grpc.UnaryStreamMultiCallable[_functions_pb2.LogsRequest, _functions_pb2.LogLine]
     """What calls printed and logged: what is kept, then, if asked for, what comes."""
 
@@ -61,6 +63,8 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     """The versions deployed, newest first."""
     Rollback: _aio.UnaryUnaryMultiCallable[_functions_pb2.RollbackRequest, _functions_pb2.DeployResponse]  # type: ignore[assignment]
     """Makes an earlier version the newest again."""
+    ListHosts: _aio.UnaryUnaryMultiCallable[_functions_pb2.ListHostsRequest, _functions_pb2.ListHostsResponse]  # type: ignore[assignment]
+    """The workers that run functions, by id."""
     Logs: _aio.UnaryStreamMultiCallable[_functions_pb2.LogsRequest, _functions_pb2.LogLine]  # type: ignore[assignment]
     """What calls printed and logged: what is kept, then, if asked for, what comes."""
 
@@ -104,6 +108,14 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.DeployResponse, _abc.Awaitable[_functions_pb2.DeployResponse]]:
         """Makes an earlier version the newest again."""
+
+    @_abc_1.abstractmethod
+    def ListHosts(
+        self,
+        request: _functions_pb2.ListHostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.ListHostsResponse, _abc.Awaitable[_functions_pb2.ListHostsResponse]]:
+        """The workers that run functions, by id."""
 
     @_abc_1.abstractmethod
     def Logs(

@@ -17,7 +17,14 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
-    from taskworker.client.functions import Deployed, FunctionClient, FunctionStatus, FunctionVersion, LogLine
+    from taskworker.client.functions import (
+        Deployed,
+        FunctionClient,
+        FunctionHost,
+        FunctionStatus,
+        FunctionVersion,
+        LogLine,
+    )
 
 _ID_SHOWN = 12
 _SUMMARY_SHOWN = 8
@@ -106,6 +113,10 @@ def deploy(
         float,
         typer.Option(help="With --isolation user: for how long a process serves calls.", metavar="SECONDS", min=0.001),
     ] = 300.0,
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(help="A label that a worker must have to run it; repeatable.", metavar="KEY=VALUE"),
+    ] = None,
     once: Annotated[
         bool,
         typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
@@ -118,6 +129,7 @@ def deploy(
         taskworker deploy report reports.monthly:make --requirements requirements.txt --limits memory=512MiB,wall=120
     """
     from taskworker.client.functions import FunctionClient
+    from taskworker.functions.labels import labels_from_texts, meets, text_of
     from taskworker.functions.packing import pack_module
     from taskworker.functions.spec import FunctionSpec, limits_from_text
 
@@ -130,6 +142,7 @@ def deploy(
         queue=queue,
         limits=limits_from_text(limits),
         isolation=isolation,
+        needs=labels_from_texts(needs or []),
         process_calls=process_calls,
         process_s=process_seconds,
         config=dict(_pair("--set", item, "KEY=VALUE") for item in settings or ()),
@@ -137,7 +150,12 @@ def deploy(
     packed = pack_module(entry, spec, root=directory, requirements=requirements)
     with FunctionClient(session.pool_address()) as client:
         deployed = client.deploy(packed.bundle, user_id=session.user)
+        able = [host for host in client.hosts() if host.hosts_deployed and meets(host.labels, spec.needs)]
     _show_deployment(session, deployed, size=len(packed.bundle), packages=len(packed.spec.requirements))
+    if spec.needs and not able:
+        session.terminal.note(
+            f"no worker has {text_of(spec.needs)} yet; start one with `taskworker worker --label ...`"
+        )
 
 
 def _show_deployment(session: Session, deployed: Deployed, *, size: int = 0, packages: int = 0) -> None:
@@ -172,8 +190,10 @@ def undeploy(session: Session, function: FunctionName) -> None:
 def functions(
     session: Session,
     what: Annotated[
-        Literal["list", "log", "rollback"],
-        typer.Argument(help="All functions; the versions of one; or an earlier version made the newest again."),
+        Literal["list", "log", "rollback", "workers"],
+        typer.Argument(
+            help="All functions; the versions of one; an earlier version made the newest again; or who runs them."
+        ),
     ] = "list",
     function: Annotated[str | None, typer.Argument(help="log, rollback: which.", metavar="FUNCTION")] = None,
     version: Annotated[
@@ -187,19 +207,39 @@ def functions(
         taskworker functions
         taskworker functions log report
         taskworker functions rollback report --version 3fa4
+        taskworker functions workers
     """
     from taskworker.client.functions import FunctionClient
 
-    if (what == "list") != (function is None):
+    if (what in ("list", "workers")) != (function is None):
         raise Failure(f"`taskworker functions {what}` {'takes no' if function else 'wants a'} FUNCTION", ExitCode.USAGE)
     with FunctionClient(session.pool_address()) as client:
-        if function is None:
+        if what == "workers":
+            hosts = client.hosts()
+            session.terminal.result([document(one) for one in hosts], *_host_lines(hosts))
+        elif function is None:
             found = client.functions()
             session.terminal.result([document(one) for one in found], *function_lines(found))
         elif what == "log":
             _show_history(session, client, function)
         else:
             _show_rollback(session, client.roll_back(function, version or "", user_id=session.user))
+
+
+def _host_lines(hosts: list[FunctionHost]) -> list[str]:
+    from taskworker.functions.labels import text_of
+
+    if not hosts:
+        return ["no workers run functions; start one with `taskworker worker`"]
+    width = max(6, *(len(one_line(host.worker_id)) for host in hosts))
+    return [
+        f"{'WORKER':{width}}  {'NOW':>4}  {'DATA':4}  {'DEPLOYED':8}  LABELS",
+        *(
+            f"{one_line(host.worker_id):{width}}  {host.running:>4}  {'yes' if host.has_volume else 'no':4}  "
+            f"{'yes' if host.hosts_deployed else 'no':8}  {one_line(text_of(host.labels))}"
+            for host in hosts
+        ),
+    ]
 
 
 def function_lines(found: list[FunctionStatus]) -> list[str]:

@@ -28,6 +28,7 @@ from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
+    from taskworker.function_worker import HostedFunctions
     from taskworker.functions.users import UserShares
     from taskworker.secrets.master_key import MasterKeySource
 
@@ -301,6 +302,14 @@ def worker(
         bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
     ] = True,
     limits_max: LimitsMax = "",
+    volume: Annotated[
+        bool,
+        typer.Option("--volume/--no-volume", help="Keep the pool's data; without, only run its functions."),
+    ] = True,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="What functions deployed with --needs look for; repeatable.", metavar="KEY=VALUE"),
+    ] = None,
     scrub_rate: Annotated[
         float,
         typer.Option(help="How fast to keep verifying what it holds, in MiB/s; 0: never.", metavar="MIB/S", min=0),
@@ -315,6 +324,7 @@ def worker(
     Examples:
         taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
+        taskworker worker --id runner_1 --listen 127.0.0.1:0 --no-volume --label gpu=none
         taskworker worker app:worker
     """
     from taskworker.cli.allocator import keep_one_arena
@@ -326,6 +336,7 @@ def worker(
         run_program(session, program, listen)
         return
     from taskworker.function_worker import HostedFunctions
+    from taskworker.functions.labels import labels_from_texts
     from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.volume_worker import VolumeWorker
     from taskworker.worker import default_store
@@ -336,7 +347,13 @@ def worker(
     hosted = None
     if functions:
         most = limits_from_text(limits_max, LIMITS_MAX)
-        hosted = HostedFunctions(pool_address, path / "functions", required=False, limits_max=most)
+        labels = labels_from_texts(label or [])
+        hosted = HostedFunctions(pool_address, path / "functions", required=not volume, limits_max=most, labels=labels)
+    if not volume:
+        if hosted is None:
+            raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)
+        _run_functions_only(session, worker_id, path, hosted, listen, supervised=supervised)
+        return
     member = VolumeWorker(
         worker_id,
         pool_address,
@@ -361,6 +378,28 @@ def worker(
         session.terminal.note("leaving the pool; its shards stay here for its return")
     finally:
         member.stop(_GRACE_S)
+
+
+def _run_functions_only(
+    session: Session, worker_id: str, path: Path, hosted: HostedFunctions, listen: str, *, supervised: bool
+) -> None:
+    from taskworker.functions_only_worker import FunctionsOnlyWorker
+
+    runner = FunctionsOnlyWorker(worker_id, path, hosted)
+    try:
+        _watch_parent(wanted=supervised)
+        runner.start(listen)
+        session.terminal.result(
+            {"worker": worker_id, "address": runner.address, "dir": str(path.resolve()), "pid": os.getpid()},
+            f"worker {worker_id} at {runner.address} runs functions of the pool at {session.pool_address()}, and holds "
+            "no data; Ctrl-C stops it",
+        )
+        runner.wait()
+    except Stopped:
+        finish_regardless()
+        session.terminal.note(f"leaving the pool; calls under way have {_GRACE_S:.0f} s to end")
+    finally:
+        runner.stop(_GRACE_S)
 
 
 def up(

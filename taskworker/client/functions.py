@@ -79,6 +79,19 @@ class LogLine:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionHost:
+    """A worker that runs functions; ``functions`` are those of its own program, ``running`` its calls under way."""
+
+    worker_id: str
+    address: str
+    has_volume: bool
+    hosts_deployed: bool
+    labels: dict[str, str]
+    functions: list[str]
+    running: int
+
+
 class FunctionClient(OperatorClient):
     """The functions of a pool. Thread-safe; a context manager.
 
@@ -112,6 +125,23 @@ class FunctionClient(OperatorClient):
         request = functions_pb2.ListFunctionsRequest()
         answer = self._call(lambda: self._stub.ListFunctions(request, timeout=_TIMEOUT_S))
         return [_function_status(one) for one in answer.functions]
+
+    def hosts(self) -> list[FunctionHost]:
+        """The workers that run functions, by id."""
+        request = functions_pb2.ListHostsRequest()
+        answer = self._call(lambda: self._stub.ListHosts(request, timeout=_TIMEOUT_S))
+        return [
+            FunctionHost(
+                worker_id=one.worker_id,
+                address=one.address,
+                has_volume=one.has_volume,
+                hosts_deployed=one.hosts_deployed,
+                labels=dict(one.labels),
+                functions=list(one.functions),
+                running=one.running,
+            )
+            for one in answer.hosts
+        ]
 
     def history(self, function: str) -> list[FunctionVersion]:
         """The versions of a deployed function, newest first."""

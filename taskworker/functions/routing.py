@@ -12,8 +12,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cachetools import TLRUCache
@@ -29,6 +29,7 @@ from taskworker.errors import (
     StorageUnavailable,
 )
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.labels import text_of
 from taskworker.functions.paces import Paces
 from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
@@ -49,7 +50,7 @@ class RoutedFunction:
         name: its name.
         version: names its code: of a deployed one the version's id, else the bundle's key.
         file_id: of the deployed bundle; empty: of workers' own programs.
-        idempotent, cache_ttl_s, concurrency, queue: as in ``FunctionSpec``.
+        idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
     """
 
     name: str
@@ -59,11 +60,21 @@ class RoutedFunction:
     cache_ttl_s: float = 0.0
     concurrency: int = 32
     queue: int = 256
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
         """Of a function's document."""
-        return cls(spec.name, version, file_id, spec.idempotent, spec.cache_ttl_s, spec.concurrency, spec.queue)
+        return cls(
+            spec.name,
+            version,
+            file_id,
+            spec.idempotent,
+            spec.cache_ttl_s,
+            spec.concurrency,
+            spec.queue,
+            spec.needs,
+        )
 
 
 class WorkerGone(Exception):
@@ -339,6 +350,7 @@ class CallRouter:
             if time.monotonic() > give_up:
                 raise FunctionsUnavailable(
                     f"no worker that is alive can run function {function.name} now"
+                    + (f", which needs one with {text_of(function.needs)}" if function.needs else "")
                     + (f" ({', '.join(sorted(tried))} failed it); " if tried else "; ")
                     + "start one with `taskworker worker`, or try again later"
                 )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from storage.errors import FormatError, InvalidArgument
+from taskworker.functions.labels import check_labels
 from taskworker.sandbox import Keep, Limits
 
 NAME_MAX = 64
@@ -34,11 +35,11 @@ LIMITS_MAX = Limits(
 """What a pool and a worker allow a function to ask for, unless their operators say otherwise."""
 
 _POSSIBLE = Limits(
-    memory_bytes=1 << 50,
+    memory_bytes=1 << 44,
     cpu_s=30 * 86_400.0,
     wall_s=30 * 86_400.0,
     threads=500,  # of the 512 tasks that all calls of a function have together
-    disk_bytes=1 << 50,
+    disk_bytes=1 << 44,
     open_files=65_536,
     output_bytes=1024 * _MIB,
     result_bytes=8 * _MIB,  # a frame of the sandbox's channel
@@ -92,6 +93,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         isolation: ``call``: a process for each call; ``user``: one process serves calls of one user, one after another.
         process_calls: how many such a process serves at most.
         process_s: seconds from its first call to its last, at most.
+        needs: labels that a worker must have to run it, if it is deployed.
         python: ``major.minor`` that a pickle was made with; empty: any.
         format: of this document.
     """
@@ -111,6 +113,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isolation: Literal["call", "user"] = "call"
     process_calls: int = 1000
     process_s: float = 300.0
+    needs: Mapping[str, str] = {}
 
     def checked(self) -> FunctionSpec:
         """Itself, if everything in it is within bounds.
@@ -127,6 +130,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidArgument(f"config {dict(self.config)!r}: keys and values are texts")
         if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
             raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
+        check_labels(self.needs)
         if self.isolation not in ("call", "user"):
             raise InvalidArgument(f"isolation {self.isolation!r}: there are 'call' and 'user'")
         if not 1 <= self.process_calls <= PROCESS_CALLS_MAX or not 0 < self.process_s <= PROCESS_S_MAX:
@@ -185,7 +189,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return spec.checked()
 
 
-_LATER_FIELDS = ("config", "isolation", "process_calls", "process_s")
+_LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs")
 """Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from taskworker.errors import NotJoined
+from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.labels import meets
 from taskworker.functions.redaction import CallRedactors
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
@@ -34,6 +38,8 @@ class Offer:
         hosts_deployed: whether it takes any deployed function.
         functions: of its own program, by name.
         warm: what has processes there.
+        labels: of the worker.
+        address: where a worker without a volume is reached; empty: it is a member of the pool.
     """
 
     worker: str
@@ -41,6 +47,25 @@ class Offer:
     hosts_deployed: bool
     functions: dict[str, RoutedFunction] = field(default_factory=dict)
     warm: tuple[WarmFunction, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A worker that runs functions, as it is now; ``functions`` are those of its own program."""
+
+    worker: str
+    address: str
+    has_volume: bool
+    hosts_deployed: bool
+    labels: Mapping[str, str]
+    functions: tuple[str, ...]
+    running: int
+
+
+LEASE_S = 4.0
+"""How long the offer of a worker without a volume counts; it comes again every second."""
 
 
 class Transport(Protocol):
@@ -78,7 +103,9 @@ class Hosting:
         self._transport = transport
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
+        self._leases: dict[str, float] = {}  # of workers without volumes: when they end, on the monotonic clock
         self._under_way: dict[str, Call] = {}
+        self._running: Counter[str] = Counter()
         self.redactors = CallRedactors()
 
     def offer(self, offer: Offer) -> None:
@@ -86,11 +113,52 @@ class Hosting:
 
         Raises:
             NotJoined: the pool holds no lease of this process.
+            WorkerRefused: it has no volume, and the id of another worker.
         """
-        if self._membership.address_of(offer.worker, offer.instance) is None:
+        if not offer.address and self._membership.address_of(offer.worker, offer.instance) is None:
             raise NotJoined(f"the pool holds no lease of worker {offer.worker}; join again")
         with self._lock:
+            if offer.address:
+                self._check_id(offer)
+                self._leases[offer.worker] = time.monotonic() + LEASE_S
             self._offers[offer.worker] = offer
+
+    def _check_id(self, offer: Offer) -> None:
+        other = self._offers.get(offer.worker)
+        is_another = other is not None and other.instance != offer.instance and self._is_alive(other)
+        if is_another or self._membership.record(offer.worker) is not None:
+            raise WorkerRefused(
+                f"there is a worker with the id {offer.worker} already; choose another id, or stop that one, or, if it "
+                "had a volume and is gone for good, `taskworker forget` it"
+            )
+
+    def withdraw(self, worker: str, instance: str) -> None:
+        """A worker without a volume stops."""
+        with self._lock:
+            offer = self._offers.get(worker)
+            if offer is None or offer.instance != instance or not offer.address:
+                return
+            del self._offers[worker]
+            self._leases.pop(worker, None)
+
+    def hosts(self) -> list[HostView]:
+        """The workers that run functions, by id."""
+        with self._lock:
+            offers = [self._offers[worker] for worker in sorted(self._offers)]
+            running = dict(self._running)
+        return [
+            HostView(
+                worker=offer.worker,
+                address=address,
+                has_volume=not offer.address,
+                hosts_deployed=offer.hosts_deployed,
+                labels=offer.labels,
+                functions=tuple(sorted(offer.functions)),
+                running=running.get(offer.worker, 0),
+            )
+            for offer in offers
+            if (address := self._address_of(offer)) is not None
+        ]
 
     def look(self) -> None:
         """Drop the offers of processes that are gone, and let their calls move; to be called a few times a second."""
@@ -98,6 +166,7 @@ class Hosting:
             gone = [offer for offer in self._offers.values() if not self._is_alive(offer)]
             for offer in gone:
                 del self._offers[offer.worker]
+                self._leases.pop(offer.worker, None)
         for offer in gone:
             self._transport.abandon(offer.worker)
 
@@ -117,7 +186,13 @@ class Hosting:
             return [one for offer in self._offers.values() for one in offer.warm if one.function == function]
 
     def _is_alive(self, offer: Offer) -> bool:
-        return self._membership.address_of(offer.worker, offer.instance) is not None
+        return self._address_of(offer) is not None
+
+    def _address_of(self, offer: Offer) -> str | None:
+        """Where a worker is reached, None once it is not alive."""
+        if offer.address:
+            return offer.address if time.monotonic() < self._leases.get(offer.worker, 0.0) else None
+        return self._membership.address_of(offer.worker, offer.instance)
 
     def able(self, function: RoutedFunction) -> list[str]:
         """See ``Workers``."""
@@ -137,12 +212,13 @@ class Hosting:
         """See ``Workers``."""
         with self._lock:
             offer = self._offers.get(worker)
-        address = None if offer is None else self._membership.address_of(worker, offer.instance)
+        address = None if offer is None else self._address_of(offer)
         if address is None:
             raise WorkerGone(worker, may_have_run=False)
         call = replace(call, token=secrets.token_hex(16))
         with self._lock:
             self._under_way[call.token] = call
+            self._running[worker] += 1
         try:
             with self.redactors.during(call) as redactor:
                 report = self._transport.invoke(worker, address, function, call, timeout_s, running, items)
@@ -157,6 +233,9 @@ class Hosting:
         finally:
             with self._lock:
                 del self._under_way[call.token]
+                self._running[worker] -= 1
+                if not self._running[worker]:
+                    del self._running[worker]
 
     def call_of(self, token: str) -> Call | None:
         """The call under way that was given this token, None if it is over."""
@@ -166,6 +245,6 @@ class Hosting:
 
 def _can_run(offer: Offer, function: RoutedFunction) -> bool:
     if function.file_id:
-        return offer.hosts_deployed
+        return offer.hosts_deployed and meets(offer.labels, function.needs)
     # Two processes may pack the same function into bundles that differ by a byte: the name decides.
     return function.name in offer.functions

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from storage import Version
 from storage.errors import InvalidArgument
 from taskworker import functions_pb2
+from taskworker.client.endpoint import target_of
 from taskworker.errors import CallAbandoned
 from taskworker.functions.call_log import CallLog
+from taskworker.functions.labels import check_labels
 from taskworker.functions.records import LineQuery
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions.spec import check_name, check_options
 from taskworker.pool.deployed import DeployedFunctions, Deployment
-from taskworker.pool.hosting import Hosting, Offer, WarmFunction
+from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.services.binding import Caller
 
 _OFFERED_MAX = 1_000
+_WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class FunctionService:
@@ -73,6 +77,25 @@ class FunctionService:
         for deployed, head in self._deployed.all():
             found.setdefault(deployed.name, self._function(deployed, head))
         return functions_pb2.ListFunctionsResponse(functions=[found[name] for name in sorted(found)])
+
+    def ListHosts(  # noqa: N802
+        self, _request: functions_pb2.ListHostsRequest, _caller: Caller
+    ) -> functions_pb2.ListHostsResponse:
+        """The workers that run functions."""
+        return functions_pb2.ListHostsResponse(
+            hosts=[
+                functions_pb2.FunctionHost(
+                    worker_id=host.worker,
+                    address=host.address,
+                    has_volume=host.has_volume,
+                    hosts_deployed=host.hosts_deployed,
+                    labels=host.labels,
+                    functions=host.functions,
+                    running=host.running,
+                )
+                for host in self._hosting.hosts()
+            ]
+        )
 
     def Logs(  # noqa: N802
         self, request: functions_pb2.LogsRequest, caller: Caller
@@ -143,7 +166,8 @@ class HostingService:
         """What a worker can run, from now on.
 
         Raises:
-            InvalidArgument: functions that no one may have, or too many.
+            InvalidArgument: functions or labels that no one may have, or too many.
+            WorkerRefused: a worker without a volume that has another's id.
             NotJoined: the worker has no lease.
         """
         if len(request.functions) > _OFFERED_MAX or len(request.warm) > _OFFERED_MAX:
@@ -152,8 +176,32 @@ class HostingService:
         warm = tuple(
             WarmFunction(one.function_name, request.worker_id, one.processes, one.memory_bytes) for one in request.warm
         )
-        self._hosting.offer(Offer(request.worker_id, request.instance, request.hosts_deployed, functions, warm))
-        return functions_pb2.OfferResponse(functions_deployed=self._deployed.any())
+        if request.withdrawn:
+            self._hosting.withdraw(request.worker_id, request.instance)
+            return functions_pb2.OfferResponse()
+        if request.address:
+            _check_host(request)
+        offer = Offer(
+            worker=request.worker_id,
+            instance=request.instance,
+            hosts_deployed=request.hosts_deployed,
+            functions=functions,
+            warm=warm,
+            labels=check_labels(dict(request.labels)),
+            address=request.address,
+        )
+        self._hosting.offer(offer)
+        return functions_pb2.OfferResponse(functions_deployed=self._deployed.any(), lease_ms=int(LEASE_S * 1000))
+
+
+def _check_host(request: functions_pb2.OfferRequest) -> None:
+    """Return if a worker without a volume may have this id and address."""
+    if not _WORKER_ID.fullmatch(request.worker_id) or not request.instance:
+        raise InvalidArgument(
+            f"worker id {request.worker_id[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', first a letter or "
+            "digit"
+        )
+    target_of(request.address)
 
 
 def _offered(offer: functions_pb2.FunctionOffer) -> RoutedFunction:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -134,3 +136,31 @@ def test_limits_as_the_command_line_has_them() -> None:
     for bad in ("memory", "memory=much", "memory=1parsec", "speed=9", "cpu=1MiB", "memory=-1"):
         with pytest.raises(InvalidArgument, match="limit"):
             limits_from_text(bad)
+
+
+def test_a_function_without_what_is_new_has_the_document_of_ever() -> None:
+    plain = FunctionSpec(name="f", entry="m:f")
+    assert set(json.loads(plain.to_json())) == {
+        *("name", "entry", "idempotent", "cache_ttl_s", "concurrency", "queue", "limits", "requirements"),
+        *("own_modules", "python", "format"),
+    }
+    full = FunctionSpec(
+        "f", "m:f", config={"k": "v"}, isolation="user", process_calls=5, process_s=1.5, needs={"gpu": "none"}
+    )
+    assert FunctionSpec.from_json(full.to_json()) == full
+    assert FunctionSpec.from_json(plain.to_json()) == plain
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"isolation": "none"},
+        {"process_calls": 0},
+        {"process_s": 0.0},
+        {"needs": {"gpu": "a b"}},
+        {"config": {"key": "x" * 70_000}},
+    ],
+)
+def test_options_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        FunctionSpec(name="f", entry="m:f", **wrong).checked()

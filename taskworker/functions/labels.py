@@ -1,0 +1,51 @@
+"""Labels of workers, as ``gpu=none``, and what a function needs of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from storage.errors import InvalidArgument
+
+LABELS_MAX = 32
+_PART = re.compile(r"[A-Za-z0-9_./-]{1,64}")
+
+
+def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """``labels`` if a worker can have them.
+
+    Raises:
+        InvalidArgument: too many, or one is no label.
+    """
+    if len(labels) > LABELS_MAX:
+        raise InvalidArgument(f"{len(labels)} labels: at most {LABELS_MAX} are taken")
+    for key, value in labels.items():
+        if not _PART.fullmatch(key) or not _PART.fullmatch(value):
+            raise InvalidArgument(
+                f"label {key!r}={value!r}: key and value are 1 to 64 letters, digits, '_', '.', '/' or '-'"
+            )
+    return labels
+
+
+def labels_from_texts(texts: Iterable[str]) -> dict[str, str]:
+    """Labels as the command line has them, ``KEY=VALUE`` each.
+
+    Raises:
+        InvalidArgument: one is none.
+    """
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        labels[key] = value
+    check_labels(labels)
+    return labels
+
+
+def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
+    """Whether a worker with these labels has all that is needed."""
+    return all(labels.get(key) == value for key, value in needs.items())
+
+
+def text_of(labels: Mapping[str, str]) -> str:
+    """``gpu=none, zone=a``."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))

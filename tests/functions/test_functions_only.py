@@ -1,0 +1,115 @@
+"""Workers without a volume, and workers with labels, as real processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.errors import InvalidArgument
+from taskworker.client.pool import PoolClient, PoolStatus
+from taskworker.functions.labels import labels_from_texts
+from tests.cluster.processes import Process
+from tests.functions.processes import USER, WAIT_S, FunctionPool
+
+MODULE = """
+import time
+from taskworker.inside import worker
+
+
+def slowly(seconds, mark):
+    worker.storage.push(b"begun", mark)
+    time.sleep(seconds)
+    return "done"
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
+    directory = tmp_path_factory.mktemp("functions-only")
+    (directory / "app.py").write_text(MODULE)
+    with FunctionPool(directory) as pool:
+        pool.await_whole()
+        pool.start_worker("runner", "--no-volume", "--label", "gpu=none", "--label", "disk=fast")
+        pool.deploy("slowly", "app:slowly", directory, needs={"gpu": "none"})
+        yield pool
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def status_of(client: PoolClient) -> PoolStatus:
+    status = client.status()
+    assert status is not None
+    return status
+
+
+def hosts(pool: FunctionPool) -> dict[str, tuple[bool, dict[str, str]]]:
+    return {host.worker_id: (host.has_volume, host.labels) for host in pool.functions.hosts()}
+
+
+def test_a_function_runs_where_the_labels_are(pool: FunctionPool) -> None:
+    eventually(lambda: len(hosts(pool)) == 4)
+    assert hosts(pool)["runner"] == (False, {"gpu": "none", "disk": "fast"})
+    assert hosts(pool)["w0"] == (True, {})
+    assert pool.status("slowly").workers == ["runner"]
+    assert pool.client.call("slowly", [0, "mark"], user_id=USER) == "done"
+    pool.deploy("elsewhere", "app:slowly", pool.directory, needs={"gpu": "none", "disk": "slow"})
+    assert pool.status("elsewhere").workers == []
+    pool.deploy("anywhere", "app:slowly", pool.directory)
+    assert pool.await_workers("anywhere", 4).workers == ["runner", "w0", "w1", "w2"]
+
+
+def test_a_worker_without_a_volume_is_no_member_and_its_death_is_no_loss(pool: FunctionPool) -> None:
+    eventually(lambda: "runner" in hosts(pool))
+    with PoolClient(pool.address) as client, ThreadPoolExecutor(1) as callers:
+        before = status_of(client)
+        assert [worker.worker_id for worker in before.workers] == ["w0", "w1", "w2"]
+        call = callers.submit(pool.client.call, "slowly", [2, "before the death"], user_id=USER)
+        eventually(lambda: pool.client.find("before the death", user_id=USER) is not None)
+        pool.workers["runner"].kill()
+        eventually(lambda: "runner" not in hosts(pool))
+        after = status_of(client)
+        assert after.health == before.health
+        assert [(worker.worker_id, worker.state) for worker in after.workers] == [
+            (worker.worker_id, worker.state) for worker in before.workers
+        ]
+        assert all(work.state == "idle" for work in after.work)
+        pool.start_worker("runner", "--no-volume", "--label", "gpu=none", "--label", "disk=fast")
+        assert call.result(WAIT_S) == "done"  # it was taken there again
+
+
+def test_an_id_is_one_worker_s(pool: FunctionPool, tmp_path: Path) -> None:
+    for taken in ("w0", "runner"):
+        eventually(lambda taken=taken: taken in hosts(pool))  # type: ignore[misc]
+        arguments = ["worker", "--id", taken, "--dir", str(tmp_path / taken), "--listen", "127.0.0.1:0"]
+        with pytest.raises(AssertionError, match="there is a worker with the id"):
+            Process([*arguments, "--pool", pool.address, "--no-volume"], tmp_path / "log")
+
+
+def test_a_worker_that_stops_is_gone_at_once_and_a_pool_that_restarts_finds_it_again(pool: FunctionPool) -> None:
+    eventually(lambda: "runner" in hosts(pool))
+    pool.restart_pool()
+    pool.await_status("slowly", lambda status: status.workers == ["runner"])
+    assert pool.client.call("slowly", [0, "after the restart"], user_id=USER) == "done"
+    ended = threading.Thread(target=lambda: pool.workers["runner"].stop())
+    ended.start()
+    eventually(lambda: "runner" not in hosts(pool))
+    ended.join()
+
+
+def test_labels_are_bounded() -> None:
+    assert labels_from_texts(["gpu=none", "a/b.c=1-2"]) == {"gpu": "none", "a/b.c": "1-2"}
+    for text in ("gpu", "=x", "gpu=", "gpu=a b", "x" * 65 + "=1"):
+        with pytest.raises(InvalidArgument, match="label"):
+            labels_from_texts([text])
+    with pytest.raises(InvalidArgument, match="at most 32"):
+        labels_from_texts(f"l{number}=1" for number in range(33))
