@@ -36,7 +36,7 @@ from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
 from taskworker.services.outside import RemoteOutside
-from taskworker.services.rpc import RpcService, awaited
+from taskworker.services.rpc import RpcService, StreamService, awaited
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
 from taskworker.wire.chains import chain_metadata
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 FUNCTION_CALLS = 64
 """Calls of functions that a worker has under way at most; the pool takes more elsewhere."""
 
+_STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 _INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
 _OFFER_EVERY_S = 2.0
@@ -297,7 +298,11 @@ class LocalFunctions:
     def services(self) -> dict[str, grpc.GenericRpcHandler]:
         """What callers call."""
         gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls of functions are under way, as many as this worker allows")
-        return {_RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=(str(self._bundles),), gate=gate)}
+        hide = (str(self._bundles),)
+        return {
+            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide, gate=gate),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide, gate=gate),
+        }
 
     def close(self) -> None:
         """End all calls and their processes. Does nothing in a forked child."""

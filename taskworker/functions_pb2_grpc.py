@@ -363,6 +363,82 @@ class FunctionService:
             _registered_method=True)
 
 
+class StreamServiceStub:
+    """Beside RPCService.CallFunction, and served wherever that is.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.StreamFunction = channel.unary_stream(
+                '/taskworker.functions.StreamService/StreamFunction',
+                request_serializer=taskworker_dot_functions__pb2.StreamFunctionRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.FunctionItem.FromString,
+                _registered_method=True)
+
+
+class StreamServiceServicer:
+    """Beside RPCService.CallFunction, and served wherever that is.
+    """
+
+    def StreamFunction(self, request, context):
+        """What a generator gives, as it comes; of any other function its result as the only item.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_StreamServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'StreamFunction': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamFunction,
+                    request_deserializer=taskworker_dot_functions__pb2.StreamFunctionRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.FunctionItem.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'taskworker.functions.StreamService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('taskworker.functions.StreamService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class StreamService:
+    """Beside RPCService.CallFunction, and served wherever that is.
+    """
+
+    @staticmethod
+    def StreamFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.functions.StreamService/StreamFunction',
+            taskworker_dot_functions__pb2.StreamFunctionRequest.SerializeToString,
+            taskworker_dot_functions__pb2.FunctionItem.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class InvocationServiceStub:
     """Served by workers, for their pool alone.
     """

@@ -127,6 +127,37 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_FunctionServiceServicer_to_server(servicer: FunctionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class StreamServiceStub:
+    """Beside RPCService.CallFunction, and served wherever that is."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> StreamServiceAsyncStub: ...
+    StreamFunction: _grpc.UnaryStreamMultiCallable[_functions_pb2.StreamFunctionRequest, _functions_pb2.FunctionItem]
+    """What a generator gives, as it comes; of any other function its result as the only item."""
+
+@_typing.type_check_only
+class StreamServiceAsyncStub(StreamServiceStub):
+    """Beside RPCService.CallFunction, and served wherever that is."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    StreamFunction: _aio.UnaryStreamMultiCallable[_functions_pb2.StreamFunctionRequest, _functions_pb2.FunctionItem]  # type: ignore[assignment]
+    """What a generator gives, as it comes; of any other function its result as the only item."""
+
+class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Beside RPCService.CallFunction, and served wherever that is."""
+
+    @_abc_1.abstractmethod
+    def StreamFunction(
+        self,
+        request: _functions_pb2.StreamFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_functions_pb2.FunctionItem], _abc.AsyncIterator[_functions_pb2.FunctionItem]]:
+        """What a generator gives, as it comes; of any other function its result as the only item."""
+
+def add_StreamServiceServicer_to_server(servicer: StreamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class InvocationServiceStub:
     """Served by workers, for their pool alone."""
 

@@ -334,26 +334,6 @@ class FunctionCallResponse(_message.Message):
 Global___FunctionCallResponse: _TypeAlias = FunctionCallResponse  # noqa: Y015
 
 @_typing.final
-class FunctionItem(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ITEM_FIELD_NUMBER: _builtins.int
-    item: _builtins.str
-    """JSON"""
-    def __init__(
-        self,
-        *,
-        item: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FunctionItem: _TypeAlias = FunctionItem  # noqa: Y015
-
-@_typing.final
 class DNSRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

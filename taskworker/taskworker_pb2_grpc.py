@@ -248,11 +248,6 @@ class RPCServiceStub:
                 request_serializer=taskworker_dot_taskworker__pb2.FunctionCallRequest.SerializeToString,
                 response_deserializer=taskworker_dot_taskworker__pb2.FunctionCallResponse.FromString,
                 _registered_method=True)
-        self.StreamFunction = channel.unary_stream(
-                '/taskworker.RPCService/StreamFunction',
-                request_serializer=taskworker_dot_taskworker__pb2.FunctionCallRequest.SerializeToString,
-                response_deserializer=taskworker_dot_taskworker__pb2.FunctionItem.FromString,
-                _registered_method=True)
 
 
 class RPCServiceServicer:
@@ -264,13 +259,6 @@ class RPCServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def StreamFunction(self, request, context):
-        """What a generator gives, as it comes; of any other function its result as the only item.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RPCServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -278,11 +266,6 @@ def add_RPCServiceServicer_to_server(servicer, server):
                     servicer.CallFunction,
                     request_deserializer=taskworker_dot_taskworker__pb2.FunctionCallRequest.FromString,
                     response_serializer=taskworker_dot_taskworker__pb2.FunctionCallResponse.SerializeToString,
-            ),
-            'StreamFunction': grpc.unary_stream_rpc_method_handler(
-                    servicer.StreamFunction,
-                    request_deserializer=taskworker_dot_taskworker__pb2.FunctionCallRequest.FromString,
-                    response_serializer=taskworker_dot_taskworker__pb2.FunctionItem.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,33 +295,6 @@ class RPCService:
             '/taskworker.RPCService/CallFunction',
             taskworker_dot_taskworker__pb2.FunctionCallRequest.SerializeToString,
             taskworker_dot_taskworker__pb2.FunctionCallResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def StreamFunction(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/taskworker.RPCService/StreamFunction',
-            taskworker_dot_taskworker__pb2.FunctionCallRequest.SerializeToString,
-            taskworker_dot_taskworker__pb2.FunctionItem.FromString,
             options,
             channel_credentials,
             insecure,

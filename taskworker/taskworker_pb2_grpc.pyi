@@ -110,15 +110,11 @@ class RPCServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RPCServiceAsyncStub: ...
     CallFunction: _grpc.UnaryUnaryMultiCallable[_taskworker_pb2.FunctionCallRequest, _taskworker_pb2.FunctionCallResponse]
-    StreamFunction: _grpc.UnaryStreamMultiCallable[_taskworker_pb2.FunctionCallRequest, _taskworker_pb2.FunctionItem]
-    """What a generator gives, as it comes; of any other function its result as the only item."""
 
 @_typing.type_check_only
 class RPCServiceAsyncStub(RPCServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CallFunction: _aio.UnaryUnaryMultiCallable[_taskworker_pb2.FunctionCallRequest, _taskworker_pb2.FunctionCallResponse]  # type: ignore[assignment]
-    StreamFunction: _aio.UnaryStreamMultiCallable[_taskworker_pb2.FunctionCallRequest, _taskworker_pb2.FunctionItem]  # type: ignore[assignment]
-    """What a generator gives, as it comes; of any other function its result as the only item."""
 
 class RPCServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -127,14 +123,6 @@ class RPCServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _taskworker_pb2.FunctionCallRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_taskworker_pb2.FunctionCallResponse, _abc.Awaitable[_taskworker_pb2.FunctionCallResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def StreamFunction(
-        self,
-        request: _taskworker_pb2.FunctionCallRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_taskworker_pb2.FunctionItem], _abc.AsyncIterator[_taskworker_pb2.FunctionItem]]:
-        """What a generator gives, as it comes; of any other function its result as the only item."""
 
 def add_RPCServiceServicer_to_server(servicer: RPCServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -17,6 +17,7 @@ from storage.forks import HomeProcess
 from taskworker import store_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, STORE_SERVICE, target_of
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
+from taskworker.functions_pb2_grpc import StreamServiceStub
 from taskworker.store_pb2_grpc import StoreServiceStub
 from taskworker.taskworker_pb2_grpc import DNSServiceStub, FileServiceStub, RPCServiceStub
 from taskworker.wire import status
@@ -113,6 +114,7 @@ class Channel:
         self.files = FileServiceStub(self._channel)
         self.store = StoreServiceStub(self._channel)
         self.rpc = RPCServiceStub(self._channel)
+        self.streams = StreamServiceStub(self._channel)
         self.dns = DNSServiceStub(self._channel)
         self._push: grpc.StreamUnaryMultiCallable[bytes, store_pb2.PushStreamResponse] = self._channel.stream_unary(
             f"/{STORE_SERVICE}/PushStream", response_deserializer=store_pb2.PushStreamResponse.FromString

@@ -31,7 +31,7 @@ from storage.arguments import anything, checked, seconds, text, whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
-from taskworker import store_pb2, taskworker_pb2
+from taskworker import functions_pb2, store_pb2, taskworker_pb2
 from taskworker.client import sources
 from taskworker.client.channel import Channel, Deadline, IncomingMessages, OutgoingMessages, retried
 from taskworker.client.differences import (
@@ -642,8 +642,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Generator[str, None, None]:
         """As :meth:`stream`, with arguments as texts (JSON values, or bare words), and items as JSON."""
-        request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
-        items = self._channel.receive(self._channel.rpc.StreamFunction, request, self._deadline(timeout_s))
+        request = functions_pb2.StreamFunctionRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
+        items = self._channel.receive(self._channel.streams.StreamFunction, request, self._deadline(timeout_s))
         return _items_of(items)
 
     # Names
@@ -827,7 +827,7 @@ def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
             yield json.loads(item)
 
 
-def _items_of(messages: IncomingMessages[taskworker_pb2.FunctionItem]) -> Generator[str, None, None]:
+def _items_of(messages: IncomingMessages[functions_pb2.FunctionItem]) -> Generator[str, None, None]:
     with messages:
         for message in messages:
             yield message.item

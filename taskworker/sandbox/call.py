@@ -277,10 +277,11 @@ class SandboxCall:
             self._closed = True
             self.wall_s = time.monotonic() - self._begun
             self.cpu_s = max(0.0, self._spare.cpu_s() - self._cpu_before_s)
-            self.peak_rss_bytes = self._spare.peak_bytes() or self.peak_rss_bytes
+            look = self._spare.look()
+            self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes
         self._answering.close()
         if self._went_well and self._stopped is None:
-            self._function.served(self._spare, self._owner)
+            self._function.served(self._spare, self._owner, look)
         else:
             self._function.dropped(self._spare)
         self._ended(self)

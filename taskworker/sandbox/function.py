@@ -30,7 +30,7 @@ from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.kept import KeptProcesses
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Spare, limit_calls, limit_zygote, size_of
+from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Look, Spare, limit_calls, limit_zygote, size_of
 
 SPARES_MAX = 8
 PENDING_MAX = 32
@@ -184,11 +184,11 @@ class FunctionSandbox:
             self._loop.call_soon_threadsafe(self._discard, spare)
         return None
 
-    def served(self, spare: Spare, owner: str) -> None:
+    def served(self, spare: Spare, owner: str, look: Look) -> None:
         """Take back the process of a call that ended well: it may serve the owner's next one, if it still can."""
         with self._changed:
             self._calls.pop(spare.pid, None)
-            kept = self._failure is None and self._kept.put(owner, spare)
+            kept = self._failure is None and self._kept.put(owner, spare, look)
         if not kept:
             self.dropped(spare)
 

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 
 from taskworker.sandbox.image import Keep
-from taskworker.sandbox.spare import Spare
+from taskworker.sandbox.spare import Look, Spare
 
 KEPT_MAX = 64
 """Of one function; the one that waits longest makes room."""
@@ -35,11 +35,11 @@ class KeptProcesses:
                 return spare
         return None
 
-    def put(self, owner: str, spare: Spare) -> bool:
+    def put(self, owner: str, spare: Spare, look: Look) -> bool:
         """Keep a process whose call has ended well; False if it has served for long enough, or misbehaves."""
-        if self._keep is None or not self._is_fit(spare) or spare.threads() != 1:
+        if self._keep is None or look.threads != 1 or look.data_bytes > self.data_bytes_max:
             return False
-        if spare.data_bytes() > self.data_bytes_max:
+        if not self._is_fit(spare):
             return False
         self._waiting[spare] = owner
         return True

@@ -84,6 +84,15 @@ def _allowed(pid: int, kind: int, soft: int, hard: int) -> tuple[int, int]:
     return min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a process has at the end of a call: the most memory it had and the data it has, in bytes; its threads."""
+
+    peak_bytes: int
+    data_bytes: int
+    threads: int
+
+
 class Spare:
     """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
 
@@ -184,19 +193,13 @@ class Spare:
         except OSError:
             return 0.0
 
-    def peak_bytes(self) -> int:
-        """Give the most memory it had, in bytes; 0 when it is gone."""
+    def look(self) -> Look:
+        """Say what it has, at the end of a call; zeros when it is gone."""
         try:
-            return (proof.number_of(self.pid, b"VmHWM") or 0) << 10
+            peak_kib, data_kib, threads = proof.numbers_of(self.pid, b"VmHWM", b"VmData", b"Threads")
         except OSError:
-            return 0
-
-    def data_bytes(self) -> int:
-        """Give what it has of data now, in bytes; 0 when it is gone."""
-        try:
-            return size_of(self.pid).data
-        except OSError:
-            return 0
+            return Look(0, 0, 0)
+        return Look((peak_kib or 0) << 10, (data_kib or 0) << 10, threads or 0)
 
     def threads(self) -> int:
         """Count its threads; 0 when it is gone."""

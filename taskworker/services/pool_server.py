@@ -25,7 +25,7 @@ from taskworker.services.invocation import GrpcTransport
 from taskworker.services.outside import OutsideService
 from taskworker.services.pool import PoolService
 from taskworker.services.pool_outside import PoolOutside
-from taskworker.services.rpc import RpcService
+from taskworker.services.rpc import RpcService, StreamService
 from taskworker.services.secrets import SecretService
 from taskworker.services.server import FileServer
 
@@ -36,6 +36,7 @@ _OUTSIDE = outside_pb2.DESCRIPTOR.services_by_name["OutsideService"]
 _EGRESS = egress_pb2.DESCRIPTOR.services_by_name["EgressService"]
 _SECRETS = secrets_pb2.DESCRIPTOR.services_by_name["SecretService"]
 _DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
+_STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
 _CALLS = 128  # of functions at once, waiting ones included: a thread each
@@ -109,6 +110,7 @@ class PoolServer:
             _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, gate=gate),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide, gate=gate),
             _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking),
             _EGRESS.full_name: generic_handler(_EGRESS, EgressService(outside.egress), hide=hide, gate=gate),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(outside.secrets)),

@@ -1,4 +1,4 @@
-"""RPCService: calling functions by name."""
+"""RPCService and StreamService: calling functions by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from taskworker import taskworker_pb2
+from taskworker import functions_pb2, taskworker_pb2
 from taskworker.errors import CallAbandoned
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.routing import CallRouter
@@ -78,17 +78,26 @@ class RpcService:
         result = self._router.call(_call_of(request, caller), time_left_s(caller), running_for(caller))
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)
 
+
+class StreamService:
+    """Serves a router through ``StreamService`` of ``functions.proto``; thread-safe."""
+
+    def __init__(self, router: CallRouter) -> None:
+        self._router = router
+
     def StreamFunction(  # noqa: N802
-        self, request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline
-    ) -> Iterator[taskworker_pb2.FunctionItem]:
+        self, request: functions_pb2.StreamFunctionRequest, caller: CallerWithDeadline
+    ) -> Iterator[functions_pb2.FunctionItem]:
         """Call a function; what it gives, as it comes."""
         call, left_s, running = _call_of(request, caller), time_left_s(caller), running_for(caller)
         for item in handed_over(lambda take: self._router.stream(call, left_s, running, take), running):
             if isinstance(item, str):
-                yield taskworker_pb2.FunctionItem(item=item)
+                yield functions_pb2.FunctionItem(item=item)
 
 
-def _call_of(request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline) -> Call:
+def _call_of(
+    request: taskworker_pb2.FunctionCallRequest | functions_pb2.StreamFunctionRequest, caller: CallerWithDeadline
+) -> Call:
     call_id, chain = read_chain(caller.invocation_metadata())
     return Call(
         function=request.function_name,

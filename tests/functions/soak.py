@@ -111,7 +111,52 @@ def twice(a: int) -> int:
 def keeps(name: str) -> int:
     worker.storage.push(b"kept", name)
     return len(worker.storage.get(name))
+
+
+def fans(count: int) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(count) as threads:
+        return sum(threads.map(lambda number: worker.call("add", number, 1), range(count)))
+
+
+async def gathers(count: int) -> int:
+    return sum(await asyncio.gather(*(worker.acall("add", number, 1) for number in range(count))))
+
+
+def counts(to: int, size: int = 0):
+    for number in range(to):
+        yield [number, "x" * size]
+
+
+def writes(name: str, offset: int) -> int:
+    worker.storage.push(b"." * 1000, name)
+    worker.storage.write(name, b"written", offset)
+    written = worker.storage.get(name)
+    worker.storage.delete(name)
+    return written.index(b"written")
+
+
+def remembers() -> list[str]:
+    global users
+    users = {*globals().get("users", ()), worker.caller.user_id}
+    return sorted(users)
+
+
+def litters(how: str) -> bool:
+    global littered
+    before, littered = globals().get("littered", False), True
+    if how == "thread":
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+    elif how == "memory":
+        worker.kept = bytearray(200 << 20)
+    elif how == "crash":
+        sys.modules["os"]._exit(3)
+    return before
 """
+KEPT = {"remembers", "litters"}
+"""Deployed with ``isolation="user"``; for less long than the look at what is left waits."""
+KEPT_S = 15.0
 FUNCTIONS: dict[str, Limits] = {
     "add": Limits(),
     "echo": Limits(),
@@ -126,6 +171,12 @@ FUNCTIONS: dict[str, Limits] = {
     "nameless": Limits(),
     "twice": Limits(),
     "keeps": Limits(),
+    "fans": Limits(),
+    "gathers": Limits(),
+    "counts": Limits(),
+    "writes": Limits(),
+    "remembers": Limits(),
+    "litters": Limits(),
 }
 
 Outcome = type[StorageError] | None
@@ -223,6 +274,12 @@ class _Callers:
             "no-json": (2, self._plain("nameless"), (FunctionFailed,)),
             "nested": (3, self._plain("twice", "4"), (None,)),
             "files": (1, self._files, (None,)),
+            "parallel": (2, self._parallel, (None,)),
+            "stream": (2, self._stream, (None,)),
+            "stream-left": (1, self._stream_left, (None,)),
+            "ranged": (1, self._ranged, (None,)),
+            "kept": (8, self._kept, (None,)),
+            "kept-litter": (1, self._litter, (None, FunctionCrashed)),
             "deadline": (3, self._deadline, (DeadlineExceeded,)),
             "cancelled": (4, self._cancelled, (CallAbandoned,)),
         }
@@ -283,6 +340,43 @@ class _Callers:
     def _files(self, chance: random.Random) -> None:
         self._call("keeps", f"kept-{chance.randrange(4)}")
 
+    def _parallel(self, chance: random.Random) -> None:
+        count = chance.randrange(1, 10)
+        told = self._call(chance.choice(["fans", "gathers"]), str(count))
+        if told != str(sum(range(count)) + count):
+            raise AssertionError(f"{count} calls at once came to {told}")
+
+    def _stream(self, chance: random.Random) -> None:
+        count, size = chance.randrange(50), chance.choice([0, 1_000])
+        told = list(self._pool.client.stream("counts", [count, size], user_id=USER, timeout_s=WAIT_S))
+        if told != [[number, "x" * size] for number in range(count)]:
+            raise AssertionError(f"of {count} items, {len(told)} came, or others")
+
+    def _stream_left(self, chance: random.Random) -> None:
+        items = self._pool.client.stream("counts", [100_000, 1_000], user_id=USER, timeout_s=WAIT_S)
+        for _ in range(chance.randrange(1, 5)):
+            next(items)
+        items.close()
+
+    def _ranged(self, chance: random.Random) -> None:
+        offset = chance.randrange(1_001)
+        told = self._call("writes", f"ranged-{chance.getrandbits(40)}", str(offset))
+        if told != str(offset):
+            raise AssertionError(f"what was written at {offset} is at {told}")
+
+    def _kept(self, chance: random.Random) -> None:
+        user = f"user-{chance.randrange(6)}"
+        told = self._pool.client.call("remembers", user_id=user, timeout_s=WAIT_S)
+        if told != [user]:
+            raise AssertionError(f"a process of {user} has served {told}")
+
+    def _litter(self, chance: random.Random) -> None:
+        user = f"litter-{chance.getrandbits(40)}"  # of whom there is no process yet
+        how = chance.choice(["thread", "memory", "crash"])
+        for _ in range(2):
+            if self._pool.client.call("litters", [how], user_id=user, timeout_s=WAIT_S):
+                raise AssertionError(f"a process went on after {how}")
+
     def _deadline(self, chance: random.Random) -> None:
         self._call("forever", timeout_s=chance.uniform(0.001, 0.15))
 
@@ -337,7 +431,8 @@ def soak(directory: Path, calls: int, seed: int, *, at_rest: bool = True) -> Soa
     (directory / "app.py").write_text(MODULE)
     with FunctionPool(directory) as pool:
         for name, limits in FUNCTIONS.items():
-            pool.deploy(name, f"app:{name}", directory, limits=limits)
+            options = {"isolation": "user", "process_s": KEPT_S} if name in KEPT else {}
+            pool.deploy(name, f"app:{name}", directory, limits=limits, **options)
         pool.await_workers("keeps", 3)
         callers = _Callers(pool, told)
         try:

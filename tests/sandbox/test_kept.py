@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from taskworker.sandbox import CallDeadline, CallFailed, FunctionImage, Keep, LimitExceeded, Limits, SandboxHost
+from taskworker.sandbox import (
+    CallDeadline,
+    CallFailed,
+    FunctionImage,
+    Keep,
+    LimitExceeded,
+    Limits,
+    ProtocolViolation,
+    SandboxHost,
+)
 from taskworker.sandbox.kept import KEPT_MAX
 from tests.sandbox.bundles import begin, program
 
@@ -143,7 +153,8 @@ def test_what_a_call_prints_is_its_own(host: SandboxHost, bundles: Path) -> None
 def test_what_comes_between_two_calls_ends_the_process(host: SandboxHost, bundles: Path) -> None:
     image = image_of(bundles)
     forge = b"os.write(3, b'\\x03\\0\\0\\0\\x06(9, 0)') and 0"
-    assert told(host, image, forge, owner="forger") == (9, 0)
+    with contextlib.suppress(ProtocolViolation):  # where both results come at once
+        assert told(host, image, forge, owner="forger") == (9, 0)
     time.sleep(0.2)  # its second result has come by then
     assert told(host, image, owner="forger")[0] == 1
 
