@@ -443,6 +443,7 @@ def soak(directory: Path, calls: int, seed: int, *, at_rest: bool = True) -> Soa
         finally:
             callers.close()
         told.judge()
+        _require_all_alive(pool, told)
         _require_nothing_left(pool, told)
     return told
 
@@ -460,6 +461,14 @@ def _at_rest(pool: FunctionPool, told: Soak) -> dict[str, Footprint]:
     time.sleep(SETTLE_S)
     processes = {"pool": pool.pool_process, **pool.workers}
     return {name: Footprint.of(psutil.Process(one.pid)) for name, one in processes.items()}
+
+
+def _require_all_alive(pool: FunctionPool, told: Soak) -> None:
+    """No call ends a worker, or the pool."""
+    for name, process in {"pool": pool.pool_process, **pool.workers}.items():
+        if not process.alive:
+            last = (pool.directory / f"{name}.log").read_text()[-2_000:]
+            told.violations.append(f"{name} ended by itself; the last it said: {last}")
 
 
 def _require_nothing_left(pool: FunctionPool, told: Soak) -> None:
