@@ -52,6 +52,9 @@ class Fleet(ABC, Generic[StoreT]):
     stand_ins = False
     """Whether others take the shards of a store that is away, so that a push can always leave all n."""
 
+    margin = 1
+    """What has fewer shards left than this many over k is in danger, and waits for nobody."""
+
     def __init__(self) -> None:
         self.incomplete: set[int] = set()
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
@@ -148,6 +151,11 @@ class Fleet(ABC, Generic[StoreT]):
             there: how many of its shards are known to be there.
         """
         return frozenset()
+
+    def is_in_danger(self, stripe: StripeKey, there: int) -> bool:
+        """Whether hardly more shards of a stripe are known to be there than are needed to make the others."""
+        k = stripe[33] + 1
+        return k <= there < k + self.margin
 
     # -- failures --------------------------------------------------------------------------------
 

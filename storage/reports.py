@@ -114,8 +114,8 @@ class RepairReport:
 
     Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place. ``deferred`` objects
     lack shards that stores which are expected back may have: those were not made again yet.
-    ``unavailable`` objects could not be read for now, since volumes or workers are out of reach; why, says
-    ``unavailable_why`` of the first. They are not lost: repair again when those are back.
+    ``unavailable`` objects could not be read or looked for now, since volumes or workers are out of reach or do not
+    answer; why, says ``unavailable_why`` of the first. They are not lost: repair again when those are back.
     """
 
     objects_examined: int

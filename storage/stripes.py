@@ -52,6 +52,7 @@ _COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded agai
 _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
 _ASKERS = 16  # threads that ask stores where shards are
+_LOOKS_MAX = 3  # at a stripe, while stores that are asked come and go
 
 
 HealRequest = Callable[[StripeKey], None]
@@ -173,7 +174,7 @@ class StripeStore:
         if self.volumes.incomplete:
             return False
         holder = self.volumes.holders(stripe)[0]
-        return self._locate(holder, ShardKey(stripe + BYTE[0])) is None and self.volumes.volume(holder) is not None
+        return self._lacks(holder, ShardKey(stripe + BYTE[0])) is True
 
     def was_put_lately(self, stripe: StripeKey) -> bool:
         """Whether :meth:`put` had this stripe among the last few thousand."""
@@ -181,17 +182,47 @@ class StripeStore:
             return stripe in self._lately
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is not where it should be put now; empty means the stripe is whole.
+        """Slots whose shard is not known to be where it should be put now; empty means the stripe is whole.
 
         A stripe that could not be read lacks all of them until it was written anew.
         """
-        if self._soundness.is_doubted(stripe, self.volumes.attendance()):
-            return list(range(stripe[34] + 1))
+        return self._absent(stripe)[0]
+
+    def _absent(self, stripe: StripeKey) -> tuple[list[int], frozenset[int]]:
+        """:meth:`absent_slots`, and those of which that cannot be told: see :class:`Whereabouts`."""
+        for _ in range(_LOOKS_MAX):
+            attendance = self.volumes.attendance()
+            if self._soundness.is_doubted(stripe, attendance):
+                return list(range(stripe[34] + 1)), frozenset()
+            absent, unsure = self._absent_now(stripe)
+            if not absent or self.volumes.attendance() == attendance:
+                break
+        return absent, unsure
+
+    def _absent_now(self, stripe: StripeKey) -> tuple[list[int], frozenset[int]]:
         targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
-        absent = [slot for slot, at in enumerate(targets) if self._locate(at, ShardKey(stripe + BYTE[slot])) is None]
-        if places is targets:
-            return absent
-        return [slot for slot in absent if self._locate(places[slot], ShardKey(stripe + BYTE[slot])) is None]
+        absent, unsure = [], []
+        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
+            key = ShardKey(stripe + BYTE[slot])
+            lacks = self._lacks(target, key)
+            if lacks is not False and place != target:
+                there = self._lacks(place, key)
+                lacks = there and lacks
+            if lacks is not False:
+                absent.append(slot)
+                unsure += [slot] if lacks is None else []
+        return absent, frozenset(unsure)
+
+    def _lacks(self, store: int, key: ShardKey) -> bool | None:
+        """Whether a store has not got a shard; None if it does not answer, and was not known to be away."""
+        volume: ShardStore | None = self.volumes.volume(store)
+        if volume is None:
+            return True
+        try:
+            return volume.locate(key) is None
+        except StorageError as error:
+            self.volumes.failed(store, volume, error)
+        return None
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
@@ -496,7 +527,7 @@ class StripeStore:
         for holder in self.volumes.elsewhere(stripe):
             volume = self.volumes.volume(holder)
             locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in copies])
-            for slot, place in zip(copies, locations, strict=True):
+            for slot, place in zip(copies, locations or [None] * len(copies), strict=True):
                 if volume is None or place is None or survey.places[slot][0] == holder:
                     continue
                 shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, _Survey())
@@ -577,6 +608,9 @@ class StripeStore:
             if not slots:
                 return
             locations = self.surveyor.locate(holder, [shard_key(stripe, slot) for slot in slots])
+            if locations is None:
+                survey.unreachable |= {slot: self._cause(holder) for slot in slots if slot not in survey.unreachable}
+                continue
             for slot, place in zip(slots, locations, strict=True):
                 volume = self.volumes.volume(holder)
                 if place is None or volume is None:
@@ -648,9 +682,17 @@ class StripeStore:
         self.on_damage(stripe)
 
     def due(self, stripe: StripeKey, where: Whereabouts) -> list[int]:
-        """The absent slots whose shards are to be made now: those of stores that are expected back can wait."""
-        awaited = self.volumes.awaited(stripe, len(where.holders) - where.missing)
-        return [slot for slot in where.absent if slot not in awaited]
+        """The absent slots whose shards are to be made now.
+
+        Those of stores that are expected back can wait, and of stores that do not answer for the moment.
+        """
+        return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
+
+    def _due(self, stripe: StripeKey, absent: list[int], unsure: frozenset[int], there: int) -> list[int]:
+        waiting = self.volumes.awaited(stripe, there)
+        if not self.volumes.is_in_danger(stripe, there):
+            waiting |= unsure
+        return [slot for slot in absent if slot not in waiting]
 
     def heal_all(
         self,
@@ -745,10 +787,9 @@ class StripeStore:
             padded = memoryview(content.obj)
         if content is None or self.volumes.attendance() != attendance:
             # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
-            absent = self.absent_slots(stripe)
+            absent, unsure = self._absent(stripe)
             if not at_once:
-                awaited = self.volumes.awaited(stripe, stripe[34] + 1 - len(absent))
-                absent = [slot for slot in absent if slot not in awaited]
+                absent = self._due(stripe, absent, unsure, stripe[34] + 1 - len(absent))
         targets = self.volumes.targets(stripe)
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         size = -(-length // k)

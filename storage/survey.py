@@ -7,10 +7,10 @@ first is which shards are missing; where those that were found elsewhere are, on
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from storage.errors import StorageError
 from storage.fleet import Fleet
@@ -18,6 +18,9 @@ from storage.keys import BYTE, ShardKey, StripeKey
 from storage.shards import Location
 
 _SLOT_BITS = 8
+_LOOKS_MAX = 3  # at the same stripes, while stores that are asked come and go
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +32,42 @@ class Whereabouts:
         absent: slots whose shard is not where it should be put now, had elsewhere or not.
         length: of the object in bytes; None if no shard tells, or nothing is absent.
         told_by: the store that tells the length.
+        unsure: absent slots whose store is there and did not answer: it may well have the shard.
     """
 
     holders: tuple[int | None, ...]
     absent: list[int]
     length: int | None
     told_by: int | None = None
+    unsure: frozenset[int] = frozenset()
 
     @property
     def missing(self) -> int:
-        """How many shards no store has."""
+        """How many shards no store is known to have."""
         return self.holders.count(None)
+
+    @property
+    def lost(self) -> int:
+        """How many shards no store has, those aside of which that cannot be told now."""
+        return sum(holder is None and slot not in self.unsure for slot, holder in enumerate(self.holders))
+
+
+class _Answer(NamedTuple):
+    """What a store says of the keys that it was asked for.
+
+    ``absent``: positions of those that it has not. ``answered``: that is its word; it is all of them otherwise.
+    """
+
+    store: int
+    absent: Sequence[int]
+    answered: bool
+
+
+class _Lacking(NamedTuple):
+    """The stripes with shards that are not in their place, by index, ascending; ``unsure`` as in Whereabouts."""
+
+    slots: dict[int, list[int]]
+    unsure: dict[int, list[int]]
 
 
 class Surveyor:
@@ -67,8 +95,8 @@ class Surveyor:
                     if place != target:
                         keys[place].append(stripe + BYTE[slot])
                         codes[place].append(index << _SLOT_BITS | slot)
-        for place, positions in self._missing(keys):
-            gone = set(positions)
+        for place, positions, answered in self._missing(keys):
+            gone = set(positions) if answered else set()  # who does not answer is asked again for what it should have
             for position, code in enumerate(codes[place]):
                 if position not in gone:
                     index, slot = divmod(code, 1 << _SLOT_BITS)
@@ -76,14 +104,19 @@ class Surveyor:
         return placed
 
     def lacking(self, stripes: Sequence[StripeKey]) -> dict[int, list[int]]:
-        """The stripes with shards that are not in their place.
+        """The stripes with shards that are not known to be in their place.
 
         Returns:
             Their indexes, ascending, each with the slots of those shards, ascending.
         """
-        return self._lacking(stripes, self.placed(stripes))
 
-    def _lacking(self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
+        def look() -> tuple[dict[int, list[int]], bool]:
+            slots, unsure = self._lacking(stripes, self.placed(stripes))
+            return slots, not unsure
+
+        return self._steady(look)
+
+    def _lacking(self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]]) -> _Lacking:
         together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, stores in enumerate(placed):
             together[stores].append(index)
@@ -94,7 +127,8 @@ class Surveyor:
                 end = BYTE[slot]
                 keys[store] += [stripe + end for stripe in alike]
         found: dict[int, list[int]] = {}
-        for store, positions in self._missing(keys):
+        unsure: dict[int, list[int]] = {}
+        for store, positions, answered in self._missing(keys):
             if positions:
                 codes = [
                     index << _SLOT_BITS | slot
@@ -106,18 +140,37 @@ class Surveyor:
                 for position in positions:
                     index, slot = divmod(codes[position], 1 << _SLOT_BITS)
                     found.setdefault(index, []).append(slot)
-        return {index: sorted(found[index]) for index in sorted(found)}
+                    if not answered:
+                        unsure.setdefault(index, []).append(slot)
+        return _Lacking({index: sorted(found[index]) for index in sorted(found)}, unsure)
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> dict[int, Whereabouts]:
         """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
+        return self._steady(lambda: self._whereabouts(stripes))
+
+    def _whereabouts(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, Whereabouts], bool]:
         placed = self.placed(stripes)
-        lacking = self._lacking(stripes, placed)
+        lacking, unsure = self._lacking(stripes, placed)
         holders = self._holders(stripes, placed, lacking)
         lengths = self._lengths(stripes, holders)
-        return {
-            index: Whereabouts(tuple(holders[index]), absent, *lengths.get(index, (None, None)))
-            for index, absent in lacking.items()
-        }
+        found = {}
+        for index, absent in lacking.items():
+            length, told_by = lengths.get(index, (None, None))
+            there = (slot for slot in unsure.get(index, ()) if self._fleet.volume(placed[index][slot]) is not None)
+            found[index] = Whereabouts(tuple(holders[index]), absent, length, told_by, frozenset(there))
+        return found, not unsure
+
+    def _steady(self, look: Callable[[], tuple[ResultT, bool]]) -> ResultT:
+        """What is found with everybody there answering; looked again where one who was asked came or went meanwhile.
+
+        Who goes has its shards put elsewhere from then on, and who comes back has them still.
+        """
+        for _ in range(_LOOKS_MAX):
+            attendance = self._fleet.attendance()
+            found, all_answered = look()
+            if all_answered or self._fleet.attendance() == attendance:
+                break
+        return found
 
     def _holders(
         self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]], lacking: Mapping[int, list[int]]
@@ -138,7 +191,7 @@ class Surveyor:
                     if stores[slot] != store:
                         keys[store].append(stripe + BYTE[slot])
                         codes[store].append(index << _SLOT_BITS | slot)
-        for store, positions in self._missing(keys):
+        for store, positions, _ in self._missing(keys):
             gone = set(positions)
             for position, code in enumerate(codes[store]):
                 if position not in gone:
@@ -161,34 +214,36 @@ class Surveyor:
         found: dict[int, tuple[int, int]] = {}
         places = self._map(lambda store: self.locate(store, keys[store]), keys)
         for store, located in zip(keys, places, strict=True):
+            if located is None:
+                continue
             for index, place in zip(indexes[store], located, strict=True):
                 if place is not None:
                     found[index] = place.object_length, store
         return found
 
-    def _missing(self, keys: Mapping[int, list[Any]]) -> Iterator[tuple[int, Sequence[int]]]:
+    def _missing(self, keys: Mapping[int, list[Any]]) -> Iterator[_Answer]:
         """Of each store, which of its keys it has not."""
 
-        def ask(store: int) -> Sequence[int]:
+        def ask(store: int) -> _Answer:
             volume = self._fleet.volume(store)
             if volume is not None:
                 try:
-                    return volume.missing(keys[store])  # type: ignore[no-any-return]
+                    return _Answer(store, volume.missing(keys[store]), answered=True)
                 except StorageError as error:
                     self._fleet.failed(store, volume, error)
-            return range(len(keys[store]))
+            return _Answer(store, range(len(keys[store])), answered=False)
 
-        return zip(keys, self._map(ask, keys), strict=True)
+        return self._map(ask, keys)
 
-    def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None]:
-        """Where a store has shards; one that fails has none."""
+    def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None] | None:
+        """Where a store has shards; None if it is away, or does not answer."""
         volume = self._fleet.volume(store)
         if volume is not None:
             try:
                 return list(volume.locate_all(keys))
             except StorageError as error:
                 self._fleet.failed(store, volume, error)
-        return [None] * len(keys)
+        return None
 
     def _map(self, ask: Any, stores: Mapping[int, object]) -> Iterator[Any]:
         return map(ask, stores) if self._askers is None else self._askers.map(ask, stores)

@@ -243,7 +243,7 @@ def _problem(
         for chunk_ids in batched(Manifest(head.root, load_node).chunk_ids(), _LOCATED_TOGETHER):
             chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
             for chunk_id, where in zip(chunk_ids, stripes.whereabouts(chunks), strict=True):
-                present = head.root.n - where.missing
+                present = head.root.n - where.lost
                 if present < head.root.k:
                     return f"chunk {chunk_id.hex()} has {present} shards left, {head.root.k} are needed"
     except (DataLossError, ShardsUnavailable, FormatError) as error:

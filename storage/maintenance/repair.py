@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -92,7 +92,7 @@ class _Damaged(NamedTuple):
     """An object that does not have all its shards where they belong.
 
     ``spare`` is how many more whole stores may be lost, whichever, before it cannot be read. ``deferred``: some of its
-    shards are not made yet, because stores are waited for.
+    shards are not made yet, because stores are waited for. ``unanswered``: or because one does not answer now, why.
     """
 
     live: LiveObject
@@ -102,6 +102,7 @@ class _Damaged(NamedTuple):
     spare: int
     endangered: bool
     deferred: bool
+    unanswered: str
 
     @property
     def due(self) -> bool:
@@ -164,13 +165,15 @@ class _Tally:
     endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
-    unavailable: int = 0  # cannot be read now, and wait
+    unavailable: int = 0  # cannot be read, or not be looked for, now, and wait
     unavailable_why: str = ""  # of the first of them
 
     def find(self, damaged: _Damaged) -> None:
         """An object is to be dealt with, now or once it is clear that a store does not come back."""
+        if damaged.unanswered:
+            self._note_unavailable(damaged.unanswered)
         if not damaged.due:
-            self.deferred += 1
+            self.deferred += not damaged.unanswered
             self.endangered.add(damaged)
             return
         self.missing += damaged.missing
@@ -182,8 +185,7 @@ class _Tally:
         self.missing -= damaged.missing
         self.misplaced -= not damaged.missing
         if isinstance(made, ShardsUnavailable):
-            self.unavailable += 1
-            self.unavailable_why = self.unavailable_why or str(made)
+            self._note_unavailable(str(made))
             return
         if isinstance(made, DataLossError):
             self._note_lost(damaged.live, made)
@@ -199,6 +201,10 @@ class _Tally:
             self.moved += 1
             self.shards_moved += shards
             self.bytes_moved += size
+
+    def _note_unavailable(self, why: str) -> None:
+        self.unavailable += 1
+        self.unavailable_why = self.unavailable_why or why
 
     def _note_lost(self, live: LiveObject, error: DataLossError) -> None:
         self.lost_count += 1
@@ -285,7 +291,15 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, a
     due = context.stripes.due(live.stripe, where)
     missing = any(where.holders[slot] is None for slot in due)
     deferred = len(due) < len(where.absent)
-    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted, deferred)
+    unanswered = _unanswered(context, live.stripe, where.unsure - set(due))
+    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted, deferred, unanswered)
+
+
+def _unanswered(context: MaintenanceContext, stripe: StripeKey, slots: Collection[int]) -> str:
+    """Why it cannot be told whether these shards are there; "" if there are none of them."""
+    volumes = context.stripes.volumes
+    stores = (volumes.targets(stripe)[slot] for slot in sorted(slots))
+    return next((f"{volumes.place(one)} does not answer: {volumes.reason(one) or 'see the log'}" for one in stores), "")
 
 
 @lru_cache(4 * PARTITIONS)  # there are not many more ways to lie on stores than partitions

@@ -105,7 +105,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._fullness = Fullness(now_s)
         self._unsynced: set[int] = set()  # were given something since they were synced last
         self._unproved: frozenset[int] = frozenset()
-        self._margin = margin
+        self.margin = margin
         self._now_s = now_s
         self._absences = Absences(grace_s, now_s)
         self._expected: _Expected | None = None
@@ -364,7 +364,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
         k, n = stripe[33] + 1, stripe[34] + 1
-        if k <= there < k + self._margin:
+        if self.is_in_danger(stripe, there):
             return frozenset()
         expected = self._who_is_expected()
         return expected.of(partition_of(stripe), k, n) if expected.slots else frozenset()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from typing import NoReturn
 
 import pytest
 
 from storage import ErasureProfile
-from storage.keys import ID_BYTES, Kind, StripeKey
+from storage.errors import ShardsUnavailable
+from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey
+from storage.shards import ShardStore, VolumeUnavailable
 from taskworker.pool.absences import Absences
 from taskworker.pool.work import WorkView
+from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
+from tests.simulation.network import Connection
 from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
@@ -257,3 +262,51 @@ def test_what_a_reader_had_made_while_a_repair_went_on_is_not_made_again() -> No
     assert [made for made in store.heal_all(stripes) if isinstance(made, tuple) and made[0] == 1]
     store.volumes.sync_each()
     assert store.heal_all(stripes, found) == [(0, 0)] * len(stripes)
+
+
+def records_of(worker: Worker) -> dict[ShardKey, Record]:
+    # Its mark is written anew whenever it joins.
+    return {key: record for key, record in worker.volume.records_by_key.items() if key[ID_BYTES] != Kind.MARK}
+
+
+@pytest.mark.parametrize("question", ["missing", "locate"])
+def test_a_worker_whose_connection_breaks_while_it_is_asked_is_given_nothing_again(
+    question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there again before what was found is acted on."""
+    cluster = stored(6)
+    fleet, worker = cluster.pool.fleet, cluster.workers[0]
+    kept = records_of(worker)
+    go_offline = fleet.set_offline
+
+    def return_at_once(slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        go_offline(slot, reason, failed)
+        fleet.attach(slot, cluster.process.connect(worker.address, worker.name, worker.instance))
+
+    monkeypatch.setattr(fleet, "set_offline", return_at_once)
+    connection = fleet.volume(0)
+    assert isinstance(connection, Connection)
+    stripes = list(chunks_of(CONTENT, cluster.profile))
+    connection.lost_requests = 1
+    if question == "missing":
+        assert cluster.pool.store._stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
+    else:
+        assert cluster.pool.store._stripes.absent_slots(stripes[0]) == []
+    assert cluster.network.injected["request lost"] == 1
+    settle(cluster)
+    assert all(worker.volume.records_by_key[key] is record for key, record in kept.items())
+
+
+def test_what_a_worker_that_does_not_answer_may_have_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few shards are where they belong, and the seventh worker may have any."""
+    cluster = stored(7)
+    (stripe, *_) = chunks_of(CONTENT, cluster.profile)
+    for worker in cluster.workers[:6]:
+        worker.volume.remove([key for key in worker.volume.records_by_key if key[:35] == stripe])
+
+    def refuse(connection: Connection, keys: Sequence[ShardKey]) -> NoReturn:
+        raise VolumeUnavailable("too many open files")
+
+    monkeypatch.setattr(Connection, "locate_all", refuse)
+    with pytest.raises(ShardsUnavailable, match="too many open files"):
+        cluster.pool.store._stripes.read(stripe)
