@@ -136,7 +136,7 @@ class _Revision:
             if stripes.absent_slots(stripe):
                 stripes.put_absent(stripe, padded(patch.data, self._profile), len(patch.data))
             elif not stripes.is_sound(stripe, len(patch.data)):
-                stripes.put(stripe, padded(patch.data, self._profile), len(patch.data))
+                stripes.put_unsound(stripe, padded(patch.data, self._profile), len(patch.data))
             else:
                 continue
             stored += len(patch.data)

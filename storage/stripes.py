@@ -246,6 +246,44 @@ class StripeStore:
             return False
         return True
 
+    def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
+        """The slots to write anew of a stripe that is not sound, when its content is at hand.
+
+        That is all of one that proved undecodable. Of one that is out of reach for now, what a store gives back right
+        stays, what is wrong or gone is written anew, and what cannot be read for the moment stays where enough others
+        are right: its store said that it has it.
+
+        Args:
+            stripe: that cannot be counted on, see :meth:`is_sound`.
+            shards: all of them, as they should be.
+        """
+        if self._soundness.is_doubted(stripe, self.volumes.attendance()):
+            return list(range(len(shards)))
+        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
+        survey = _Survey()
+        right = []
+        for shard, *stores in zip(shards, targets, places, strict=True):
+            if any(self._gives_back(store, shard, survey) for store in dict.fromkeys(stores)):
+                right.append(shard.key[STRIPE_KEY_BYTES])
+        kept = set(right)
+        if len(right) >= stripe[33] + 1 + self.volumes.margin:
+            kept |= survey.unreachable.keys() - survey.rotten.keys()
+        return [slot for slot in range(len(shards)) if slot not in kept]
+
+    def _gives_back(self, store: int, shard: Shard, survey: _Survey) -> bool:
+        volume = self.volumes.volume(store)
+        if volume is None:
+            return False
+        found = self._read_checked(store, volume, shard.key, None, survey)
+        return found is not None and (found.digest, found.object_length) == (shard.digest, shard.object_length)
+
+    def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
+        """:meth:`put` what is to be written anew of a stripe that is not sound; arguments as there."""
+        with self._making.of([stripe]):
+            slots = self.unsound_slots(stripe, self.shards_of(stripe, data, length, self._parity(stripe, length)))
+            if slots:
+                self.put(stripe, data, length, slots)
+
     def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
         """Shards were put on their stores; what all shards of were among them is not to be doubted any more.
 

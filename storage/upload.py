@@ -312,7 +312,7 @@ class Upload:
             elif context.stripes.absent_slots(stripe):
                 context.stripes.put_absent(stripe, data, length)
             elif not context.stripes.is_sound(stripe, length):
-                context.stripes.put(stripe, data, length)
+                context.stripes.put_unsound(stripe, data, length)
         except BaseException:
             context.pins.unpin([stripe])
             raise
@@ -613,14 +613,15 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
     """Those shards of a small chunk that are not stored yet, by volume slot."""
     stripes = context.stripes
     absent = None if _is_new(context, stripe) else stripes.absent_slots(stripe)
-    if absent == []:
-        if stripes.is_sound(stripe, len(data)):
-            return {}
-        absent = None
+    unsound = absent == [] and not stripes.is_sound(stripe, len(data))
+    if absent == [] and not unsound:
+        return {}
     k, length = stripe[33] + 1, len(data)
     whole = k * -(-length // k)
     padded = data if whole == length else bytes(data) + bytes(whole - length)
     shards = stripes.shards_of(stripe, padded, length)
+    if unsound:
+        absent = stripes.unsound_slots(stripe, shards)
     return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent])
 
 

@@ -1,0 +1,150 @@
+"""A push of content that is stored, of which too little can be read just now, leaves to the workers what they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+import pytest
+from blake3 import blake3
+
+from storage import ErasureProfile
+from storage.keys import ShardKey, StripeKey
+from storage.shards import Shard, VolumeUnavailable
+from tests.simulation.disk import Record
+from tests.simulation.model import chunks_of
+from tests.simulation.network import Connection
+from tests.simulation.pool import CHUNK_BYTES, LEASE_S, Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+K, N, WORKERS = 4, 6, 9
+UNREAD = 3
+LARGE = Random(7).randbytes(3 * CHUNK_BYTES)
+SMALL = LARGE[:20_000]  # it travels with its commit
+
+
+@pytest.fixture(autouse=True)
+def _simulated() -> Iterator[None]:
+    with simulated_surroundings():
+        yield
+
+
+@pytest.fixture(params=[LARGE, SMALL], ids=["large", "small"])
+def content(request: pytest.FixtureRequest) -> bytes:
+    return bytes(request.param)
+
+
+@pytest.fixture
+def cluster(content: bytes) -> Cluster:
+    """A pool with a file, started anew: it has read nothing of it yet."""
+    found = Cluster(Random(1), ErasureProfile(K, N), WORKERS, zones=1)
+    found.pool.store.push(content, filename="f", user_id="u")
+    found.crash_pool()
+    found.start_pool()
+    found.pass_time(LEASE_S)
+    return found
+
+
+def push_again(cluster: Cluster, content: bytes) -> None:
+    cluster.pool.store.push(content, filename="again", user_id="u")
+
+
+def chunk_records(cluster: Cluster, content: bytes) -> dict[tuple[str, ShardKey], Record]:
+    stripes = set(chunks_of(content, cluster.profile))
+    return {
+        (worker.name, key): record
+        for worker in cluster.workers
+        for key, record in worker.volume.records_by_key.items()
+        if key[:35] in stripes
+    }
+
+
+def written_since(cluster: Cluster, content: bytes, before: dict[tuple[str, ShardKey], Record]) -> set[ShardKey]:
+    return {where[1] for where, record in chunk_records(cluster, content).items() if before.get(where) is not record}
+
+
+def refuse_reads(
+    cluster: Cluster, content: bytes, patch: pytest.MonkeyPatch, is_over: Callable[[], bool] = lambda: False
+) -> set[ShardKey]:
+    """Of each chunk, the workers with these shards say that they cannot read them."""
+    refused = {
+        ShardKey(stripe + bytes([slot])) for stripe in chunks_of(content, cluster.profile) for slot in range(UNREAD)
+    }
+    fetch_all, read = Connection.fetch_all, Connection.read
+
+    def fetched(connection: Connection, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        if not is_over() and any(key in refused for key, _ in wanted):
+            raise VolumeUnavailable("too many open files")
+        return fetch_all(connection, wanted)
+
+    def told(connection: Connection, key: ShardKey) -> Shard | None:
+        if not is_over() and key in refused:
+            raise VolumeUnavailable("too many open files")
+        return read(connection, key)
+
+    patch.setattr(Connection, "fetch_all", fetched)
+    patch.setattr(Connection, "read", told)
+    return refused
+
+
+def test_what_is_given_back_stays(cluster: Cluster, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = chunk_records(cluster, content)
+    refused = refuse_reads(cluster, content, monkeypatch)
+    push_again(cluster, content)
+    assert written_since(cluster, content, before) == refused
+
+
+def test_nothing_is_written_once_enough_is_given_back(
+    cluster: Cluster, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be read can be when it is looked at more closely."""
+    before = chunk_records(cluster, content)
+    over: list[StripeKey] = []
+    refuse_reads(cluster, content, monkeypatch, lambda: bool(over))
+    stripes = cluster.pool.store._stripes
+    is_sound = stripes.is_sound
+
+    def passing(stripe: StripeKey, length: int) -> bool:
+        over.clear()
+        sound = is_sound(stripe, length)
+        over.append(stripe)
+        return sound
+
+    monkeypatch.setattr(stripes, "is_sound", passing)
+    push_again(cluster, content)
+    assert written_since(cluster, content, before) == set()
+
+
+@pytest.mark.parametrize("content", [LARGE[:CHUNK_BYTES], SMALL], ids=["chunk", "small"], indirect=True)
+def test_what_went_away_is_completed_on_others(
+    cluster: Cluster, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That workers are away is noticed when they are asked for their shards, and not before."""
+    before = chunk_records(cluster, content)
+    (stripe,) = chunks_of(content, cluster.profile)
+    lost = {ShardKey(stripe + bytes([slot])) for slot in range(UNREAD)}
+    gone = {name for name, key in before if key in lost}
+    is_sound = cluster.pool.store._stripes.is_sound
+
+    def bereft(stripe: StripeKey, length: int) -> bool:
+        for worker in cluster.workers:
+            if worker.name in gone:
+                worker.stop()
+        return is_sound(stripe, length)
+
+    monkeypatch.setattr(cluster.pool.store._stripes, "is_sound", bereft)
+    push_again(cluster, content)
+    assert written_since(cluster, content, before) == lost
+    assert {key for name, key in chunk_records(cluster, content) if name not in gone} == {key for _, key in before}
+
+
+def test_wrong_shards_are_made_anew(cluster: Cluster, content: bytes) -> None:
+    for (name, key), record in chunk_records(cluster, content).items():
+        if key[35] < UNREAD:
+            wrong = bytes(len(record.shard.payload))
+            worker = next(worker for worker in cluster.workers if worker.name == name)
+            worker.volume.append([record.shard._replace(payload=wrong, digest=blake3(wrong).digest())])
+    push_again(cluster, content)
+    file = cluster.pool.store.find("again", user_id="u")
+    assert file is not None
+    assert cluster.pool.store.get(file.file_id, user_id="u") == content
