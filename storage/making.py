@@ -24,6 +24,11 @@ class Making:
         self._makers: dict[StripeKey, int] = {}
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
 
+    @property
+    def holds_up(self) -> bool:
+        """Whether somebody else who makes something whole now might wait."""
+        return bool(self._makers)
+
     @contextmanager
     def of(self, stripes: Sequence[StripeKey]) -> Iterator[bool]:
         """Make some stripes whole, in the block, while no other thread does so.

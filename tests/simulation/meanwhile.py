@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tests.simulation.pool import Cluster
 
 _TRIES = 60
+_MAKERS = frozenset({"mender", "healer"})  # they make stripes whole, of which one thread makes each
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class Meanwhile:
         """
 
         def fire() -> None:
-            if thread in self.running or self._would_wait():
+            if thread in self.running or self._would_wait(thread):
                 if tries:
                     self.after_calls(1, thread, work, tries - 1)
                 return
@@ -41,10 +42,12 @@ class Meanwhile:
 
         self.cluster.network.after_calls(count, fire)
 
-    def _would_wait(self) -> bool:
-        """Whether the thread at work holds what others would wait for."""
+    def _would_wait(self, thread: str) -> bool:
+        """Whether the thread at work holds what this one would wait for."""
         cluster = self.cluster
-        return self._nested or cluster.environment.writing or cluster.pool.store._pins.holds_up
+        if self._nested or cluster.environment.writing or cluster.pool.store._pins.holds_up:
+            return True
+        return thread in _MAKERS and cluster.pool.store._stripes._making.holds_up
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         errors: list[BaseException] = []

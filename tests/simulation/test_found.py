@@ -158,6 +158,22 @@ def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
 
 
+@pytest.mark.parametrize("calls", range(5, 40, 5))
+def test_a_mender_in_the_midst_of_a_repair_comes_to_its_turn(calls: int) -> None:
+    """Each stripe is made whole by one thread: nobody may wait for the one that the simulator holds up."""
+    cluster = cluster_of(7)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    cut_off(cluster.workers[0])
+    cluster.pass_time(GRACE_S + 5)
+    mended: list[bool] = []
+    mender = cluster.pool.mender
+    Meanwhile(cluster).after_calls(calls, "mender", lambda: mended.append(mender.mend()))
+    cluster.pool.store.repair()
+    settle(cluster)
+    assert mended
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
 def test_metadata_that_no_worker_has_any_more_is_made_again_from_the_catalog() -> None:
     cluster = cluster_of(6)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
