@@ -10,7 +10,7 @@ from random import Random
 from storage import CatalogBehind, FileStorage, RebuildReport, Version
 from storage.authenticity import sharing_threshold
 from storage.errors import DataLossError, InsufficientWorkers, ShardsUnavailable
-from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
 from tests.simulation.invariants import can_do_without, require, shard_keys, spare
@@ -20,9 +20,6 @@ from tests.simulation.pool import Cluster
 from tests.simulation.workers import Worker
 
 _REBUILDS_MAX = 5
-# A single commit behind a copy of a running pool's catalog looks like one that a crash cut off; see docs/format.md.
-_COMMITS_MIN = 2
-
 _EVENTS = 20  # that come with the return of a worker, and of others meanwhile
 
 
@@ -52,13 +49,13 @@ class Copies:
     def copy_catalog(self) -> str:
         """The operator makes a backup while the pool runs."""
         versions = frozenset(kept.version_id for _, _, kept in self.model.versions())
-        self._copy = _Copy(deepcopy(self.cluster.database), versions, self.users.commits)
+        self._copy = _Copy(deepcopy(self.cluster.database), versions, len(self.users.commits))
         return f"{len(versions)} versions"
 
     def restore_catalog(self) -> str:
         """The pool is started with the old copy of its catalog, and rebuilt after a while."""
         copy = self._copy
-        if copy is None or self.users.commits < copy.commits + _COMMITS_MIN:
+        if copy is None or not self._is_proven(copy):
             raise NothingToDo
         self._copy = None
         self._start_over(copy.database)
@@ -72,6 +69,21 @@ class Copies:
             work()
             self.cluster.pass_time(1.0)
         return self._rebuild()
+
+    def _is_proven(self, copy: _Copy) -> bool:
+        """Whether some honest worker has a record which proves that the catalog has come further than a copy.
+
+        Each version proves the commits before its own, a tombstone its own, too. Nothing but the catalog itself knows
+        of a delete while no worker in the layout can be told of it: put back from a copy, the catalog cannot notice
+        that it is older, and the file, of which nothing was lost, is back. A version that was committed first after
+        the copy looks like one that a crash kept out of the catalog; see docs/format.md.
+        """
+        later = self.users.commits[copy.commits :]
+        versions = {commit.identifier for commit in later[1:] if commit.kind is Kind.VERSION}
+        deleted = {commit.identifier for commit in later if commit.kind is Kind.TOMBSTONE}
+        durable = {key for worker in self.cluster.honest() for key in worker.volume.durable}
+        told = any(key[ID_BYTES] == Kind.VERSION and key[:ID_BYTES] in versions for key in durable)
+        return told or bool(deleted & self._buried())
 
     def lose_catalog(self) -> str:
         """The pool's disk is lost, and its catalog made again from what the workers hold."""

@@ -49,6 +49,7 @@ class MemoryVolume:
 
     Attributes:
         durable: keys of the shards that would be here, with their own bytes, after a loss of power.
+        made_up: (key, digest) of payloads that were given out though they are not here, by one that lies.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class MemoryVolume:
         self.boots = 0  # how often a worker was started with it
         self.records_by_key: dict[ShardKey, Record] = {}
         self.durable: set[ShardKey] = set()
+        self.made_up: set[tuple[ShardKey, bytes]] = set()
         self._unsynced: dict[ShardKey, Record | None] = {}  # what a power loss may bring back
         self._wounds = wounds
         self._on_removed = on_removed

@@ -13,7 +13,15 @@ from storage.errors import InvalidArgument, UsedAfterFork
 from storage.forks import forks
 from storage.keys import ShardKey
 from taskworker.pool.membership import Standing
-from tests.simulation.invariants import can_do_without, check_durable, check_spread_over, require, shard_keys, spare
+from tests.simulation.invariants import (
+    bearable,
+    can_do_without,
+    check_durable,
+    check_spread_over,
+    may_lie,
+    require,
+    shard_keys,
+)
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import Connection
@@ -252,8 +260,9 @@ class Faults:
     def _some_shard(self) -> tuple[Worker, ShardKey]:
         """A good shard that its stripe can do without."""
         stripes = list(self.users.stripes())
+        liars = [worker for worker in self.cluster.workers if worker.liar]
         for stripe in self.rng.sample(stripes, min(_STRIPES_TRIED, len(stripes))):
-            if spare(self.cluster, stripe) > 0:
+            if bearable(self.cluster, stripe, liars) > 0:
                 keys = shard_keys(stripe)
                 return self._one_of(
                     [(worker, key) for worker in self.cluster.honest() for key in keys if worker.volume.is_durable(key)]
@@ -266,11 +275,14 @@ class Faults:
         """A worker's owner has it give false answers from now on; whatever it has counts as lost."""
         if len(self.cluster.honest()) < len(self.cluster.workers):
             raise NothingToDo
-        worker = self._one_of([worker for worker in self.cluster.workers if self._can_do_without(worker)])
+        worker = self._one_of([worker for worker in self.cluster.workers if self._may_lie([worker])])
         worker.liar = True
         worker.listen()
         self.injected["liar"] += 1
         return worker.name
+
+    def _may_lie(self, liars: list[Worker]) -> bool:
+        return may_lie(self.cluster, liars, self.users.stripes())
 
     def conspire(self) -> str:
         """As many workers as may lie at once do so, or all those of one owner, while some of the others are away."""
@@ -283,7 +295,7 @@ class Faults:
         self._check_counted_on(group)
         if group[0].owner == CROWD and self.cluster.pool.fleet.is_mended():
             check_spread_over(self.cluster, self.users.stripes(), group)
-        if not can_do_without(self.cluster, group, self.users.stripes()):
+        if not self._may_lie(group):
             raise NothingToDo
         for worker in group:
             worker.liar = True

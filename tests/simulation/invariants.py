@@ -44,28 +44,58 @@ def enough(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> bool:
     return len(readable(stripe, volumes)) > stripe[33]
 
 
+def _lasting(stripe: StripeKey, workers: Iterable[Worker]) -> set[int]:
+    """Shards of a stripe that these workers have, with their own bytes, even after a loss of power."""
+    volumes = [worker.volume for worker in workers]
+    keys = shard_keys(stripe)
+    return {slot for slot in readable(stripe, volumes) if any(volume.is_durable(keys[slot]) for volume in volumes)}
+
+
 def spare(cluster: Cluster, stripe: StripeKey) -> int:
-    """How many more shards of a stripe may be lost for good, before the object is."""
-    volumes = [worker.volume for worker in cluster.honest()]
-    durable = {
-        slot
-        for slot in readable(stripe, volumes)
-        if any(volume.is_durable(shard_keys(stripe)[slot]) for volume in volumes)
-    }
-    return len(durable) - stripe[33] - 1
+    """How many more shards of a stripe the honest workers may lose for good, before the object is lost."""
+    return len(_lasting(stripe, cluster.honest())) - stripe[33] - 1
+
+
+def bearable(cluster: Cluster, stripe: StripeKey, liars: Collection[Worker], gone: Collection[Worker] = ()) -> int:
+    """How many more shards of a stripe faults may take beside liars, who may come to hold a part of it at any time.
+
+    A shard that an honest worker holds in a liar's place is dropped once the liar has given out the right bytes, and
+    the next layout may give a liar another one: such copies are no reason for more faults than n - k a stripe.
+
+    Args:
+        cluster: all workers.
+        stripe: in question.
+        liars: those who lie, or are about to.
+        gone: workers whose disks count as lost.
+    """
+    k, n = stripe[33] + 1, stripe[34] + 1
+    honest = [worker for worker in cluster.honest() if worker not in liars and worker not in gone]
+    lacking = set(range(n)) - _lasting(stripe, honest)
+    theirs = lacking & _lasting(stripe, liars)
+    # Each shard that may be lost at once may be on a liar, but no more of them: placement sees to that.
+    part = min(n - k, len(liars) * -(-n // len(cluster.workers)))
+    return n - k - len(lacking - theirs) - max(len(theirs), part)
 
 
 def can_do_without(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[StripeKey]) -> bool:
     """Whether no object is lost with these workers' disks, be it a file's or what a push would find again."""
     held = {StripeKey(key[:STRIPE_KEY_BYTES]) for worker in leaving for key in worker.volume.records_by_key}
+    concerned = _concerned(cluster, leaving, stripes) & held
+    liars = [worker for worker in cluster.workers if worker.liar and worker not in leaving]
+    return all(bearable(cluster, stripe, liars, leaving) >= 0 for stripe in sorted(concerned))
+
+
+def may_lie(cluster: Cluster, liars: Collection[Worker], stripes: Iterable[StripeKey]) -> bool:
+    """Whether no object is lost if these workers lie from now on, whatever they come to hold."""
+    return all(bearable(cluster, stripe, liars) >= 0 for stripe in sorted(_concerned(cluster, liars, stripes)))
+
+
+def _concerned(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[StripeKey]) -> set[StripeKey]:
+    """These stripes, and those of which faults took something: a push may find what is left of them again."""
     others = [other for other in cluster.honest() if other not in leaving]
     wrong = {StripeKey(key[:STRIPE_KEY_BYTES]) for other in others for key in other.volume.wrong()}
     wrong |= {StripeKey(key[:STRIPE_KEY_BYTES]) for key in cluster.wounds}
-    whole, cluster.workers = cluster.workers, others
-    try:
-        return all(spare(cluster, stripe) >= 0 for stripe in sorted(wrong.union(stripes) & held))
-    finally:
-        cluster.workers = whole
+    return wrong.union(stripes)
 
 
 def excused(cluster: Cluster, key: ShardKey) -> bool:

@@ -102,7 +102,10 @@ class LyingVolume(MemoryVolume):
         true = super().fetch(key, length)
         if not self._lies():
             return true
-        return self._rng.choice((None, memoryview(bytes(length)), memoryview(self._rng.randbytes(length))))
+        told = self._rng.choice((None, memoryview(bytes(length)), memoryview(self._rng.randbytes(length))))
+        if told is not None:
+            self.made_up.add((key, blake3(told).digest()))
+        return told
 
     def read(self, key: ShardKey) -> Shard | None:
         true = super().read(key)

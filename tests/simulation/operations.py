@@ -8,7 +8,7 @@ from random import Random
 
 from storage import FileStorage, Version
 from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, StorageError, StoreFull
-from storage.keys import STRIPE_KEY_BYTES, StripeKey
+from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.upload import Upload
 from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
 from tests.simulation.model import (
@@ -40,6 +40,14 @@ class Flying:
     unchanged: frozenset[StripeKey] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What was acknowledged: a version, by its id, or a delete (a tombstone), by the file's id."""
+
+    kind: Kind
+    identifier: bytes
+
+
 @dataclass(slots=True)
 class Uploading:
     """An upload that goes on over several steps."""
@@ -54,7 +62,7 @@ class Uploading:
 class Users:
     """Everybody who works with the pool.
 
-    ``commits`` counts the versions and deletes that were acknowledged; ``sent`` is whatever was to be a version.
+    ``commits`` are the versions and deletes that were acknowledged; ``sent`` is whatever was to be a version.
     """
 
     cluster: Cluster
@@ -62,7 +70,7 @@ class Users:
     rng: Random
     flying: Flying | None = None
     uploads: list[Uploading] = field(default_factory=list)
-    commits: int = 0
+    commits: list[Commit] = field(default_factory=list)
     sent: set[tuple[Name, bytes]] = field(default_factory=set)
 
     @property
@@ -168,7 +176,7 @@ class Users:
         if known is not None and known.head.version_id == version.version_id:
             unchanged |= {known.head.stripes[-1]}  # a version that is the head already is not written again
         else:
-            self.commits += 1
+            self.commits.append(Commit(Kind.VERSION, bytes.fromhex(version.version_id)))
         kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
         for worker in self.cluster.honest():  # what was dropped while nobody needed it, and has been written anew
             for key in worker.volume.durable & self.cluster.dropped.keys():
@@ -192,7 +200,7 @@ class Users:
         except StorageError as error:
             return self._refused(name, error)
         self.flying = None
-        self.commits += 1
+        self.commits.append(Commit(Kind.TOMBSTONE, bytes.fromhex(file.file_id)))
         del self.model.files[name]
         return f"{name}"
 

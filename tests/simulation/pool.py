@@ -78,9 +78,17 @@ class Cluster:
 
     def _note_removed(self, volume: MemoryVolume, key: ShardKey) -> None:
         if any(worker.volume is volume for worker in self.honest()) and not any(
-            worker.volume is not volume and worker.volume.is_good(key) for worker in self.workers
+            worker.volume is not volume and self._gives(worker, key, volume) for worker in self.workers
         ):
             self.dropped[key] = volume.volume_id
+
+    def _gives(self, worker: Worker, key: ShardKey, volume: MemoryVolume) -> bool:
+        """Whether a worker has a shard that another volume holds, or gave out the same bytes without having it.
+
+        Who lies may guess a shard of a few bytes, or of zeros. What it gave out was right, so nobody can tell.
+        """
+        digest = volume.records_by_key[key].shard.digest
+        return worker.volume.is_good(key) or (worker.liar and (key, digest) in worker.volume.made_up)
 
     # -- the pool's process ----------------------------------------------------------------------
 

@@ -72,6 +72,34 @@ def rebuilt(cluster: Cluster) -> RebuildReport:
 # -- an older catalog ------------------------------------------------------------------------------------
 
 
+def test_a_delete_that_no_worker_was_told_of_is_undone_with_the_catalog_and_loses_nothing() -> None:
+    cluster = cluster_of(7)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    backup = deepcopy(cluster.database)
+    for worker in cluster.workers:
+        worker.stop()
+    cluster.pool.store.delete(version.file_id, user_id="u")
+    for worker in cluster.workers:
+        worker.start()
+    restart(cluster, backup)
+    assert not cluster.pool.store.behind
+    assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+
+
+def test_a_delete_that_workers_were_told_of_later_shows_that_the_catalog_is_older() -> None:
+    cluster = cluster_of(7)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    backup = deepcopy(cluster.database)
+    for worker in cluster.workers:
+        worker.stop()
+    cluster.pool.store.delete(version.file_id, user_id="u")
+    for worker in cluster.workers:
+        worker.start()
+    settle(cluster)
+    restart(cluster, backup)
+    assert cluster.pool.store.behind
+
+
 def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
     cluster = cluster_of(7)
     store = cluster.pool.store
