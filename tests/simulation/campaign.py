@@ -149,7 +149,9 @@ class Simulation:
 
     def collect_if_due(self) -> str:
         """What the collector's thread does every so often."""
-        return str(self.cluster.pool.collector.collect_if_due())
+        collected = self.cluster.pool.collector.collect_if_due()
+        self.users.check_kept()  # what is dropped is judged by what is needed now, not by what a later push brings back
+        return str(collected)
 
     def restart_pool(self) -> str:
         """Stop the pool in good order, and start it again."""
