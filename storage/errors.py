@@ -161,6 +161,8 @@ class UsedAfterFork(StorageError):
 
     What was inherited can be closed, dropped or left alone in the child. gRPC itself supports a new client or server
     in a child only where no other thread of the parent was calling into it at the fork (it then logs "skipping fork()
-    handlers"). A program that needs them there forks before it makes its first one, or starts its processes with
-    the ``spawn`` or ``forkserver`` method of ``multiprocessing``.
+    handlers"), and in rare cases its own threads end such a child with SIGABRT. A program that needs a client in its
+    children forks before it makes its first one, or starts them with the ``spawn`` or ``forkserver`` method of
+    ``multiprocessing``. One that runs a server, pool or worker and forks children that need no gRPC is started with
+    ``GRPC_ENABLE_FORK_SUPPORT=0`` in its environment, which keeps gRPC's threads out of them.
     """
