@@ -15,7 +15,7 @@ import os
 def _keep_inherited() -> None:
     """Take a reference that is never given back to every object of gRPC. What each one holds stays as well."""
     for each in gc.get_objects():
-        module = type(each).__module__  # some types of C code have a descriptor there
+        module: object = type(each).__module__  # some types of C code have a descriptor there
         if isinstance(module, str) and module.partition(".")[0] == "grpc":
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
