@@ -197,15 +197,22 @@ def test_commands_keep_secrets_and_never_show_them(pool: FunctionPool, holder: i
     assert value not in said + listed
 
 
+# Run by a program of its own: a preexec_fn is Python in a fork of this process, where gRPC has threads.
+ON_OWN_TERMINAL = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the controlling terminal
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def test_a_person_is_asked_twice_and_sees_nothing_of_it(pool: FunctionPool, operator: SecretClient) -> None:
     master, terminal = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskworker", "secret", "set", "typed", "--pool", pool.address],
+        [sys.executable, "-c", ON_OWN_TERMINAL, "-m", "taskworker", "secret", "set", "typed", "--pool", pool.address],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the controlling terminal
     )
     os.close(terminal)
     shown = b""
