@@ -75,7 +75,7 @@ class ReadBack:
         """
         good: list[Moved] = []
         rest: list[Moved] = []
-        for store, written in _by_store(moved).items():
+        for store, written in by_store(moved).items():
             volume = self._fleet.volume(store)
             found: set[ShardKey] = set()
             if volume is not None and self._fleet.attendance() == attendance:
@@ -94,7 +94,7 @@ class ReadBack:
             attendance: as there; under another nothing is dropped, and nothing proves a lie.
         """
         good = list(looked.good)
-        for store, written in _by_store(looked.rest).items():
+        for store, written in by_store(looked.rest).items():
             volume = self._fleet.volume(store)
             if volume is None or self._fleet.attendance() != attendance:
                 continue  # or it may be another process, which never was given these
@@ -262,7 +262,8 @@ class ReadBack:
         return False
 
 
-def _by_store(moved: Iterable[Moved]) -> dict[int, list[Moved]]:
+def by_store(moved: Iterable[Moved]) -> dict[int, list[Moved]]:
+    """Shards that were written, by the store that took them."""
     found: defaultdict[int, list[Moved]] = defaultdict(list)
     for one in moved:
         found[one.shard.store].append(one)

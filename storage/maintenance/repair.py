@@ -21,7 +21,7 @@ from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
-from storage.maintenance.readback import Looked, Moved, ReadBack
+from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
 from storage.manifest import object_id
 from storage.placement import PARTITIONS, losses_survivable
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
@@ -320,7 +320,8 @@ _UnderWay = tuple[list[_Damaged], "Future[_Group]"]
 class _New:
     """Shards that were written by this repair, until they are read back and durable: so few that they fit into memory.
 
-    They are read back while others are being made, and while they are in the memory of those that took them.
+    They are read back while others are being made, and while they are in the memory of those that took them: from all
+    stores at once, and some time after they were written, so that nobody waits for what is on its way.
     """
 
     def __init__(self, context: MaintenanceContext, threads: Executor, attendance: tuple[int, ...]) -> None:
@@ -330,6 +331,7 @@ class _New:
         self._readback = ReadBack(context.stripes, context.collecting.locked)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
         self._unread: list[Moved] = []
+        self._ripe: list[Moved] = []  # those before that have most likely arrived
         self._looks: list[Future[Looked]] = []
 
     def add(self, moved: list[Moved]) -> None:
@@ -343,23 +345,24 @@ class _New:
             self._unread += moved
             self._unread_bytes += size
             if self._unread_bytes >= _READ_BACK_BYTES or len(self._unread) >= _READ_BACK_SHARDS:
-                self._look()
+                self._look(self._ripe)
+                self._ripe, self._unread, self._unread_bytes = self._unread, [], 0
         if self._unsynced_bytes >= _SYNC_EVERY_BYTES or self._unsynced_shards >= _SYNC_EVERY_SHARDS:
             self.settle(self._volumes.sync_each)
 
     def settle(self, sync: Callable[[], None]) -> None:
         """Make all of them durable, and drop the former copies of those that were given back."""
-        self._look()
-        looks, self._looks = [look.result() for look in self._looks], []
+        self._look(self._ripe + self._unread)
+        self._ripe, self._unread, self._unread_bytes = [], [], 0
         sync()
         self._unsynced_bytes = self._unsynced_shards = 0
+        looks, self._looks = [look.result() for look in self._looks], []
         for looked in looks:
             self._readback.settle(looked, self._attendance)
 
-    def _look(self) -> None:
-        unread, self._unread, self._unread_bytes = self._unread, [], 0
-        if unread:
-            self._looks.append(self._threads.submit(self._readback.look, unread, self._attendance))
+    def _look(self, moved: list[Moved]) -> None:
+        for written in by_store(moved).values():
+            self._looks.append(self._threads.submit(self._readback.look, written, self._attendance))
 
 
 def _made_by_store(moved: list[Moved]) -> Counter[int]:

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -200,15 +200,15 @@ class RemoteVolume:
         sent = [self._sent] if self._sent is not None else []
         return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
 
-    def _await_delivery(self, key: ShardKey | None = None) -> None:
+    def _await_delivery(self, keys: Collection[ShardKey] | None = None) -> None:
         """Return when all that was appended has been sent, so that the worker can tell of it.
 
         Args:
-            key: wait only if this shard is among it.
+            keys: wait only if any of these shards is among it.
         """
         with self._changed:
             frames = self._on_its_way()
-            if key is not None and not any(key in frame.keys for frame in frames):
+            if keys is not None and not any(key in frame.keys for frame in frames for key in keys):
                 return
             until = self._delivered + len(frames)
             self._awaited += 1
@@ -318,8 +318,7 @@ class RemoteVolume:
         """See :meth:`ShardStore.fetch_all`."""
         payloads: list[memoryview | None] = []
         for batch in _fitting(wanted):
-            for want in batch:
-                self._await_delivery(want.key)
+            self._await_delivery([want.key for want in batch])
             payloads += self._checked(
                 lambda batch=batch: parse_fetched(self._call("Fetch", pack_wanted(batch)), batch)  # type: ignore[misc]
             )
@@ -327,7 +326,7 @@ class RemoteVolume:
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`. That the digest is the written one is the worker's word, no more."""
-        self._await_delivery(key)
+        self._await_delivery([key])
         found = self._checked(lambda: parse_found(self._call("Read", key), [key]))[0]
         if found == UNREADABLE:
             raise VolumeUnavailable(f"worker {self.name} cannot read its shard {key.hex()} now")
