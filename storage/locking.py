@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -56,6 +57,9 @@ class StoreLock:
     def release(self) -> None:
         """Let others in. In a forked child this does nothing: the lock is the parent's."""
         if self._fd >= 0 and self._home.is_here:
+            # A child that was forked just now may not have closed its descriptor yet, which would keep the lock.
+            with contextlib.suppress(OSError):  # closing ends it in any case, only later
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
             private_descriptors.close(self._fd)
         self._fd = -1
 

@@ -152,6 +152,30 @@ def test_a_child_that_lives_on_does_not_keep_the_store_locked(root: Path) -> Non
         os.waitpid(child, 0)
 
 
+SLOW_CHILD = """
+import os, signal, sys, time
+os.register_at_fork(after_in_child=lambda: time.sleep(60))  # before what the store registers
+from storage import FileStorage
+
+FileStorage.open(sys.argv[1]).close()
+store = FileStorage.open(sys.argv[1])
+child = os.fork()
+try:
+    store.close()
+    FileStorage.open(sys.argv[1]).close()
+finally:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_child_that_is_slow_to_begin_does_not_keep_the_store_locked(scratch: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_CHILD, str(scratch / "store")],
+        env=python_environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_child_may_open_a_store_of_its_own(scratch: Path, store: FileStorage) -> None:
     push(store, b"x")
 
