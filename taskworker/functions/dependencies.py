@@ -6,17 +6,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 
 from storage.errors import InvalidArgument
 from taskworker.functions.bundles import DEPENDENCIES
 
 PROVIDED = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "cloudpickle")
-"""Packages that every sandbox has."""
+"""Packages that every sandbox has, loaded before a function's own: no other version of them can take their place."""
 
 _NATIVE = (".so", ".pyd", ".dylib", ".dll", ".a", ".o")
-_LEFT_OUT = ("__pycache__", "bin")
 
 
 class Dependencies:
@@ -31,11 +30,13 @@ def installed(requirements: Path) -> Dependencies:
     """Install what a requirements file names.
 
     Raises:
-        InvalidArgument: pip could not, or a package has compiled code; the text says which.
+        InvalidArgument: pip could not, a package has compiled code, or one needs another version of what every
+            sandbox has; the text says which.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        _pip_install(requirements, Path(scratch))
-        found = sorted(distributions(path=[scratch]), key=lambda one: one.name.lower())
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory, "packages")
+        _pip_install(requirements, scratch, _constraints(Path(directory, "provided.txt")))
+        found = sorted(distributions(path=[str(scratch)]), key=lambda one: one.name.lower())
         found = [one for one in found if one.name.lower().replace("-", "_") not in PROVIDED]
         for distribution in found:
             _require_pure(distribution)
@@ -43,20 +44,34 @@ def installed(requirements: Path) -> Dependencies:
         return Dependencies(files, tuple(f"{one.name}=={one.version}" for one in found))
 
 
-def _pip_install(requirements: Path, target: Path) -> None:
+def _constraints(path: Path) -> Path:
+    """Have pip resolve everything for the versions that sandboxes have."""
+    path.write_text("".join(f"{pinned}\n" for pinned in _provided_versions()))
+    return path
+
+
+def _provided_versions() -> list[str]:
+    return [f"{name}=={version(name)}" for name in PROVIDED]
+
+
+def _pip_install(requirements: Path, target: Path, constraints: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary", ":all:", "--no-compile", "--target", str(target), "--requirement", str(requirements)]
+    command += ["--constraint", str(constraints)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         told = "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
-        raise InvalidArgument(f"pip could not install {requirements}:\n{told or done.stderr.strip()}")
+        raise InvalidArgument(
+            f"pip could not install {requirements}:\n{told or done.stderr.strip()}\n"
+            f"every sandbox has {', '.join(_provided_versions())}, which requirements cannot replace"
+        )
 
 
 def _files(found: list[Distribution]) -> Iterator[str]:
     for distribution in found:
         for path in distribution.files or ():
             # What lies outside, as scripts in ../../bin, is not imported.
-            if not set(path.parts) & set(_LEFT_OUT) and ".." not in path.parts and Path(str(path.locate())).is_file():
+            if not {"__pycache__", ".."} & set(path.parts) and Path(str(path.locate())).is_file():
                 yield path.as_posix()
 
 

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import sys
 import tarfile
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import blake3
@@ -144,15 +146,26 @@ def _wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
 def test_requirements_are_installed_locked_and_pure(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import greeting\n")
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text(f"{_wheel(tmp_path, 'greeting', {'greeting/__init__.py': 'WORD = 1'})}\n")
+    wheel = _wheel(tmp_path, "greeting", {"greeting/__init__.py": "WORD = 1", "greeting/bin/tool.py": "WORD = 2"})
+    requirements.write_text(f"{wheel}\n")
     packed = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
     assert packed.spec.requirements == ("greeting==1.2",)
     assert files_of(packed.bundle)["dependencies/greeting/__init__.py"] == b"WORD = 1"
+    assert files_of(packed.bundle)["dependencies/greeting/bin/tool.py"] == b"WORD = 2"
     requirements.write_text(f"{_wheel(tmp_path, 'native', {'native/fast.so': ''})}\n")
     with pytest.raises(InvalidArgument, match=r"native 1\.2 has compiled code \(native/fast\.so\)"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
     requirements.write_text("./absent-1.0-py3-none-any.whl\n")
     with pytest.raises(InvalidArgument, match="pip could not install"):
+        pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
+
+
+def test_other_versions_of_what_every_sandbox_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("import typing_extensions\n")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"{_wheel(tmp_path, 'typing_extensions', {'typing_extensions.py': 'OLD = 1'})}\n")
+    own = re.escape(f"typing_extensions=={version('typing_extensions')}")
+    with pytest.raises(InvalidArgument, match=f"every sandbox has .*{own}"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
 
 
