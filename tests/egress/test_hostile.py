@@ -19,6 +19,7 @@ import pytest
 from h2.connection import H2Connection
 
 from storage.errors import StorageError
+from taskworker.egress.filling import no_secrets
 from taskworker.egress.limits import EgressLimits
 from taskworker.errors import ApiBusy, ApiLimitExceeded, ApiUnreachable, DeadlineExceeded
 from tests.egress.conftest import Egress, Make
@@ -283,9 +284,9 @@ def hostile_process() -> Iterator[int]:
         theirs.close()
 
 
-def test_memory_is_bounded_and_others_are_served_meanwhile(make: Make) -> None:
-    """All of them at once, several times over, by one function; another function's requests go on."""
-    egress = make(EgressLimits(total_s=3, attempts=1))
+def measure(connection: Connection, port: int) -> None:
+    """Ask for all of HOSTILE at once, twice over; send the errors, another's requests served, and growth in bytes."""
+    egress = Egress(EgressLimits(total_s=3, attempts=1), no_secrets)
     process = psutil.Process()
     names = [*HOSTILE] * 2
     highest, done = [process.memory_info().rss], threading.Event()
@@ -295,7 +296,7 @@ def test_memory_is_bounded_and_others_are_served_meanwhile(make: Make) -> None:
         while not done.wait(0.01):
             highest[0] = max(highest[0], process.memory_info().rss)
 
-    with hostile_process() as port, Server(plain) as good, ThreadPoolExecutor(len(names)) as threads:
+    with Server(plain) as good, ThreadPoolExecutor(len(names)) as threads:
         egress.allow(f"127.0.0.1:{port}")
         egress.allow(f"127.0.0.1:{good.port}", function="g")
         watcher = threading.Thread(target=watch)
@@ -311,9 +312,28 @@ def test_memory_is_bounded_and_others_are_served_meanwhile(make: Make) -> None:
         finally:
             done.set()
             watcher.join()
+            egress.proxy.close()
+    connection.send((errors, served, highest[0] - before))
+
+
+def test_memory_is_bounded_and_others_are_served_meanwhile() -> None:
+    """All of them at once, several times over, by one function; another function's requests go on."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    with hostile_process() as port:
+        # The proxy has a process of its own, too: memory that other tests free or use in this one is not counted.
+        process = spawn.Process(target=measure, args=(theirs, port))
+        process.start()
+        theirs.close()
+        try:
+            errors, served, growth = ours.recv()
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
     assert all(isinstance(error, StorageError) for error in errors)
     assert served > 1
-    assert highest[0] - before < GROWTH_MAX
+    assert growth < GROWTH_MAX
 
 
 def test_one_function_s_hanging_requests_are_not_anothers(make: Make) -> None:

@@ -91,25 +91,29 @@ def gone(pids: set[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-LEAVE_NOTHING = """
+IN_ITS_OWN_PROCESS = """
 import contextlib, pathlib, sys
 from taskworker.sandbox import SandboxHost
-from tests.sandbox.test_lifecycle import leave_nothing
+from tests.sandbox import test_lifecycle
 
 bundles = pathlib.Path(sys.argv[1])
 with contextlib.closing(SandboxHost(bundles)) as host:
     host.start()
-    leave_nothing(host, bundles)
+    getattr(test_lifecycle, sys.argv[2])(host, bundles, *map(int, sys.argv[3:]))
 """
 
 
-def test_nothing_is_left_of_calls_however_they_ended(bundles: Path) -> None:
-    # A process of its own: what earlier tests left open in this one may come and go while descriptors are counted.
+def in_its_own_process(measure: Callable[..., None], bundles: Path, *numbers: int) -> None:
+    """Run ``measure(host, bundles, *numbers)`` where no other test opens descriptors or uses memory meanwhile."""
     done = subprocess.run(
-        [sys.executable, "-c", LEAVE_NOTHING, str(bundles)],
-        env=python_environment(), capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-c", IN_ITS_OWN_PROCESS, str(bundles), measure.__name__, *map(str, numbers)],
+        env=python_environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_left_of_calls_however_they_ended(bundles: Path) -> None:
+    in_its_own_process(leave_nothing, bundles)
 
 
 def leave_nothing(host: SandboxHost, bundles: Path) -> None:
@@ -419,25 +423,20 @@ def test_a_cgroup_bounds_processes_where_the_kernel_cannot(bundles: Path) -> Non
 
 @pytest.mark.campaign
 def test_memory_is_flat_over_many_calls(bundles: Path) -> None:
-    _memory_is_flat(bundles, calls=20_000)
+    in_its_own_process(memory_is_flat, bundles, 20_000)
 
 
 def test_memory_is_flat_over_some_calls(bundles: Path) -> None:
-    _memory_is_flat(bundles, calls=400)
+    in_its_own_process(memory_is_flat, bundles, 400)
 
 
-def _memory_is_flat(bundles: Path, calls: int) -> None:
-    host = SandboxHost(bundles)
-    host.start()
-    try:
-        image = program(bundles, ECHO)
-        for _ in range(200):
-            begin(host, image, b"x").result()
-        pids = view_of(host, image.key).pids
-        before = psutil.Process().memory_info().rss
-        for _ in range(calls):
-            assert begin(host, image, b"x").result() == b"x"
-        assert psutil.Process().memory_info().rss - before < 8 << 20
-        assert view_of(host, image.key).pids == pids
-    finally:
-        host.close()
+def memory_is_flat(host: SandboxHost, bundles: Path, calls: int) -> None:
+    image = program(bundles, ECHO)
+    for _ in range(200):
+        begin(host, image, b"x").result()
+    pids = view_of(host, image.key).pids
+    before = psutil.Process().memory_info().rss
+    for _ in range(calls):
+        assert begin(host, image, b"x").result() == b"x"
+    assert psutil.Process().memory_info().rss - before < 8 << 20
+    assert view_of(host, image.key).pids == pids
