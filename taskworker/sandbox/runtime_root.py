@@ -1,4 +1,4 @@
-"""The read-only root that sandboxes see: the interpreter, its libraries, pydantic, cloudpickle, and our code inside.
+"""The read-only root that sandboxes see: the interpreter, its libraries, a few packages, and our code inside.
 
 Nothing else of this machine: the paths there are of the sandbox's own, and no directory of the host is bound
 whole but the interpreter's standard library.
@@ -31,6 +31,7 @@ PACKAGE_NAMES = (
     "typing_extensions",
     "typing_inspection",
     "cloudpickle",
+    "tzdata",  # what zoneinfo reads: the machine's own zones are not bound
 )
 DEVICES = ("null", "urandom", "random")
 """No ``zero``: mapped shared, it would be memory that calls have in common."""
@@ -102,7 +103,7 @@ def _packages() -> Iterator[Bind]:
     for name in PACKAGE_NAMES:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            raise SandboxUnavailable(f"functions need the package {name}: pip install pydantic cloudpickle")
+            raise SandboxUnavailable(f"functions need the package {name}: pip install pydantic cloudpickle tzdata")
         origin = Path(spec.origin)
         source = origin.parent if origin.name == "__init__.py" else origin
         yield Bind(source, f"{PACKAGES}/{source.name}")

@@ -211,6 +211,8 @@ import logging, math, pathlib, random, re, sqlite3, statistics, tempfile, thread
 from concurrent.futures import ThreadPoolExecutor
 import pydantic, cloudpickle
 
+ZONES = ["UTC", "Europe/Berlin", "America/Argentina/Ushuaia"]
+
 class Point(pydantic.BaseModel):
     x: int
     y: float = 0.5
@@ -245,6 +247,8 @@ def run(request, channel):
         "date": datetime.date(2026, 1, 31).isoformat(), "sqlite": base.execute("select x from t").fetchall(),
         "pickled": cloudpickle.loads(cloudpickle.dumps(lambda: 5))(), "hash": hashlib.sha256(b"").hexdigest()[:8],
         "zlib": zlib.decompress(zlib.compress(b"z")).decode(), "uuid": len(str(uuid.uuid4())),
+        "zones": [str(datetime.datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo(zone))) for zone in ZONES],
+        "more zones": len(zoneinfo.available_timezones()) > 400,
     }).encode()
 """
     assert json.loads(begin(host, program(bundles, source)).result()) == {
@@ -261,6 +265,8 @@ def run(request, channel):
         "hash": "e3b0c442",
         "zlib": "z",
         "uuid": 36,
+        "zones": ["2024-07-01 00:00:00+00:00", "2024-07-01 00:00:00+02:00", "2024-07-01 00:00:00-03:00"],
+        "more zones": True,
     }
 
 

@@ -36,6 +36,7 @@ PREIMPORTED = (
     "hashlib",
     "heapq",
     "hmac",
+    "importlib.resources",  # by which zoneinfo finds the zones
     "io",
     "itertools",
     "json",
