@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 
 import httpx
 
-from storage.errors import InvalidArgument, StorageError, StoreClosed
+from storage.errors import StorageError, StoreClosed
 from taskworker.egress.addresses import Resolve, resolve_by_system
 from taskworker.egress.audit import AuditLog, AuditRecord
 from taskworker.egress.connections import ConnectionPools
@@ -112,11 +112,8 @@ class EgressProxy:
         self.audit.close()
 
     def _allowed_s(self, request: ApiRequest) -> float:
-        if request.timeout_s is None:
-            return self._limits.total_s
-        if not request.timeout_s > 0:
-            raise InvalidArgument(f"a timeout of {request.timeout_s} s: it must be more than 0")
-        return min(self._limits.total_s, request.timeout_s)
+        allowed_s = self._limits.total_s
+        return allowed_s if request.timeout_s is None else min(allowed_s, request.timeout_s)
 
     def _prepared(self, function: str, user: str, request: ApiRequest, turn: Turn) -> Exchange:
         """What can be said without asking anybody outside is said here; refusals are audited, too."""

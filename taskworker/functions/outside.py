@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from storage.errors import PermissionDenied
+from storage.errors import InvalidArgument, PermissionDenied
 
 REQUEST_BYTES_MAX = 1 << 20
 RESPONSE_BYTES_MAX = 6 << 20
@@ -23,6 +23,9 @@ class ApiRequest:
         timeout_s: of all of it, redirects included; None: as long as is allowed.
         cache: whether an answer may come from the cache by HTTP's rules.
         follow_redirects: each is checked like the first request.
+
+    Raises:
+        InvalidArgument: a timeout of no time, or of less.
     """
 
     method: str
@@ -32,6 +35,10 @@ class ApiRequest:
     timeout_s: float | None = None
     cache: bool = False
     follow_redirects: bool = True
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise InvalidArgument(f"a timeout of {self.timeout_s:g} s: it must be more than 0, or None")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from taskworker.wire import status
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
+_LEAST_S = 0.001
+"""For a request whose caller's deadline is passing: it is told that, and not that the time it asked for is none."""
+
 
 class OutsideService:
     """Serves the world outside to calls under way; thread-safe.
@@ -76,9 +79,10 @@ class OutsideService:
 
 def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
     """The time for a request: nobody waits for it beyond the caller's deadline."""
-    if left_s is None or asked_s is None:
-        return left_s if asked_s is None else asked_s
-    return min(asked_s, left_s)
+    if left_s is None:
+        return asked_s
+    left_s = max(left_s, _LEAST_S)
+    return left_s if asked_s is None else min(asked_s, left_s)
 
 
 class RemoteOutside:
@@ -114,7 +118,7 @@ class RemoteOutside:
             url=request.url,
             headers=[outside_pb2.Header(name=name, value=value) for name, value in request.headers],
             body=request.body,
-            timeout_s=request.timeout_s or 0.0,
+            timeout_s=0.0 if request.timeout_s is None else request.timeout_s,
             cache=request.cache,
             follow_redirects=request.follow_redirects,
         )

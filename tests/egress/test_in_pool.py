@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ async def behave(request: Received, writer: Writer) -> None:
         answer(writer, json.dumps(told).encode(), headers="Content-Type: application/json\r\n")
 
 
+def refusals(ask: Callable[[float], object], values: Iterable[float]) -> list[str]:
+    """Inside a function: how each value is refused."""
+    told = []
+    for value in values:
+        try:
+            ask(value)
+        except Exception as error:
+            told.append(f"{getattr(error, 'kind', '')}: {error}")
+    return told
+
+
 def command(pool: FunctionPool, *words: str) -> Any:
     """What ``taskworker egress`` prints."""
     done = subprocess.run(
@@ -85,6 +97,7 @@ def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> N
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
             return {
+                "no time": refusals(lambda timeout: worker.call_external_api(url, timeout=timeout), (0, -1, 0.0)),
                 "posted": [posted.status_code, posted.status, posted.ok, posted.json() | {"headers": {}}],
                 "form": [form["body"], form["headers"]["content-type"]],
                 "latin": [latin.text, list(latin.content), latin.headers["x-a"], "CONTENT-TYPE" in latin.headers],
@@ -171,6 +184,7 @@ def test_a_call_at_its_limit_ends_what_it_asks_of_the_outside(tmp_path: Path) ->
 
 
 EXPLORED = {
+    "no time": [f"InvalidArgument: a timeout of {shown} s: it must be more than 0, or None" for shown in (0, -1, 0)],
     "posted": [
         200,
         200,

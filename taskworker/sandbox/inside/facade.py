@@ -296,7 +296,7 @@ class FunctionWorker:
             params: added to the URL's query; a list is several values.
             json: sent as the body.
             data: sent as the body: bytes or a text as they are, names and values as a form.
-            timeout: seconds for all of it, redirects included.
+            timeout: seconds for all of it, redirects included: more than 0; None: as long as is allowed.
             cache: whether an answer from before will do, by HTTP's rules.
             follow_redirects: to hosts that the function may call, too.
 
