@@ -50,7 +50,7 @@ class DnsOptions:
         policy: what is not answered.
         excess_bytes_per_s: how much larger than their questions UDP replies to one network may be.
         stale_after_s: how long a fresh answer is waited for while there is an old one.
-        tcp_idle_s: after so long without a question a TCP client is sent away.
+        tcp_idle_s: after so long without a question, or an answer to come, a TCP client is sent away.
 
     Raises:
         InvalidArgument: the server would ask itself.

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from taskworker.dns import messages
 from taskworker.dns.resolver import Resolver
@@ -18,21 +20,71 @@ _WAITING_MAX = 16  # questions of one client
 _LENGTH = struct.Struct("!H")
 
 
+class _Client:
+    """A client, and whether it is idle: it is not while a question of its own is being looked up (RFC 7766, 6.2.3).
+
+    Args:
+        writer: of its connection.
+        idle_s: how long it may be.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, idle_s: float) -> None:
+        self.writer = writer
+        self._idle_s = idle_s
+        self._looked_up = 0
+        self._reading: asyncio.Timeout | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is being looked up for it."""
+        return self._looked_up > 0
+
+    def asked(self) -> None:
+        """Note that a question of it is being looked up."""
+        self._looked_up += 1
+        self._wait_until(None)
+
+    def found(self) -> None:
+        """Note that a question was looked up. After the last one, it is idle from now on."""
+        self._looked_up -= 1
+        if not self.waits:
+            self._wait_until(asyncio.get_running_loop().time() + self._idle_s)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Meanwhile, bytes of it are waited for, at most until it has been idle for too long.
+
+        Raises:
+            TimeoutError: it has been.
+        """
+        async with asyncio.timeout(None if self.waits else self._idle_s) as self._reading:
+            try:
+                yield
+            finally:
+                self._reading = None
+
+    def _wait_until(self, when: float | None) -> None:
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(when)
+
+
 class TcpService:
     """Answers streams of questions; in the thread of its event loop alone.
 
-    When there are as many clients as are allowed, a new one takes the place of the one that was idle longest:
-    clients that hold on to their places shut nobody out.
+    When there are as many clients as are allowed, a new one takes the place of the one that was idle longest, or, if
+    all wait for answers, of the one that has asked nothing for longest: clients that hold on to their places shut
+    nobody out.
 
     Args:
         resolver: who answers.
-        idle_s: after so long without a question, or without taking its answers, a client is sent away.
+        idle_s: after so long without a question or an answer to come, or without taking its answers, a client is
+            sent away.
     """
 
     def __init__(self, resolver: Resolver, *, idle_s: float = IDLE_S) -> None:
         self._resolver = resolver
         self._idle_s = idle_s
-        self._clients: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # the one idle longest first
+        self._clients: dict[_Client, asyncio.Task[None]] = {}  # the one that was active last is the last
 
     async def start(self, bound: socket.socket) -> None:
         """Begin, on a socket that is closed in the end."""
@@ -42,35 +94,38 @@ class TcpService:
         """Take no more questions, and drop those under way."""
         self._server.close()
         tasks = list(self._clients.values())
-        for writer in list(self._clients):
-            self._drop(writer)
+        for client in list(self._clients):
+            self._drop(client)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= CLIENTS_MAX:
-            self._drop(next(iter(self._clients)))
-        task = asyncio.create_task(self._converse(reader, writer))
-        self._clients[writer] = task
-        task.add_done_callback(lambda _done: self._drop(writer))
+            idle = (client for client in self._clients if not client.waits)
+            self._drop(next(idle, next(iter(self._clients))))
+        client = _Client(writer, self._idle_s)
+        task = asyncio.create_task(self._converse(reader, client))
+        self._clients[client] = task
+        task.add_done_callback(lambda _done: self._drop(client))
 
-    def _drop(self, writer: asyncio.StreamWriter) -> None:
-        task = self._clients.pop(writer, None)
+    def _drop(self, client: _Client) -> None:
+        task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
-        writer.transport.abort()
+        client.writer.transport.abort()
 
-    def _was_active(self, writer: asyncio.StreamWriter) -> None:
-        if writer in self._clients:
-            self._clients[writer] = self._clients.pop(writer)
+    def _was_active(self, client: _Client) -> None:
+        if client in self._clients:
+            self._clients[client] = self._clients.pop(client)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, client: _Client) -> None:
         places = asyncio.Semaphore(_WAITING_MAX)
         waiting: set[asyncio.Task[None]] = set()
+        writer = client.writer
         try:
-            while (wire := await self._question(reader)) is not None:
-                self._was_active(writer)
+            while (wire := await self._question(reader, client)) is not None:
+                self._was_active(client)
                 await places.acquire()
-                task = asyncio.create_task(self._answer(wire, writer, places))
+                task = asyncio.create_task(self._answer(wire, client, places))
                 waiting.add(task)
                 task.add_done_callback(waiting.discard)
             await asyncio.gather(*waiting)
@@ -84,18 +139,19 @@ class TcpService:
             for task in waiting:
                 task.cancel()
 
-    async def _question(self, reader: asyncio.StreamReader) -> bytes | None:
+    async def _question(self, reader: asyncio.StreamReader, client: _Client) -> bytes | None:
         """The next question; None once the client has no more, or one that is far too long."""
-        async with asyncio.timeout(self._idle_s):
+        async with client.reading():
             try:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
             except asyncio.IncompleteReadError:
                 return None
             return None if length > messages.QUERY_BYTES_MAX else await reader.readexactly(length)
 
-    async def _answer(self, wire: bytes, writer: asyncio.StreamWriter, places: asyncio.Semaphore) -> None:
+    async def _answer(self, wire: bytes, client: _Client, places: asyncio.Semaphore) -> None:
+        writer = client.writer
         try:
-            reply = await self._reply(wire)
+            reply = await self._looked_up(wire, client)
             if reply:
                 writer.write(_LENGTH.pack(len(reply)) + reply)
                 async with asyncio.timeout(self._idle_s):
@@ -105,6 +161,14 @@ class TcpService:
             writer.transport.abort()
         finally:
             places.release()
+
+    async def _looked_up(self, wire: bytes, client: _Client) -> bytes:
+        client.asked()
+        try:
+            return await self._reply(wire)
+        finally:
+            client.found()
+            self._was_active(client)
 
     async def _reply(self, wire: bytes) -> bytes:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import struct
 
@@ -278,6 +279,44 @@ def test_idle_clients_are_sent_away(serve: Serve, sent: bytes) -> None:
         one.sendall(sent)
         with contextlib.suppress(ConnectionResetError):
             assert one.recv(1) == b""
+
+
+def held_up(served: Served, number: int) -> socket.socket:
+    """A client whose question, with this id, is being looked up until ``may_answer`` is set."""
+    served.outside.set("www.example 300 A 198.41.0.4")
+    served.outside.may_answer.clear()
+    while True:
+        one = served.connection()
+        one.sendall(framed(query(id=number)))
+        while not served.outside.asked["www.example", "A"]:
+            ready, _, _ = select.select([one], [], [], 0.02)
+            if ready:  # sent away before its question came
+                break
+        else:
+            return one
+        one.close()
+
+
+def test_a_client_that_waits_for_its_answer_is_not_idle(serve: Serve) -> None:
+    served = serve(tcp_idle_s=0.3)
+    with held_up(served, 7) as one:
+        one.sendall(b"\0")  # of its next question
+        with served.connection() as idle:  # for less time than the other one has waited
+            assert idle.recv(1) == b""
+        served.outside.may_answer.set()
+        assert [reply.id for reply in replies(one, 1)] == [7]
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""  # idle from its answer on
+
+
+def test_a_client_that_waits_for_its_answer_keeps_its_place(serve: Serve) -> None:
+    served = serve(tcp_idle_s=600.0)
+    with held_up(served, 7) as one, contextlib.ExitStack() as stack:
+        for _ in range(CLIENTS_MAX + 6):
+            stack.enter_context(served.connection()).sendall(b"\0")
+        assert served.texts("localhost", tcp=True) == ["127.0.0.1"]
+        served.outside.may_answer.set()
+        assert [reply.id for reply in replies(one, 1)] == [7]
 
 
 def test_messages_that_are_far_too_long_end_the_conversation(served: Served) -> None:

@@ -36,6 +36,7 @@ class TestNameServer:
         failing: answer SERVFAIL.
         forging: send answers with a wrong id first.
         delay_s: before each answer.
+        may_answer: while it is cleared, answers wait.
     """
 
     __test__ = False
@@ -48,6 +49,8 @@ class TestNameServer:
         self.ids: list[int] = []
         self.silent = self.failing = self.forging = False
         self.delay_s = 0.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self._udp, self._tcp = _bound()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._serve_udp, self._serve_tcp)]
         for thread in self._threads:
@@ -74,6 +77,7 @@ class TestNameServer:
 
     def close(self) -> None:
         """Stop."""
+        self.may_answer.set()
         for one in (self._udp, self._tcp):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -124,6 +128,7 @@ class TestNameServer:
         if self.silent:
             return None
         time.sleep(self.delay_s)
+        self.may_answer.wait()
         response = dns.message.make_response(query, recursion_available=True)
         if self.failing:
             response.set_rcode(Rcode.SERVFAIL)
