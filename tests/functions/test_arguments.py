@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import decimal
 import json
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import AfterValidator, BeforeValidator
 
 from taskworker.sandbox.inside import arguments
 from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters, value_of
@@ -62,6 +64,73 @@ def test_a_parameter_for_texts_takes_numbers_as_they_stand() -> None:
     assert bound(greet, "007") == {"name": "007", "code": None}
     assert bound(greet, "7", "1e3") == {"name": "7", "code": "1e3"}
     assert bound(greet, '"quoted"', "null") == {"name": "quoted", "code": None}
+
+
+def _ordinary(value: Any) -> Any:
+    if value in ("admin", 3, [3]):
+        raise ValueError("reserved")
+    return value
+
+
+@pytest.mark.parametrize(
+    ("hint", "refused"),
+    [
+        (Annotated[str, AfterValidator(_ordinary)], ["admin", '"admin"', ' "admin"', '\t"admin"']),
+        (Annotated[str, pydantic.Field(min_length=5)], ['"abc"', "abc", "3"]),
+        (Annotated[str, pydantic.Field(max_length=0)], ['"abc"', "3", "[]", "null"]),
+        (Annotated[Any, AfterValidator(_ordinary)], ["3", "[3]", '"admin"']),
+        (Annotated[int, AfterValidator(_ordinary)] | str, ["3"]),
+        (str | list[int], ['[1, "x"]']),
+        (Annotated[object, BeforeValidator(_ordinary)], ["3", "[3]"]),
+        (Literal["admin"], ['"\\"admin\\""', '"other"', "3"]),
+        (pydantic.Json[int], ['"x"', "x"]),
+        (str, ['"\\ud800"']),
+    ],
+)
+def test_what_a_parameter_s_own_checks_refuse_is_not_taken_in_another_form(hint: Any, refused: list[str]) -> None:
+    def function(value: hint) -> None: ...
+
+    function.__annotations__ = {"value": hint}
+    for text in refused:
+        with pytest.raises(ArgumentRefused, match="'value'"):
+            bound(function, text)
+
+
+def test_a_check_sees_each_value_once() -> None:
+    seen: list[object] = []
+
+    def note(value: object) -> object:
+        seen.append(value)
+        return value
+
+    def function(value: Any) -> None: ...
+
+    function.__annotations__ = {"value": Annotated[Any, BeforeValidator(note)]}
+    for text in ("word", "3", '"3"', "[1]"):
+        bound(function, text)
+    assert seen == ["word", 3, "3", [1]]
+
+
+def test_a_decimal_keeps_its_digits() -> None:
+    def function(value: decimal.Decimal, other: Annotated[decimal.Decimal | None, "a note"] = None) -> None: ...
+
+    digits = "0.12345678901234567890123"
+    assert bound(function, digits, digits) == {"value": decimal.Decimal(digits), "other": decimal.Decimal(digits)}
+    assert bound(function, "-1e3", "null") == {"value": decimal.Decimal("-1e3"), "other": None}
+    with pytest.raises(ArgumentRefused, match="'value'"):
+        bound(function, "1.2.3")
+
+
+def test_json_that_python_cannot_read_is_no_text() -> None:
+    def take(value: str) -> None: ...
+
+    for text in ("9" * 5000, f"[{'9' * 5000}]", "[" * 3000 + "]" * 3000):
+        with pytest.raises(ArgumentRefused, match=r"'a': it (is nested too deeply|has a number of too many digits)"):
+            bound(plain, text)
+        assert bound(take, text) == {"value": text}
+    assert bound(plain, "9" * 5000 + "x") == {"a": "9" * 5000 + "x", "b": None}
+    assert bound(plain, "1e999", "-1e999") == {"a": "1e999", "b": "-1e999"}
+    assert bound(plain, "1e308", "1e-999") == {"a": 1e308, "b": 0.0}
 
 
 def test_extra_arguments_are_converted_one_by_one() -> None:

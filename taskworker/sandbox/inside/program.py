@@ -138,10 +138,7 @@ def run(request: bytes, channel: _Channel) -> bytes:
 
 def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> dict[str, object]:
     try:
-        positional, named = _loaded.parameters.take(args, kwargs)
-    except ArgumentRefused as error:
-        return {"error": "arguments", "text": str(error)}
-    try:
+        positional, named = _loaded.parameters.take(args, kwargs)  # which may run checks of the function's own
         value = _loaded.function(*positional, **named)
         if type(value) not in _PLAIN:
             if inspect.isawaitable(value):
@@ -150,6 +147,8 @@ def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], No
                 value, in_parts = _collected(value, give)
                 if in_parts:
                     return {"in_parts": True}
+    except ArgumentRefused as error:
+        return {"error": "arguments", "text": str(error)}
     except ResultRefused as error:
         return {"error": "result", "text": str(error)}
     except MemoryError:
