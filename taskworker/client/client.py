@@ -72,7 +72,7 @@ ResultT = TypeVar("ResultT")
 def _as_json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"an argument cannot be sent as JSON: {error}") from None
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import datetime
 import decimal
+import enum
 import json
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -15,10 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BeforeValidator
+from typing_extensions import TypedDict
 
 from taskworker.sandbox.inside import arguments
 from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters, value_of
-from taskworker.sandbox.inside.results import ResultRefused, json_of
+from taskworker.sandbox.inside.results import NoJson, json_of
 
 
 class Order(pydantic.BaseModel):
@@ -26,10 +30,33 @@ class Order(pydantic.BaseModel):
     count: int = 1
 
 
+class Blob(pydantic.BaseModel):
+    data: bytes
+
+
 @dataclasses.dataclass
 class Point:
     x: float
     y: float
+
+
+@dataclasses.dataclass
+class Picture:
+    data: bytes
+    parts: list[bytes]
+
+
+class Told(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    data: bytes
+
+
+class Mark(TypedDict):
+    data: bytes
+
+
+class Colour(enum.Enum):
+    RED = b"\xff"
 
 
 def annotated(a: int, b: int = 2, *rest: int, note: str = "", **more: float) -> int:
@@ -138,6 +165,42 @@ def test_extra_arguments_are_converted_one_by_one() -> None:
     assert arguments == {"a": 1, "b": 2, "rest": (3, 4), "note": "5", "more": {"weight": 1.5}}
 
 
+BYTES = (b"", b"\xff", b"\xff\xfe", b"\xff\xff\xff", bytes(range(240, 256)), b"plain", bytes(range(256)))
+
+
+@pytest.mark.parametrize("data", BYTES, ids=len)
+def test_bytes_are_standard_base64_everywhere(data: bytes) -> None:
+    def take(data: bytes, picture: Picture, pictures: list[Picture], mark: Mark) -> None: ...
+
+    sent = base64.b64encode(data).decode()
+    for form in (bytes, bytearray, memoryview):
+        assert json.loads(json_of(form(data), "it")) == sent
+    held = {"a": [data], "b": Picture(data, [data]), "c": {data}, "d": iter_of(data), "e": collections.deque([data])}
+    picture = {"data": sent, "parts": [sent]}
+    assert json.loads(json_of(held, "it")) == {"a": [sent], "b": picture, "c": [sent], "d": [sent], "e": [sent]}
+    assert json.loads(json_of({data: 1, (1, 2): {"x": [data]}}, "it")) == {sent: 1, "1,2": {"x": [sent]}}
+    assert json.loads(json_of([Colour.RED, {Colour.RED: 1}], "it")) == ["/w==", {"/w==": 1}]
+    for text in (sent, base64.urlsafe_b64encode(data).decode(), sent.rstrip("=")):
+        of = json.dumps({"data": text, "parts": [text]})
+        taken = bound(take, json.dumps(text), of, f"[{of}]", json.dumps({"data": text}))
+        own = Picture(data, [data])
+        assert taken == {"data": data, "picture": own, "pictures": [own], "mark": {"data": data}}
+
+
+def iter_of(data: bytes) -> Iterator[bytes]:
+    yield data
+
+
+def test_models_say_themselves_how_their_bytes_are_written() -> None:
+    def take(blob: Blob, told: Told) -> None: ...
+
+    assert bound(take, '{"data": "////"}', '{"data": "////"}') == {
+        "blob": Blob(data=b"////"),
+        "told": Told(data=b"\xff" * 3),
+    }
+    assert json_of([Blob(data=b"////"), Told(data=b"abc")], "it") == '[{"data":"////"},{"data":"YWJj"}]'
+
+
 def test_models_dataclasses_times_and_bytes() -> None:
     def take(order: Order, at: datetime.datetime, data: bytes, point: Point) -> None: ...
 
@@ -239,8 +302,8 @@ def test_any_text_is_some_value(text: str) -> None:
 def test_json_goes_in_and_out_unchanged(value: Any) -> None:
     assert value_of(json.dumps(value)) == value
     try:
-        value_text = json_of(value)
-    except ResultRefused:
+        value_text = json_of(value, "it")
+    except NoJson:
         assert "\\ud" in json.dumps(value)  # lone surrogates have no UTF-8
     else:
         assert json.loads(value_text) == value
@@ -255,7 +318,7 @@ def test_results_of_many_types() -> None:
         "set": {1},
         "tuple": (1, 2),
     }
-    assert json.loads(json_of(result)) == {
+    assert json.loads(json_of(result, "it")) == {
         "order": {"item": "tea", "count": 1},
         "point": {"x": 1.5, "y": 2},
         "at": "2026-11-25T00:00:00Z",
@@ -281,8 +344,12 @@ def _endless() -> list[Any]:
         ([1, math.inf], "not finite"),
         (_endless(), "contains itself"),
         ("\ud800", "surrogates"),
+        ([10**5000], "too many digits"),
+        (Order, "unknown type"),
+        (Blob(data=b"\xff"), "a model has bytes"),
+        ({"key": Order(item="\ud800")}, "surrogates"),
     ],
 )
 def test_what_json_cannot_hold_is_named(value: object, named: str) -> None:
-    with pytest.raises(ResultRefused, match=named):
-        json_of(value)
+    with pytest.raises(NoJson, match=f"^it cannot be sent as JSON: .*{named}"):
+        json_of(value, "it")

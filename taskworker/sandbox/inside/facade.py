@@ -16,10 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
-from pydantic_core import to_jsonable_python
-
 from taskworker.sandbox.frames import ASKS_MAX
 from taskworker.sandbox.inside import api
+from taskworker.sandbox.inside.results import json_of
 
 PART_BYTES = 512 << 10
 _LENGTH = struct.Struct("<I")
@@ -231,12 +230,13 @@ class FunctionWorker:
 
         Raises:
             WorkerError: it failed, or could not be called.
+            ValueError: an argument has no JSON form.
         """
         told, _ = self._connection.ask(
             "call",
             name=function_name,
-            args=[_as_json(value) for value in args],
-            kwargs={key: _as_json(value) for key, value in kwargs.items()},
+            args=[json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)],
+            kwargs={key: json_of(value, f"argument {key}") for key, value in kwargs.items()},
         )
         return json.loads(told["result"])
 
@@ -348,10 +348,6 @@ class FunctionWorker:
             f"worker.{name} is not to be had inside a function; there are worker.storage, call, acall, caller, config, "
             "result_file, get_secret, call_external_api and resolve"
         )
-
-
-def _as_json(value: object) -> str:
-    return json.dumps(to_jsonable_python(value, bytes_mode="base64"), allow_nan=False)
 
 
 worker = FunctionWorker()

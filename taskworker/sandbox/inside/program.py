@@ -29,7 +29,7 @@ from pydantic_core import from_json
 
 from taskworker.sandbox.inside import facade, failures, guards
 from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters
-from taskworker.sandbox.inside.results import ResultRefused, json_of
+from taskworker.sandbox.inside.results import NoJson, json_of
 
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
 """Surely not awaitable; asking an abstract base class of any object takes longer."""
@@ -61,6 +61,10 @@ REHEARSAL = (
 
 def _rehearsed(a: int, b: str, c: list[float]) -> dict[str, object]:
     return {"a": a, "b": b, "c": c}
+
+
+class _ResultRefused(Exception):
+    """What the function gave has no JSON form; the text says why."""
 
 
 class _Loaded:
@@ -149,7 +153,7 @@ def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], No
                     return {"in_parts": True}
     except ArgumentRefused as error:
         return {"error": "arguments", "text": str(error)}
-    except ResultRefused as error:
+    except _ResultRefused as error:
         return {"error": "result", "text": str(error)}
     except MemoryError:
         raise  # the sandbox knows which limit that was
@@ -161,9 +165,16 @@ def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], No
             "frames": failures.frames_of(error.__traceback__),
         }
     try:
-        return {"result": json_of(value)}
-    except ResultRefused as error:
+        return {"result": _told(value)}
+    except _ResultRefused as error:
         return {"error": "result", "text": str(error)}
+
+
+def _told(value: Any) -> str:
+    try:
+        return json_of(value, "the result")
+    except NoJson as error:
+        raise _ResultRefused(str(error)) from None
 
 
 async def _awaited(value: Any) -> Any:
@@ -190,4 +201,4 @@ async def _exhaust(items: AsyncIterator[Any], take: Callable[[Any], None]) -> No
 
 
 def _give(give: Callable[[bytes], None], item: Any) -> None:
-    give(json_of(item).encode())
+    give(_told(item).encode())

@@ -1,39 +1,106 @@
-"""From what a function returned to JSON."""
+"""From what a function returned, or gives to another one, to JSON."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import enum
 import json
+from collections import deque
+from types import GeneratorType
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_BYTES = (bytes, bytearray, memoryview)
+_GATHERED = (set, frozenset, deque, GeneratorType)
+_FAULTS = {
+    "Circular reference": "it contains itself",
+    "Exceeds the limit": "it holds a number of too many digits; return it as a text",
+    "Out of range float": "it holds a number that is not finite (nan or inf); return None instead",
+}
 
 
-class ResultRefused(Exception):
-    """A function returned what JSON cannot hold; the text names it."""
+class NoJson(ValueError):
+    """A value that JSON cannot hold; the text says why."""
 
 
-def json_of(value: Any) -> str:
-    """``value`` as JSON: models and dataclasses as objects, times in ISO 8601, bytes in base64.
+def json_of(value: Any, what: str) -> str:
+    """``value`` as JSON: models and dataclasses as objects, times in ISO 8601, bytes in base64 (RFC 4648, section 4).
+
+    Args:
+        value: to be written.
+        what: it is called in the text of the error.
 
     Raises:
-        ResultRefused: it, or something in it, has no JSON form.
+        NoJson: it, or something in it, has no JSON form.
     """
     try:
-        plain = to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
-        text = _encode(plain)
+        text = _written(value)
         text.encode()
-    except PydanticSerializationError as error:
-        raise ResultRefused(f"the result cannot be sent as JSON: {error}; return plain values") from None
-    except RecursionError:
-        raise ResultRefused("the result cannot be sent as JSON: it is nested too deeply, or contains itself") from None
-    except UnicodeEncodeError:
-        raise ResultRefused("the result cannot be sent as JSON: a text has lone surrogates") from None
-    except ValueError as error:
-        if "Circular reference" in str(error):
-            raise ResultRefused("the result cannot be sent as JSON: it contains itself") from None
-        raise ResultRefused(
-            "the result cannot be sent as JSON: it holds a number that is not finite (nan or inf); return None instead"
-        ) from None
+    except Exception as error:  # whatever the user's own serializers and attributes raise, too
+        raise NoJson(f"{what} cannot be sent as JSON: {_fault(error)}") from None
     return text
+
+
+def _written(value: Any) -> str:
+    try:
+        return _encode(value)
+    except TypeError:  # a key that is neither text nor number
+        return _encode(_with_plain_keys(value))
+
+
+def _plain(value: Any) -> Any:
+    """What is not of JSON's own types as something that is, or nearer to it."""
+    if isinstance(value, _BYTES):
+        return base64.b64encode(value).decode()
+    if isinstance(value, _GATHERED):
+        return list(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    kind = type(value)
+    if hasattr(kind, "__dataclass_fields__") and not hasattr(kind, "__pydantic_serializer__"):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return to_jsonable_python(value, inf_nan_mode="constants")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
+
+
+def _with_plain_keys(value: Any) -> Any:
+    """All of ``value`` in JSON's own types."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {_key(key): _with_plain_keys(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_plain_keys(one) for one in value]
+    return _with_plain_keys(_plain(value))
+
+
+def _key(key: Any) -> Any:
+    if key is None or isinstance(key, str | int | float):
+        return key
+    if isinstance(key, _BYTES):
+        return _plain(key)
+    if isinstance(key, enum.Enum):
+        return _key(key.value)
+    return next(iter(to_jsonable_python({key: None})))
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or contains itself"
+    if isinstance(error, UnicodeEncodeError):
+        return "a text has lone surrogates"
+    if isinstance(error, UnicodeDecodeError):
+        return (
+            "a model has bytes that are no text in UTF-8; let it say how they are written, by "
+            "ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')"
+        )
+    if isinstance(error, PydanticSerializationError):
+        return f"{error}; return plain values"
+    for sign, words in _FAULTS.items():
+        if isinstance(error, ValueError) and str(error).startswith(sign):
+            return words
+    return f"{type(error).__name__}: {error}"
