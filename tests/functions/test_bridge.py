@@ -184,8 +184,8 @@ def test_pushes_at_the_same_time_are_told_apart_and_bounded_together(store: File
 def test_other_functions_are_called_for_the_same_user(store: FileStorage) -> None:
     called: list[Call] = []
     worker = worker_of(bridge_of(store, called))
-    assert worker.call("g", 1, "x", deep={"a": b"\0"}) == [["1", '"x"'], {"deep": '{"a": "AA=="}'}]
-    assert called == [Call("g", ("1", '"x"'), {"deep": '{"a": "AA=="}'}, "ann", "c1", ("outer", "f"))]
+    assert worker.call("g", 1, "x", deep={"a": b"\0"}) == [["1", '"x"'], {"deep": '{"a":"AA=="}'}]
+    assert called == [Call("g", ("1", '"x"'), {"deep": '{"a":"AA=="}'}, "ann", "c1", ("outer", "f"))]
     with pytest.raises(WorkerError, match="ValueError: inner"):
         worker.call("broken")
 
