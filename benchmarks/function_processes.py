@@ -21,9 +21,9 @@ from benchmarks.processes import ServerProcess, TaskFailed, started_together
 from benchmarks.workload import USER
 from storage.errors import StorageError
 from taskworker import Client, functions_pb2, taskworker_pb2
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.client.functions import FunctionClient
-from taskworker.functions.packing import pack_module
-from taskworker.functions.spec import FunctionSpec
+from taskworker.packing.modules import pack_module
 
 WORKERS = 3
 ADD = "add"

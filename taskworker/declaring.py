@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from storage.errors import InvalidArgument
-from taskworker.functions.packing import PackedFunction, pack_function
-from taskworker.functions.spec import FunctionSpec, limits_of
+from taskworker.bundles.archive import PackedFunction
+from taskworker.bundles.spec import FunctionSpec, limits_of
+from taskworker.packing.declared import pack_function
 from taskworker.sandbox import Limits
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

@@ -18,16 +18,16 @@ from storage import FileStorage
 from storage.errors import InvalidArgument, StorageError
 from storage.forks import HomeProcess
 from taskworker import functions_pb2, taskworker_pb2
+from taskworker.bundles.archive import PackedFunction
+from taskworker.bundles.labels import check_labels
+from taskworker.bundles.spec import LIMITS_MAX
 from taskworker.client import Client
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import WorkerRefused
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
-from taskworker.functions.labels import check_labels
 from taskworker.functions.local import LocalWorkers
-from taskworker.functions.packing import PackedFunction
 from taskworker.functions.routing import CallRouter
-from taskworker.functions.spec import LIMITS_MAX
 from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
 from taskworker.functions_pb2_grpc import HostingServiceStub
 from taskworker.outside_pb2_grpc import OutsideServiceStub

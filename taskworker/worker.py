@@ -16,10 +16,10 @@ import grpc.aio
 
 from storage import FileStorage, InvalidArgument
 from storage.forks import HomeProcess
+from taskworker.bundles.spec import LIMITS_MAX
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.declaring import Declarations
 from taskworker.function_worker import FUNCTION_CALLS, HostedFunctions, LocalFunctions
-from taskworker.functions.spec import LIMITS_MAX
 from taskworker.sandbox import Limits
 from taskworker.services.files import FileService
 from taskworker.services.server import FileServer

@@ -17,6 +17,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
+    from taskworker.bundles.archive import PackedFunction
     from taskworker.client.functions import (
         Deployed,
         FunctionClient,
@@ -83,6 +84,12 @@ def deploy(
     directory: Annotated[
         Path, typer.Option("--dir", help="Where the module is.", metavar="DIR", file_okay=False, exists=True)
     ] = Path(),
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further files of that directory: a name, a directory, or a pattern; repeatable.", metavar="PATTERN"
+        ),
+    ] = None,
     requirements: Annotated[
         Path | None,
         typer.Option(help="A requirements file: packages of pure Python.", metavar="FILE", dir_okay=False, exists=True),
@@ -121,17 +128,22 @@ def deploy(
         bool,
         typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would travel.", show_default=False)
+    ] = False,
 ) -> None:
     """Put a function, its module and its requirements into the pool as the newest version of NAME.
+
+    The modules and packages of the same directory that it imports travel along.
 
     Examples:
         taskworker deploy thumbnail images:thumbnail
         taskworker deploy report reports.monthly:make --requirements requirements.txt --limits memory=512MiB,wall=120
     """
+    from taskworker.bundles.labels import labels_from_texts, meets, text_of
+    from taskworker.bundles.spec import FunctionSpec, limits_from_text
     from taskworker.client.functions import FunctionClient
-    from taskworker.functions.labels import labels_from_texts, meets, text_of
-    from taskworker.functions.packing import pack_module
-    from taskworker.functions.spec import FunctionSpec, limits_from_text
+    from taskworker.packing.modules import pack_module
 
     spec = FunctionSpec(
         name=name,
@@ -147,7 +159,10 @@ def deploy(
         process_s=process_seconds,
         config=dict(_pair("--set", item, "KEY=VALUE") for item in settings or ()),
     )
-    packed = pack_module(entry, spec, root=directory, requirements=requirements)
+    packed = pack_module(entry, spec, root=directory, include=include or (), requirements=requirements)
+    if dry_run:
+        _show_bundle(session, packed)
+        return
     with FunctionClient(session.pool_address()) as client:
         deployed = client.deploy(packed.bundle, user_id=session.user)
         able = [host for host in client.hosts() if host.hosts_deployed and meets(host.labels, spec.needs)]
@@ -156,6 +171,16 @@ def deploy(
         session.terminal.note(
             f"no worker has {text_of(spec.needs)} yet; start one with `taskworker worker --label ...`"
         )
+
+
+def _show_bundle(session: Session, packed: PackedFunction) -> None:
+    spec, files = packed.spec, packed.files
+    session.terminal.result(
+        {"function": spec.name, "files": dict(files), "requirements": spec.requirements, "size": len(packed.bundle)},
+        *(f"{size_text(size):>9}  {one_line(path)}" for path, size in files.items()),
+        f"{one_line(spec.name)} would be {plural(len(files), 'file')}, {size_text(len(packed.bundle))}"
+        + (f", with {', '.join(spec.requirements)}" if spec.requirements else ""),
+    )
 
 
 def _show_deployment(session: Session, deployed: Deployed, *, size: int = 0, packages: int = 0) -> None:
@@ -227,7 +252,7 @@ def functions(
 
 
 def _host_lines(hosts: list[FunctionHost]) -> list[str]:
-    from taskworker.functions.labels import text_of
+    from taskworker.bundles.labels import text_of
 
     if not hosts:
         return ["no workers run functions; start one with `taskworker worker`"]

@@ -163,10 +163,10 @@ def pool(
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
     """
+    from taskworker.bundles.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.functions.policy import FunctionPolicy
     from taskworker.functions.records import RecordBounds
-    from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.secrets.process_memory import keep_private
     from taskworker.services.pool_server import PoolServer
@@ -335,9 +335,9 @@ def worker(
     if program is not None:
         run_program(session, program, listen)
         return
+    from taskworker.bundles.labels import labels_from_texts
+    from taskworker.bundles.spec import LIMITS_MAX, limits_from_text
     from taskworker.function_worker import HostedFunctions
-    from taskworker.functions.labels import labels_from_texts
-    from taskworker.functions.spec import LIMITS_MAX, limits_from_text
     from taskworker.volume_worker import VolumeWorker
     from taskworker.worker import default_store
 

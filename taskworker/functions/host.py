@@ -12,6 +12,8 @@ import msgspec
 from cachetools import LRUCache
 
 from storage.errors import InvalidArgument, StorageError
+from taskworker.bundles.archive import BundleCache, PackedFunction, key_of, spec_of
+from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
@@ -23,12 +25,9 @@ from taskworker.errors import (
     FunctionsUnavailable,
 )
 from taskworker.functions.bridge import Bridge, UserFiles
-from taskworker.functions.bundles import BundleCache, key_of, spec_of
 from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.outside import NoOutside, Outside
-from taskworker.functions.packing import PackedFunction
 from taskworker.functions.redaction import RedactedOutside, Redactor
-from taskworker.functions.spec import LIMITS_MAX, FunctionSpec
 from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 

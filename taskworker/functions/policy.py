@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from taskworker.bundles.spec import LIMITS_MAX
 from taskworker.functions.records import RecordBounds
-from taskworker.functions.spec import LIMITS_MAX
 from taskworker.functions.users import UserShares
 from taskworker.sandbox import Limits
 

@@ -19,6 +19,8 @@ from typing import Protocol
 from cachetools import TLRUCache
 
 from storage.errors import DataLossError, InsufficientWorkers
+from taskworker.bundles.labels import text_of
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
     CallUncertain,
@@ -29,9 +31,7 @@ from taskworker.errors import (
     StorageUnavailable,
 )
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
-from taskworker.functions.labels import text_of
 from taskworker.functions.paces import Paces
-from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
 from taskworker.functions.turns import Turns
 from taskworker.functions.users import UserCalls, UserShares

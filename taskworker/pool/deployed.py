@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from storage import FileStorage, Version
 from storage.errors import InvalidArgument, StorageError
+from taskworker.bundles.archive import spec_of
+from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.errors import FunctionNotFound
-from taskworker.functions.bundles import spec_of
 from taskworker.functions.routing import RoutedFunction
-from taskworker.functions.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.sandbox import Limits
 from taskworker.wire.deployed import DEPLOYED_OWNER as OWNER
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from taskworker.bundles.labels import meets
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
-from taskworker.functions.labels import meets
 from taskworker.functions.redaction import CallRedactors
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership

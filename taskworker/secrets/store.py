@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import msgspec
 
 from storage.errors import InvalidArgument, PermissionDenied
+from taskworker.bundles import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
-from taskworker.functions import spec
 from taskworker.secrets.document import SealedSecret
 from taskworker.secrets.master_key import MasterKey, MasterKeySource
 from taskworker.secrets.names import check_name, host_matches, host_pattern

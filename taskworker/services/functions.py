@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from storage import Version
 from storage.errors import InvalidArgument
 from taskworker import functions_pb2
+from taskworker.bundles.labels import check_labels
+from taskworker.bundles.spec import check_name, check_options
 from taskworker.client.endpoint import target_of
 from taskworker.errors import CallAbandoned
 from taskworker.functions.call_log import CallLog
-from taskworker.functions.labels import check_labels
 from taskworker.functions.records import LineQuery
 from taskworker.functions.routing import CallRouter, RoutedFunction
-from taskworker.functions.spec import check_name, check_options
 from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.services.binding import Caller

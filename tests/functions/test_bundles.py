@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument, StorageError
-from taskworker.functions.bundles import BundleCache, key_of, packed, spec_of
-from taskworker.functions.spec import FunctionSpec, limits_from_text
+from taskworker.bundles.archive import BundleCache, key_of, packed, spec_of
+from taskworker.bundles.spec import FunctionSpec, limits_from_text
 from taskworker.sandbox import Limits
 
 SPEC = FunctionSpec(name="f", entry="app:f")
@@ -41,16 +41,16 @@ DOCUMENT = (entry("function.json"), SPEC.to_json())
 
 
 def test_a_bundle_says_what_it_is_and_is_the_same_each_time() -> None:
-    bundle = packed(SPEC, FILES)
+    bundle = packed(SPEC, FILES).bundle
     assert spec_of(bundle) == SPEC
-    assert packed(SPEC, dict(reversed(FILES.items()))) == bundle
-    assert key_of(bundle) != key_of(packed(SPEC, {**FILES, "app/app.py": b""}))
+    assert packed(SPEC, dict(reversed(FILES.items()))).bundle == bundle
+    assert key_of(bundle) != key_of(packed(SPEC, {**FILES, "app/app.py": b""}).bundle)
 
 
 def test_a_bundle_is_unpacked_once_and_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / ".leftover").mkdir()
     cache = BundleCache(tmp_path)
-    bundle = packed(SPEC, FILES)
+    bundle = packed(SPEC, FILES).bundle
     root = cache.add(bundle)
     assert {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()} == {
         **FILES,
@@ -62,7 +62,7 @@ def test_a_bundle_is_unpacked_once_and_as_a_whole(tmp_path: Path) -> None:
 
 def test_the_least_lately_used_bundles_go(tmp_path: Path) -> None:
     cache = BundleCache(tmp_path, kept=2)
-    bundles = [packed(SPEC, {"app/app.py": bytes([number])}) for number in range(3)]
+    bundles = [packed(SPEC, {"app/app.py": bytes([number])}).bundle for number in range(3)]
     for bundle in bundles[:2]:
         cache.add(bundle)
     cache.find(key_of(bundles[0]))
@@ -102,7 +102,7 @@ def test_garbage_is_no_bundle(garbage: bytes) -> None:
 
 @given(st.integers(0, 10_239), st.binary(min_size=1, max_size=8))
 def test_a_damaged_bundle_is_refused_or_read_as_what_it_says(at: int, noise: bytes) -> None:
-    bundle = bytearray(packed(SPEC, FILES))
+    bundle = bytearray(packed(SPEC, FILES).bundle)
     bundle[at : at + len(noise)] = noise
     with contextlib.suppress(StorageError):  # of the family, whatever was damaged
         spec_of(bytes(bundle))

@@ -101,6 +101,24 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
     assert commands.run("logs", "add") == ([], [])
 
 
+def test_own_modules_and_data_travel_and_a_dry_run_lists_them(commands: Commands) -> None:
+    home = commands.pool.directory / "words"
+    (home / "pages").mkdir(parents=True)
+    (home / "pages" / "title.txt").write_text("Title")
+    (home / "own_sibling.py").write_text(
+        "from pathlib import Path\n\nTEXT = (Path(__file__).parent / 'pages' / 'title.txt').read_text()\n"
+    )
+    (home / "words.py").write_text("def f():\n    import own_sibling\n\n    return own_sibling.TEXT\n")
+    words = ("deploy", "words", "words:f", "--dir", "words", "--include", "pages/*.txt")
+    listed, _ = commands.run(*words, "--dry-run")
+    assert [line.split()[-1] for line in listed[:-1]] == ["app/own_sibling.py", "app/pages/title.txt", "app/words.py"]
+    assert listed[-1].startswith("words would be 3 files, ")
+    commands.run("call", "words", code=3)
+    commands.run(*words)
+    assert commands.run("call", "words")[0] == ["Title"]
+    commands.run("undeploy", "words")
+
+
 def test_a_function_is_configured_where_it_is_deployed(commands: Commands) -> None:
     commands.run("deploy", "configured", "app:configured", "--set", "rate=0.5", "--set", "url=http://x?a=b")
     shown, _ = commands.run("call", "configured")

@@ -9,9 +9,9 @@ import pytest
 
 from storage import FileStorage
 from storage.errors import FormatError, InvalidArgument
+from taskworker.bundles.archive import packed
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import FunctionNotFound
-from taskworker.functions.bundles import packed
-from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.statistics import CallStatistics
 from taskworker.pool.deployed import DeployedFunctions
 
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[FileStorage]:
 
 
 def bundle(text: str, name: str = "f", **options: object) -> bytes:
-    return packed(FunctionSpec(name=name, entry="app:f", **options), {"app/app.py": text.encode()})  # type: ignore[arg-type]
+    return packed(FunctionSpec(name=name, entry="app:f", **options), {"app/app.py": text.encode()}).bundle  # type: ignore[arg-type]
 
 
 def test_versions_of_a_function(store: FileStorage) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument
+from taskworker.bundles.labels import labels_from_texts
 from taskworker.client.pool import PoolClient, PoolStatus
-from taskworker.functions.labels import labels_from_texts
 from tests.cluster.processes import Process
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 

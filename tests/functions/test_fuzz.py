@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskworker import functions_pb2, taskworker_pb2
-from taskworker.functions.bundles import packed
-from taskworker.functions.spec import FunctionSpec
+from taskworker.bundles.archive import packed
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.functions_pb2_grpc import FunctionServiceStub, HostingServiceStub, InvocationServiceStub
 from taskworker.pool.node_pool import PoolOptions
 from taskworker.services.pool_server import PoolServer
@@ -337,7 +337,7 @@ def test_a_good_one_among_them(served: Served) -> None:
 @FUZZ
 @given(changes=st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8))
 def test_garbled_bundles(served: Served, changes: list[tuple[int, int]]) -> None:
-    garbled = bytearray(packed(FunctionSpec(name="hostile", entry="app:f"), {"app/app.py": APP[1]}))
+    garbled = bytearray(packed(FunctionSpec(name="hostile", entry="app:f"), {"app/app.py": APP[1]}).bundle)
     for place, byte in changes:
         garbled[place % len(garbled)] = byte
     code = _code(lambda: served.functions.Deploy(functions_pb2.DeployRequest(bundle=bytes(garbled)), timeout=TIMEOUT_S))

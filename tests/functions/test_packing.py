@@ -13,13 +13,15 @@ import tarfile
 import threading
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker.functions.packing import pack_function, pack_module
-from taskworker.functions.spec import FunctionSpec
+from taskworker.bundles.spec import FunctionSpec
+from taskworker.packing.declared import pack_function
+from taskworker.packing.modules import pack_module
 
 SPEC = FunctionSpec(name="f", entry="pickle:unset")
 FACTOR = 3
@@ -99,23 +101,89 @@ def test_modules_that_functions_do_not_have_are_told_at_once() -> None:
     pack_function(uses_os_within, SPEC)  # that is told when it is called
 
 
-def test_a_module_brings_its_file_and_a_package_all_of_it(tmp_path: Path) -> None:
-    (tmp_path / "single.py").write_text("def f(): ...\n")
-    (tmp_path / "other.py").write_text("")
+def _written(root: Path, sources: dict[str, str]) -> None:
+    for name, source in sources.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+
+
+def _travelling(entry: str, root: Path, **options: Any) -> list[str]:
+    return sorted(path.removeprefix("app/") for path in pack_module(entry, SPEC, root=root, **options).files)
+
+
+def test_a_package_brings_all_of_it(tmp_path: Path) -> None:
+    _written(tmp_path, {"other.py": ""})
     package = tmp_path / "package" / "inner"
     package.mkdir(parents=True)
-    for path in (package.parent / "__init__.py", package / "__init__.py", package / "deep.py"):
+    for path in (package.parent / "__init__.py", package / "__init__.py", package / "deep.py", package / "words.txt"):
         path.write_text("")
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "deep.pyc").write_bytes(b"")
-    (package / "link.py").symlink_to("/etc/passwd")
-    assert sorted(files_of(pack_module("single:f", SPEC, root=tmp_path).bundle)) == ["app/single.py", "function.json"]
-    assert sorted(files_of(pack_module("package.inner.deep:f", SPEC, root=tmp_path).bundle)) == [
-        "app/package/__init__.py",
-        "app/package/inner/__init__.py",
-        "app/package/inner/deep.py",
-        "function.json",
+    assert _travelling("package.inner.deep:f", tmp_path) == [
+        "package/__init__.py",
+        "package/inner/__init__.py",
+        "package/inner/deep.py",
+        "package/inner/words.txt",
     ]
+
+
+def test_a_module_brings_what_it_imports_of_its_directory(tmp_path: Path) -> None:
+    imported = {
+        "entry.py": "import json, first\nfrom package.inner import deep\n\n\ndef f():\n    from lazy import x\n",
+        "first.py": "import importlib\n\nif False:\n    import second\nnamed = importlib.import_module('third')\n",
+        "second.py": "import first, entry, absent\n",
+        "third.py": "this is no python\n",
+        "lazy.py": "import spaces.deep.module\n",
+        "spaces/deep/module.py": "",
+        "package/__init__.py": "",
+        "package/inner.py": "import fourth\n",
+        "fourth.py": "from . import nothing\n",
+        "json.py": "",
+    }
+    _written(tmp_path, imported)
+    _written(tmp_path, {"other.py": "import pydantic, taskworker.inside", "data/script.py": "import other\n"})
+    _written(tmp_path, {"pydantic.py": "a sandbox has its own", "taskworker.py": "likewise"})
+    assert _travelling("entry:f", tmp_path) == sorted(imported)
+    assert _travelling("fourth:f", tmp_path, modules=["other"]) == ["fourth.py", "other.py"]
+    assert _travelling("fourth:f", tmp_path, include=["data"]) == ["data/script.py", "fourth.py", "other.py"]
+
+
+def test_data_files_travel_if_they_are_included(tmp_path: Path) -> None:
+    _written(tmp_path, {"single.py": ""})
+    for name in ("words.txt", "pages/a.html", "pages/deep/b.html", "pages/c.css"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    taken = _travelling("single:f", tmp_path, include=["words.txt", "pages/**/*.html"])
+    assert taken == ["pages/a.html", "pages/deep/b.html", "single.py", "words.txt"]
+    assert _travelling("single:f", tmp_path, include=["pages"])[:3] == [
+        "pages/a.html",
+        "pages/c.css",
+        "pages/deep/b.html",
+    ]
+    for pattern in ("absent*", "../words.txt", "pages/../words.txt", str(tmp_path / "words.txt"), ""):
+        with pytest.raises(InvalidArgument, match="include"):
+            _travelling("single:f", tmp_path, include=[pattern])
+
+
+def test_links_and_special_files_are_refused_by_name(tmp_path: Path) -> None:
+    _written(
+        tmp_path, {"single.py": "", "package/__init__.py": "", "linking.py": "import linked", "linked/inner.py": ""}
+    )
+    (tmp_path / "package" / "link.py").symlink_to("/etc/passwd")
+    with pytest.raises(InvalidArgument, match=r"package/link\.py is a symbolic link"):
+        _travelling("package:f", tmp_path)
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "pipe")
+    with pytest.raises(InvalidArgument, match=r"data/pipe is a named pipe"):
+        _travelling("single:f", tmp_path, include=["data"])
+    (tmp_path / "elsewhere").symlink_to("package")
+    with pytest.raises(InvalidArgument, match=r"elsewhere is a symbolic link"):
+        _travelling("single:f", tmp_path, include=["elsewhere/*.py"])
+    (tmp_path / "linked").rename(tmp_path / "real")
+    (tmp_path / "linked").symlink_to("real")
+    with pytest.raises(InvalidArgument, match=r"linked is a symbolic link"):
+        _travelling("linking:f", tmp_path)
 
 
 @pytest.mark.parametrize("entry", ["absent:f", "single", "single:", ":f", "../single:f", "single.deeper:f", "a b:f"])

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import FunctionFailed
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.outside import NoOutside
-from taskworker.functions.packing import pack_module
 from taskworker.functions.redaction import CallRedactors, Redactor
-from taskworker.functions.spec import FunctionSpec
 from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.packing.modules import pack_module
 
 SECRET = 'p4ss/wörd+ "quoted"?&=%'
 

@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 
 from storage.errors import InvalidArgument
-from taskworker.functions.bundles import DEPENDENCIES
+from taskworker.bundles.archive import DEPENDENCIES
 
 PROVIDED = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "cloudpickle")
 """Packages that every sandbox has, loaded before a function's own: no other version of them can take their place."""

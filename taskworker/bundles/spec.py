@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from storage.errors import FormatError, InvalidArgument
-from taskworker.functions.labels import check_labels
+from taskworker.bundles.labels import check_labels
 from taskworker.sandbox import Keep, Limits
 
 NAME_MAX = 64

@@ -1,4 +1,4 @@
-"""Packing functions: those of a program that runs here, and those of modules on disk."""
+"""Packing functions of a program that runs here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import pickle
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib.machinery import SOURCE_SUFFIXES
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -18,27 +17,15 @@ import cloudpickle
 import msgspec
 
 from storage.errors import InvalidArgument
-from taskworker.functions.bundles import APP, packed
-from taskworker.functions.dependencies import PROVIDED, installed
-from taskworker.functions.spec import FunctionSpec
+from taskworker.bundles.archive import APP, PackedFunction, packed
+from taskworker.bundles.spec import FunctionSpec
+from taskworker.packing.dependencies import PROVIDED
 from taskworker.sandbox.inside import guards
 from taskworker.sandbox.inside.facade import inert_worker
 from taskworker.sandbox.inside.failures import CODE
 
 _PICKLE = "function.pickle"
 _NO_FILE = "<dynamic-code>"  # what cloudpickle writes for the file of any code
-_LEFT_OUT = {"__pycache__", ".git", ".venv", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-
-
-@dataclass(frozen=True, slots=True)
-class PackedFunction:
-    """A bundle and the document in it."""
-
-    spec: FunctionSpec
-    bundle: bytes
-
-
-# -- a function of this program ---------------------------------------------------------------------
 
 
 def pack_function(function: Callable[..., Any], spec: FunctionSpec, stand_ins: tuple[type, ...] = ()) -> PackedFunction:
@@ -65,7 +52,7 @@ def pack_function(function: Callable[..., Any], spec: FunctionSpec, stand_ins: t
         own_modules=tuple(sorted(own)),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
     ).checked()
-    return PackedFunction(spec, packed(spec, {f"{APP}/{_PICKLE}": pickled}))
+    return packed(spec, {f"{APP}/{_PICKLE}": pickled})
 
 
 class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
@@ -176,45 +163,3 @@ def _require_available(module: str, function: str) -> None:
         f"module of its own and deploy that with its requirements: taskworker deploy {function} MODULE:FUNCTION "
         "--requirements FILE"
     )
-
-
-# -- a module on disk ---------------------------------------------------------------------------------
-
-
-def pack_module(entry: str, spec: FunctionSpec, *, root: Path, requirements: Path | None = None) -> PackedFunction:
-    """Pack a module or package, ``module:function``, found below ``root``, and what a requirements file names.
-
-    A top-level module brings its file alone; a package all files in it.
-
-    Raises:
-        InvalidArgument: no such module, or something that functions do not take.
-    """
-    module, separator, function = entry.partition(":")
-    if not separator or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise InvalidArgument(f"{entry!r} is not module:function")
-    files = dict(_module_files(module, root))
-    dependencies = installed(requirements) if requirements is not None else None
-    if dependencies is not None:
-        files |= dependencies.files
-    locked = dependencies.locked if dependencies is not None else ()
-    spec = msgspec.structs.replace(spec, entry=entry, requirements=locked).checked()
-    return PackedFunction(spec, packed(spec, files))
-
-
-def _module_files(module: str, root: Path) -> Mapping[str, bytes]:
-    top = module.partition(".")[0]
-    package, single = root / top, root / f"{top}.py"
-    if package.is_dir():
-        found = [
-            path
-            for path in sorted(package.rglob("*"))
-            if path.is_file() and not path.is_symlink() and not set(path.relative_to(root).parts) & _LEFT_OUT
-        ]
-    elif single.is_file():
-        found = [single]
-    else:
-        raise InvalidArgument(f"there is no module {top!r} in {root}: neither {single.name} nor a directory {top}")
-    within = root.joinpath(*module.split("."))
-    if not within.with_suffix(".py").is_file() and not (within / "__init__.py").is_file():
-        raise InvalidArgument(f"there is no module {module!r} in {root}")
-    return {f"{APP}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in found}

@@ -19,12 +19,13 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from blake3 import blake3
 
 from storage.errors import FormatError, InvalidArgument
-from taskworker.functions.spec import FunctionSpec
+from taskworker.bundles.spec import FunctionSpec
 
 APP, DEPENDENCIES, DOCUMENT = "app", "dependencies", "function.json"
 BUNDLE_BYTES_MAX = 48 << 20
@@ -34,8 +35,17 @@ _PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unp
 _NAME_BYTES_MAX = 255
 
 
-def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> bytes:
-    """A bundle.
+@dataclass(frozen=True, slots=True)
+class PackedFunction:
+    """A bundle, the document in it, and the sizes of its files by path."""
+
+    spec: FunctionSpec
+    bundle: bytes
+    files: Mapping[str, int]
+
+
+def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:
+    """A function as it travels.
 
     Args:
         spec: of the function.
@@ -56,7 +66,7 @@ def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> bytes:
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode = len(content), 0o644
             tar.addfile(entry, io.BytesIO(content))
-    return archive.getvalue()
+    return PackedFunction(spec, archive.getvalue(), {path: len(content) for path, content in sorted(files.items())})
 
 
 def key_of(bundle: bytes) -> str:

@@ -1,0 +1,1 @@
+"""What a function is as it travels: its document, its bundle, the labels that it needs of workers."""

@@ -1,0 +1,52 @@
+"""Packing functions of modules on disk: the module, what it imports of its own directory, data files, packages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import msgspec
+
+from storage.errors import InvalidArgument
+from taskworker.bundles.archive import APP, PackedFunction, packed
+from taskworker.bundles.spec import FunctionSpec
+from taskworker.packing.dependencies import installed
+from taskworker.packing.directory import CodeDirectory
+
+
+def pack_module(
+    entry: str,
+    spec: FunctionSpec,
+    *,
+    root: Path,
+    include: Sequence[str] = (),
+    modules: Collection[str] = (),
+    requirements: Path | None = None,
+) -> PackedFunction:
+    """Pack a function of a module or package in a directory, with what it needs.
+
+    The modules and packages of ``root`` that it imports, and those that these import, travel along; of a package all
+    files do.
+
+    Args:
+        entry: ``module:function``.
+        spec: how it is called; its entry and requirements are filled in.
+        root: where the module is.
+        include: further files of ``root``: names, directories, or patterns as ``templates/*.html``.
+        modules: further modules and packages of ``root``, by name.
+        requirements: a file that names packages.
+
+    Raises:
+        InvalidArgument: no such module or file, or something that functions do not take.
+    """
+    module, separator, function = entry.partition(":")
+    if not separator or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise InvalidArgument(f"{entry!r} is not module:function")
+    directory = CodeDirectory(root)
+    paths = directory.travelling(module, modules, directory.included(include))
+    files = {f"{APP}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
+    dependencies = installed(requirements) if requirements is not None else None
+    if dependencies is not None:
+        files |= dependencies.files
+    locked = dependencies.locked if dependencies is not None else ()
+    return packed(msgspec.structs.replace(spec, entry=entry, requirements=locked).checked(), files)
