@@ -31,7 +31,11 @@ _ALLOWED = """
     getegid getresuid getresgid getgroups getpriority getrlimit getrusage sysinfo uname getrandom
 """
 """No new process image, no network, no signals to others, no mounts, no keys, no tracing, nothing of other
-processes; `_CONDITIONAL` has what depends on its arguments."""
+processes; `_zygote_filter` has besides what depends on its arguments."""
+
+_TO_BEGIN_WITH = ("chroot", "capset")
+"""What a call does before it puts its own filter on, which refuses it: it goes to its own root directory, and gives
+up the capability for that."""
 
 _ERRNO_ENOSYS = ("clone3",)
 """Answered as a kernel without it would: the C library falls back to clone, whose flags a filter can see."""
@@ -86,7 +90,7 @@ def _library() -> Any:
 
 def _zygote_filter(seccomp: Any) -> Any:
     rules = _Rules(seccomp, seccomp.ERRNO(errno.EPERM))
-    for name in _ALLOWED.split():
+    for name in (*_ALLOWED.split(), *_TO_BEGIN_WITH):
         rules.add(seccomp.ALLOW, name)
     for name in _ERRNO_ENOSYS:
         rules.add(seccomp.ERRNO(errno.ENOSYS), name)
@@ -111,7 +115,7 @@ def _zygote_filter(seccomp: Any) -> Any:
 def _call_filter(seccomp: Any) -> Any:
     rules = _Rules(seccomp, seccomp.ALLOW)
     refused = seccomp.ERRNO(errno.EPERM)
-    for name in ("fork", "vfork", "prctl", "seccomp", "setrlimit", "setsid"):
+    for name in ("fork", "vfork", "prctl", "seccomp", "setrlimit", "setsid", *_TO_BEGIN_WITH):
         rules.add(refused, name)
     rules.add(refused, "clone", (0, seccomp.MASKED_EQ, _CLONE_THREAD, 0))
     return rules.filter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -41,7 +42,7 @@ ENDING_TIMEOUT_S = 1.0
 STRANGER_S = 15.0
 """How long a process may be there that is no call's: longer than one being forked, or being reaped, takes."""
 FILES_PER_MIB = 64
-"""Files and directories in a private directory, by its size: an inode takes about a kilobyte of kernel memory."""
+"""Files and directories that a call may make, by its disk: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
 _LOGGED_CHARS = 500
 _RETRY_S = 0.01
@@ -95,6 +96,7 @@ class FunctionSandbox:
         self._kept = KeptProcesses(image.keep)
         self._pending: dict[str, Spare] = {}
         self._mounted: list[str] = []
+        self._numbers = itertools.count()
         self._waiting = 0
         self._target = 1
         self._pid_namespace = ""
@@ -181,7 +183,7 @@ class FunctionSandbox:
             spare = self._ready.pop()  # the latest: the caches know it best
             if spare.alive:
                 return spare
-            self._loop.call_soon_threadsafe(self._discard, spare)
+            self._loop.call_soon_threadsafe(spare.close)
         return None
 
     def served(self, spare: Spare, owner: str, look: Look) -> None:
@@ -204,7 +206,7 @@ class FunctionSandbox:
             return bool(self._calls) or self._waiting > 0
 
     def dropped(self, spare: Spare) -> None:
-        """Take back the process of a call that has ended: it and its private directory go, and one is made anew."""
+        """Take back the process of a call that has ended: it and its scratch files go, and one is made anew."""
         with self._changed:
             self._calls.pop(spare.pid, None)
             self._endings.pop(spare.name, None)
@@ -310,7 +312,7 @@ class FunctionSandbox:
         with self._changed:
             spent = self._kept.drop_spent()
         for spare in spent:
-            self._discard(spare)
+            spare.close()
 
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
@@ -319,20 +321,22 @@ class FunctionSandbox:
             self._ready.clear()
             self._target = 0
         for spare in spares:
-            self._discard(spare)
+            spare.close()
 
     def _init_readable(self) -> None:
         try:
-            message, pid = proof.receive_with_pid(self._init, _MESSAGE_BYTES)
+            message, pid, root = proof.receive_with_descriptor(self._init, _MESSAGE_BYTES)
         except OSError:
-            message, pid = b"", 0
-        if not message:
+            message, pid, root = b"", 0, -1
+        if root >= 0:
+            self._mounted_for(message.removeprefix(init.MOUNTED).decode(), root)
+        elif not message:
             self.close(CallCrashed("the function's sandbox ended"))
         elif message == init.ZYGOTE_ENDED:
             while self._failure is None:  # what it said before it ended is why it did
                 self._zygote_readable()
-        elif message[:1] == init.MOUNTED:
-            self._fork_if_warm(message[1:].decode())
+        elif message[:1] == init.MOUNTED:  # the kernel drops a descriptor that a full table has no room for
+            self.close(CallCrashed("this worker has no descriptors left for a call's root directory"))
         else:
             self._bounded = message == init.BOUNDED
             self._init_pid = pid
@@ -423,23 +427,27 @@ class FunctionSandbox:
             self._changed.notify_all()
 
     def _mount(self) -> None:
-        """Begin to make a spare: first its private directory."""
-        spare = Spare(secrets.token_hex(init.NAME_CHARS // 2), self.image.limits.result_bytes)
+        """Begin to make a spare: first its root directory."""
+        spare = Spare(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
         self._pending[spare.name] = spare
-        self._tell_init(init.MOUNT, spare.name)
+        self._ask_for_root(spare.name)
 
-    def _fork_if_warm(self, name: str) -> None:
+    def _mounted_for(self, name: str, root: int) -> None:
+        """Take a root directory; its process is forked as soon as the code is imported."""
+        spare = self._pending.get(name)
+        if spare is None:
+            os.close(root)
+            return
+        spare.theirs.append(root)
         if self._warm:
             self._fork(name)
         else:
             self._mounted.append(name)
 
     def _fork(self, name: str) -> None:
-        spare = self._pending.get(name)
-        if spare is None:
-            return
+        spare = self._pending[name]
         try:
-            socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], list(spare.theirs), socket.MSG_NOSIGNAL)
+            socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], spare.theirs, socket.MSG_NOSIGNAL)
         except OSError:
             self.close(self._lost_zygote())
             return
@@ -467,19 +475,15 @@ class FunctionSandbox:
             self.close(CallCrashed(f"the function's zygote did not fork a call within {SPAWN_TIMEOUT_S:g} s"))
 
     def _replace(self, spare: Spare) -> None:
-        self._discard(spare)
+        spare.close()
         self._target = max(1, self._target)
         self.refill()
 
-    def _discard(self, spare: Spare) -> None:
-        spare.close()
-        self._tell_init(init.DROP, spare.name)
-
-    def _tell_init(self, what: bytes, name: str) -> None:
+    def _ask_for_root(self, name: str) -> None:
         try:
-            self._init.send(what + name.encode(), socket.MSG_NOSIGNAL)
-        except BlockingIOError:  # many calls ended at once, and it gets no time
-            self._loop.call_later(_RETRY_S, self._tell_init, what, name)
+            self._init.send(init.MOUNT + name.encode(), socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # many are wanted at once, and it gets no time
+            self._loop.call_later(_RETRY_S, self._ask_for_root, name)
         except OSError:
             self.kill()
 

@@ -13,8 +13,13 @@ from taskworker.sandbox.errors import FunctionBroken, SandboxUnavailable
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 _CREDENTIALS = struct.Struct("=3i")
+_DESCRIPTOR = struct.Struct("=i")
 _STATUS_BYTES = 16 << 10
-_NO_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_OF_ZYGOTE = ("CapPrm", "CapEff")
+_CHROOT = 1 << 18
+"""What a zygote has of these, for its calls to begin with: to change the root directory."""
+_NONE_OF_CALL = b"\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
 
 
 def receive_with_pid(connection: socket.socket, most: int) -> tuple[bytes, int]:
@@ -29,13 +34,26 @@ def receive_with_pid(connection: socket.socket, most: int) -> tuple[bytes, int]:
     return data, 0
 
 
+def receive_with_descriptor(connection: socket.socket, most: int) -> tuple[bytes, int, int]:
+    """As `receive_with_pid`, with a descriptor that came along; -1 for none."""
+    room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_LEN(_DESCRIPTOR.size)
+    data, ancillary, _, _ = connection.recvmsg(most, room, socket.MSG_CMSG_CLOEXEC)
+    pid, descriptor = 0, -1
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            pid = _CREDENTIALS.unpack(content)[0]
+        elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            (descriptor,) = _DESCRIPTOR.unpack(content)
+    return data, pid, descriptor
+
+
 def namespaces_of(pid: int | str) -> Mapping[str, str]:
     """Give the identity of each namespace of a process."""
     return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}
 
 
 def require_confined(pid: int, filters: int) -> Mapping[str, str]:
-    """Check a process and give its namespaces.
+    """Check a zygote and give its namespaces.
 
     Args:
         pid: of the process, on this machine.
@@ -49,7 +67,11 @@ def require_confined(pid: int, filters: int) -> Mapping[str, str]:
         namespaces = namespaces_of(pid)
     except OSError as error:
         raise SandboxUnavailable(f"a sandboxed process could not be looked at: {error}") from error
-    wrong = [f"{name} is {status.get(name)}" for name in _NO_CAPABILITIES if int(status.get(name, "1"), 16) != 0]
+    wrong = [
+        f"{name} is {status.get(name)}"
+        for name in _CAPABILITIES
+        if int(status.get(name, "1"), 16) & ~(_CHROOT if name in _OF_ZYGOTE else 0)
+    ]
     if status.get("Seccomp") != "2":
         wrong.append(f"Seccomp is {status.get('Seccomp')}")
     if "Seccomp_filters" in status and int(status["Seccomp_filters"]) < filters:
@@ -79,7 +101,10 @@ def number_of(pid: int, field: bytes) -> int | None:
 
 def numbers_of(pid: int, *fields: bytes) -> list[int | None]:
     """As `number_of`, of several fields with one look."""
-    status = _status(pid)
+    return _numbers_in(_status(pid), *fields)
+
+
+def _numbers_in(status: bytes, *fields: bytes) -> list[int | None]:
     rests = (status.partition(b"\n" + field + b":")[2] for field in fields)
     return [int(rest.split(None, 1)[0]) if rest else None for rest in rests]
 
@@ -92,17 +117,20 @@ def _status(pid: int) -> bytes:
         os.close(descriptor)
 
 
-def require_filters(pid: int, filters: int) -> None:
-    """Check that a call's process has put its second filter on; what its zygote lacks, it cannot have.
+def require_confined_call(pid: int, filters: int) -> None:
+    """Check that a call's process has put its second filter on and has no capability; the rest is its zygote's.
 
     Raises:
-        SandboxUnavailable: it has not.
+        SandboxUnavailable: it has not, or has one.
     """
-    found = number_of(pid, b"Seccomp_filters")
+    status = _status(pid)
+    found, mode = _numbers_in(status, b"Seccomp_filters", b"Seccomp")
     if found is None:  # before Linux 5.9: one filter looks like two
-        found = filters if number_of(pid, b"Seccomp") == 2 else 0
+        found = filters if mode == 2 else 0
     if found < filters:
         raise SandboxUnavailable(f"a call's process has {found} seccomp filters, not {filters}")
+    if _NONE_OF_CALL not in status:
+        raise SandboxUnavailable("a call's process has capabilities")
 
 
 def require_closed(pid: int) -> None:

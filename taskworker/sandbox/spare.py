@@ -97,6 +97,7 @@ class Spare:
     """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
 
     Attributes:
+        name: by which host, init and zygote mean it; no secret.
         served: the calls that it was taken for.
         first_used: when it was for the first of them, on the monotonic clock.
     """
@@ -126,14 +127,14 @@ class Spare:
         self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.output, False)
         os.set_blocking(self.errors, False)
-        self.theirs = (theirs.detach(), their_output, their_errors)
+        self.theirs = [theirs.detach(), their_output, their_errors]
         self.conversation = Conversation(result_bytes)
 
     def handed_over(self) -> None:
         """Close this process's copies of what the zygote has got."""
         for descriptor in self.theirs:
             os.close(descriptor)
-        self.theirs = ()  # type: ignore[assignment]
+        self.theirs.clear()
 
     def greet(self, limits: CallLimits, pid_namespace: str, zygote: int) -> bool:
         """Take the hello, and put on the process's own limits; False if it has not come whole.
@@ -151,7 +152,7 @@ class Spare:
         self._pidfd = os.pidfd_open(pid)
         if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
             raise SandboxUnavailable("what answered is not of the sandbox")
-        proof.require_filters(pid, 2)
+        proof.require_confined_call(pid, 2)
         for kind, limit in limits:
             resource.prlimit(pid, kind, limit)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
@@ -217,5 +218,5 @@ class Spare:
             if descriptor >= 0:
                 os.close(descriptor)
         self.channel.close()
-        self.theirs = ()  # type: ignore[assignment]
+        self.theirs.clear()
         self._pidfd = self.output = self.errors = -1

@@ -446,19 +446,19 @@ def test_code_that_cannot_be_imported_is_told(host: SandboxHost, bundles: Path, 
 def test_why_code_cannot_be_imported_is_told_to_a_host_that_looks_late(
     bundles: Path, source: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receive = proof.receive_with_pid
+    receive = proof.receive_with_descriptor
 
-    def receive_late(connection: socket.socket, size: int) -> tuple[bytes, int]:
-        message, pid = receive(connection, size)
+    def receive_late(connection: socket.socket, size: int) -> tuple[bytes, int, int]:
+        message, pid, descriptor = receive(connection, size)
         give_up = time.monotonic() + 20
         while message.startswith(init.MOUNTED) and Path(f"/proc/{pid}").exists() and time.monotonic() < give_up:
             time.sleep(0.01)
-        return message, pid
+        return message, pid, descriptor
 
     image = program(bundles, source)
     with closing(SandboxHost(bundles)) as host:  # which has no other function that it would wait for
         host.start()
-        monkeypatch.setattr(proof, "receive_with_pid", receive_late)
+        monkeypatch.setattr(proof, "receive_with_descriptor", receive_late)
         with pytest.raises(FunctionBroken, match=text):
             host.warm(image)
 

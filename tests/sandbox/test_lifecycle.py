@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
@@ -136,7 +137,7 @@ def leave_nothing(host: SandboxHost, bundles: Path) -> None:
         view = view_of(host, image.key)
         return (
             descriptors() - 4 * view.spares,
-            mounts() - view.spares,
+            mounts(),
             len(proof.processes_below(view.pids[0])) - view.spares,
         )
 
@@ -345,6 +346,31 @@ assert not made, made
         + ECHO
     )
     assert begin(host, program(bundles, source), b"x").result() == b"x"
+
+
+def test_user_code_gets_nowhere_by_the_right_to_another_root(host: SandboxHost, bundles: Path) -> None:
+    """Which its zygote has for the calls to begin with; they are where they should be whatever it does with it."""
+    source = """
+import os
+above = os.open("/", os.O_RDONLY)
+os.chroot("/packages")
+os.fchdir(above)
+for _ in range(64):
+    os.chdir("..")
+seen = set(os.listdir("."))
+os.chroot(".")
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    return repr((os.getcwd(), os.listdir("."), sorted(os.listdir("/")), sorted(seen))).encode()
+"""
+    directory, files, root, seen = ast.literal_eval(begin(host, program(bundles, source)).result().decode())
+    assert (directory, files) == ("/tmp", [])
+    assert root == seen
+    assert "bundles" in root
+    assert not {"home", "root", "etc", "proc", "usr"} & set(seen)
 
 
 def test_a_process_with_rights_is_found_out() -> None:

@@ -32,7 +32,8 @@ TESTS = (
     "tests/sandbox/test_escapes.py",
 )
 SOME_ATTACKS = (
-    "mount or namespace or socket or fork or clone or signal or trace or bundles or private or many or answers"
+    "mount or namespace or socket or fork or clone or signal or trace or bundles or private "
+    "or right or root or many or answers"
 )
 
 

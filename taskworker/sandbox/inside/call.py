@@ -6,13 +6,12 @@ import contextlib
 import os
 import socket
 import sys
-import tempfile
 from types import ModuleType
 
 from taskworker.sandbox.frames import FRAME_BYTES_MAX, Cause, Kind, encode
 from taskworker.sandbox.inside import kernel
 from taskworker.sandbox.inside.channel import Channel, ChannelClosed
-from taskworker.sandbox.inside.init import CALLS
+from taskworker.sandbox.inside.init import SCRATCH
 
 CHANNEL = 3
 """The one descriptor that a call has beside standard input, output and error."""
@@ -21,9 +20,9 @@ REHEARSALS = 24
 
 
 def main(
-    name: str,
     descriptors: list[int],
     program: ModuleType,
+    right: kernel.RightToChroot,
     second_filter: kernel.Filter,
     result_bytes: int,
     descriptors_end: int,
@@ -33,23 +32,26 @@ def main(
     What is touched here is copied for every call, page by page: so as little as can be.
 
     Args:
-        name: of its private directory.
-        descriptors: its channel, and where its output and its errors go.
+        descriptors: its channel, where its output and its errors go, and its root directory.
         program: with ``run``.
+        right: to change the root directory; given up when that is done.
         second_filter: to be put on.
         result_bytes: how large a result may be.
         descriptors_end: no descriptor has this number, or a higher one.
     """
     status = 1
     try:
-        connection, output, errors = descriptors
+        connection, output, errors, root = descriptors
         os.setsid()
+        os.fchdir(root)
+        os.chroot(".")
+        os.chdir(SCRATCH)
+        right.drop()
         os.dup2(output, 1)
         os.dup2(errors, 2)
         if connection != CHANNEL:
             os.dup2(connection, CHANNEL)
         os.closerange(CHANNEL + 1, descriptors_end)
-        _settle(f"{CALLS}/{name}")
         second_filter.install()
         channel = Channel(CHANNEL)
         channel.hello()
@@ -75,12 +77,6 @@ def rehearse(program: ModuleType) -> None:
             ours.sendall(encode(Kind.REQUEST, program.REHEARSAL))
             ours.shutdown(socket.SHUT_WR)
             _serve(program, channel, FRAME_BYTES_MAX)
-
-
-def _settle(home: str) -> None:
-    os.chdir(home)
-    os.environ["HOME"] = os.environ["TMPDIR"] = home
-    tempfile.tempdir = home
 
 
 def _serve(program: ModuleType, channel: Channel, result_bytes: int) -> None:

@@ -1,8 +1,10 @@
 """A function's init: process 1 of its namespaces. Trusted; it alone may mount there.
 
 It puts the function's code at ``/code`` and the other bundles out of sight, forks the zygote, and from then on
-mounts and unmounts the private directories of calls. When it ends, by the host's hand or because the zygote
-ended, the kernel ends everything in the namespace.
+makes the root directories of calls: each is a copy of the function's mounts with an empty directory in memory at
+``/tmp``, attached nowhere, so that no process but one that is given its descriptor can reach it, whatever it knows.
+The kernel unmounts it with the last process in it. When init ends, by the host's hand or because the zygote ended,
+the kernel ends everything in the namespace.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ DESCRIPTORS = 5
 """That come with a start: the init's socket, the zygote's, the document, and the two filters."""
 BUNDLES = "/bundles"
 CODE = "/code"
-CALLS = "/tmp"
-NAME_CHARS = 32
-"""Of a private directory: 128 bits in hex, not to be guessed."""
+SCRATCH = "/tmp"
+"""Each call's own; in the zygote it is an empty directory of the root, which is read-only."""
+NAME_CHARS = 16
+"""Of the number, in hex, that a call's process is named by among host, init and zygote. It is no secret."""
 MOUNT = b"M"
-DROP = b"D"
 MOUNTED = b"m"
+"""With a descriptor of the root directory."""
 ZYGOTE_ENDED = b"e"
 """The last that the init says, if it ends because its zygote did; whatever the zygote said was sent before."""
 BOUNDED = b"b"
@@ -41,7 +44,7 @@ class Start:
 
     Attributes:
         code: the bundle's directory, relative to the bundles'; empty for none.
-        disk_bytes: the size of each call's private directory.
+        disk_bytes: the size of each call's directory for scratch files.
         files: how many files and directories it may hold.
         result_bytes: how large a result may be.
         pids: the bound of the function's pid namespace, where the kernel has such a bound.
@@ -62,58 +65,47 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
     own, to_zygote, document, *filters = descriptors
     bounded = kernel.limit_pids(proc, start.pids)
     os.close(proc)
-    calls = _mount_all(start)
+    _mount_all(start)
     child = os.fork()
     if child == 0:
         os.close(own)
-        os.close(calls)
         zygote(start, to_zygote, document, *filters)
+    kernel.unshare(kernel.CLONE_NEWNS)  # the zygote does not see what is mounted from here on
     for descriptor in (to_zygote, document, *filters):
         os.close(descriptor)
     connection = socket.socket(fileno=own)
     signal.signal(signal.SIGCHLD, lambda *_: _reap(child, connection))
     _reap(child, connection)
     connection.send(BOUNDED if bounded else UNBOUNDED)
-    _serve(connection, calls, start)
+    _serve(connection, start)
 
 
-def _mount_all(start: Start) -> int:
-    """Mount what the function sees; give a descriptor of the directory of private directories.
-
-    That one is mounted twice: writable through the descriptor only, and read-only, not to be listed, at
-    ``/tmp``, so that nothing without the descriptor can make, remove or find a name in it.
-    """
+def _mount_all(start: Start) -> None:
+    """Mount what the function sees."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     if start.code:
         kernel.mount(f"{BUNDLES}/{start.code}", CODE, "", kernel.MS_BIND)
     hidden = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("none", BUNDLES, "tmpfs", hidden, "size=4k,nr_inodes=2,mode=0111")
-    private = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("none", CALLS, "tmpfs", private, "size=64k,mode=0311")
-    writable = os.open(CALLS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    kernel.mount(CALLS, CALLS, "", kernel.MS_BIND)
-    kernel.mount("", CALLS, "", kernel.MS_BIND | kernel.MS_REMOUNT | hidden)
-    return writable
 
 
-def _serve(connection: socket.socket, calls: int, start: Start) -> None:
+def _serve(connection: socket.socket, start: Start) -> None:
+    """Make a root directory for every message, until the host hangs up."""
+    options = f"size={start.disk_bytes},nr_inodes={start.files},mode=0700"
     while message := connection.recv(1 + NAME_CHARS):
-        name = message[1:].decode()
-        if message[:1] == MOUNT:
-            os.mkdir(name, 0o700, dir_fd=calls)
-            flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-            kernel.mount(
-                "none",
-                f"{CALLS}/{name}",
-                "tmpfs",
-                flags,
-                f"size={start.disk_bytes},nr_inodes={start.files},mode=0700",
-            )
-            connection.send(MOUNTED + message[1:])
-        else:
-            kernel.unmount(f"{CALLS}/{name}")
-            os.rmdir(name, dir_fd=calls)
+        root = _root_with_scratch(options)
+        socket.send_fds(connection, [MOUNTED + message[1:]], [root])
+        os.close(root)
     os._exit(0)
+
+
+def _root_with_scratch(options: str) -> int:
+    """Give a descriptor of a root directory of which there is no other one."""
+    kernel.mount("none", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
+    try:
+        return kernel.copy_mounts("/")
+    finally:
+        kernel.unmount(SCRATCH)
 
 
 def _reap(zygote: int, connection: socket.socket) -> None:

@@ -22,6 +22,12 @@ MS_PRIVATE = 1 << 18
 MS_REC = 16384
 MNT_DETACH = 2
 
+_SYS_OPEN_TREE = 428
+"""On every architecture; glibc has no name for it before 2.36."""
+_OPEN_TREE_CLONE = 1
+_AT_RECURSIVE = 0x8000
+_AT_FDCWD = -100
+
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -30,6 +36,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPABILITIES_MAX = 64
+_CAP_SYS_CHROOT = 18
 _INSTRUCTION_BYTES = 8
 _MADV_COLLAPSE = 25
 _HUGE_PAGE_BYTES = 2 << 20
@@ -37,8 +44,11 @@ _HUGE_PAGE_BYTES = 2 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_capset = _libc.capset
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+_CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
 
 
 class _Program(ctypes.Structure):
@@ -63,14 +73,45 @@ def unmount(target: str) -> None:
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, for good: bounding, ambient, effective, permitted and inheritable."""
+def copy_mounts(top: str) -> int:
+    """Copy the mounts at and below ``top``; give a descriptor of the copy, which is attached nowhere."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    descriptor: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(_AT_FDCWD), top.encode(), ctypes.c_uint(flags)
+    )
+    if descriptor < 0:
+        _check(descriptor, f"copy the mounts at {top}")
+    return descriptor
+
+
+def drop_capabilities_but_chroot() -> None:
+    """Give up every capability but that to change the root directory: bounding, ambient, inheritable ones, too.
+
+    Forked processes give up that one with `RightToChroot`.
+    """
     for capability in range(_CAPABILITIES_MAX):
         if _prctl(_PR_CAPBSET_DROP, capability, None, 0, 0) != 0:
             break  # EINVAL: the kernel knows no more of them
     _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, None, 0, 0), "drop ambient capabilities")
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, bytes(24)), "drop capabilities")
+    kept = 1 << _CAP_SYS_CHROOT
+    _check(_capset(_CAPABILITY_HEADER, struct.pack("=6I", kept, kept, 0, 0, 0, 0)), "drop capabilities")
+
+
+class RightToChroot:
+    """The one capability that a zygote has, for its calls to begin with.
+
+    Made ahead of a fork: what a call touches is memory copied.
+    """
+
+    __slots__ = ("_header", "_none")
+
+    def __init__(self) -> None:
+        self._header = ctypes.c_char_p(_CAPABILITY_HEADER)
+        self._none = ctypes.c_char_p(bytes(24))
+
+    def drop(self) -> None:
+        """Give it up, for good."""
+        _check(_capset(self._header, self._none), "drop the capability to change the root directory")
 
 
 def forbid_new_privileges() -> None:

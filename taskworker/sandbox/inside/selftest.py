@@ -30,7 +30,8 @@ def _attempts() -> Iterator[tuple[str, Callable[[], object]]]:
     libc = ctypes.CDLL(None, use_errno=True)
     yield "reading /etc/passwd", Path("/etc/passwd").read_bytes
     yield "listing /bundles", lambda: os.listdir("/bundles")
-    yield "listing the private directories of calls", lambda: os.listdir("/tmp")
+    yield "seeing files of other calls", lambda: _some(os.listdir("/tmp"))
+    yield "changing the root directory", lambda: os.chroot(".")
     yield "writing to /code", lambda: Path("/code/x").write_bytes(b"x")
     yield "opening a socket", lambda: socket.socket(socket.AF_INET)
     yield "forking", os.fork
@@ -49,6 +50,11 @@ def _works(attempt: Callable[[], object]) -> bool:
     if attempt is os.fork and made == 0:
         os._exit(0)
     return True
+
+
+def _some(found: list[str]) -> None:
+    if not found:
+        raise FileNotFoundError
 
 
 def _checked(status: int) -> None:

@@ -15,13 +15,14 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import traceback
 from types import ModuleType
 from typing import TextIO
 
 from taskworker.sandbox.inside import call, kernel
-from taskworker.sandbox.inside.init import CODE, Start
+from taskworker.sandbox.inside.init import CODE, SCRATCH, Start
 
 PROGRAM = "taskworker.sandbox.inside.program"
 PROGRAM_PREFIX = b"program:"
@@ -51,7 +52,7 @@ def main(start: Start, connection: int, document: int, first_filter: int, second
         kernel.to_null(0, 1, 2)
         sys.stdout, sys.stderr = _written_to(1), _written_to(2)
         os.setsid()
-        kernel.drop_capabilities()
+        kernel.drop_capabilities_but_chroot()
         kernel.forbid_new_privileges()
         filters[0].install()
         control.send(CONFINED)
@@ -73,7 +74,8 @@ def _written_to(descriptor: int) -> TextIO:
 
 def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
     os.chdir(CODE)
-    os.environ["LANG"] = "C.UTF-8"
+    os.environ.update(LANG="C.UTF-8", HOME=SCRATCH, TMPDIR=SCRATCH)
+    tempfile.tempdir = SCRATCH
     sys.path.insert(0, CODE)
     threading.stack_size(THREAD_STACK_BYTES)
     try:
@@ -102,6 +104,7 @@ class _Zygote:
         self._start = start
         self._control = control
         self._program = program
+        self._right = kernel.RightToChroot()
         self._filter = second_filter
         self._descriptors_end = kernel.descriptors_end()
         self._names: dict[int, bytes] = {}
@@ -126,7 +129,7 @@ class _Zygote:
 
     def _obey(self) -> bool:
         """Do what the host says; False when it has hung up."""
-        message, descriptors, _, _ = socket.recv_fds(self._control, 64, 3)
+        message, descriptors, _, _ = socket.recv_fds(self._control, 64, 4)
         if message[:1] == SPAWN:
             self._spawn(message[1:], list(descriptors))
         elif message[:1] == STATUS:
@@ -139,9 +142,9 @@ class _Zygote:
         if child == 0:
             signal.set_wakeup_fd(-1)  # the handler may stay: a call cannot have children
             call.main(
-                name.decode(),
                 descriptors,
                 self._program,
+                self._right,
                 self._filter,
                 self._start.result_bytes,
                 self._descriptors_end,

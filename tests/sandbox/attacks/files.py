@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import gc
 import glob
 import mmap
 import os
 import socket
+import struct
+import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 
 from tests.sandbox.attacks.corpus import LIBC, NUMBERS, Channel, attack, call, raw
 
 HOST_NAMES = ("home", "root/.ssh", "var", "usr/bin", "opt", "srv", "boot", "sys", "proc", "run", "mnt", "work", "etc")
 AT_FDCWD = -100
+CAPABILITY_VERSION_3 = 0x2008_0522
+CAP_SYS_CHROOT = 18
 
 
 @attack
@@ -66,28 +73,71 @@ def list_private_directories(_: Channel) -> object:
 
 @attack
 def glob_private_directories(_: Channel) -> object:
-    own = Path.cwd().name
-    return [name for name in glob.glob("/tmp/*") if not name.endswith(own)] + glob.glob("../*/..")
+    return [name for name in glob.glob("/**", recursive=True, include_hidden=True) if "private" in name]
 
 
 @attack
-def open_the_list_of_private_directories(_: Channel) -> object:
-    return os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
+def find_private_directories_in_memory(_: Channel) -> object:
+    """What this process's zygote knew of calls that run or come, in its frames and in all of its objects."""
+    frame: FrameType | None = sys._getframe()
+    found = set()
+    while frame is not None:
+        found |= {name for value in frame.f_locals.values() for name in getattr(value, "_names", {}).values()}
+        frame = frame.f_back
+    gc.unfreeze()
+    found |= {one for one in gc.get_referents(*gc.get_objects()) if isinstance(one, bytes) and len(one) in (16, 32)}
+    places = [f"{root}/{name.decode(errors='ignore')}" for name in found for root in ("", "/tmp", "/bundles", "/code")]
+    return [place for place in places if "\0" not in place and not place.endswith("/") and os.path.exists(place)]
 
 
 @attack
-def allow_listing(_: Channel) -> object:
-    os.chmod("/tmp", 0o777)
-    return os.listdir("/tmp")
+def keep_descriptors_of_other_roots(_: Channel) -> object:
+    """Directories that the zygote was given for calls, and did not close in time."""
+    found = []
+    for descriptor in range(4, 256):
+        with contextlib.suppress(OSError):
+            found.append((descriptor, os.fstat(descriptor)))
+    return found
 
 
 @attack
-def make_a_file_among_private_directories(_: Channel) -> object:
-    return os.open("/tmp/for-the-next-call", os.O_CREAT | os.O_WRONLY)
+def climb_above_the_root(_: Channel) -> object:
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    above = top
+    for _step in range(64):
+        above = os.open("..", os.O_PATH | os.O_DIRECTORY, dir_fd=above)
+        if (os.fstat(above).st_dev, os.fstat(above).st_ino) != (os.fstat(top).st_dev, os.fstat(top).st_ino):
+            return os.listdir(above)
+        os.fchdir(above)
+    return None
 
 
 @attack
-def make_a_directory_among_private_directories(_: Channel) -> object:
+def leave_by_another_root(_: Channel) -> object:
+    """The old way out of chroot: a root below the current directory."""
+    above = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    os.mkdir("below")
+    os.chroot("below")
+    os.fchdir(above)
+    return os.listdir("..")
+
+
+@attack
+def take_back_the_right_to_another_root(_: Channel) -> object:
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    right = 1 << CAP_SYS_CHROOT
+    return call("capset", header, struct.pack("=6I", right, right, right, 0, 0, 0)) == 0
+
+
+@attack
+def keep_a_right(_: Channel) -> object:
+    have = ctypes.create_string_buffer(24)
+    raw(NUMBERS["capget"], struct.pack("=Ii", CAPABILITY_VERSION_3, 0), have)
+    return any(have.raw)
+
+
+@attack
+def make_a_directory_above_the_private_one(_: Channel) -> object:
     os.mkdir("../for-the-next-call")
     return "made"
 
@@ -105,7 +155,7 @@ def overwrite_the_interpreter(_: Channel) -> object:
 @attack
 def write_anywhere(_: Channel) -> object:
     made = []
-    for directory in ("/", "/code", "/bundles", "/python", "/packages", "/runtime", "/dev", "/tmp", "/lib", "/root"):
+    for directory in ("/", "/code", "/bundles", "/python", "/packages", "/runtime", "/dev", "/lib", "/root"):
         try:
             Path(directory, "x").write_bytes(b"x")
         except OSError:
@@ -121,9 +171,9 @@ def symlink_out_of_the_private_directory(_: Channel) -> object:
 
 
 @attack
-def symlink_to_the_parent(_: Channel) -> object:
-    Path("up").symlink_to("/tmp", target_is_directory=True)
-    return os.listdir("up")
+def symlink_above_the_root(_: Channel) -> object:
+    Path("up").symlink_to("/../../..", target_is_directory=True)
+    return set(os.listdir("up")) - set(os.listdir("/"))
 
 
 @attack
