@@ -27,24 +27,25 @@ from taskworker.errors import WorkerRefused
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.local import LocalWorkers
+from taskworker.functions.nested import patiently
+from taskworker.functions.places import worker_places
 from taskworker.functions.routing import CallRouter
 from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
 from taskworker.functions_pb2_grpc import HostingServiceStub
 from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.sandbox import Limits, SandboxUnavailable
-from taskworker.services.admission import Gate
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
 from taskworker.services.outside import RemoteOutside
 from taskworker.services.rpc import RpcService, StreamService, awaited
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
-from taskworker.wire.chains import chain_metadata
+from taskworker.wire.chains import Chain, chain_metadata
 from taskworker.wire.deployed import DEPLOYED_OWNER
 
 log = logging.getLogger(__name__)
 
-FUNCTION_CALLS = 64
+FUNCTION_CALLS = worker_places().total
 """Calls of functions that a worker has under way at most; the pool takes more elsewhere."""
 
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
@@ -118,10 +119,8 @@ class HostedFunctions:
         """
         if self._required:
             self.host.start()
-        gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls are under way on this worker, as many as it allows")
         service = InvocationService(self.host, self._fetch)
-        # A worker that is full is the one whose calls must be ended.
-        handler = generic_handler(_INVOCATION, service, hide=(str(directory),), gate=gate, past_gate=("Cancel",))
+        handler = generic_handler(_INVOCATION, service, hide=(str(directory),))
         return {_INVOCATION.full_name: handler}
 
     def start(self, worker_id: str, instance: str, address: str = "") -> None:
@@ -257,9 +256,14 @@ class HostedFunctions:
         request = taskworker_pb2.FunctionCallRequest(
             function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
         )
-        metadata = chain_metadata(call.call_id or secrets.token_hex(8), call.chain)
-        with status.errors_decoded(self._pool_address):
-            return awaited(self._pool.CallFunction.future(request, timeout=timeout_s, metadata=metadata), asking).result
+        metadata = chain_metadata(Chain(call.call_id or secrets.token_hex(8), call.chain, call.parent))
+
+        def ask(left_s: float | None) -> str:
+            with status.errors_decoded(self._pool_address):
+                asked = self._pool.CallFunction.future(request, timeout=left_s, metadata=metadata)
+                return awaited(asked, asking).result
+
+        return patiently(ask, timeout_s, asking)
 
 
 class LocalFunctions:
@@ -278,11 +282,11 @@ class LocalFunctions:
         self._host = FunctionHost(
             self._bundles,
             lambda user, _timeout_s: EmbeddedFiles(store, user),
-            lambda call, timeout_s, asking: self._router.call(call, timeout_s, asking),
+            self._call_function,
             limits_max=limits_max,
         )
         workers = LocalWorkers(worker_id, self._host)
-        self._router = CallRouter(workers.find, workers)
+        self._router = CallRouter(workers.find, workers, places=worker_places())
 
     def register(self, functions: list[PackedFunction]) -> None:
         """Host functions of this program.
@@ -297,12 +301,14 @@ class LocalFunctions:
 
     def services(self) -> dict[str, grpc.GenericRpcHandler]:
         """What callers call."""
-        gate = Gate(FUNCTION_CALLS, f"{FUNCTION_CALLS} calls of functions are under way, as many as this worker allows")
         hide = (str(self._bundles),)
         return {
-            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide, gate=gate),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide, gate=gate),
+            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide),
         }
+
+    def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
+        return patiently(lambda left_s: self._router.call(call, left_s, asking), timeout_s, asking)
 
     def close(self) -> None:
         """End all calls and their processes. Does nothing in a forked child."""

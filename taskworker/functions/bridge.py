@@ -252,8 +252,16 @@ class Bridge:
         }
 
     def _nested(self, asked: _Nested) -> str:
-        chain = (*self._call.chain, self._call.function)
-        nested = Call(asked.name, tuple(asked.args), asked.kwargs, self._call.user_id, self._call.call_id, chain)
+        mine = self._call
+        nested = Call(
+            function=asked.name,
+            args=tuple(asked.args),
+            kwargs=asked.kwargs,
+            user_id=mine.user_id,
+            call_id=mine.call_id,
+            chain=(*mine.chain, mine.function),
+            parent=mine.token,
+        )
         return self._call_function(nested.checked())
 
     def _answer_from_outside(self, asked: _OfOutside, data: memoryview) -> tuple[dict[str, object], bytes]:

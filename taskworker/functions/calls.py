@@ -28,7 +28,8 @@ class Call:
         user_id: on whose behalf.
         call_id: names the call in logs.
         chain: the functions whose calls led to this one, outermost first.
-        token: with which it asks its pool for what is outside, while it runs; unguessable.
+        token: with which it asks its pool for what is outside, and makes calls, while it runs; unguessable.
+        parent: the token of the call that makes this one; empty: none does.
     """
 
     function: str
@@ -38,6 +39,7 @@ class Call:
     call_id: str = ""
     chain: tuple[str, ...] = ()
     token: str = ""
+    parent: str = ""
 
     def checked(self) -> Call:
         """Itself, if it may be made.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.routing import RoutedFunction
@@ -22,6 +24,10 @@ class LocalWorkers:
     def able(self, function: RoutedFunction) -> list[str]:
         """See ``Workers``."""
         return [self._name] if function.name in self._host.own else []
+
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        """See ``Workers``; the router's own places are all there are."""
+        return nullcontext()
 
     def invoke(
         self,

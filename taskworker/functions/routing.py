@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cachetools import TLRUCache
@@ -32,8 +34,9 @@ from taskworker.errors import (
 )
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.paces import Paces
+from taskworker.functions.places import Places, pool_places
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
-from taskworker.functions.turns import Turns
+from taskworker.functions.turns import Turn, Turns
 from taskworker.functions.users import UserCalls, UserShares
 
 _CACHE_BYTES = 64 << 20
@@ -81,11 +84,13 @@ class WorkerGone(Exception):
     """A worker was lost before it answered.
 
     Attributes:
+        worker: its name.
         may_have_run: whether the call may have reached it.
     """
 
     def __init__(self, worker: str, *, may_have_run: bool) -> None:
         super().__init__(f"worker {worker} was lost amid a call")
+        self.worker = worker
         self.may_have_run = may_have_run
 
 
@@ -94,6 +99,13 @@ class Workers(Protocol):
 
     def able(self, function: RoutedFunction) -> list[str]:
         """Names of the workers that can run the function now."""
+
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        """Hold a place for a call at a worker.
+
+        Raises:
+            ServerBusy: when entered: as many calls are under way there as may be.
+        """
 
     def invoke(
         self,
@@ -104,7 +116,9 @@ class Workers(Protocol):
         running: RunningCall,
         items: Items | None = None,
     ) -> CallReport:
-        """Run a call there; with ``items``, what it gives goes to them as it comes, and the report has no result.
+        """Run a call that has a place there.
+
+        With ``items``, what it gives goes to them as it comes, and the report has no result.
 
         Raises:
             WorkerGone: it was lost.
@@ -136,6 +150,7 @@ class CallRouter:
         finished: told of each call that ran: who ran it, and what became of it.
         statistics: count the calls.
         shares: how much of it each user gets.
+        places: how many calls may be under way.
     """
 
     def __init__(
@@ -145,8 +160,10 @@ class CallRouter:
         finished: Callable[[Call, str, CallReport], None] = lambda _call, _worker, _report: None,
         statistics: StatisticsByFunction | None = None,
         shares: UserShares | None = None,
+        places: Places | None = None,
     ) -> None:
         self._shares = shares or UserShares()
+        self._places = places or pool_places()
         self._users = UserCalls(self._shares)
         self._find = find
         self._workers = workers
@@ -155,6 +172,7 @@ class CallRouter:
         self._outstanding: Counter[str] = Counter()
         self._paces = Paces()
         self._turns: dict[str, Turns] = {}
+        self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
         self._statistics = statistics or StatisticsByFunction()
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
@@ -173,21 +191,21 @@ class CallRouter:
         Raises:
             FunctionNotFound: no such function.
             FunctionBusy: as many calls of it run and wait as may.
+            ServerBusy: as many calls are under way as may be; a nested one is to be made again (``nested.patiently``).
             FunctionsUnavailable: no worker can run it.
             CallUncertain: its worker was lost, and it must not run twice.
             CallAbandoned: ``running`` was ended.
             StorageError: what the call itself ended with.
         """
-        call.checked()
-        deadline = _Until(timeout_s)
-        function = self._found(call.function, deadline)
-        key = _cache_key(function, call) if function.cache_ttl_s else None
-        if key is not None and (found := self._cached(key)) is not None:
-            self._statistics_of(function.name).from_cache()
-            return found[0]
-        running = running or RunningCall()
-        with self._of_user(call), self._turn(function, call, deadline, running):
-            report = self._run(function, call, deadline, running)
+        deadline, running = _Until(timeout_s), running or RunningCall()
+        with self._admitted(call) as mine:
+            function = self._found(mine.function, deadline)
+            key = _cache_key(function, mine) if function.cache_ttl_s else None
+            if key is not None and (found := self._cached(key)) is not None:
+                self._statistics_of(function.name).from_cache()
+                return found[0]
+            with self._turn(function, mine, deadline, running) as turn:
+                report = self._run(function, mine, deadline, running, turn)
         if report.error is not None:
             raise report.error
         if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
@@ -208,18 +226,17 @@ class CallRouter:
         Raises:
             StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
         """
-        call.checked()
-        deadline = _Until(timeout_s)
-        function = self._found(call.function, deadline)
-        key = ("stream", _cache_key(function, call)) if function.cache_ttl_s else None
-        if key is not None and (found := self._cached(key)) is not None:
-            self._statistics_of(function.name).from_cache()
-            for item in found:
-                items(item)
-            return
-        given = _Given(items)
-        with self._of_user(call), self._turn(function, call, deadline, running):
-            report = self._run(function, call, deadline, running, given)
+        deadline, given = _Until(timeout_s), _Given(items)
+        with self._admitted(call) as mine:
+            function = self._found(mine.function, deadline)
+            key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
+            if key is not None and (found := self._cached(key)) is not None:
+                self._statistics_of(function.name).from_cache()
+                for item in found:
+                    items(item)
+                return
+            with self._turn(function, mine, deadline, running) as turn:
+                report = self._run(function, mine, deadline, running, turn, given)
         if report.error is not None:
             raise report.error
         if key is not None and given.kept is not None:
@@ -252,18 +269,46 @@ class CallRouter:
 
     # -- turns and the cache -------------------------------------------------------------------------
 
-    def _of_user(self, call: Call) -> contextlib.AbstractContextManager[None]:
-        # What a call of the user leads to is part of that one: it would wait for itself.
-        return contextlib.nullcontext() if call.chain else self._users.one(call.user_id)
+    @contextlib.contextmanager
+    def _admitted(self, call: Call) -> Iterator[Call]:
+        """Hold a place for a call, while the one that makes it, if one does, waits; what is known of it then.
+
+        Who makes it is believed for the sake of its token alone.
+        """
+        with ExitStack() as held:
+            if call.parent:
+                parent = self._parent_of(call)
+                call = parent.nested(call).checked()
+                if parent.turn is not None:
+                    held.enter_context(parent.turn.waiting())
+                held.enter_context(self._places.one(len(call.chain)))
+            else:
+                call = replace(call.checked(), chain=())
+                held.enter_context(self._places.one(0))
+                # Not of nested ones, which are part of a call of the user: it would wait for itself.
+                held.enter_context(self._users.one(call.user_id))
+            yield call
+
+    def _parent_of(self, call: Call) -> _Running:
+        with self._lock:
+            parent = self._running.get(call.parent)
+        if parent is None:
+            raise CallAbandoned("the call that asked is over")
+        return parent
 
     def _turn(
         self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> AbstractContextManager[Turn | None]:
         if function.name in call.chain:
             # It waits for itself: a turn of its own could never come.
             return contextlib.nullcontext()
         return self._turns_of(function.name).turn(
-            function.concurrency, function.queue, deadline.left_s(), running, call.user_id
+            function.concurrency,
+            function.queue,
+            deadline.left_s(),
+            running,
+            call.user_id,
+            nested=bool(call.parent),
         )
 
     def _turns_of(self, name: str) -> Turns:
@@ -290,13 +335,14 @@ class CallRouter:
         call: Call,
         deadline: _Until,
         running: RunningCall,
+        turn: Turn | None,
         given: _Given | None = None,
     ) -> CallReport:
         statistics = self._statistics_of(function.name)
         started = time.monotonic()
         failed = True
         try:
-            report = self._run_somewhere(function, call, deadline, running, statistics, given)
+            report = self._run_somewhere(function, call, deadline, running, turn, statistics, given)
             failed = report.error is not None
             return report
         finally:
@@ -308,54 +354,83 @@ class CallRouter:
         call: Call,
         deadline: _Until,
         running: RunningCall,
+        turn: Turn | None,
         statistics: CallStatistics,
         given: _Given | None,
     ) -> CallReport:
-        tried: set[str] = set()
+        tried = _Tried()
         while True:
-            worker = self._choose(function, tried, deadline, running)
+            worker, place = self._placed(function, call, tried, deadline, running, turn)
             try:
-                with self._counted(function, worker) as ended:
-                    report = self._workers.invoke(worker, function, call, deadline.left_s(), running, given)
+                with place, self._counted(function, worker) as ended, self._with_token(call, turn) as run:
+                    report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
                     ended(report)
             except WorkerGone as gone:
-                if gone.may_have_run and not function.idempotent:
-                    raise CallUncertain(
-                        f"worker {worker} was lost amid a call of {function.name}, which is not idempotent: it may "
-                        "have run, or not; see what it did before calling it again"
-                    ) from gone
-                if given is not None and given.any:
-                    raise CallUncertain(
-                        f"worker {worker} was lost amid a call of {function.name}, some of whose results were handed "
-                        "over already; call it again for all of them"
-                    ) from gone
+                _require_repeatable(function, gone, given)
                 statistics.was_moved()
-                tried.add(worker)
+                tried.failed(worker)
             except ServerBusy:
-                tried.add(worker)
+                tried.full(worker)
             else:
                 self._finished(call, worker, report)
                 return report
 
-    def _choose(self, function: RoutedFunction, tried: set[str], deadline: _Until, running: RunningCall) -> str:
-        """One that can run it, best not one that failed it before; waits for one to come, or to come back."""
-        give_up = time.monotonic() + _WAIT_FOR_WORKERS_S
-        while True:
-            if running.cancelled:
-                raise CallAbandoned(f"the call of {function.name} was cancelled")
-            able = self._workers.able(function)
-            fresh = [worker for worker in able if worker not in tried]
-            if fresh:
-                return self._less_busy(function, fresh)
-            if time.monotonic() > give_up:
-                raise FunctionsUnavailable(
-                    f"no worker that is alive can run function {function.name} now"
-                    + (f", which needs one with {text_of(function.needs)}" if function.needs else "")
-                    + (f" ({', '.join(sorted(tried))} failed it); " if tried else "; ")
-                    + "start one with `taskworker worker`, or try again later"
-                )
-            tried.clear()
-            time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
+    def _placed(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        tried: _Tried,
+        deadline: _Until,
+        running: RunningCall,
+        turn: Turn | None,
+    ) -> tuple[str, ExitStack]:
+        """A worker that can run it, best not one that failed it before, and a place there.
+
+        Waits for one to come, or to come back, or for a place to come free.
+        """
+        place = self._place_now(function, call, tried, running)
+        if place is not None:
+            return place
+        with contextlib.nullcontext() if turn is None else turn.waiting():
+            while place is None:
+                tried.again()
+                time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
+                place = self._place_now(function, call, tried, running)
+        return place
+
+    def _place_now(
+        self, function: RoutedFunction, call: Call, tried: _Tried, running: RunningCall
+    ) -> tuple[str, ExitStack] | None:
+        if running.cancelled:
+            raise CallAbandoned(f"the call of {function.name} was cancelled")
+        while fresh := tried.fresh(self._workers.able(function)):
+            worker, place = self._less_busy(function, fresh), ExitStack()
+            try:
+                place.enter_context(self._workers.place(worker, call))
+            except ServerBusy:
+                tried.full(worker)
+            else:
+                return worker, place
+        if tried.in_vain():
+            raise FunctionsUnavailable(
+                f"no worker that is alive can run function {function.name} now"
+                + (f", which needs one with {text_of(function.needs)}" if function.needs else "")
+                + (f" ({', '.join(sorted(tried.lost))} failed it); " if tried.lost else "; ")
+                + "start one with `taskworker worker`, or try again later"
+            )
+        return None
+
+    @contextlib.contextmanager
+    def _with_token(self, call: Call, turn: Turn | None) -> Iterator[Call]:
+        """A call as it goes to a worker: with a token, by which what it makes there is known meanwhile."""
+        call = replace(call, token=secrets.token_hex(16))
+        with self._lock:
+            self._running[call.token] = _Running(call, turn)
+        try:
+            yield call
+        finally:
+            with self._lock:
+                del self._running[call.token]
 
     def _less_busy(self, function: RoutedFunction, workers: list[str]) -> str:
         if len(workers) == 1:
@@ -383,6 +458,68 @@ class CallRouter:
         finally:
             with self._lock:
                 self._outstanding[worker] -= 1
+
+
+def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None) -> None:
+    """Raise CallUncertain if a call whose worker was lost must not run again."""
+    if gone.may_have_run and not function.idempotent:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, which is not idempotent: it may "
+            "have run, or not; see what it did before calling it again"
+        ) from gone
+    if given is not None and given.any:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, some of whose results were handed "
+            "over already; call it again for all of them"
+        ) from gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A call that runs at a worker, and its turn, if it has one of its own."""
+
+    call: Call
+    turn: Turn | None
+
+    def nested(self, call: Call) -> Call:
+        """A call that it makes."""
+        mine = self.call
+        return replace(call, chain=(*mine.chain, mine.function), user_id=mine.user_id, call_id=mine.call_id)
+
+
+class _Tried:
+    """Which workers could not take a call, and since when there is none at all."""
+
+    def __init__(self) -> None:
+        self._skipped: set[str] = set()
+        self._none_since: float | None = None
+        self.lost: set[str] = set()
+
+    def fresh(self, able: list[str]) -> list[str]:
+        """Those of them that were not tried in this round."""
+        if able:
+            self._none_since = None
+        return [worker for worker in able if worker not in self._skipped]
+
+    def full(self, worker: str) -> None:
+        """It has as many calls as it may."""
+        self._skipped.add(worker)
+
+    def failed(self, worker: str) -> None:
+        """It was lost."""
+        self._skipped.add(worker)
+        self.lost.add(worker)
+
+    def again(self) -> None:
+        """Begin another round."""
+        self._skipped.clear()
+
+    def in_vain(self) -> bool:
+        """Whether there has been none for so long that none is waited for any more."""
+        if self._skipped:
+            return False
+        self._none_since = self._none_since or time.monotonic()
+        return time.monotonic() - self._none_since > _WAIT_FOR_WORKERS_S
 
 
 def _item_bytes(item: str) -> int:

@@ -4,6 +4,10 @@ A turn that is free goes to the user who has the fewest, by weight; among those 
 turns until now come to the least ("stride scheduling", Waldspurger and Weihl, MIT/LCS/TM-528, 1995). No user alone
 takes all of them, where there are enough to leave some: who comes with one call does not wait for the end of
 another's long ones.
+
+A call keeps its turn while it waits for one that it made. Functions that call one another could so wait for each
+other's turns for ever. Therefore a nested call does not wait where everybody who has a turn waits, too: it gets one
+more than may be. So whenever somebody waits for a turn, somebody with a turn is at work.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy
+from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.calls import RunningCall
+from taskworker.functions.nested import found_no_place
 
 _LEFT_TO_OTHERS = 8
 """One in so many turns, and places to wait in, is left to other users."""
@@ -29,12 +34,56 @@ def most_of_one_user(places: int) -> int:
 class _Place:
     """One of those that wait; woken when it is its turn, or when nobody waits for the call any more."""
 
-    __slots__ = ("has_turn", "number", "woken")
+    __slots__ = ("nested", "number", "turn", "woken")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, nested: bool) -> None:
         self.number = number
-        self.has_turn = False
+        self.nested = nested
+        self.turn: Turn | None = None
         self.woken = threading.Event()
+
+
+class Turn:
+    """One that a call has.
+
+    Args:
+        turns: that it is of.
+        user: on whose behalf it is had.
+    """
+
+    __slots__ = ("_turns", "_waits", "over", "refused", "user")
+
+    def __init__(self, turns: Turns, user: str) -> None:
+        self._turns = turns
+        self._waits = 0
+        self.user = user
+        self.refused = False
+        self.over = False
+
+    @property
+    def at_work(self) -> bool:
+        """Whether its call goes on by itself; the turns' lock is held."""
+        return not (self._waits or self.refused or self.over)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Meanwhile, the call waits for another one, or for a worker.
+
+        If that one found no place, the call counts as waiting until it asks again, as it does (``nested.patiently``).
+        """
+        self._turns.changed(self, waits=1, refused=False)
+        refused = False
+        try:
+            yield
+        except ServerBusy as error:
+            refused = found_no_place(error)
+            raise
+        finally:
+            self._turns.changed(self, waits=-1, refused=refused)
+
+    def count(self, waits: int) -> None:
+        """So many more things are waited for; the turns' lock is held."""
+        self._waits += waits
 
 
 class Turns:
@@ -51,6 +100,7 @@ class Turns:
         self._lock = threading.Lock()
         self._concurrency = 0
         self._running: Counter[str] = Counter()
+        self._at_work: Counter[str] = Counter()  # of those that run
         self._waiting: dict[str, deque[_Place]] = {}
         self._came = 0
         self._passes: dict[str, float] = {}  # turns had, divided by weight, of users who have calls here
@@ -63,8 +113,15 @@ class Turns:
 
     @contextmanager
     def turn(
-        self, concurrency: int, queue: int, timeout_s: float | None, running: RunningCall, user: str = ""
-    ) -> Iterator[None]:
+        self,
+        concurrency: int,
+        queue: int,
+        timeout_s: float | None,
+        running: RunningCall,
+        user: str = "",
+        *,
+        nested: bool = False,
+    ) -> Iterator[Turn]:
         """Hold a turn, after waiting for it if need be.
 
         Args:
@@ -73,38 +130,52 @@ class Turns:
             timeout_s: for how long to wait.
             running: the call; ended, it waits no longer.
             user: on whose behalf.
+            nested: whether another call waits for this one.
 
         Raises:
             FunctionBusy: as many run and wait as may, of this user or of all.
             DeadlineExceeded: the time ran out before its turn came.
             CallAbandoned: ``running`` was ended before.
         """
-        self._take(concurrency, queue, timeout_s, running, user)
+        turn = self._take(concurrency, queue, timeout_s, running, user, nested=nested)
         try:
-            yield
+            yield turn
         finally:
             with self._lock:
                 self._running[user] -= 1
+                self._at_work[user] -= turn.at_work
+                turn.over = True
                 self._forget_if_gone(user)
                 self._pass_on()
 
-    def _take(self, concurrency: int, queue: int, timeout_s: float | None, running: RunningCall, user: str) -> None:
+    def changed(self, turn: Turn, *, waits: int, refused: bool) -> None:
+        """Who has a turn waits for so many more things than before."""
+        with self._lock:
+            was = turn.at_work
+            turn.count(waits)
+            turn.refused = refused
+            self._at_work[turn.user] += turn.at_work - was
+            if was and not turn.at_work:
+                self._pass_on()
+
+    def _take(
+        self, concurrency: int, queue: int, timeout_s: float | None, running: RunningCall, user: str, *, nested: bool
+    ) -> Turn:
         with self._lock:
             self._concurrency = concurrency
-            if self._may_run(user):  # and nobody who could run waits: a turn that is free was passed on
-                self._give(user)
-                return
+            if self._may_run(user) or (nested and self._would_wait_for_those_that_wait(user)):
+                return self._give(user)  # and nobody who could run waits: a turn that is free was passed on
             self._check_queue(queue, user)
             self._passes.setdefault(user, self._now)
             self._came += 1
-            mine = _Place(self._came)
+            mine = _Place(self._came, nested=nested)
             self._waiting.setdefault(user, deque()).append(mine)
         started = time.monotonic()
         with running.ended_by(mine.woken.set):
             mine.woken.wait(timeout_s)
         with self._lock:
-            if mine.has_turn:
-                return
+            if mine.turn is not None:
+                return mine.turn
             self._waits_no_more(user, mine)
             self._forget_if_gone(user)
         if running.cancelled:
@@ -120,6 +191,18 @@ class Turns:
     def _may_run(self, user: str) -> bool:
         most = most_of_one_user(self._concurrency)
         return self._running.total() < self._concurrency and self._running[user] < most
+
+    def _would_wait_for_those_that_wait(self, user: str) -> bool:
+        """Whether no turn is sure to come free: all who have one wait, or all of this user, who may not have more."""
+        return not self._at_work.total() or (self._running[user] > 0 and not self._at_work[user])
+
+    def _next_of(self, user: str) -> _Place | None:
+        """Who of a user's calls may have a turn now."""
+        if self._may_run(user):
+            return self._waiting[user][0]
+        if self._would_wait_for_those_that_wait(user):
+            return next((place for place in self._waiting[user] if place.nested), None)
+        return None
 
     def _check_queue(self, queue: int, user: str) -> None:
         if self._waits() >= queue:
@@ -141,24 +224,26 @@ class Turns:
 
     def _pass_on(self) -> None:
         """Give turns that are free to those who wait: first to the user who has the fewest, by weight."""
-        while able := [user for user in self._waiting if self._may_run(user)]:
+        while able := {user: place for user in self._waiting if (place := self._next_of(user)) is not None}:
             user = min(able, key=self._order)
-            following = self._waiting[user][0]
+            following = able[user]
             self._waits_no_more(user, following)
-            self._give(user)
-            following.has_turn = True
+            following.turn = self._give(user)
             following.woken.set()
 
     def _order(self, user: str) -> tuple[float, float, int]:
         return self._running[user] / self._weight_of(user), self._passes[user], self._waiting[user][0].number
 
-    def _give(self, user: str) -> None:
+    def _give(self, user: str) -> Turn:
         self._now = self._passes.get(user, self._now)
         self._passes[user] = self._now + 1 / self._weight_of(user)
         self._running[user] += 1
+        self._at_work[user] += 1
+        return Turn(self, user)
 
     def _forget_if_gone(self, user: str) -> None:
         if not self._running[user]:
             del self._running[user]
+            self._at_work.pop(user, None)
             if user not in self._waiting:
                 self._passes.pop(user, None)

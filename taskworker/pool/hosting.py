@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from taskworker.bundles.labels import meets
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.places import Places, worker_places
 from taskworker.functions.redaction import CallRedactors
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
@@ -104,6 +105,7 @@ class Hosting:
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
         self._leases: dict[str, float] = {}  # of workers without volumes: when they end, on the monotonic clock
+        self._places: dict[str, Places] = {}
         self._under_way: dict[str, Call] = {}
         self._running: Counter[str] = Counter()
         self.redactors = CallRedactors()
@@ -200,6 +202,12 @@ class Hosting:
             able = [offer for offer in self._offers.values() if _can_run(offer, function)]
         return [offer.worker for offer in able if self._is_alive(offer)]
 
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        """See ``Workers``."""
+        with self._lock:
+            places = self._places.setdefault(worker, worker_places())
+        return places.one(len(call.chain))
+
     def invoke(
         self,
         worker: str,
@@ -215,7 +223,6 @@ class Hosting:
         address = None if offer is None else self._address_of(offer)
         if address is None:
             raise WorkerGone(worker, may_have_run=False)
-        call = replace(call, token=secrets.token_hex(16))
         with self._lock:
             self._under_way[call.token] = call
             self._running[worker] += 1

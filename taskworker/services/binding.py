@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, cast
@@ -88,7 +88,6 @@ def generic_handler(
     codecs: Mapping[str, Codec] | None = None,
     hide: Sequence[str] = (),
     gate: Gate | None = None,
-    past_gate: Collection[str] = (),
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -98,11 +97,10 @@ def generic_handler(
         codecs: by method name, for messages not left to protobuf.
         hide: paths that must not appear in texts sent to callers.
         gate: lets so many calls through at once; None: all that the server takes.
-        past_gate: names of brief methods that are let through however many calls are under way.
     """
 
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        admit = nullcontext if gate is None or method.name in past_gate else gate.place
+        admit = nullcontext if gate is None else gate.place
         codec = (codecs or {}).get(method.name, Codec())
         return _method_handler(method, getattr(servicer, method.name), codec, hide, admit)
 

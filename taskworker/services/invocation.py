@@ -19,6 +19,7 @@ from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
 from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
+from taskworker.functions.places import worker_places
 from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.services.handing_over import handed_over
@@ -45,6 +46,7 @@ class InvocationService:
     def __init__(self, host: FunctionHost, fetch: Fetch) -> None:
         self._host = host
         self._fetch = fetch
+        self._places = worker_places()
         self._lock = threading.Lock()
         self._running: dict[str, RunningCall] = {}
         self._cancelled_before: TTLCache[str, None] = TTLCache(_CANCELLED_BEFORE_MAX, _CANCELLED_BEFORE_S)
@@ -79,13 +81,28 @@ class InvocationService:
             token=request.token,
         )
         try:
-            with self._cancellable(call.token, running):
-                report = self._host.run(self._function(request), call.checked(), left_s, running, items)
+            call.checked()
         except StorageError as error:
-            report = CallReport(error=error)
+            return CallReport(error=error)
+        with self._places.one(len(call.chain)):
+            report = self._reported(request, call, left_s, running, items)
         if isinstance(report.error, FunctionsUnavailable):
             raise report.error  # not what became of the call: it has not run, and others may run it
         return report
+
+    def _reported(
+        self,
+        request: functions_pb2.InvokeRequest,
+        call: Call,
+        left_s: float | None,
+        running: RunningCall,
+        items: Items | None,
+    ) -> CallReport:
+        try:
+            with self._cancellable(call.token, running):
+                return self._host.run(self._function(request), call, left_s, running, items)
+        except StorageError as error:
+            return CallReport(error=error)
 
     def Cancel(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.CancelRequest, _caller: CallerWithDeadline

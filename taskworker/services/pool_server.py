@@ -12,6 +12,7 @@ from storage.forks import HomeProcess
 from taskworker import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.dns.names import DnsOptions
 from taskworker.egress.limits import DEFAULT_LIMITS, EgressLimits
+from taskworker.functions.places import pool_places
 from taskworker.functions.policy import FunctionPolicy
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
@@ -39,7 +40,8 @@ _DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
-_CALLS = 128  # of functions at once, waiting ones included: a thread each
+_CALLS = pool_places().total  # of functions at once, waiting ones included: a thread each
+_OPERATORS_CALLS = 64  # that manage functions and what they reach; a thread each
 _OUTSIDE_CALLS = 256  # what those ask of the world outside, a thread each
 _LOOKUPS = 32  # of names at once: each holds a thread while name servers are waited for
 
@@ -92,13 +94,13 @@ class PoolServer:
         self._server = FileServer(
             self.pool.store,
             added=self._services((str(directory),)),
-            added_calls=_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
+            added_calls=_CALLS + _OPERATORS_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
             ready=self.pool.gathering.wait,
         )
 
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
         functions, outside = self.functions, self.outside
-        gate = Gate(_CALLS, f"{_CALLS} calls of functions are under way, as many as this pool allows")
+        gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
         # Calls under way hold places of their own gate while they ask: with one gate, they could fill it and fail.
         asking = Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are asking for what is outside")
         lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool does at once")
@@ -109,8 +111,8 @@ class PoolServer:
             _POOL.full_name: generic_handler(_POOL, PoolService(self.pool), hide=hide),
             _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
-            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, gate=gate),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide, gate=gate),
+            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide),
             _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking),
             _EGRESS.full_name: generic_handler(_EGRESS, EgressService(outside.egress), hide=hide, gate=gate),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(outside.secrets)),

@@ -98,12 +98,13 @@ class StreamService:
 def _call_of(
     request: taskworker_pb2.FunctionCallRequest | functions_pb2.StreamFunctionRequest, caller: CallerWithDeadline
 ) -> Call:
-    call_id, chain = read_chain(caller.invocation_metadata())
+    chain = read_chain(caller.invocation_metadata())
     return Call(
         function=request.function_name,
         args=tuple(request.args),
         kwargs=dict(request.kwargs),
         user_id=request.user_id,
-        call_id=call_id or secrets.token_hex(8),
-        chain=chain,
+        call_id=chain.call_id or secrets.token_hex(8),
+        chain=chain.functions,
+        parent=chain.parent,
     )

@@ -237,7 +237,7 @@ questions = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(questions, max_size=5))
 def test_whatever_is_asked_is_answered(store: FileStorage, asked: list[bytes]) -> None:
     bridge = bridge_of(store)

@@ -23,7 +23,7 @@ from taskworker.errors import (
     FunctionLimitExceeded,
     FunctionNotFound,
 )
-from taskworker.function_worker import FUNCTION_CALLS
+from taskworker.functions.places import WORKER_CALLS
 from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.sandbox import Limits
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
@@ -523,12 +523,12 @@ def test_calls_of_a_worker_that_is_full_can_be_ended(pool: FunctionPool) -> None
             )
             return worker.Invoke.future(request, timeout=300)
 
-        calls = {str(number): begin(str(number)) for number in range(FUNCTION_CALLS + 1)}
+        calls = {str(number): begin(str(number)) for number in range(WORKER_CALLS + 1)}
         give_up = time.monotonic() + WAIT_S
         while not (refused := [token for token, call in calls.items() if call.done()]):
             assert time.monotonic() < give_up
             time.sleep(0.01)
-        with pytest.raises(grpc.RpcError, match="as many as it allows"):
+        with pytest.raises(grpc.RpcError, match="as many calls under way as it allows"):
             calls.pop(refused[0]).result()
         for token in calls:
             worker.Cancel(functions_pb2.CancelRequest(token=token), timeout=WAIT_S)

@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 import pytest
@@ -147,6 +148,9 @@ class Unasked:
 
     def able(self, function: RoutedFunction) -> list[str]:
         return ["w"]
+
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def invoke(
         self,
