@@ -23,15 +23,17 @@ class Answering:
     def __init__(self, answer: Answer, send: Callable[[int, bytes], None]) -> None:
         self._answer = answer
         self._send = send
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._asks: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self._idle = 0
         self._threads = 0
+        self._owed = 0
 
     def take(self, number: int, ask: bytes) -> None:
         """Have an ask answered; returns at once."""
-        with self._lock:
+        with self._changed:
+            self._owed += 1
             starts = not self._idle
             if starts:
                 self._threads += 1
@@ -41,21 +43,30 @@ class Answering:
             threading.Thread(target=self._work, name="answers", daemon=True).start()
         self._asks.put((number, ask))
 
-    def close(self) -> None:
-        """Let the threads end when they have answered what they are at."""
-        with self._lock:
+    def close(self, wait_s: float) -> bool:
+        """Let the threads end when they have answered what they are at.
+
+        Returns:
+            Whether all replies have been sent, after waiting for that for so long.
+        """
+        with self._changed:
             threads, self._threads = self._threads, 0
         for _ in range(threads):
             self._asks.put(None)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._owed, wait_s)
 
     def _work(self) -> None:
         while (asked := self._asks.get()) is not None:
             number, ask = asked
             reply = self._reply(number, ask)
-            with self._lock:
+            with self._changed:
                 self._idle += 1  # before the reply, after which the next ask may come
             with contextlib.suppress(OSError), self._sending:
                 self._send(number, reply)
+            with self._changed:
+                self._owed -= 1
+                self._changed.notify_all()
 
     def _reply(self, number: int, ask: bytes) -> bytes:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -58,15 +59,19 @@ class BaseProcess:
         """Have a function's processes forked; ``descriptors`` are copied to them.
 
         Raises:
-            OSError: the base is gone.
+            OSError: the base is gone, or does not take what it is told.
         """
         socket.send_fds(self.control, [json.dumps(asdict(start)).encode()], list(descriptors), socket.MSG_NOSIGNAL)
 
     def end(self) -> None:
-        """Kill it, and with it every process in every sandbox; wait for that."""
+        """Kill it, and with it every process in every sandbox; does not wait for that."""
         self.control.close()
         self._process.kill()
-        self._process.wait(_END_TIMEOUT_S)
+
+    def await_end(self) -> None:
+        """After `end`: wait until all processes are gone, but not for ever: how long that takes is up to them."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT_S)
         self._listener.join(_END_TIMEOUT_S)
 
     @property
@@ -80,9 +85,10 @@ class BaseProcess:
             ready = self.control.recv(16) == b"ready"
         except OSError:
             ready = False
-        self.control.settimeout(None)
+        self.control.setblocking(False)
         if not ready:
             self.end()
+            self.await_end()
             raise SandboxUnavailable(_explained(" ".join(self._said).strip()))
 
     def _listen(self) -> None:

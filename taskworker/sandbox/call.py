@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
-import select
 import signal
+import struct
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from taskworker.sandbox.errors import (
 )
 from taskworker.sandbox.frames import Cause, Frame, Kind, split_number
 from taskworker.sandbox.function import FunctionSandbox
+from taskworker.sandbox.listening import Listening
 from taskworker.sandbox.spare import Spare
 
 Output = Callable[[str, bytes], None]
@@ -35,7 +38,13 @@ CLOSE_TIMEOUT_S = 1.0
 """For a killed call's channel to close; after it, all of the function is ended."""
 _RECEIVE_BYTES = 256 << 10
 _OUTPUT_BYTES = 64 << 10
-_DRAIN_BYTES = 1 << 20
+_SMALL_BYTES = 4096
+_TOGETHER_S = 0.005
+"""How long small pieces of output are let come together: 200 reads a second are the most that they cost."""
+_PART_TOGETHER_S = 0.001
+"""Likewise for parts of a frame."""
+_AVAILABLE = struct.Struct("=i")
+_NONE_AVAILABLE = _AVAILABLE.pack(0)
 _CPU_GRACE_S = 0.2
 _SIGNALS_OF_C = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 _MOST = 0.8
@@ -124,7 +133,7 @@ class SandboxCall:
         """Send the request's frame; a call that ended meanwhile is noticed by `result`."""
         self._spare.conversation.requested()
         with contextlib.suppress(OSError):
-            self._spare.channel.sendall(frame)
+            self._spare.send(frame, self._left_s)
 
     def stop(self, reason: SandboxError) -> None:
         """End the call for a reason, which `result` raises; the first one counts."""
@@ -156,46 +165,53 @@ class SandboxCall:
         Raises:
             ConnectionResetError: it was closed before.
         """
-        spare = self._spare
-        poll = select.poll()
-        names = {spare.output: "stdout", spare.errors: "stderr"}
-        for descriptor in (spare.channel.fileno(), *names):
-            poll.register(descriptor, select.POLLIN)
+        channel = self._spare.channel.fileno()
+        names = {self._spare.output: "stdout", self._spare.errors: "stderr"}
+        listening = Listening((channel, *names))
         while True:
-            events = poll.poll(self._wait_ms())
-            if not events:
-                self._nothing_came()
-            for descriptor, _ in events:
-                if descriptor not in names:
-                    for frame in self._receive():
+            ready = listening.wait(max(0.0, min(SAMPLE_S, self._left_s())))
+            if not ready or self._stopped is not None:
+                self._look_at_time()
+            for descriptor in ready:
+                if descriptor == channel:
+                    for frame in self._receive(listening):
                         if self._is_last(frame):
                             self._drain(names)
                             return frame
-                elif not self._forward(descriptor, names[descriptor]):
-                    poll.unregister(descriptor)
+                else:
+                    self._forward(descriptor, names[descriptor], listening)
 
-    def _wait_ms(self) -> float:
+    def _left_s(self) -> float:
         until = self._deadline if self._stopped is None else self._closes_by
-        return max(0.0, min(SAMPLE_S, until - time.monotonic()) * 1000)
+        return until - time.monotonic()
 
-    def _nothing_came(self) -> None:
+    def _look_at_time(self) -> None:
+        """End the call when its time is over; and, if that does not close its channel, all of the function."""
         if self._stopped is None:
             self.watch()
         elif time.monotonic() >= self._closes_by:
             self._function.kill()
             raise ConnectionResetError
 
-    def _receive(self) -> list[Frame]:
-        data = self._spare.channel.recv(_RECEIVE_BYTES)
+    def _receive(self, listening: Listening) -> list[Frame]:
+        channel = self._spare.channel
+        try:
+            data = channel.recv(_RECEIVE_BYTES)
+        except BlockingIOError:  # urgent data, which is none of the stream's
+            listening.leave_alone(channel.fileno(), _TOGETHER_S)
+            return []
         if not data:
             raise ConnectionResetError
         if self._stopped is not None:
             return []
         try:
-            return self._spare.conversation.feed(data)
+            frames = self._spare.conversation.feed(data)
         except SandboxError as error:
             self.stop(error)
             raise
+        if not frames and len(data) < _SMALL_BYTES:
+            listening.leave_alone(channel.fileno(), _PART_TOGETHER_S)
+        return frames
 
     def _is_last(self, frame: Frame) -> bool:
         """Take what is not: an ask, or a part of the result."""
@@ -213,32 +229,34 @@ class SandboxCall:
 
     def _reply(self, number: int, reply: bytes) -> None:
         self._spare.conversation.answered(number)
-        self._spare.channel.sendall(reply)
+        self._spare.send(reply, self._left_s)
 
-    def _forward(self, descriptor: int, name: str) -> bool:
-        """Pass on what was written; False at its end."""
-        if self._output_left <= 0:
-            self.output_truncated = True
-            return _drop(descriptor)
+    def _forward(self, descriptor: int, name: str, listening: Listening) -> None:
+        read = self._pass_on(descriptor, name, _OUTPUT_BYTES)
+        if read == 0:
+            listening.leave_out(descriptor)
+        elif read is None or read < _SMALL_BYTES:
+            listening.leave_alone(descriptor, _TOGETHER_S)
+
+    def _pass_on(self, descriptor: int, name: str, most: int) -> int | None:
+        """Read what was written, and pass on what the call may write; give how much was read, 0 at the end."""
         try:
-            data = os.read(descriptor, min(_OUTPUT_BYTES, self._output_left))
+            data = os.read(descriptor, most)
         except BlockingIOError:
-            return True
-        self._output_left -= len(data)
-        if data:
-            self._output(name, data)
-        return bool(data)
+            return None
+        passed, self._output_left = data[: self._output_left], max(0, self._output_left - len(data))
+        if len(passed) < len(data):
+            self.output_truncated = True
+        if passed:
+            self._output(name, passed)
+        return len(data)
 
     def _drain(self, names: dict[int, str]) -> None:
         """Pass on what was written before the result, and not more."""
         for descriptor, name in names.items():
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            while poll.poll(0) and self._output_left > 0:
-                if not self._forward(descriptor, name):
-                    break
-            else:
-                self.output_truncated = self.output_truncated or (bool(poll.poll(0)) and self._output_left <= 0)
+            (available,) = _AVAILABLE.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, _NONE_AVAILABLE))
+            while available > 0 and (read := self._pass_on(descriptor, name, available)):
+                available -= read
 
     def _judged(self, frame: Frame) -> bytes:
         if frame.kind is Kind.RESULT:
@@ -279,20 +297,11 @@ class SandboxCall:
             self.cpu_s = max(0.0, self._spare.cpu_s() - self._cpu_before_s)
             look = self._spare.look()
             self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes
-        self._answering.close()
-        if self._went_well and self._stopped is None:
+        well = self._went_well and self._stopped is None
+        # Only a process that took all answers can be kept: a thread would wait for the others to be taken.
+        taken = self._answering.close(CLOSE_TIMEOUT_S if well and self._function.image.keep is not None else 0.0)
+        if well and taken:
             self._function.served(self._spare, self._owner, look)
         else:
             self._function.dropped(self._spare)
         self._ended(self)
-
-
-def _drop(descriptor: int) -> bool:
-    """Throw away what is in a pipe; False at its end."""
-    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        return os.splice(descriptor, null, _DRAIN_BYTES) > 0
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(null)

@@ -21,7 +21,7 @@ _ALLOWED = """
     sync_file_range utime utimes utimensat futimesat flock fadvise64 sendfile copy_file_range splice tee statfs
     fstatfs dup dup2 dup3 pipe pipe2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime poll ppoll
     select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 sendto recvfrom
-    sendmsg recvmsg sendmmsg recvmmsg shutdown getsockopt getsockname getpeername mprotect munmap mremap madvise
+    recvmsg recvmmsg shutdown getsockopt getsockname getpeername mprotect munmap mremap madvise
     mincore msync brk membarrier fork vfork wait4 waitid exit exit_group set_tid_address set_robust_list
     rseq futex futex_waitv futex_wait futex_wake sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_get_priority_max sched_get_priority_min getcpu rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
@@ -31,7 +31,8 @@ _ALLOWED = """
     getegid getresuid getresgid getgroups getpriority getrlimit getrusage sysinfo uname getrandom
 """
 """No new process image, no network, no signals to others, no mounts, no keys, no tracing, nothing of other
-processes; `_zygote_filter` has besides what depends on its arguments."""
+processes, and no sendmsg: descriptors under way in sockets make work for the kernel that whoever sends or receives
+some, as the host does, has to wait for. `_zygote_filter` has besides what depends on its arguments."""
 
 _TO_BEGIN_WITH = ("chroot", "capset")
 """What a call does before it puts its own filter on, which refuses it: it goes to its own root directory, and gives

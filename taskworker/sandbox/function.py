@@ -46,6 +46,8 @@ FILES_PER_MIB = 64
 FILES_MIN = 256
 _LOGGED_CHARS = 500
 _RETRY_S = 0.01
+_LAST_WORDS_MAX = 1024
+"""Messages of a zygote that are read after its end."""
 _MESSAGE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class FunctionSandbox:
         self._init_pid = self._zygote_pid = 0
         self._init_pidfd = -1
         self._endings: dict[str, bytes] = {}
+        self._endings_asked = 0
         self._init, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._zygote, zygotes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for own in (self._init, self._zygote):
@@ -222,6 +225,7 @@ class FunctionSandbox:
             while self._failure is None and time.monotonic() < deadline:
                 with contextlib.suppress(OSError):
                     self._zygote.send(zygote.STATUS + spare.name.encode(), socket.MSG_NOSIGNAL)
+                    self._endings_asked += 1
                 self._changed.wait(0.05)
                 if said := self._endings.pop(spare.name, None):
                     return zygote.ENDING.unpack(said)
@@ -333,8 +337,10 @@ class FunctionSandbox:
         elif not message:
             self.close(CallCrashed("the function's sandbox ended"))
         elif message == init.ZYGOTE_ENDED:
-            while self._failure is None:  # what it said before it ended is why it did
-                self._zygote_readable()
+            for _ in range(_LAST_WORDS_MAX):  # what it said before it ended is why it did
+                if self._failure is None:
+                    self._zygote_readable()
+            self.close(self._lost_zygote())
         elif message[:1] == init.MOUNTED:  # the kernel drops a descriptor that a full table has no room for
             self.close(CallCrashed("this worker has no descriptors left for a call's root directory"))
         else:
@@ -356,9 +362,9 @@ class FunctionSandbox:
             self._imported()
         elif kind == zygote.BROKEN:
             self.close(self._broken(content.decode(errors="replace")))
-        elif kind == zygote.ENDED and len(content) == init.NAME_CHARS + zygote.ENDING.size:
+        elif kind == zygote.ENDED and self._endings_asked > 0:
             self._remember_ending(content)
-        elif kind != zygote.ENDED:
+        else:
             self.close(self._lost_zygote())
 
     def _broken(self, text: str) -> SandboxError:
@@ -422,7 +428,9 @@ class FunctionSandbox:
     def _remember_ending(self, content: bytes) -> None:
         name = content[: init.NAME_CHARS].decode(errors="replace")
         with self._changed:
-            if any(spare.name == name for spare in self._calls.values()):
+            self._endings_asked -= 1
+            known = len(content) == init.NAME_CHARS + zygote.ENDING.size
+            if known and any(spare.name == name for spare in self._calls.values()):
                 self._endings[name] = content[init.NAME_CHARS :]
             self._changed.notify_all()
 
@@ -453,12 +461,20 @@ class FunctionSandbox:
             return
         spare.handed_over()
         self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
-        self._loop.add_reader(spare.channel, self._greet, spare)
+        self._await_hello(spare)
+
+    def _await_hello(self, spare: Spare) -> None:
+        if self._pending.get(spare.name) is spare:
+            self._loop.add_reader(spare.channel, self._greet, spare)
 
     def _greet(self, spare: Spare) -> None:
         try:
             if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid):
                 return
+        except BlockingIOError:
+            self._loop.remove_reader(spare.channel)
+            self._loop.call_later(_RETRY_S, self._await_hello, spare)
+            return
         except (SandboxError, OSError) as error:
             _log.warning("a call's process was refused: %s", error)
             self.close(error if isinstance(error, SandboxError) else self._lost_zygote())

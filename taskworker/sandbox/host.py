@@ -242,6 +242,7 @@ class SandboxHost:
         if self._base is not None:
             self._loop.remove_reader(self._base.control)
             self._base.end()
+            threading.Thread(target=self._base.await_end, name="sandbox-base-end", daemon=True).start()
             self._base = None
         for function in list(self._functions.values()):
             function.close(CallCrashed("all sandboxes of this worker ended; the next call starts them again"))
@@ -315,6 +316,7 @@ class SandboxHost:
             with contextlib.suppress(OSError):
                 self._loop.remove_reader(self._base.control)
             self._base.end()
+            self._base.await_end()
             self._base = None
 
 

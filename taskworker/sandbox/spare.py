@@ -9,7 +9,9 @@ import resource
 import select
 import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ FUNCTION_TASKS_MAX = 512
 NO_CORE_BYTES = 1
 """Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
 _RECEIVE_BYTES = 256 << 10
+_ROOM_S = 0.25
+"""How long a sender waits before it looks at its time again."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CPU_CLOCK = 2
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -96,6 +100,9 @@ class Look:
 class Spare:
     """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
 
+    Nothing here waits for the process but `send`, which has a time to do so: what is at the other ends of these
+    descriptors is user code, or may be.
+
     Attributes:
         name: by which host, init and zygote mean it; no secret.
         served: the calls that it was taken for.
@@ -104,6 +111,7 @@ class Spare:
 
     __slots__ = (
         "_pidfd",
+        "_sending",
         "channel",
         "conversation",
         "errors",
@@ -121,7 +129,9 @@ class Spare:
         self._pidfd = -1
         self.served = 0
         self.first_used = 0.0
+        self._sending = threading.Lock()
         self.channel, theirs = socket.socketpair()
+        self.channel.setblocking(False)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.output, their_output = os.pipe2(os.O_CLOEXEC)
         self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
@@ -142,6 +152,7 @@ class Spare:
         Raises:
             SandboxUnavailable: the process is not confined as it should be.
             ProtocolViolation: it did not send a hello.
+            BlockingIOError: there is nothing to read, though it looked so: urgent data.
             OSError: it is gone.
         """
         data, pid = proof.receive_with_pid(self.channel, _RECEIVE_BYTES)
@@ -158,6 +169,35 @@ class Spare:
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         self.pid = pid
         return True
+
+    def send(self, data: bytes, left_s: Callable[[], float]) -> None:
+        """Send bytes on the channel; from any thread, one at a time.
+
+        Args:
+            data: all of which is sent.
+            left_s: says how many seconds there are left.
+
+        Raises:
+            TimeoutError: they were not taken in time.
+            OSError: the process, or this object, is closed.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                with self._sending:  # which keeps the descriptor from being closed, and becoming another one's
+                    sent = self.channel.send(view)
+            except BlockingIOError:
+                self._await_room(left_s())
+            else:
+                view = view[sent:]
+
+    def _await_room(self, left_s: float) -> None:
+        descriptor = self.channel.fileno()
+        if left_s <= 0 or descriptor < 0:
+            raise TimeoutError("what was sent to a call was not taken in time")
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        poll.poll(math.ceil(min(left_s, _ROOM_S) * 1000))
 
     def begin_call(self) -> None:
         """Note that it is taken for a call."""
@@ -217,6 +257,7 @@ class Spare:
         for descriptor in (*self.theirs, self.output, self.errors, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.channel.close()
+        with self._sending:
+            self.channel.close()
         self.theirs.clear()
         self._pidfd = self.output = self.errors = -1

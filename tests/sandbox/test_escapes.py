@@ -88,6 +88,8 @@ ENDS_BY: dict[str, type[SandboxError] | tuple[type[SandboxError], ...]] = {
     "forged_result_while_asking": ProtocolViolation,
     "half_a_frame": CallDeadline,
     "slow_drip": CallDeadline,
+    "a_frame_byte_by_byte": CallDeadline,
+    "urgent_data": CallDeadline,
     "never_read_the_answer": CallDeadline,
     "half_a_result": CallCrashed,
     "half_a_frame_and_gone": CallCrashed,

@@ -159,6 +159,16 @@ def test_what_comes_between_two_calls_ends_the_process(host: SandboxHost, bundle
     assert told(host, image, owner="forger")[0] == 1
 
 
+def test_a_process_that_takes_no_answers_is_not_kept(host: SandboxHost, bundles: Path) -> None:
+    """The thread that sends one would wait for it as long as it is kept."""
+    image = image_of(bundles)
+    ask, result = b"\\x05\\0\\0\\0\\x04\\0\\0\\0\\1", b"\\x03\\0\\0\\0\\x06(9, 0)"
+    unread = b"[os.write(3, b'%s'), time.sleep(0.3), os.write(3, b'%s'), time.sleep(60)]" % (ask, result)
+    with contextlib.suppress(ProtocolViolation):  # where the answer is not even begun with by then
+        assert begin(host, image, unread, owner="deaf", answer=lambda ask: bytes(4 << 20)).result() == b"(9, 0)"
+    assert told(host, image, owner="deaf")[0] == 1
+
+
 def test_as_many_are_kept_as_may_be(host: SandboxHost, bundles: Path) -> None:
     image = image_of(bundles)
     for number in range(KEPT_MAX + 8):

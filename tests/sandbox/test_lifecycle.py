@@ -47,7 +47,7 @@ def run(request, channel):
         os._exit(1)
     if request == b"raise":
         raise ValueError
-    if request == b"hang":
+    if request.startswith(b"hang"):
         time.sleep(1000)
     if request == b"garbage":
         os.write(3, bytes(100))
@@ -59,6 +59,41 @@ def run(request, channel):
 """
 
 UNFILTERED = "sys.modules['taskworker.sandbox.inside.kernel'].Filter.install = lambda filter: None"
+FLOODS_ENDINGS = """
+def flood():
+    while True:
+        for descriptor in range(3, 9):
+            write(descriptor, b"X" + b"0" * 16 + bytes(12))
+
+os.fork = flood
+"""
+SAYS_URGENT = """
+import socket
+from taskworker.sandbox.inside.channel import Channel
+
+def say_urgent(self):
+    channel = socket.socket(fileno=3)
+    while True:
+        channel.send(b"x", socket.MSG_OOB)
+        time.sleep(0.05)
+
+Channel.hello = say_urgent
+"""
+TAKES_NO_REQUEST = """
+from taskworker.sandbox.inside.channel import Channel
+
+Channel.request = lambda self: time.sleep(1000)
+os.close = lambda descriptor: None
+"""
+LEAVES_A_FLOODER = """
+def leave_a_flooder():
+    if real_fork() == 0:
+        while True:
+            for descriptor in range(3, 20):
+                write(descriptor, bytes(1000))
+
+real_fork, os.setsid = os.fork, leave_a_flooder
+"""
 WRITE = """
 def write(descriptor, data):
     try:
@@ -303,6 +338,10 @@ def test_the_function_not_used_for_longest_makes_room(bundles: Path) -> None:
         UNFILTERED,
         "[write(d, b'R' * 9) for d in range(3, 9)]",  # says things to the host
         "[write(d, b'X' + bytes(44)) for d in range(3, 9)]",
+        FLOODS_ENDINGS,
+        SAYS_URGENT,
+        TAKES_NO_REQUEST,
+        LEAVES_A_FLOODER,
         "[write(d, bytes(60_000)) for d in range(3, 9)]",
         "[os.close(d) for d in range(3, 9)]",
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
@@ -312,9 +351,11 @@ def test_a_zygote_in_the_hands_of_its_code_harms_nobody(host: SandboxHost, bundl
     source = f"import os, signal, sys, time\n{WRITE}\n{meddling}\n" + TROUBLE
     image = program(bundles, source, limits=Limits(wall_s=1.0))
     innocent = program(bundles, ECHO)
-    for _ in range(2):
+    for number in range(2):
         with contextlib.suppress(SandboxError):
-            begin(host, image, b"hang", timeout_s=0.5).result()
+            begin(host, image, b"hang" + bytes(1 << 20), timeout_s=0.5).result()
+        cold = program(bundles, ECHO, document=f"{number} {meddling}".encode())
+        assert begin(host, cold, b"unharmed", timeout_s=PATIENCE_S).result() == b"unharmed"
         assert begin(host, innocent, b"unharmed").result() == b"unharmed"
 
 

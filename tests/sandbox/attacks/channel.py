@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import struct
 import time
 from typing import NoReturn
@@ -25,6 +26,10 @@ def _ask(number: int, content: bytes) -> None:
 def _write(data: bytes) -> None:
     while data:
         data = data[os.write(CHANNEL, data) :]
+
+
+def _socket() -> socket.socket:
+    return socket.socket(fileno=os.dup(CHANNEL))
 
 
 def _linger() -> NoReturn:
@@ -149,6 +154,48 @@ def slow_drip(_: Channel) -> object:
     while True:
         _write(b"x")
         time.sleep(0.01)
+
+
+@attack
+def urgent_data(_: Channel) -> object:
+    """Which a socket has beside its stream: a reader is woken up, and finds nothing."""
+    with _socket() as channel:
+        while True:
+            channel.send(b"x", socket.MSG_OOB)
+            time.sleep(0.01)
+
+
+@attack
+def urgent_data_between_honest_asks(channel: Channel) -> object:
+    with _socket() as urgent:
+        for number in range(20):
+            urgent.send(b"x", socket.MSG_OOB)  # one, until the answer: the first of two becomes one of the stream
+            if channel.ask(b"%d" % number) != b"%d" % number:
+                return "a wrong answer"
+    return None
+
+
+@attack
+def descriptors_on_the_channel(_: Channel) -> object:
+    """They would be closed, and all that this takes be done, by the reader."""
+    with _socket() as channel:
+        return socket.send_fds(channel, [b""], [0])
+
+
+@attack
+def descriptors_under_way_in_themselves(_: Channel) -> object:
+    made = 0
+    while made < 1000:
+        here, there = socket.socketpair()
+        made += socket.send_fds(here, [b"x"], [here.fileno(), there.fileno()])
+    return made
+
+
+@attack
+def a_frame_byte_by_byte(_: Channel) -> object:
+    _write(struct.pack("!BI", RESULT, 1 << 20))
+    while True:
+        _write(b"x")
 
 
 @attack
