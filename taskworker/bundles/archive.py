@@ -189,7 +189,8 @@ class BundleCache:
                 target = partial / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            partial.chmod(0o755)
+            for made in (partial, *partial.rglob("*")):  # whatever the umask: sandboxes may be another user
+                made.chmod(0o755 if made.is_dir() else 0o644)
             partial.rename(self.directory / key)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

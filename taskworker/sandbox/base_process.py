@@ -28,18 +28,19 @@ class BaseProcess:
     Args:
         bwrap: path of bubblewrap.
         bundles: directory of all bundles.
+        ids: user and group ids on this machine that sandboxes have; None: the worker's own.
 
     Raises:
         SandboxUnavailable: it could not be started; the text is what bubblewrap said, and what to do.
     """
 
-    def __init__(self, bwrap: str, bundles: Path) -> None:
+    def __init__(self, bwrap: str, bundles: Path, ids: range | None) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         try:
             os.set_inheritable(proc, True)
             self._process = subprocess.Popen(
-                bubblewrap.command(bwrap, bundles, theirs.fileno(), proc),
+                bubblewrap.command(bwrap, bundles, theirs.fileno(), proc, ids),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

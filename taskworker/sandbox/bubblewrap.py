@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskworker.sandbox import runtime_root
+from taskworker.sandbox import launcher, runtime_root
 from taskworker.sandbox.errors import SandboxUnavailable
+from taskworker.sandbox.inside.base import UID
+from taskworker.sandbox.inside.init import DEVICES
 
 BUNDLES = "/bundles"
 _BASE = (
-    "import sys; sys.path[:0] = {path!r}; from taskworker.sandbox.inside import fork_hooks; "
-    "fork_hooks.leave_out_idle(); from taskworker.sandbox.inside import base; base.main()"
+    "import sys; sys.path[:0] = {path!r}; from taskworker.sandbox.inside import fork_hooks, identity; "
+    "identity.leave_root(); fork_hooks.leave_out_idle(); from taskworker.sandbox.inside import base; base.main()"
 )
 
 
@@ -34,7 +36,7 @@ def find() -> str:
         raise SandboxUnavailable(_MISSING) from None
 
 
-def command(bwrap: str, bundles: Path, control: int, proc: int) -> list[str]:
+def command(bwrap: str, bundles: Path, control: int, proc: int, ids: range | None) -> list[str]:
     """Give the command that starts the base.
 
     Args:
@@ -42,18 +44,23 @@ def command(bwrap: str, bundles: Path, control: int, proc: int) -> list[str]:
         bundles: the directory of bundles; the base, and nothing after it, sees all of it.
         control: descriptor of the base's control socket.
         proc: descriptor of this machine's ``/proc``.
+        ids: user and group ids on this machine that sandboxes have; None: the worker's own.
     """
     path = list(runtime_root.module_path())
     program = ("-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path))
-    return [*interpreter(bwrap, bundles), *program, str(control), str(proc)]
+    return launcher.command(ids, [*interpreter(bwrap, bundles, ids), *program, str(control), str(proc)])
 
 
-def interpreter(bwrap: str, bundles: Path) -> list[str]:
+def interpreter(bwrap: str, bundles: Path, ids: range | None = None) -> list[str]:
     """Give the command that starts an interpreter in namespaces and a root of its own; its arguments come after."""
+    uid = str(UID)
+    in_own_namespace = ("--unshare-user", "--uid", uid, "--gid", uid)
+    as_its_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return [
         bwrap,
-        *("--unshare-all", "--unshare-user", "--unshare-cgroup", "--as-pid-1", "--die-with-parent", "--new-session"),
-        *("--uid", str(runtime_root.UID), "--gid", str(runtime_root.UID), "--hostname", "sandbox"),
+        *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup"),
+        *(in_own_namespace if ids is None else as_its_root),
+        *("--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
         *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
         *_root(),
@@ -64,12 +71,14 @@ def interpreter(bwrap: str, bundles: Path) -> list[str]:
 
 
 def _root() -> Iterator[str]:
+    for directory in runtime_root.directories():
+        yield from ("--dir", directory)  # bubblewrap alone would make it for its own user only
     for bind in runtime_root.binds():
         yield from ("--ro-bind", str(bind.source), bind.target)
     for directory in runtime_root.hidden():
         yield from ("--tmpfs", directory, "--remount-ro", directory)
-    for device in runtime_root.DEVICES:
-        yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
+    for device in DEVICES:
+        yield from ("--dev-bind", device, device)
 
 
 _MISSING = (

@@ -46,15 +46,18 @@ _MAP_PRIVATE = 0x02
 _MAP_SHARED = 0x01
 _MAP_ANONYMOUS = 0x20
 """Anonymous and shared would be memory that a zygote has in common with all its calls: refused."""
+_MAP_HUGETLB = 0x4_0000
+"""The machine's huge pages are few, reserved for somebody else, and no memory limit counts them: refused."""
 _CLONE_THREAD = 0x0001_0000
 _CLONE_NAMESPACES = 0x7E02_0000
 """All CLONE_NEW* flags that clone takes."""
 _AF_UNIX = 1
 _PR_SET_SECCOMP = 22
 _PR_SET_NAME = 15
-_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1031, 1032, 1033, 1034, 36, 37, 38)
-"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_SETPIPE_SZ,
-F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS, and the locks of open files. No owner, signal, lease or notification."""
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032, 1033, 1034, 36, 37, 38)
+"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ,
+F_ADD_SEALS, F_GET_SEALS, and the locks of open files. No owner, signal, lease or notification; no F_SETPIPE_SZ:
+the memory of a call's output pipes counts for the worker's user, and that of others' pipes for the function's."""
 _O_ASYNC = 0x2000
 _IOCTL_REQUESTS = (0x5401, 0x5421, 0x541B, 0x5413, 0x5451, 0x5450)
 """TCGETS, FIONBIO, FIONREAD, TIOCGWINSZ, FIOCLEX, FIONCLEX: what the standard library asks of any descriptor."""
@@ -96,8 +99,8 @@ def _zygote_filter(seccomp: Any) -> Any:
     for name in _ERRNO_ENOSYS:
         rules.add(seccomp.ERRNO(errno.ENOSYS), name)
     masked = seccomp.MASKED_EQ
-    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE, _MAP_PRIVATE))
-    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_ANONYMOUS, _MAP_SHARED))
+    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_HUGETLB, _MAP_PRIVATE))
+    rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_ANONYMOUS | _MAP_HUGETLB, _MAP_SHARED))
     rules.add(seccomp.ALLOW, "clone", (0, masked, _CLONE_NAMESPACES, 0))
     rules.add(seccomp.ALLOW, "socketpair", (0, seccomp.EQ, _AF_UNIX))
     rules.add(seccomp.ALLOW, "prctl", (0, seccomp.EQ, _PR_SET_SECCOMP))

@@ -27,6 +27,7 @@ from taskworker.sandbox.errors import (
     SandboxUnavailable,
 )
 from taskworker.sandbox.filters import Filters
+from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.kept import KeptProcesses
@@ -66,6 +67,7 @@ class FunctionSandbox:
         code: the bundle's directory relative to the bundles'; empty for none.
         filters: the compiled seccomp filters.
         fence: bounds the processes of functions, where the kernel does not.
+        ids: gives it an id.
         ended: called in the loop's thread when it is about to go.
     """
 
@@ -78,6 +80,7 @@ class FunctionSandbox:
         filters: Filters,
         *,
         fence: PidsCgroup | None,
+        ids: FunctionIds,
         ended: Callable[[FunctionSandbox], None],
     ) -> None:
         self.image = image
@@ -87,6 +90,8 @@ class FunctionSandbox:
         self._ended = ended
         self._fence = fence
         self._fence_name = secrets.token_hex(8)
+        self._ids = ids
+        self._uid = ids.take()
         self._strangers: dict[int, float] = {}
         self._calls: dict[int, Spare] = {}
         self._confined = False
@@ -118,6 +123,7 @@ class FunctionSandbox:
             files=max(FILES_MIN, (image.limits.disk_bytes >> 20) * FILES_PER_MIB),
             result_bytes=image.limits.result_bytes,
             pids=FUNCTION_TASKS_MAX,
+            uid=self._uid,
         )
         files = [_in_memory(content) for content in (image.document, filters.zygote, filters.call)]
         try:
@@ -279,6 +285,7 @@ class FunctionSandbox:
             if self._init_pidfd >= 0:
                 os.close(self._init_pidfd)
                 self._init_pidfd = -1
+        self._ids.give_back(self._uid)
 
     def fenced_off(self) -> bool:
         """Remove its cgroup, if it has one; False while something in it has not ended."""
@@ -385,10 +392,12 @@ class FunctionSandbox:
         try:
             self._pid_namespace = proof.require_confined(self._zygote_pid, 1)["pid"]
             proof.require_closed(self._zygote_pid)
+            if self._uid:
+                proof.require_other_user(self._zygote_pid)
             limit_zygote(self._zygote_pid, self.image.limits)
             if self._fence is not None:
                 self._fence.enclose(self._fence_name, (self._init_pid, self._zygote_pid), FUNCTION_TASKS_MAX)
-            elif not self._bounded and os.geteuid() == 0:
+            elif not self._bounded and not self._uid and os.geteuid() == 0:
                 raise Unbounded("nothing bounds the processes of this function")
             self._zygote.send(zygote.GO, socket.MSG_NOSIGNAL)
         except Unbounded as error:

@@ -7,13 +7,14 @@ import contextlib
 import os
 import resource
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from taskworker.sandbox import bubblewrap
+from taskworker.sandbox import bubblewrap, ids, runtime_root
 from taskworker.sandbox.answering import Answer
 from taskworker.sandbox.base_process import BaseProcess
 from taskworker.sandbox.call import Item, Output, SandboxCall
@@ -21,6 +22,7 @@ from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxUnavaila
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
 from taskworker.sandbox.function import FunctionSandbox, Unbounded
+from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
 from taskworker.sandbox.pids_cgroup import PidsCgroup
 from taskworker.sandbox.spare import Spare
@@ -63,6 +65,8 @@ class SandboxHost:
         self._lock = threading.Lock()
         self._calls: set[SandboxCall] = set()
         self._base: BaseProcess | None = None
+        self._ids: range | None = None
+        self._function_ids = FunctionIds(None)
         self._pids_cgroup = pids_cgroup
         self._fence: PidsCgroup | None = None
         self._unfenced: list[FunctionSandbox] = []
@@ -82,6 +86,7 @@ class SandboxHost:
             if self._pids_cgroup:
                 self._fence = PidsCgroup()
             _allow_descriptors()
+            self._give_ids()
             self._thread.start()
             self._in_loop(self._started_base)
             self.check()
@@ -90,6 +95,14 @@ class SandboxHost:
             raise
         self._loop.call_soon_threadsafe(self._tick)
         self._loop.call_soon_threadsafe(self._inspect)
+
+    def _give_ids(self) -> None:
+        """Choose ids for sandboxes, which must be able to get at the bundles then."""
+        self._ids = ids.find()
+        self._function_ids = FunctionIds(self._ids)
+        if self._ids is not None:
+            runtime_root.require_readable()
+            self._bundles.chmod(stat.S_IMODE(self._bundles.stat().st_mode) | stat.S_IXOTH)
 
     def check(self) -> None:
         """Run a program that tries what must not work.
@@ -234,7 +247,7 @@ class SandboxHost:
 
     def _started_base(self) -> BaseProcess:
         if self._base is None:
-            self._base = BaseProcess(self._bwrap, self._bundles)
+            self._base = BaseProcess(self._bwrap, self._bundles, self._ids)
             self._loop.add_reader(self._base.control, self._base_ended)
         return self._base
 
@@ -269,6 +282,7 @@ class SandboxHost:
             code,
             self._filters,
             fence=self._fence,
+            ids=self._function_ids,
             ended=self._function_ended,
         )
 

@@ -85,6 +85,17 @@ def require_confined(pid: int, filters: int) -> Mapping[str, str]:
     return namespaces
 
 
+def require_other_user(pid: int) -> None:
+    """Check that a process has no user or group id in common with this one.
+
+    Raises:
+        SandboxUnavailable: it has.
+    """
+    status = status_of(pid)
+    if {os.getuid(), os.geteuid()} & set(map(int, status["Uid"].split())) or status["Groups"]:
+        raise SandboxUnavailable("a sandboxed process has a user id or groups of the worker's; it was ended")
+
+
 def status_of(pid: int) -> dict[str, str]:
     """Give ``/proc/PID/status`` as a mapping."""
     lines = _status(pid).decode(errors="replace").splitlines()

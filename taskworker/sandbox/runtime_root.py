@@ -9,21 +9,22 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from taskworker.sandbox.errors import SandboxUnavailable
+from taskworker.sandbox.inside.init import DEVICES
 
 PYTHON = "/python"
 PACKAGES = "/packages"
 RUNTIME = "/runtime"
 LIBRARIES = "/libraries"
-UID = 1000
 PACKAGE_NAMES = (
     "pydantic",
     "pydantic_core",
@@ -33,9 +34,6 @@ PACKAGE_NAMES = (
     "cloudpickle",
     "tzdata",  # what zoneinfo reads: the machine's own zones are not bound
 )
-DEVICES = ("null", "urandom", "random")
-"""No ``zero``: mapped shared, it would be memory that calls have in common."""
-
 _WITHOUT_LIBRARIES = ("_tkinter", "readline", "_curses", "_curses_panel", "_dbm", "_gdbm", "nis", "_crypt", "spwd")
 """Terminals, windows and accounts, of which a sandbox has none: their libraries are not bound."""
 _LIBRARY = re.compile(r"(?:=>\s+|^\s*)(/\S+)\s+\(0x", re.MULTILINE)
@@ -81,6 +79,13 @@ def binds() -> tuple[Bind, ...]:
     )
 
 
+def directories() -> list[str]:
+    """List the directories inside that something is bound in, those around others first."""
+    targets = (*(bind.target for bind in binds()), *DEVICES)
+    around = {str(parent) for target in targets for parent in PurePosixPath(target).parents}
+    return sorted(around - {"/"})
+
+
 def hidden() -> Iterator[str]:
     """Name the directories inside that something else of this machine would be seen in."""
     standard_library = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
@@ -88,6 +93,22 @@ def hidden() -> Iterator[str]:
     for name in ("site-packages", "dist-packages"):
         if (standard_library / name).is_dir():
             yield f"{inside}/{name}"
+
+
+def require_readable() -> None:
+    """Check that users other than this process's may read what is bound.
+
+    Raises:
+        SandboxUnavailable: they may not; the text says what to do.
+    """
+    for bind in binds():
+        mode = bind.source.stat().st_mode
+        wanted = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH
+        if mode & wanted != wanted:
+            raise SandboxUnavailable(
+                f"the sandboxes of a worker run as root have user ids of their own, which cannot read {bind.source}: "
+                f"chmod -R o+rX {bind.source}"
+            )
 
 
 def _executable() -> Path:

@@ -22,6 +22,9 @@ from taskworker.sandbox.image import Limits
 
 FUNCTION_TASKS_MAX = 512
 """Processes and threads of all calls of one function together. What one call may have is watched besides."""
+SIGNALS_MAX = 8192
+"""Signals that wait, and POSIX timers, of all calls of one function together."""
+STACK_BYTES = 8 << 20
 NO_CORE_BYTES = 1
 """Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
 _RECEIVE_BYTES = 256 << 10
@@ -32,6 +35,14 @@ _CPU_CLOCK = 2
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
+_FOR_GOOD = (
+    (resource.RLIMIT_SIGPENDING, SIGNALS_MAX),
+    (resource.RLIMIT_MSGQUEUE, 0),
+    (resource.RLIMIT_MEMLOCK, 0),
+    (resource.RLIMIT_NICE, 0),
+    (resource.RLIMIT_RTPRIO, 0),
+    (resource.RLIMIT_STACK, STACK_BYTES),
+)
 CallLimits = tuple[tuple[int, tuple[int, int]], ...]
 """Kinds of limits (``resource.RLIMIT_*``), each with the soft and the hard one."""
 
@@ -51,7 +62,9 @@ def size_of(pid: int) -> Size:
 
 
 def limit_zygote(pid: int, limits: Limits) -> None:
-    """Bound what a zygote takes for its import. Soft limits, which it cannot raise."""
+    """Bound what a zygote takes for its import with soft limits, which it cannot raise; and the rest for good."""
+    for kind, most in _FOR_GOOD:
+        resource.prlimit(pid, kind, _allowed(pid, kind, most, most))
     begun_with = size_of(pid)
     for kind, soft in (
         (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_a_bundle_is_unpacked_once_and_as_a_whole(tmp_path: Path) -> None:
     }
     assert cache.add(bundle) == root == cache.find(key_of(bundle))
     assert sorted(path.name for path in tmp_path.iterdir()) == [key_of(bundle)]
+
+
+def test_a_sandbox_of_another_user_can_read_what_a_private_umask_unpacks(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        root = BundleCache(tmp_path).add(packed(SPEC, FILES).bundle)
+    finally:
+        os.umask(before)
+    for path in (root, *root.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
 def test_the_least_lately_used_bundles_go(tmp_path: Path) -> None:

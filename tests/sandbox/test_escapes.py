@@ -41,6 +41,7 @@ SYSTEM_CALLS = """
     setdomainname iopl ioperm modify_ldt personality shmget msgget semget mq_open prctl seccomp ioprio_set
     socketpair fcntl ioctl move_pages migrate_pages process_madvise mbind vmsplice open_by_handle_at
     name_to_handle_at memfd_create memfd_secret inotify_init1 fanotify_init execveat tkill tgkill rt_sigqueueinfo
+    timer_create
     pidfd_open pidfd_send_signal pidfd_getfd ptrace process_vm_readv process_vm_writev kcmp setfsuid capset capget
 """
 NEWER_SYSTEM_CALLS = {"statmount": 457, "listmount": 458, "memfd_secret": 447, "process_madvise": 440}

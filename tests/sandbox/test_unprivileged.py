@@ -30,10 +30,12 @@ TESTS = (
     "tests/sandbox/test_calls.py::test_a_result_is_what_the_program_gives",
     "tests/sandbox/test_calls.py::test_the_standard_library_works",
     "tests/sandbox/test_escapes.py",
+    "tests/sandbox/test_user_limits.py",
 )
 SOME_ATTACKS = (
     "mount or namespace or socket or fork or clone or signal or trace or bundles or private "
     "or right or root or many or answers"
+    " or device or pipe or memory or limit or counted"
 )
 
 

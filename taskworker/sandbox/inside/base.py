@@ -17,7 +17,7 @@ import socket
 import sys
 from typing import Any
 
-from taskworker.sandbox.inside import call, init, kernel, zygote
+from taskworker.sandbox.inside import call, identity, init, kernel, zygote
 
 START_BYTES_MAX = 64 << 10
 PREIMPORTED = (
@@ -59,6 +59,8 @@ PREIMPORTED = (
 )
 """What functions use most: loaded once, its memory is shared by all of them."""
 PROGRAM = "taskworker.sandbox.inside.program"
+UID = 1000
+"""User and group id of every function, in its own namespace."""
 
 
 def main() -> None:
@@ -104,9 +106,11 @@ def _start_function(start: init.Start, descriptors: list[int], proc: int) -> Non
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kernel.close_all_but({proc, *descriptors})
+        if start.uid:
+            identity.become(start.uid)
         uid, gid = os.getuid(), os.getgid()
         kernel.unshare(init.NAMESPACES)
-        kernel.map_own_ids(proc, uid, gid)
+        kernel.map_own_ids(proc, UID, uid, gid)
         if os.fork() == 0:
             init.main(start, descriptors, proc, zygote.main)
     except BaseException as error:  # the last resort of a process that has no caller

@@ -24,6 +24,8 @@ DESCRIPTORS = 5
 """That come with a start: the init's socket, the zygote's, the document, and the two filters."""
 BUNDLES = "/bundles"
 CODE = "/code"
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
+"""The machine's own. No ``zero``: mapped shared, it would be memory that calls have in common."""
 SCRATCH = "/tmp"
 """Each call's own; in the zygote it is an empty directory of the root, which is read-only."""
 NAME_CHARS = 16
@@ -48,6 +50,7 @@ class Start:
         files: how many files and directories it may hold.
         result_bytes: how large a result may be.
         pids: the bound of the function's pid namespace, where the kernel has such a bound.
+        uid: the user and group id of its processes, as the base knows them; 0: those of the base.
     """
 
     code: str
@@ -55,6 +58,7 @@ class Start:
     files: int
     result_bytes: int
     pids: int
+    uid: int
 
 
 Zygote = Callable[[Start, int, int, int, int], None]
@@ -64,13 +68,15 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
     """Set the namespace up, fork the zygote and serve; does not return."""
     own, to_zygote, document, *filters = descriptors
     bounded = kernel.limit_pids(proc, start.pids)
-    os.close(proc)
     _mount_all(start)
     child = os.fork()
     if child == 0:
         os.close(own)
+        os.close(proc)
         zygote(start, to_zygote, document, *filters)
     kernel.unshare(kernel.CLONE_NEWNS)  # the zygote does not see what is mounted from here on
+    kernel.forbid_counted(proc, mounts=start.pids)
+    os.close(proc)
     for descriptor in (to_zygote, document, *filters):
         os.close(descriptor)
     connection = socket.socket(fileno=own)
@@ -83,6 +89,8 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
 def _mount_all(start: Start) -> None:
     """Mount what the function sees."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+    for device in DEVICES:
+        kernel.make_read_only(device)
     if start.code:
         kernel.mount(f"{BUNDLES}/{start.code}", CODE, "", kernel.MS_BIND)
     hidden = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC

@@ -68,6 +68,11 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     _check(done, f"mount {kind or 'bind'} on {target}")
 
 
+def make_read_only(target: str) -> None:
+    """Have nothing at the mount ``target`` be changed, nor its attributes; devices work as before."""
+    mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NOEXEC)
+
+
 def unmount(target: str) -> None:
     """Take a mount out of sight at once; it is gone when the last process in it is."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
@@ -139,17 +144,18 @@ class Filter:
         _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._address, 0, 0), "install the seccomp filter")
 
 
-def map_own_ids(proc: int, uid: int, gid: int) -> None:
-    """Map the ids of a process that has just entered its own user namespace to themselves.
+def map_own_ids(proc: int, inside: int, uid: int, gid: int) -> None:
+    """Map an id to those of this process, which has just entered its own user namespace; there is no other in it.
 
     Args:
         proc: a descriptor of a ``/proc`` in which this process is to be seen.
+        inside: the user and group id in the namespace.
         uid: the user id, in the namespace around.
         gid: the group id, in the namespace around.
     """
     _write(proc, "self/setgroups", "deny")
-    _write(proc, "self/uid_map", f"{uid} {uid} 1")
-    _write(proc, "self/gid_map", f"{gid} {gid} 1")
+    _write(proc, "self/uid_map", f"{inside} {uid} 1")
+    _write(proc, "self/gid_map", f"{inside} {gid} 1")
 
 
 def limit_pids(proc: int, most: int) -> bool:
@@ -159,6 +165,23 @@ def limit_pids(proc: int, most: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def forbid_counted(proc: int, mounts: int) -> None:
+    """Have nothing more be made in this process's user namespace that the kernel counts in it for each user.
+
+    That is namespaces, and instances and watches of inotify and fanotify.
+
+    Args:
+        proc: a descriptor of a ``/proc``.
+        mounts: how many copies of mounts there may be nevertheless, each of which counts as a namespace.
+    """
+    directory = os.open("sys/user", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        for name in os.listdir(directory):
+            _write(directory, name, str(mounts) if name == "max_mnt_namespaces" else "0")
+    finally:
+        os.close(directory)
 
 
 def join_pages(proc: int) -> None:
@@ -204,8 +227,8 @@ def descriptors_end() -> int:
     return max(os.sysconf("SC_OPEN_MAX"), 1024)
 
 
-def _write(proc: int, name: str, text: str) -> None:
-    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+def _write(directory: int, name: str, text: str) -> None:
+    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.write(descriptor, text.encode())
     finally:

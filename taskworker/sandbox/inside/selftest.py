@@ -33,6 +33,8 @@ def _attempts() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "seeing files of other calls", lambda: _some(os.listdir("/tmp"))
     yield "changing the root directory", lambda: os.chroot(".")
     yield "writing to /code", lambda: Path("/code/x").write_bytes(b"x")
+    yield "changing the mode of a device", lambda: Path("/dev/null").chmod(0o666)
+    yield "changing the times of a device", lambda: os.utime("/dev/null")
     yield "opening a socket", lambda: socket.socket(socket.AF_INET)
     yield "forking", os.fork
     yield "executing a program", lambda: os.execv("/python/bin/python3", ["python3"])

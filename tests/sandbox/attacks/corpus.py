@@ -59,7 +59,8 @@ def prepare(document: bytes) -> None:
     import tests.sandbox.attacks.interpreter
     import tests.sandbox.attacks.kernel
     import tests.sandbox.attacks.processes
-    import tests.sandbox.attacks.resources  # noqa: F401 - each adds its attacks
+    import tests.sandbox.attacks.resources
+    import tests.sandbox.attacks.shared  # noqa: F401 - each adds its attacks
 
     NUMBERS.update(json.loads(document))
 

@@ -1,0 +1,145 @@
+"""What the machine, or all processes of a user, share: devices, and what the kernel counts for each user."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import resource
+import select
+import socket
+import stat
+import struct
+
+from tests.sandbox.attacks.corpus import Channel, attack, call
+
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
+F_SETPIPE_SZ = 1031
+MAP_LOCKED, MAP_HUGETLB = 0x2000, 0x4_0000
+SIGEV_NONE = 1
+TIMERS_MAX = 8192
+IN_FLIGHT_MAX = 64 + 253
+"""As many as one call may have open, and one message more."""
+
+
+@attack
+def change_modes_of_devices(_: Channel) -> object:
+    """By their names, to what they are: harmless where it works."""
+    changed = []
+    for device in DEVICES:
+        with contextlib.suppress(OSError):
+            os.chmod(device, stat.S_IMODE(os.stat(device).st_mode))
+            changed.append(device)
+    return changed
+
+
+@attack
+def change_mode_of_inherited_device(_: Channel) -> object:
+    os.fchmod(0, stat.S_IMODE(os.fstat(0).st_mode))
+    return "changed"
+
+
+@attack
+def change_mode_of_a_device_opened_for_writing(_: Channel) -> object:
+    os.fchmod(os.open("/dev/null", os.O_RDWR), 0o666)
+    return "changed"
+
+
+@attack
+def change_times_of_devices(_: Channel) -> object:
+    changed = []
+    for device in DEVICES:
+        for times in (None, (0, 0)):
+            with contextlib.suppress(OSError):
+                os.utime(device, times)
+                changed.append(device)
+    return changed
+
+
+@attack
+def give_attributes_to_devices(_: Channel) -> object:
+    os.setxattr("/dev/null", "user.x", b"x")
+    return "given"
+
+
+@attack
+def many_timers(_: Channel) -> object:
+    """POSIX timers, and signals that wait, are counted for each user."""
+    event = struct.pack("=QiI", 0, 0, SIGEV_NONE).ljust(64, b"\0")
+    number, made = ctypes.c_int(), 0
+    with contextlib.suppress(OSError):
+        while made <= TIMERS_MAX:
+            call("timer_create", 1, event, ctypes.byref(number))
+            made += 1
+    return made if made > TIMERS_MAX else None
+
+
+@attack
+def enlarge_pipes(_: Channel) -> object:
+    enlarged = []
+    reader, _writer = os.pipe()
+    for descriptor in (reader, 1, 2):
+        with contextlib.suppress(OSError):
+            enlarged.append(fcntl.fcntl(descriptor, F_SETPIPE_SZ, 1 << 20))
+    return enlarged
+
+
+@attack
+def lock_memory(_: Channel) -> object:
+    return mmap.mmap(-1, 1 << 12, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_LOCKED)
+
+
+@attack
+def take_huge_pages_of_memory(_: Channel) -> object:
+    """Loot wherever the machine is asked for some at all, whether or not it has any."""
+    try:
+        return mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB)
+    except PermissionError:
+        raise
+    except OSError as error:
+        return error
+
+
+@attack
+def raise_limits_shared_by_a_user(_: Channel) -> object:
+    raised = []
+    for name in ("SIGPENDING", "MSGQUEUE", "MEMLOCK", "NICE", "RTPRIO", "NPROC", "NOFILE", "CORE", "STACK"):
+        kind: int = getattr(resource, f"RLIMIT_{name}")
+        soft, hard = resource.getrlimit(kind)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (soft, hard + 1))
+            raised.append(name)
+    return raised
+
+
+@attack
+def many_descriptors_in_flight(_: Channel) -> object:
+    """Sent and not received, they count for the user, and no more for the limit of open ones."""
+    sent, kept = 0, []
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(pair := socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+            pair[0].setblocking(False)
+            numbers = array.array("i", [pair[0].fileno()] * 60)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    pair[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+                    sent += len(numbers)
+    return sent if sent > IN_FLIGHT_MAX else None
+
+
+@attack
+def many_watches(_: Channel) -> object:
+    """Of epoll, which counts them for each user."""
+    made, kept = 0, []
+    with contextlib.suppress(OSError):
+        targets = [os.eventfd(0) for _ in range(24)]
+        while True:
+            kept.append(poll := select.epoll())
+            for target in targets:
+                poll.register(target, select.EPOLLIN)
+                made += 1
+    return made if made > 64 * 64 else None
