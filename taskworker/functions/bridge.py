@@ -99,9 +99,10 @@ class _History(msgspec.Struct, tag="history", tag_field="op", forbid_unknown_fie
 
 
 class _Nested(msgspec.Struct, tag="call", tag_field="op", forbid_unknown_fields=True):
+    """With its data: texts, each behind its length: so many ``args``, then names and arguments by turns."""
+
     name: str
-    args: list[str] = []
-    kwargs: dict[str, str] = {}
+    args: int = 0
 
 
 class _Secret(msgspec.Struct, tag="secret", tag_field="op", forbid_unknown_fields=True):
@@ -199,7 +200,7 @@ class Bridge:
     def _answer(self, question: bytes) -> tuple[dict[str, object], bytes]:
         asked, data = _parsed(question)
         if isinstance(asked, _Nested):
-            return {"result": self._nested(asked)}, b""
+            return _NOTHING, self._nested(asked, data).encode()
         if isinstance(asked, _OfOutside):
             return self._answer_from_outside(asked, data)
         if isinstance(asked, _OfPush):
@@ -251,12 +252,13 @@ class Bridge:
             "before": page[-1].version_id if len(page) == PAGE else None,
         }
 
-    def _nested(self, asked: _Nested) -> str:
+    def _nested(self, asked: _Nested, data: memoryview) -> str:
+        args, kwargs = _arguments(asked.args, _texts(data))
         mine = self._call
         nested = Call(
             function=asked.name,
-            args=tuple(asked.args),
-            kwargs=asked.kwargs,
+            args=args,
+            kwargs=kwargs,
             user_id=mine.user_id,
             call_id=mine.call_id,
             chain=(*mine.chain, mine.function),
@@ -340,6 +342,27 @@ def _parsed(question: bytes) -> tuple[_Question, memoryview]:
         return _decoder.decode(view[:length]), view[length:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"a question that cannot be read: {error}") from None
+
+
+def _texts(data: memoryview) -> list[str]:
+    texts, at = [], 0
+    while at < len(data):
+        begin = at + _LENGTH.size
+        at = begin + (_LENGTH.unpack_from(data, at)[0] if begin <= len(data) else 1)
+        if at > len(data):
+            raise InvalidArgument("arguments that are cut off")
+        try:
+            texts.append(str(data[begin:at], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"an argument that is no text: {error}") from None
+    return texts
+
+
+def _arguments(count: int, texts: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    by_name = len(texts) - count
+    if count < 0 or by_name < 0 or by_name % 2:
+        raise InvalidArgument(f"{len(texts)} texts for {count} arguments and others by name")
+    return tuple(texts[:count]), dict(zip(texts[count::2], texts[count + 1 :: 2], strict=True))
 
 
 def _told(version: Version) -> dict[str, object]:

@@ -30,6 +30,7 @@ from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.redaction import RedactedOutside, Redactor
 from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
+from taskworker.sandbox.frames import Cause
 
 _LINE_CHARS_MAX = 4_000
 _REDACTORS_MAX = 4_096
@@ -45,18 +46,6 @@ CallFunction = Callable[[Call, float | None, RunningCall], str]
 """Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
 
 
-class _Outcome(msgspec.Struct):
-    """What a sandbox's program says of a call; read strictly, as anyone may have written it."""
-
-    result: str | None = None
-    in_parts: bool = False
-    error: str | None = None
-    type: str = ""
-    text: str = ""
-    frames: list[str] = []
-
-
-_outcomes = msgspec.json.Decoder(_Outcome)
 _json = msgspec.json.Decoder(msgspec.Raw)  # reads all of a document, and builds nothing of it
 
 
@@ -291,48 +280,31 @@ class FunctionHost:
                 report.cpu_s, report.memory_bytes = sandboxed.cpu_s, sandboxed.peak_rss_bytes
         except sandbox_errors.SandboxError as error:
             raise _translated(error, function.spec) from error
-        result = _read_outcome(told, function.spec)
-        if result is not None and items is not None:
-            items(result)
-            return ""
-        return result or ""
+        if items is None:
+            return _read(told, function.spec)
+        if told:  # else all of it came in parts
+            items(_read(told, function.spec))
+        return ""
 
 
 def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes], None]:
-    def take(item: bytes) -> None:
-        try:
-            _json.decode(item)  # code in the sandbox may have written this itself
-            text = item.decode()
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise FunctionCrashed(f"function {spec.name} gave an item that is unreadable ({error})") from None
-        items(text)
-
-    return take
+    return lambda item: items(_read(item, spec))
 
 
-def _read_outcome(told: bytes, spec: FunctionSpec) -> str | None:
-    """The result as JSON, None if it came in parts."""
+def _read(told: bytes, spec: FunctionSpec) -> str:
+    """A result, or an item of one, as JSON; code in the sandbox may have written it itself."""
     try:
-        outcome = _outcomes.decode(told)
-        if outcome.result is not None:
-            _json.decode(outcome.result)  # code in the sandbox may have written this itself
+        _json.decode(told)
+        return told.decode()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FunctionCrashed(f"function {spec.name} answered with something unreadable ({error})") from None
-    if outcome.error == "arguments":
-        raise InvalidArgument(f"function {spec.name}: {outcome.text}")
-    if outcome.error == "result":
-        raise FunctionFailed(f"function {spec.name}: {outcome.text}")
-    if outcome.error is not None:
-        frames = "".join(f"\n  {frame}" for frame in outcome.frames)
-        raise FunctionFailed(f"{outcome.type}: {outcome.text}{frames}")
-    if outcome.result is None and not outcome.in_parts:
-        raise FunctionCrashed(f"function {spec.name} answered with neither a result nor an error")
-    return outcome.result
 
 
 def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> StorageError:
     """The sandbox's errors in the words of the family that callers know."""
     match error:
+        case sandbox_errors.CallRefused():
+            return _refused(error, spec)
         case sandbox_errors.LimitExceeded():
             return FunctionLimitExceeded(f"function {spec.name}: {error}")
         case sandbox_errors.CallDeadline():
@@ -344,6 +316,12 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
         case sandbox_errors.SandboxUnavailable():
             return FunctionsUnavailable(str(error))
     return FunctionCrashed(f"function {spec.name}: {error}")
+
+
+def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageError:
+    if error.cause is Cause.ARGUMENTS:
+        return InvalidArgument(f"function {spec.name}: {error}")
+    return FunctionFailed(str(error) if error.cause is Cause.EXCEPTION else f"function {spec.name}: {error}")
 
 
 class _Output:

@@ -20,6 +20,7 @@ from taskworker.sandbox.errors import (
     CallCrashed,
     CallDeadline,
     CallFailed,
+    CallRefused,
     LimitExceeded,
     ProtocolViolation,
     SandboxError,
@@ -115,13 +116,12 @@ class SandboxCall:
             CallDeadline: it was not done in time.
             CallCancelled: `cancel` was called.
             CallFailed: the program raised.
+            CallRefused: it refused the arguments, the function raised, or gave what cannot be sent.
             CallCrashed: its process ended without a result.
             ProtocolViolation: what it sent is not what may come.
         """
         try:
-            result = self._judged(self._serve())
-            self._went_well = not self.output_truncated
-            return result
+            return self._judged(self._serve())
         except (ConnectionError, BrokenPipeError):
             raise self._why_it_ended() from None
         except SandboxError as error:
@@ -260,13 +260,17 @@ class SandboxCall:
 
     def _judged(self, frame: Frame) -> bytes:
         if frame.kind is Kind.RESULT:
+            self._went_well = True
             return frame.payload
         failure = failure_of(frame)
         if failure.cause is Cause.MEMORY:
             raise LimitExceeded("memory", self._limits.memory_bytes)
         if failure.cause is Cause.RESULT_TOO_LARGE:
             raise LimitExceeded("result", self._limits.result_bytes)
-        raise CallFailed(failure.type_name, failure.text)
+        if failure.cause is Cause.RAISED:
+            raise CallFailed(failure.type_name, failure.text)
+        self._went_well = True  # what the function raises is no fault of its process
+        raise CallRefused(failure.cause, failure.type_name, failure.text)
 
     def _why_it_ended(self) -> SandboxError:
         if self._stopped is not None:
@@ -297,7 +301,7 @@ class SandboxCall:
             self.cpu_s = max(0.0, self._spare.cpu_s() - self._cpu_before_s)
             look = self._spare.look()
             self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes
-        well = self._went_well and self._stopped is None
+        well = self._went_well and not self.output_truncated and self._stopped is None
         # Only a process that took all answers can be kept: a thread would wait for the others to be taken.
         taken = self._answering.close(CLOSE_TIMEOUT_S if well and self._function.image.keep is not None else 0.0)
         if well and taken:

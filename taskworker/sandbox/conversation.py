@@ -6,6 +6,7 @@ from enum import Enum
 
 from taskworker.sandbox.errors import LimitExceeded, ProtocolViolation
 from taskworker.sandbox.frames import (
+    ASKS_BYTES_MAX,
     ASKS_MAX,
     FROM_SANDBOX,
     HELLO,
@@ -57,7 +58,7 @@ class Conversation:
         self.state = State.STARTING
         self._result_bytes = result_bytes
         self._decoder = FrameDecoder(FROM_SANDBOX)
-        self._asked: set[int] = set()
+        self._asked: dict[int, int] = {}  # number → bytes
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes that came; give the frames they complete.
@@ -91,7 +92,7 @@ class Conversation:
 
     def answered(self, number: int) -> None:
         """Note that the answer to an ask is being sent; from any thread."""
-        self._asked.discard(number)
+        self._asked.pop(number, None)
 
     def _next(self) -> Frame | None:
         self._judge_head()
@@ -104,7 +105,7 @@ class Conversation:
             number, _ = split_number(frame.payload)
             if number in self._asked or len(self._asked) >= ASKS_MAX:
                 raise ProtocolViolation(f"the sandbox asks under a number in use, or more than {ASKS_MAX} at once")
-            self._asked.add(number)
+            self._asked[number] = len(frame.payload)
         elif frame.kind in (Kind.RESULT, Kind.FAILURE) and self._asked:
             raise ProtocolViolation(f"the sandbox sent a {frame.kind.name} frame while an ask is being answered")
 
@@ -116,8 +117,13 @@ class Conversation:
         kind, length = head
         if kind not in _MAY_COME[self.state]:
             raise ProtocolViolation(f"the sandbox sent a {kind.name} frame {self.state.value}")
+        if kind is Kind.ASK and self._asked_bytes() + length > ASKS_BYTES_MAX:
+            raise ProtocolViolation(f"the sandbox has asks of more than {ASKS_BYTES_MAX} bytes under way")
         if kind in (Kind.RESULT, Kind.ITEM) and length > self._result_bytes:
             raise LimitExceeded("result", self._result_bytes)
+
+    def _asked_bytes(self) -> int:
+        return sum(list(self._asked.values()))  # of a copy, made in one step: answers are sent from other threads
 
 
 def failure_of(frame: Frame) -> Failure:

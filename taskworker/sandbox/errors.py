@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from taskworker.sandbox.frames import Cause
+
 
 class SandboxError(Exception):
     """The family: everything this room raises on purpose. They can be pickled, whatever they are made of."""
@@ -98,6 +100,22 @@ class CallFailed(SandboxError):
 
     def __init__(self, type_name: str, text: str) -> None:
         super().__init__(f"{type_name}: {text}")
+        self.type_name = type_name
+        self.text = text
+
+
+class CallRefused(SandboxError):
+    """The program in the sandbox ended the call without a result: not its own fault, but the call's.
+
+    Attributes:
+        cause: whose: of the arguments, the function, or what it gave.
+        type_name: the name of the exception's class, if the function raised.
+        text: what it says.
+    """
+
+    def __init__(self, cause: Cause, type_name: str, text: str) -> None:
+        super().__init__(f"{type_name}: {text}" if type_name else text)
+        self.cause = cause
         self.type_name = type_name
         self.text = text
 

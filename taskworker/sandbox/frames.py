@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-VERSION = 2
+VERSION = 3
 """Of these frames; the sandbox says it in its hello."""
 
 HEADER = struct.Struct("!BI")
@@ -19,10 +19,15 @@ HELLO = struct.Struct("!H")
 NUMBER = struct.Struct("!I")
 """Before the content of an ask and of what answers it: the call may have several under way."""
 FRAME_BYTES_MAX = 8 << 20
-ASK_BYTES_MAX = (1 << 20) + (64 << 10)
-"""1 MiB of content, and what describes it."""
+ASK_BYTES_MAX = (5 << 20) + (64 << 10)
+"""The arguments of a nested call, and what describes them: 2^20 characters, be they of four bytes, or digits that are
+an argument each and have a length of four bytes each."""
 ASKS_MAX = 16
 """Asks of one call under way at once."""
+ASKS_BYTES_MAX = 17 << 20
+"""What those have together: 16 of 1 MiB and what describes them. A worker holds that much for each call."""
+ANSWER_BYTES_MAX = FRAME_BYTES_MAX + (64 << 10)
+"""A result of a nested call, and what describes it."""
 FAILURE_BYTES_MAX = 64 << 10
 TYPE_NAME_CHARS_MAX = 200
 TEXT_CHARS_MAX = 15_000
@@ -49,8 +54,15 @@ class Cause(IntEnum):
     """Why a call has no result."""
 
     RAISED = 0
+    """The program did, and did not handle it."""
     MEMORY = 1
     RESULT_TOO_LARGE = 2
+    ARGUMENTS = 3
+    """They are not what the function takes."""
+    EXCEPTION = 4
+    """The function raised it."""
+    RESULT = 5
+    """What the function gave cannot be sent."""
 
 
 FROM_SANDBOX: Mapping[Kind, int] = {
@@ -62,7 +74,7 @@ FROM_SANDBOX: Mapping[Kind, int] = {
 }
 TO_SANDBOX: Mapping[Kind, int] = {
     Kind.REQUEST: FRAME_BYTES_MAX,
-    Kind.ANSWER: FRAME_BYTES_MAX,
+    Kind.ANSWER: ANSWER_BYTES_MAX,
     Kind.ANSWER_FAILED: FAILURE_BYTES_MAX,
 }
 """The kinds that go each way, with the bytes that each may have at most."""

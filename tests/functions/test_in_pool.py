@@ -174,6 +174,27 @@ def remembers(word):
     return words
 
 
+def text(count, character):
+    return character * count
+
+
+def texts(count, character):
+    yield 0
+    yield character * count
+
+
+def length(text):
+    return len(text)
+
+
+def asks_for_length(count, character):
+    return worker.call("length", character * count)
+
+
+def asks_for_text(count, character):
+    return len(worker.call("text", count, character))
+
+
 def uses_os():
     import os
 
@@ -331,6 +352,42 @@ def test_an_item_has_the_limit_of_a_result(pool: FunctionPool) -> None:
         list(pool.client.stream("counts", [1, 2000], user_id=USER))
     with pytest.raises(FunctionLimitExceeded, match="result limit"):
         pool.client.call("counts", [50, 900], user_id=USER)
+
+
+@pytest.mark.parametrize(("character", "size"), [("x", 1), ('"', 2), ("\n", 2), ("é", 2), ("漢", 3), ("\0", 6)])
+def test_the_limit_of_a_result_is_of_its_json(pool: FunctionPool, character: str, size: int) -> None:
+    for entry in ("text", "texts"):
+        pool.deploy(entry, f"app:{entry}", pool.directory, limits=Limits(result_bytes=60_002))
+    largest = 60_000 // size
+    assert pool.client.call("text", [largest, character], user_id=USER) == character * largest
+    assert list(pool.client.stream("texts", [largest, character], user_id=USER)) == [0, character * largest]
+    for entry in ("text", "texts"):
+        with pytest.raises(FunctionLimitExceeded, match="result limit"):
+            list(pool.client.stream(entry, [largest + 1, character], user_id=USER))
+
+
+def test_the_largest_result_is_the_same_to_a_function_that_calls(pool: FunctionPool) -> None:
+    pool.deploy("text", "app:text", pool.directory, limits=Limits(result_bytes=8 << 20))
+    pool.deploy("asks_for_text", "app:asks_for_text", pool.directory)
+    pool.deploy("texts", "app:texts", pool.directory)
+    assert pool.client.call("asks_for_text", [(4 << 20) - 1, '"'], user_id=USER) == (4 << 20) - 1
+    with pytest.raises(FunctionFailed, match="result limit of 8 MiB"):
+        pool.client.call("asks_for_text", [4 << 20, '"'], user_id=USER)
+    with pytest.raises(FunctionLimitExceeded, match="result limit"):  # of more than a frame can hold
+        list(pool.client.stream("texts", [9 << 20, "x"], user_id=USER))
+
+
+@pytest.mark.parametrize("character", ["x", '"', "漢", "🦀"])
+def test_functions_pass_on_what_callers_may(pool: FunctionPool, character: str) -> None:
+    pool.deploy("length", "app:length", pool.directory)
+    pool.deploy("asks_for_length", "app:asks_for_length", pool.directory)
+    most = ((1 << 20) - 2) // len(json.dumps(character, ensure_ascii=False)[1:-1])
+    assert pool.client.call("length", [character * most], user_id=USER) == most
+    assert pool.client.call("asks_for_length", [most, character], user_id=USER) == most
+    with pytest.raises(InvalidArgument, match="at most 1,048,576"):
+        pool.client.call("length", [character * (most + 1)], user_id=USER)
+    with pytest.raises(FunctionFailed, match="at most 1,048,576"):
+        pool.client.call("asks_for_length", [most + 1, character], user_id=USER)
 
 
 def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> None:

@@ -25,7 +25,7 @@ from taskworker.sandbox import (
     SandboxUnavailable,
     proof,
 )
-from taskworker.sandbox.frames import FRAME_BYTES_MAX, FrameError
+from taskworker.sandbox.frames import ANSWER_BYTES_MAX, FRAME_BYTES_MAX, FrameError
 from taskworker.sandbox.inside import init
 from tests.sandbox.bundles import ECHO, begin, program
 
@@ -124,6 +124,22 @@ def run(request, channel):
     assert begin(host, program(bundles, source)).result() == b"".join(b"%d," % number for number in range(200))
 
 
+def test_more_bytes_of_asks_than_may_be_under_way_take_turns(host: SandboxHost, bundles: Path) -> None:
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    with ThreadPoolExecutor(6) as threads:
+        return b" ".join(threads.map(channel.ask, [bytes(5 << 20)] * 6))
+"""
+    assert begin(host, program(bundles, source), answer=lambda ask: b"%d" % len(ask)).result() == b" ".join(
+        [b"5242880"] * 6
+    )
+
+
 def test_a_result_may_come_in_parts(host: SandboxHost, bundles: Path) -> None:
     source = """
 def prepare(document):
@@ -163,7 +179,7 @@ def run(request, channel):
 
 def test_an_answer_too_large_is_a_failure_of_the_ask(host: SandboxHost, runs: FunctionImage) -> None:
     with pytest.raises(CallFailed, match="AskFailed: FrameError"):
-        begin(host, runs, b"channel.ask(b'x')", answer=lambda _: bytes(FRAME_BYTES_MAX + 1)).result()
+        begin(host, runs, b"channel.ask(b'x')", answer=lambda _: bytes(ANSWER_BYTES_MAX + 1)).result()
 
 
 def test_a_request_too_large_is_refused_before_it_is_sent(host: SandboxHost, runs: FunctionImage) -> None:

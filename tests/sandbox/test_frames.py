@@ -123,8 +123,8 @@ def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], gre
         pass
 
 
-def asked(number: int) -> bytes:
-    return encode(Kind.ASK, NUMBER.pack(number))
+def asked(number: int, size: int = NUMBER.size) -> bytes:
+    return encode(Kind.ASK, NUMBER.pack(number) + bytes(size - NUMBER.size))
 
 
 def test_what_comes_out_of_turn_is_refused() -> None:
@@ -151,6 +151,10 @@ def test_what_comes_out_of_turn_is_refused() -> None:
         (lambda: asked(1) + asked(1), "a number in use"),
         (lambda: b"".join(map(asked, range(ASKS_MAX + 1))), f"more than {ASKS_MAX} at once"),
         (lambda: asked(1) + encode(Kind.RESULT, b""), "while an ask is being answered"),
+        (
+            lambda: b"".join(asked(one, 5 << 20) for one in range(3)) + HEADER.pack(Kind.ASK, (2 << 20) + 1),
+            "more than 17825792 bytes",
+        ),
         (lambda: encode(Kind.ASK, b"q"), "without its number"),
         (lambda: encode(Kind.RESULT, b"") + b"x", "after the end"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from taskworker.sandbox import (
     CallDeadline,
     CallFailed,
+    CallRefused,
     FunctionImage,
     Keep,
     LimitExceeded,
@@ -20,6 +21,7 @@ from taskworker.sandbox import (
     ProtocolViolation,
     SandboxHost,
 )
+from taskworker.sandbox.frames import Cause
 from taskworker.sandbox.kept import KEPT_MAX
 from tests.sandbox.bundles import begin, program
 
@@ -28,11 +30,17 @@ import os
 import threading
 import time
 
+from taskworker.sandbox.frames import Cause
+from taskworker.sandbox.inside.channel import CallFailure
+
 calls = 0
 kept = []
 
 def prepare(document):
     pass
+
+def refuse(cause):
+    raise CallFailure(Cause(cause), "ValueError", "no")
 
 def spin(seconds):
     until = time.thread_time() + seconds
@@ -124,6 +132,17 @@ def test_a_call_that_misbehaves_ends_its_process(
         with pytest.raises(raised):
             told(host, image, code, owner=owner)
     assert told(host, image, owner=owner)[0] == 1
+
+
+@pytest.mark.parametrize("cause", [Cause.ARGUMENTS, Cause.EXCEPTION, Cause.RESULT])
+def test_what_the_function_raises_is_no_misbehaviour(host: SandboxHost, bundles: Path, cause: Cause) -> None:
+    image = image_of(bundles)
+    owner = cause.name
+    assert told(host, image, owner=owner)[0] == 1
+    with pytest.raises(CallRefused, match="ValueError: no") as refused:
+        told(host, image, b"refuse(%d)" % cause, owner=owner)
+    assert refused.value.cause is cause
+    assert told(host, image, owner=owner)[0] == 3
 
 
 def test_a_call_that_is_ended_ends_its_process(host: SandboxHost, bundles: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 import storage
 import taskworker
 from storage import ConflictError, DataLossError, FileNotFound, ShardsUnavailable, StorageError
-from taskworker.sandbox.errors import CallCrashed, CallFailed, LimitExceeded, SandboxError
+from taskworker.sandbox.errors import CallCrashed, CallFailed, CallRefused, LimitExceeded, SandboxError
+from taskworker.sandbox.frames import Cause
 
 
 def _families() -> Iterator[type[Exception]]:
@@ -55,6 +56,7 @@ def test_every_class_of_error() -> None:
         LimitExceeded("memory", 1 << 20),
         CallCrashed("ended", signal=9),
         CallFailed("ValueError", "bad"),
+        CallRefused(Cause.EXCEPTION, "ValueError", "bad"),
     ],
     ids=lambda error: type(error).__name__,
 )

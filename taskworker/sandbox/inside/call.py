@@ -10,7 +10,7 @@ from types import ModuleType
 
 from taskworker.sandbox.frames import FRAME_BYTES_MAX, Cause, Kind, encode
 from taskworker.sandbox.inside import kernel
-from taskworker.sandbox.inside.channel import Channel, ChannelClosed
+from taskworker.sandbox.inside.channel import CallFailure, Channel, ChannelClosed
 from taskworker.sandbox.inside.init import SCRATCH
 
 CHANNEL = 3
@@ -88,6 +88,9 @@ def _serve(program: ModuleType, channel: Channel, result_bytes: int) -> None:
 def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: int) -> None:
     try:
         result = program.run(request, channel)
+    except CallFailure as failure:
+        _flush()
+        channel.fail(failure.cause, failure.type_name, failure.text)
     except MemoryError as error:
         _flush()
         channel.fail(Cause.MEMORY, type(error).__name__, str(error))

@@ -6,6 +6,7 @@ import os
 import threading
 
 from taskworker.sandbox.frames import (
+    ASKS_BYTES_MAX,
     ASKS_MAX,
     FRAME_BYTES_MAX,
     HELLO,
@@ -39,6 +40,22 @@ class AskFailed(Exception):
         self.text = text
 
 
+class CallFailure(Exception):
+    """The call has no result, for a reason that its caller is told.
+
+    Attributes:
+        cause: why.
+        type_name: the name of the exception's class, if there was one.
+        text: what it says.
+    """
+
+    def __init__(self, cause: Cause, type_name: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+        self.type_name = type_name
+        self.text = text
+
+
 class ChannelClosed(Exception):
     """The call has ended: the worker hung up, or the result is given."""
 
@@ -59,7 +76,7 @@ class Channel:
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._answers: dict[int, Frame] = {}
-        self._asked: set[int] = set()
+        self._asked: dict[int, int] = {}  # number → bytes
         self._last_number = 0
         self._reading = False
         self._over = False
@@ -72,7 +89,7 @@ class Channel:
             ChannelClosed: the call is over.
             FrameError: the payload is larger than an ask may be.
         """
-        number = self._begun()
+        number = self._begun(len(payload) + NUMBER.size)
         try:
             frame = encode(Kind.ASK, NUMBER.pack(number) + payload)
             with self._sending:
@@ -103,8 +120,10 @@ class Channel:
         """Give a part of the result, before the rest of it.
 
         Raises:
-            FrameError: it has more bytes than a frame may.
+            CallFailure: it has more bytes than any result may.
         """
+        if len(content) > FRAME_BYTES_MAX:
+            raise _too_large(content)
         frame = encode(Kind.ITEM, content)
         with self._sending:
             self._send(frame)
@@ -112,7 +131,8 @@ class Channel:
     def finish(self, result: bytes, most: int) -> None:
         """Give the result, or say that it has more bytes than ``most``."""
         if len(result) > min(most, FRAME_BYTES_MAX):
-            self.fail(Cause.RESULT_TOO_LARGE, "ResultTooLarge", str(len(result)))
+            failure = _too_large(result)
+            self.fail(failure.cause, failure.type_name, failure.text)
             return
         self._await_asks()
         with self._sending:
@@ -124,19 +144,22 @@ class Channel:
         with self._sending:
             self._send(encode_failure(cause, type_name, text))
 
-    def _begun(self) -> int:
+    def _begun(self, size: int) -> int:
         with self._changed:
-            while len(self._asked) >= ASKS_MAX and not self._over:
+            while self._is_full(size) and not self._over:
                 self._changed.wait()
             if self._over:
                 raise ChannelClosed
             self._last_number = number = (self._last_number + 1) % (1 << 32)
-            self._asked.add(number)
+            self._asked[number] = size
             return number
+
+    def _is_full(self, size: int) -> bool:
+        return len(self._asked) >= ASKS_MAX or sum(self._asked.values()) + size > ASKS_BYTES_MAX
 
     def _ended(self, number: int) -> None:
         with self._changed:
-            self._asked.discard(number)
+            self._asked.pop(number, None)
             self._changed.notify_all()
 
     def _answer(self, number: int) -> Frame:
@@ -181,3 +204,7 @@ class Channel:
                 raise ChannelClosed
             self._decoder.feed(data)
         return frame
+
+
+def _too_large(result: bytes) -> CallFailure:
+    return CallFailure(Cause.RESULT_TOO_LARGE, "ResultTooLarge", str(len(result)))

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
-from taskworker.sandbox.frames import ASKS_MAX
+from taskworker.sandbox.frames import ASK_BYTES_MAX, ASKS_MAX, NUMBER
 from taskworker.sandbox.inside import api
 from taskworker.sandbox.inside.results import json_of
 
 PART_BYTES = 512 << 10
+QUESTION_BYTES_MAX = ASK_BYTES_MAX - NUMBER.size
 _LENGTH = struct.Struct("<I")
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -90,7 +91,14 @@ class _Connection:
         if self.asker is None:
             raise RuntimeError("the worker can be asked while a call runs, not while the module is being imported")
         document = json.dumps({"op": operation, **header}).encode()
-        answer = self.asker.ask(b"".join((_LENGTH.pack(len(document)), document, data)))
+        question = b"".join((_LENGTH.pack(len(document)), document, data))
+        if len(question) > QUESTION_BYTES_MAX:
+            raise WorkerError(
+                "InvalidArgument",
+                f"what is asked of the worker has {len(question):,} bytes, at most {QUESTION_BYTES_MAX:,} are taken; "
+                "push a file and pass its id",
+            )
+        answer = self.asker.ask(question)
         (length,) = _LENGTH.unpack_from(answer)
         told = json.loads(answer[_LENGTH.size : _LENGTH.size + length])
         if "error" in told:
@@ -232,13 +240,11 @@ class FunctionWorker:
             WorkerError: it failed, or could not be called.
             ValueError: an argument has no JSON form.
         """
-        told, _ = self._connection.ask(
-            "call",
-            name=function_name,
-            args=[json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)],
-            kwargs={key: json_of(value, f"argument {key}") for key, value in kwargs.items()},
-        )
-        return json.loads(told["result"])
+        texts = [json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)]
+        for key, value in kwargs.items():
+            texts += (key, json_of(value, f"argument {key}"))
+        _, result = self._connection.ask("call", _packed(texts), name=function_name, args=len(args))
+        return json.loads(result)
 
     async def acall(self, function_name: str, *args: object, **kwargs: object) -> Any:
         """As :meth:`call`, for ``async def`` functions: what is gathered runs at the same time, up to 16 calls.
@@ -348,6 +354,15 @@ class FunctionWorker:
             f"worker.{name} is not to be had inside a function; there are worker.storage, call, acall, caller, config, "
             "result_file, get_secret, call_external_api and resolve"
         )
+
+
+def _packed(texts: list[str]) -> bytes:
+    """Each text behind its length: within another JSON document they would be escaped once more."""
+    parts: list[bytes] = []
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        parts += (_LENGTH.pack(len(encoded)), encoded)
+    return b"".join(parts)
 
 
 worker = FunctionWorker()

@@ -8,6 +8,7 @@ from types import TracebackType
 CODE = "/code/"
 _TEXT_MAX = 4_000
 _FRAMES_MAX = 20
+_FRAME_CHARS_MAX = 400
 
 
 def type_name(error: BaseException) -> str:
@@ -33,7 +34,8 @@ def frames_of(trace: TracebackType | None) -> list[str]:
     for frame in traceback.extract_tb(trace):
         if frame.filename.startswith(CODE):
             source = f": {frame.line}" if frame.line else ""
-            frames.append(f"{frame.filename.removeprefix(CODE)}:{frame.lineno} in {frame.name}{source}")
+            text = f"{frame.filename.removeprefix(CODE)}:{frame.lineno} in {frame.name}{source}"
+            frames.append(text if len(text) <= _FRAME_CHARS_MAX else f"{text[:_FRAME_CHARS_MAX]}...")
     if len(frames) > _FRAMES_MAX:
         half = _FRAMES_MAX // 2
         frames = [*frames[:half], f"... {len(frames) - 2 * half} more ...", *frames[-half:]]

@@ -1,12 +1,10 @@
 """What runs in a function's sandbox: load the function once, then answer one call in each child.
 
-Requests and outcomes are JSON documents::
+Requests are JSON documents::
 
-    request  {"args": [text], "kwargs": {name: text}, "user_id": text, "call_id": text, "left_s": number,
-              "in_parts": true if the items of a generator are wanted as they come}
-    outcome  {"result": text} | {"in_parts": true} | {"error": kind, "type": text, "text": text, "frames": [text]}
-
-with kind one of ``arguments``, ``exception``, ``result``.
+    {"args": [text], "kwargs": {name: text}, "user_id": text, "call_id": text, "left_s": number,
+     "in_parts": true if the items of a generator are wanted as they come}
+The result is a JSON document as it is, or empty if it came in parts.
 """
 
 from __future__ import annotations
@@ -27,8 +25,10 @@ from typing import Any, Protocol
 
 from pydantic_core import from_json
 
+from taskworker.sandbox.frames import Cause
 from taskworker.sandbox.inside import facade, failures, guards
 from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters
+from taskworker.sandbox.inside.channel import CallFailure
 from taskworker.sandbox.inside.results import NoJson, json_of
 
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
@@ -61,10 +61,6 @@ REHEARSAL = (
 
 def _rehearsed(a: int, b: str, c: list[float]) -> dict[str, object]:
     return {"a": a, "b": b, "c": c}
-
-
-class _ResultRefused(Exception):
-    """What the function gave has no JSON form; the text says why."""
 
 
 class _Loaded:
@@ -130,51 +126,45 @@ class _Channel(facade.Asker, Protocol):
 
 
 def run(request: bytes, channel: _Channel) -> bytes:
-    """Answer one call."""
+    """Answer one call: its result as JSON, or nothing if that came in parts.
+
+    Raises:
+        CallFailure: the arguments do not fit, the function raised, or gave what has no JSON form.
+    """
     told = from_json(request)
     facade.connect(channel, facade.FunctionCaller(told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
     give = channel.item if told["in_parts"] else None
     try:
-        return json.dumps(_outcome(told["args"], told["kwargs"], give)).encode()
+        return _result(told["args"], told["kwargs"], give)
+    except (MemoryError, CallFailure):
+        raise  # the sandbox knows which limit of memory that was
+    except ArgumentRefused as error:
+        raise CallFailure(Cause.ARGUMENTS, "", str(error)) from None
+    except BaseException as error:
+        text = "\n  ".join((failures.text_of(error), *failures.frames_of(error.__traceback__)))
+        raise CallFailure(Cause.EXCEPTION, failures.type_name(error), text) from None
     finally:
         facade.finish()
 
 
-def _outcome(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> dict[str, object]:
-    try:
-        positional, named = _loaded.parameters.take(args, kwargs)  # which may run checks of the function's own
-        value = _loaded.function(*positional, **named)
-        if type(value) not in _PLAIN:
-            if inspect.isawaitable(value):
-                value = asyncio.run(_awaited(value))
-            if isinstance(value, GeneratorType | AsyncGeneratorType):
-                value, in_parts = _collected(value, give)
-                if in_parts:
-                    return {"in_parts": True}
-    except ArgumentRefused as error:
-        return {"error": "arguments", "text": str(error)}
-    except _ResultRefused as error:
-        return {"error": "result", "text": str(error)}
-    except MemoryError:
-        raise  # the sandbox knows which limit that was
-    except BaseException as error:
-        return {
-            "error": "exception",
-            "type": failures.type_name(error),
-            "text": failures.text_of(error),
-            "frames": failures.frames_of(error.__traceback__),
-        }
-    try:
-        return {"result": _told(value)}
-    except _ResultRefused as error:
-        return {"error": "result", "text": str(error)}
+def _result(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> bytes:
+    positional, named = _loaded.parameters.take(args, kwargs)  # which may run checks of the function's own
+    value = _loaded.function(*positional, **named)
+    if type(value) not in _PLAIN:
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value))
+        if isinstance(value, GeneratorType | AsyncGeneratorType):
+            value, in_parts = _collected(value, give)
+            if in_parts:
+                return b""
+    return _told(value)
 
 
-def _told(value: Any) -> str:
+def _told(value: Any) -> bytes:
     try:
-        return json_of(value, "the result")
+        return json_of(value, "the result").encode()
     except NoJson as error:
-        raise _ResultRefused(str(error)) from None
+        raise CallFailure(Cause.RESULT, "", str(error)) from None
 
 
 async def _awaited(value: Any) -> Any:
@@ -201,4 +191,4 @@ async def _exhaust(items: AsyncIterator[Any], take: Callable[[Any], None]) -> No
 
 
 def _give(give: Callable[[bytes], None], item: Any) -> None:
-    give(_told(item).encode())
+    give(_told(item))

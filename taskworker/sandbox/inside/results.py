@@ -38,6 +38,8 @@ def json_of(value: Any, what: str) -> str:
     try:
         text = _written(value)
         text.encode()
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the user's own serializers and attributes raise, too
         raise NoJson(f"{what} cannot be sent as JSON: {_fault(error)}") from None
     return text
