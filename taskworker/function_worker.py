@@ -227,6 +227,7 @@ class HostedFunctions:
             address=self._address,
             labels=self._labels,
             hosts_deployed=self.unavailable is None,
+            unavailable=self.unavailable or "",
             functions=[
                 functions_pb2.FunctionOffer(
                     function_name=name,

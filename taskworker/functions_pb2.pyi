@@ -126,6 +126,7 @@ class OfferRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     instance: _builtins.str
     hosts_deployed: _builtins.bool
@@ -134,6 +135,8 @@ class OfferRequest(_message.Message):
     """Where the pool reaches a worker without a volume, which is no member of the pool otherwise. Its lease is the offer's."""
     withdrawn: _builtins.bool
     """a worker without a volume stops"""
+    unavailable: _builtins.str
+    """why it takes no deployed function"""
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionOffer]:
         """of its own program"""
@@ -153,10 +156,11 @@ class OfferRequest(_message.Message):
         address: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         withdrawn: _builtins.bool = ...,
+        unavailable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "hosts_deployed", b"hosts_deployed", "instance", b"instance", "labels", b"labels", "warm", b"warm", "withdrawn", b"withdrawn", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "hosts_deployed", b"hosts_deployed", "instance", b"instance", "labels", b"labels", "unavailable", b"unavailable", "warm", b"warm", "withdrawn", b"withdrawn", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
@@ -24,6 +25,10 @@ class LocalWorkers:
     def able(self, function: RoutedFunction) -> list[str]:
         """See ``Workers``."""
         return [self._name] if function.name in self._host.own else []
+
+    def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
+        """See ``Workers``."""
+        return {} if self.able(function) else {self._name: "has no such function"}
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         """See ``Workers``; the router's own places are all there are."""

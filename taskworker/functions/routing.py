@@ -21,7 +21,6 @@ from typing import Protocol
 from cachetools import TLRUCache
 
 from storage.errors import DataLossError, InsufficientWorkers
-from taskworker.bundles.labels import text_of
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
@@ -36,12 +35,12 @@ from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.paces import Paces
 from taskworker.functions.places import Places, pool_places
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
+from taskworker.functions.tried import WAIT_FOR_WORKERS_S, Tried
 from taskworker.functions.turns import Turn, Turns
 from taskworker.functions.users import UserCalls, UserShares
 
 _CACHE_BYTES = 64 << 20
 _CACHED_RESULT_BYTES_MAX = 1 << 20
-_WAIT_FOR_WORKERS_S = 10.0
 _LOOK_AGAIN_S = 0.05
 
 
@@ -94,11 +93,18 @@ class WorkerGone(Exception):
         self.may_have_run = may_have_run
 
 
+class WorkerUnable(ServerBusy):
+    """A worker says that it cannot run a function; the call has not run there, and others may run it."""
+
+
 class Workers(Protocol):
     """Those who run calls."""
 
     def able(self, function: RoutedFunction) -> list[str]:
         """Names of the workers that can run the function now."""
+
+    def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
+        """Why the others that are alive cannot, by worker: as in ``{"w1": "has no label gpu=none"}``."""
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         """Hold a place for a call at a worker.
@@ -122,6 +128,7 @@ class Workers(Protocol):
 
         Raises:
             WorkerGone: it was lost.
+            WorkerUnable: it cannot run it.
             ServerBusy: it takes no more calls now; the call has not run.
         """
 
@@ -254,7 +261,7 @@ class CallRouter:
 
     def _found(self, name: str, deadline: _Until) -> RoutedFunction:
         """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
-        give_up = time.monotonic() + _WAIT_FOR_WORKERS_S
+        give_up = time.monotonic() + WAIT_FOR_WORKERS_S
         while True:
             try:
                 function = self._find(name)
@@ -358,7 +365,7 @@ class CallRouter:
         statistics: CallStatistics,
         given: _Given | None,
     ) -> CallReport:
-        tried = _Tried()
+        tried = Tried(deadline.left_s())
         while True:
             worker, place = self._placed(function, call, tried, deadline, running, turn)
             try:
@@ -366,9 +373,11 @@ class CallRouter:
                     report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
                     ended(report)
             except WorkerGone as gone:
-                _require_repeatable(function, gone, given)
+                tried.lost(worker, may_have_run=gone.may_have_run)
+                _require_repeatable(function, gone, given, tried)
                 statistics.was_moved()
-                tried.failed(worker)
+            except WorkerUnable as error:
+                tried.unable(worker, f"cannot run it: {error}")
             except ServerBusy:
                 tried.full(worker)
             else:
@@ -379,7 +388,7 @@ class CallRouter:
         self,
         function: RoutedFunction,
         call: Call,
-        tried: _Tried,
+        tried: Tried,
         deadline: _Until,
         running: RunningCall,
         turn: Turn | None,
@@ -387,19 +396,25 @@ class CallRouter:
         """A worker that can run it, best not one that failed it before, and a place there.
 
         Waits for one to come, or to come back, or for a place to come free.
+
+        Raises:
+            FunctionsUnavailable: there was none for too long; the text says why.
         """
         place = self._place_now(function, call, tried, running)
         if place is not None:
             return place
         with contextlib.nullcontext() if turn is None else turn.waiting():
             while place is None:
+                if tried.is_enough() or (tried.in_vain and deadline.is_over):
+                    obstacles = self._workers.obstacles(function)
+                    raise FunctionsUnavailable(tried.told(function.name, function.needs, obstacles))
                 tried.again()
                 time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
                 place = self._place_now(function, call, tried, running)
         return place
 
     def _place_now(
-        self, function: RoutedFunction, call: Call, tried: _Tried, running: RunningCall
+        self, function: RoutedFunction, call: Call, tried: Tried, running: RunningCall
     ) -> tuple[str, ExitStack] | None:
         if running.cancelled:
             raise CallAbandoned(f"the call of {function.name} was cancelled")
@@ -411,13 +426,6 @@ class CallRouter:
                 tried.full(worker)
             else:
                 return worker, place
-        if tried.in_vain():
-            raise FunctionsUnavailable(
-                f"no worker that is alive can run function {function.name} now"
-                + (f", which needs one with {text_of(function.needs)}" if function.needs else "")
-                + (f" ({', '.join(sorted(tried.lost))} failed it); " if tried.lost else "; ")
-                + "start one with `taskworker worker`, or try again later"
-            )
         return None
 
     @contextlib.contextmanager
@@ -460,7 +468,7 @@ class CallRouter:
                 self._outstanding[worker] -= 1
 
 
-def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None) -> None:
+def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None, tried: Tried) -> None:
     """Raise CallUncertain if a call whose worker was lost must not run again."""
     if gone.may_have_run and not function.idempotent:
         raise CallUncertain(
@@ -471,6 +479,11 @@ def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Give
         raise CallUncertain(
             f"worker {gone.worker} was lost amid a call of {function.name}, some of whose results were handed "
             "over already; call it again for all of them"
+        ) from gone
+    if tried.too_many_lost:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, and others before: it may be this call "
+            "that ends them; see their logs before calling it again"
         ) from gone
 
 
@@ -485,41 +498,6 @@ class _Running:
         """A call that it makes."""
         mine = self.call
         return replace(call, chain=(*mine.chain, mine.function), user_id=mine.user_id, call_id=mine.call_id)
-
-
-class _Tried:
-    """Which workers could not take a call, and since when there is none at all."""
-
-    def __init__(self) -> None:
-        self._skipped: set[str] = set()
-        self._none_since: float | None = None
-        self.lost: set[str] = set()
-
-    def fresh(self, able: list[str]) -> list[str]:
-        """Those of them that were not tried in this round."""
-        if able:
-            self._none_since = None
-        return [worker for worker in able if worker not in self._skipped]
-
-    def full(self, worker: str) -> None:
-        """It has as many calls as it may."""
-        self._skipped.add(worker)
-
-    def failed(self, worker: str) -> None:
-        """It was lost."""
-        self._skipped.add(worker)
-        self.lost.add(worker)
-
-    def again(self) -> None:
-        """Begin another round."""
-        self._skipped.clear()
-
-    def in_vain(self) -> bool:
-        """Whether there has been none for so long that none is waited for any more."""
-        if self._skipped:
-            return False
-        self._none_since = self._none_since or time.monotonic()
-        return time.monotonic() - self._none_since > _WAIT_FOR_WORKERS_S
 
 
 def _item_bytes(item: str) -> int:
@@ -551,6 +529,11 @@ class _Until:
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
         self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come."""
+        return self._at is not None and time.monotonic() >= self._at
 
     def left_s(self) -> float | None:
         """Seconds left.

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from taskworker.bundles.labels import meets
+from taskworker.bundles.labels import meets, text_of
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.places import Places, worker_places
@@ -41,6 +41,7 @@ class Offer:
         warm: what has processes there.
         labels: of the worker.
         address: where a worker without a volume is reached; empty: it is a member of the pool.
+        unavailable: why it takes no deployed function.
     """
 
     worker: str
@@ -50,6 +51,7 @@ class Offer:
     warm: tuple[WarmFunction, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
+    unavailable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +201,18 @@ class Hosting:
     def able(self, function: RoutedFunction) -> list[str]:
         """See ``Workers``."""
         with self._lock:
-            able = [offer for offer in self._offers.values() if _can_run(offer, function)]
+            able = [offer for offer in self._offers.values() if not _obstacle(offer, function)]
         return [offer.worker for offer in able if self._is_alive(offer)]
+
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        """See ``Workers``."""
+        with self._lock:
+            offers = list(self._offers.values())
+        return {
+            offer.worker: obstacle
+            for offer in offers
+            if self._is_alive(offer) and (obstacle := _obstacle(offer, function))
+        }
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         """See ``Workers``."""
@@ -250,8 +262,13 @@ class Hosting:
             return self._under_way.get(token)
 
 
-def _can_run(offer: Offer, function: RoutedFunction) -> bool:
-    if function.file_id:
-        return offer.hosts_deployed and meets(offer.labels, function.needs)
-    # Two processes may pack the same function into bundles that differ by a byte: the name decides.
-    return function.name in offer.functions
+def _obstacle(offer: Offer, function: RoutedFunction) -> str:
+    """Why a worker cannot run a function; empty: it can."""
+    if not function.file_id:
+        # Two processes may pack the same function into bundles that differ by a byte: the name decides.
+        return "" if function.name in offer.functions else "has no such function"
+    if not offer.hosts_deployed:
+        return f"runs no functions: {offer.unavailable}" if offer.unavailable else "runs no functions"
+    if not meets(offer.labels, function.needs):
+        return f"has the labels {text_of(offer.labels)}" if offer.labels else "has no labels"
+    return ""

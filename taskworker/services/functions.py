@@ -20,6 +20,7 @@ from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.services.binding import Caller
 
 _OFFERED_MAX = 1_000
+_REASON_CHARS_MAX = 500
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -189,6 +190,7 @@ class HostingService:
             warm=warm,
             labels=check_labels(dict(request.labels)),
             address=request.address,
+            unavailable=request.unavailable[:_REASON_CHARS_MAX],
         )
         self._hosting.offer(offer)
         return functions_pb2.OfferResponse(functions_deployed=self._deployed.any(), lease_ms=int(LEASE_S * 1000))

@@ -20,7 +20,7 @@ from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy
 from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.places import worker_places
-from taskworker.functions.routing import RoutedFunction, WorkerGone
+from taskworker.functions.routing import RoutedFunction, WorkerGone, WorkerUnable
 from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.services.handing_over import handed_over
 from taskworker.services.rpc import CallerWithDeadline, running_for, time_left_s
@@ -272,7 +272,7 @@ class GrpcTransport:
         if isinstance(failure, ServerBusy):
             return failure
         if isinstance(failure, FunctionsUnavailable):
-            return ServerBusy(f"worker {worker} runs no functions: {failure}")
+            return WorkerUnable(str(failure))
         if isinstance(failure, StorageUnavailable):
             text = str(error).lower()
             return WorkerGone(worker, may_have_run=not any(sign in text for sign in _NEVER_SENT))

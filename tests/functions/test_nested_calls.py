@@ -45,6 +45,9 @@ class Shapes:
     def able(self, function: RoutedFunction) -> list[str]:
         return sorted(self._places)
 
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        return {}
+
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         return self._places[worker].one(len(call.chain))
 

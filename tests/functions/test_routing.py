@@ -20,10 +20,11 @@ from taskworker.errors import (
     FunctionBusy,
     FunctionFailed,
     FunctionNotFound,
+    FunctionsUnavailable,
     ServerBusy,
 )
 from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, Items, RunningCall
-from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone
+from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone, WorkerUnable
 from taskworker.functions.users import UserShares
 
 Behaviour = Callable[[Call], CallReport]
@@ -39,6 +40,9 @@ class Fleet:
 
     def able(self, function: RoutedFunction) -> list[str]:
         return sorted(self.behaviours)
+
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        return {"blind": "has no eyes"}
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         return nullcontext()
@@ -159,8 +163,33 @@ def test_workers_that_come_are_waited_for() -> None:
 
 
 def test_the_deadline_bounds_the_wait_for_workers() -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(FunctionsUnavailable, match="blind has no eyes"):  # and its caller hears what it waited for
         router(Fleet()).call(Call("f"), 0.1)
+    with pytest.raises(DeadlineExceeded):
+        router(Fleet(a=fails(ServerBusy("full")))).call(Call("f"), 0.1)
+
+
+def test_a_worker_that_cannot_run_a_call_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskworker.functions.tried.WAIT_FOR_WORKERS_S", 0.5)
+    fleet = Fleet(a=fails(WorkerUnable("it has no sandbox")), b=fails(WorkerGone("b", may_have_run=False)))
+    with pytest.raises(
+        FunctionsUnavailable, match=r"a cannot run it: it has no sandbox; b was lost; blind has no eyes"
+    ):
+        router(fleet).call(Call("f"), None)
+    assert 2 <= fleet.runs["a"] <= 5  # ever more seldom
+    assert router(Fleet(a=fails(WorkerUnable("no")), b=answers("2"))).call(Call("f"), None) == "2"
+
+
+def test_what_a_function_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FunctionsUnavailable, match=r"needs one with gpu=a100: .*`taskworker worker --label gpu=a100`"):
+        router(Fleet(), needs={"gpu": "a100"}).call(Call("f"), 0.1)
+
+
+def test_a_call_that_ends_its_workers_does_not_end_them_all() -> None:
+    fleet = Fleet(**{f"w{number}": fails(WorkerGone(f"w{number}", may_have_run=True)) for number in range(30)})
+    with pytest.raises(CallUncertain, match="and others before"):
+        router(fleet).call(Call("f"), None)
+    assert fleet.runs.total() == 10
 
 
 def test_a_cancelled_call_goes_nowhere_else() -> None:

@@ -149,6 +149,9 @@ class Unasked:
     def able(self, function: RoutedFunction) -> list[str]:
         return ["w"]
 
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        return {}
+
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         return nullcontext()
 
