@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from storage.errors import InvalidArgument
 from taskworker.bundles.archive import PackedFunction
-from taskworker.bundles.spec import FunctionSpec, limits_of
+from taskworker.bundles.spec import FunctionSpec, spec_from_options
 from taskworker.packing.declared import pack_function
-from taskworker.sandbox import Limits
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -63,14 +62,4 @@ class Declarations:
 def _spec(name: str, options: dict[str, Any]) -> FunctionSpec:
     if "needs" in options:
         raise InvalidArgument(f"function {name!r}: needs is for functions that are deployed; this one runs here alone")
-    limits = limits_of(options.pop("limits", None) or Limits())
-    cache_ttl_s = options.pop("cache_ttl", 0.0)
-    try:
-        return FunctionSpec(
-            name=name, entry="pickle:unset", limits=limits, cache_ttl_s=cache_ttl_s, **options
-        ).checked()
-    except TypeError as error:
-        raise InvalidArgument(
-            f"function {name!r}: {error}; there are idempotent, cache_ttl, concurrency, queue, limits, config, "
-            "isolation, process_calls and process_s"
-        ) from None
+    return spec_from_options(name, "pickle:unset", options)

@@ -41,7 +41,6 @@ from taskworker.services.rpc import RpcService, StreamService, awaited
 from taskworker.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.wire import status
 from taskworker.wire.chains import Chain, chain_metadata
-from taskworker.wire.deployed import DEPLOYED_OWNER
 
 log = logging.getLogger(__name__)
 
@@ -250,8 +249,8 @@ class HostedFunctions:
             ],
         )
 
-    def _fetch(self, file_id: str, version_id: str) -> bytes:
-        return self._client.get(file_id, user_id=DEPLOYED_OWNER, version_id=version_id)
+    def _fetch(self, owner: str, file_id: str, version_id: str) -> bytes:
+        return self._client.get(file_id, user_id=owner, version_id=version_id)
 
     def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
         request = taskworker_pb2.FunctionCallRequest(

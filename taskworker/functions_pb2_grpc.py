@@ -77,7 +77,8 @@ class FunctionServiceServicer:
     """
 
     def Deploy(self, request, context):
-        """Takes a bundle (see docs/functions.md) as the newest version of the function that it names.
+        """Takes a bundle (see docs/functions.md) as the newest version of the function that it names, once a worker has
+        imported it and found its entry; what was the newest stays so if none can.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,6 +460,11 @@ class InvocationServiceStub:
                 request_serializer=taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
                 response_deserializer=taskworker_dot_functions__pb2.InvokeEvent.FromString,
                 _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/taskworker.functions.InvocationService/Prepare',
+                request_serializer=taskworker_dot_functions__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.PrepareResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/taskworker.functions.InvocationService/Cancel',
                 request_serializer=taskworker_dot_functions__pb2.CancelRequest.SerializeToString,
@@ -484,6 +490,13 @@ class InvocationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prepare(self, request, context):
+        """Imports a version that is not deployed yet, and looks its entry up. That it cannot be is an outcome, not a status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens.
         """
@@ -503,6 +516,11 @@ def add_InvocationServiceServicer_to_server(servicer, server):
                     servicer.InvokeStream,
                     request_deserializer=taskworker_dot_functions__pb2.InvokeRequest.FromString,
                     response_serializer=taskworker_dot_functions__pb2.InvokeEvent.SerializeToString,
+            ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=taskworker_dot_functions__pb2.PrepareRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.PrepareResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -565,6 +583,33 @@ class InvocationService:
             '/taskworker.functions.InvocationService/InvokeStream',
             taskworker_dot_functions__pb2.InvokeRequest.SerializeToString,
             taskworker_dot_functions__pb2.InvokeEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.functions.InvocationService/Prepare',
+            taskworker_dot_functions__pb2.PrepareRequest.SerializeToString,
+            taskworker_dot_functions__pb2.PrepareResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,9 @@ class FunctionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FunctionServiceAsyncStub: ...
     Deploy: _grpc.UnaryUnaryMultiCallable[_functions_pb2.DeployRequest, _functions_pb2.DeployResponse]
-    """Takes a bundle (see docs/functions.md) as the newest version of the function that it names."""
+    """Takes a bundle (see docs/functions.md) as the newest version of the function that it names, once a worker has
+    imported it and found its entry; what was the newest stays so if none can.
+    """
     Undeploy: _grpc.UnaryUnaryMultiCallable[_functions_pb2.UndeployRequest, _functions_pb2.UndeployResponse]
     ListFunctions: _grpc.UnaryUnaryMultiCallable[_functions_pb2.ListFunctionsRequest, _functions_pb2.ListFunctionsResponse]
     FunctionHistory: _grpc.UnaryUnaryMultiCallable[_functions_pb2.FunctionHistoryRequest, _functions_pb2.FunctionHistoryResponse]
@@ -56,7 +58,9 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Deploy: _aio.UnaryUnaryMultiCallable[_functions_pb2.DeployRequest, _functions_pb2.DeployResponse]  # type: ignore[assignment]
-    """Takes a bundle (see docs/functions.md) as the newest version of the function that it names."""
+    """Takes a bundle (see docs/functions.md) as the newest version of the function that it names, once a worker has
+    imported it and found its entry; what was the newest stays so if none can.
+    """
     Undeploy: _aio.UnaryUnaryMultiCallable[_functions_pb2.UndeployRequest, _functions_pb2.UndeployResponse]  # type: ignore[assignment]
     ListFunctions: _aio.UnaryUnaryMultiCallable[_functions_pb2.ListFunctionsRequest, _functions_pb2.ListFunctionsResponse]  # type: ignore[assignment]
     FunctionHistory: _aio.UnaryUnaryMultiCallable[_functions_pb2.FunctionHistoryRequest, _functions_pb2.FunctionHistoryResponse]  # type: ignore[assignment]
@@ -77,7 +81,9 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_pb2.DeployRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.DeployResponse, _abc.Awaitable[_functions_pb2.DeployResponse]]:
-        """Takes a bundle (see docs/functions.md) as the newest version of the function that it names."""
+        """Takes a bundle (see docs/functions.md) as the newest version of the function that it names, once a worker has
+        imported it and found its entry; what was the newest stays so if none can.
+        """
 
     @_abc_1.abstractmethod
     def Undeploy(
@@ -169,6 +175,8 @@ class InvocationServiceStub:
     """Runs one call. A function's own failure is an outcome, not a status."""
     InvokeStream: _grpc.UnaryStreamMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeEvent]
     """Runs one call of a generator: its items as they come, then the outcome."""
+    Prepare: _grpc.UnaryUnaryMultiCallable[_functions_pb2.PrepareRequest, _functions_pb2.PrepareResponse]
+    """Imports a version that is not deployed yet, and looks its entry up. That it cannot be is an outcome, not a status."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]
     """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
@@ -181,6 +189,8 @@ class InvocationServiceAsyncStub(InvocationServiceStub):
     """Runs one call. A function's own failure is an outcome, not a status."""
     InvokeStream: _aio.UnaryStreamMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeEvent]  # type: ignore[assignment]
     """Runs one call of a generator: its items as they come, then the outcome."""
+    Prepare: _aio.UnaryUnaryMultiCallable[_functions_pb2.PrepareRequest, _functions_pb2.PrepareResponse]  # type: ignore[assignment]
+    """Imports a version that is not deployed yet, and looks its entry up. That it cannot be is an outcome, not a status."""
     Cancel: _aio.UnaryUnaryMultiCallable[_functions_pb2.CancelRequest, _functions_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens."""
 
@@ -202,6 +212,14 @@ class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_functions_pb2.InvokeEvent], _abc.AsyncIterator[_functions_pb2.InvokeEvent]]:
         """Runs one call of a generator: its items as they come, then the outcome."""
+
+    @_abc_1.abstractmethod
+    def Prepare(
+        self,
+        request: _functions_pb2.PrepareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.PrepareResponse, _abc.Awaitable[_functions_pb2.PrepareResponse]]:
+        """Imports a version that is not deployed yet, and looks its entry up. That it cannot be is an outcome, not a status."""
 
     @_abc_1.abstractmethod
     def Cancel(

@@ -192,6 +192,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs")
 """Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
+_OPTIONS = ("idempotent", "concurrency", "queue", "config", "isolation", "process_calls", "process_s", "needs")
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
@@ -205,6 +206,26 @@ _LIMIT_NAMES: Mapping[str, str] = {
     "output": "output_bytes",
     "result": "result_bytes",
 }
+
+
+def spec_from_options(name: str, entry: str, options: Mapping[str, Any]) -> FunctionSpec:
+    """A function's document from options as a program gives them.
+
+    Raises:
+        InvalidArgument: there is no such option, or it is out of bounds.
+    """
+    given = dict(options)
+    limits = limits_of(given.pop("limits", None) or Limits())
+    cache_ttl_s = given.pop("cache_ttl", 0.0)
+    if unknown := set(given) - set(_OPTIONS):
+        raise InvalidArgument(
+            f"function {name!r}: there is no option {min(unknown)!r}; there are limits, cache_ttl, "
+            + ", ".join(_OPTIONS)
+        )
+    try:
+        return FunctionSpec(name=name, entry=entry, limits=limits, cache_ttl_s=cache_ttl_s, **given).checked()
+    except (TypeError, AttributeError) as error:
+        raise InvalidArgument(f"function {name!r}: {error}") from None
 
 
 def limits_of(value: object) -> Limits:

@@ -17,7 +17,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
-    from taskworker.bundles.archive import PackedFunction
+    from taskworker.client.deploying import Deployment
     from taskworker.client.functions import (
         Deployed,
         FunctionClient,
@@ -140,10 +140,11 @@ def deploy(
         taskworker deploy thumbnail images:thumbnail
         taskworker deploy report reports.monthly:make --requirements requirements.txt --limits memory=512MiB,wall=120
     """
-    from taskworker.bundles.labels import labels_from_texts, meets, text_of
+    from taskworker.bundles.labels import labels_from_texts
     from taskworker.bundles.spec import FunctionSpec, limits_from_text
+    from taskworker.client import deploying
+    from taskworker.client.deploying import Source
     from taskworker.client.functions import FunctionClient
-    from taskworker.packing.modules import pack_module
 
     spec = FunctionSpec(
         name=name,
@@ -159,36 +160,32 @@ def deploy(
         process_s=process_seconds,
         config=dict(_pair("--set", item, "KEY=VALUE") for item in settings or ()),
     )
-    packed = pack_module(entry, spec, root=directory, include=include or (), requirements=requirements)
-    if dry_run:
-        _show_bundle(session, packed)
-        return
+    source = Source(directory, include or (), requirements)
     with FunctionClient(session.pool_address()) as client:
-        deployed = client.deploy(packed.bundle, user_id=session.user)
-        able = [host for host in client.hosts() if host.hosts_deployed and meets(host.labels, spec.needs)]
-    _show_deployment(session, deployed, size=len(packed.bundle), packages=len(packed.spec.requirements))
-    if spec.needs and not able:
-        session.terminal.note(
-            f"no worker has {text_of(spec.needs)} yet; start one with `taskworker worker --label ...`"
-        )
+        deployment = deploying.deploy(client, spec, source, user_id=session.user, dry_run=dry_run)
+    if dry_run:
+        _show_dry_run(session, deployment)
+    else:
+        _show_deployment(session, deployment)
+    if deployment.not_imported:
+        session.terminal.note(f"nobody has tried it: {deployment.not_imported}; see `taskworker functions workers`")
 
 
-def _show_bundle(session: Session, packed: PackedFunction) -> None:
-    spec, files = packed.spec, packed.files
+def _show_dry_run(session: Session, found: Deployment) -> None:
     session.terminal.result(
-        {"function": spec.name, "files": dict(files), "requirements": spec.requirements, "size": len(packed.bundle)},
-        *(f"{size_text(size):>9}  {one_line(path)}" for path, size in files.items()),
-        f"{one_line(spec.name)} would be {plural(len(files), 'file')}, {size_text(len(packed.bundle))}"
-        + (f", with {', '.join(spec.requirements)}" if spec.requirements else ""),
+        document(found),
+        *(f"{size_text(size):>9}  {one_line(path)}" for path, size in found.files.items()),
+        f"{one_line(found.function)} would be {plural(len(found.files), 'file')}, {size_text(found.size)}"
+        + (f", with {', '.join(found.requirements)}" if found.requirements else ""),
     )
 
 
-def _show_deployment(session: Session, deployed: Deployed, *, size: int = 0, packages: int = 0) -> None:
-    how = "is deployed" if deployed.changed else "was deployed like this already"
-    more = f", {size_text(size)}" if size else ""
-    more += f" with {plural(packages, 'package')}" if packages else ""
+def _show_deployment(session: Session, found: Deployment) -> None:
+    how = "is deployed" if found.changed else "was deployed like this already"
+    more = f" with {plural(len(found.requirements), 'package')}" if found.requirements else ""
     session.terminal.result(
-        document(deployed), f"{deployed.function} {how}: version {deployed.version_id[:_ID_SHOWN]}{more}"
+        document(found),
+        f"{one_line(found.function)} {how}: version {found.version_id[:_ID_SHOWN]}, {size_text(found.size)}{more}",
     )
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from storage import (
     CollectReport,
@@ -26,6 +26,10 @@ from taskworker.client.channel import CallScope, current_scope
 from taskworker.client.client import Client, ReadableAnywhere, Synchronized, SyncResult
 from taskworker.client.differences import Changed
 from taskworker.client.sources import Pushable
+
+if TYPE_CHECKING:
+    from taskworker.client.deploying import Deployment
+    from taskworker.client.functions import FunctionStatus
 
 ResultT = TypeVar("ResultT")
 
@@ -336,6 +340,38 @@ class AsyncClient:
                 yield item
         finally:
             await self._run(items.close)
+
+    async def deploy(
+        self,
+        name: str,
+        entry: str,
+        *,
+        user_id: str,
+        directory: str | os.PathLike[str] = ".",
+        include: Sequence[str] = (),
+        requirements: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Deployment:
+        """See :meth:`Client.deploy`. What was sent to the pool goes on when this is cancelled."""
+        return await self._run(
+            lambda: self._client.deploy(
+                name,
+                entry,
+                user_id=user_id,
+                directory=directory,
+                include=include,
+                requirements=requirements,
+                dry_run=dry_run,
+                timeout_s=timeout_s,
+                **options,
+            )
+        )
+
+    async def functions(self, *, timeout_s: float | None = None) -> list[FunctionStatus]:
+        """See :meth:`Client.functions`."""
+        return await self._run(lambda: self._client.functions(timeout_s=timeout_s))
 
     async def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
         """See :meth:`Client.resolve`."""

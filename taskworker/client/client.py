@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -49,6 +49,10 @@ from taskworker.errors import MessageTooLarge, ServerFault
 from taskworker.wire import convert
 from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, UNARY_BYTES_MAX
 
+if TYPE_CHECKING:
+    from taskworker.client.deploying import Deployment
+    from taskworker.client.functions import FunctionStatus
+
 ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
 _RETRIES = 3
@@ -63,6 +67,12 @@ _RULES = {
     "changed": anything,  # checked by LocalDiff as it is used
     "args": anything,
     "kwargs": anything,
+    "entry": text("entry"),
+    "directory": anything,
+    "include": anything,
+    "requirements": anything,
+    "dry_run": anything,
+    "options": anything,  # checked by spec_from_options
 }
 
 P = ParamSpec("P")
@@ -645,6 +655,59 @@ class Client:
         request = functions_pb2.StreamFunctionRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         items = self._channel.receive(self._channel.streams.StreamFunction, request, self._deadline(timeout_s))
         return _items_of(items)
+
+    @_arguments_checked
+    def deploy(
+        self,
+        /,
+        name: str,
+        entry: str,
+        *,
+        user_id: str,
+        directory: str | os.PathLike[str] = ".",
+        include: Sequence[str] = (),
+        requirements: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Deployment:
+        """Put a function into the pool as the newest version of ``name``, as ``taskworker deploy`` does.
+
+        A worker imports it first: what fails then does not go live.
+
+        Args:
+            name: what callers call it.
+            entry: ``module:function``.
+            user_id: who deploys it.
+            directory: where the module is; what it imports from there travels along.
+            include: further files of that directory: names, directories, or patterns.
+            requirements: a requirements file.
+            dry_run: only say what would travel, and have it imported.
+            timeout_s: how long to wait for the pool.
+            options: as of ``TaskWorker.function``, and ``needs``: labels that a worker must have to run it.
+
+        Raises:
+            InvalidArgument: it cannot be packed, or an option is unknown or out of bounds.
+            FunctionBroken: it cannot be imported, or has no such entry.
+            FunctionsUnavailable: no worker could import it, and there is an earlier version.
+        """
+        from taskworker.bundles.spec import spec_from_options
+        from taskworker.client.deploying import Source, deploy
+        from taskworker.client.functions import FunctionClient
+
+        spec = spec_from_options(name, entry, options)
+        source = Source(Path(directory), include, None if requirements is None else Path(requirements))
+        deadline = self._deadline(timeout_s)
+        with FunctionClient(self.address) as client:
+            return deploy(client, spec, source, user_id=user_id, dry_run=dry_run, remaining_s=deadline.remaining_s)
+
+    @_arguments_checked
+    def functions(self, *, timeout_s: float | None = None) -> list[FunctionStatus]:
+        """The pool's functions and how their calls do, by name, as ``taskworker functions`` lists them."""
+        from taskworker.client.functions import FunctionClient
+
+        with FunctionClient(self.address) as client:
+            return client.functions(timeout_s=self._deadline(timeout_s).remaining_s())
 
     # Names
 

@@ -10,15 +10,26 @@ from taskworker.client.operators import OperatorClient
 from taskworker.functions_pb2_grpc import FunctionServiceStub
 
 _TIMEOUT_S = 60.0
+DEPLOY_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A deployment; ``changed`` is False if that version was the newest already."""
+    """A deployment.
+
+    Attributes:
+        function: its name.
+        version_id: the newest one; empty after a dry run.
+        changed: False if that version was the newest already.
+        imported_by: workers that imported it before.
+        not_imported: why no worker has; of a function's first version, or one that was deployed before.
+    """
 
     function: str
     version_id: str
     changed: bool
+    imported_by: tuple[str, ...] = ()
+    not_imported: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +116,24 @@ class FunctionClient(OperatorClient):
         super().__init__(address)
         self._stub = FunctionServiceStub(self._channel)
 
-    def deploy(self, bundle: bytes, *, user_id: str) -> Deployed:
-        """Make a bundle the newest version of its function."""
-        request = functions_pb2.DeployRequest(bundle=bundle, user_id=user_id)
-        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=_TIMEOUT_S)))
+    def deploy(
+        self, bundle: bytes, *, user_id: str, dry_run: bool = False, timeout_s: float | None = DEPLOY_TIMEOUT_S
+    ) -> Deployed:
+        """Make a bundle the newest version of its function, once a worker has imported it.
+
+        Args:
+            bundle: the function.
+            user_id: who deploys it.
+            dry_run: only have it imported.
+            timeout_s: how long to wait.
+
+        Raises:
+            FunctionBroken: it cannot be imported, or has no such entry.
+            FunctionsUnavailable: no worker could import it, and there is an earlier version.
+            FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
+        """
+        request = functions_pb2.DeployRequest(bundle=bundle, user_id=user_id, dry_run=dry_run)
+        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=timeout_s)))
 
     def undeploy(self, function: str) -> None:
         """End a deployed function and its versions."""
@@ -120,10 +145,10 @@ class FunctionClient(OperatorClient):
         request = functions_pb2.RollbackRequest(function_name=function, version_id=version_id, user_id=user_id)
         return _deployed(self._call(lambda: self._stub.Rollback(request, timeout=_TIMEOUT_S)))
 
-    def functions(self) -> list[FunctionStatus]:
+    def functions(self, *, timeout_s: float | None = _TIMEOUT_S) -> list[FunctionStatus]:
         """All functions, by name."""
         request = functions_pb2.ListFunctionsRequest()
-        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=_TIMEOUT_S))
+        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=timeout_s))
         return [_function_status(one) for one in answer.functions]
 
     def hosts(self) -> list[FunctionHost]:
@@ -172,7 +197,9 @@ class FunctionClient(OperatorClient):
 
 
 def _deployed(answer: functions_pb2.DeployResponse) -> Deployed:
-    return Deployed(answer.function_name, answer.version_id, answer.changed)
+    return Deployed(
+        answer.function_name, answer.version_id, answer.changed, tuple(answer.imported_by), answer.not_imported
+    )
 
 
 def _function_status(one: functions_pb2.Function) -> FunctionStatus:

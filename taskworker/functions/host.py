@@ -178,6 +178,19 @@ class FunctionHost:
         document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config})
         return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, spec.keep))
 
+    def prepare(self, function: HostedFunction) -> None:
+        """Import a function's code in its sandbox, and look its entry up.
+
+        Raises:
+            FunctionBroken: it cannot be; the text is of what it raised.
+            FunctionsUnavailable: there is no sandbox here.
+        """
+        try:
+            self.start()
+            self._sandbox.warm(function.image)
+        except sandbox_errors.SandboxError as error:
+            raise _translated(error, function.spec) from error
+
     def views(self) -> list[Warm]:
         """The functions that have processes here."""
         with self._lock:

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from storage import FileStorage, Version
-from storage.errors import InvalidArgument, StorageError
+from storage.errors import FileNotFound, InvalidArgument, StorageError
 from taskworker.bundles.archive import spec_of
 from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec, check_name
-from taskworker.errors import FunctionNotFound
+from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
 from taskworker.functions.routing import RoutedFunction
 from taskworker.sandbox import Limits
+from taskworker.wire.deployed import CANDIDATE_OWNER
 from taskworker.wire.deployed import DEPLOYED_OWNER as OWNER
+
+_CANDIDATE_S = 3600.0
+"""No deployment takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What became of a deployment."""
+    """What became of a deployment.
 
-    version: Version
+    Attributes:
+        function: its name.
+        version_id: the newest one, empty after a dry run.
+        changed: whether it was not so already.
+        imported_by: workers that have imported it.
+        not_imported: why no worker has; of a function's first version, or one that was deployed before.
+    """
+
+    function: str
+    version_id: str
     changed: bool
+    imported_by: tuple[str, ...] = ()
+    not_imported: str = ""
+
+
+class Importing(Protocol):
+    """Has a worker import a function that is not deployed yet."""
+
+    def prepare(self, function: RoutedFunction) -> str:
+        """The worker that did.
+
+        Raises:
+            FunctionsUnavailable: none could.
+            StorageError: why the function cannot be imported.
+        """
 
 
 class DeployedFunctions:
@@ -28,11 +60,13 @@ class DeployedFunctions:
 
     Args:
         store: the pool's.
+        importing: tries what is to be deployed.
         limits_max: what a function may ask for at most.
     """
 
-    def __init__(self, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
+    def __init__(self, store: FileStorage, importing: Importing, limits_max: Limits = LIMITS_MAX) -> None:
         self._store = store
+        self._importing = importing
         self._limits_max = limits_max
         self._lock = threading.Lock()  # of changes
         self._known: dict[str, RoutedFunction] = {}
@@ -68,13 +102,23 @@ class DeployedFunctions:
             found = None
         return found or RoutedFunction(head.filename, head.version_id, head.file_id)
 
-    def deploy(self, bundle: bytes, user_id: str) -> Deployment:
-        """Make a bundle the newest version of the function that it names.
+    def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool = False) -> Deployment:
+        """Make a bundle the newest version of the function that it names, once a worker has imported it.
+
+        Args:
+            bundle: the function.
+            user_id: who deploys it.
+            dry_run: only have it imported.
 
         Raises:
             FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
+            FunctionBroken: it cannot be imported, or has no such entry.
+            FunctionsUnavailable: no worker could import it, and an earlier version would no longer be the newest.
         """
-        return self._put(spec_of(bundle).within(self._limits_max), bundle, user_id)
+        spec = spec_of(bundle).within(self._limits_max)
+        return self._put(
+            spec, bundle, user_id, dry_run=dry_run, may_be_untried=self._store.find(spec.name, user_id=OWNER) is None
+        )
 
     def roll_back(self, name: str, version_id: str, user_id: str) -> Deployment:
         """Make an earlier version the newest again.
@@ -101,7 +145,7 @@ class DeployedFunctions:
                 f"`taskworker functions log {name}` lists them"
             )
         bundle = self._store.get(chosen[0].file_id, user_id=OWNER, version_id=chosen[0].version_id)
-        return self._put(spec_of(bundle), bundle, user_id)
+        return self._put(spec_of(bundle), bundle, user_id, may_be_untried=True)
 
     def history(self, name: str) -> list[Version]:
         """All versions, newest first.
@@ -122,12 +166,49 @@ class DeployedFunctions:
             self._store.delete(self._head(name).file_id, user_id=OWNER)
             self._known.pop(name, None)
 
-    def _put(self, spec: FunctionSpec, bundle: bytes, user_id: str) -> Deployment:
+    def _put(
+        self, spec: FunctionSpec, bundle: bytes, user_id: str, *, dry_run: bool = False, may_be_untried: bool
+    ) -> Deployment:
+        imported_by, not_imported = self._imported(spec, bundle, may_be_untried)
+        if dry_run:
+            return Deployment(spec.name, "", False, imported_by, not_imported)
         with self._lock:
             before = self._store.find(spec.name, user_id=OWNER)
             version = self._store.push(bundle, filename=spec.name, user_id=OWNER, note=user_id)
             self._known[spec.name] = RoutedFunction.of(spec, version.version_id, version.file_id)
-        return Deployment(version, before is None or before.version_id != version.version_id)
+        changed = before is None or before.version_id != version.version_id
+        return Deployment(spec.name, version.version_id, changed, imported_by, not_imported)
+
+    def _imported(self, spec: FunctionSpec, bundle: bytes, may_be_untried: bool) -> tuple[tuple[str, ...], str]:
+        """Who has imported it, or why nobody could."""
+        with self._candidate(bundle) as version:
+            candidate = RoutedFunction.of(spec, version.version_id, version.file_id)
+            try:
+                return (self._importing.prepare(candidate),), ""
+            except FunctionsUnavailable as error:
+                if not may_be_untried:
+                    raise FunctionsUnavailable(f"{spec.name} stays as it was deployed before: {error}") from error
+                return (), str(error)
+            except FunctionBroken as error:
+                raise FunctionBroken(f"{spec.name} is not deployed as this version: {error}") from error
+
+    @contextlib.contextmanager
+    def _candidate(self, bundle: bytes) -> Iterator[Version]:
+        """A bundle where workers find it, for as long as it is tried."""
+        self._drop_old_candidates()
+        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        try:
+            yield version
+        finally:
+            self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
+
+    def _drop_old_candidates(self) -> None:
+        """What a pool that was killed has left."""
+        before_ms = (time.time() - _CANDIDATE_S) * 1000
+        for version in self._store.list_files(user_id=CANDIDATE_OWNER, limit=100):
+            if version.time_ms < before_ms:
+                with contextlib.suppress(FileNotFound):  # another deployment took it
+                    self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
 
     def _routed(self, head: Version) -> RoutedFunction:
         bundle = self._store.get(head.file_id, user_id=OWNER, version_id=head.version_id)

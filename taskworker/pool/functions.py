@@ -37,8 +37,8 @@ class PoolFunctions:
         records: Path | None = None,
     ) -> None:
         policy = policy or FunctionPolicy()
-        self.deployed = DeployedFunctions(store, policy.limits_max)
         self.hosting = Hosting(membership, transport)
+        self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max)
         statistics = StatisticsByFunction()
         self.log = CallLog(records, policy.records, statistics)
         self.router = CallRouter(self._find, self.hosting, self.log.finished, statistics, policy.shares)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from taskworker.bundles.labels import meets, text_of
-from taskworker.errors import NotJoined, WorkerRefused
+from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.places import Places, worker_places
 from taskworker.functions.redaction import CallRedactors
-from taskworker.functions.routing import RoutedFunction, WorkerGone
+from taskworker.functions.routing import RoutedFunction, WorkerGone, WorkerUnable
 from taskworker.pool.membership import Membership
 
 
@@ -67,6 +67,10 @@ class HostView:
     running: int
 
 
+_PREPARE_TIMEOUT_S = 120.0
+_OFFERS_TAKE_S = 5.0
+_LOOK_AGAIN_S = 0.05
+_NAMED_MAX = 8
 LEASE_S = 4.0
 """How long the offer of a worker without a volume counts; it comes again every second."""
 
@@ -85,6 +89,15 @@ class Transport(Protocol):
         items: Items | None = None,
     ) -> CallReport:
         """As ``taskworker.functions.routing.Workers.invoke``."""
+
+    def prepare(self, worker: str, address: str, function: RoutedFunction, timeout_s: float) -> None:
+        """Have a worker import a function that is not deployed yet.
+
+        Raises:
+            WorkerGone: it was lost.
+            ServerBusy, WorkerUnable: it cannot now.
+            StorageError: why the function cannot be imported.
+        """
 
     def abandon(self, worker: str) -> None:
         """Let the calls under way at a worker fail with WorkerGone."""
@@ -255,6 +268,40 @@ class Hosting:
                 self._running[worker] -= 1
                 if not self._running[worker]:
                     del self._running[worker]
+
+    def prepare(self, function: RoutedFunction) -> str:
+        """Have one of the workers that can run it import a function that is not deployed yet; its id.
+
+        Raises:
+            FunctionsUnavailable: none could.
+            StorageError: why the function cannot be imported.
+        """
+        self._await_hosts()
+        able = self.able(function)
+        with self._lock:
+            able.sort(key=lambda worker: self._running[worker])
+            offers = [self._offers[worker] for worker in able if worker in self._offers]
+        failed: dict[str, str] = {}
+        for offer in offers:
+            address = self._address_of(offer)
+            if address is None:
+                continue
+            try:
+                self._transport.prepare(offer.worker, address, function, _PREPARE_TIMEOUT_S)
+            except (WorkerGone, WorkerUnable, ServerBusy) as error:
+                failed[offer.worker] = str(error)
+            else:
+                return offer.worker
+        failed |= self.obstacles(function)
+        needed = f", which needs {text_of(function.needs)}" if function.needs else ""
+        told = "; ".join(f"{worker}: {why}" for worker, why in list(failed.items())[:_NAMED_MAX])
+        raise FunctionsUnavailable(f"no worker can import {function.name}{needed}" + (f" ({told})" if told else ""))
+
+    def _await_hosts(self) -> None:
+        """Just after a start, workers need a moment to offer themselves."""
+        give_up = time.monotonic() + _OFFERS_TAKE_S
+        while not self.hosts() and time.monotonic() < give_up:
+            time.sleep(_LOOK_AGAIN_S)
 
     def call_of(self, token: str) -> Call | None:
         """The call under way that was given this token, None if it is over."""

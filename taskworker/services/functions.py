@@ -36,8 +36,8 @@ class FunctionService:
     def Deploy(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.DeployRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
-        """Take a bundle as the newest version of its function."""
-        return _deployment(self._deployed.deploy(request.bundle, request.user_id))
+        """Take a bundle as the newest version of its function, if it can be imported."""
+        return _deployment(self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run))
 
     def Undeploy(  # noqa: N802
         self, request: functions_pb2.UndeployRequest, _caller: Caller
@@ -222,7 +222,9 @@ def _offered(offer: functions_pb2.FunctionOffer) -> RoutedFunction:
 
 def _deployment(deployment: Deployment) -> functions_pb2.DeployResponse:
     return functions_pb2.DeployResponse(
-        function_name=deployment.version.filename,
-        version_id=deployment.version.version_id,
+        function_name=deployment.function,
+        version_id=deployment.version_id,
         changed=deployment.changed,
+        imported_by=deployment.imported_by,
+        not_imported=deployment.not_imported,
     )

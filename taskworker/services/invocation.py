@@ -25,9 +25,10 @@ from taskworker.functions_pb2_grpc import InvocationServiceStub
 from taskworker.services.handing_over import handed_over
 from taskworker.services.rpc import CallerWithDeadline, running_for, time_left_s
 from taskworker.wire import status
+from taskworker.wire.deployed import CANDIDATE_OWNER, DEPLOYED_OWNER
 
-Fetch = Callable[[str, str], bytes]
-"""(file id, version id) → the deployed bundle."""
+Fetch = Callable[[str, str, str], bytes]
+"""(owner, file id, version id) → the bundle."""
 
 log = logging.getLogger("taskworker.services")
 
@@ -116,6 +117,22 @@ class InvocationService:
             running.cancel()
         return functions_pb2.CancelResponse()
 
+    def Prepare(  # noqa: N802
+        self, request: functions_pb2.PrepareRequest, _caller: CallerWithDeadline
+    ) -> functions_pb2.PrepareResponse:
+        """Import a version that is to be deployed."""
+        try:
+            self._host.prepare(
+                self._host.deployed_function(
+                    request.version_id, lambda: self._fetch(CANDIDATE_OWNER, request.file_id, request.version_id)
+                )
+            )
+        except FunctionsUnavailable:
+            raise
+        except StorageError as error:
+            return functions_pb2.PrepareResponse(kind=status.kind_of(error), text=str(error))
+        return functions_pb2.PrepareResponse()
+
     @contextmanager
     def _cancellable(self, token: str, running: RunningCall) -> Iterator[None]:
         """Meanwhile, `Cancel` finds the call."""
@@ -134,7 +151,7 @@ class InvocationService:
         if not request.file_id:
             return self._host.own_function(request.function_name)
         return self._host.deployed_function(
-            request.version_id, lambda: self._fetch(request.file_id, request.version_id)
+            request.version_id, lambda: self._fetch(DEPLOYED_OWNER, request.file_id, request.version_id)
         )
 
 
@@ -266,6 +283,24 @@ class GrpcTransport:
                 del self._under_way[worker][call.token]
                 self._abandoned.discard(call.token)
         return _report_from_proto(response)
+
+    def prepare(self, worker: str, address: str, function: RoutedFunction, timeout_s: float) -> None:
+        """See ``Transport``."""
+        request = functions_pb2.PrepareRequest(
+            function_name=function.name, file_id=function.file_id, version_id=function.version
+        )
+        with self._lock:
+            stub = self._stub(address)
+        try:
+            answer = stub.Prepare(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise ServerBusy(f"worker {worker} is of an earlier release, which cannot try functions") from error
+            raise self._failure(error, worker, address, function) from error
+        except ValueError as error:  # gRPC's, of a channel that was closed before the call began
+            raise WorkerGone(worker, may_have_run=False) from error
+        if answer.kind:
+            raise status.error_of(answer.kind, answer.text)
 
     def _failure(self, error: grpc.RpcError, worker: str, address: str, function: RoutedFunction) -> Exception:
         failure = status.decode(error, address)

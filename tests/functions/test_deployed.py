@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from storage import FileStorage
-from storage.errors import FormatError, InvalidArgument
+from storage.errors import FormatError, InvalidArgument, StorageError
 from taskworker.bundles.archive import packed
 from taskworker.bundles.spec import FunctionSpec
-from taskworker.errors import FunctionNotFound
+from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
+from taskworker.functions.routing import RoutedFunction
 from taskworker.functions.statistics import CallStatistics
 from taskworker.pool.deployed import DeployedFunctions
+from taskworker.wire.deployed import CANDIDATE_OWNER
 
 
 @pytest.fixture
@@ -27,8 +29,60 @@ def bundle(text: str, name: str = "f", **options: object) -> bytes:
     return packed(FunctionSpec(name=name, entry="app:f", **options), {"app/app.py": text.encode()}).bundle  # type: ignore[arg-type]
 
 
+class Importing:
+    """Workers that import functions, and what keeps them from it."""
+
+    def __init__(self) -> None:
+        self.failure: StorageError | None = None
+        self.seen: list[RoutedFunction] = []
+
+    def prepare(self, function: RoutedFunction) -> str:
+        self.seen.append(function)
+        if self.failure is not None:
+            raise self.failure
+        return "w1"
+
+
+IMPORTING = Importing()
+
+
+def test_what_cannot_be_imported_does_not_go_live(store: FileStorage) -> None:
+    importing = Importing()
+    deployed = DeployedFunctions(store, importing)
+    importing.failure = FunctionBroken("no such module")
+    with pytest.raises(FunctionBroken, match="f is not deployed as this version: no such module"):
+        deployed.deploy(bundle("1"), "ann")
+    assert deployed.find("f") is None
+    importing.failure = FunctionsUnavailable("no worker has gpu=h100")
+    first = deployed.deploy(bundle("1", needs={"gpu": "h100"}), "ann")  # nothing is lost by it
+    assert (first.changed, first.imported_by, first.not_imported) == (True, (), "no worker has gpu=h100")
+    assert importing.seen[-1].needs == {"gpu": "h100"}
+    for failure in (FunctionsUnavailable("all are away"), FunctionBroken("no such module")):
+        importing.failure = failure
+        with pytest.raises(type(failure)):
+            deployed.deploy(bundle("2"), "ann")
+    importing.failure = None
+    assert deployed.deploy(bundle("2"), "ann", dry_run=True).imported_by == ("w1",)
+    assert [version.version_id for version in deployed.history("f")] == [first.version_id]
+    second = deployed.deploy(bundle("2"), "ann")
+    assert (second.imported_by, second.not_imported) == (("w1",), "")
+    importing.failure = FunctionBroken("it needs a package that is gone")
+    with pytest.raises(FunctionBroken):
+        deployed.roll_back("f", "", "ann")
+    importing.failure = FunctionsUnavailable("all are away")
+    assert deployed.roll_back("f", "", "ann").not_imported == "all are away"
+    assert store.list_files(user_id=CANDIDATE_OWNER) == []
+
+
+def test_candidates_that_a_killed_pool_has_left_are_dropped(store: FileStorage) -> None:
+    store.push(b"left", filename="old", user_id=CANDIDATE_OWNER, time_ms=1_000)
+    store.push(b"under way", filename="new", user_id=CANDIDATE_OWNER)
+    DeployedFunctions(store, Importing()).deploy(bundle("1"), "ann")
+    assert [version.filename for version in store.list_files(user_id=CANDIDATE_OWNER)] == ["new"]
+
+
 def test_versions_of_a_function(store: FileStorage) -> None:
-    deployed = DeployedFunctions(store)
+    deployed = DeployedFunctions(store, IMPORTING)
     assert deployed.find("f") is None
     first = deployed.deploy(bundle("1"), "ann")
     assert first.changed
@@ -36,19 +90,17 @@ def test_versions_of_a_function(store: FileStorage) -> None:
     second = deployed.deploy(bundle("2", concurrency=5, idempotent=False), "bob")
     found = deployed.find("f")
     assert found is not None
-    assert (found.version, found.concurrency, found.idempotent) == (second.version.version_id, 5, False)
-    assert DeployedFunctions(store).find("f") == found  # after a restart
+    assert (found.version, found.concurrency, found.idempotent) == (second.version_id, 5, False)
+    assert DeployedFunctions(store, IMPORTING).find("f") == found  # after a restart
     assert [(version.version_id, version.note) for version in deployed.history("f")] == [
-        (second.version.version_id, "bob"),
-        (first.version.version_id, "ann"),
+        (second.version_id, "bob"),
+        (first.version_id, "ann"),
     ]
 
 
 def test_rolling_back_makes_an_earlier_version_the_newest(store: FileStorage) -> None:
-    deployed = DeployedFunctions(store)
-    versions = [
-        deployed.deploy(bundle(text, concurrency=number + 1), "ann").version for number, text in enumerate("abc")
-    ]
+    deployed = DeployedFunctions(store, IMPORTING)
+    versions = [deployed.deploy(bundle(text, concurrency=number + 1), "ann") for number, text in enumerate("abc")]
     deployed.roll_back("f", "", "bob")
     assert deployed.find("f").concurrency == 2  # type: ignore[union-attr]
     deployed.roll_back("f", versions[0].version_id[:10], "bob")
@@ -64,7 +116,7 @@ def test_rolling_back_makes_an_earlier_version_the_newest(store: FileStorage) ->
 
 
 def test_what_is_undeployed_is_gone(store: FileStorage) -> None:
-    deployed = DeployedFunctions(store)
+    deployed = DeployedFunctions(store, IMPORTING)
     deployed.deploy(bundle("1"), "ann")
     deployed.deploy(bundle("1", name="g"), "ann")
     deployed.undeploy("f")
@@ -75,7 +127,7 @@ def test_what_is_undeployed_is_gone(store: FileStorage) -> None:
 
 
 def test_garbage_is_not_deployed(store: FileStorage) -> None:
-    deployed = DeployedFunctions(store)
+    deployed = DeployedFunctions(store, IMPORTING)
     with pytest.raises(FormatError):
         deployed.deploy(b"garbage", "ann")
     assert deployed.all() == []

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -257,19 +258,38 @@ def test_modules_that_functions_do_not_have_are_told(pool: FunctionPool) -> None
         pool.client.call("uses_os", user_id=USER)
 
 
-def test_a_module_that_cannot_be_imported_is_told(pool: FunctionPool) -> None:
-    pool.deploy("broken", "broken:f", pool.directory)
-    with pytest.raises(FunctionBroken, match="absent_module"):
-        pool.client.call("broken", user_id=USER)
-    pool.deploy("nowhere", "app:nowhere", pool.directory)
+def test_what_cannot_be_imported_is_told_and_does_not_go_live(pool: FunctionPool) -> None:
+    pool.deploy("fragile", "app:plain", pool.directory)
+    with pytest.raises(FunctionBroken, match=r"fragile is not deployed as this version: .*absent_module"):
+        pool.deploy("fragile", "broken:f", pool.directory)
     with pytest.raises(FunctionBroken, match="no 'nowhere'"):
-        pool.client.call("nowhere", user_id=USER)
-
-
-def test_the_worker_is_not_there_while_a_module_is_imported(pool: FunctionPool) -> None:
-    pool.deploy("eager", "eager:f", pool.directory)
+        pool.deploy("fragile", "app:nowhere", pool.directory)
     with pytest.raises(FunctionBroken, match="while a call runs, not while the module is being imported"):
-        pool.client.call("eager", user_id=USER)
+        pool.deploy("fragile", "eager:f", pool.directory)
+    assert pool.client.call("fragile", ["a", "b"], user_id=USER) == "ab"
+    assert len(pool.functions.history("fragile")) == 1
+    with pytest.raises(FunctionBroken, match="absent_module"):
+        pool.deploy("never", "broken:f", pool.directory)
+    with pytest.raises(FunctionNotFound):
+        pool.client.call("never", user_id=USER)
+
+
+def test_a_client_deploys_as_the_command_does(pool: FunctionPool) -> None:
+    (pool.directory / "named.py").write_text(
+        "from importlib import import_module\n\nword = import_module('named' + '_too').WORD\n"
+    )
+    (pool.directory / "named_too.py").write_text("WORD = 'found'\n")
+    (pool.directory / "entry.py").write_text("import named\n\n\ndef f():\n    return named.word\n")
+    options: dict[str, Any] = {"directory": pool.directory, "user_id": USER, "limits": {"wall_s": 5}}
+    tried = pool.client.deploy("entry", "entry:f", dry_run=True, **options)
+    assert (tried.version_id, set(tried.files)) == ("", {"app/entry.py", "app/named.py", "app/named_too.py"})
+    assert "entry" not in [one.function for one in pool.client.functions()]
+    deployed = pool.client.deploy("entry", "entry:f", **options)
+    assert (deployed.changed, len(deployed.imported_by)) == (True, 1)
+    assert pool.client.call("entry", user_id=USER) == "found"
+    assert "entry" in [one.function for one in pool.client.functions()]
+    with pytest.raises(InvalidArgument, match="there is no option 'walls'"):
+        pool.client.deploy("entry", "entry:f", walls=5, **options)
 
 
 @pytest.mark.parametrize("entry", ["threads", "gathers"])

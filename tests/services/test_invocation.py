@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from taskworker import functions_pb2, taskworker_pb2
-from taskworker.errors import CallAbandoned, FunctionCrashed
+from taskworker.errors import CallAbandoned, FunctionBroken, FunctionCrashed, ServerBusy
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions_pb2_grpc import InvocationServiceServicer, add_InvocationServiceServicer_to_server
@@ -46,6 +46,16 @@ class Worker(InvocationServiceServicer):
         if request.call_id != "no outcome":
             yield functions_pb2.InvokeEvent(outcome=functions_pb2.InvokeResponse())
 
+    def Prepare(  # noqa: N802
+        self, request: functions_pb2.PrepareRequest, context: grpc.ServicerContext
+    ) -> functions_pb2.PrepareResponse:
+        match request.function_name:
+            case "broken":
+                return functions_pb2.PrepareResponse(kind="FunctionBroken", text="no such module\n" * 200)
+            case "old":
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        return functions_pb2.PrepareResponse()
+
     def Cancel(  # noqa: N802
         self, request: functions_pb2.CancelRequest, context: grpc.ServicerContext
     ) -> functions_pb2.CancelResponse:
@@ -76,6 +86,10 @@ class Served:
         items: list[str] = []
         return items, self._transport.invoke("w", self._address, FUNCTION, call, 30.0, RunningCall(), items.append)
 
+    def prepare(self, function: str) -> None:
+        """Have a function imported."""
+        self._transport.prepare("w", self._address, RoutedFunction(function, "1", "file"), 30.0)
+
     def close(self) -> None:
         self._transport.close()
         self._server.stop(0).wait()
@@ -86,6 +100,14 @@ def served() -> Iterator[Served]:
     served = Served(Worker())
     yield served
     served.close()
+
+
+def test_a_worker_imports_a_function_or_says_why_it_cannot(served: Served) -> None:
+    served.prepare("f")
+    with pytest.raises(FunctionBroken, match="no such module"):
+        served.prepare("broken")
+    with pytest.raises(ServerBusy, match="earlier release"):
+        served.prepare("old")
 
 
 def test_every_cancel_ends_its_call(served: Served) -> None:

@@ -1,0 +1,109 @@
+"""Deploying a function from a directory: packed, tried by the pool, packed anew with what it was found to lack."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskworker.bundles.archive import PackedFunction
+from taskworker.bundles.spec import FunctionSpec
+from taskworker.client.functions import DEPLOY_TIMEOUT_S, Deployed, FunctionClient
+from taskworker.errors import FunctionBroken
+from taskworker.packing.directory import CodeDirectory
+from taskworker.packing.modules import pack_module
+
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+_TRIES = 20
+"""Each brings one more module of the directory, whose name the source does not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a function's code is.
+
+    Attributes:
+        directory: of the module.
+        include: names, directories or patterns of further files there.
+        requirements: a file that names packages.
+    """
+
+    directory: Path
+    include: Sequence[str] = ()
+    requirements: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A function as it was deployed, or, after a dry run, as it would be.
+
+    Attributes:
+        function: its name.
+        version_id: the newest version; empty after a dry run.
+        changed: False if that was the newest already.
+        size: of the bundle in bytes.
+        files: sizes of its files, by path in the bundle.
+        requirements: the packages in it, ``name==version``.
+        imported_by: workers that imported it before it went live.
+        not_imported: why no worker has; of a function's first version alone.
+    """
+
+    function: str
+    version_id: str
+    changed: bool
+    size: int
+    files: Mapping[str, int]
+    requirements: tuple[str, ...]
+    imported_by: tuple[str, ...]
+    not_imported: str
+
+
+def deploy(
+    client: FunctionClient,
+    spec: FunctionSpec,
+    source: Source,
+    *,
+    user_id: str,
+    dry_run: bool = False,
+    remaining_s: Callable[[], float | None] = lambda: DEPLOY_TIMEOUT_S,
+) -> Deployment:
+    """Pack a function and make it the newest version, once a worker has imported it.
+
+    Raises:
+        InvalidArgument: it cannot be packed.
+        FunctionBroken: it cannot be imported, or has no such entry; what was deployed before stays.
+        FunctionsUnavailable: no worker could import it, and there is an earlier version.
+    """
+    directory, modules = CodeDirectory(source.directory), set[str]()
+    while True:
+        packed = pack_module(
+            spec.entry,
+            spec,
+            root=source.directory,
+            include=source.include,
+            modules=modules,
+            requirements=source.requirements,
+        )
+        try:
+            deployed = client.deploy(packed.bundle, user_id=user_id, dry_run=dry_run, timeout_s=remaining_s())
+        except FunctionBroken as error:
+            missing = _MISSING.search(str(error))
+            if missing is None or missing[1] in modules or len(modules) == _TRIES or not directory.has(missing[1]):
+                raise
+            modules.add(missing[1])
+        else:
+            return _deployment(deployed, packed)
+
+
+def _deployment(deployed: Deployed, packed: PackedFunction) -> Deployment:
+    return Deployment(
+        function=deployed.function,
+        version_id=deployed.version_id,
+        changed=deployed.changed,
+        size=len(packed.bundle),
+        files=packed.files,
+        requirements=packed.spec.requirements,
+        imported_by=deployed.imported_by,
+        not_imported=deployed.not_imported,
+    )
