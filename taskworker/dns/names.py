@@ -12,7 +12,6 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import dns.exception
-import dns.name
 import dns.reversename
 from dns.edns import EDECode
 from dns.name import Name
@@ -28,6 +27,7 @@ from taskworker.dns.directory import Directory
 from taskworker.dns.policy import Policy
 from taskworker.dns.resolver import Resolver
 from taskworker.dns.server import DnsServer, Listen
+from taskworker.dns.text import from_text
 from taskworker.dns.upstream import NameServer, Upstream
 from taskworker.dns.zone import Zone
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
@@ -214,7 +214,7 @@ def parse_name(text: str, kind: RdataType = RdataType.A) -> Name:
         except ValueError:
             pass  # a name, then
     try:
-        return dns.name.from_text(text)
+        return from_text(text)
     except (dns.exception.DNSException, UnicodeError) as error:
         raise InvalidArgument(f"{text[:80]!r} is no domain name: {error}") from None
 

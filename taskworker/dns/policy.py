@@ -18,6 +18,7 @@ from dns.rdatatype import RdataType
 from storage.errors import InvalidArgument
 from taskworker.dns.addresses import addresses_in, is_public
 from taskworker.dns.answers import Answer, refusal
+from taskworker.dns.text import from_text
 
 _BLOCKED_TTL_S = 60
 _HOSTS_FILE_OWN = {"localhost", "localhost.localdomain", "local", "broadcasthost", "ip6-localhost", "ip6-loopback"}
@@ -32,13 +33,13 @@ class Suffixes:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         # As bytes: lists of blocked names have hundreds of thousands, and Name objects are ten times as large.
-        self._suffixes = frozenset(b".".join(_labels(parse_suffix(text))) for text in names)
+        self._suffixes = frozenset(b"".join(_labels(parse_suffix(text))) for text in names)
 
     def __contains__(self, name: Name) -> bool:
         if not self._suffixes:
             return False
         labels = _labels(name)
-        return any(b".".join(labels[first:]) in self._suffixes for first in range(len(labels)))
+        return any(b"".join(labels[first:]) in self._suffixes for first in range(len(labels)))
 
 
 def parse_suffix(text: str) -> Name:
@@ -48,7 +49,7 @@ def parse_suffix(text: str) -> Name:
         InvalidArgument: it is none.
     """
     try:
-        name = dns.name.from_text(text.strip())
+        name = from_text(text.strip())
     except (dns.exception.DNSException, UnicodeError) as error:
         raise InvalidArgument(f"{text!r} is no domain name: {error}") from None
     if name == dns.name.root:
@@ -57,7 +58,8 @@ def parse_suffix(text: str) -> Name:
 
 
 def _labels(name: Name) -> list[bytes]:
-    return [label.lower() for label in name.labels if label]
+    """Each behind its length: a label may have a dot in it."""
+    return [bytes((len(label),)) + label.lower() for label in name.labels if label]
 
 
 def read_block_list(path: Path) -> list[str]:

@@ -2,9 +2,8 @@
 
 An id is a name as it stands: each part between dots is a label, underscores and hyphens included (DNS
 allows any octets in labels; only host names of other protocols are narrower). Ids that differ in case alone
-share a name, which then has the records of both. Other letters than ASCII's go by IDNA, as clients ask for
-them. An id that is no name (empty parts, a part of more than 63
-bytes) has none.
+share a name, which then has the records of both. Other letters than ASCII's go by IDNA 2008, as clients ask for
+them. An id that is no name (empty parts, a part of more than 63 bytes, characters that IDNA does not allow) has none.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from dns.rrset import RRset
 
 from taskworker.dns.answers import Answer, Resolved
 from taskworker.dns.directory import Directory, Host, Listing, NamedFunction
+from taskworker.dns.text import below
 
 APEX = dns.name.from_text("hive.")
 _WORKERS = dns.name.from_text("worker.hive.")
@@ -140,13 +140,9 @@ class Zone:
 def named(own: str, under: Name) -> Name | None:
     """The name of an id; None if it can have none."""
     try:
-        return dns.name.Name([_label(part) for part in own.split(".")] + list(under.labels))
+        return below(own, under)
     except (dns.exception.DNSException, UnicodeError):
         return None
-
-
-def _label(part: str) -> bytes:
-    return part.encode() if part.isascii() else dns.name.IDNA_2003.encode(part)
 
 
 def _located(address: str) -> Iterable[Rdata]:

@@ -15,6 +15,7 @@ from taskworker.egress.urls import OutsideUrl, mapped_name, parse_url, place_of
 _DOCUMENT = "egress-rules"
 _RULES_MAX = 256
 _FUNCTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_HOST = re.compile(r"[a-z0-9._:-]+")
 _WRITTEN = re.compile(r"(?:(https?)://)?(\*\.)?(\[[^\]]*\]|[^/:?#@\[\]]+)(:[^/?#]*)?(/[^?#]*)?", re.IGNORECASE)
 # Below a prefix, nothing that a server could read as a step out of it.
 _STEP = re.compile(r"(^|/)(\.|%2e){1,2}(/|;|$)|%2f|%5c|%25|//", re.IGNORECASE)
@@ -178,7 +179,12 @@ class RuleBook:
         return next((rule for rule in found if rule.private), found[0])
 
     def allows_host(self, function: str, host: str) -> bool:
-        """Whether a function may call a host, a name in its A-form, at some place; then it may resolve it, too."""
+        """Whether a function may call a host, a name in its A-form, at some place; then it may resolve it, too.
+
+        A name of DNS whose labels have other characters than hosts' is none: a dot in one would look like two.
+        """
+        if not _HOST.fullmatch(host):
+            return False
         with self._lock:
             rules = self._rules.get(function, ())
         return any(rule.stands_for(host) for rule in rules)

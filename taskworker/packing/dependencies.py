@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def installed(requirements: Path) -> Dependencies:
         scratch = Path(directory, "packages")
         _pip_install(requirements, scratch, _constraints(Path(directory, "provided.txt")))
         found = sorted(distributions(path=[str(scratch)]), key=lambda one: one.name.lower())
-        found = [one for one in found if one.name.lower().replace("-", "_") not in PROVIDED]
+        found = [one for one in found if re.sub(r"[-_.]+", "_", one.name).lower() not in PROVIDED]
         for distribution in found:
             _require_pure(distribution)
         files = {f"{DEPENDENCIES}/{path}": Path(scratch, path).read_bytes() for path in _files(found)}

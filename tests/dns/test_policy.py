@@ -77,6 +77,17 @@ def test_names_that_are_allowed_to_be_private(serve: Serve) -> None:
     assert served.query("xcorp.example").rcode() == Rcode.REFUSED
 
 
+def test_a_dot_in_a_label_is_no_end_of_one(serve: Serve) -> None:
+    served = serve(policy=Policy(["ads.example"], private_allowed=["corp.example", "straße.example"]))
+    served.outside.set(r"a\.corp.example 100 A 10.0.0.7", r"corp\.example 100 A 10.0.0.7")
+    served.outside.set("xn--strae-oqa.example 100 A 10.0.0.7", "strasse.example 100 A 10.0.0.7")
+    for name in (r"a\.corp.example", r"corp\.example", "strasse.example"):
+        assert served.query(name).rcode() == Rcode.REFUSED
+    assert served.query(r"ads\.example").answer == []
+    assert served.outside.asked[r"ads\.example", "A"] == 1
+    assert served.names.resolve("straße.example").records == ("10.0.0.7",)
+
+
 def test_blocked_names_do_not_exist_and_are_not_asked_for(serve: Serve) -> None:
     served = serve(policy=Policy(["ads.example", "Tracker.Example."]))
     served.outside.set("ads.example 100 A 198.41.0.4", "hop.example 100 CNAME cdn.tracker.example.")

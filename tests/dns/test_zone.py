@@ -12,6 +12,7 @@ from dns.rdatatype import RdataType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.errors import InvalidArgument
 from taskworker.dns.directory import Host, Listing, NamedFunction
 from taskworker.dns.names import parse_name
 from taskworker.dns.zone import TTL_S, Zone, named
@@ -67,6 +68,33 @@ def test_case_does_not_matter_and_is_given_back_as_asked(filled: Served) -> None
 def test_ids_that_differ_in_case_share_their_name(served: Served) -> None:
     served.pool.now = Listing(workers=(Host("one", "127.0.0.1:1"), Host("ONE", "127.0.0.2:2")))
     assert served.texts("One.worker.hive") == ["127.0.0.1", "127.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "others"),
+    [
+        ("straße", "xn--strae-oqa", ("strasse",)),
+        ("wörk_1", "xn--wrk_1-jua", ("work_1", "wörk-1")),
+        ("a。b", "a.b", ("ab",)),  # what counts as a dot in a name that is asked for
+        ("Ёж.Ж", "xn--f1a7c.xn--f1a", ("еж.ж",)),
+        (r"a\.b", r"a\\.b", ("a.b", r"a\.b")),
+    ],
+)
+def test_letters_beyond_ascii_go_by_one_standard(served: Served, own: str, name: str, others: tuple[str, ...]) -> None:
+    served.pool.now = Listing(workers=(Host(own, "127.0.0.1:1"),))
+    assert served.texts(f"{name}.worker.hive") == ["127.0.0.1"]
+    if "\\" not in own:
+        assert served.names.resolve(f"{own}.worker.hive").records == ("127.0.0.1",)
+    for other in others:
+        with pytest.raises(NameNotFound):
+            served.names.resolve(f"{other}.worker.hive")
+
+
+@pytest.mark.parametrize("own", ["🦀", "ä b", "-ä", "ä..b", "\u200dx", "x" * 64])
+def test_ids_that_are_no_names_have_none(own: str) -> None:
+    assert named(own, parse_name("worker.hive")) is None
+    with pytest.raises(InvalidArgument, match="is no domain name"):
+        parse_name(f"{own}.worker.hive")
 
 
 @pytest.mark.parametrize("name", ["absent.worker.hive", "other.hive", "a.worker_001.worker.hive", "absent.pool.hive"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument, PermissionDenied, StoreClosed
+from taskworker.dns.names import parse_name, shown
 from taskworker.egress.audit import AuditLog
 from taskworker.egress.limits import EgressLimits
 from taskworker.egress.rules import RuleBook, parse_rule
@@ -128,6 +129,8 @@ def test_requests_are_bounded(egress: Egress, server: Server) -> None:
          ["https://api.example.com/v10", "https://api.example.com/", "https://api.example.com/v1/../admin",
           "https://api.example.com/v1/%2e%2e/admin", "https://api.example.com/v1/..%2fadmin", "https://api.example.com/v1/%252e%252e/a",
           "https://api.example.com/v1//x", "https://api.example.com/v1/..;/admin", "https://api.example.com/V1/x"]),
+        ("straße.example", ["https://straße.example/", "https://STRAßE.example/", "https://xn--strae-oqa.example/"],
+         ["https://strasse.example/"]),
         ("bücher.example", ["https://xn--bcher-kva.example/", "https://Bücher.example/"], ["https://bucher.example/"]),
         ("[::1]:8080", ["http://[0:0::1]:8080/"], ["http://[::2]:8080/"]),
     ],
@@ -167,6 +170,22 @@ def test_rules_are_kept_and_taken_back() -> None:
     assert RuleBook(documents).all() == []
     with pytest.raises(InvalidArgument, match="function's name"):
         book.allow("no good", parse_rule("a.example"))
+
+
+def test_functions_may_resolve_the_hosts_that_rules_stand_for() -> None:
+    book = RuleBook(Documents())
+    for rule in ("straße.example", "*.bücher.example", "*.example.com", "[::1]:8080"):
+        book.allow("f", parse_rule(rule))
+
+    def may(name: str) -> bool:
+        return book.allows_host("f", shown(parse_name(name)).lower())
+
+    for name in ("straße.example", "Straße.example.", "a.BÜCHER.example", "_x.a.example.com", "A.example.com"):
+        assert may(name), name
+    refused = ("strasse.example", "bücher.example", "example.com", "aexample.com", "a.bucher.example")
+    escaped = (r"evil\.example.com", r"a\.b.example.com", r"a\046example.com", r"a.example\.com", r"\000.example.com")
+    for name in (*refused, *escaped):
+        assert not may(name), name
 
 
 def test_nothing_is_allowed_until_it_is(egress: Egress, server: Server) -> None:
