@@ -92,9 +92,11 @@ class Crowd:
     def _watch(self, at: int, event: Event) -> None:
         interesting = 0.1 if isinstance(event, Mark | Synced | SyncBegun) else 0.02
         if self._choices.random() < interesting:
+            # Together: a delete, whose first event comes after its commit, must not begin in between.
             with self._lock:
                 ledger, flying = self._ledger.copy(), tuple(self._flying.values())
-            self.points.append(CrashPoint(at + 1, ledger, flying, databases(self.recorder.root)))
+                stored = databases(self.recorder.root)
+            self.points.append(CrashPoint(at + 1, ledger, flying, stored))
 
 
 @pytest.mark.parametrize("seed", range(3))
