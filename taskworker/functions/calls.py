@@ -12,6 +12,10 @@ from storage.errors import InvalidArgument, StorageError
 DEPTH_MAX = 16
 LOOPS_MAX = 4
 ARGUMENT_CHARS_MAX = 1 << 20
+LINES_MAX = 16_384
+"""Of what one call prints; the rest is dropped."""
+LINE_CHARS_MAX = 4_000
+ERROR_CHARS_MAX = 64 << 10
 
 Items = Callable[[str], None]
 """Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""

@@ -25,14 +25,14 @@ from taskworker.errors import (
     FunctionsUnavailable,
 )
 from taskworker.functions.bridge import Bridge, UserFiles
-from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
+from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.output import Output as _Output
 from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.redaction import RedactedOutside, Redactor
 from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 
-_LINE_CHARS_MAX = 4_000
 _REDACTORS_MAX = 4_096
 """Of users of functions whose processes serve several calls: more than have such processes at once."""
 
@@ -335,34 +335,3 @@ def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageEr
     if error.cause is Cause.ARGUMENTS:
         return InvalidArgument(f"function {spec.name}: {error}")
     return FunctionFailed(str(error) if error.cause is Cause.EXCEPTION else f"function {spec.name}: {error}")
-
-
-class _Output:
-    """What a call prints, as lines; how much of it, the sandbox bounds."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pieces: list[tuple[int, str, bytes]] = []
-
-    def add(self, stream: str, piece: bytes) -> None:
-        with self._lock:
-            self._pieces.append((time.time_ns() // 1_000_000, stream, piece))
-
-    def lines(self, redactor: Redactor) -> list[OutputLine]:
-        with self._lock:
-            pieces, self._pieces = self._pieces, []
-        found: list[OutputLine] = []
-        for stream in ("stdout", "stderr"):
-            rest = b""
-            for time_ms, from_stream, piece in pieces:
-                if from_stream == stream:
-                    *complete, rest = (rest + piece).split(b"\n")
-                    found += (OutputLine(time_ms, stream, _text(line, redactor)) for line in complete)
-            if rest:
-                found.append(OutputLine(pieces[-1][0], stream, _text(rest, redactor)))
-        return sorted(found, key=lambda line: line.time_ms)
-
-
-def _text(line: bytes, redactor: Redactor) -> str:
-    text = redactor.text(line.decode("utf-8", "replace").rstrip("\r"))
-    return text if len(text) <= _LINE_CHARS_MAX else f"{text[:_LINE_CHARS_MAX]}..."

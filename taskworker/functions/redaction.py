@@ -48,6 +48,14 @@ class Redactor:
             text = text.replace(form, MARK)
         return text
 
+    def texts(self, texts: list[str]) -> list[str]:
+        """Several lines without them: all in one pass for each, as there may be many of both."""
+        if not self._forms:
+            return texts
+        redacted = self.text("\n".join(texts)).split("\n")
+        # A value of several lines may have been found in several lines, whose number must stay the same.
+        return redacted if len(redacted) == len(texts) else [self.text(text) for text in texts]
+
     def error(self, error: StorageError) -> None:
         """Take them out of what an error says."""
         if self._forms:
@@ -57,7 +65,8 @@ class Redactor:
         """Take them out of what became of a call: all but its result, which is its caller's."""
         if not self._forms:
             return
-        report.output = [replace(line, text=self.text(line.text)) for line in report.output]
+        texts = self.texts([line.text for line in report.output])
+        report.output = [replace(line, text=text) for line, text in zip(report.output, texts, strict=True)]
         if report.error is not None:
             self.error(report.error)
 

@@ -17,7 +17,16 @@ from storage.errors import StorageError
 from taskworker import functions_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
-from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
+from taskworker.functions.calls import (
+    ERROR_CHARS_MAX,
+    LINE_CHARS_MAX,
+    LINES_MAX,
+    Call,
+    CallReport,
+    Items,
+    OutputLine,
+    RunningCall,
+)
 from taskworker.functions.host import FunctionHost, HostedFunction
 from taskworker.functions.places import worker_places
 from taskworker.functions.routing import RoutedFunction, WorkerGone, WorkerUnable
@@ -197,13 +206,16 @@ def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool
     """What a worker told, read as from a stranger: its result, if it did not come in parts, must be JSON."""
     error: StorageError | None = None
     if response.kind:
-        error = status.error_of(response.kind, response.text)
+        error = status.error_of(response.kind, response.text[:ERROR_CHARS_MAX])
     elif not in_parts and not _is_json(response.result):
         error = _no_json()
     return CallReport(
         result=response.result,
         error=error,
-        output=[OutputLine(line.time_ms, line.stream, line.text) for line in response.output],
+        output=[
+            OutputLine(line.time_ms, line.stream, line.text[: LINE_CHARS_MAX + 3])
+            for line in response.output[: LINES_MAX + 1]
+        ],
         wall_s=response.wall_ms / 1000,
         cpu_s=response.cpu_ms / 1000,
         memory_bytes=response.memory_bytes,

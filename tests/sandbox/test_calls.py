@@ -359,6 +359,15 @@ def test_the_disk_is_as_large_as_allowed(host: SandboxHost, bundles: Path) -> No
         ).result()
 
 
+def test_what_is_written_byte_by_byte_is_not_read_so(host: SandboxHost, runs: FunctionImage) -> None:
+    pieces: list[bytes] = []
+    written = 20_000
+    request = b"b'%%d' %% sum(os.write(1, b'.') for _ in range(%d))" % written
+    assert begin(host, runs, request, output=lambda _, piece: pieces.append(piece)).result() == b"%d" % written
+    assert b"".join(pieces) == b"." * written
+    assert len(pieces) < written / 4
+
+
 def test_a_call_has_the_time_that_is_less(host: SandboxHost, bundles: Path) -> None:
     image = program(bundles, RUNS, limits=Limits(wall_s=0.3))
     with pytest.raises(CallDeadline, match=r"0\.3 s"):

@@ -1,0 +1,65 @@
+"""What a call prints, as lines: however it comes in pieces, and however much of it there is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from taskworker.functions.calls import LINE_CHARS_MAX, LINES_MAX, OutputLine
+from taskworker.functions.output import Output
+from taskworker.functions.redaction import MARK, Redactor
+
+
+def texts(lines: list[OutputLine], stream: str = "stdout") -> list[str]:
+    return [line.text for line in lines if line.stream == stream]
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 4096])
+def test_lines_are_the_same_however_they_come_in_pieces(most: int) -> None:
+    chance = random.Random(most)
+    printed = {"stdout": "one\n\ntwö\r\nthree\n".encode() * 50 + b"the end", "stderr": b"\xff\n" * 99}
+    left, output = dict(printed), Output()
+    while any(left.values()):
+        stream = chance.choice([name for name, rest in left.items() if rest])
+        size = chance.randint(1, most)
+        output.add(stream, left[stream][:size])
+        left[stream] = left[stream][size:]
+    lines = output.lines(Redactor())
+    assert texts(lines) == ["one", "", "twö", "three"] * 50 + ["the end"]
+    assert texts(lines, "stderr") == ["\N{REPLACEMENT CHARACTER}"] * 99
+    assert [line.time_ms for line in lines] == sorted(line.time_ms for line in lines)
+    assert output.lines(Redactor()) == []
+
+
+def test_a_line_without_an_end_costs_no_more_than_others() -> None:
+    """In pieces of a byte: if each looked at all before it, this would take many minutes."""
+    output = Output()
+    for _ in range(1 << 19):
+        output.add("stdout", b".")
+    [line] = output.lines(Redactor())
+    assert line.text == "." * LINE_CHARS_MAX + "..."
+
+
+def test_of_many_lines_the_first_are_kept_and_the_number_of_others_is_told() -> None:
+    output = Output()
+    for _ in range(4):
+        output.add("stdout", b"x\n" * LINES_MAX)
+    lines = output.lines(Redactor())
+    assert texts(lines) == ["x"] * LINES_MAX
+    assert texts(lines, "event") == [f"{3 * LINES_MAX:,} lines more are not kept: of one call the first 16,384 are"]
+
+
+def test_secrets_are_taken_out_before_a_line_is_cut_and_of_each_line() -> None:
+    redactor, output = Redactor(), Output()
+    redactor.add("sesame, open")
+    redactor.add("a value of\nseveral lines")
+    for piece in (
+        b"ses",
+        b"ame, open\n",
+        b"." * (LINE_CHARS_MAX - 4) + b"sesame, open\n",
+        b"a value of\nseveral lines\n",
+    ):
+        output.add("stdout", piece)
+    found = texts(output.lines(redactor))
+    assert found == [MARK, "." * (LINE_CHARS_MAX - 4) + MARK, MARK, MARK]
