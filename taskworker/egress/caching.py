@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cachetools import LRUCache
 from hishel import AsyncBaseStorage, CacheOptions, Entry, Headers, Request, Response
 
 _ENTRIES_PER_URL = 8
 _ENTRY_OVERHEAD = 2048
 _TTL_S = 24 * 3600.0
+_CHANGED_MAX = 4096
+"""Keys remembered for requests under way."""
 PRIVATE = CacheOptions(shared=False, supported_methods=["GET", "HEAD"], allow_stale=False)
 
 
@@ -49,6 +52,28 @@ class MemoryStorage(AsyncBaseStorage):
         self._bytes = 0
         self._kept: OrderedDict[uuid.UUID, _Kept] = OrderedDict()
         self._by_key: dict[str, list[uuid.UUID]] = {}
+        self._changes = 0
+        self._changed: LRUCache[str, int] = LRUCache(_CHANGED_MAX)
+
+    @property
+    def moment(self) -> int:
+        """Now, for `changed_since`."""
+        return self._changes
+
+    def changed(self, key: str) -> None:
+        """Forget what is kept under a key, as what it is an answer of may have changed (RFC 9111, 4.4)."""
+        self._changes += 1
+        self._changed[key] = self._changes
+        self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """Keep nothing under a key."""
+        for identity in list(self._by_key.get(key, ())):
+            self._drop(identity)
+
+    def changed_since(self, key: str, moment: int) -> bool:
+        """Whether that was after a moment: an answer asked for before may be one from before."""
+        return self._changed.get(key, 0) > moment
 
     async def create_entry(
         self,

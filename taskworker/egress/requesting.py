@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -24,7 +25,7 @@ from taskworker.egress.caching import PRIVATE, MemoryStorage, cache_key
 from taskworker.egress.connections import ConnectionPools
 from taskworker.egress.filling import Filling
 from taskworker.egress.limits import EgressLimits
-from taskworker.egress.outgoing import IDEMPOTENT, REDIRECTS, Outgoing, redirected
+from taskworker.egress.outgoing import IDEMPOTENT, REDIRECTS, SAFE, Outgoing, redirected
 from taskworker.egress.rules import RuleBook
 from taskworker.egress.turns import Turn
 from taskworker.egress.urls import place_of
@@ -195,21 +196,34 @@ class Sender:
             # Only the whole has a time limit: over HTTP/2, one request's timeout would end its neighbours.
             extensions={"timeout": {"connect": self.limits.connect_s}},
         )
+        key = self._key(exchange, request.url)
+        moment = self._storage.moment
         async with self._pools.transport(exchange.function, private=rule.private) as transport:
             if exchange.cache:
-                transport = self._caching(transport, request, exchange)
-            response = await transport.handle_async_request(request)
+                request.extensions["caching"] = {"key": key}
+                transport = AsyncCacheTransport(transport, self._storage, PRIVATE)
             try:
-                return await self._read(response, exchange)
+                return await self._exchanged(transport, request, exchange)
             finally:
-                await response.aclose()
+                if outgoing.method not in SAFE:  # even if no answer came
+                    self._storage.changed(key)
+                elif self._storage.changed_since(key, moment):
+                    self._storage.forget(key)
 
-    def _caching(
+    def _key(self, exchange: Exchange, url: httpx.URL) -> str:
+        return cache_key(exchange.function, exchange.user, str(url))
+
+    async def _exchanged(
         self, transport: httpx.AsyncBaseTransport, request: httpx.Request, exchange: Exchange
-    ) -> httpx.AsyncBaseTransport:
-        key = cache_key(exchange.function, exchange.user, str(request.url))
-        request.extensions["caching"] = {"key": key}
-        return AsyncCacheTransport(transport, self._storage, PRIVATE)
+    ) -> _Answer:
+        response = await transport.handle_async_request(request)
+        if request.method not in SAFE:
+            for url in _also_changed(request.url, response):
+                self._storage.changed(self._key(exchange, url))
+        try:
+            return await self._read(response, exchange)
+        finally:
+            await response.aclose()
 
     async def _read(self, response: httpx.Response, exchange: Exchange) -> _Answer:
         place, limits = exchange.place, self.limits
@@ -223,6 +237,17 @@ class Sender:
         told = tuple((name, value) for name, value in headers.multi_items() if name not in _OF_A_CONNECTION)
         from_cache = bool(response.extensions.get("caching", {}).get("from_cache"))
         return _Answer(response.status_code, told, headers.get("location"), body, received, from_cache)
+
+
+def _also_changed(url: httpx.URL, response: httpx.Response) -> Iterator[httpx.URL]:
+    """Other URLs of the same place that an answer names as those of what was made or changed."""
+    for name in ("location", "content-location"):
+        try:
+            found = url.join(response.headers.get(name, ""))
+        except (httpx.InvalidURL, ValueError):
+            continue  # names nothing
+        if (found.scheme, found.host, found.port) == (url.scheme, url.host, url.port):
+            yield found.copy_with(fragment=None)
 
 
 _WORDS: dict[type[httpx.TransportError], str] = {

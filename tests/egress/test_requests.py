@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from taskworker.egress.rules import RuleBook, parse_rule
 from taskworker.egress.turns import Turns
 from taskworker.errors import ApiBusy, ApiUnreachable, CallAbandoned
 from taskworker.functions.outside import ApiRequest
-from tests.egress.conftest import Documents, Egress, Make
+from tests.egress.conftest import ANN, Documents, Egress, Make
 from tests.egress.servers import Http2Server, Received, Server, Writer, answer, contexts, plain
 
 KEY = 's3cr:t/"value"&'
@@ -383,6 +384,69 @@ def test_what_http_does_not_let_keep_is_not_kept(egress: Egress, headers: str, b
         egress.allow(f"127.0.0.1:{server.port}")
         assert [egress.request(url_of(server), cache=True).body for _ in range(2)] == bodies
         assert behave.asked == 2
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_was_kept_ends_with_a_request_that_changes_it(egress: Egress, method: str, cache: bool) -> None:
+    behave = Counting("Cache-Control: max-age=600\r\nLocation: /made\r\n")
+    with Server(behave) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+        places = ("/own?x=1", "/own?x=2", "/made", "/own?x=1")
+
+        def told(user: str = ANN) -> list[bytes]:
+            return [egress.request(url_of(server, place), cache=True, user=user).body for place in places]
+
+        assert told() == [b"1", b"2", b"3", b"1"]
+        assert told("bob") == [b"4", b"5", b"6", b"4"]
+        assert egress.request(url_of(server, "/own?x=1#part"), method, cache=cache, follow_redirects=False).body == b"7"
+        assert told() == [b"8", b"2", b"9", b"8"]
+        assert told("bob") == [b"4", b"5", b"6", b"4"]
+        egress.request(url_of(server, "/own?x=1"), "OPTIONS")
+        assert told() == [b"8", b"2", b"9", b"8"]
+
+
+def test_what_was_kept_ends_also_if_the_change_is_not_answered(make: Make) -> None:
+    egress = make(EgressLimits(attempts=1))
+    state = [b"old"]
+
+    async def behave(request: Received, writer: Writer) -> None:
+        if request.method == "PUT":
+            state[0] = b"new"
+            writer.close()
+        else:
+            answer(writer, state[0], headers="Cache-Control: max-age=600\r\n")
+
+    with Server(behave) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+        assert egress.request(url_of(server), cache=True).body == b"old"
+        with pytest.raises(ApiUnreachable):
+            egress.request(url_of(server), "PUT")
+        assert egress.request(url_of(server), cache=True).body == b"new"
+
+
+def test_an_answer_of_before_a_change_is_not_kept_when_it_comes_after_it(egress: Egress) -> None:
+    asked, changed = threading.Event(), threading.Event()
+    state = [b"old"]
+
+    async def behave(request: Received, writer: Writer) -> None:
+        now = state[0]
+        if request.method == "PUT":
+            state[0] = b"new"
+        elif now == b"old":
+            asked.set()
+            await asyncio.to_thread(changed.wait, 60)
+        answer(writer, now, headers="Cache-Control: max-age=600\r\n")
+
+    with Server(behave) as server, ThreadPoolExecutor(1) as threads:
+        egress.allow(f"127.0.0.1:{server.port}")
+        before = threads.submit(egress.request, url_of(server), cache=True)
+        assert asked.wait(60)
+        egress.request(url_of(server), "PUT")
+        changed.set()
+        assert before.result(60).body == b"old"
+        assert [egress.request(url_of(server), cache=True).body for _ in range(2)] == [b"new", b"new"]
+        assert egress.request(url_of(server), cache=True).from_cache
 
 
 def test_the_cache_is_bounded(make: Make) -> None:
