@@ -18,7 +18,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -142,11 +142,15 @@ class BundleCache:
 
     Args:
         directory: made if absent; what an earlier process left half done in it is removed.
-        kept: how many.
+        kept: how many; more if more are in use.
+        in_use: the keys of those that must not go.
     """
 
-    def __init__(self, directory: Path, *, kept: int = _KEPT) -> None:
+    def __init__(
+        self, directory: Path, *, kept: int = _KEPT, in_use: Callable[[], Collection[str]] = frozenset
+    ) -> None:
         self.directory = directory
+        self._in_use = in_use
         self._prefix = f"{directory}{os.sep}"
         self._kept = kept
         self._lock = threading.Lock()
@@ -178,7 +182,7 @@ class BundleCache:
             found = self.find(key)
             if found is None:
                 found = self._unpack(key, bundle)
-                self._make_room()
+                self._make_room(key)
         return found
 
     def _unpack(self, key: str, bundle: bytes) -> Path:
@@ -197,9 +201,20 @@ class BundleCache:
             raise
         return self.directory / key
 
-    def _make_room(self) -> None:
-        by_age = sorted((path for path in self.directory.iterdir()), key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[: max(0, len(by_age) - self._kept)]:
+    def _make_room(self, added: str) -> None:
+        found = [path for path in self.directory.iterdir() if not path.name.startswith(".")]
+        if len(found) <= self._kept:
+            return
+        in_use = {added, *self._in_use()}
+        by_age = sorted((path for path in found if path.name not in in_use), key=_used_at)
+        for path in by_age[: len(found) - self._kept]:
             with contextlib.suppress(OSError):
                 path.rename(self.directory / f".{path.name}")
                 shutil.rmtree(self.directory / f".{path.name}")
+
+
+def _used_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # somebody else removed it

@@ -33,6 +33,8 @@ from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 
+_HOSTED_MAX = 1_024
+"""Versions whose documents are kept in memory: more than are kept unpacked."""
 _REDACTORS_MAX = 4_096
 """Of users of functions whose processes serve several calls: more than have such processes at once."""
 
@@ -55,6 +57,14 @@ class HostedFunction:
 
     spec: FunctionSpec
     image: FunctionImage
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A function of this worker's own program, and its bundle, which no pool has."""
+
+    hosted: HostedFunction
+    bundle: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +97,15 @@ class FunctionHost:
     ) -> None:
         self._limits_max = limits_max
         self._outside_of = outside_of
-        self._bundles = BundleCache(directory)
+        self._bundles = BundleCache(directory, in_use=self._in_use)
         self._sandbox = SandboxHost(directory)
         self._files_of = files_of
         self._call_function = call_function
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._started = False
-        self._own: dict[str, HostedFunction] = {}
-        self._hosted: dict[str, HostedFunction] = {}
+        self._own: dict[str, _Own] = {}
+        self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
         self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
 
     def start(self) -> None:
@@ -127,25 +137,32 @@ class FunctionHost:
         """
         hosted = self._host(function.bundle)
         with self._lock:
-            self._own[hosted.spec.name] = hosted
+            self._own[hosted.spec.name] = _Own(hosted, function.bundle)
 
     @property
     def own(self) -> Mapping[str, HostedFunction]:
         """The functions of this worker's own program, by name."""
         with self._lock:
-            return dict(self._own)
+            return {name: own.hosted for name, own in self._own.items()}
 
     def own_function(self, name: str) -> HostedFunction:
-        """A function of this worker's own program.
+        """A function of this worker's own program; unpacked again if somebody removed it from the disk.
 
         Raises:
             FunctionNotFound: it has no such function.
         """
         with self._lock:
-            hosted = self._own.get(name)
-        if hosted is None:
+            own = self._own.get(name)
+        if own is None:
             raise FunctionNotFound(f"this worker has no function {name!r}")
-        return hosted
+        if not self._bundles.keep(own.hosted.image.key):
+            self._bundles.add(own.bundle)
+        return own.hosted
+
+    def _in_use(self) -> set[str]:
+        """The bundles that calls need: of functions that have processes, and of those that no pool has."""
+        with self._lock:
+            return {own.hosted.image.key for own in self._own.values()} | self._sandbox.keys()
 
     def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
         """The function of a deployed bundle, fetched if it is not here yet.
@@ -194,8 +211,12 @@ class FunctionHost:
     def views(self) -> list[Warm]:
         """The functions that have processes here."""
         with self._lock:
-            names = {one.image.key: one.spec.name for one in (*self._hosted.values(), *self._own.values())}
+            names = {one.image.key: one.spec.name for one in self._all()}
         return [Warm(names.get(view.key, view.key), len(view.pids), view.pss_bytes) for view in self._sandbox.views()]
+
+    def _all(self) -> list[HostedFunction]:
+        """All functions that are known here; the lock is held."""
+        return [*self._hosted.values(), *(own.hosted for own in self._own.values())]
 
     # -- calls -------------------------------------------------------------------------------------
 

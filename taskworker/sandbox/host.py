@@ -218,6 +218,11 @@ class SandboxHost:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
 
+    def keys(self) -> set[str]:
+        """The images that have processes, or are about to have some."""
+        with self._lock:
+            return set(self._functions)
+
     def _taken(
         self, image: FunctionImage, deadline: float, timeout_s: float, owner: str
     ) -> tuple[FunctionSandbox, Spare]:

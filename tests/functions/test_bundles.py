@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 from storage.errors import FormatError, InvalidArgument, StorageError
 from taskworker.bundles.archive import BundleCache, key_of, packed, spec_of
 from taskworker.bundles.spec import FunctionSpec, limits_from_text
+from taskworker.functions.calls import Call, RunningCall
+from taskworker.functions.host import FunctionHost
+from taskworker.functions.user_files import EmbeddedFiles
 from taskworker.sandbox import Limits
 
 SPEC = FunctionSpec(name="f", entry="app:f")
@@ -79,6 +83,38 @@ def test_the_least_lately_used_bundles_go(tmp_path: Path) -> None:
     cache.find(key_of(bundles[0]))
     cache.add(bundles[2])
     assert [cache.find(key_of(bundle)) is not None for bundle in bundles] == [True, False, True]
+
+
+def test_bundles_in_use_do_not_go(tmp_path: Path) -> None:
+    bundles = [packed(SPEC, {"app/app.py": bytes([number])}).bundle for number in range(5)]
+    in_use = {key_of(bundles[0]), key_of(bundles[1])}
+    cache = BundleCache(tmp_path, kept=2, in_use=lambda: in_use)
+    for bundle in bundles:
+        cache.add(bundle)
+    assert [cache.find(key_of(bundle)) is not None for bundle in bundles] == [True, True, False, False, True]
+    in_use.clear()
+    cache.add(bundles[3])
+    assert len(list(tmp_path.iterdir())) == 2
+    assert cache.find(key_of(bundles[3])) is not None
+
+
+def test_a_worker_s_own_functions_stay_and_come_back(tmp_path: Path) -> None:
+    def called(_call: Call, _timeout_s: float | None, _asking: RunningCall) -> str:
+        raise AssertionError("nothing is called")
+
+    def files(_user: str, _timeout_s: float | None) -> EmbeddedFiles:
+        raise AssertionError("nothing is called")
+
+    with contextlib.closing(FunctionHost(tmp_path, files, called)) as host:
+        host.register(packed(FunctionSpec(name="own", entry="app:f"), FILES))
+        for number in range(260):
+            bundle = packed(SPEC, {"app/app.py": b"%d" % number}).bundle
+            host.deployed_function(str(number), lambda bundle=bundle: bundle)  # type: ignore[misc]
+        root = host.own_function("own").image.root
+        assert (root / "app/app.py").read_bytes() == FILES["app/app.py"]
+        assert len(list(tmp_path.iterdir())) == 256
+        shutil.rmtree(root)  # as a cleaner of temporary files does
+        assert (host.own_function("own").image.root / "app/app.py").read_bytes() == FILES["app/app.py"]
 
 
 @pytest.mark.parametrize(
