@@ -1,10 +1,18 @@
-"""In which order several processes run the tests: what takes longest first, so that none works on alone at the end."""
+"""What all tests share: the order in which several processes run them, and that no example is too slow.
+
+What takes longest is first, so that none works on alone at the end. How long an example takes says how busy the
+machine is, and nothing of what is tested.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 LONGEST = (
     "simulation/test_seeds.py",
