@@ -116,7 +116,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._lies: Counter[int] = Counter()
         self._rot = 0  # rotten shards met so far
         self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
-        self._repairs = RepairBudget(now_s)
+        self._repairs = RepairBudget(now_s, grace_s)
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
         self._mended_targets: Targets | None = None  # by which all was in its place then; None: not known any more
@@ -225,6 +225,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             super().note_lie(slot, b"", text)
             self.on_rot()
 
+    def gone_but_for(self, slot: int) -> list[int]:
+        """Others whose shards this one may have been given of late, each as often as it went away."""
+        with self._lock:
+            return self._repairs.gone_but_for(slot)
+
     def trusts(self, slot: int) -> bool:
         """See :meth:`Fleet.trusts`."""
         return slot not in self._trust.distrusted
@@ -302,6 +307,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.set_offline`. Who answered what no honest worker answers has lied by that."""
         volume = self._stores.get(slot)
         super().set_offline(slot, reason, failed)
+        if volume is not None:
+            with self._lock:
+                self._repairs.note_gone(slot)
         if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
             self.note_lie(slot, b"", f"answers as no honest worker does: {volume.misbehaved}")
 

@@ -594,10 +594,14 @@ class PoolCore:
             self._change_layout()
 
     def _repair_bytes_max(self, slot: int) -> int:
-        """How much an honest worker can lack within an hour: three times all that it should hold, and a little."""
+        """How much an honest worker can lack within an hour: three times all that it should hold, and a little.
+
+        Besides it may be given what others that went were to hold, by each time that they did.
+        """
         shares = self._layouts[0].shares() if self._layouts else {}
         stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, self._bytes_told(shares))
-        return _REPAIR_BYTES_MIN + int(3 * shares.get(slot, 0.0) * stored)
+        gone = sum(shares.get(other, 0.0) for other in self.fleet.gone_but_for(slot))
+        return _REPAIR_BYTES_MIN + int((3 * shares.get(slot, 0.0) + gone) * stored)
 
     def _bytes_told(self, shares: Mapping[int, float]) -> float:
         """What all workers hold, earlier versions included, going by what most of the trusted ones say they hold."""

@@ -294,6 +294,25 @@ def test_what_an_honest_worker_can_lack_counts_earlier_versions_too(cluster: Clu
     assert not fleet.trusts(3)
 
 
+def test_a_worker_that_holds_what_others_do_as_they_go_and_come_is_believed(cluster: Cluster) -> None:
+    """Two that go again and again must not make the others, who are given their shards each time, pass for liars."""
+    push_all(cluster)
+    fleet, held = cluster.pool.fleet, 600 << 20
+    slots = {record.worker: record.slot for record in cluster.pool.membership.records}
+    flapping, steady = cluster.workers[:2], slots[cluster.workers[2].name]
+    for _ in range(12):
+        for worker in cluster.workers:
+            assert cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad(bytes_live=held))
+        for worker in flapping:
+            fleet.set_offline(slots[worker.name], "gone")
+        fleet.note_made(steady, len(flapping) * held // (len(cluster.workers) - len(flapping)))
+        settle(cluster)  # they join again
+    assert fleet.trusts(steady)
+    for _ in range(40):
+        fleet.note_made(steady, held)
+    assert not fleet.trusts(steady)
+
+
 def test_a_liar_that_cannot_be_done_without_holds_up_nobody(cluster: Cluster) -> None:
     """As it is not believed anyway, further lies are no news."""
     push_all(cluster)
