@@ -46,7 +46,14 @@ def million(run: Run) -> None:
 
 
 def _populate(run: Run, cluster: Cluster) -> None:
-    user = User(cluster.address, "owner", run.seed, run.directory, deadline_s=_POPULATED_WITHIN_S)
+    user = User(
+        cluster.address,
+        "owner",
+        run.seed,
+        run.directory,
+        deadline_s=_POPULATED_WITHIN_S,
+        module="tests.cluster.campaign.small_chunks_user",
+    )
     began_s = time.monotonic()
     try:
         for number in range(run.rounds):

@@ -34,8 +34,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if __name__ == "__main__":
+def lower_bound() -> None:
+    """Lower the bound in this process; call it before anything of the product is imported."""
     sys.meta_path.insert(0, _Finder())
+
+
+if __name__ == "__main__":
+    lower_bound()
     from taskworker.cli import main
 
     main()

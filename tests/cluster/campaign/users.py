@@ -24,6 +24,7 @@ class User:
         directory: for its local files and its log.
         deadline_s: of each call.
         may_be_refused: UNAVAILABLE is no error.
+        module: what it runs.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class User:
         *,
         deadline_s: float = 60.0,
         may_be_refused: bool = False,
+        module: str = "tests.cluster.campaign.user",
     ) -> None:
         scratch = directory / f"{name}-files"
         scratch.mkdir(parents=True)
@@ -43,7 +45,7 @@ class User:
         self._log = directory / f"{name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.campaign.user", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
