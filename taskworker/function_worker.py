@@ -20,6 +20,7 @@ from storage.forks import HomeProcess
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.bundles.archive import PackedFunction
 from taskworker.bundles.labels import check_labels
+from taskworker.bundles.platform import own_platform
 from taskworker.bundles.spec import LIMITS_MAX
 from taskworker.client import Client
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
@@ -225,6 +226,7 @@ class HostedFunctions:
             instance=self._instance,
             address=self._address,
             labels=self._labels,
+            platform=_platform_tag(),
             hosts_deployed=self.unavailable is None,
             unavailable=self.unavailable or "",
             functions=[
@@ -264,6 +266,11 @@ class HostedFunctions:
                 return awaited(asked, asking).result
 
         return patiently(ask, timeout_s, asking)
+
+
+def _platform_tag() -> str:
+    here = own_platform()
+    return "" if here is None else here.tag
 
 
 class LocalFunctions:

@@ -127,6 +127,7 @@ class OfferRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     instance: _builtins.str
     hosts_deployed: _builtins.bool
@@ -137,6 +138,8 @@ class OfferRequest(_message.Message):
     """a worker without a volume stops"""
     unavailable: _builtins.str
     """why it takes no deployed function"""
+    platform: _builtins.str
+    """for compiled packages, as 3.12-x86_64-glibc2.36; empty: unknown"""
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionOffer]:
         """of its own program"""
@@ -157,10 +160,11 @@ class OfferRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         withdrawn: _builtins.bool = ...,
         unavailable: _builtins.str = ...,
+        platform: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "hosts_deployed", b"hosts_deployed", "instance", b"instance", "labels", b"labels", "unavailable", b"unavailable", "warm", b"warm", "withdrawn", b"withdrawn", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "hosts_deployed", b"hosts_deployed", "instance", b"instance", "labels", b"labels", "platform", b"platform", "unavailable", b"unavailable", "warm", b"warm", "withdrawn", b"withdrawn", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,21 +236,28 @@ class DeployRequest(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     bundle: _builtins.bytes
     user_id: _builtins.str
     """who deploys"""
     dry_run: _builtins.bool
     """only have it imported"""
+    file_id: _builtins.str
+    """In place of a bundle: a file of the user "taskworker:candidates" that has it. It is deleted in the end."""
+    version_id: _builtins.str
     def __init__(
         self,
         *,
         bundle: _builtins.bytes = ...,
         user_id: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
+        file_id: _builtins.str = ...,
+        version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "dry_run", b"dry_run", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "dry_run", b"dry_run", "file_id", b"file_id", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,11 +267,33 @@ Global___DeployRequest: _TypeAlias = DeployRequest  # noqa: Y015
 class DeployResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class UnableEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FUNCTION_NAME_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     IMPORTED_BY_FIELD_NUMBER: _builtins.int
     NOT_IMPORTED_FIELD_NUMBER: _builtins.int
+    ABLE_FIELD_NUMBER: _builtins.int
+    UNABLE_FIELD_NUMBER: _builtins.int
     function_name: _builtins.str
     version_id: _builtins.str
     changed: _builtins.bool
@@ -271,6 +304,14 @@ class DeployResponse(_message.Message):
     def imported_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """workers"""
 
+    @_builtins.property
+    def able(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """workers that can run it now"""
+
+    @_builtins.property
+    def unable(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """those that cannot, and why"""
+
     def __init__(
         self,
         *,
@@ -279,10 +320,12 @@ class DeployResponse(_message.Message):
         changed: _builtins.bool = ...,
         imported_by: _abc.Iterable[_builtins.str] | None = ...,
         not_imported: _builtins.str = ...,
+        able: _abc.Iterable[_builtins.str] | None = ...,
+        unable: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "function_name", b"function_name", "imported_by", b"imported_by", "not_imported", b"not_imported", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["able", b"able", "changed", b"changed", "function_name", b"function_name", "imported_by", b"imported_by", "not_imported", b"not_imported", "unable", b"unable", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -354,12 +397,14 @@ class FunctionHost(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     has_volume: _builtins.bool
     hosts_deployed: _builtins.bool
     running: _builtins.int
     """calls under way"""
+    platform: _builtins.str
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -376,10 +421,11 @@ class FunctionHost(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         functions: _abc.Iterable[_builtins.str] | None = ...,
         running: _builtins.int = ...,
+        platform: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "has_volume", b"has_volume", "hosts_deployed", b"hosts_deployed", "labels", b"labels", "running", b"running", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "functions", b"functions", "has_volume", b"has_volume", "hosts_deployed", b"hosts_deployed", "labels", b"labels", "platform", b"platform", "running", b"running", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,8 @@ A bundle is an uncompressed tar archive, so that the store finds again what two 
 
     function.json     the function's document (FunctionSpec)
     app/...           the user's own code
-    dependencies/...  installed packages, pure Python
+    dependencies/...  installed packages
+    platforms/3.12-x86_64-glibc2.36/...  those that differ from platform to platform, of that one
 
 The same contents give the same bytes: entries are sorted, and without times, owners and modes.
 """
@@ -27,9 +28,12 @@ from blake3 import blake3
 from storage.errors import FormatError, InvalidArgument
 from taskworker.bundles.spec import FunctionSpec
 
-APP, DEPENDENCIES, DOCUMENT = "app", "dependencies", "function.json"
-BUNDLE_BYTES_MAX = 48 << 20
+APP, DEPENDENCIES, PLATFORMS, DOCUMENT = "app", "dependencies", "platforms", "function.json"
+BUNDLE_BYTES_MAX = 256 << 20
+"""numpy and pandas are 120 MiB."""
 FILES_MAX = 20_000
+ARCHIVE_BYTES_MAX = BUNDLE_BYTES_MAX + FILES_MAX * 1536
+"""With what a tar archive takes for a file beside its content: a head and padding."""
 _KEPT = 256
 _PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unpacked into
 _NAME_BYTES_MAX = 255
@@ -49,7 +53,7 @@ def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:
 
     Args:
         spec: of the function.
-        files: contents by path, below ``app/`` or ``dependencies/``.
+        files: contents by path, below ``app/``, ``dependencies/`` or ``platforms/TAG/``.
 
     Raises:
         InvalidArgument: too large, or too many files.
@@ -89,7 +93,7 @@ def spec_of(bundle: bytes) -> FunctionSpec:
 
 def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
-    if len(bundle) > 2 * BUNDLE_BYTES_MAX:
+    if len(bundle) > ARCHIVE_BYTES_MAX:
         raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
     taken = _Paths()
     try:
@@ -125,7 +129,7 @@ class _Paths:
 
 
 def _is_below(path: PurePosixPath) -> bool:
-    inside = len(path.parts) > 1 and path.parts[0] in (APP, DEPENDENCIES)
+    inside = len(path.parts) > 1 and path.parts[0] in (APP, DEPENDENCIES, PLATFORMS)
     return (inside or path == PurePosixPath(DOCUMENT)) and ".." not in path.parts and "\0" not in str(path)
 
 

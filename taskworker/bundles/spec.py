@@ -11,12 +11,14 @@ import msgspec
 
 from storage.errors import FormatError, InvalidArgument
 from taskworker.bundles.labels import check_labels
+from taskworker.bundles.platform import Platform
 from taskworker.sandbox import Keep, Limits
 
 NAME_MAX = 64
 CONCURRENCY_MAX = 1024
 PROCESS_CALLS_MAX = 1_000_000
 PROCESS_S_MAX = 86_400
+PLATFORMS_MAX = 16
 CONFIG_CHARS_MAX = 64 << 10
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMAT = 1
@@ -94,6 +96,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         process_calls: how many such a process serves at most.
         process_s: seconds from its first call to its last, at most.
         needs: labels that a worker must have to run it, if it is deployed.
+        platforms: where it can run, by tag, with the locked dependencies of that platform alone; empty: anywhere.
         python: ``major.minor`` that a pickle was made with; empty: any.
         format: of this document.
     """
@@ -114,6 +117,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     process_calls: int = 1000
     process_s: float = 300.0
     needs: Mapping[str, str] = {}
+    platforms: Mapping[str, tuple[str, ...]] = {}
 
     def checked(self) -> FunctionSpec:
         """Itself, if everything in it is within bounds.
@@ -131,6 +135,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
             raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
         check_labels(self.needs)
+        if len(self.platforms) > PLATFORMS_MAX:
+            raise InvalidArgument(f"{len(self.platforms)} platforms: at most {PLATFORMS_MAX} are taken")
+        for tag in self.platforms:
+            Platform.of(tag)
         if self.isolation not in ("call", "user"):
             raise InvalidArgument(f"isolation {self.isolation!r}: there are 'call' and 'user'")
         if not 1 <= self.process_calls <= PROCESS_CALLS_MAX or not 0 < self.process_s <= PROCESS_S_MAX:
@@ -189,7 +197,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return spec.checked()
 
 
-_LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs")
+_LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs", "platforms")
 """Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 _OPTIONS = ("idempotent", "concurrency", "queue", "config", "isolation", "process_calls", "process_s", "needs")

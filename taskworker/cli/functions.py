@@ -92,7 +92,9 @@ def deploy(
     ] = None,
     requirements: Annotated[
         Path | None,
-        typer.Option(help="A requirements file: packages of pure Python.", metavar="FILE", dir_okay=False, exists=True),
+        typer.Option(
+            help="A requirements file; packages come from wheels.", metavar="FILE", dir_okay=False, exists=True
+        ),
     ] = None,
     limits: Annotated[
         str,
@@ -177,16 +179,33 @@ def _show_dry_run(session: Session, found: Deployment) -> None:
         *(f"{size_text(size):>9}  {one_line(path)}" for path, size in found.files.items()),
         f"{one_line(found.function)} would be {plural(len(found.files), 'file')}, {size_text(found.size)}"
         + (f", with {', '.join(found.requirements)}" if found.requirements else ""),
+        *_where_lines(found),
     )
 
 
 def _show_deployment(session: Session, found: Deployment) -> None:
     how = "is deployed" if found.changed else "was deployed like this already"
-    more = f" with {plural(len(found.requirements), 'package')}" if found.requirements else ""
+    packages = len(found.requirements) + max(map(len, found.platforms.values()), default=0)
+    more = f" with {plural(packages, 'package')}" if packages else ""
     session.terminal.result(
         document(found),
         f"{one_line(found.function)} {how}: version {found.version_id[:_ID_SHOWN]}, {size_text(found.size)}{more}",
+        *_where_lines(found),
     )
+
+
+def _where_lines(found: Deployment) -> list[str]:
+    """Which workers can run it, if not all can anyway."""
+    if not found.platforms and not found.unable:
+        return []
+    return [
+        *(
+            f"for {tag}" + (f": {', '.join(packages)}" if packages else "")
+            for tag, packages in sorted(found.platforms.items())
+        ),
+        f"runs on {', '.join(map(one_line, found.able)) or 'no worker yet'}",
+        *(f"not on {one_line(worker)}, which {one_line(why)}" for worker, why in sorted(found.unable.items())),
+    ]
 
 
 def _show_rollback(session: Session, deployed: Deployed) -> None:
@@ -254,11 +273,13 @@ def _host_lines(hosts: list[FunctionHost]) -> list[str]:
     if not hosts:
         return ["no workers run functions; start one with `taskworker worker`"]
     width = max(6, *(len(one_line(host.worker_id)) for host in hosts))
+    platforms = max(8, *(len(one_line(host.platform)) for host in hosts))
     return [
-        f"{'WORKER':{width}}  {'NOW':>4}  {'DATA':4}  {'DEPLOYED':8}  LABELS",
+        f"{'WORKER':{width}}  {'NOW':>4}  {'DATA':4}  {'DEPLOYED':8}  {'PLATFORM':{platforms}}  LABELS",
         *(
             f"{one_line(host.worker_id):{width}}  {host.running:>4}  {'yes' if host.has_volume else 'no':4}  "
-            f"{'yes' if host.hosts_deployed else 'no':8}  {one_line(text_of(host.labels))}"
+            f"{'yes' if host.hosts_deployed else 'no':8}  {one_line(host.platform):{platforms}}  "
+            f"{one_line(text_of(host.labels))}".rstrip()
             for host in hosts
         ),
     ]

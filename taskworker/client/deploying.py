@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskworker.bundles.archive import PackedFunction
+from taskworker.bundles.labels import meets
+from taskworker.bundles.platform import Platform, to_cover
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.client.functions import DEPLOY_TIMEOUT_S, Deployed, FunctionClient
 from taskworker.errors import FunctionBroken
@@ -44,9 +46,12 @@ class Deployment:
         changed: False if that was the newest already.
         size: of the bundle in bytes.
         files: sizes of its files, by path in the bundle.
-        requirements: the packages in it, ``name==version``.
+        requirements: the packages in it that are the same for all platforms, ``name==version``.
         imported_by: workers that imported it before it went live.
         not_imported: why no worker has; of a function's first version alone.
+        able: workers that can run it now.
+        unable: those that cannot, and why.
+        platforms: for which it has packages, and those that are of this platform alone; empty: it runs on any.
     """
 
     function: str
@@ -57,6 +62,9 @@ class Deployment:
     requirements: tuple[str, ...]
     imported_by: tuple[str, ...]
     not_imported: str
+    able: tuple[str, ...]
+    unable: Mapping[str, str]
+    platforms: Mapping[str, tuple[str, ...]]
 
 
 def deploy(
@@ -76,6 +84,7 @@ def deploy(
         FunctionsUnavailable: no worker could import it, and there is an earlier version.
     """
     directory, modules = CodeDirectory(source.directory), set[str]()
+    platforms = _platforms(client, spec) if source.requirements is not None else []
     while True:
         packed = pack_module(
             spec.entry,
@@ -84,6 +93,7 @@ def deploy(
             include=source.include,
             modules=modules,
             requirements=source.requirements,
+            platforms=platforms,
         )
         try:
             deployed = client.deploy(packed.bundle, user_id=user_id, dry_run=dry_run, timeout_s=remaining_s())
@@ -96,6 +106,12 @@ def deploy(
             return _deployment(deployed, packed)
 
 
+def _platforms(client: FunctionClient, spec: FunctionSpec) -> list[Platform]:
+    """Those of the workers that are to run it."""
+    hosts = [host for host in client.hosts() if host.hosts_deployed and host.platform]
+    return to_cover([Platform.of(host.platform) for host in hosts if meets(host.labels, spec.needs)])
+
+
 def _deployment(deployed: Deployed, packed: PackedFunction) -> Deployment:
     return Deployment(
         function=deployed.function,
@@ -106,4 +122,7 @@ def _deployment(deployed: Deployed, packed: PackedFunction) -> Deployment:
         requirements=packed.spec.requirements,
         imported_by=deployed.imported_by,
         not_imported=deployed.not_imported,
+        able=deployed.able,
+        unable=deployed.unable,
+        platforms=packed.spec.platforms,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from taskworker import functions_pb2
 from taskworker.client.operators import OperatorClient
 from taskworker.functions_pb2_grpc import FunctionServiceStub
+from taskworker.wire.deployed import CANDIDATE_OWNER
 
 _TIMEOUT_S = 60.0
 DEPLOY_TIMEOUT_S = 300.0
+_SENT_WHOLE_BYTES_MAX = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Deployed:
         changed: False if that version was the newest already.
         imported_by: workers that imported it before.
         not_imported: why no worker has; of a function's first version, or one that was deployed before.
+        able: workers that can run it now.
+        unable: those that cannot, and why.
     """
 
     function: str
@@ -30,6 +35,8 @@ class Deployed:
     changed: bool
     imported_by: tuple[str, ...] = ()
     not_imported: str = ""
+    able: tuple[str, ...] = ()
+    unable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,11 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class FunctionHost:
-    """A worker that runs functions; ``functions`` are those of its own program, ``running`` its calls under way."""
+    """A worker that runs functions.
+
+    ``functions`` are those of its own program, ``running`` its calls under way, ``platform`` as
+    ``3.12-x86_64-glibc2.36``, empty if unknown.
+    """
 
     worker_id: str
     address: str
@@ -101,6 +112,7 @@ class FunctionHost:
     labels: dict[str, str]
     functions: list[str]
     running: int
+    platform: str
 
 
 class FunctionClient(OperatorClient):
@@ -132,8 +144,20 @@ class FunctionClient(OperatorClient):
             FunctionsUnavailable: no worker could import it, and there is an earlier version.
             FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
         """
-        request = functions_pb2.DeployRequest(bundle=bundle, user_id=user_id, dry_run=dry_run)
+        request = functions_pb2.DeployRequest(user_id=user_id, dry_run=dry_run)
+        if len(bundle) <= _SENT_WHOLE_BYTES_MAX:
+            request.bundle = bundle
+        else:
+            request.file_id, request.version_id = self._pushed(bundle, timeout_s)
         return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=timeout_s)))
+
+    def _pushed(self, bundle: bytes, timeout_s: float | None) -> tuple[str, str]:
+        """A bundle too large for a message, as a file: chunks that the pool has are not sent."""
+        from taskworker.client.client import Client
+
+        with Client(self._address, timeout_s=timeout_s) as files:
+            version = files.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        return version.file_id, version.version_id
 
     def undeploy(self, function: str) -> None:
         """End a deployed function and its versions."""
@@ -164,6 +188,7 @@ class FunctionClient(OperatorClient):
                 labels=dict(one.labels),
                 functions=list(one.functions),
                 running=one.running,
+                platform=one.platform,
             )
             for one in answer.hosts
         ]
@@ -198,7 +223,13 @@ class FunctionClient(OperatorClient):
 
 def _deployed(answer: functions_pb2.DeployResponse) -> Deployed:
     return Deployed(
-        answer.function_name, answer.version_id, answer.changed, tuple(answer.imported_by), answer.not_imported
+        answer.function_name,
+        answer.version_id,
+        answer.changed,
+        tuple(answer.imported_by),
+        answer.not_imported,
+        tuple(answer.able),
+        dict(answer.unable),
     )
 
 

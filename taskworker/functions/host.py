@@ -12,7 +12,8 @@ import msgspec
 from cachetools import LRUCache
 
 from storage.errors import InvalidArgument, StorageError
-from taskworker.bundles.archive import BundleCache, PackedFunction, key_of, spec_of
+from taskworker.bundles.archive import DEPENDENCIES, PLATFORMS, BundleCache, PackedFunction, key_of, spec_of
+from taskworker.bundles.platform import best_of, own_platform
 from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
@@ -191,8 +192,11 @@ class FunctionHost:
 
     def _host(self, bundle: bytes) -> HostedFunction:
         spec = spec_of(bundle).within(self._limits_max)
+        packages = _packages(spec)
         root = self._bundles.add(bundle)
-        document = msgspec.json.encode({"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config})
+        document = msgspec.json.encode(
+            {"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config, "packages": packages}
+        )
         return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, spec.keep))
 
     def prepare(self, function: HostedFunction) -> None:
@@ -319,6 +323,24 @@ class FunctionHost:
         if told:  # else all of it came in parts
             items(_read(told, function.spec))
         return ""
+
+
+def _packages(spec: FunctionSpec) -> list[str]:
+    """The directories of a bundle that packages are imported from here.
+
+    Raises:
+        FunctionsUnavailable: it has none for this machine; others may run it.
+    """
+    if not spec.platforms:
+        return [DEPENDENCIES]
+    here = own_platform()
+    tag = None if here is None else best_of(spec.platforms, here)
+    if tag is None:
+        raise FunctionsUnavailable(
+            f"function {spec.name} has packages for {', '.join(spec.platforms)}, and this worker is "
+            f"{here.tag if here is not None else 'of an unknown platform'}"
+        )
+    return [f"{PLATFORMS}/{tag}", DEPENDENCIES]
 
 
 def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes], None]:

@@ -53,6 +53,7 @@ class RoutedFunction:
         version: names its code: of a deployed one the version's id, else the bundle's key.
         file_id: of the deployed bundle; empty: of workers' own programs.
         idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
+        platforms: tags of those that it can run on; none: on any.
     """
 
     name: str
@@ -63,6 +64,7 @@ class RoutedFunction:
     concurrency: int = 32
     queue: int = 256
     needs: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
@@ -76,6 +78,7 @@ class RoutedFunction:
             spec.concurrency,
             spec.queue,
             spec.needs,
+            tuple(spec.platforms),
         )
 
 

@@ -9,8 +9,9 @@ import msgspec
 
 from storage.errors import InvalidArgument
 from taskworker.bundles.archive import APP, PackedFunction, packed
+from taskworker.bundles.platform import Platform
 from taskworker.bundles.spec import FunctionSpec
-from taskworker.packing.dependencies import installed
+from taskworker.packing.dependencies import Dependencies, installed
 from taskworker.packing.directory import CodeDirectory
 
 
@@ -22,6 +23,7 @@ def pack_module(
     include: Sequence[str] = (),
     modules: Collection[str] = (),
     requirements: Path | None = None,
+    platforms: Sequence[Platform] = (),
 ) -> PackedFunction:
     """Pack a function of a module or package in a directory, with what it needs.
 
@@ -35,6 +37,7 @@ def pack_module(
         include: further files of ``root``: names, directories, or patterns as ``templates/*.html``.
         modules: further modules and packages of ``root``, by name.
         requirements: a file that names packages.
+        platforms: for which to get them; none: for this machine's.
 
     Raises:
         InvalidArgument: no such module or file, or something that functions do not take.
@@ -45,8 +48,8 @@ def pack_module(
     directory = CodeDirectory(root)
     paths = directory.travelling(module, modules, directory.included(include))
     files = {f"{APP}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
-    dependencies = installed(requirements) if requirements is not None else None
-    if dependencies is not None:
-        files |= dependencies.files
-    locked = dependencies.locked if dependencies is not None else ()
-    return packed(msgspec.structs.replace(spec, entry=entry, requirements=locked).checked(), files)
+    dependencies = installed(requirements, platforms) if requirements is not None else Dependencies()
+    spec = msgspec.structs.replace(
+        spec, entry=entry, requirements=dependencies.locked, platforms=dependencies.platforms
+    ).checked()
+    return packed(spec, {**files, **dependencies.files})

@@ -6,13 +6,13 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage import FileStorage, Version
 from storage.errors import FileNotFound, InvalidArgument, StorageError
-from taskworker.bundles.archive import spec_of
+from taskworker.bundles.archive import ARCHIVE_BYTES_MAX, spec_of
 from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
 from taskworker.functions.routing import RoutedFunction
@@ -34,6 +34,8 @@ class Deployment:
         changed: whether it was not so already.
         imported_by: workers that have imported it.
         not_imported: why no worker has; of a function's first version, or one that was deployed before.
+        able: workers that can run it now.
+        unable: those that cannot, and why.
     """
 
     function: str
@@ -41,13 +43,21 @@ class Deployment:
     changed: bool
     imported_by: tuple[str, ...] = ()
     not_imported: str = ""
+    able: tuple[str, ...] = ()
+    unable: Mapping[str, str] = field(default_factory=dict)
 
 
 class Importing(Protocol):
-    """Has a worker import a function that is not deployed yet."""
+    """The workers, who import a function before it is deployed."""
 
-    def prepare(self, function: RoutedFunction) -> str:
-        """The worker that did.
+    def able(self, function: RoutedFunction) -> list[str]:
+        """Those that can run it."""
+
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        """Why the others cannot."""
+
+    def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
+        """The workers that imported it.
 
         Raises:
             FunctionsUnavailable: none could.
@@ -115,10 +125,34 @@ class DeployedFunctions:
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and an earlier version would no longer be the newest.
         """
-        spec = spec_of(bundle).within(self._limits_max)
-        return self._put(
-            spec, bundle, user_id, dry_run=dry_run, may_be_untried=self._store.find(spec.name, user_id=OWNER) is None
-        )
+        spec_of(bundle)  # what is none is not stored
+        self._drop_old_candidates()
+        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        return self.deploy_pushed(version.file_id, version.version_id, user_id, dry_run=dry_run)
+
+    def deploy_pushed(self, file_id: str, version_id: str, user_id: str, *, dry_run: bool = False) -> Deployment:
+        """As :meth:`deploy`, with a bundle that is a file of ``CANDIDATE_OWNER`` already, which is deleted then."""
+        self._drop_old_candidates()
+        try:
+            bundle = self._candidate(file_id, version_id)
+            spec = spec_of(bundle).within(self._limits_max)
+            candidate = RoutedFunction.of(spec, version_id, file_id)
+            return self._put(
+                candidate,
+                spec,
+                bundle,
+                user_id,
+                dry_run=dry_run,
+                may_be_untried=self._store.find(spec.name, user_id=OWNER) is None,
+            )
+        finally:
+            self._store.delete(file_id, user_id=CANDIDATE_OWNER)
+
+    def _candidate(self, file_id: str, version_id: str) -> bytes:
+        size = self._store.stat(file_id, user_id=CANDIDATE_OWNER, version_id=version_id).size
+        if size > ARCHIVE_BYTES_MAX:
+            raise InvalidArgument(f"a bundle of {size:,} bytes: at most {ARCHIVE_BYTES_MAX:,} are taken")
+        return self._store.get(file_id, user_id=CANDIDATE_OWNER, version_id=version_id)
 
     def roll_back(self, name: str, version_id: str, user_id: str) -> Deployment:
         """Make an earlier version the newest again.
@@ -145,7 +179,13 @@ class DeployedFunctions:
                 f"`taskworker functions log {name}` lists them"
             )
         bundle = self._store.get(chosen[0].file_id, user_id=OWNER, version_id=chosen[0].version_id)
-        return self._put(spec_of(bundle), bundle, user_id, may_be_untried=True)
+        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        try:
+            spec = spec_of(bundle)
+            candidate = RoutedFunction.of(spec, version.version_id, version.file_id)
+            return self._put(candidate, spec, bundle, user_id, may_be_untried=True)
+        finally:
+            self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
 
     def history(self, name: str) -> list[Version]:
         """All versions, newest first.
@@ -167,40 +207,37 @@ class DeployedFunctions:
             self._known.pop(name, None)
 
     def _put(
-        self, spec: FunctionSpec, bundle: bytes, user_id: str, *, dry_run: bool = False, may_be_untried: bool
+        self,
+        candidate: RoutedFunction,
+        spec: FunctionSpec,
+        bundle: bytes,
+        user_id: str,
+        *,
+        dry_run: bool = False,
+        may_be_untried: bool,
     ) -> Deployment:
-        imported_by, not_imported = self._imported(spec, bundle, may_be_untried)
+        imported_by, not_imported = self._imported(candidate, may_be_untried)
+        able = tuple(sorted(self._importing.able(candidate)))
+        unable = self._importing.obstacles(candidate)
         if dry_run:
-            return Deployment(spec.name, "", False, imported_by, not_imported)
+            return Deployment(spec.name, "", False, imported_by, not_imported, able, unable)
         with self._lock:
             before = self._store.find(spec.name, user_id=OWNER)
             version = self._store.push(bundle, filename=spec.name, user_id=OWNER, note=user_id)
             self._known[spec.name] = RoutedFunction.of(spec, version.version_id, version.file_id)
         changed = before is None or before.version_id != version.version_id
-        return Deployment(spec.name, version.version_id, changed, imported_by, not_imported)
+        return Deployment(spec.name, version.version_id, changed, imported_by, not_imported, able, unable)
 
-    def _imported(self, spec: FunctionSpec, bundle: bytes, may_be_untried: bool) -> tuple[tuple[str, ...], str]:
+    def _imported(self, candidate: RoutedFunction, may_be_untried: bool) -> tuple[tuple[str, ...], str]:
         """Who has imported it, or why nobody could."""
-        with self._candidate(bundle) as version:
-            candidate = RoutedFunction.of(spec, version.version_id, version.file_id)
-            try:
-                return (self._importing.prepare(candidate),), ""
-            except FunctionsUnavailable as error:
-                if not may_be_untried:
-                    raise FunctionsUnavailable(f"{spec.name} stays as it was deployed before: {error}") from error
-                return (), str(error)
-            except FunctionBroken as error:
-                raise FunctionBroken(f"{spec.name} is not deployed as this version: {error}") from error
-
-    @contextlib.contextmanager
-    def _candidate(self, bundle: bytes) -> Iterator[Version]:
-        """A bundle where workers find it, for as long as it is tried."""
-        self._drop_old_candidates()
-        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
         try:
-            yield version
-        finally:
-            self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
+            return self._importing.prepare(candidate), ""
+        except FunctionsUnavailable as error:
+            if not may_be_untried:
+                raise FunctionsUnavailable(f"{candidate.name} stays as it was deployed before: {error}") from error
+            return (), str(error)
+        except FunctionBroken as error:
+            raise FunctionBroken(f"{candidate.name} is not deployed as this version: {error}") from error
 
     def _drop_old_candidates(self) -> None:
         """What a pool that was killed has left."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from taskworker.bundles.labels import meets, text_of
+from taskworker.bundles.platform import Platform, best_of
 from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.places import Places, worker_places
 from taskworker.functions.redaction import CallRedactors
-from taskworker.functions.routing import RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.routing import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
 
 
@@ -42,6 +43,7 @@ class Offer:
         labels: of the worker.
         address: where a worker without a volume is reached; empty: it is a member of the pool.
         unavailable: why it takes no deployed function.
+        platform: for compiled packages, if it is known.
     """
 
     worker: str
@@ -52,11 +54,12 @@ class Offer:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     unavailable: str = ""
+    platform: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A worker that runs functions, as it is now; ``functions`` are those of its own program."""
+    """A worker that runs functions, as it is now; ``functions`` are those of its own program, ``platform`` a tag."""
 
     worker: str
     address: str
@@ -65,6 +68,7 @@ class HostView:
     labels: Mapping[str, str]
     functions: tuple[str, ...]
     running: int
+    platform: str
 
 
 _PREPARE_TIMEOUT_S = 120.0
@@ -95,7 +99,7 @@ class Transport(Protocol):
 
         Raises:
             WorkerGone: it was lost.
-            ServerBusy, WorkerUnable: it cannot now.
+            ServerBusy: it cannot now.
             StorageError: why the function cannot be imported.
         """
 
@@ -172,6 +176,7 @@ class Hosting:
                 labels=offer.labels,
                 functions=tuple(sorted(offer.functions)),
                 running=running.get(offer.worker, 0),
+                platform=offer.platform.tag if offer.platform is not None else "",
             )
             for offer in offers
             if (address := self._address_of(offer)) is not None
@@ -269,8 +274,8 @@ class Hosting:
                 if not self._running[worker]:
                     del self._running[worker]
 
-    def prepare(self, function: RoutedFunction) -> str:
-        """Have one of the workers that can run it import a function that is not deployed yet; its id.
+    def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
+        """Have workers that can run it import a function that is not deployed yet: one of each platform; their ids.
 
         Raises:
             FunctionsUnavailable: none could.
@@ -281,21 +286,32 @@ class Hosting:
         with self._lock:
             able.sort(key=lambda worker: self._running[worker])
             offers = [self._offers[worker] for worker in able if worker in self._offers]
+        imported: dict[Platform | None, str] = {}
         failed: dict[str, str] = {}
         for offer in offers:
-            address = self._address_of(offer)
-            if address is None:
+            if offer.platform in imported:
                 continue
-            try:
-                self._transport.prepare(offer.worker, address, function, _PREPARE_TIMEOUT_S)
-            except (WorkerGone, WorkerUnable, ServerBusy) as error:
-                failed[offer.worker] = str(error)
+            if (failure := self._prepared(offer, function)) is None:
+                imported[offer.platform] = offer.worker
             else:
-                return offer.worker
+                failed[offer.worker] = failure
+        if imported:
+            return tuple(imported.values())
         failed |= self.obstacles(function)
         needed = f", which needs {text_of(function.needs)}" if function.needs else ""
         told = "; ".join(f"{worker}: {why}" for worker, why in list(failed.items())[:_NAMED_MAX])
         raise FunctionsUnavailable(f"no worker can import {function.name}{needed}" + (f" ({told})" if told else ""))
+
+    def _prepared(self, offer: Offer, function: RoutedFunction) -> str | None:
+        """None if a worker has imported it; else why it could not now."""
+        address = self._address_of(offer)
+        if address is None:
+            return "is gone"
+        try:
+            self._transport.prepare(offer.worker, address, function, _PREPARE_TIMEOUT_S)
+        except (WorkerGone, ServerBusy) as error:
+            return str(error)
+        return None
 
     def _await_hosts(self) -> None:
         """Just after a start, workers need a moment to offer themselves."""
@@ -318,4 +334,7 @@ def _obstacle(offer: Offer, function: RoutedFunction) -> str:
         return f"runs no functions: {offer.unavailable}" if offer.unavailable else "runs no functions"
     if not meets(offer.labels, function.needs):
         return f"has the labels {text_of(offer.labels)}" if offer.labels else "has no labels"
+    if function.platforms and (offer.platform is None or best_of(function.platforms, offer.platform) is None):
+        here = "of an unknown platform" if offer.platform is None else offer.platform.tag
+        return f"is {here}, and the packages are for {', '.join(function.platforms)}"
     return ""

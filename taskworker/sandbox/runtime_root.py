@@ -7,6 +7,7 @@ whole but the interpreter's standard library.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shutil
 import stat
@@ -37,6 +38,8 @@ PACKAGE_NAMES = (
 _WITHOUT_LIBRARIES = ("_tkinter", "readline", "_curses", "_curses_panel", "_dbm", "_gdbm", "nis", "_crypt", "spwd")
 """Terminals, windows and accounts, of which a sandbox has none: their libraries are not bound."""
 _LIBRARY = re.compile(r"(?:=>\s+|^\s*)(/\S+)\s+\(0x", re.MULTILINE)
+_WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libatomic.so.1")
+_LIBRARY_DIRECTORIES = (Path("/usr/lib64"), Path("/usr/lib"), Path("/lib64"), Path("/lib"))
 _LDD_TIMEOUT_S = 60
 
 
@@ -75,7 +78,7 @@ def binds() -> tuple[Bind, ...]:
         *packages,
         Bind(own / "inside", f"{RUNTIME}/taskworker/sandbox/inside"),
         Bind(own / "frames.py", f"{RUNTIME}/taskworker/sandbox/frames.py"),
-        *_libraries([_executable(), *_standard_extensions(standard_library), *_extensions(packages)]),
+        *_libraries([_executable(), *_standard_extensions(standard_library), *_extensions(packages), *_of_wheels()]),
     )
 
 
@@ -142,6 +145,14 @@ def _extensions(packages: list[Bind]) -> Iterator[Path]:
             yield from package.source.glob("*.so")
 
 
+def _of_wheels() -> Iterator[Path]:
+    """Libraries that compiled packages take for granted (PEP 600), as far as this machine has them."""
+    known = {bind.source.parent for bind in _libraries([_executable()])}
+    for name in _WHEEL_LIBRARIES:
+        found = (directory / name for directory in (*sorted(known), *_LIBRARY_DIRECTORIES))
+        yield from itertools.islice((path for path in found if path.exists()), 1)
+
+
 def _libraries(objects: list[Path]) -> Iterator[Bind]:
     """Find the shared libraries of ``objects`` as the loader does; it itself stays where programs name it."""
     ldd = shutil.which("ldd")
@@ -150,6 +161,7 @@ def _libraries(objects: list[Path]) -> Iterator[Bind]:
     said = subprocess.run(
         [ldd, *map(str, objects)], capture_output=True, text=True, timeout=_LDD_TIMEOUT_S, check=False
     ).stdout
-    for path in sorted(set(_LIBRARY.findall(said))):
+    named = {str(path) for path in objects if path.name in _WHEEL_LIBRARIES}  # which ldd does not name itself
+    for path in sorted(named.union(_LIBRARY.findall(said))):
         name = Path(path).name
         yield Bind(Path(path).resolve(), path if name.startswith("ld-") else f"{LIBRARIES}/{name}")

@@ -9,6 +9,7 @@ from storage import Version
 from storage.errors import InvalidArgument
 from taskworker import functions_pb2
 from taskworker.bundles.labels import check_labels
+from taskworker.bundles.platform import Platform
 from taskworker.bundles.spec import check_name, check_options
 from taskworker.client.endpoint import target_of
 from taskworker.errors import CallAbandoned
@@ -37,7 +38,13 @@ class FunctionService:
         self, request: functions_pb2.DeployRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Take a bundle as the newest version of its function, if it can be imported."""
-        return _deployment(self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run))
+        if request.file_id:
+            deployment = self._deployed.deploy_pushed(
+                request.file_id, request.version_id, request.user_id, dry_run=request.dry_run
+            )
+        else:
+            deployment = self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run)
+        return _deployment(deployment)
 
     def Undeploy(  # noqa: N802
         self, request: functions_pb2.UndeployRequest, _caller: Caller
@@ -93,6 +100,7 @@ class FunctionService:
                     labels=host.labels,
                     functions=host.functions,
                     running=host.running,
+                    platform=host.platform,
                 )
                 for host in self._hosting.hosts()
             ]
@@ -190,6 +198,7 @@ class HostingService:
             warm=warm,
             labels=check_labels(dict(request.labels)),
             address=request.address,
+            platform=Platform.of(request.platform) if request.platform else None,
             unavailable=request.unavailable[:_REASON_CHARS_MAX],
         )
         self._hosting.offer(offer)
@@ -227,4 +236,6 @@ def _deployment(deployment: Deployment) -> functions_pb2.DeployResponse:
         changed=deployment.changed,
         imported_by=deployment.imported_by,
         not_imported=deployment.not_imported,
+        able=deployment.able,
+        unable=deployment.unable,
     )

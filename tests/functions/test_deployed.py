@@ -36,11 +36,17 @@ class Importing:
         self.failure: StorageError | None = None
         self.seen: list[RoutedFunction] = []
 
-    def prepare(self, function: RoutedFunction) -> str:
+    def able(self, function: RoutedFunction) -> list[str]:
+        return [] if self.failure is not None else ["w2", "w1"]
+
+    def obstacles(self, function: RoutedFunction) -> dict[str, str]:
+        return {"w3": "has no labels"}
+
+    def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
         self.seen.append(function)
         if self.failure is not None:
             raise self.failure
-        return "w1"
+        return ("w1",)
 
 
 IMPORTING = Importing()
@@ -66,6 +72,7 @@ def test_what_cannot_be_imported_does_not_go_live(store: FileStorage) -> None:
     assert [version.version_id for version in deployed.history("f")] == [first.version_id]
     second = deployed.deploy(bundle("2"), "ann")
     assert (second.imported_by, second.not_imported) == (("w1",), "")
+    assert (second.able, second.unable) == (("w1", "w2"), {"w3": "has no labels"})
     importing.failure = FunctionBroken("it needs a package that is gone")
     with pytest.raises(FunctionBroken):
         deployed.roll_back("f", "", "ann")

@@ -16,6 +16,9 @@ import pytest
 
 from storage.errors import InvalidArgument
 from taskworker import Client, functions_pb2, taskworker_pb2
+from taskworker.bundles import archive
+from taskworker.bundles.platform import own_platform
+from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import (
     CallUncertain,
     DeadlineExceeded,
@@ -23,6 +26,7 @@ from taskworker.errors import (
     FunctionFailed,
     FunctionLimitExceeded,
     FunctionNotFound,
+    FunctionsUnavailable,
 )
 from taskworker.functions.places import WORKER_CALLS
 from taskworker.functions_pb2_grpc import InvocationServiceStub
@@ -272,6 +276,57 @@ def test_what_cannot_be_imported_is_told_and_does_not_go_live(pool: FunctionPool
         pool.deploy("never", "broken:f", pool.directory)
     with pytest.raises(FunctionNotFound):
         pool.client.call("never", user_id=USER)
+
+
+COMPILED = """
+import io
+
+import numpy
+from PIL import Image
+
+
+def f(size: int) -> list:
+    values = numpy.arange(size * size, dtype=float).reshape(size, size)
+    picture = Image.fromarray((values % 256).astype("uint8"))
+    picture.thumbnail((16, 16))
+    kept = io.BytesIO()
+    picture.save(kept, "JPEG")
+    return [float(numpy.linalg.norm(values @ values)), Image.open(io.BytesIO(kept.getvalue())).size]
+"""
+
+
+def test_compiled_packages_run(pool: FunctionPool) -> None:
+    (pool.directory / "compiled.py").write_text(COMPILED)
+    requirements = pool.directory / "compiled.txt"
+    requirements.write_text("numpy\npillow\n")
+    try:
+        found = pool.client.deploy(
+            "compiled", "compiled:f", user_id=USER, directory=pool.directory, requirements=requirements
+        )
+    except InvalidArgument as error:
+        if "No matching distribution" not in str(error):
+            raise
+        pytest.skip(f"no package index can be reached for numpy and Pillow: {error}")
+    here = own_platform()
+    assert here is not None
+    assert list(found.platforms) == [here.tag]
+    assert found.able == ("w0", "w1", "w2")
+    for size in (8, 64):
+        norm, thumbnail = pool.client.call("compiled", [size], user_id=USER)
+        assert norm > 0
+        assert thumbnail == [min(size, 16)] * 2
+
+
+def test_a_worker_that_cannot_run_a_bundle_is_not_chosen(pool: FunctionPool) -> None:
+    (pool.directory / "plain.py").write_text("def f():\n    return 1\n")
+    spec = FunctionSpec("elsewhere", "plain:f", platforms={"3.99-riscv64-musl1.2": ()})
+    packed = archive.packed(spec, {"app/plain.py": b"def f():\n    return 1\n"})
+    deployed = pool.functions.deploy(packed.bundle, user_id=USER)
+    assert (deployed.able, set(deployed.unable)) == ((), {"w0", "w1", "w2"})
+    assert "3.99-riscv64-musl1.2" in deployed.not_imported
+    with pytest.raises(FunctionsUnavailable, match=r"3\.99-riscv64-musl1\.2"):
+        pool.client.call("elsewhere", user_id=USER, timeout_s=2)
+    pool.functions.undeploy("elsewhere")
 
 
 def test_a_client_deploys_as_the_command_does(pool: FunctionPool) -> None:

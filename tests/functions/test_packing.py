@@ -19,6 +19,7 @@ import blake3
 import pytest
 
 from storage.errors import InvalidArgument
+from taskworker.bundles.platform import Platform, best_of, to_cover
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.packing.declared import pack_function
 from taskworker.packing.modules import pack_module
@@ -193,16 +194,16 @@ def test_a_module_that_is_not_there_is_told(tmp_path: Path, entry: str) -> None:
         pack_module(entry, SPEC, root=tmp_path)
 
 
-def _wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
+def _wheel(directory: Path, name: str, files: dict[str, str], tag: str = "py3-none-any") -> Path:
     """A wheel made by hand, as no index is asked in tests."""
     import zipfile
 
-    path = directory / f"{name}-1.2-py3-none-any.whl"
+    path = directory / f"{name}-1.2-{tag}.whl"
     info = f"{name}-1.2.dist-info"
     contents = {
         **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     record = "".join(f"{file},,\n" for file in (*contents, f"{info}/RECORD"))
     with zipfile.ZipFile(path, "w") as archive:
@@ -211,21 +212,59 @@ def _wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
     return path
 
 
-def test_requirements_are_installed_locked_and_pure(tmp_path: Path) -> None:
+def test_requirements_are_installed_and_locked(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import greeting\n")
     requirements = tmp_path / "requirements.txt"
     wheel = _wheel(tmp_path, "greeting", {"greeting/__init__.py": "WORD = 1", "greeting/bin/tool.py": "WORD = 2"})
     requirements.write_text(f"{wheel}\n")
     packed = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
-    assert packed.spec.requirements == ("greeting==1.2",)
+    assert (packed.spec.requirements, packed.spec.platforms) == (("greeting==1.2",), {})
+    assert str(tmp_path).encode() not in packed.bundle
     assert files_of(packed.bundle)["dependencies/greeting/__init__.py"] == b"WORD = 1"
     assert files_of(packed.bundle)["dependencies/greeting/bin/tool.py"] == b"WORD = 2"
-    requirements.write_text(f"{_wheel(tmp_path, 'native', {'native/fast.so': ''})}\n")
-    with pytest.raises(InvalidArgument, match=r"native 1\.2 has compiled code \(native/fast\.so\)"):
-        pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
     requirements.write_text("./absent-1.0-py3-none-any.whl\n")
     with pytest.raises(InvalidArgument, match="pip could not install"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
+
+
+def test_compiled_packages_are_locked_for_each_platform(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("import fast\n")
+    old, new = Platform.of("3.11-x86_64-glibc2.28"), Platform.of("3.13-aarch64-musl1.2")
+    _wheel(tmp_path, "pure", {"pure.py": ""})
+    tags = ("cp311-cp311-manylinux_2_17_x86_64", "cp39-abi3-musllinux_1_1_aarch64", "cp311-cp311-manylinux_2_31_x86_64")
+    for tag in tags:
+        _wheel(tmp_path, "fast", {"fast/core.so": tag, "fast/__init__.py": ""}, tag)
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"--no-index\n--find-links {tmp_path}\nfast\npure\n")
+    one = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements, platforms=[old])
+    assert (one.spec.requirements, one.spec.platforms) == (("fast==1.2", "pure==1.2"), {old.tag: ()})
+    assert files_of(one.bundle)["dependencies/fast/core.so"] == tags[0].encode()
+    both = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements, platforms=[old, new])
+    assert both.spec.requirements == ("pure==1.2",)
+    assert both.spec.platforms == {old.tag: ("fast==1.2",), new.tag: ("fast==1.2",)}
+    assert FunctionSpec.from_json(both.spec.to_json()) == both.spec
+    files = files_of(both.bundle)
+    assert files[f"platforms/{old.tag}/fast/core.so"] == tags[0].encode()
+    assert files[f"platforms/{new.tag}/fast/core.so"] == tags[1].encode()
+    assert "dependencies/pure.py" in files
+    other = Platform.of("3.12-x86_64-glibc2.28")
+    with pytest.raises(InvalidArgument, match=r"for 3\.12-x86_64-glibc2\.28, from wheels alone"):
+        pack_module("app:f", SPEC, root=tmp_path, requirements=requirements, platforms=[other])
+
+
+def test_a_platform_runs_what_was_made_for_an_earlier_c_library() -> None:
+    here = Platform.of("3.11-x86_64-glibc2.36")
+    assert here.tag == "3.11-x86_64-glibc2.36"
+    others = ["3.11-x86_64-glibc2.28", "3.11-x86_64-glibc2.39", "3.11-aarch64-glibc2.28", "3.12-x86_64-glibc2.28"]
+    others += ["3.11-x86_64-musl1.2", "3.11-x86_64-glibc2.9"]
+    assert [tag for tag in others if here.runs(Platform.of(tag))] == [others[0], others[5]]
+    assert best_of(others, here) == others[0]
+    assert best_of(others[1:5], here) is None
+    covered = [one.tag for one in to_cover([here, *map(Platform.of, others)])]
+    assert covered == sorted([others[5], *others[2:5]])
+    for garbage in ("", "3.11", "3.11-x86_64-glibc", "3.11-../../x-glibc2.3", "3-x86_64-glibc2.3", "x" * 1000):
+        with pytest.raises(InvalidArgument, match="is no platform"):
+            Platform.of(garbage)
 
 
 def test_other_versions_of_what_every_sandbox_has_are_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from taskworker.sandbox.inside.results import NoJson, json_of
 
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
 """Surely not awaitable; asking an abstract base class of any object takes longer."""
-_APP, _DEPENDENCIES = "/code/app", "/code/dependencies"
+_CODE, _APP = "/code", "/code/app"
 
 
 class EntryNotFound(Exception):
@@ -87,7 +87,7 @@ def prepare(document: bytes) -> None:
         CannotLoad: its code fails when it is imported, or does not hold it.
     """
     told = json.loads(document)
-    sys.path[:0] = [_APP, _DEPENDENCIES]
+    sys.path[:0] = [_APP, *(f"{_CODE}/{directory}" for directory in told.get("packages", ()))]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _offer_worker()
     facade.configure(told.get("config", {}))

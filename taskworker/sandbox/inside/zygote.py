@@ -27,6 +27,15 @@ from taskworker.sandbox.inside.init import CODE, SCRATCH, Start
 PROGRAM = "taskworker.sandbox.inside.program"
 PROGRAM_PREFIX = b"program:"
 """A document that begins with it names, up to a line feed, the module to use in place of `PROGRAM`."""
+_ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "HOME": SCRATCH,
+    "TMPDIR": SCRATCH,
+    # Libraries of numerics would start threads while they are imported, which the calls would not have.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 THREAD_STACK_BYTES = 1 << 20
 """Threads' stacks count as memory of the call: eight megabytes each, the usual, would be too many."""
 TEXT_BYTES_MAX = 60_000
@@ -74,7 +83,7 @@ def _written_to(descriptor: int) -> TextIO:
 
 def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
     os.chdir(CODE)
-    os.environ.update(LANG="C.UTF-8", HOME=SCRATCH, TMPDIR=SCRATCH)
+    os.environ.update(_ENVIRONMENT)
     tempfile.tempdir = SCRATCH
     sys.path.insert(0, CODE)
     threading.stack_size(THREAD_STACK_BYTES)
