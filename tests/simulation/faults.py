@@ -320,7 +320,8 @@ class Faults:
         k, n = self.model.profile.k, self.model.profile.n
         honest = [worker for worker in self.cluster.workers if worker not in liars]
         # Beside one owner's ids each may hold as many shards as may be lost; otherwise each is to hold one.
-        needed = max(2, -(-k // (n - k))) if liars[0].owner == CROWD else n - len(liars)
+        one_owner = all(liar.owner == CROWD for liar in liars)
+        needed = max(2, -(-k // (n - k))) if one_owner else n - len(liars)
         away = self.rng.sample(honest, self.rng.randint(0, max(0, len(honest) - needed)))
         for worker in away:
             self._set_cut(worker, True)
