@@ -11,6 +11,7 @@ from taskworker.sandbox.errors import (
     LimitExceeded,
     ProtocolViolation,
     SandboxError,
+    SandboxFull,
     SandboxUnavailable,
 )
 from taskworker.sandbox.host import SandboxHost
@@ -30,6 +31,7 @@ __all__ = [
     "ProtocolViolation",
     "SandboxCall",
     "SandboxError",
+    "SandboxFull",
     "SandboxHost",
     "SandboxUnavailable",
     "WarmView",

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 
+from taskworker.sandbox.errors import CallCrashed
 from taskworker.sandbox.frames import NUMBER, Cause, Kind, encode, encode_failure
+from taskworker.sandbox.room import PATIENCE_S
+
+_RETRY_S = 0.05
 
 Answer = Callable[[bytes], bytes]
 
@@ -40,8 +45,25 @@ class Answering:
             else:
                 self._idle -= 1
         if starts:
-            threading.Thread(target=self._work, name="answers", daemon=True).start()
+            self._start()
         self._asks.put((number, ask))
+
+    def _start(self) -> None:
+        """Start a thread; if the machine has none to give, those that there are answer, or the first is waited for."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                threading.Thread(target=self._work, name="answers", daemon=True).start()
+            except RuntimeError as error:
+                with self._changed:
+                    if self._threads > 1:
+                        self._threads -= 1
+                        return
+                if time.monotonic() >= until:
+                    raise CallCrashed(f"this worker could not answer the function: {error}") from error
+                time.sleep(_RETRY_S)
+            else:
+                return
 
     def close(self, wait_s: float) -> bool:
         """Let the threads end when they have answered what they are at.

@@ -25,6 +25,13 @@ class SandboxUnavailable(SandboxError):
     """Isolation that this machine cannot give, or that was found missing; nothing runs without it."""
 
 
+class SandboxFull(SandboxUnavailable):
+    """The machine has no room for another process now; later, or on another one, there may be."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this worker's machine has no room for another process of a function now: {why}")
+
+
 class FunctionBroken(SandboxError):
     """The function's code could not be imported; the text is what it raised."""
 

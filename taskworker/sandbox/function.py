@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ from taskworker.sandbox.errors import (
     FunctionBroken,
     ProtocolViolation,
     SandboxError,
+    SandboxFull,
     SandboxUnavailable,
 )
 from taskworker.sandbox.filters import Filters
@@ -32,7 +34,17 @@ from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.kept import KeptProcesses
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, CallLimits, Look, Spare, limit_calls, limit_zygote, size_of
+from taskworker.sandbox.room import SCARCE, Room
+from taskworker.sandbox.spare import (
+    FUNCTION_TASKS_MAX,
+    CallLimits,
+    Look,
+    Spare,
+    limit_calls,
+    limit_zygote,
+    processes_max,
+    size_of,
+)
 
 SPARES_MAX = 8
 PENDING_MAX = 32
@@ -45,6 +57,8 @@ STRANGER_S = 15.0
 FILES_PER_MIB = 64
 """Files and directories that a call may make, by its disk: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
+STILLBORN_MAX = 8
+"""Processes that end before their call begins, one after another, until all of the function is ended."""
 _LOGGED_CHARS = 500
 _RETRY_S = 0.01
 _LAST_WORDS_MAX = 1024
@@ -106,12 +120,16 @@ class FunctionSandbox:
         self._numbers = itertools.count()
         self._waiting = 0
         self._target = 1
+        self._processes_max = processes_max(image.limits)
         self._pid_namespace = ""
         self._call_limits: CallLimits = ()
         self._init_pid = self._zygote_pid = 0
         self._init_pidfd = -1
         self._endings: dict[str, bytes] = {}
         self._endings_asked = 0
+        self._room = Room()
+        self._stillborn = 0
+        self._refusable: deque[str] = deque(maxlen=2 * PENDING_MAX)
         self._init, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._zygote, zygotes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for own in (self._init, self._zygote):
@@ -125,9 +143,15 @@ class FunctionSandbox:
             pids=FUNCTION_TASKS_MAX,
             uid=self._uid,
         )
-        files = [_in_memory(content) for content in (image.document, filters.zygote, filters.call)]
+        files: list[int] = []
         try:
+            files.extend(map(_in_memory, (image.document, filters.zygote, filters.call)))
             base.start_function(start, [theirs.fileno(), zygotes.fileno(), *files])
+        except OSError:
+            ids.give_back(self._uid)
+            self._init.close()
+            self._zygote.close()
+            raise
         finally:
             theirs.close()
             zygotes.close()
@@ -162,8 +186,10 @@ class FunctionSandbox:
 
         Raises:
             CallDeadline: there was none in time.
+            SandboxFull: the machine had no room for one for long.
             SandboxError: the sandbox is gone.
         """
+        begun = time.monotonic()
         waited = False
         with self._changed:
             self._waiting += 1
@@ -177,6 +203,7 @@ class FunctionSandbox:
                         self._calls[spare.pid] = spare
                         self.used, self._used_s = time.time(), time.monotonic()
                         return spare
+                    self._room.require(begun)
                     self._loop.call_soon_threadsafe(self.refill)
                     if not waited:
                         waited = True
@@ -229,9 +256,11 @@ class FunctionSandbox:
         deadline = time.monotonic() + ENDING_TIMEOUT_S
         with self._changed:
             while self._failure is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
+                self._endings_asked += 1  # first: the loop's thread may have the answer before this one goes on
+                try:
                     self._zygote.send(zygote.STATUS + spare.name.encode(), socket.MSG_NOSIGNAL)
-                    self._endings_asked += 1
+                except OSError:
+                    self._endings_asked -= 1
                 self._changed.wait(0.05)
                 if said := self._endings.pop(spare.name, None):
                     return zygote.ENDING.unpack(said)
@@ -314,8 +343,16 @@ class FunctionSandbox:
         """Have as many processes forked as calls that come soon will need."""
         if not self._warm or self._failure is not None:
             return
-        wanted = min(PENDING_MAX, self._target + self._waiting - len(self._ready))
-        for _ in range(wanted - len(self._pending)):
+        with self._changed:
+            if self._room.pausing:
+                return
+            wanted = min(PENDING_MAX, self._target + self._waiting - len(self._ready)) - len(self._pending)
+            left = self._processes_max - len(self._ready) - len(self._calls) - len(self._kept) - len(self._pending)
+            oldest = self._kept.drop_oldest() if self._waiting and wanted > 0 and left <= 0 else None
+        if oldest is not None:
+            oldest.close()
+            left += 1
+        for _ in range(min(wanted, left)):
             self._mount()
 
     def drop_spent(self) -> None:
@@ -343,18 +380,34 @@ class FunctionSandbox:
             self._mounted_for(message.removeprefix(init.MOUNTED).decode(), root)
         elif not message:
             self.close(CallCrashed("the function's sandbox ended"))
+        elif message[:1] == init.NOT_STARTED:
+            self.close(_not_started(message[1:].decode(errors="replace")))
+        elif message[:1] == init.REFUSED:
+            name, why = message[1 : 1 + init.NAME_CHARS].decode(), message[1 + init.NAME_CHARS :]
+            self._refused(name, why.decode(errors="replace"))
         elif message == init.ZYGOTE_ENDED:
-            for _ in range(_LAST_WORDS_MAX):  # what it said before it ended is why it did
-                if self._failure is None:
-                    self._zygote_readable()
-            self.close(self._lost_zygote())
+            self._hear_last_words()
         elif message[:1] == init.MOUNTED:  # the kernel drops a descriptor that a full table has no room for
-            self.close(CallCrashed("this worker has no descriptors left for a call's root directory"))
+            self._refused(message[1:].decode(), "the worker has no descriptors left")
         else:
-            self._bounded = message == init.BOUNDED
-            self._init_pid = pid
+            self._init_began(pid, bounded=message == init.BOUNDED)
+
+    def _hear_last_words(self) -> None:
+        """Read what the zygote said before it ended: that is why it did."""
+        for _ in range(_LAST_WORDS_MAX):
+            if self._failure is None:
+                self._zygote_readable()
+        self.close(self._lost_zygote())
+
+    def _init_began(self, pid: int, *, bounded: bool) -> None:
+        try:
             self._init_pidfd = os.pidfd_open(pid)
-            self._trust()
+        except OSError as error:
+            self.close(SandboxFull(str(error)))
+            return
+        self._bounded = bounded
+        self._init_pid = pid
+        self._trust()
 
     def _zygote_readable(self) -> None:
         try:
@@ -371,6 +424,11 @@ class FunctionSandbox:
             self.close(self._broken(content.decode(errors="replace")))
         elif kind == zygote.ENDED and self._endings_asked > 0:
             self._remember_ending(content)
+        elif (
+            kind == zygote.REFUSED and (name := content[: init.NAME_CHARS].decode(errors="replace")) in self._refusable
+        ):
+            self._refusable.remove(name)
+            self._refused(name, content[init.NAME_CHARS :].decode(errors="replace")[:_LOGGED_CHARS])
         else:
             self.close(self._lost_zygote())
 
@@ -445,7 +503,11 @@ class FunctionSandbox:
 
     def _mount(self) -> None:
         """Begin to make a spare: first its root directory."""
-        spare = Spare(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
+        try:
+            spare = Spare(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
+        except OSError as error:
+            self._refused("", str(error))
+            return
         self._pending[spare.name] = spare
         self._ask_for_root(spare.name)
 
@@ -462,13 +524,16 @@ class FunctionSandbox:
             self._mounted.append(name)
 
     def _fork(self, name: str) -> None:
-        spare = self._pending[name]
+        spare = self._pending.get(name)
+        if spare is None:  # refused meanwhile
+            return
         try:
             socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], spare.theirs, socket.MSG_NOSIGNAL)
         except OSError:
             self.close(self._lost_zygote())
             return
         spare.handed_over()
+        self._refusable.append(name)
         self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
         self._await_hello(spare)
 
@@ -484,16 +549,51 @@ class FunctionSandbox:
             self._loop.remove_reader(spare.channel)
             self._loop.call_later(_RETRY_S, self._await_hello, spare)
             return
-        except (SandboxError, OSError) as error:
+        except SandboxError as error:
             _log.warning("a call's process was refused: %s", error)
-            self.close(error if isinstance(error, SandboxError) else self._lost_zygote())
+            self.close(error)
+            return
+        except OSError as error:
+            self._ended_early(spare, error)
             return
         self._loop.remove_reader(spare.channel)
         del self._pending[spare.name]
+        self._stillborn = 0
         with self._changed:
+            self._room.given()
             self._ready.append(spare)
             self._changed.notify()
         self.refill()
+
+    def _ended_early(self, spare: Spare, error: OSError) -> None:
+        """Note that a process ended, or could not be taken, before its call began."""
+        for _ in range(PENDING_MAX):  # if it was refused, its zygote has said so
+            if spare.name in self._pending and self._zygote_has_spoken():
+                self._zygote_readable()
+        if spare.name not in self._pending:
+            return
+        self._stillborn += 1
+        if self._stillborn < STILLBORN_MAX or error.errno in SCARCE:
+            self._refused(spare.name, str(error))
+        else:
+            _log.warning("processes of calls end before they begin: %s", error)
+            self.close(self._lost_zygote())
+
+    def _zygote_has_spoken(self) -> bool:
+        poll = select.poll()
+        poll.register(self._zygote, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _refused(self, name: str, why: str) -> None:
+        """Give a process up that there was no room for; others are tried after a pause."""
+        spare = self._pending.pop(name, None)
+        if spare is not None:
+            self._loop.remove_reader(spare.channel)
+            spare.close()
+        with self._changed:
+            pause_s = self._room.refused(why)
+            self._changed.notify_all()
+        self._loop.call_later(pause_s, self.refill)
 
     def _spawn_too_long(self, spare: Spare) -> None:
         if self._pending.get(spare.name) is spare:
@@ -511,6 +611,13 @@ class FunctionSandbox:
             self._loop.call_later(_RETRY_S, self._ask_for_root, name)
         except OSError:
             self.kill()
+
+
+def _not_started(said: str) -> SandboxError:
+    number, _, text = said.partition(" ")
+    if number.isdecimal() and int(number) in SCARCE:
+        return SandboxFull(text)
+    return SandboxUnavailable(f"a function's sandbox could not be started: {text}")
 
 
 def _in_memory(content: bytes) -> int:

@@ -18,13 +18,14 @@ from taskworker.sandbox import bubblewrap, ids, runtime_root
 from taskworker.sandbox.answering import Answer
 from taskworker.sandbox.base_process import BaseProcess
 from taskworker.sandbox.call import Item, Output, SandboxCall
-from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxUnavailable
+from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxFull, SandboxUnavailable
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
 from taskworker.sandbox.function import FunctionSandbox, Unbounded
 from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
 from taskworker.sandbox.pids_cgroup import PidsCgroup
+from taskworker.sandbox.room import PATIENCE_S
 from taskworker.sandbox.spare import Spare
 
 SPARES_IDLE_S = 60.0
@@ -39,6 +40,7 @@ _BEGIN_TIMEOUT_S = 60.0
 """For a call without a deadline of its own to get a process: its function may have to be imported first."""
 _ATTEMPTS = 3
 """To begin a call: one for a function that was just ended, one for a base that was, and one that must do."""
+_ROOM_RETRY_S = 0.05
 _DESCRIPTORS_WANTED = 16_384
 """A warm function takes three, a process forked ahead or running four; the usual bound of 1024 would be few."""
 
@@ -143,7 +145,7 @@ class SandboxHost:
             FunctionBroken: it cannot be; the text is of what it raised.
             SandboxUnavailable: the sandbox does not confine as it should.
         """
-        self._function(image).await_warm()
+        self._patiently(time.monotonic() + PATIENCE_S, lambda: self._function(image).await_warm())
 
     def begin(
         self,
@@ -182,7 +184,8 @@ class SandboxHost:
         frame = encode(Kind.REQUEST, request)
         timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        function, spare = self._taken(image, deadline, timeout_s, owner)
+        until = min(deadline, time.monotonic() + PATIENCE_S)
+        function, spare = self._patiently(until, lambda: self._taken(image, deadline, timeout_s, owner))
         call = SandboxCall(
             function,
             spare,
@@ -234,6 +237,16 @@ class SandboxHost:
         function = self._function(image)
         return function, function.take(deadline, timeout_s, owner)
 
+    def _patiently(self, until: float, act: Callable[[], T]) -> T:
+        """Act, and again for a while if the machine has no room for processes, or no descriptors."""
+        while True:
+            try:
+                return act()
+            except SandboxFull:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(_ROOM_RETRY_S)
+
     def _function(self, image: FunctionImage) -> FunctionSandbox:
         with self._lock:
             function = self._functions.get(image.key)
@@ -272,9 +285,11 @@ class SandboxHost:
         code = self._code_of(image)
         try:
             function = self._new_function(image, code)
-        except OSError:
+        except ConnectionError:
             self._base_ended()
             function = self._new_function(image, code)
+        except OSError as error:  # what is there goes on
+            raise SandboxFull(str(error)) from error
         with self._lock:
             self._functions[image.key] = function
         return function

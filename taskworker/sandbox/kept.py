@@ -27,6 +27,9 @@ class KeptProcesses:
         self.data_bytes_max = 0
         self._waiting: OrderedDict[Spare, str] = OrderedDict()  # the one that came last is the last
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def take(self, owner: str) -> Spare | None:
         """Take the owner's process that came last, if one is fit for another call; it is waiting no more."""
         for spare in reversed(self._waiting):
@@ -52,6 +55,10 @@ class KeptProcesses:
         while len(self._waiting) > KEPT_MAX:
             spent.append(self._waiting.popitem(last=False)[0])
         return spent
+
+    def drop_oldest(self) -> Spare | None:
+        """Give the one that waits for longest, to end; None if none does."""
+        return self._waiting.popitem(last=False)[0] if self._waiting else None
 
     def drop_all(self) -> list[Spare]:
         """Give all of them, to end."""

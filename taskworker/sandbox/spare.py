@@ -20,11 +20,18 @@ from taskworker.sandbox.conversation import Conversation
 from taskworker.sandbox.errors import SandboxUnavailable
 from taskworker.sandbox.image import Limits
 
-FUNCTION_TASKS_MAX = 512
-"""Processes and threads of all calls of one function together. What one call may have is watched besides."""
+FUNCTION_TASKS_MAX = 4096
+"""Processes and threads of one function; `processes_max` says how many calls have their whole share of them."""
+IMPORT_TASKS_MAX = 512
+"""The same while its code is imported."""
+_TASKS_BESIDES = 96
+"""For its init and zygote, for calls that are ending, and for one more in each that has just been asked for."""
 SIGNALS_MAX = 8192
 """Signals that wait, and POSIX timers, of all calls of one function together."""
 STACK_BYTES = 8 << 20
+KILLED_FIRST = 300
+"""Of 1000: by how much the processes of functions are likelier to be ended than the worker, if the machine's memory is
+used up, and its base. Of those, the one that has most memory, a call rather than a zygote, comes first."""
 NO_CORE_BYTES = 1
 """Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
 _RECEIVE_BYTES = 256 << 10
@@ -61,14 +68,20 @@ def size_of(pid: int) -> Size:
     return Size(int(fields[0]) * _PAGE_BYTES, int(fields[5]) * _PAGE_BYTES)
 
 
+def processes_max(limits: Limits) -> int:
+    """How many processes for calls a function has at most, so that each may have all the threads of its limits."""
+    return max(1, (FUNCTION_TASKS_MAX - _TASKS_BESIDES) // limits.threads)
+
+
 def limit_zygote(pid: int, limits: Limits) -> None:
     """Bound what a zygote takes for its import with soft limits, which it cannot raise; and the rest for good."""
     for kind, most in _FOR_GOOD:
         resource.prlimit(pid, kind, _allowed(pid, kind, most, most))
+    Path(f"/proc/{pid}/oom_score_adj").write_text(str(KILLED_FIRST))
     begun_with = size_of(pid)
     for kind, soft in (
         (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
-        (resource.RLIMIT_NPROC, FUNCTION_TASKS_MAX),
+        (resource.RLIMIT_NPROC, IMPORT_TASKS_MAX),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, NO_CORE_BYTES),
     ):
@@ -144,13 +157,20 @@ class Spare:
         self.first_used = 0.0
         self._sending = threading.Lock()
         self.channel, theirs = socket.socketpair()
+        self.theirs = [theirs.detach()]
+        self.output = self.errors = -1
+        try:
+            self.output, their_output = os.pipe2(os.O_CLOEXEC)
+            self.theirs.append(their_output)
+            self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
+            self.theirs.append(their_errors)
+        except OSError:  # no descriptors
+            self.close()
+            raise
         self.channel.setblocking(False)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.output, their_output = os.pipe2(os.O_CLOEXEC)
-        self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.output, False)
         os.set_blocking(self.errors, False)
-        self.theirs = [theirs.detach(), their_output, their_errors]
         self.conversation = Conversation(result_bytes)
 
     def handed_over(self) -> None:

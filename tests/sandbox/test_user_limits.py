@@ -11,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from taskworker.sandbox import Limits, SandboxHost, WarmView, launcher, proof
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
+from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, KILLED_FIRST, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
 from tests.sandbox.attacks.corpus import ATTACKS, prepare
 from tests.sandbox.bundles import ECHO, begin, program
 
@@ -86,6 +87,16 @@ def test_every_limit_of_the_kernel_is_set(view: WarmView) -> None:
         assert limits[name] != "unlimited", name
         if most is not None:
             assert int(limits[name]) == most, name
+
+
+def test_a_machine_without_memory_ends_calls_before_what_they_share(view: WarmView) -> None:
+    def score(pid: int | str) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    base = psutil.Process(view.pids[0]).ppid()
+    [call, *_] = sorted(proof.processes_below(view.pids[0]) - set(view.pids))
+    assert score(call) == score(view.pids[1]) == KILLED_FIRST
+    assert max(score("self"), score(base)) < KILLED_FIRST
 
 
 def test_nothing_more_is_counted_in_a_functions_namespace(view: WarmView) -> None:

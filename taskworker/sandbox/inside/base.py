@@ -6,7 +6,9 @@ out of sight before any user code runs.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import gc
 import importlib
 import importlib.util
@@ -78,7 +80,12 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(control, START_BYTES_MAX, init.DESCRIPTORS)
         if not message:
             return
-        _start_function(init.Start(**json.loads(message)), list(descriptors), proc)
+        try:
+            if len(descriptors) < init.DESCRIPTORS:
+                raise OSError(errno.EMFILE, "the base has no descriptors left")
+            _start_function(init.Start(**json.loads(message)), list(descriptors), proc)
+        except OSError as error:
+            _tell_not_started(descriptors, error)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -115,8 +122,18 @@ def _start_function(start: init.Start, descriptors: list[int], proc: int) -> Non
             init.main(start, descriptors, proc, zygote.main)
     except BaseException as error:  # the last resort of a process that has no caller
         sys.stderr.write(f"a function could not be started: {type(error).__name__}: {error}\n")
+        if isinstance(error, OSError):
+            _tell_not_started(descriptors, error)
         os._exit(1)
     os._exit(0)
+
+
+def _tell_not_started(descriptors: list[int], error: OSError) -> None:
+    """Tell the host on the socket that the function's init would have had."""
+    if descriptors:
+        own = socket.socket(fileno=os.dup(descriptors[0]))
+        with own, contextlib.suppress(OSError):  # the host has hung up
+            own.send(init.NOT_STARTED + f"{error.errno} {error}".encode(), socket.MSG_NOSIGNAL)
 
 
 def _reap(_number: int, _frame: object) -> None:

@@ -31,6 +31,10 @@ SCRATCH = "/tmp"
 NAME_CHARS = 16
 """Of the number, in hex, that a call's process is named by among host, init and zygote. It is no secret."""
 MOUNT = b"M"
+REFUSED = b"r"
+"""With the name and the reason: there was no room for a root directory."""
+NOT_STARTED = b"f"
+"""With an error number and a text, instead of anything else: the function's processes could not be started."""
 MOUNTED = b"m"
 """With a descriptor of the root directory."""
 ZYGOTE_ENDED = b"e"
@@ -101,7 +105,11 @@ def _serve(connection: socket.socket, start: Start) -> None:
     """Make a root directory for every message, until the host hangs up."""
     options = f"size={start.disk_bytes},nr_inodes={start.files},mode=0700"
     while message := connection.recv(1 + NAME_CHARS):
-        root = _root_with_scratch(options)
+        try:
+            root = _root_with_scratch(options)
+        except OSError as error:  # there are calls to go on, and there may be room again
+            connection.send(REFUSED + message[1:] + str(error).encode())
+            continue
         socket.send_fds(connection, [MOUNTED + message[1:]], [root])
         os.close(root)
     os._exit(0)

@@ -44,6 +44,8 @@ GO = b"G"
 READY = b"R"
 BROKEN = b"B"
 SPAWN = b"S"
+REFUSED = b"N"
+"""With a call's name and the reason: there was no room for its process."""
 STATUS = b"?"
 ENDED = b"X"
 ENDING = struct.Struct("!iQ")
@@ -147,7 +149,13 @@ class _Zygote:
         return bool(message)
 
     def _spawn(self, name: bytes, descriptors: list[int]) -> None:
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError as error:  # no processes, or no memory: there are others to serve, and more may come
+            self._control.send(REFUSED + name + str(error).encode()[:TEXT_BYTES_MAX])
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
         if child == 0:
             signal.set_wakeup_fd(-1)  # the handler may stay: a call cannot have children
             call.main(

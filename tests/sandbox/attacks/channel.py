@@ -63,7 +63,7 @@ def ask_of_4_gibibytes(_: Channel) -> object:
 
 @attack
 def ask_above_the_limit(_: Channel) -> object:
-    _send(ASK, b"", 2 << 20)
+    _send(ASK, b"", 6 << 20)
     _linger()
 
 
