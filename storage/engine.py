@@ -133,6 +133,7 @@ class FileStorage:
         self._stripes.on_damage = self._healer.request
         self._stripes.on_missing = self._healer.request_missing
         self._pins = Pins()
+        volumes.is_pinned = self._pins.pinned
         self._uploads = Uploads(catalog, runtime.monotonic_s, opening_s=opening_s)
         self._readings = Readings()
         self._activity = Activity(runtime.monotonic_s)

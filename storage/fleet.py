@@ -60,6 +60,7 @@ class Fleet(ABC, Generic[StoreT]):
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
         self.witnesses: dict[int, ShardKey] = {}  # by slot, where they are kept: a version durable there, the latest
         self.on_attached: Callable[[int], None] = lambda slot: None  # told of each store that came back
+        self.is_pinned: Callable[[StripeKey], bool] = lambda stripe: False  # whether a write under way counts on it
         self._stores: dict[int, StoreT | None] = {}
         self._moves: dict[int, int] = {}  # how often each went offline or came back
         self._lock = threading.Lock()

@@ -104,6 +104,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._slowness = Slowness(now_s)
         self._fullness = Fullness(now_s)
         self._unsynced: set[int] = set()  # were given something since they were synced last
+        self._undurable: frozenset[int] = frozenset()  # full ones that could not make durable what they had taken
         self._unproved: frozenset[int] = frozenset()
         self.margin = margin
         self._now_s = now_s
@@ -124,7 +125,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._emptied: set[int] = set()  # came with an empty volume since
         self._latest: Targets | None = None  # by which shards are put now
         self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
-        self._places: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self._places: dict[tuple[int, bytes, bool], tuple[int, ...]] = {}
         self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # -- who is there ----------------------------------------------------------------------------
@@ -165,6 +166,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self.incomplete.discard(slot)
             self._absences.forget(slot)
             self._fullness.forget(slot)
+            self._undurable -= {slot}
             self._changed()
         if volume is not None:
             volume.close()
@@ -449,14 +451,19 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return found
 
     def places(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.places`. What full workers hold is in its place."""
+        """See :meth:`Fleet.places`. What full workers hold is in its place.
+
+        A write under way does not count on those that might lose it: it may have been given to them a moment ago.
+        """
         full = self._fullness.slots
         targets = self.targets(stripe)
         if not full:
             return targets
-        table, key = self._places, (partition_of(stripe), stripe[33:35])
+        strict = bool(self._undurable) and self.is_pinned(stripe)
+        table, key = self._places, (partition_of(stripe), stripe[33:35], strict)
         found = table.get(key)
         if found is None:
+            full -= self._undurable if strict else frozenset()
             both = zip(self.holders(stripe), targets, strict=True)
             found = tuple(
                 holder if holder in full and self._stores.get(holder) is not None else target for holder, target in both
@@ -591,12 +598,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
             again = set()
             for slot, error in self._await(tickets):
                 if error is None:
-                    self._note_witness(slot, batches.get(slot, ()))
+                    self._note_durable(slot, batches.get(slot, ()))
                 else:
                     left += batches.get(slot, [])
                 if isinstance(error, StoreFull):
-                    if slot in refusals:  # what it took before cannot be made durable: it may be lost
-                        self.set_offline(slot, str(error), online[slot])
+                    if slot in refusals:
+                        self._note_undurable(slot)
                     else:
                         again.add(slot)
             batches, others = self._again(left), False
@@ -604,6 +611,27 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _is_synced_with_all(self, slot: int) -> bool:
         """Whether a worker is asked to make durable what it has whenever all are."""
         return slot in self._unsynced or not (self._is_avoided(slot) or slot in self._fullness.slots)
+
+    def _note_undurable(self, slot: int) -> None:
+        """What a full worker took before it cannot make durable either: it may be lost, the rest can still be read.
+
+        It is not asked again before it is tried as one that has space. Whoever counts on it now looks again.
+        """
+        with self._lock:
+            new = slot not in self._undurable
+            self._undurable |= {slot}
+            self._unsynced.discard(slot)
+            self._changed()
+        if new:
+            log.warning("worker %s may lose what it was given last: its disk does not make it durable", self.name(slot))
+
+    def _note_durable(self, slot: int, shards: Sequence[Shard]) -> None:
+        """A store has made durable what it was given, these shards last."""
+        if slot in self._undurable:
+            with self._lock:
+                self._undurable -= {slot}
+                self._changed()
+        self._note_witness(slot, shards)
 
     def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
         """A version that was made durable on a store: if it comes back without, it is an older copy."""

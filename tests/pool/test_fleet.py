@@ -481,13 +481,45 @@ def test_a_pool_is_full_when_too_few_workers_have_space() -> None:
 
 def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on() -> None:
     fleet = manned(7)
-    stripe = stripe_of(1)
+    stripe, other = stripe_of(1), stripe_of(2)
     full = fleet.holders(stripe)[0]
     volume = volumes_of(fleet)[full]
     volume.full = volume.cannot_sync = True
+    before = fleet.attendance()
     fleet.append_and_sync(batches_of(fleet, [stripe]))
-    assert fleet.volume(full) is None
+    assert fleet.volume(full) is not None  # what it holds can be read
+    assert fleet.attendance() != before
     assert durable_in(fleet, stripe) == Counter(range(6))
+    fleet.is_pinned = lambda pinned: pinned == stripe
+    assert full not in fleet.places(stripe)
+    assert (full in fleet.places(other)) == (full in fleet.holders(other))  # has been there for long
+
+
+def test_a_worker_that_cannot_make_anything_durable_is_asked_once_each_time_it_is_tried() -> None:
+    now_s = 0.0
+    fleet = WorkerFleet(now_s=lambda: now_s)
+    fleet.use_layouts(layout_of(7, 6))
+    for slot in range(7):
+        attach(fleet, slot)
+    fleet.is_pinned = lambda stripe: True
+    full = fleet.holders(stripe_of(1))[0]
+    volume = volumes_of(fleet)[full]
+    asked: list[float] = []
+    volume.on_sync = lambda: asked.append(now_s)
+    volume.full = volume.cannot_sync = True
+    for _ in range(20):
+        fleet.append_and_sync(batches_of(fleet, [stripe_of(1)]))
+    assert asked == [0.0, 0.0]
+    now_s = 40.0
+    fleet.forgive()
+    for _ in range(20):
+        fleet.append_and_sync(batches_of(fleet, [stripe_of(1)]))
+    assert asked == [0.0, 0.0, 40.0, 40.0]
+    volume.full = volume.cannot_sync = False
+    now_s = 200.0
+    fleet.forgive()
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(1)]))
+    assert fleet.places(stripe_of(1)) == fleet.holders(stripe_of(1))
 
 
 def test_what_a_forgotten_worker_held_is_not_counted_on() -> None:

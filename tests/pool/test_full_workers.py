@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
 import pytest
@@ -10,11 +10,12 @@ import pytest
 from storage import ErasureProfile
 from storage.errors import StoreFull
 from storage.keys import Kind
-from storage.shards import VolumeUsage
+from storage.shards import Shard, VolumeUsage
 from taskworker.errors import WorkerReadOnly
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
 
 
 @pytest.fixture
@@ -147,3 +148,93 @@ def test_a_disk_that_takes_no_writes_is_not_said_to_be_full(cluster: Cluster, mo
     assert "no space" not in cluster.pool.view().health
     assert cluster.pool.store.get(version.file_id, user_id="u") == b"content" * 10_000
     monkeypatch.undo()
+
+
+class ReadOnlyVolume(MemoryVolume):
+    """On a disk that turned read-only while some of what it was given had not reached it."""
+
+    read_only = False
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        self._require_writable()
+        super().append(shards, urgent=urgent)
+
+    def sync(self) -> None:
+        if self._unsynced:
+            self._require_writable()
+        super().sync()
+
+    def _require_writable(self) -> None:
+        if self.read_only:
+            raise WorkerReadOnly("the volume can only be read")
+
+
+@pytest.fixture
+def stuck(cluster: Cluster) -> Worker:
+    """A worker whose disk turns read-only before what it was given last was made durable."""
+    worker = cluster.workers[2]
+    worker.stop()
+    worker.volume = ReadOnlyVolume(worker.volume.volume_id, cluster.wounds)
+    worker.start()
+    cluster.pass_time(2.0)
+    cluster.pool.store.push(Random(0).randbytes(200_000), filename="before", user_id="u")
+    settle(cluster)
+    return worker
+
+
+def turn_read_only(worker: Worker, last: Iterable[Shard]) -> None:
+    assert isinstance(worker.volume, ReadOnlyVolume)
+    worker.volume.append(list(last))
+    worker.volume.read_only = True
+
+
+def test_a_disk_that_turned_read_only_has_its_worker_join_no_more_than_once(cluster: Cluster, stuck: Worker) -> None:
+    joined = sum(event.kind == "joined" for event in cluster.pool.view().events)
+    some = next(record.shard for record in cluster.workers[0].volume.records_by_key.values())
+    turn_read_only(stuck, [some])
+    store = cluster.pool.store
+    contents = {f"f{number}": Random(number).randbytes(50_000) for number in range(1, 40)}
+    ids = {}
+    for name, data in contents.items():
+        ids[name] = store.push(data, filename=name, user_id="u").file_id
+        cluster.pass_time(1.0)
+        assert states(cluster)["w2"] in ("read-only", "alive")  # tried again from time to time
+    assert sum(event.kind == "joined" for event in cluster.pool.view().events) <= joined + 1
+    assert "no writes to w2: the disk is read-only" in cluster.pool.view().health
+    assert all(store.get(ids[name], user_id="u") == data for name, data in contents.items())
+
+
+def test_pushes_do_not_count_on_what_a_read_only_disk_may_lose(cluster: Cluster, stuck: Worker) -> None:
+    """Such as what a push has put there that was cut off before it was durable."""
+    store, data = cluster.pool.store, Random(1).randbytes(50_000)
+    known = set(stuck.volume.records_by_key)
+    store.push(data, filename="f", user_id="u")
+    chunk = {key: record.shard for key, record in stuck.volume.records_by_key.items() if key not in known}
+    chunk = {key: shard for key, shard in chunk.items() if key[32] == Kind.CHUNK}
+    assert chunk
+    stuck.volume.remove(chunk)
+    stuck.volume.sync()
+    turn_read_only(stuck, chunk.values())
+    store.push(b"other content" * 5_000, filename="g", user_id="u")  # finds out that nothing is made durable
+    cluster.pass_time(1.0)
+    version = store.push(data, filename="again", user_id="u")
+    others = [worker.volume for worker in cluster.workers if worker is not stuck]
+    for stripe in {key[:35] for key in chunk}:
+        durable = {key[35] for volume in others for key in volume.durable if key[:35] == stripe}
+        assert durable == set(range(6))
+    assert store.get(version.file_id, user_id="u") == data
+
+
+def test_a_disk_that_takes_writes_again_makes_durable_what_it_held(cluster: Cluster, stuck: Worker) -> None:
+    some = next(record.shard for record in cluster.workers[0].volume.records_by_key.values())
+    turn_read_only(stuck, [some])
+    cluster.pool.store.push(b"content" * 10_000, filename="f", user_id="u")
+    settle(cluster)
+    assert not stuck.volume.is_durable(some.key)
+    assert isinstance(stuck.volume, ReadOnlyVolume)
+    stuck.volume.read_only = False
+    cluster.pass_time(60.0)
+    cluster.pool.store.push(b"more" * 10_000, filename="g", user_id="u")
+    settle(cluster)
+    assert stuck.volume.is_durable(some.key)
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"

@@ -209,6 +209,8 @@ class Connection:
                 self.write(lambda volume: volume.sync())
             except VolumeFailed as error:
                 self._failure = error
+            except StoreFull as error:
+                self._unreported = error
         outcome, self._unreported = self._failure or self._unreported, None
         return outcome
 
