@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from cachetools import TLRUCache
 
@@ -147,6 +148,7 @@ class FunctionFigures:
 
 @dataclass(slots=True)
 class _Cached:
+    function: str
     items: tuple[str, ...]
     ttl_s: float
 
@@ -181,7 +183,7 @@ class CallRouter:
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
         self._paces = Paces()
-        self._turns: dict[str, Turns] = {}
+        self._turns: WeakValueDictionary[str, Turns] = WeakValueDictionary()  # while there are calls
         self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
         self._statistics = statistics or StatisticsByFunction()
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
@@ -219,7 +221,7 @@ class CallRouter:
         if report.error is not None:
             raise report.error
         if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
-            self._keep(key, (report.result,), function.cache_ttl_s)
+            self._keep(function, key, (report.result,))
         return report.result
 
     def stream(self, call: Call, timeout_s: float | None, running: RunningCall, items: Items) -> None:
@@ -250,17 +252,26 @@ class CallRouter:
         if report.error is not None:
             raise report.error
         if key is not None and given.kept is not None:
-            self._keep(key, tuple(given.kept), function.cache_ttl_s)
+            self._keep(function, key, tuple(given.kept))
 
     def figures(self, name: str) -> FunctionFigures:
         """How the calls of a function do."""
-        running, waiting = self._turns_of(name).counts()
-        return FunctionFigures(self._statistics_of(name).figures(), running, waiting)
+        with self._lock:
+            turns = self._turns.get(name)
+        running, waiting = (0, 0) if turns is None else turns.counts()
+        return FunctionFigures(self._statistics.figures(name), running, waiting)
+
+    def forget(self, name: str) -> None:
+        """There is no such function any more: drop what is known of its calls."""
+        self._statistics.forget(name)
+        with self._lock:
+            for key in [key for key, cached in self._cache.items() if cached.function == name]:
+                del self._cache[key]
 
     def outstanding(self) -> dict[str, int]:
         """Calls under way by worker."""
         with self._lock:
-            return {worker: count for worker, count in self._outstanding.items() if count}
+            return dict(self._outstanding)
 
     def _found(self, name: str, deadline: _Until) -> RoutedFunction:
         """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
@@ -333,9 +344,9 @@ class CallRouter:
             found = self._cache.get(key)
         return None if found is None else found.items
 
-    def _keep(self, key: object, items: tuple[str, ...], ttl_s: float) -> None:
+    def _keep(self, function: RoutedFunction, key: object, items: tuple[str, ...]) -> None:
         with self._lock:
-            self._cache[key] = _Cached(items, ttl_s)
+            self._cache[key] = _Cached(function.name, items, function.cache_ttl_s)
 
     # -- workers -------------------------------------------------------------------------------------
 
@@ -469,6 +480,8 @@ class CallRouter:
         finally:
             with self._lock:
                 self._outstanding[worker] -= 1
+                if not self._outstanding[worker]:
+                    del self._outstanding[worker]
 
 
 def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None, tried: Tried) -> None:

@@ -15,6 +15,8 @@ import msgspec
 from storage.errors import FormatError
 
 _KEPT = 4096
+_FUNCTIONS_MAX = 1024
+"""Functions whose calls are counted; of more, those not called for longest are forgotten."""
 _KEPT_OVER_RESTARTS = 512
 _RATE_WINDOW_S = 60.0
 
@@ -52,19 +54,27 @@ class CallStatistics:
         self._changes = 0
         self._calls = self._errors = self._cached = self._moved = 0
         self._ended = 0  # calls that took time
-        # Of the latest calls, round and round: 64 KiB, where tuples would come to take 450.
-        self._ended_at = array("d", bytes(8 * _KEPT))
-        self._taken_s = array("d", bytes(8 * _KEPT))
+        # Of the latest calls, round and round: 64 KiB at most, where tuples would come to take 450.
+        self._ended_at = array("d")
+        self._taken_s = array("d")
 
     def ended(self, taken_s: float, *, failed: bool) -> None:
         """A call came to its end."""
         with self._lock:
-            place = self._ended % _KEPT
-            self._ended_at[place], self._taken_s[place] = time.monotonic(), taken_s
-            self._ended += 1
+            self._note(time.monotonic(), taken_s)
             self._calls += 1
             self._errors += failed
             self._changes += 1
+
+    def _note(self, at: float, taken_s: float) -> None:
+        """A call ended then, after so long; the lock is held."""
+        place = self._ended % _KEPT
+        if place == len(self._ended_at):
+            self._ended_at.append(at)
+            self._taken_s.append(taken_s)
+        else:
+            self._ended_at[place], self._taken_s[place] = at, taken_s
+        self._ended += 1
 
     def from_cache(self) -> None:
         """A call was answered with an earlier result."""
@@ -105,9 +115,8 @@ class CallStatistics:
             raise FormatError(f"figures that cannot be read: {error}") from None
         with self._lock:
             self._calls, self._errors, self._cached, self._moved = kept.calls, kept.errors, kept.cached, kept.moved
-            for place, taken_s in enumerate(kept.taken_s[-_KEPT_OVER_RESTARTS:]):
-                self._ended_at[place], self._taken_s[place] = -math.inf, taken_s
-            self._ended = len(kept.taken_s[-_KEPT_OVER_RESTARTS:])
+            for taken_s in kept.taken_s[-_KEPT_OVER_RESTARTS:]:
+                self._note(-math.inf, taken_s)
 
     def figures(self) -> CallFigures:
         """As they are now."""
@@ -123,7 +132,7 @@ class CallStatistics:
 
 
 class StatisticsByFunction:
-    """The statistics of all functions. Thread-safe."""
+    """The statistics of all functions that were called lately. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -131,9 +140,24 @@ class StatisticsByFunction:
         self._saved: dict[str, int] = {}
 
     def of(self, function: str) -> CallStatistics:
-        """Of one, made if there are none yet."""
+        """Of one, which is called, made if there are none yet."""
         with self._lock:
-            return self._by_function.setdefault(function, CallStatistics())
+            found = self._by_function.pop(function, None) or CallStatistics()
+            self._by_function[function] = found  # what was called last stands last
+            while len(self._by_function) > _FUNCTIONS_MAX:
+                del self._by_function[next(iter(self._by_function))]
+            return found
+
+    def figures(self, function: str) -> CallFigures:
+        """Of one, as they are now."""
+        with self._lock:
+            found = self._by_function.get(function)
+        return CallFigures() if found is None else found.figures()
+
+    def forget(self, function: str) -> None:
+        """There is no such function any more."""
+        with self._lock:
+            self._by_function.pop(function, None)
 
     def documents(self) -> list[tuple[str, bytes]] | None:
         """All of them, to be kept over a restart; None if nothing was counted since the last time."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from taskworker.bundles.labels import meets, text_of
 from taskworker.bundles.platform import Platform, best_of
@@ -124,7 +125,7 @@ class Hosting:
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
         self._leases: dict[str, float] = {}  # of workers without volumes: when they end, on the monotonic clock
-        self._places: dict[str, Places] = {}
+        self._places: WeakValueDictionary[str, Places] = WeakValueDictionary()  # while there are calls
         self._under_way: dict[str, Call] = {}
         self._running: Counter[str] = Counter()
         self.redactors = CallRedactors()

@@ -51,6 +51,7 @@ class FunctionService:
     ) -> functions_pb2.UndeployResponse:
         """End a function."""
         self._deployed.undeploy(request.function_name)
+        self._router.forget(request.function_name)
         return functions_pb2.UndeployResponse()
 
     def Rollback(  # noqa: N802

@@ -233,7 +233,8 @@ class GrpcTransport:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stubs: dict[str, tuple[InvocationServiceStub, grpc.Channel]] = {}
-        self._under_way: defaultdict[str, dict[str, str]] = defaultdict(dict)  # worker → token → address
+        self._addresses: defaultdict[str, set[str]] = defaultdict(set)  # of workers that were called
+        self._under_way: defaultdict[str, set[str]] = defaultdict(set)  # tokens, by worker
         self._abandoned: set[str] = set()
 
     def close(self) -> None:
@@ -246,9 +247,9 @@ class GrpcTransport:
     def abandon(self, worker: str) -> None:
         """See ``Transport``."""
         with self._lock:
-            calls = self._under_way[worker]
-            self._abandoned.update(calls)
-            stubs = [stub for address in set(calls.values()) if (stub := self._stubs.pop(address, None)) is not None]
+            self._abandoned.update(self._under_way.get(worker, ()))
+            addresses = self._addresses.pop(worker, set())
+            stubs = [stub for address in addresses if (stub := self._stubs.pop(address, None)) is not None]
         for _, channel in stubs:
             channel.close()
 
@@ -275,8 +276,8 @@ class GrpcTransport:
             token=call.token,
         )
         with self._lock:
-            self._under_way[worker][call.token] = address
-            stub = self._stub(address)
+            self._under_way[worker].add(call.token)
+            stub = self._stub(worker, address)
         try:
             with running.ended_by(lambda: _tell_to_end(stub, call.token)):
                 if items is not None:
@@ -292,7 +293,9 @@ class GrpcTransport:
             raise WorkerGone(worker, may_have_run=False) from error
         finally:
             with self._lock:
-                del self._under_way[worker][call.token]
+                self._under_way[worker].discard(call.token)
+                if not self._under_way[worker]:
+                    del self._under_way[worker]
                 self._abandoned.discard(call.token)
         return _report_from_proto(response)
 
@@ -302,7 +305,7 @@ class GrpcTransport:
             function_name=function.name, file_id=function.file_id, version_id=function.version
         )
         with self._lock:
-            stub = self._stub(address)
+            stub = self._stub(worker, address)
         try:
             answer = stub.Prepare(request, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -327,8 +330,9 @@ class GrpcTransport:
             return DeadlineExceeded(f"function {function.name}: the call did not end within its time limit")
         return failure
 
-    def _stub(self, address: str) -> InvocationServiceStub:
+    def _stub(self, worker: str, address: str) -> InvocationServiceStub:
         """One for each address; the lock is held."""
+        self._addresses[worker].add(address)
         known = self._stubs.get(address)
         if known is None:
             channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)

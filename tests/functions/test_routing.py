@@ -25,6 +25,7 @@ from taskworker.errors import (
 )
 from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, Items, RunningCall
 from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
 from taskworker.functions.users import UserShares
 
 Behaviour = Callable[[Call], CallReport]
@@ -452,3 +453,38 @@ def test_failures_are_not_kept() -> None:
     with pytest.raises(StorageError):
         routes.call(Call("f"), None)
     assert routes.call(Call("f"), None) == "1"
+
+
+def test_what_is_known_of_a_function_s_calls_goes_with_it() -> None:
+    functions = {f"f{number}": RoutedFunction(f"f{number}", "v", cache_ttl_s=60.0) for number in range(3)}
+    fleet, statistics = Fleet(a=answers()), StatisticsByFunction()
+    routes = CallRouter(functions.get, fleet, statistics=statistics)
+    for name in functions:
+        routes.call(Call(name), None)
+    routes.forget("f1")
+    assert [routes.figures(name).figures.calls for name in functions] == [1, 0, 1]
+    assert sorted(name for name, _ in statistics.documents() or ()) == ["f0", "f2"]  # nor does asking make any
+    for name in functions:
+        routes.call(Call(name), None)
+    assert fleet.runs["a"] == 4  # and f1's results are not given again
+
+
+def test_so_many_functions_are_counted_and_no_more() -> None:
+    statistics = StatisticsByFunction()
+    for number in range(1100):
+        statistics.of(f"f{number}").ended(0.5, failed=False)
+        statistics.of("f0").from_cache()
+    assert len(statistics.documents() or ()) == 1024
+    assert statistics.figures("f0").cached == 1100  # one that is called is not forgotten
+    assert statistics.figures("f1") == CallFigures()
+
+
+def test_figures_are_of_the_latest_calls() -> None:
+    counted = CallStatistics()
+    for number in range(5000):
+        counted.ended(1.0 if number < 1000 else 2.0, failed=False)
+    assert (counted.figures().calls, counted.figures().p50_s, counted.figures().p99_s) == (5000, 2.0, 2.0)
+    again = CallStatistics()
+    again.restore(counted.to_json())
+    again.ended(7.0, failed=True)
+    assert (again.figures().calls, again.figures().errors, again.figures().p50_s) == (5001, 1, 2.0)
