@@ -17,6 +17,7 @@ from benchmarks.cluster_processes import ClientProcess
 from benchmarks.function_processes import ADD, ADD_KEPT, ARGUMENTS, WORKERS, BareCalls, FunctionPool, caller_process
 from benchmarks.function_servers import BALANCED, SKEWED
 from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, seconds_of
+from benchmarks.package_functions import PackageFunctions
 from benchmarks.processes import started_together
 from benchmarks.session import Session
 from taskworker.sandbox import bubblewrap
@@ -63,6 +64,7 @@ def run(session: Session) -> SuiteResult:
     samples = Samples()
     with ExitStack() as stack:
         root = stack.enter_context(session.scratch("functions"))
+        packages = PackageFunctions(root)
         session.progress.step("starting the pool, its workers, the bare relay and the callers")
         pool, bare = FunctionPool(root, pause_s=PAUSE_S, slower=SLOWER), BareCalls()
         callers = [caller_process() for _ in range(CALLER_PROCESSES)]
@@ -73,7 +75,12 @@ def run(session: Session) -> SuiteResult:
             samples.peer_ms.append(_median_ms(peer, session.sizes.function_peer_calls))
             _rate_round(session, pool, bare, callers, samples)
             _share_round(session, pool, callers[0], samples)
-    return result_of(session, samples)
+        session.progress.step("fetching packages")
+        packages.deploy(pool.address)
+    with session.scratch("packages") as home:
+        for _ in session.rounds("packages"):
+            packages.round(session, home)
+    return result_of(session, samples, packages)
 
 
 def _latency_round(
@@ -158,7 +165,7 @@ def _median_ms(action: Callable[[], None], count: int) -> float:
 # -- the outcome -----------------------------------------------------------------------------------
 
 
-def result_of(session: Session, samples: Samples) -> SuiteResult:
+def result_of(session: Session, samples: Samples, packages: PackageFunctions) -> SuiteResult:
     """Figures and targets of what was measured."""
     latency = Figure(
         "warm call, p50",
@@ -250,7 +257,11 @@ def result_of(session: Session, samples: Samples) -> SuiteResult:
     remarks = (
         "Pool, workers, sandboxes and callers are processes on one machine, which shares its processors among them.",
         f"Both rates are of {CALLERS} callers in turn, not at once.",
+        *packages.remarks(),
     )
     return SuiteResult(
-        "functions", (latency, kept_latency, peer, rate, kept_rate, cpu, kept_cpu, balance, slow), targets, remarks
+        "functions",
+        (latency, kept_latency, peer, rate, kept_rate, cpu, kept_cpu, balance, slow, *packages.figures()),
+        targets,
+        remarks,
     )

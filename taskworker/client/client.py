@@ -683,7 +683,7 @@ class Client:
             include: further files of that directory: names, directories, or patterns.
             requirements: a requirements file.
             dry_run: only say what would travel, and have it imported.
-            timeout_s: how long to wait for the pool.
+            timeout_s: how long to wait for the pool to take the bundle; not for packages.
             options: as of ``TaskWorker.function``, and ``needs``: labels that a worker must have to run it.
 
         Raises:
@@ -697,9 +697,12 @@ class Client:
 
         spec = spec_from_options(name, entry, options)
         source = Source(Path(directory), include, None if requirements is None else Path(requirements))
-        deadline = self._deadline(timeout_s)
+
+        def remaining_s() -> float | None:
+            return self._deadline(timeout_s).remaining_s()
+
         with FunctionClient(self.address) as client:
-            return deploy(client, spec, source, user_id=user_id, dry_run=dry_run, remaining_s=deadline.remaining_s)
+            return deploy(client, spec, source, user_id=user_id, dry_run=dry_run, remaining_s=remaining_s)
 
     @_arguments_checked
     def functions(self, *, timeout_s: float | None = None) -> list[FunctionStatus]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from benchmarks.bare_calls import BareClient
 from benchmarks.function_processes import WORKERS, BareCalls, FunctionPool, caller_process, message_sizes
 from benchmarks.function_servers import BALANCED
+from benchmarks.package_functions import PLAIN, PackageFunctions, PackageSamples
 from benchmarks.processes import started_together
 from benchmarks.progress import RunProgress
 from benchmarks.session import QUICK, Session
@@ -38,7 +39,9 @@ def test_a_pool_and_a_bare_relay_are_called_by_callers_of_their_own(tmp_path: Pa
 def test_all_targets_are_reported(tmp_path: Path) -> None:
     session = Session(tmp_path, replace(QUICK, rounds=2), RunProgress(Console(file=io.StringIO())))
     two = [1.0, 2.0]
-    result = result_of(session, Samples(*[two] * len(fields(Samples))))
+    packages = PackageFunctions(tmp_path)
+    packages.samples = {name: PackageSamples([1.0], two, two, two) for name in (PLAIN, "numpy")}
+    result = result_of(session, Samples(*[two] * len(fields(Samples))), packages)
     assert [(target.mark, target.bound) for target in result.targets] == [
         ("7a", 4.0),
         ("7a", 5.0),

@@ -72,21 +72,35 @@ def commands(title: str) -> list[str]:
 
 def test_every_command_of_the_readme_is_run_here() -> None:
     told = (EXAMPLES / "README.md").read_text().splitlines()
-    titles = ("Thumbnails", "Statistics of a text", "A report every so often", "A program of its own")
+    titles = (
+        "Thumbnails",
+        "Thumbnails without Pillow",
+        "Statistics of a text",
+        "A report every so often",
+        "A program of its own",
+    )
     shown = [line.strip() for line in told if line.startswith("    ")]
     assert [command for title in titles for command in commands(title)] == shown
 
 
 def test_thumbnails(shell: Shell) -> None:
-    (shell.directory / "photo.png").write_bytes(_png([RED * 200 + BLUE * 200] * 100))
-    deploy, push, call, get = commands("Thumbnails")
+    thumbnail = _thumbnail(shell, "Thumbnails", "photo")
+    assert struct.unpack_from(">II", thumbnail, 16) == (160, 40)  # in the head of a PNG
+
+
+def test_thumbnails_without_pillow(shell: Shell) -> None:
+    assert _pixels(_thumbnail(shell, "Thumbnails without Pillow", "plain"), 160) == [RED * 80 + BLUE * 80] * 40
+
+
+def _thumbnail(shell: Shell, title: str, photo: str) -> bytes:
+    (shell.directory / f"{photo}.png").write_bytes(_png([RED * 200 + BLUE * 200] * 100))
+    deploy, push, call, get = commands(title)
     assert "with 1 package" in shell.run(deploy)
     shell.run(push)
     told = json.loads(shell.run(call))
-    assert (told["filename"], told["width"], told["height"]) == ("photo.thumbnail.png", 160, 40)
+    assert (told["filename"], told["width"], told["height"]) == (f"{photo}.thumbnail.png", 160, 40)
     shell.run(get)
-    rows = _pixels((shell.directory / "photo.thumbnail.png").read_bytes(), 160)
-    assert rows == [RED * 80 + BLUE * 80] * 40
+    return (shell.directory / f"{photo}.thumbnail.png").read_bytes()
 
 
 def test_statistics_of_a_text(shell: Shell) -> None:
