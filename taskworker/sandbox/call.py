@@ -154,7 +154,7 @@ class SandboxCall:
             if self._closed or self._stopped is not None:
                 return
             threads, cpu_s = self._spare.threads(), self._spare.cpu_s() - self._cpu_before_s
-        if threads > self._limits.threads:
+        if threads > self._limits.threads or self._spare.exceeded:
             self.stop(LimitExceeded("threads", self._limits.threads))
         elif cpu_s > self._limits.cpu_s:
             self.stop(LimitExceeded("cpu", self._limits.cpu_s))
@@ -277,6 +277,8 @@ class SandboxCall:
             return self._stopped
         if self._function.failure is not None:
             return self._function.failure
+        if self._spare.exceeded:
+            return LimitExceeded("threads", self._limits.threads)
         ending = self._function.ending_of(self._spare)
         if ending is None:
             return CallCrashed("the function's process ended before it gave a result")

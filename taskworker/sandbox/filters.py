@@ -65,20 +65,41 @@ _IOCTL_REQUESTS = (0x5401, 0x5421, 0x541B, 0x5413, 0x5451, 0x5450)
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """BPF programs: ``zygote`` goes on before user code is imported, ``call`` on top of it in each call."""
+    """BPF programs, and numbers of system calls.
 
+    Attributes:
+        starts: hands starts of threads and timers to the host; goes on first, as no descriptor can be sent later.
+        zygote: goes on before user code is imported.
+        call: goes on top of it in each call, and only refuses.
+        seccomp: number of that system call, or 0.
+        timer_create: number of that system call.
+    """
+
+    starts: bytes
     zygote: bytes
     call: bytes
+    seccomp: int = 0
+    timer_create: int = 0
 
 
-def compile_filters() -> Filters:
-    """Compile both.
+def compile_filters(*, judged: bool = True) -> Filters:
+    """Compile all.
+
+    Args:
+        judged: whether the host judges what processes start.
 
     Raises:
         SandboxUnavailable: libseccomp is not on this machine.
     """
     seccomp = _library()
-    return Filters(zygote=_exported(_zygote_filter(seccomp)), call=_exported(_call_filter(seccomp)))
+    native = seccomp.Arch.NATIVE
+    return Filters(
+        starts=_exported(_starts_filter(seccomp)),
+        zygote=_exported(_zygote_filter(seccomp)),
+        call=_exported(_call_filter(seccomp)),
+        seccomp=seccomp.resolve_syscall(native, "seccomp") if judged else 0,
+        timer_create=seccomp.resolve_syscall(native, "timer_create"),
+    )
 
 
 def _library() -> Any:
@@ -90,6 +111,13 @@ def _library() -> Any:
             "(Debian and Ubuntu: libseccomp2; Fedora: libseccomp; Alpine: libseccomp)"
         ) from error
     return pyseccomp
+
+
+def _starts_filter(seccomp: Any) -> Any:
+    rules = _Rules(seccomp, seccomp.ALLOW)
+    rules.add(seccomp.NOTIFY, "clone", (0, seccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
+    rules.add(seccomp.NOTIFY, "timer_create")
+    return rules.filter
 
 
 def _zygote_filter(seccomp: Any) -> Any:

@@ -45,6 +45,7 @@ from taskworker.sandbox.spare import (
     processes_max,
     size_of,
 )
+from taskworker.sandbox.starts import Starts
 
 SPARES_MAX = 8
 PENDING_MAX = 32
@@ -69,6 +70,10 @@ _log = logging.getLogger(__name__)
 
 class Unbounded(SandboxUnavailable):
     """This worker runs as root, and nothing bounds how many processes a function has."""
+
+
+class Unjudged(SandboxUnavailable):
+    """The kernel does not hand over what processes start, so nothing but samples keeps each to its share."""
 
 
 class FunctionSandbox:
@@ -142,10 +147,15 @@ class FunctionSandbox:
             result_bytes=image.limits.result_bytes,
             pids=FUNCTION_TASKS_MAX,
             uid=self._uid,
+            seccomp=filters.seccomp,
         )
+        self._judging = filters.seccomp != 0
+        self._filters = 2 if self._judging else 1
+        self._timer_create = filters.timer_create
+        self._starts: Starts | None = None
         files: list[int] = []
         try:
-            files.extend(map(_in_memory, (image.document, filters.zygote, filters.call)))
+            files.extend(map(_in_memory, (image.document, filters.starts, filters.zygote, filters.call)))
             base.start_function(start, [theirs.fileno(), zygotes.fileno(), *files])
         except OSError:
             ids.give_back(self._uid)
@@ -219,7 +229,7 @@ class FunctionSandbox:
             spare = self._ready.pop()  # the latest: the caches know it best
             if spare.alive:
                 return spare
-            self._loop.call_soon_threadsafe(spare.close)
+            self._loop.call_soon_threadsafe(self._end, spare)
         return None
 
     def served(self, spare: Spare, owner: str, look: Look) -> None:
@@ -302,11 +312,13 @@ class FunctionSandbox:
             self._changed.notify_all()
         self._timer.cancel()
         self.kill()
+        if self._starts is not None:
+            self._starts.close()
         for spare in self._pending.values():
             self._loop.remove_reader(spare.channel)
         self._pending.clear()
         for spare in spares:
-            spare.close()
+            self._end(spare)
         for connection in (self._init, self._zygote):
             self._loop.remove_reader(connection)
             connection.close()
@@ -350,7 +362,7 @@ class FunctionSandbox:
             left = self._processes_max - len(self._ready) - len(self._calls) - len(self._kept) - len(self._pending)
             oldest = self._kept.drop_oldest() if self._waiting and wanted > 0 and left <= 0 else None
         if oldest is not None:
-            oldest.close()
+            self._end(oldest)
             left += 1
         for _ in range(min(wanted, left)):
             self._mount()
@@ -360,7 +372,7 @@ class FunctionSandbox:
         with self._changed:
             spent = self._kept.drop_spent()
         for spare in spent:
-            spare.close()
+            self._end(spare)
 
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
@@ -369,7 +381,7 @@ class FunctionSandbox:
             self._ready.clear()
             self._target = 0
         for spare in spares:
-            spare.close()
+            self._end(spare)
 
     def _init_readable(self) -> None:
         try:
@@ -410,6 +422,9 @@ class FunctionSandbox:
         self._trust()
 
     def _zygote_readable(self) -> None:
+        if self._judging and self._starts is None:
+            self._hear_of_judging()
+            return
         try:
             message, pid = proof.receive_with_pid(self._zygote, _MESSAGE_BYTES)
         except OSError:
@@ -432,6 +447,43 @@ class FunctionSandbox:
         else:
             self.close(self._lost_zygote())
 
+    def _hear_of_judging(self) -> None:
+        """Take the zygote's first message, which no user's code had a hand in."""
+        try:
+            message, _, listener = proof.receive_with_descriptor(self._zygote, _MESSAGE_BYTES)
+        except OSError:
+            message, listener = b"", -1
+        if message == zygote.JUDGED and listener >= 0:
+            self._starts = Starts(
+                self._loop,
+                listener,
+                timer_create=self._timer_create,
+                threads_max=self.image.limits.threads,
+                exceeded=self._exceeded,
+            )
+        elif message == zygote.JUDGED:  # the kernel drops a descriptor that a full table has no room for
+            self.close(SandboxFull("the worker has no descriptors left"))
+        elif message[:1] == zygote.UNJUDGED:
+            self.close(Unjudged(message[1:].decode(errors="replace")))
+        elif message[:1] == zygote.BROKEN:
+            self.close(self._broken(message[1:].decode(errors="replace")))
+        else:
+            self.close(self._lost_zygote())
+
+    def _exceeded(self, pid: int) -> None:
+        """End a process that started more threads than it may; if it is the zygote, that is refused, and no more."""
+        with self._changed:
+            spare = self._calls.get(pid) or next((one for one in self._ready if one.pid == pid), None)
+        if spare is not None:
+            spare.exceeded = True
+            spare.kill()
+
+    def _end(self, spare: Spare) -> None:
+        """End a process for good."""
+        if self._starts is not None:
+            self._starts.forget(spare.pid)
+        spare.close()
+
     def _broken(self, text: str) -> SandboxError:
         if not self._warm:
             return FunctionBroken(text)
@@ -448,7 +500,7 @@ class FunctionSandbox:
         if not self._init_pid or not self._zygote_pid:
             return
         try:
-            self._pid_namespace = proof.require_confined(self._zygote_pid, 1)["pid"]
+            self._pid_namespace = proof.require_confined(self._zygote_pid, self._filters)["pid"]
             proof.require_closed(self._zygote_pid)
             if self._uid:
                 proof.require_other_user(self._zygote_pid)
@@ -543,7 +595,7 @@ class FunctionSandbox:
 
     def _greet(self, spare: Spare) -> None:
         try:
-            if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid):
+            if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid, self._filters + 1):
                 return
         except BlockingIOError:
             self._loop.remove_reader(spare.channel)
@@ -589,7 +641,7 @@ class FunctionSandbox:
         spare = self._pending.pop(name, None)
         if spare is not None:
             self._loop.remove_reader(spare.channel)
-            spare.close()
+            self._end(spare)
         with self._changed:
             pause_s = self._room.refused(why)
             self._changed.notify_all()
@@ -600,7 +652,7 @@ class FunctionSandbox:
             self.close(CallCrashed(f"the function's zygote did not fork a call within {SPAWN_TIMEOUT_S:g} s"))
 
     def _replace(self, spare: Spare) -> None:
-        spare.close()
+        self._end(spare)
         self._target = max(1, self._target)
         self.refill()
 

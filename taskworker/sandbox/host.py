@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import secrets
@@ -21,7 +22,7 @@ from taskworker.sandbox.call import Item, Output, SandboxCall
 from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxFull, SandboxUnavailable
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
-from taskworker.sandbox.function import FunctionSandbox, Unbounded
+from taskworker.sandbox.function import FunctionSandbox, Unbounded, Unjudged
 from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
 from taskworker.sandbox.pids_cgroup import PidsCgroup
@@ -44,6 +45,7 @@ _ROOM_RETRY_S = 0.05
 _DESCRIPTORS_WANTED = 16_384
 """A warm function takes three, a process forked ahead or running four; the usual bound of 1024 would be few."""
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -73,7 +75,7 @@ class SandboxHost:
         self._fence: PidsCgroup | None = None
         self._unfenced: list[FunctionSandbox] = []
         self._bwrap = ""
-        self._filters = Filters(b"", b"")
+        self._filters = Filters(b"", b"", b"")
         self._closed = False
 
     def start(self) -> None:
@@ -113,11 +115,15 @@ class SandboxHost:
             SandboxUnavailable: something of it did.
         """
         image = FunctionImage(f"selftest-{secrets.token_hex(8)}", self._bundles, _SELFTEST, Limits())
-        try:
-            worked = self._tried(image)
-        except Unbounded:
-            self._fence = PidsCgroup()
-            worked = self._tried(image)
+        while True:
+            try:
+                worked = self._tried(image)
+                break
+            except Unbounded:
+                self._fence = PidsCgroup()
+            except Unjudged as error:
+                _log.warning("calls that start more threads than they may are noticed late on this machine: %s", error)
+                self._filters = compile_filters(judged=False)
         if worked:
             raise SandboxUnavailable(
                 f"the sandbox does not confine; this was possible: {worked.replace(chr(10), ', ')}"

@@ -27,7 +27,7 @@ IMPORT_TASKS_MAX = 512
 _TASKS_BESIDES = 96
 """For its init and zygote, for calls that are ending, and for one more in each that has just been asked for."""
 SIGNALS_MAX = 8192
-"""Signals that wait, and POSIX timers, of all calls of one function together."""
+"""Signals that wait, and POSIX timers, of all calls of one function together; of one, `starts.TIMERS_MAX`."""
 STACK_BYTES = 8 << 20
 KILLED_FIRST = 300
 """Of 1000: by how much the processes of functions are likelier to be ended than the worker, if the machine's memory is
@@ -132,6 +132,7 @@ class Spare:
     Attributes:
         name: by which host, init and zygote mean it; no secret.
         served: the calls that it was taken for.
+        exceeded: whether it started more threads than it may.
         first_used: when it was for the first of them, on the monotonic clock.
     """
 
@@ -141,6 +142,7 @@ class Spare:
         "channel",
         "conversation",
         "errors",
+        "exceeded",
         "first_used",
         "name",
         "output",
@@ -154,6 +156,7 @@ class Spare:
         self.pid = 0
         self._pidfd = -1
         self.served = 0
+        self.exceeded = False
         self.first_used = 0.0
         self._sending = threading.Lock()
         self.channel, theirs = socket.socketpair()
@@ -179,7 +182,7 @@ class Spare:
             os.close(descriptor)
         self.theirs.clear()
 
-    def greet(self, limits: CallLimits, pid_namespace: str, zygote: int) -> bool:
+    def greet(self, limits: CallLimits, pid_namespace: str, zygote: int, filters: int) -> bool:
         """Take the hello, and put on the process's own limits; False if it has not come whole.
 
         Raises:
@@ -196,7 +199,7 @@ class Spare:
         self._pidfd = os.pidfd_open(pid)
         if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
             raise SandboxUnavailable("what answered is not of the sandbox")
-        proof.require_confined_call(pid, 2)
+        proof.require_confined_call(pid, filters)
         for kind, limit in limits:
             resource.prlimit(pid, kind, limit)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)

@@ -57,6 +57,7 @@ ENDS_BY: dict[str, type[SandboxError] | tuple[type[SandboxError], ...]] = {
     "spin_and_ignore_the_limit": LimitExceeded,
     "spin_in_threads": LimitExceeded,
     "many_threads": LimitExceeded,
+    "threads_that_start_threads": LimitExceeded,
     "sleep_for_ever": CallDeadline,
     "ignore_every_signal": CallDeadline,
     "flood_output_for_ever": (LimitExceeded, CallDeadline),

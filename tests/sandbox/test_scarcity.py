@@ -9,14 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from taskworker.sandbox import (
+    FunctionBroken,
     FunctionImage,
     Keep,
+    LimitExceeded,
     Limits,
     SandboxError,
     SandboxFull,
@@ -25,6 +28,7 @@ from taskworker.sandbox import (
     room,
     spare,
 )
+from taskworker.sandbox.filters import Filters
 from tests.sandbox.bundles import ECHO, begin, program
 from tests.storage.helpers import python_environment
 
@@ -236,3 +240,67 @@ def test_processes_that_never_begin_end_their_function_alone(host: SandboxHost, 
     with pytest.raises(SandboxError):
         begin(host, image, timeout_s=RESUMES_S)
     assert begin(host, program(bundles, ECHO), b"x").result() == b"x"
+
+
+TAKES_ALL_THREADS = """
+import threading, time
+
+def prepare(document):
+    pass
+
+def run(request, channel):
+    while True:
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+"""
+
+
+def test_a_call_with_too_many_threads_ends_alone(host: SandboxHost, bundles: Path) -> None:
+    """Others of the same function get all theirs meanwhile."""
+    source = HOLDS_THREADS.replace("def run(", "def hold(") + TAKES_ALL_THREADS.replace("def run(", "def take(")
+    image = program(bundles, source + "run = lambda *asked: take(*asked) if asked[0] == b'take' else hold(*asked)\n")
+    pids: list[WarmView] = []
+
+    def take(_: int) -> None:
+        with pytest.raises(LimitExceeded, match="threads limit of 32 exceeded"):
+            begin(host, image, b"take").result()
+
+    with ThreadPoolExecutor(4) as pool:
+        taking = [pool.submit(take, number) for number in range(4)]
+        for _ in range(4):
+            assert begin(host, image, b"31").result() == b"31"
+            pids.append(view_of(host, image))
+        for one in taking:
+            one.result()
+    assert len({view.pids for view in pids}) == 1
+
+
+def test_threads_that_were_joined_make_room_at_once(host: SandboxHost, bundles: Path) -> None:
+    source = HOLDS_THREADS.replace("def run(", "def hold(")
+    image = program(bundles, source + "run = lambda *asked: b''.join(hold(*asked) for _ in range(5))\n")
+    assert begin(host, image, b"31").result() == b"31" * 5
+
+
+def test_an_import_starts_no_more_threads_than_a_call(host: SandboxHost, bundles: Path) -> None:
+    starts = "import threading, time\nfor _ in range(40): threading.Thread(target=time.sleep, args=(9,)).start()\n"
+    with pytest.raises(FunctionBroken, match="can't start new thread"):
+        begin(host, program(bundles, starts + ECHO))
+
+
+def test_where_the_kernel_hands_nothing_over_calls_run_all_the_same(
+    bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose runtime listens to system calls itself: threads are counted now and then."""
+    host_module = sys.modules["taskworker.sandbox.host"]
+    compile_filters = host_module.__dict__["compile_filters"]
+    unknown = 0xFFFF
+
+    def compiled(*, judged: bool = True) -> Filters:
+        made: Filters = replace(compile_filters(judged=judged), seccomp=unknown if judged else 0)
+        return made
+
+    monkeypatch.setattr(host_module, "compile_filters", compiled)
+    with contextlib.closing(SandboxHost(bundles)) as host:
+        host.start()
+        assert begin(host, program(bundles, HOLDS_THREADS), b"31").result() == b"31"
+        with pytest.raises(LimitExceeded, match="threads"):
+            begin(host, program(bundles, TAKES_ALL_THREADS)).result()

@@ -35,7 +35,7 @@ TESTS = (
 SOME_ATTACKS = (
     "mount or namespace or socket or fork or clone or signal or trace or bundles or private "
     "or right or root or many or answers"
-    " or device or pipe or memory or limit or counted"
+    " or device or pipe or memory or limit or timers or thread or judge"
 )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from taskworker.sandbox import Limits, SandboxHost, WarmView, launcher, proof
 from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, KILLED_FIRST, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
+from taskworker.sandbox.starts import TIMERS_MAX
 from tests.sandbox.attacks.corpus import ATTACKS, prepare
 from tests.sandbox.bundles import ECHO, begin, program
 
@@ -166,16 +167,18 @@ def run(request, channel):
 
 
 def test_timers_of_a_function_are_not_the_workers(host: SandboxHost, bundles: Path) -> None:
-    """While a function has as many as it may, another process of the worker's user makes one."""
+    """While a call has as many as it may, another one has as many, and a process of the worker's user makes one."""
     makes_one = (
         "import ctypes; event = (ctypes.c_char * 64)(); event[12] = 1; "
         "print(ctypes.CDLL(None).timer_create(1, event, ctypes.byref(ctypes.c_int())))"
     )
 
+    image = program(bundles, TAKES_TIMERS)
+
     def meanwhile(_ask: bytes) -> bytes:
+        assert begin(host, image).result() == b"%d" % TIMERS_MAX
         ran = subprocess.run([sys.executable, "-c", makes_one], capture_output=True, text=True, timeout=60, check=True)
         assert ran.stdout == "0\n"
         return b""
 
-    made = int(begin(host, program(bundles, TAKES_TIMERS), answer=meanwhile).result())
-    assert 0 < made <= SIGNALS_MAX
+    assert begin(host, image, answer=meanwhile).result() == b"%d" % TIMERS_MAX

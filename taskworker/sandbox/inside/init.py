@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from taskworker.sandbox.inside import kernel
 
 NAMESPACES = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWNET
-DESCRIPTORS = 5
-"""That come with a start: the init's socket, the zygote's, the document, and the two filters."""
+DESCRIPTORS = 6
+"""That come with a start: the init's socket, the zygote's, the document, and the three filters."""
 BUNDLES = "/bundles"
 CODE = "/code"
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
@@ -55,6 +55,7 @@ class Start:
         result_bytes: how large a result may be.
         pids: the bound of the function's pid namespace, where the kernel has such a bound.
         uid: the user and group id of its processes, as the base knows them; 0: those of the base.
+        seccomp: number of that system call, if the host judges what processes start; else 0.
     """
 
     code: str
@@ -63,9 +64,10 @@ class Start:
     result_bytes: int
     pids: int
     uid: int
+    seccomp: int
 
 
-Zygote = Callable[[Start, int, int, int, int], None]
+Zygote = Callable[[Start, int, int, int, int, int], None]
 
 
 def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> None:

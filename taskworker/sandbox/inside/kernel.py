@@ -34,6 +34,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_NEW_LISTENER = 1 << 3
+_WAIT_KILLABLE = 1 << 5
+"""Since Linux 5.19: who waits for a judgement does not begin again for every signal."""
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPABILITIES_MAX = 64
 _CAP_SYS_CHROOT = 18
@@ -131,17 +135,33 @@ class Filter:
         program: of the filter.
     """
 
-    __slots__ = ("_address", "_kept")
+    __slots__ = ("_address", "_kept", "_made")
 
     def __init__(self, program: bytes) -> None:
         instructions = ctypes.create_string_buffer(program, len(program))
         made = _Program(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
         self._kept = (instructions, made)
+        self._made = ctypes.byref(made)
         self._address = ctypes.addressof(made)
 
     def install(self) -> None:
         """Put it on this process and all that it forks."""
         _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._address, 0, 0), "install the seccomp filter")
+
+    def install_judged(self, seccomp: int) -> int:
+        """As `install`; give a descriptor by which system calls are judged that the filter does not decide on.
+
+        Args:
+            seccomp: number of that system call, for which the C library has no name.
+        """
+        for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
+            descriptor: int = _libc.syscall(
+                ctypes.c_long(seccomp), ctypes.c_uint(_SECCOMP_SET_MODE_FILTER), ctypes.c_uint(flags), self._made
+            )
+            if descriptor >= 0:
+                return descriptor
+        _check(descriptor, "install the seccomp filter with a listener")
+        return descriptor
 
 
 def map_own_ids(proc: int, inside: int, uid: int, gid: int) -> None:

@@ -39,7 +39,11 @@ _ENVIRONMENT = {
 THREAD_STACK_BYTES = 1 << 20
 """Threads' stacks count as memory of the call: eight megabytes each, the usual, would be too many."""
 TEXT_BYTES_MAX = 60_000
+JUDGED = b"J"
+"""The first that a zygote says: with a descriptor by which the host judges what processes start."""
 CONFINED = b"C"
+UNJUDGED = b"U"
+"""The kernel hands no system calls over for the host to judge; with the reason."""
 GO = b"G"
 READY = b"R"
 BROKEN = b"B"
@@ -53,29 +57,45 @@ ENDING = struct.Struct("!iQ")
 ENDINGS_MAX = 256
 
 
-def main(start: Start, connection: int, document: int, first_filter: int, second_filter: int) -> None:
+def main(
+    start: Start, connection: int, document: int, starts_filter: int, first_filter: int, second_filter: int
+) -> None:
     """Give up all rights, import the user's code, and fork calls; does not return."""
     control = socket.socket(fileno=connection)
     try:
         document_bytes = _read(document)
-        filters = kernel.Filter(_read(first_filter)), kernel.Filter(_read(second_filter))
+        filters = [kernel.Filter(_read(one)) for one in (starts_filter, first_filter, second_filter)]
         kernel.close_all_but({connection})
         kernel.to_null(0, 1, 2)
         sys.stdout, sys.stderr = _written_to(1), _written_to(2)
         os.setsid()
         kernel.drop_capabilities_but_chroot()
         kernel.forbid_new_privileges()
-        filters[0].install()
+        _have_starts_judged(filters[0], start.seccomp, control)
+        filters[1].install()
         control.send(CONFINED)
         if control.recv(1) != GO:
             os._exit(1)
         program = _prepare(control, document_bytes)
         if program is not None:
-            _Zygote(start, control, program, filters[1]).serve()
+            _Zygote(start, control, program, filters[2]).serve()
     except BaseException as error:  # the last resort of a process that has no caller
         control.send(BROKEN + f"{type(error).__name__}: {error}".encode(errors="replace")[:TEXT_BYTES_MAX])
         os._exit(1)
     os._exit(0)
+
+
+def _have_starts_judged(filter_of_starts: kernel.Filter, seccomp: int, control: socket.socket) -> None:
+    """Put the filter on that hands starts to the host, if it judges them, and give it the descriptor for that."""
+    if not seccomp:
+        return
+    try:
+        listener = filter_of_starts.install_judged(seccomp)
+    except OSError as error:
+        control.send(UNJUDGED + str(error).encode())
+        os._exit(1)
+    socket.send_fds(control, [JUDGED], [listener])
+    os.close(listener)
 
 
 def _written_to(descriptor: int) -> TextIO:

@@ -13,6 +13,8 @@ import select
 import socket
 import stat
 import struct
+import threading
+import time
 
 from tests.sandbox.attacks.corpus import Channel, attack, call
 
@@ -20,7 +22,7 @@ DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 F_SETPIPE_SZ = 1031
 MAP_LOCKED, MAP_HUGETLB = 0x2000, 0x4_0000
 SIGEV_NONE = 1
-TIMERS_MAX = 8192
+TIMERS_MAX = 32
 IN_FLIGHT_MAX = 64 + 253
 """As many as one call may have open, and one message more."""
 
@@ -143,3 +145,75 @@ def many_watches(_: Channel) -> object:
                 poll.register(target, select.EPOLLIN)
                 made += 1
     return made if made > 64 * 64 else None
+
+
+@attack
+def threads_that_start_threads(_: Channel) -> object:
+    """All at the same time, so that none is counted yet when the next one asks."""
+
+    def start() -> None:
+        for _number in range(100):
+            threading.Thread(target=start, daemon=True).start()
+        time.sleep(1000)
+
+    start()
+    return "all started"
+
+
+@attack
+def threads_without_end(_: Channel) -> object:
+    """One after another, never more than two: each is judged by the worker, whose time that takes."""
+    until = time.monotonic() + 0.4
+    while time.monotonic() < until:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+    return None
+
+
+@attack
+def timers_without_end(_: Channel) -> object:
+    """Refused ones, from many threads."""
+    event = struct.pack("=QiI", 0, 0, SIGEV_NONE).ljust(64, b"\0")
+    until = time.monotonic() + 0.4
+    made = []
+
+    def take() -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                made.append(call("timer_create", 1, event, ctypes.byref(ctypes.c_int())))
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(made) if len(made) > TIMERS_MAX else None
+
+
+@attack
+def thread_by_bare_flags(_: Channel) -> object:
+    """A thread in namespaces of its own is refused before it is judged, and so is one that shares no signals."""
+    attempts = (0x0001_0000 | 0x800 | 0x100 | 0x1000_0000, 0x0001_0000)
+    made = []
+    for flags in attempts:
+        with contextlib.suppress(OSError):
+            made.append(call("clone", flags, 0, 0, 0, 0))
+    return made
+
+
+@attack
+def judge_oneself(_: Channel) -> object:
+    """Another listener, or the worker's own by descriptor."""
+    got = [number for number in range(64) if _is_a_listener(number)]
+    with contextlib.suppress(OSError):
+        got.append(call("seccomp", 1, 8, ctypes.create_string_buffer(16)))
+    return got
+
+
+def _is_a_listener(descriptor: int) -> bool:
+    try:
+        fcntl.ioctl(descriptor, 0xC050_2100, bytearray(80))
+    except OSError:
+        return False
+    return True
