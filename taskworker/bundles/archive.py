@@ -34,9 +34,15 @@ BUNDLE_BYTES_MAX = 256 << 20
 FILES_MAX = 20_000
 ARCHIVE_BYTES_MAX = BUNDLE_BYTES_MAX + FILES_MAX * 1536
 """With what a tar archive takes for a file beside its content: a head and padding."""
+DIRECTORIES_MAX = 10_000
+DEPTH_MAX = 32
+"""Names in a path; installed packages have about ten."""
+_DOCUMENT_BYTES_MAX = 1 << 20
 _KEPT = 256
 _PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unpacked into
 _NAME_BYTES_MAX = 255
+_BLOCK = 512
+_EXTENSION_BYTES_MAX = 4 * _BLOCK  # of a header that only says a long path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +91,61 @@ def spec_of(bundle: bytes) -> FunctionSpec:
         FormatError: it is no bundle.
         InvalidArgument: its document asks for what is not given.
     """
-    documents = [content for path, content in _entries(bundle) if path == PurePosixPath(DOCUMENT)]
+    documents = [bytes(content) for path, content in _entries(bundle) if path == PurePosixPath(DOCUMENT)]
     if not documents:
         raise FormatError(f"this is no function's bundle: it has no {DOCUMENT}")
+    if len(documents[0]) > _DOCUMENT_BYTES_MAX:
+        raise FormatError(f"this is no function's bundle: its {DOCUMENT} has {len(documents[0]):,} bytes")
     return FunctionSpec.from_json(documents[0])
 
 
-def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
+def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
     """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
-    if len(bundle) > ARCHIVE_BYTES_MAX:
-        raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
-    taken = _Paths()
+    _require_bounded(bundle)
+    taken, contents = _Paths(), memoryview(bundle)
     try:
         with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as tar:
             for entry in tar:
                 path = PurePosixPath(entry.name)
-                if not entry.isfile() or entry.issparse() or not taken.take(path):
+                plain = entry.isfile() and not entry.issparse() and not entry.pax_headers.keys() - {"path"}
+                if not plain or not taken.take(path):
                     raise FormatError(f"this is no function's bundle: {entry.name[:200]!r} does not belong in one")
-                content = tar.extractfile(entry)
-                assert content is not None, "it is a file"
-                yield path, content.read()
+                yield path, contents[entry.offset_data : entry.offset_data + entry.size]
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise FormatError(f"this is no function's bundle: {error}") from None
+
+
+def _require_bounded(bundle: bytes) -> None:
+    """Look at the sizes in all headers, before anything is made of what they say.
+
+    Raises:
+        FormatError: there are too many entries, or too large ones, or one that is neither a plain file nor its path.
+    """
+    if len(bundle) > ARCHIVE_BYTES_MAX:
+        raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
+    at = entries = total = extension = 0
+    while at + _BLOCK <= len(bundle) and bundle[at]:
+        kind, size = bundle[at + 156 : at + 157], _size_in(bundle, at)
+        if kind not in (b"0", b"\0", b"x") or (kind == b"x" and (extension or size > _EXTENSION_BYTES_MAX)):
+            raise FormatError(f"this is no function's bundle: an entry of kind {kind!r} does not belong in one")
+        extension = kind == b"x"
+        if not extension:
+            entries, total = entries + 1, total + size
+        if entries > FILES_MAX or total > BUNDLE_BYTES_MAX + _DOCUMENT_BYTES_MAX:
+            raise FormatError(
+                f"a bundle of more than {FILES_MAX:,} files, or {BUNDLE_BYTES_MAX >> 20} MiB in them: leave some out"
+            )
+        at += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        if at > len(bundle):
+            raise FormatError("this is no function's bundle: it is cut off")
+
+
+def _size_in(bundle: bytes, at: int) -> int:
+    """The size that a header says: octal digits; other forms are for what is larger than any bundle."""
+    digits = bundle[at + 124 : at + 136].strip(b"\0 ")
+    if not digits or digits.strip(b"01234567"):
+        raise FormatError("this is no function's bundle: it has an entry without a size")
+    return int(digits, 8)
 
 
 class _Paths:
@@ -118,14 +157,14 @@ class _Paths:
 
     def take(self, path: PurePosixPath) -> bool:
         """Whether this one belongs there beside those before it."""
-        if not _is_below(path) or not _can_be_made(path) or len(self._files) > FILES_MAX:
+        if len(path.parts) > DEPTH_MAX or not _is_below(path) or not _can_be_made(path):
             return False
         above = path.parents
         if path in self._files or path in self._directories or not self._files.isdisjoint(above):
             return False
         self._files.add(path)
         self._directories.update(above)
-        return True
+        return len(self._directories) <= DIRECTORIES_MAX
 
 
 def _is_below(path: PurePosixPath) -> bool:
@@ -182,28 +221,36 @@ class BundleCache:
             OSError: the disk.
         """
         key = key_of(bundle)
-        with self._lock:
-            found = self.find(key)
-            if found is None:
-                found = self._unpack(key, bundle)
+        found = self.find(key)
+        if found is None:
+            partial = self._unpack(bundle)  # not under the lock: others need not wait for it
+            with self._lock:
+                found = self._put(key, partial)
                 self._make_room(key)
         return found
 
-    def _unpack(self, key: str, bundle: bytes) -> Path:
-        # Its parts appear under its key all at once, so no reader meets half a bundle.
+    def _unpack(self, bundle: bytes) -> Path:
+        entries = list(_entries(bundle))  # all of them are looked at before the first is made
         partial = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
         try:
-            for path, content in _entries(bundle):
+            for path, content in entries:
                 target = partial / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
             for made in (partial, *partial.rglob("*")):  # whatever the umask: sandboxes may be another user
                 made.chmod(0o755 if made.is_dir() else 0o644)
-            partial.rename(self.directory / key)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return self.directory / key
+        return partial
+
+    def _put(self, key: str, partial: Path) -> Path:
+        """Have its parts appear under its key all at once, so that no reader meets half a bundle."""
+        found = self.find(key)
+        if found is not None:  # another thread was quicker
+            shutil.rmtree(partial, ignore_errors=True)
+            return found
+        return partial.rename(self.directory / key)
 
     def _make_room(self, added: str) -> None:
         found = [path for path in self.directory.iterdir() if not path.name.startswith(".")]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 from cachetools import LRUCache
@@ -34,6 +35,8 @@ from taskworker.sandbox import FunctionImage, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 
+_ARRIVALS_MAX = 2
+"""Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
 _HOSTED_MAX = 1_024
 """Versions whose documents are kept in memory: more than are kept unpacked."""
 _REDACTORS_MAX = 4_096
@@ -58,6 +61,13 @@ class HostedFunction:
 
     spec: FunctionSpec
     image: FunctionImage
+
+
+class _Arrival:
+    """A bundle that is being fetched."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,8 @@ class FunctionHost:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._started = False
+        self._arriving: WeakValueDictionary[str, _Arrival] = WeakValueDictionary()
+        self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
         self._own: dict[str, _Own] = {}
         self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
         self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
@@ -174,20 +186,34 @@ class FunctionHost:
 
         Raises:
             FormatError, InvalidArgument: it is no bundle.
-            FunctionsUnavailable: it asks for more than this worker allows; others may allow it.
+            FunctionsUnavailable: it asks for more than this worker allows, or has no room; others may have it.
             StorageError: it cannot be read.
         """
+        found = self._here(bundle_id)
+        if found is not None:
+            return found
+        with self._lock:
+            arriving = self._arriving.setdefault(bundle_id, _Arrival())
+        with arriving.lock:  # of all who want it, one fetches it
+            return self._here(bundle_id) or self._arrived(bundle_id, fetch)
+
+    def _here(self, bundle_id: str) -> HostedFunction | None:
         with self._lock:
             hosted = self._hosted.get(bundle_id)
-        if hosted is None or not self._bundles.keep(hosted.image.key):
+        return hosted if hosted is not None and self._bundles.keep(hosted.image.key) else None
+
+    def _arrived(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        with self._arrivals:
             bundle = fetch()
             try:
                 spec_of(bundle).within(self._limits_max)
+                hosted = self._host(bundle)
             except InvalidArgument as error:
                 raise FunctionsUnavailable(str(error)) from None
-            hosted = self._host(bundle)
-            with self._lock:
-                self._hosted[bundle_id] = hosted
+            except OSError as error:
+                raise FunctionsUnavailable(f"its bundle cannot be unpacked: {error.strerror or error}") from error
+        with self._lock:
+            self._hosted[bundle_id] = hosted
         return hosted
 
     def _host(self, bundle: bytes) -> HostedFunction:

@@ -18,8 +18,11 @@ from taskworker.functions.records import LineQuery
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
+from taskworker.services.admission import Gate
 from taskworker.services.binding import Caller
 
+_DEPLOYMENTS_MAX = 4
+"""At once: a bundle is in memory meanwhile, and looked at entry by entry."""
 _OFFERED_MAX = 1_000
 _REASON_CHARS_MAX = 500
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -33,17 +36,21 @@ class FunctionService:
         self._hosting = hosting
         self._router = router
         self._log = log
+        self._deployments = Gate(
+            _DEPLOYMENTS_MAX, f"{_DEPLOYMENTS_MAX} functions are being deployed, as many as may be"
+        )
 
     def Deploy(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.DeployRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Take a bundle as the newest version of its function, if it can be imported."""
-        if request.file_id:
-            deployment = self._deployed.deploy_pushed(
-                request.file_id, request.version_id, request.user_id, dry_run=request.dry_run
-            )
-        else:
-            deployment = self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run)
+        with self._deployments.place():
+            if request.file_id:
+                deployment = self._deployed.deploy_pushed(
+                    request.file_id, request.version_id, request.user_id, dry_run=request.dry_run
+                )
+            else:
+                deployment = self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run)
         return _deployment(deployment)
 
     def Undeploy(  # noqa: N802
@@ -58,7 +65,8 @@ class FunctionService:
         self, request: functions_pb2.RollbackRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Make an earlier version the newest again."""
-        return _deployment(self._deployed.roll_back(request.function_name, request.version_id, request.user_id))
+        with self._deployments.place():
+            return _deployment(self._deployed.roll_back(request.function_name, request.version_id, request.user_id))
 
     def FunctionHistory(  # noqa: N802
         self, request: functions_pb2.FunctionHistoryRequest, _caller: Caller

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from storage.errors import FormatError, InvalidArgument, StorageError
 from taskworker.bundles.archive import BundleCache, key_of, packed, spec_of
 from taskworker.bundles.spec import FunctionSpec, limits_from_text
+from taskworker.errors import FunctionsUnavailable
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.user_files import EmbeddedFiles
@@ -98,14 +101,18 @@ def test_bundles_in_use_do_not_go(tmp_path: Path) -> None:
     assert cache.find(key_of(bundles[3])) is not None
 
 
-def test_a_worker_s_own_functions_stay_and_come_back(tmp_path: Path) -> None:
+def hosting_nothing(directory: Path) -> FunctionHost:
     def called(_call: Call, _timeout_s: float | None, _asking: RunningCall) -> str:
         raise AssertionError("nothing is called")
 
     def files(_user: str, _timeout_s: float | None) -> EmbeddedFiles:
         raise AssertionError("nothing is called")
 
-    with contextlib.closing(FunctionHost(tmp_path, files, called)) as host:
+    return FunctionHost(directory, files, called)
+
+
+def test_a_worker_s_own_functions_stay_and_come_back(tmp_path: Path) -> None:
+    with contextlib.closing(hosting_nothing(tmp_path)) as host:
         host.register(packed(FunctionSpec(name="own", entry="app:f"), FILES))
         for number in range(260):
             bundle = packed(SPEC, {"app/app.py": b"%d" % number}).bundle
@@ -139,6 +146,76 @@ def test_nothing_but_plain_files_below_its_directories_is_taken(tmp_path: Path, 
         cache.add(archive(DOCUMENT, (bad, b"")))
     assert not list((tmp_path / "cache").iterdir())
     assert not (tmp_path / "out").exists()
+
+
+def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = entry(name, kind)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def with_pax(**records: str) -> bytes:
+    info = entry("app/x")
+    info.pax_headers = records
+    return archive(DOCUMENT, (info, b""))
+
+
+def of_files(*names: str) -> bytes:
+    return archive(DOCUMENT, *((entry(name), b"") for name in names))
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "too many entries": lambda: b"".join(header(f"app/{number}") for number in range(20_001)),
+    "more than there is": lambda: header("app/x", 1 << 25),
+    "larger than octal digits say": lambda: header("app/x", 1 << 40),
+    "no size": lambda: header("app/x").replace(b"00000000000\0", b"-0000000001\0", 1),
+    "a long name of many MiB": lambda: header("x", 20 << 20, tarfile.GNUTYPE_LONGNAME) + bytes(20 << 20),
+    "long names without end": lambda: (header("x", 512, tarfile.GNUTYPE_LONGNAME) + b"a" * 512) * 20_000,
+    "extensions without end": lambda: (header("x", 512, tarfile.XHDTYPE) + b"a" * 512) * 20_000,
+    "records for all entries": lambda: header("g", 512, tarfile.XGLTYPE) + bytes(512) + header("app/x"),
+    "a record of many MiB": lambda: with_pax(comment="x" * (8 << 20)),
+    "another size in a record": lambda: with_pax(size="9999999"),
+    "a sparse file in records": lambda: with_pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+    "a deep path": lambda: of_files("app/" + "/".join("d" * 40)),
+    "too many directories": lambda: of_files(*(f"app/{number}/a/b/c/x" for number in range(2_600))),
+    "a large document": lambda: archive((entry("function.json"), SPEC.to_json() + b" " * (1 << 20))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_bundle_is_bounded_before_anything_is_made_of_it(tmp_path: Path, kind: str) -> None:
+    bundle = HOSTILE[kind]()
+    with pytest.raises(FormatError, match="bundle"):
+        spec_of(bundle)
+    if kind != "a large document":  # which only who reads it is harmed by
+        with pytest.raises(FormatError, match="bundle"):
+            BundleCache(tmp_path).add(bundle)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_may_be_in_a_bundle_is_taken() -> None:
+    files = {f"app/{'d/' * 20}{'n' * 100}{number}": b"" for number in range(100)}
+    assert spec_of(packed(SPEC, {**files, "app/\xe4": b"", "app/x": bytes(48 << 20)}).bundle) == SPEC
+
+
+def test_a_bundle_that_many_wait_for_is_fetched_once(tmp_path: Path) -> None:
+    fetched = list[int]()
+
+    def fetch() -> bytes:
+        fetched.append(1)
+        return packed(SPEC, FILES).bundle
+
+    with contextlib.closing(hosting_nothing(tmp_path)) as host, ThreadPoolExecutor(16) as callers:
+        found = set(callers.map(lambda _: host.deployed_function("v1", fetch).image.key, range(16)))
+    assert found == {key_of(packed(SPEC, FILES).bundle)}
+    assert fetched == [1]
+
+
+def test_a_disk_that_takes_no_bundle_leaves_the_call_to_others(tmp_path: Path) -> None:
+    with contextlib.closing(hosting_nothing(tmp_path / "gone")) as host:
+        shutil.rmtree(tmp_path / "gone")
+        with pytest.raises(FunctionsUnavailable, match="cannot be unpacked: No such file"):
+            host.deployed_function("v1", lambda: packed(SPEC, FILES).bundle)
 
 
 @given(st.binary(max_size=2_000))
