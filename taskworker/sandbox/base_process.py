@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import socket
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from taskworker.sandbox import bubblewrap
 from taskworker.sandbox.errors import SandboxUnavailable
-from taskworker.sandbox.inside.init import Start
+from taskworker.sandbox.inside.init import START
 
 _READY_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
@@ -56,13 +54,13 @@ class BaseProcess:
         self._listener.start()
         self._await_ready()
 
-    def start_function(self, start: Start, descriptors: Sequence[int]) -> None:
+    def start_function(self, descriptors: Sequence[int]) -> None:
         """Have a function's processes forked; ``descriptors`` are copied to them.
 
         Raises:
             OSError: the base is gone, or does not take what it is told.
         """
-        socket.send_fds(self.control, [json.dumps(asdict(start)).encode()], list(descriptors), socket.MSG_NOSIGNAL)
+        socket.send_fds(self.control, [START], list(descriptors), socket.MSG_NOSIGNAL)
 
     def end(self) -> None:
         """Kill it, and with it every process in every sandbox; does not wait for that."""

@@ -18,10 +18,10 @@ _ALLOWED = """
     openat2 creat stat fstat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents
     getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat
     symlink symlinkat chmod fchmod fchmodat fchmodat2 umask truncate ftruncate fallocate fsync fdatasync
-    sync_file_range utime utimes utimensat futimesat flock fadvise64 sendfile copy_file_range splice tee statfs
+    sync_file_range utime utimes utimensat futimesat fadvise64 sendfile copy_file_range splice tee statfs
     fstatfs dup dup2 dup3 pipe pipe2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime poll ppoll
     select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 sendto recvfrom
-    recvmsg recvmmsg shutdown getsockopt getsockname getpeername mprotect munmap mremap madvise
+    recvmsg recvmmsg shutdown getsockname getpeername mprotect munmap mremap madvise
     mincore msync brk membarrier fork vfork wait4 waitid exit exit_group set_tid_address set_robust_list
     rseq futex futex_waitv futex_wait futex_wake sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_get_priority_max sched_get_priority_min getcpu rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
@@ -38,8 +38,9 @@ _TO_BEGIN_WITH = ("chroot", "capset")
 """What a call does before it puts its own filter on, which refuses it: it goes to its own root directory, and gives
 up the capability for that."""
 
-_ERRNO_ENOSYS = ("clone3",)
-"""Answered as a kernel without it would: the C library falls back to clone, whose flags a filter can see."""
+_ERRNO_ENOSYS = ("clone3", "flock")
+"""Answered as a kernel without them would: the C library falls back to clone, whose flags a filter can see, and
+``inside.locks`` is in the place of flock."""
 
 _MAP_TYPE = 0x0F
 _MAP_PRIVATE = 0x02
@@ -54,11 +55,14 @@ _CLONE_NAMESPACES = 0x7E02_0000
 _AF_UNIX = 1
 _PR_SET_SECCOMP = 22
 _PR_SET_NAME = 15
-_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032, 1033, 1034, 36, 37, 38)
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032, 1033, 1034, 37, 38)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ,
 F_ADD_SEALS, F_GET_SEALS, and the locks of open files. No owner, signal, lease or notification; no F_SETPIPE_SZ:
 the memory of a call's output pipes counts for the worker's user, and that of others' pipes for the function's."""
 _O_ASYNC = 0x2000
+_SOCKET_OPTIONS = (3, 4, 7, 8, 30, 38, 39)
+"""SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN: what the standard library asks. Not
+who is at the other end, which is the host: SO_PEERCRED, SO_PEERPIDFD."""
 _IOCTL_REQUESTS = (0x5401, 0x5421, 0x541B, 0x5413, 0x5451, 0x5450)
 """TCGETS, FIONBIO, FIONREAD, TIOCGWINSZ, FIOCLEX, FIONCLEX: what the standard library asks of any descriptor."""
 
@@ -139,6 +143,8 @@ def _zygote_filter(seccomp: Any) -> Any:
             rules.add(seccomp.ALLOW, "fcntl", (1, masked, 0xFFFF_FFFF, command), (2, masked, _O_ASYNC, 0))
         else:
             rules.add(seccomp.ALLOW, "fcntl", (1, masked, 0xFFFF_FFFF, command))
+    for option in _SOCKET_OPTIONS:
+        rules.add(seccomp.ALLOW, "getsockopt", (2, masked, 0xFFFF_FFFF, option))
     for request in _IOCTL_REQUESTS:
         rules.add(seccomp.ALLOW, "ioctl", (1, masked, 0xFFFF_FFFF, request))
     return rules.filter

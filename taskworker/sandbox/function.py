@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import secrets
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from taskworker.sandbox import proof
@@ -52,7 +54,7 @@ PENDING_MAX = 32
 """Processes being forked at once: a crowd of callers is served in turns, and queues to init and zygote stay short."""
 IMPORT_TIMEOUT_S = 60.0
 SPAWN_TIMEOUT_S = 10.0
-ENDING_TIMEOUT_S = 1.0
+ENDING_TIMEOUT_S = 3.0
 STRANGER_S = 15.0
 """How long a process may be there that is no call's: longer than one being forked, or being reaped, takes."""
 FILES_PER_MIB = 64
@@ -155,8 +157,9 @@ class FunctionSandbox:
         self._starts: Starts | None = None
         files: list[int] = []
         try:
+            self._init.send(json.dumps(asdict(start)).encode(), socket.MSG_NOSIGNAL)
             files.extend(map(_in_memory, (image.document, filters.starts, filters.zygote, filters.call)))
-            base.start_function(start, [theirs.fileno(), zygotes.fileno(), *files])
+            base.start_function([theirs.fileno(), zygotes.fileno(), *files])
         except OSError:
             ids.give_back(self._uid)
             self._init.close()

@@ -368,6 +368,46 @@ def test_what_is_written_byte_by_byte_is_not_read_so(host: SandboxHost, runs: Fu
     assert len(pieces) < written / 4
 
 
+def test_files_can_be_locked_and_databases_used(host: SandboxHost, bundles: Path) -> None:
+    source = """
+import fcntl, os, sqlite3
+
+def prepare(document):
+    pass
+
+def tried(file, operation):
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except OSError as error:
+        return type(error).__name__
+    return "locked"
+
+def run(request, channel):
+    said = []
+    with open("lock", "w+") as one, open("lock", "w+") as other, open("lock") as reader:
+        said += [tried(one, fcntl.LOCK_EX), tried(other, fcntl.LOCK_EX), tried(reader, fcntl.LOCK_SH)]
+        said += [tried(one, fcntl.LOCK_UN), tried(other.fileno(), fcntl.LOCK_SH), tried(reader, fcntl.LOCK_SH)]
+        said += [tried(one, fcntl.LOCK_EX), tried(reader, fcntl.LOCK_EX), tried(one, 64)]
+    with open(os.__file__) as shared:
+        said += [tried(shared, fcntl.LOCK_EX)]
+    with open("lock", "a") as again:
+        said += [tried(again, fcntl.LOCK_SH)]
+    for mode in ("delete", "wal"):
+        one, other = sqlite3.connect(f"{mode}.db"), sqlite3.connect(f"{mode}.db", timeout=0)
+        one.execute(f"pragma journal_mode = {mode}")
+        with one:
+            one.execute("create table t (x)")
+        one.execute("insert into t values (1)")
+        said += [other.execute("select count(*) from t").fetchone()]
+        one.commit()
+        said += [other.execute("select count(*) from t").fetchone()]
+    return repr(said).encode()
+"""
+    free, taken = "locked", "BlockingIOError"
+    expected = [free, taken, taken, free, free, free, taken, "OSError", "OSError", free, free]
+    assert eval(begin(host, program(bundles, source)).result()) == [*expected, (0,), (1,), (0,), (1,)]
+
+
 def test_a_call_has_the_time_that_is_less(host: SandboxHost, bundles: Path) -> None:
     image = program(bundles, RUNS, limits=Limits(wall_s=0.3))
     with pytest.raises(CallDeadline, match=r"0\.3 s"):

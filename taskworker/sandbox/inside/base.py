@@ -1,7 +1,8 @@
 """The base: one process per worker from which every function's processes are forked. It runs trusted code only.
 
 It sees all bundles, and a descriptor of the host's ``/proc`` for the id maps of new user namespaces; both are
-out of sight before any user code runs.
+out of sight before any user code runs. What it is told of a function, its processes would inherit and those of others,
+too: so it is told nothing but to fork, and the fork is told the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import sys
 from typing import Any
 
-from taskworker.sandbox.inside import call, identity, init, kernel, zygote
+from taskworker.sandbox.inside import call, identity, init, kernel, locks, zygote
 
 START_BYTES_MAX = 64 << 10
 PREIMPORTED = (
@@ -77,13 +78,13 @@ def main() -> None:
     kernel.join_pages(proc)
     control.send(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, START_BYTES_MAX, init.DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(control, len(init.START), init.DESCRIPTORS)
         if not message:
             return
         try:
             if len(descriptors) < init.DESCRIPTORS:
                 raise OSError(errno.EMFILE, "the base has no descriptors left")
-            _start_function(init.Start(**json.loads(message)), list(descriptors), proc)
+            _start_function(list(descriptors), proc)
         except OSError as error:
             _tell_not_started(descriptors, error)
         for descriptor in descriptors:
@@ -93,6 +94,7 @@ def main() -> None:
 def _preimport() -> None:
     for name in PREIMPORTED:
         importlib.import_module(name)
+    locks.install()
     _use_pydantic(sys.modules["pydantic"])
     if importlib.util.find_spec(PROGRAM) is not None:
         call.rehearse(importlib.import_module(PROGRAM))
@@ -106,13 +108,14 @@ def _use_pydantic(pydantic: Any) -> None:
     pydantic.validate_call(lambda x: x)(1)
 
 
-def _start_function(start: init.Start, descriptors: list[int], proc: int) -> None:
+def _start_function(descriptors: list[int], proc: int) -> None:
     """Fork the process that enters new namespaces and forks the function's init, their first process."""
     if os.fork() != 0:
         return
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kernel.close_all_but({proc, *descriptors})
+        start = init.Start(**json.loads(os.read(descriptors[0], START_BYTES_MAX)))
         if start.uid:
             identity.become(start.uid)
         uid, gid = os.getuid(), os.getgid()

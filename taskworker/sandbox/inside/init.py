@@ -22,6 +22,8 @@ from taskworker.sandbox.inside import kernel
 NAMESPACES = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWNET
 DESCRIPTORS = 6
 """That come with a start: the init's socket, the zygote's, the document, and the three filters."""
+START = b"s"
+"""What the base is told; the socket of the init has the rest."""
 BUNDLES = "/bundles"
 CODE = "/code"
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
@@ -46,7 +48,7 @@ UNBOUNDED = b"u"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the host says of a function to start.
+    """What the host says of a function to start, on the socket of its init.
 
     Attributes:
         code: the bundle's directory, relative to the bundles'; empty for none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import glob
 import mmap
@@ -19,6 +20,8 @@ from types import FrameType
 from tests.sandbox.attacks.corpus import LIBC, NUMBERS, Channel, attack, call, raw
 
 HOST_NAMES = ("home", "root/.ssh", "var", "usr/bin", "opt", "srv", "boot", "sys", "proc", "run", "mnt", "work", "etc")
+OWN_VARIABLES = {"HOME", "TMPDIR", "LANG", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+"""What the sandbox itself sets."""
 AT_FDCWD = -100
 CAPABILITY_VERSION_3 = 0x2008_0522
 CAP_SYS_CHROOT = 18
@@ -41,8 +44,7 @@ def list_host_directories(_: Channel) -> object:
 
 @attack
 def read_environment(_: Channel) -> object:
-    allowed = {"HOME", "TMPDIR", "LANG"}
-    return {name: value for name, value in os.environ.items() if name not in allowed}
+    return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
 
 
 @attack
@@ -53,7 +55,7 @@ def read_environment_of_the_process(_: Channel) -> object:
     while entry := environ[index]:
         found.append(entry)
         index += 1
-    return [entry for entry in found if entry.split(b"=")[0] not in (b"HOME", b"TMPDIR", b"LANG")]
+    return [entry for entry in found if entry.split(b"=")[0].decode() not in OWN_VARIABLES]
 
 
 @attack
@@ -377,3 +379,27 @@ def unknown_system_calls(_: Channel) -> object:
                 continue
         reached.append(number)
     return reached
+
+
+@attack
+def tell_others_by_a_lock(_: Channel) -> object:
+    """Of a file that all functions see."""
+    with Path("/runtime/taskworker/sandbox/frames.py").open() as shared:
+        return call("flock", shared.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) == 0
+
+
+@attack
+def find_other_functions_in_memory(_: Channel) -> object:
+    """The names of their bundles, which whoever forked this process may have heard: what is read is a pipe's."""
+    masked = bytes(one ^ 0x55 for one in b'"disk_bytes": ')
+    unmasked = bytes(one ^ 0x55 for one in range(256))
+    reader, writer = os.pipe()
+    LIBC.sbrk.restype = ctypes.c_void_p
+    gc.unfreeze()
+    places = {id(one) >> 20 for one in gc.get_objects()} | {(LIBC.sbrk(0) >> 20) - back for back in range(32)}
+    found = 0
+    for place in places:
+        for page in range(0, 1 << 20, 4096):
+            if LIBC.write(writer, ctypes.c_void_p((place << 20) + page), ctypes.c_size_t(4096)) == 4096:
+                found += os.read(reader, 4096).translate(unmasked).count(masked)
+    return found > 1  # its own

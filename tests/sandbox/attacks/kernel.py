@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -25,6 +26,8 @@ CLONE_FLAGS = {
     "cgroup": 0x0200_0000,
 }
 CLONE_NEWTIME = 0x80
+SO_PEERCRED = 17
+SO_PEERPIDFD = 77
 PR_SET_DUMPABLE = 4
 PR_SET_PDEATHSIG = 1
 PR_SET_MM = 35
@@ -399,3 +402,16 @@ def reach_libc_functions(_: Channel) -> object:
 def _zero(status: int) -> None:
     if status != 0:
         raise OSError(status, "refused")
+
+
+@attack
+def who_is_at_the_other_end(_: Channel) -> object:
+    """A handle of the process that made the channel, and what it is."""
+    found = []
+    with socket.socket(fileno=os.dup(3)) as channel:
+        for option in (SO_PEERCRED, SO_PEERPIDFD, SO_PEERPIDFD | 1 << 32):
+            value, size = ctypes.create_string_buffer(64), ctypes.c_int(64)
+            with contextlib.suppress(OSError):
+                arguments = (channel.fileno(), socket.SOL_SOCKET, option, value, ctypes.byref(size))
+                found.append((option, call("getsockopt", *arguments)))
+    return found
