@@ -64,6 +64,7 @@ STILLBORN_MAX = 8
 """Processes that end before their call begins, one after another, until all of the function is ended."""
 _LOGGED_CHARS = 500
 _RETRY_S = 0.01
+_ASK_AGAIN_S = 0.05
 _LAST_WORDS_MAX = 1024
 """Messages of a zygote that are read after its end."""
 _MESSAGE_BYTES = 64 << 10
@@ -274,9 +275,10 @@ class FunctionSandbox:
                     self._zygote.send(zygote.STATUS + spare.name.encode(), socket.MSG_NOSIGNAL)
                 except OSError:
                     self._endings_asked -= 1
-                self._changed.wait(0.05)
-                if said := self._endings.pop(spare.name, None):
-                    return zygote.ENDING.unpack(said)
+                # What others are told wakes this one up, too, which must not ask again for that.
+                if self._changed.wait_for(lambda: self._failure or spare.name in self._endings, _ASK_AGAIN_S):
+                    said = self._endings.pop(spare.name, None)
+                    return None if said is None else zygote.ENDING.unpack(said)
         return None
 
     def kill(self) -> None:
@@ -584,6 +586,9 @@ class FunctionSandbox:
             return
         try:
             socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], spare.theirs, socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # it is told much at once, and gets no time
+            self._loop.call_later(_RETRY_S, self._fork, name)
+            return
         except OSError:
             self.close(self._lost_zygote())
             return
