@@ -278,6 +278,8 @@ def test_what_cannot_be_imported_is_told_and_does_not_go_live(pool: FunctionPool
         pool.client.call("never", user_id=USER)
 
 
+COMPILED_S = 240.0
+"""For 80 MB to be stored, fetched and imported, on a machine that does much else."""
 COMPILED = """
 import io
 
@@ -301,7 +303,12 @@ def test_compiled_packages_run(pool: FunctionPool) -> None:
     requirements.write_text("numpy\npillow\n")
     try:
         found = pool.client.deploy(
-            "compiled", "compiled:f", user_id=USER, directory=pool.directory, requirements=requirements
+            "compiled",
+            "compiled:f",
+            user_id=USER,
+            directory=pool.directory,
+            requirements=requirements,
+            timeout_s=COMPILED_S,
         )
     except InvalidArgument as error:
         if "No matching distribution" not in str(error):
@@ -312,7 +319,7 @@ def test_compiled_packages_run(pool: FunctionPool) -> None:
     assert list(found.platforms) == [here.tag]
     assert found.able == ("w0", "w1", "w2")
     for size in (8, 64):
-        norm, thumbnail = pool.client.call("compiled", [size], user_id=USER)
+        norm, thumbnail = pool.client.call("compiled", [size], user_id=USER, timeout_s=COMPILED_S)
         assert norm > 0
         assert thumbnail == [min(size, 16)] * 2
 
