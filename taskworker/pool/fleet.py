@@ -123,6 +123,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._mended_targets: Targets | None = None  # by which all was in its place then; None: not known any more
         self._targets_since: deque[Targets] = deque()
         self._emptied: set[int] = set()  # came with an empty volume since
+        self._stood_in_for: frozenset[int] = frozenset()  # were full at some time since: others have what they should
         self._latest: Targets | None = None  # by which shards are put now
         self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._places: dict[tuple[int, bytes, bool], tuple[int, ...]] = {}
@@ -167,6 +168,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._absences.forget(slot)
             self._fullness.forget(slot)
             self._undurable -= {slot}
+            self._stood_in_for -= {slot}
             self._changed()
         if volume is not None:
             volume.close()
@@ -281,6 +283,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         with self._lock:
             read_only = isinstance(error, WorkerReadOnly)
             new, mended = self._fullness.refused(slot, read_only=read_only), self.is_mended()
+            self._stood_in_for |= {slot}
             self._changed()
         if new:
             log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
@@ -509,7 +512,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         gone = self._gone()
         if self.is_mended():
             return self._targets_survive(profile, domain, gone)
-        lacking = [slot for slot in self.slots if self.state(slot) != "ok" or not self.trusts(slot)]
+        short = self._stood_in_for
+        lacking = [slot for slot in self.slots if self.state(slot) != "ok" or slot in short or not self.trusts(slot)]
         survivable = self.placement.losses_survivable(profile.k, domain, lacking, profile.n)
         if self._mended_targets is not None:
             gone |= self._emptied
@@ -557,6 +561,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Every shard was where it should be put when this was the :meth:`mark`."""
         self._mended, self._mended_targets = mark, self._latest
         self._emptied.clear()
+        self._stood_in_for = self._fullness.slots
         self._targets_since.clear()
 
     # -- writing ---------------------------------------------------------------------------------

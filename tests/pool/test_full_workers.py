@@ -57,6 +57,25 @@ def test_pushes_go_on_around_a_full_worker_which_gets_its_part_once_it_has_room(
     assert full.volume.records_by_key.keys() > had
 
 
+def test_what_is_said_while_a_worker_is_full_is_true_at_every_moment(cluster: Cluster) -> None:
+    """Others hold two shards of what was pushed since, until it has been moved."""
+    store, full = cluster.pool.store, cluster.workers[2]
+    store.push(Random(0).randbytes(200_000), filename="before", user_id="u")
+    settle(cluster)
+    full.volume.full = True
+    for number in range(20):
+        store.push(Random(number).randbytes(50_000), filename=f"f{number}", user_id="u")
+    for _ in range(45):  # meanwhile it is tried again
+        assert cluster.pool.view().health.startswith("all files survive the loss of any 1 worker")
+        cluster.pass_time(1.0)
+        assert cluster.pool.view().health.startswith("all files survive the loss of any 1 worker")
+        cluster.pool.mender.mend()
+    full.volume.full = False
+    cluster.pass_time(60.0)
+    settle(cluster)
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+
+
 def test_a_full_pool_names_its_full_workers(cluster: Cluster) -> None:
     store = cluster.pool.store
     version = store.push(b"content" * 10_000, filename="f", user_id="u")
