@@ -220,7 +220,10 @@ class VolumeSet(Fleet[LocalVolume]):
     # -- access ----------------------------------------------------------------------------------
 
     def check_present(self, *, at_once: bool = False) -> None:
-        """Notice, at most once a second unless ``at_once``, volumes taken away, and those that are back."""
+        """Notice, at most once a second unless ``at_once``, volumes taken away, and those that are back.
+
+        Also those that take writes again: with nothing to store, nobody else would try.
+        """
         now = time.monotonic()
         if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
             return
@@ -228,7 +231,7 @@ class VolumeSet(Fleet[LocalVolume]):
         for slot, volume in self.online():
             if not volume.present():
                 self.set_offline(slot, f"{self.paths[slot]} was removed or unmounted", volume)
-            elif self._reasons.pop(slot, None) is not None:
+            elif volume.can_be_written() and self._reasons.pop(slot, None) is not None:
                 log.info("volume %s answers again", self.name(slot))
         self.revive()
 

@@ -60,19 +60,25 @@ def read_identity(directory: Path, filesystem: FileSystem | None = None) -> Volu
     """
     filesystem = filesystem or LocalFileSystem()
     try:
-        return _read_identity(directory, filesystem)
+        try:
+            names = filesystem.names(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return identity_among(names, directory, filesystem)
     except OSError as error:
         raise StoreUnavailable(f"the volume in {directory} cannot be read now: {error}") from error
 
 
-def _read_identity(directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
-    try:
-        names = filesystem.names(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def identity_among(names: list[str], directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
+    """Like :func:`read_identity`, of a directory that has just been listed.
+
+    Raises:
+        FormatError: as there.
+        OSError: what is listed cannot be read now.
+    """
     unread: OSError | None = None
     try:
-        identity = read_identity_file(directory, filesystem) if IDENTITY_FILE in names else None
+        identity = _read_identity_file(directory, filesystem) if IDENTITY_FILE in names else None
     except OSError as error:
         identity, unread = None, _bad_sector(error)
     if identity is not None:
@@ -128,10 +134,17 @@ def read_identity_file(directory: Path, filesystem: FileSystem | None = None) ->
         FormatError: written by a newer version.
         OSError: it cannot be read now.
     """
+    try:
+        return _read_identity_file(directory, filesystem or LocalFileSystem())
+    except FileNotFoundError:
+        return None
+
+
+def _read_identity_file(directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
     file = directory / IDENTITY_FILE
     try:
-        identity = msgspec.json.decode((filesystem or LocalFileSystem()).read_whole(file), type=VolumeIdentity)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        identity = msgspec.json.decode(filesystem.read_whole(file), type=VolumeIdentity)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if identity.format > _FORMAT:
         raise FormatError(f"{file} has format {identity.format}; this version reads up to {_FORMAT}: upgrade")

@@ -23,6 +23,7 @@ from storage.shards.identity import (
     IDENTITY_FILE,
     SEGMENT_SUFFIX,
     VolumeIdentity,
+    identity_among,
     read_identity_file,
     read_segment_header,
     write_identity,
@@ -144,20 +145,31 @@ class LocalVolume:
             raise
 
     def _identify(self) -> None:
+        """Make sure that the directory holds this volume, and begin a new one only where there is none.
+
+        Whoever looked before may have found nothing because the directory was out of reach just then.
+        """
+        legible = True
         try:
             found = read_identity_file(self.path, self._filesystem)
         except OSError as error:
             if fault_of(error) is not Fault.BROKEN:
                 raise
             log.warning("%s cannot be read; the segments tell what it is: %s", self.path / IDENTITY_FILE, error)
-            return
+            found, legible = None, False
+        is_written = found is not None or not legible
         if found is None:
-            try:
-                write_identity(self.path, self.identity, self._filesystem)
-            except OSError as error:
-                if fault_of(error) is not Fault.READ_ONLY:
-                    raise
-                self._note_read_only(error)  # the segments tell what it is
+            found = identity_among(self._filesystem.names(self.path), self.path, self._filesystem)
+        if found is not None and found.key != self.identity.key:
+            raise VolumeUnavailable(f"there is another volume in {self.path} than a moment ago; it is opened anew")
+        if is_written:
+            return
+        try:
+            write_identity(self.path, self.identity, self._filesystem)
+        except OSError as error:
+            if fault_of(error) is not Fault.READ_ONLY:
+                raise
+            self._note_read_only(error)  # the segments tell what it is
 
     @property
     def state(self) -> tuple[str, str]:
@@ -256,6 +268,8 @@ class LocalVolume:
         try:
             if self._active is None:
                 self._open_active()
+            if self._active is None:
+                self._probe()
             if not self._read_only and not self._index.probe():
                 self._retry.succeeded()
                 log.info("volume %s can be written again", self.path)
@@ -265,6 +279,17 @@ class LocalVolume:
         self._read_only = self._read_only or reason
         self._retry.failed()
         raise VolumeReadOnly(self._read_only)
+
+    def _probe(self) -> None:
+        """Have the disk refuse writes if it still does, where no segment that is open for them could tell."""
+        last = max(self._segments, default=None)
+        path = self.path / IDENTITY_FILE if last is None else self._segment_path(last)
+        try:
+            self._filesystem.open(path, writable=True)
+        except OSError as error:
+            if fault_of(error) is not Fault.READ_ONLY:
+                raise
+            self._note_read_only(error)
 
     def _note_read_only(self, error: OSError) -> None:
         if not self._read_only:

@@ -259,8 +259,8 @@ def run_embedded_seed(seed: int) -> Outcome:
         try:
             simulation.run()
         except Exception as error:
-            told = [*simulation.trace, "", *traceback.format_exception(error)]
-            failure = Failure(f"{type(error).__name__}: {error}", "\n".join(told))
+            told = [*simulation.trace, "", *map(simulation.without_place, traceback.format_exception(error))]
+            failure = Failure(simulation.without_place(f"{type(error).__name__}: {error}"), "\n".join(told))
     return Outcome(seed, simulation.injected, failure)
 
 

@@ -125,7 +125,11 @@ class EmbeddedSimulation:
             raise
 
     def _note(self, what: str, outcome: str) -> None:
-        self.trace.append(f"{len(self.trace):4} {what}: {outcome}")
+        self.trace.append(f"{len(self.trace):4} {what}: {self.without_place(outcome)}")
+
+    def without_place(self, text: str) -> str:
+        """What somebody said of the store, the same wherever it lies in this run."""
+        return text.replace(str(self.root), "ROOT")
 
     def _open(self) -> FileStorage:
         volumes = [self._volume(slot) for slot in range(self.profile.n)]
@@ -334,7 +338,8 @@ class EmbeddedSimulation:
         shutil.copytree(self._volume(slot), copy)
         self.store = self._open()
         for _ in range(5):
-            self._do(self.rng.choice((self.push_small, self.push_large, self.delete, self.collect)))
+            with suppress(NothingToDo):
+                self._do(self.rng.choice((self.push_small, self.push_large, self.delete, self.collect)))
         self.store.close()
         shutil.rmtree(self._volume(slot))
         copy.rename(self._volume(slot))

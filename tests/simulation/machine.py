@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from storage.limits import BytesLike
-from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
+from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
 
 OPENING = frozenset({"create", "open", "write_whole", "read_whole", "names", "sync_directory", "database"})
 WRITING = frozenset(
@@ -120,6 +120,11 @@ class _UnreliableFileSystem:
             return _UnreliableFile(self._machine, outcome, path) if call in ("create", "open") else outcome
 
         return asked
+
+    def space(self, path: Path) -> Space:
+        """What others on this machine leave room for is not decided by the seed."""
+        self._machine.ask("space", path)
+        return Space(total=1 << 40, free=1 << 39)
 
 
 class _UnreliableFile:

@@ -27,6 +27,11 @@ def test_many_errors_of_the_machine(seed: int) -> None:
     live_through(seed)
 
 
+def test_a_seed_decides_everything() -> None:
+    traces = [lived_through(0, faults_min=30).trace for _ in range(2)]
+    assert traces[0] == traces[1]
+
+
 @pytest.mark.parametrize("plant", EMBEDDED_MUTATIONS, ids=lambda plant: str(plant.__name__))
 def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
@@ -42,9 +47,14 @@ def fails(seed: int) -> bool:
 
 
 def live_through(seed: int) -> None:
-    simulation = EmbeddedSimulation(seed, FAULTS_MIN)
+    lived_through(seed, FAULTS_MIN)
+
+
+def lived_through(seed: int, faults_min: int) -> EmbeddedSimulation:
+    simulation = EmbeddedSimulation(seed, faults_min)
     try:
         with simulated_surroundings():
             simulation.run()
     except Exception as error:
         raise AssertionError("\n".join([*simulation.trace, f"seed {seed}"])) from error
+    return simulation

@@ -29,12 +29,14 @@ class FaultyDisk(LocalFileSystem):
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
         self.only = ""  # the directory's name that is concerned; all are by default
+        self.left = -1  # so many calls fail yet; all of them if it is negative
         self.bad_sectors: list[tuple[Path, int, int]] = []
 
-    def fail(self, number: int, *calls: str, only: str = "") -> None:
-        """From now on these calls fail."""
+    def fail(self, number: int, *calls: str, only: str = "", times: int = -1) -> None:
+        """From now on these calls fail, or so many of them."""
         self.failing = dict.fromkeys(calls, number)
         self.only = only
+        self.left = times
 
     def spoil(self, path: Path, start: int, stop: int) -> None:
         """From now on these bytes of a file cannot be read."""
@@ -47,7 +49,8 @@ class FaultyDisk(LocalFileSystem):
 
     def check(self, call: str, path: Path) -> None:
         number = self.failing.get(call)
-        if number is not None and (not self.only or self.only in path.parts):
+        if number is not None and self.left and (not self.only or self.only in path.parts):
+            self.left -= 1
             raise OSError(number, os.strerror(number), str(path))
 
     def create(self, path: Path) -> FaultyFile:

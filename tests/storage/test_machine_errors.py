@@ -33,7 +33,7 @@ from storage.keys import Kind, shard_key, stripe_key
 from storage.lmdb_env import Environment
 from storage.shards import CorruptShard, LocalVolume, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import LocalFileSystem
-from storage.shards.identity import VolumeIdentity, new_volume_key
+from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.index import Aside, ShardIndex
 from storage.shards.port import Location, Verdict
 from storage.volumes import VolumeOptions
@@ -91,6 +91,24 @@ def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
             if time.monotonic() > until_s:
                 raise
             time.sleep(0.05)
+
+
+def until_tried_again(store: FileStorage) -> None:
+    """Wait until the pause before volumes that refused writes are tried again is over."""
+
+    def due() -> None:
+        assert all(volume._retry.due() for _, volume in store._volumes.online())
+
+    eventually(due)
+
+
+def eventually_opened(root: Path, disk: FaultyDisk) -> FileStorage:
+    """The store, as soon as its machine lets it be opened."""
+    while True:
+        try:
+            return open_on(root, disk)
+        except StoreUnavailable:
+            assert disk.left
 
 
 def all_well(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> None:
@@ -198,6 +216,59 @@ def test_a_volume_taken_away_for_a_while_is_back_by_itself(root: Path, disk: Fau
             assert not list((root / "volumes" / str(slot)).iterdir()), "nothing is made where a disk may be missing"
             (root / "volumes" / str(slot)).rmdir()
             (root / f"away{slot}").rename(root / "volumes" / str(slot))
+        all_well(store, pushed)
+
+
+@pytest.mark.parametrize("looks", range(1, 13))
+def test_a_volume_that_comes_late_is_never_taken_for_an_empty_one(root: Path, disk: FaultyDisk, looks: int) -> None:
+    """Its directory is not there at the first looks, as that of a disk that is mounted just then."""
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+    keys = [read_identity(root / "volumes" / str(slot)) for slot in range(3)]
+    disk.fail(errno.ENOENT, "names", "read_whole", "open", "sync_directory", times=looks)
+    store = eventually_opened(root, disk)
+    with store:
+        store.repair()
+        disk.heal()
+        all_well(store, pushed)
+    assert [read_identity(root / "volumes" / str(slot)) for slot in range(3)] == keys
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["VOLUME there", "VOLUME lost"])
+def test_a_directory_with_a_volume_is_not_opened_as_another(root: Path, disk: FaultyDisk, lost: bool) -> None:
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+    path = root / "volumes" / "0"
+    identity = read_identity(path)
+    assert identity is not None
+    if lost:
+        (path / "VOLUME").unlink()
+    other = VolumeIdentity(identity.store_id, 0, 3, new_volume_key(), identity.k, identity.n, identity.chunk_size)
+    with pytest.raises(VolumeUnavailable, match="another volume"):
+        LocalVolume(path, other)
+    assert read_identity(path) == identity
+    with open_on(root, disk) as store:
+        all_well(store, pushed)
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["room in the last segment", "a new segment next"])
+def test_a_disk_that_takes_writes_again_is_seen_without_any(root: Path, disk: FaultyDisk, filled: bool) -> None:
+    """Nobody stores anything, and nothing is to be repaired: looking after the store is enough."""
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (3 * CHUNK,) if filled else (10,))
+        disk.fail(errno.EROFS, "create", "open_writable", "write", "truncate", "write_whole", "remove")
+        with pytest.raises(InsufficientWorkers, match="Read-only file system"):
+            push(store, content(5, 10), "new")
+
+        def looked_after(state: str) -> None:
+            assert store.repair().complete
+            assert states(store) == [state] * 3
+
+        looked_after("read-only")
+        until_tried_again(store)
+        looked_after("read-only")
+        disk.heal()
+        eventually(lambda: looked_after("ok"))
         all_well(store, pushed)
 
 
