@@ -23,6 +23,7 @@ MEMBERS_MAX = 1024
 _SLOT_BYTES = 2
 _SCORES_KEPT = 1 << 15  # logarithms: of a pool of 32 members
 _ROUNDING = 1e-6
+_SURPLUS_MAX = 1.5  # slots of the table that a member may be given beyond its quota, but for what no other may take
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -409,6 +410,33 @@ class _Assignment:
             for short in sorted(self._members, key=lambda slot: self._load[slot] - self._quota[slot]):
                 if self._wanting(short) > 0:
                     self._give(short, over, moving=moving)
+        for crowded in sorted(self._members, key=self._surplus, reverse=True):
+            if self._surplus(crowded) >= _SURPLUS_MAX:
+                self._relieve(crowded)
+
+    def _surplus(self, slot: int) -> float:
+        return self._load[slot] - self._quota[slot]
+
+    def _relieve(self, crowded: int) -> None:
+        """Hand places of a member far over its quota to others that want none, but are nearer to theirs.
+
+        Members that are short may be missing only from rows that ``crowded`` is not in.
+        """
+        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][crowded])
+        for partition in ranked:
+            row, old = self._rows[partition], self._old_rows[partition]
+            if crowded not in row:
+                continue
+            index = row.index(crowded)
+            gain_min = 1 if row[index] != old[index] else 2
+            allowed = [slot for slot in self._members if self._allowed(row, slot, leaving=crowded)]
+            taker = min(allowed, key=lambda slot: (self._surplus(slot), -self._scores[partition][slot]))
+            if self._surplus(crowded) - self._surplus(taker) > gain_min:
+                row[index] = taker
+                self._load[crowded] -= 1
+                self._load[taker] += 1
+            if self._surplus(crowded) < _SURPLUS_MAX:
+                return
 
     def _wanting(self, slot: int) -> int:
         return math.floor(self._quota[slot] - self._load[slot] + 0.5)

@@ -195,6 +195,18 @@ def test_shares_are_in_proportion_to_capacity_within_two_slots(members: list[Mem
     assert all(abs(held[slot] - due[slot]) < 2 for slot in due)
 
 
+def test_a_member_is_relieved_by_others_that_want_nothing() -> None:
+    """Those that are short lack only rows that the one with too many slots is not in."""
+    tib = [1, 4, 1, 1 / 1024, 0, 4, 0, 0, 1, 3, 2, 1, 4, 1, 0.1697, 1, 2, 1, 0, 0, 4]
+    slots = [0, 1, 17, 21, 64, 68, 81, 86, 96, 115, 117, 118, 120, 121, 149, 152, 159, 171, 180, 190, 196]
+    members = [
+        Member(slot, f"w{index}", "", max(1, int(part * TIB)))
+        for index, (slot, part) in enumerate(zip(slots, tib, strict=True))
+    ]
+    held, due = loads(Layout.first(members, 11)), due_to(members, 11)
+    assert max(abs(held[slot] - due[slot]) for slot in due) < 1.5
+
+
 @given(zones=st.integers(1, 6), each=st.integers(1, 6), width=st.integers(1, 9))
 @SOME
 def test_equal_zones_of_equal_members_get_equal_shares(zones: int, each: int, width: int) -> None:
