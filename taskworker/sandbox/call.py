@@ -263,6 +263,8 @@ class SandboxCall:
             self._went_well = True
             return frame.payload
         failure = failure_of(frame)
+        if self._spare.exceeded or (failure.cause is Cause.RAISED and self._spare.threads() > self._limits.threads):
+            raise LimitExceeded("threads", self._limits.threads)
         if failure.cause is Cause.MEMORY:
             raise LimitExceeded("memory", self._limits.memory_bytes)
         if failure.cause is Cause.RESULT_TOO_LARGE:

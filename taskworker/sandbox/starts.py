@@ -136,8 +136,8 @@ class Starts:
         elif now < until or have < self._threads_max:
             self._loop.call_later(_LOOK_S, self._judge, number, tid, process, until)
         else:
+            self._exceeded(pid or 0)  # first: whatever the process says of the refusal comes too late
             self._answer(number, False)
-            self._exceeded(pid or 0)
 
     def _answer(self, number: int, allowed: bool) -> None:
         answer = _ANSWER.pack(number, 0, 0, _GO_ON) if allowed else _ANSWER.pack(number, 0, -errno.EAGAIN, 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -254,7 +255,8 @@ class Held:
 
     def __init__(self, **options: object) -> None:
         self.began: list[str] = []
-        self._let_go = threading.Semaphore(0)
+        self._held: deque[threading.Event] = deque()  # of calls that have begun and were not let go
+        self._ended = False
         shares = options.pop("shares", None)
         function = RoutedFunction("f", "v1", **options)  # type: ignore[arg-type]
         self.routes = CallRouter({"f": function}.get, Fleet(a=self._run), shares=shares)  # type: ignore[arg-type]
@@ -262,8 +264,10 @@ class Held:
         self.calls: list[Future[str]] = []
 
     def _run(self, call: Call) -> CallReport:
+        go_on = threading.Event()
+        self._held.append(go_on)
         self.began.append(call.user_id)
-        assert self._let_go.acquire(timeout=20)
+        assert self._ended or go_on.wait(20)
         return CallReport(result="1")
 
     def call(self, user: str, count: int = 1) -> None:
@@ -273,17 +277,27 @@ class Held:
             eventually(lambda before=before: self._seen() > before or self.calls[-1].done())  # type: ignore[misc]
 
     def let_go(self, count: int) -> None:
+        """Let calls go on, the one that began first before the others; each time until the next one has begun."""
         for _ in range(count):
-            before = sum(call.done() for call in self.calls)
-            self._let_go.release()
-            eventually(lambda before=before: sum(call.done() for call in self.calls) > before)  # type: ignore[misc]
+            eventually(lambda: len(self._held) > 0)
+            before = self._done()
+            self._held.popleft().set()
+            eventually(lambda before=before: self._done() > before)  # type: ignore[misc]
+            eventually(lambda: len(self.began) == self.routes.figures("f").running + self._done())
+
+    def _done(self) -> int:
+        return sum(call.done() for call in self.calls)
 
     def _seen(self) -> int:
         figures = self.routes.figures("f")
         return figures.running + figures.waiting
 
     def end(self) -> None:
-        self._let_go.release(1000)
+        self._ended = True
+        while self._done() < len(self.calls):
+            with contextlib.suppress(IndexError):  # none has begun since
+                self._held.popleft().set()
+            time.sleep(0.001)
         self._callers.shutdown()
 
 

@@ -81,7 +81,7 @@ def test_what_cannot_be_sent_into_a_sandbox_is_refused_when_it_is_declared(tmp_p
     worker.register_function("scaled", scaled)
     with pytest.raises(InvalidArgument, match="already"):
         worker.register_function("scaled", scaled)
-    with pytest.raises(InvalidArgument, match="idempotent, cache_ttl"):
+    with pytest.raises(InvalidArgument, match=r"no option .speed.; there are limits, cache_ttl, idempotent"):
         worker.register_function("other", scaled, speed=9)
     for limits in ({"speed": 1}, {"wall_s": "long"}, {"wall_s": 1e9}, 5):
         with pytest.raises(InvalidArgument, match="limit"):
