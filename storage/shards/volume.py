@@ -668,7 +668,7 @@ class LocalVolume:
                 try:
                     file = self._open_segment(number)
                 except FileNotFoundError as error:
-                    if self._reachable() and self._is_gone(number) and self._reachable():
+                    if self._is_gone(number):
                         return None
                     raise self._unreadable(error) from error
                 except OSError as error:
@@ -676,15 +676,16 @@ class LocalVolume:
                 self._files[number] = file
             return file
 
-    def _reachable(self) -> bool:
-        """Whether the directory is there and this volume's: a disk that dropped out leaves an empty one behind."""
+    def _is_gone(self, number: int) -> bool:
+        """Whether the directory is there, this volume's, and without a segment: all of it seen in one look.
+
+        A disk that dropped out leaves an empty directory behind, or none.
+        """
         try:
-            return IDENTITY_FILE in self._filesystem.names(self.path)
+            names = self._filesystem.names(self.path)
         except OSError:
             return False
-
-    def _is_gone(self, number: int) -> bool:
-        return self._segment_path(number).name not in self._filesystem.names(self.path)
+        return IDENTITY_FILE in names and self._segment_path(number).name not in names
 
     def _unreadable(self, error: OSError) -> VolumeUnavailable:
         self._refusal = f"volume {self.path} cannot be read now: {error}"

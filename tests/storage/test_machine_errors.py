@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import resource
 import shutil
 import subprocess
@@ -232,6 +233,31 @@ def test_a_volume_that_comes_late_is_never_taken_for_an_empty_one(root: Path, di
         disk.heal()
         all_well(store, pushed)
     assert [read_identity(root / "volumes" / str(slot)) for slot in range(3)] == keys
+
+
+@pytest.mark.parametrize("looks", range(3))
+def test_a_directory_that_drops_out_during_a_look_for_a_segment(
+    root: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """It is listed so many times yet; then a scrub meets a machine that refuses, whatever it is at."""
+    with open_on(root, disk) as store:
+        pushed = push_many(store, (10, 3 * CHUNK))
+        forget_files(store)
+        left = itertools.count(looks - 1, -1)
+        names = disk.names
+
+        def listed(path: Path) -> list[str]:
+            if next(left) < 0:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            return names(path)
+
+        monkeypatch.setattr(disk, "names", listed)
+        disk.fail(errno.ENOENT, "open")
+        with suppress(StorageError):
+            store.scrub()
+        monkeypatch.undo()
+        disk.heal()
+        all_well(store, pushed)
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["VOLUME there", "VOLUME lost"])
