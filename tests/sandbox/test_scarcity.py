@@ -178,15 +178,22 @@ def test_an_init_without_descriptors_goes_on(host: SandboxHost, bundles: Path, i
     assert view_of(host, image).pids == pids
 
 
-def test_a_base_that_may_not_fork_starts_no_function_and_ends_none(
-    host: SandboxHost, bundles: Path, impatient: None
+@pytest.mark.parametrize("scarce", ["processes", "descriptors"])
+def test_a_base_that_lacks_something_starts_no_function_and_ends_none(
+    host: SandboxHost, bundles: Path, impatient: None, scarce: str
 ) -> None:
-    warm = program(bundles, ECHO, document=b"warm before")
+    warm = program(bundles, ECHO, document=f"warm before {scarce}".encode())
     begin(host, warm).result()
     pids = view_of(host, warm).pids
     base = psutil.Process(pids[0]).ppid()
-    cold = program(bundles, ECHO, document=b"cold")
-    with limited(base, resource.RLIMIT_NPROC, 0), pytest.raises(SandboxFull):
+    cold = program(bundles, ECHO, document=f"cold {scarce}".encode())
+    # With room for one descriptor more, it has the socket to answer on, and none besides.
+    kind, most = (
+        (resource.RLIMIT_NPROC, 0)
+        if scarce == "processes"
+        else (resource.RLIMIT_NOFILE, psutil.Process(base).num_fds() + 1)
+    )
+    with limited(base, kind, most), pytest.raises(SandboxFull):
         begin(host, cold)
     assert begin(host, warm, b"x").result() == b"x"
     assert view_of(host, warm).pids == pids

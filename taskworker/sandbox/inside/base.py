@@ -133,12 +133,14 @@ def _start_function(descriptors: list[int], proc: int) -> None:
 
 def _tell_not_started(descriptors: list[int], error: OSError) -> None:
     """Tell the host on the socket that the function's init would have had."""
-    if descriptors:
-        own = socket.socket(fileno=os.dup(descriptors[0]))
-        with contextlib.suppress(BlockingIOError):  # nothing may be left unread: the host would read ECONNRESET instead
-            own.recv(START_BYTES_MAX, socket.MSG_DONTWAIT)
-        with own, contextlib.suppress(OSError):  # the host has hung up
-            own.send(init.NOT_STARTED + f"{error.errno} {error}".encode(), socket.MSG_NOSIGNAL)
+    if not descriptors:
+        return
+    own = socket.socket(fileno=descriptors[0])
+    with contextlib.suppress(OSError):  # nothing may be left unread: the host would read ECONNRESET instead
+        own.recv(START_BYTES_MAX, socket.MSG_DONTWAIT)
+    with contextlib.suppress(OSError):  # the host has hung up
+        own.send(init.NOT_STARTED + f"{error.errno} {error}".encode(), socket.MSG_NOSIGNAL)
+    own.detach()  # whoever gave the descriptor closes it
 
 
 def _reap(_number: int, _frame: object) -> None:
