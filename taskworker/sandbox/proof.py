@@ -92,8 +92,12 @@ def require_other_user(pid: int) -> None:
         SandboxUnavailable: it has.
     """
     status = status_of(pid)
-    if {os.getuid(), os.geteuid()} & set(map(int, status["Uid"].split())) or status["Groups"]:
-        raise SandboxUnavailable("a sandboxed process has a user id or groups of the worker's; it was ended")
+    own = {"Uid": {os.getuid(), os.geteuid()}, "Gid": {os.getgid(), os.getegid()}}
+    shared = any(ids & set(map(int, status[kind].split())) for kind, ids in own.items())
+    if shared or status["Groups"]:
+        raise SandboxUnavailable(
+            "a sandboxed process has a user or group id of the worker's, or further groups; it was ended"
+        )
 
 
 def status_of(pid: int) -> dict[str, str]:
