@@ -407,7 +407,7 @@ class _Assignment:
         takes from yet another, and that moves twice.
         """
         for moving, over in ((True, 0.5), (True, -math.inf), (False, 0.5), (False, -math.inf)):
-            for short in sorted(self._members, key=lambda slot: self._load[slot] - self._quota[slot]):
+            for short in sorted(self._members, key=self._surplus):
                 if self._wanting(short) > 0:
                     self._give(short, over, moving=moving)
         for crowded in sorted(self._members, key=self._surplus, reverse=True):
@@ -424,19 +424,26 @@ class _Assignment:
         """
         ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][crowded])
         for partition in ranked:
-            row, old = self._rows[partition], self._old_rows[partition]
-            if crowded not in row:
-                continue
-            index = row.index(crowded)
-            gain_min = 1 if row[index] != old[index] else 2
-            allowed = [slot for slot in self._members if self._allowed(row, slot, leaving=crowded)]
-            taker = min(allowed, key=lambda slot: (self._surplus(slot), -self._scores[partition][slot]))
-            if self._surplus(crowded) - self._surplus(taker) > gain_min:
-                row[index] = taker
-                self._load[crowded] -= 1
-                self._load[taker] += 1
             if self._surplus(crowded) < _SURPLUS_MAX:
                 return
+            if crowded in self._rows[partition]:
+                self._give_away(partition, crowded)
+
+    def _give_away(self, partition: int, crowded: int) -> None:
+        """Let the member least over its quota have the place of ``crowded``, if it may and that is a gain."""
+        row, scores = self._rows[partition], self._scores[partition]
+        index = row.index(crowded)
+        gain_min = 1 if row[index] != self._old_rows[partition][index] else 2
+        gaining = [slot for slot in self._members if self._surplus(crowded) - self._surplus(slot) > gain_min]
+        for taker in sorted(gaining, key=lambda slot: (self._surplus(slot), -scores[slot])):
+            if self._allowed(row, taker, leaving=crowded):
+                self._hand_over(row, index, taker)
+                return
+
+    def _hand_over(self, row: list[int], index: int, taker: int) -> None:
+        self._load[row[index]] -= 1
+        self._load[taker] += 1
+        row[index] = taker
 
     def _wanting(self, slot: int) -> int:
         return math.floor(self._quota[slot] - self._load[slot] + 0.5)
@@ -458,14 +465,12 @@ class _Assignment:
         gain_min = 1 if moving or short not in self._old_members else 2
         row, old = self._rows[partition], self._old_rows[partition]
         places = {slot: index for index, slot in enumerate(row) if not moving or slot != old[index]}
-        surplus = {slot: self._load[slot] - self._quota[slot] for slot in places}
+        surplus = {slot: self._surplus(slot) for slot in places}
         for slot in sorted(surplus, key=surplus.__getitem__, reverse=True):
-            if surplus[slot] < over or surplus[slot] - (self._load[short] - self._quota[short]) <= gain_min:
+            if surplus[slot] < over or surplus[slot] - self._surplus(short) <= gain_min:
                 return
             if self._allowed(row, short, leaving=slot):
-                row[places[slot]] = short
-                self._load[slot] -= 1
-                self._load[short] += 1
+                self._hand_over(row, places[slot], short)
                 return
 
 

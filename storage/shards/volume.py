@@ -149,15 +149,14 @@ class LocalVolume:
 
         Whoever looked before may have found nothing because the directory was out of reach just then.
         """
-        legible = True
+        found, is_written = None, True
         try:
             found = read_identity_file(self.path, self._filesystem)
+            is_written = found is not None
         except OSError as error:
             if fault_of(error) is not Fault.BROKEN:
                 raise
             log.warning("%s cannot be read; the segments tell what it is: %s", self.path / IDENTITY_FILE, error)
-            found, legible = None, False
-        is_written = found is not None or not legible
         if found is None:
             found = identity_among(self._filesystem.names(self.path), self.path, self._filesystem)
         if found is not None and found.key != self.identity.key:

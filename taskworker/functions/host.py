@@ -63,13 +63,6 @@ class HostedFunction:
     image: FunctionImage
 
 
-class _Arrival:
-    """A bundle that is being fetched."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
 @dataclass(frozen=True, slots=True)
 class _Own:
     """A function of this worker's own program, and its bundle, which no pool has."""
@@ -115,7 +108,7 @@ class FunctionHost:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._started = False
-        self._arriving: WeakValueDictionary[str, _Arrival] = WeakValueDictionary()
+        self._arriving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # by bundle
         self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
         self._own: dict[str, _Own] = {}
         self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
@@ -193,8 +186,8 @@ class FunctionHost:
         if found is not None:
             return found
         with self._lock:
-            arriving = self._arriving.setdefault(bundle_id, _Arrival())
-        with arriving.lock:  # of all who want it, one fetches it
+            arriving = self._arriving.setdefault(bundle_id, threading.Lock())
+        with arriving:  # of all who want it, one fetches it
             return self._here(bundle_id) or self._arrived(bundle_id, fetch)
 
     def _here(self, bundle_id: str) -> HostedFunction | None:
@@ -206,7 +199,6 @@ class FunctionHost:
         with self._arrivals:
             bundle = fetch()
             try:
-                spec_of(bundle).within(self._limits_max)
                 hosted = self._host(bundle)
             except InvalidArgument as error:
                 raise FunctionsUnavailable(str(error)) from None
