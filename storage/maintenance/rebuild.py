@@ -10,7 +10,7 @@ from operator import attrgetter
 import msgspec
 
 from storage.batching import batched
-from storage.catalog import Catalog, CatalogTransaction, FileEntry, name_key, user_key
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import check_filename, check_user_id
@@ -73,7 +73,7 @@ def rebuild(
             "volumes came or went while the catalog was being made again, which may have left out what is on them; "
             "run rebuild again"
         )
-    totals = catalog.counters()
+    totals = catalog.transact(lambda txn: _settle(txn, tally.sequence))
     return RebuildReport(totals.files, totals.versions, tally.skipped)
 
 
@@ -185,7 +185,9 @@ def _files(catalog: Catalog, buried: set[bytes], tally: _Tally) -> Iterator[tupl
             head = kept.entry.head if kept.entry is not None else head
             problem = problem or kept.problem
             try:
-                versions.append(read_version(kept.raw, kept.version_id))
+                stored = read_version(kept.raw, kept.version_id)
+                versions.append(stored)
+                tally.sequence = max(tally.sequence, stored.record.sequence)
             except FormatError as error:
                 unreadable.add(kept.version_id)
                 tally.skip(f"file {file_id.hex()}: {error}")
@@ -207,7 +209,6 @@ def _choose(
 ) -> _File | None:
     """The head of one file and the chain below it."""
     tally.step()
-    tally.sequence = max([tally.sequence, *(stored.record.sequence for stored in versions)])
     if file_id in buried:
         return None
     by_id = {stored.version_id: stored for stored in versions}
@@ -256,9 +257,6 @@ def _enter(catalog: Catalog, files: list[_File], load_node: LoadNode, tally: _Ta
         dropped: list[tuple[bytes, bytes]] = []
         for file in files:
             _enter_file(txn, file, load_node, tally, dropped)
-        counters = txn.counters()
-        sequence = max(counters.sequence, tally.sequence)
-        txn.set_counters(msgspec.structs.replace(counters, sequence=sequence, committed=None))
         return dropped
 
     catalog.drop_versions(catalog.transact(work), counted=True)
@@ -291,6 +289,14 @@ def _enter_file(
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))
+
+
+def _settle(txn: CatalogTransaction, sequence: int) -> Counters:
+    """Note how far the catalog has come: as far as anything on the volumes, be it entered, deleted or left out."""
+    counters = txn.counters()
+    settled = msgspec.structs.replace(counters, sequence=max(counters.sequence, sequence), committed=None)
+    txn.set_counters(settled)
+    return settled
 
 
 def _entry(txn: CatalogTransaction, file_id: bytes, tally: _Tally) -> FileEntry | None:

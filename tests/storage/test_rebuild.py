@@ -124,6 +124,24 @@ def past(lived: tuple[Path, Past], root: Path) -> Past:
 # -- what is lost with the catalog ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_store_whose_files_are_all_deleted_is_current_after_a_rebuild(tmp_path: Path, collected: bool) -> None:
+    """What is left to tell how far the catalog has come is a tombstone."""
+    with open_store(tmp_path) as store:
+        gone = push(store, content(1, CHUNK))
+        store.delete(gone.file_id, user_id=gone.user_id)
+        if collected:
+            store.collect(grace_s=0)
+    lose_catalog(tmp_path)
+    with open_store(tmp_path) as store:
+        assert store.needs_rebuild
+        assert store.rebuild() == RebuildReport(0, 0, [])
+    with open_store(tmp_path) as store:
+        assert not store.behind
+        store.collect(grace_s=0)
+        assert get(store, push(store, b"next")) == b"next"
+
+
 def test_the_catalog_alone(root: Path, past: Past) -> None:
     assert _rebuilt(root, past).skipped == []
 
