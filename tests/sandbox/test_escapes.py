@@ -93,6 +93,7 @@ ENDS_BY: dict[str, type[SandboxError] | tuple[type[SandboxError], ...]] = {
     "slow_drip": CallDeadline,
     "a_frame_byte_by_byte": CallDeadline,
     "urgent_data": CallDeadline,
+    "much_urgent_data": (ProtocolViolation, CallDeadline),  # the first of two that wait becomes one of the stream
     "never_read_the_answer": CallDeadline,
     "half_a_result": CallCrashed,
     "half_a_frame_and_gone": CallCrashed,

@@ -6,7 +6,6 @@ each row names a bound that holds for both.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from taskworker.sandbox import Limits, SandboxHost, SandboxUnavailable, WarmView, launcher, proof
+from taskworker.sandbox import Limits, SandboxHost, WarmView, launcher, proof
 from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, KILLED_FIRST, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
 from taskworker.sandbox.starts import TIMERS_MAX
 from tests.sandbox.attacks.corpus import ATTACKS, prepare
@@ -190,18 +189,3 @@ def test_timers_of_a_function_are_not_the_workers(host: SandboxHost, bundles: Pa
         return b""
 
     assert begin(host, image, answer=meanwhile).result() == b"%d" % TIMERS_MAX
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a process other ids")
-@pytest.mark.parametrize(
-    ("ids", "shared"),
-    [((0, 65534, []), True), ((65534, 0, []), True), ((65534, 65534, [0]), True), ((65534, 65534, []), False)],
-)
-def test_a_process_with_any_id_of_the_worker_is_found(ids: tuple[int, int, list[int]], shared: bool) -> None:
-    user, group, further = ids
-    with subprocess.Popen(["sleep", "60"], user=user, group=group, extra_groups=further) as process:
-        try:
-            with pytest.raises(SandboxUnavailable) if shared else contextlib.nullcontext():
-                proof.require_other_user(process.pid)
-        finally:
-            process.kill()

@@ -160,6 +160,13 @@ def slow_drip(_: Channel) -> object:
 def urgent_data(_: Channel) -> object:
     """Which a socket has beside its stream: a reader is woken up, and finds nothing."""
     with _socket() as channel:
+        channel.send(b"x", socket.MSG_OOB)
+    _linger()
+
+
+@attack
+def much_urgent_data(_: Channel) -> object:
+    with _socket() as channel:
         while True:
             channel.send(b"x", socket.MSG_OOB)
             time.sleep(0.01)
