@@ -1,6 +1,7 @@
 """The commit sequence in the bytes of a version or tombstone, read without believing anything else of them.
 
-A volume knows by it which of its records is the newest. Whoever asks for that record checks it.
+A volume knows by it which of its records is the newest. Whether a record that says so is what was stored, as far as
+its own key tells, is looked at when it is asked for: see :func:`is_own`. Who made it, whoever asks checks.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 
 from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.limits import BytesLike
 
 SEQUENCE_MAX = (1 << 63) - 1
 _AT = {int(Kind.VERSION): 8, int(Kind.TOMBSTONE): 2}
+_ROOT_ID_AT = 3
 _decode = msgspec.msgpack.Decoder().decode
 _decode_object = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 
@@ -36,6 +39,18 @@ def sequence_in(key: ShardKey, payload: BytesLike) -> int:
         if isinstance(payload, bytes):  # others may be written to
             _last = payload, sequence
     return sequence
+
+
+def is_own(key: ShardKey, payload: BytesLike) -> bool:
+    """Whether bytes with a sequence are those that their key names: others may tell any sequence."""
+    raw, identifier = bytes(payload), key[:ID_BYTES]
+    if sequence_in(key, raw) == 0:
+        return False
+    if key[ID_BYTES] == Kind.TOMBSTONE:
+        return blake3(raw).digest() == identifier
+    record, root = _decode_object(raw)
+    named = blake3(record).digest() == identifier and blake3(root).digest() == _decode(record)[_ROOT_ID_AT]
+    return named and msgspec.msgpack.encode((record, root)) == raw
 
 
 def _decoded(kind: Kind, payload: BytesLike) -> int:

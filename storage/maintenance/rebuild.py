@@ -134,7 +134,8 @@ def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tall
             raise FormatError("does not match its id")
         return kind == Kind.NODE or belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
     except (FormatError, InvalidArgument) as error:
-        tally.skip(f"object {identifier.hex()}: {error}")
+        lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
+        tally.skip(f"{Kind(kind).name.lower()} {identifier.hex()}: {error}{lost}")
         return False
 
 

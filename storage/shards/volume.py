@@ -17,7 +17,7 @@ from storage.errors import StorageError, StoreFull
 from storage.faults import Fault, fault_of, never_flushed
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
-from storage.sequences import bears_sequence, sequence_in
+from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import (
     IDENTITY_FILE,
@@ -947,23 +947,33 @@ class LocalVolume:
         if known is None:
             return None
         sectors = BadSectors(_UNREADABLE_RECORDS_MAX)
-        return self._read_past(known.key, sectors) or self._next_newest(known, sectors)
+        shard = self._read_past(known.key, sectors)
+        if shard is not None and is_own(shard.key, shard.payload):
+            return shard
+        return self._next_newest(known, sectors, is_wrong=shard is not None)
 
-    def _next_newest(self, gone: Newest, sectors: BadSectors) -> Shard | None:
-        """The newest record of those that can be read, where the newest of all cannot, or was removed."""
+    def _next_newest(self, gone: Newest, sectors: BadSectors, *, is_wrong: bool) -> Shard | None:
+        """The newest record of those that can be read, where the newest of all cannot, was removed, or is another."""
+        size_before = self._bytes_indexed()
         found: tuple[Newest, Shard] | None = None
         for key in self._index.keys(b"", None):
             shard = self._read_past(key, sectors) if bears_sequence(key) else None
-            sequence = 0 if shard is None else sequence_in(key, shard.payload)
-            if shard is not None and sequence and (found is None or sequence > found[0].sequence):
-                found = Newest(sequence, key), shard
+            if shard is not None and is_own(key, shard.payload):
+                sequence = sequence_in(key, shard.payload)
+                if found is None or sequence > found[0].sequence:
+                    found = Newest(sequence, key), shard
         if found is None and sectors.last is not None:
             raise self._unreadable(sectors.last) from sectors.last
         with self._lock:
             removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
-            if removed and self._index.newest == gone:
+            # What was appended meanwhile may be newer, and was not noted beside one that claims to be later.
+            replaceable = removed or (is_wrong and self._bytes_indexed() == size_before)
+            if replaceable and self._index.newest == gone:
                 self._index.newest = None if found is None else found[0]
         return None if found is None else found[1]
+
+    def _bytes_indexed(self) -> int:
+        return sum(state.size for state in list(self._segments.values()))
 
     def _read_past(self, key: ShardKey, sectors: BadSectors) -> Shard | None:
         """A shard; None if it is not there, is rotten, or lies in a bad sector."""

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from storage.errors import StoreFull
 from storage.keys import ID_BYTES, Kind, ShardKey
-from storage.sequences import bears_sequence, sequence_in
+from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
 
@@ -146,7 +146,7 @@ class MemoryVolume:
 
     def newest(self) -> Shard | None:
         readable = (record.shard for record in self.records_by_key.values() if record.health is not Health.ROTTEN)
-        shards = [shard for shard in readable if bears_sequence(shard.key)]
+        shards = [shard for shard in readable if bears_sequence(shard.key) and is_own(shard.key, shard.payload)]
         return max(shards, key=lambda shard: sequence_in(shard.key, shard.payload), default=None)
 
     def verify(self, progress: Callable[[int], None]) -> MemoryVerification:

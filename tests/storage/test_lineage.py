@@ -22,6 +22,9 @@ from storage import (
     Version,
 )
 from storage.catalog import LmdbCatalog
+from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.shards import LocalVolume, Shard
+from storage.shards.identity import read_identity
 from storage.volumes import VolumeOptions
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import (
@@ -29,6 +32,7 @@ from tests.storage.helpers import (
     USER,
     check_all,
     content,
+    digest,
     flip,
     get,
     lose,
@@ -190,23 +194,45 @@ def test_an_orphan_that_was_collected_does_not_hide_it(root: Path, backup: Path,
         assert store.find("new", user_id=USER) is not None
 
 
-@pytest.mark.parametrize("damage", ["rot", "bad sector"])
-def test_a_newest_record_that_cannot_be_read_does_not_hide_it(root: Path, backup: Path, damage: str) -> None:
+@pytest.mark.parametrize("change", ["push", "delete"])
+@pytest.mark.parametrize("damage", ["rot", "bad sector", "changed before it was written"])
+def test_a_newest_record_that_cannot_be_read_does_not_hide_it(
+    root: Path, backup: Path, damage: str, change: str
+) -> None:
     """Those before it tell as well."""
-    _backed_up(root, backup)
+    _, gone, _ = _backed_up(root, backup)
     with open_store(root) as store:
         push(store, b"new", "new")
-        last = push(store, b"last", "last")
+        push(store, b"second", "second")
+        if change == "push":
+            push(store, b"last", "last")
+        else:
+            store.delete(gone.file_id, user_id=USER)
     _restore(backup, root)
     disk = FaultyDisk()
     for slot in range(6):
-        record = next(r for r in records(volume_dir(root, slot)) if r.key[:32] == bytes.fromhex(last.version_id))
-        if damage == "rot":
+        record = [r for r in records(volume_dir(root, slot)) if r.key[ID_BYTES] in (Kind.VERSION, Kind.TOMBSTONE)][-1]
+        if damage == "changed before it was written":
+            _change(volume_dir(root, slot), record.key)
+        elif damage == "rot":
             flip(record.segment, record.stop - 1)
         else:
             disk.spoil(record.segment, record.stop - 1, record.stop)
     with FileStorage.open(root, volume_options=VolumeOptions(filesystem=disk)) as store:
         assert store.behind
+
+
+def _change(path: Path, key: ShardKey) -> None:
+    """Have a volume hold another object under a key, with a digest that fits."""
+    identity = read_identity(path)
+    assert identity is not None
+    volume = LocalVolume(path, identity)
+    shard = volume.read(key)
+    assert shard is not None
+    payload = bytearray(shard.payload)
+    payload[-1] ^= 1
+    volume.append([Shard(key, shard.object_length, digest(bytes(payload)), bytes(payload))])
+    volume.close()
 
 
 def test_volumes_that_are_away_do_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:

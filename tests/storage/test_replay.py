@@ -249,6 +249,26 @@ def test_the_newest_record_is_the_newest_of_those_that_are_left(
     volume.close()
 
 
+@pytest.mark.parametrize("claimed", [4, 1 << 62, None])
+def test_a_record_that_is_not_what_its_key_names_is_not_the_newest(
+    volume: LocalVolume, disk: FaultyDisk, claimed: int | None
+) -> None:
+    """Its bytes were changed before their digest was made, so that this fits them."""
+    true = tombstone(9)
+    changed = b"\xc1" if claimed is None else msgspec.msgpack.encode((1, b"", claimed))
+    wrong = Shard(true.key, len(changed), digest(changed), changed)
+    volume.append([tombstone(5), tombstone(7), tombstone(6), true])
+    volume.append([wrong])
+    assert volume.newest() == tombstone(7)
+    volume.append([tombstone(8)])
+    assert volume.newest() == tombstone(8)
+    volume = reopened(volume, disk, without_index=True)
+    assert volume.newest() == tombstone(8)
+    volume.append([true])
+    assert volume.newest() == true
+    volume.close()
+
+
 def test_a_disk_out_of_reach_is_not_asked_for_every_record(volume: LocalVolume, disk: FaultyDisk) -> None:
     volume.append([tombstone(sequence) for sequence in range(1, 50)])
     volume.sync()
