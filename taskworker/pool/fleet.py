@@ -192,7 +192,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.note_lie`. A worker that does it again and again is not believed any more."""
         super().note_lie(slot, key, text)
         with self._lock:
-            self._lies[slot] += 1
+            self._lies[slot] += bool(key)  # what is no shard, such as a list that comes too slowly, is none given out
             known = not self.trusts(slot)
             lost = self._trust.note_lie(slot)
             if known:
@@ -309,14 +309,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return slot in self._trust.distrusted or slot in self._slowness.slow
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
-        """See :meth:`Fleet.set_offline`. Who answered what no honest worker answers has lied by that."""
+        """See :meth:`Fleet.set_offline`. One that answered nonsense, or held the pool up, is doubted."""
         volume = self._stores.get(slot)
         super().set_offline(slot, reason, failed)
         if volume is not None:
             with self._lock:
                 self._repairs.note_gone(slot)
         if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
-            self.note_lie(slot, b"", f"answers as no honest worker does: {volume.misbehaved}")
+            self.note_lie(slot, b"", f"misbehaves: {volume.misbehaved}")
 
     def use_unproved(self, slots: Iterable[int]) -> None:
         """These members have not shown yet that they keep what they are given.
@@ -330,9 +330,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 self._changed()
 
     def lies(self) -> dict[int, int]:
-        """How many wrong or rotten shards each worker gave out since the pool started."""
+        """How many wrong or rotten shards each worker gave out since the pool started, for those that did."""
         with self._lock:
-            return {slot: min(count, _LIES_TOLD_MAX) for slot, count in self._lies.items()}
+            return {slot: min(count, _LIES_TOLD_MAX) for slot, count in self._lies.items() if count}
+
+    def times_lied(self, slot: int) -> int:
+        """How often a worker was shown to say what is not so since the pool started, of shards or of anything else."""
+        with self._lock:
+            return self._trust.total(slot)
 
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`."""

@@ -633,7 +633,7 @@ class PoolCore:
                 continue
             self.membership.set_standing(record.worker, Standing.DRAINING)
             self._change_layout()
-            self._note("drain", f"worker {record.worker} is being drained: it lied {self.fleet.lies()[slot]} times")
+            self._note("drain", f"worker {record.worker} is being drained: it lied {self.fleet.times_lied(slot)} times")
 
     def _absent_workers(self) -> set[str]:
         return {record.worker for record in self.membership.records if self.fleet.volume(record.slot) is None}

@@ -31,7 +31,7 @@ class WorkerVolume(ShardStore, Protocol):
     What is appended may still be on its way; a failure of it shows at the next sync.
 
     Attributes:
-        misbehaved: what the worker answered that no honest one answers; empty if it did not.
+        misbehaved: how the worker answered as a sound one does not, if it did: with nonsense, or for ever.
     """
 
     misbehaved: str

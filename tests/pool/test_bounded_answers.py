@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 from threading import Event
+from typing import cast
 
 import grpc
 import msgspec
 import pytest
 
 from storage.keys import ShardKey
-from storage.shards import VolumeFailed
+from storage.shards import ShardStore, VolumeFailed
 from taskworker import pool_pb2
 from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.remote_volume import RemoteVolume
@@ -77,6 +78,17 @@ def test_a_listing_that_stalls_ends() -> None:
         with pytest.raises(VolumeFailed, match="took longer than"):
             list(volume.keys())
         volume.abandon("end of the test")
+
+
+def test_a_worker_that_stalls_again_and_again_is_doubted_and_has_given_out_no_wrong_shard() -> None:
+    fleet = manned(7)
+    for times in range(1, 4):
+        volume = attach(fleet, 2)
+        volume.misbehaved = "took longer than 5 s over a part of Keys"  # as the client side of the transport notes it
+        fleet.set_offline(2, "it was stopped", cast(ShardStore, volume))
+        assert fleet.lies() == {}
+        assert fleet.times_lied(2) == times
+    assert not fleet.trusts(2)
 
 
 @contextmanager
