@@ -10,6 +10,7 @@ import gc
 import glob
 import mmap
 import os
+import re
 import socket
 import struct
 import sys
@@ -391,15 +392,17 @@ def tell_others_by_a_lock(_: Channel) -> object:
 @attack
 def find_other_functions_in_memory(_: Channel) -> object:
     """The names of their bundles, which whoever forked this process may have heard: what is read is a pipe's."""
-    masked = bytes(one ^ 0x55 for one in b'"disk_bytes": ')
     unmasked = bytes(one ^ 0x55 for one in range(256))
+    before, end, after = (text.translate(unmasked) for text in (b'"code": "', b'"', b'", "disk_bytes": '))
+    named = re.compile(re.escape(before) + b"([^" + re.escape(end) + b"]{0,200})" + re.escape(after))
     reader, writer = os.pipe()
     LIBC.sbrk.restype = ctypes.c_void_p
     gc.unfreeze()
     places = {id(one) >> 20 for one in gc.get_objects()} | {(LIBC.sbrk(0) >> 20) - back for back in range(32)}
-    found = 0
+    found: set[bytes] = set()
     for place in places:
         for page in range(0, 1 << 20, 4096):
             if LIBC.write(writer, ctypes.c_void_p((place << 20) + page), ctypes.c_size_t(4096)) == 4096:
-                found += os.read(reader, 4096).translate(unmasked).count(masked)
-    return found > 1  # its own
+                # What was read stays in this process's memory and may be read again: names are counted, not places.
+                found.update(named.findall(os.read(reader, 4096).translate(unmasked)))
+    return len(found) > 1  # its own
