@@ -350,8 +350,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
-        avoided = self._trust.distrusted | self._slowness.slow
-        return Targets(self._layouts[0], there, self._fullness.slots, avoided, self._unproved)
+        full, distrusted = self._fullness.slots, self._trust.distrusted
+        avoided = distrusted | self._slowness.slow
+        return Targets(self._layouts[0], there, full, full - distrusted, avoided, self._unproved)
 
     def _note_targets(self, targets: Targets) -> None:
         if targets.is_like(self._latest):
@@ -463,19 +464,16 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
         A write under way does not count on those that might lose it: it may have been given to them a moment ago.
         """
-        full = self._fullness.slots
-        targets = self.targets(stripe)
-        if not full:
+        targets, latest = self.targets(stripe), self._latest
+        if latest is None or not latest.keeping:
             return targets
         strict = bool(self._undurable) and self.is_pinned(stripe)
         table, key = self._places, (partition_of(stripe), stripe[33:35], strict)
         found = table.get(key)
         if found is None:
-            full -= self._undurable if strict else frozenset()
+            keeping = latest.keeping - self._undurable if strict else latest.keeping
             both = zip(self.holders(stripe), targets, strict=True)
-            found = tuple(
-                holder if holder in full and self._stores.get(holder) is not None else target for holder, target in both
-            )
+            found = tuple(holder if holder in keeping else target for holder, target in both)
             found = table[key] = targets if found == targets else found
         return found
 

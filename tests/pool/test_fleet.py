@@ -442,6 +442,53 @@ def test_others_take_what_is_new_for_a_full_worker_that_goes_on_serving() -> Non
     assert fleet.targets(stripe)[0] == full
 
 
+def counted_on(fleet: WorkerFleet, stripe: StripeKey, liars: Sequence[int]) -> int:
+    """Of how many shards of a stripe the word of some workers may count as that they are there."""
+    both = zip(fleet.targets(stripe), fleet.places(stripe), strict=True)
+    return sum(target in liars or place in liars for target, place in both)
+
+
+def fill_up(fleet: WorkerFleet, slot: int) -> None:
+    """Have a worker refuse what it is given."""
+    volume = volumes_of(fleet)[slot]
+    volume.full = True
+    stripe = next(stripe for stripe in map(stripe_of, range(1000)) if slot in fleet.targets(stripe))
+    fleet.append_and_sync(batches_of(fleet, [stripe]))
+    assert slot in fleet.full()
+
+
+def test_what_a_full_worker_says_to_hold_counts_for_its_owner() -> None:
+    """Together with what others of the same owner are given, it is no more than may be lost."""
+    owners = "abcdefmmm"
+    for full in (6, 7, 8):
+        fleet = owned_fleet(owners, 6, away=[0, 3, 4, 5])
+        fill_up(fleet, full)
+        for seed in range(100):
+            assert counted_on(fleet, stripe_of(seed, 3, 5), [6, 7, 8]) <= 2
+
+
+def test_what_a_full_worker_says_to_hold_counts_beside_what_another_is_given() -> None:
+    """Any two may lie, where one is away and as many as a stripe has shards are there."""
+    for away, full in ((0, 1), (1, 0), (3, 6), (6, 2)):
+        fleet = manned(7, away=[away])
+        fill_up(fleet, full)
+        for seed in range(100):
+            stripe = stripe_of(seed)
+            assert max(counted_on(fleet, stripe, [full, other]) for other in range(7)) <= 2
+
+
+def test_what_a_full_worker_says_to_hold_counts_no_more_once_it_is_distrusted() -> None:
+    fleet = manned(7)
+    stripe = stripe_of(1)
+    full = fleet.holders(stripe)[0]
+    fill_up(fleet, full)
+    assert full in fleet.places(stripe)
+    for _ in range(4):
+        fleet.note_lie(full, b"", "lied")
+    assert full in fleet.distrusted()
+    assert full not in fleet.places(stripe)
+
+
 def test_a_full_worker_is_tried_again_after_a_while() -> None:
     now = [1000.0]
     fleet = WorkerFleet(now_s=lambda: now[0])
