@@ -391,6 +391,8 @@ class FunctionSandbox:
     def _init_readable(self) -> None:
         try:
             message, pid, root = proof.receive_with_descriptor(self._init, _MESSAGE_BYTES)
+        except BlockingIOError:
+            return
         except OSError:
             message, pid, root = b"", 0, -1
         if root >= 0:
@@ -432,6 +434,8 @@ class FunctionSandbox:
             return
         try:
             message, pid = proof.receive_with_pid(self._zygote, _MESSAGE_BYTES)
+        except BlockingIOError:  # what there was to read was read when a process it refused was seen to have ended
+            return
         except OSError:
             message, pid = b"", 0
         kind, content = message[:1], message[1:]
@@ -456,6 +460,8 @@ class FunctionSandbox:
         """Take the zygote's first message, which no user's code had a hand in."""
         try:
             message, _, listener = proof.receive_with_descriptor(self._zygote, _MESSAGE_BYTES)
+        except BlockingIOError:
+            return
         except OSError:
             message, listener = b"", -1
         if message == zygote.JUDGED and listener >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from taskworker.sandbox import (
+    CallDeadline,
     FunctionBroken,
     FunctionImage,
     Keep,
@@ -25,10 +28,12 @@ from taskworker.sandbox import (
     SandboxFull,
     SandboxHost,
     WarmView,
+    proof,
     room,
     spare,
 )
 from taskworker.sandbox.filters import Filters
+from taskworker.sandbox.inside import init, zygote
 from tests.sandbox.bundles import ECHO, begin, program
 from tests.storage.helpers import python_environment
 
@@ -142,6 +147,34 @@ def test_a_zygote_that_may_not_fork_waits(host: SandboxHost, bundles: Path, impa
     with limited(pids[1], resource.RLIMIT_NPROC, 1), pytest.raises(SandboxFull, match="no room for another process"):
         refused(host, image)
     refusal.set()
+    assert during.result() == b"under way"
+    assert begin(host, image, b"again").result() == b"again"
+    assert view_of(host, image).pids == pids
+
+
+@pytest.mark.parametrize(
+    ("reads", "kind"), [("receive_with_pid", zygote.REFUSED), ("receive_with_descriptor", init.MOUNTED)]
+)
+def test_a_message_that_was_read_already_ends_nothing(
+    host: SandboxHost, bundles: Path, monkeypatch: pytest.MonkeyPatch, reads: str, kind: bytes
+) -> None:
+    """A loop that heard of a message and of a process's end at once is told of the message when it was read."""
+    image = program(bundles, WAITS, document=f"read by {reads}".encode())
+    during = begin(host, image, b"under way")
+    pids = view_of(host, image).pids
+    receive, late = getattr(proof, reads), threading.Event()
+
+    def received(connection: socket.socket, most: int) -> Any:
+        if not late.is_set() and connection.recv(1, socket.MSG_PEEK) == kind:
+            late.set()
+            raise BlockingIOError
+        return receive(connection, most)
+
+    monkeypatch.setattr(proof, reads, received)
+    with limited(pids[1], resource.RLIMIT_NPROC, 1):
+        while not late.is_set():  # all that were forked ahead are used up, and another one is refused
+            with contextlib.suppress(CallDeadline):
+                begin(host, image, b"x", timeout_s=0.3).result()
     assert during.result() == b"under way"
     assert begin(host, image, b"again").result() == b"again"
     assert view_of(host, image).pids == pids
