@@ -183,8 +183,8 @@ class Fleet(ABC, Generic[StoreT]):
         self.report("offline", b"", slot, reason)
         try:
             store.abandon(reason)
-        except StorageError:
-            log.exception("closing volume %s", self.name(slot))
+        except StorageError as error:
+            log.error("volume %s could not be closed: %s", self.name(slot), error)
 
     def _changed(self) -> None:
         """A store came or went; called with the lock held."""
@@ -324,6 +324,6 @@ class Fleet(ABC, Generic[StoreT]):
             if store is not None:
                 try:
                     store.close()
-                except StorageError:
+                except StorageError as error:
                     # Nothing acknowledged depends on this flush: opening again replays the segments.
-                    log.exception("closing volume %s", self.name(slot))
+                    log.error("volume %s could not be closed: %s", self.name(slot), error)

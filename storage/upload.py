@@ -511,9 +511,9 @@ class Upload:
             elif self._number is not None:
                 number = self._number
                 self._context.catalog.transact(lambda txn: txn.end_upload(number))
-        except StorageError:
+        except StorageError as error:
             # The upload fails for a reason of its own; claims only spare a resumed push some sending.
-            log.warning("what became of an aborted upload could not be noted", exc_info=True)
+            log.warning("what became of an aborted upload could not be noted: %s", error)
         self._end()
 
     def _settle_in_flight(self) -> None:

@@ -100,8 +100,8 @@ class OwnVolume:
         log.error("%s; it is opened anew", self._reason)
         try:
             volume.abandon(self._reason)
-        except StorageError:
-            log.exception("closing the volume in %s", volume.path)
+        except StorageError as error:
+            log.error("the volume in %s could not be closed: %s", volume.path, error)
 
     def close(self) -> None:
         """Close the volume."""

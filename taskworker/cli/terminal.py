@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from typing import Literal
@@ -91,7 +92,14 @@ class Terminal:
 
 
 class _WarningLines(logging.Handler):
-    """What the engine logs, each as one line; to the stderr of the moment, which a progress bar replaces."""
+    """What the engine logs, each as one line; to the stderr of the moment, which a progress bar replaces.
+
+    Under what was not foreseen, its traceback.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"taskworker: {one_line(record.getMessage())}\n")
+        lines = [f"taskworker: {one_line(record.getMessage())}\n"]
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            told = "".join(traceback.format_exception(record.exc_info[1]))
+            lines += [f"  {one_line(line)}\n" for line in told.splitlines()]
+        sys.stderr.write("".join(lines))

@@ -110,6 +110,8 @@ class Collector:
                 self._keep_time()
             except CallAbandoned:
                 return
+            except StorageError as error:
+                log.warning("collecting failed and is tried again: %s", error)
             except Exception:
                 log.exception("collecting failed unexpectedly")
 
@@ -142,7 +144,8 @@ class Collector:
         except CallAbandoned:
             raise  # begun anew by the next pool: it is still due
         except Exception as error:
-            log.warning("collecting failed and is tried again: %s", error)
+            unforeseen = None if isinstance(error, StorageError) else error
+            log.warning("collecting failed and is tried again: %s", error, exc_info=unforeseen)
             text = str(error) if isinstance(error, StorageError) else repr(error)
             self._due_s = self._runtime.monotonic_s() + _RETRY_S
             self._journal.failed(COLLECT, text, self._after_ms(_RETRY_S))

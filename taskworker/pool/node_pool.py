@@ -823,6 +823,8 @@ class NodePool(PoolCore):
         while not self._closing.wait(_TICK_S):
             try:
                 self.tick()
+            except StorageError as error:
+                log.warning("membership could not be brought up to date, and is tried again: %s", error)
             except Exception:
                 log.exception("membership could not be brought up to date; it is tried again")
 
