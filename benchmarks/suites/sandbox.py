@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measure import MIB, Figure, Limit, SuiteResult, Target, seconds_of
 from benchmarks.session import Session
-from taskworker.sandbox import FunctionImage, Limits, SandboxHost, bubblewrap
+from taskworker.sandbox import FunctionImage, Limits, SandboxHost, bubblewrap, runtime_root
 
 THREADS = 16
 REQUEST = b'{"name": "world"}'
@@ -61,7 +61,8 @@ def run(session: Session) -> SuiteResult:
     sizes, samples = session.sizes, Samples()
     with session.scratch("sandbox") as bundles:
         host = SandboxHost(bundles, warm_max=sizes.sandbox_functions + sizes.rounds * sizes.sandbox_cold_starts * 2 + 1)
-        plain = bubblewrap.interpreter(bubblewrap.find(), bundles)
+        root = runtime_root.take(bundles)
+        plain = bubblewrap.interpreter(bubblewrap.find(), root, bundles)
         images = _images(bundles)
         host.start()
         try:
@@ -79,6 +80,7 @@ def run(session: Session) -> SuiteResult:
                 samples.rate.append(_rate(host, image, sizes.sandbox_calls))
         finally:
             host.close()
+            root.close()
     return _result(samples)
 
 

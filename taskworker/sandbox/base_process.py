@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskworker.sandbox import bubblewrap
+from taskworker.sandbox import bubblewrap, runtime_root
 from taskworker.sandbox.errors import SandboxUnavailable
 from taskworker.sandbox.inside.init import START
 
@@ -33,12 +33,24 @@ class BaseProcess:
     """
 
     def __init__(self, bwrap: str, bundles: Path, ids: range | None) -> None:
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._root = runtime_root.take(bundles)
+        try:
+            self.control, self._process = self._started(bwrap, bundles, ids)
+        except BaseException:
+            self._root.close()
+            raise
+        self._said: list[str] = []
+        self._listener = threading.Thread(target=self._listen, name="sandbox-base-errors", daemon=True)
+        self._listener.start()
+        self._await_ready()
+
+    def _started(self, bwrap: str, bundles: Path, ids: range | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         try:
             os.set_inheritable(proc, True)
-            self._process = subprocess.Popen(
-                bubblewrap.command(bwrap, bundles, theirs.fileno(), proc, ids),
+            process = subprocess.Popen(
+                bubblewrap.command(bwrap, self._root, bundles, theirs.fileno(), proc, ids),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -46,13 +58,13 @@ class BaseProcess:
                 cwd="/",
                 env={},
             )
+        except BaseException:
+            control.close()
+            raise
         finally:
             theirs.close()
             os.close(proc)
-        self._said: list[str] = []
-        self._listener = threading.Thread(target=self._listen, name="sandbox-base-errors", daemon=True)
-        self._listener.start()
-        self._await_ready()
+        return control, process
 
     def start_function(self, descriptors: Sequence[int]) -> None:
         """Have a function's processes forked; ``descriptors`` are copied to them.
@@ -66,6 +78,7 @@ class BaseProcess:
         """Kill it, and with it every process in every sandbox; does not wait for that."""
         self.control.close()
         self._process.kill()
+        self._root.close()
 
     def await_end(self) -> None:
         """After `end`: wait until all processes are gone, but not for ever: how long that takes is up to them."""

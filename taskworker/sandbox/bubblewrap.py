@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from taskworker.sandbox import launcher, runtime_root
 from taskworker.sandbox.errors import SandboxUnavailable
 from taskworker.sandbox.inside.base import UID
-from taskworker.sandbox.inside.init import DEVICES
+from taskworker.sandbox.inside.init import BUNDLES, DEVICES
+from taskworker.sandbox.runtime_root import RuntimeRoot
 
-BUNDLES = "/bundles"
 _BASE = (
     "import sys; sys.path[:0] = {path!r}; from taskworker.sandbox.inside import fork_hooks, identity; "
     "identity.leave_root(); fork_hooks.leave_out_idle(); from taskworker.sandbox.inside import base; base.main()"
@@ -36,11 +35,12 @@ def find() -> str:
         raise SandboxUnavailable(_MISSING) from None
 
 
-def command(bwrap: str, bundles: Path, control: int, proc: int, ids: range | None) -> list[str]:
+def command(bwrap: str, root: RuntimeRoot, bundles: Path, control: int, proc: int, ids: range | None) -> list[str]:
     """Give the command that starts the base.
 
     Args:
         bwrap: path of bubblewrap.
+        root: what it sees; in use as long as it runs.
         bundles: the directory of bundles; the base, and nothing after it, sees all of it.
         control: descriptor of the base's control socket.
         proc: descriptor of this machine's ``/proc``.
@@ -48,10 +48,10 @@ def command(bwrap: str, bundles: Path, control: int, proc: int, ids: range | Non
     """
     path = list(runtime_root.module_path())
     program = ("-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path))
-    return launcher.command(ids, [*interpreter(bwrap, bundles, ids), *program, str(control), str(proc)])
+    return launcher.command(ids, [*interpreter(bwrap, root, bundles, ids), *program, str(control), str(proc)])
 
 
-def interpreter(bwrap: str, bundles: Path, ids: range | None = None) -> list[str]:
+def interpreter(bwrap: str, root: RuntimeRoot, bundles: Path, ids: range | None = None) -> list[str]:
     """Give the command that starts an interpreter in namespaces and a root of its own; its arguments come after."""
     uid = str(UID)
     in_own_namespace = ("--unshare-user", "--uid", uid, "--gid", uid)
@@ -63,22 +63,13 @@ def interpreter(bwrap: str, bundles: Path, ids: range | None = None) -> list[str
         *("--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
         *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
-        *_root(),
+        *("--ro-bind", str(root.top), "/"),
+        *("--ro-bind", str(root.runtime), runtime_root.RUNTIME),
         *("--ro-bind", str(bundles), BUNDLES),
-        *("--dir", "/code", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"),
+        *(option for device in DEVICES for option in ("--dev-bind", device, device)),
+        *("--chdir", "/"),
         runtime_root.interpreter(),
     ]
-
-
-def _root() -> Iterator[str]:
-    for directory in runtime_root.directories():
-        yield from ("--dir", directory)  # bubblewrap alone would make it for its own user only
-    for bind in runtime_root.binds():
-        yield from ("--ro-bind", str(bind.source), bind.target)
-    for directory in runtime_root.hidden():
-        yield from ("--tmpfs", directory, "--remount-ro", directory)
-    for device in DEVICES:
-        yield from ("--dev-bind", device, device)
 
 
 _MISSING = (

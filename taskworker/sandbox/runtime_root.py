@@ -1,26 +1,30 @@
 """The read-only root that sandboxes see: the interpreter, its libraries, a few packages, and our code inside.
 
-Nothing else of this machine: the paths there are of the sandbox's own, and no directory of the host is bound
-whole but the interpreter's standard library.
+Nothing else of this machine. All of it is a copy, at paths of the sandbox's own, and compiled modules name these
+paths: two trees, the interpreter's and one of our own code, that workers share as `tree_cache` says.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import itertools
+import logging
+import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from taskworker.sandbox import bytecode
 from taskworker.sandbox.errors import SandboxUnavailable
-from taskworker.sandbox.inside.init import DEVICES
+from taskworker.sandbox.inside.base import UID
+from taskworker.sandbox.inside.init import BUNDLES, CODE, DEVICES, SCRATCH
+from taskworker.sandbox.tree_cache import Recipe, Source, Tree, TreeCache
 
 PYTHON = "/python"
 PACKAGES = "/packages"
@@ -33,22 +37,88 @@ PACKAGE_NAMES = (
     "typing_extensions",
     "typing_inspection",
     "cloudpickle",
-    "tzdata",  # what zoneinfo reads: the machine's own zones are not bound
+    "tzdata",  # what zoneinfo reads: the machine's own zones are not there
 )
-_WITHOUT_LIBRARIES = ("_tkinter", "readline", "_curses", "_curses_panel", "_dbm", "_gdbm", "nis", "_crypt", "spwd")
-"""Terminals, windows and accounts, of which a sandbox has none: their libraries are not bound."""
+OWN_DIRECTORY = ".root"
+"""Where a worker keeps trees of its own, below its directory of bundles, if it cannot share any."""
+_STANDARD_LIBRARY = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
+_LEFT_OUT = frozenset(
+    [
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "tkinter",
+        "turtledemo",
+        "ensurepip",
+    ]
+)
+"""Directories of the standard library: others' packages, tests, windows, and installers."""
+_CONFIG = re.compile(r"config-\d")
+"""Likewise: what it takes to build an interpreter."""
+_EXTENSIONS_LEFT_OUT = re.compile(
+    r"(_tkinter|readline|_curses|_curses_panel|_dbm|_gdbm|nis|_crypt|spwd|_test.*|_ctypes_test|_xxtestfuzz|xx.*)\."
+)
+"""Terminals, windows and accounts, of which a sandbox has none; and what tests the interpreter."""
+_BUILD_FACTS = "_sysconfigdata"
+"""A module whose text, not only the place it is compiled at, names the directories of this machine."""
+_LOCALES = Path("/usr/lib/locale")
+"""Where the C library looks for them, unless it is told otherwise."""
+_LOCALE_NAMES = ("C.utf8", "C.UTF-8")
+_USER = "sandbox"
+_TEXTS = {
+    "etc/passwd": f"{_USER}:x:{UID}:{UID}::{SCRATCH}:/nonexistent\n".encode(),
+    "etc/group": f"{_USER}:x:{UID}:\n".encode(),
+    "etc/nsswitch.conf": b"passwd: files\ngroup: files\n",
+    **{device.lstrip("/"): b"" for device in DEVICES},  # for the devices to be mounted on
+}
 _LIBRARY = re.compile(r"(?:=>\s+|^\s*)(/\S+)\s+\(0x", re.MULTILINE)
 _WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libatomic.so.1")
 _LIBRARY_DIRECTORIES = (Path("/usr/lib64"), Path("/usr/lib"), Path("/lib64"), Path("/lib"))
 _LDD_TIMEOUT_S = 60
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """A file or directory of this machine, and where it is inside."""
+class RuntimeRoot:
+    """The root in use, until it is closed.
 
-    source: Path
-    target: str
+    Args:
+        top: the tree that is the root directory.
+        runtime: the tree of our own code, at `RUNTIME`.
+    """
+
+    def __init__(self, top: Tree, runtime: Tree) -> None:
+        self._trees = top, runtime
+        self.top = top.path
+        self.runtime = runtime.path
+
+    def close(self) -> None:
+        """Let the trees go when their turn comes."""
+        for tree in self._trees:
+            tree.close()
+
+
+def take(bundles: Path) -> RuntimeRoot:
+    """Give the root; made if it is not there, which takes a second or a few.
+
+    Args:
+        bundles: a directory of this worker's, in which trees are made if they cannot be shared.
+
+    Raises:
+        SandboxUnavailable: it cannot be made; the text says why.
+    """
+    recipes = _root(), _runtime()
+    try:
+        return _taken(TreeCache(_shared()), recipes)
+    except (OSError, RuntimeError) as error:
+        _log.info("this worker makes a root for its sandboxes of its own, as none can be shared: %s", error)
+    try:
+        return _taken(TreeCache(bundles / OWN_DIRECTORY, trust_parents=True), recipes)
+    except OSError as error:
+        raise SandboxUnavailable(f"the root directory of the sandboxes could not be made: {error}") from error
 
 
 def interpreter() -> str:
@@ -61,57 +131,100 @@ def module_path() -> tuple[str, ...]:
     return (RUNTIME, PACKAGES)
 
 
-@cache
-def binds() -> tuple[Bind, ...]:
-    """List what is bound into the root, read-only.
+def _shared() -> Path:
+    """Where workers of this user share trees.
 
     Raises:
-        SandboxUnavailable: something that it needs is not installed.
+        RuntimeError: this user has no home directory.
     """
-    standard_library = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
-    inside = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = list(_packages())
-    own = Path(__file__).parent
-    return (
-        Bind(_executable(), interpreter()),
-        Bind(standard_library, inside),
-        *packages,
-        Bind(own / "inside", f"{RUNTIME}/taskworker/sandbox/inside"),
-        Bind(own / "frames.py", f"{RUNTIME}/taskworker/sandbox/frames.py"),
-        *_libraries([_executable(), *_standard_extensions(standard_library), *_extensions(packages), *_of_wheels()]),
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(named) if named.startswith("/") else Path.home() / ".cache"
+    return home / "taskworker" / "sandbox"
+
+
+def _taken(cache: TreeCache, recipes: tuple[Recipe, Recipe]) -> RuntimeRoot:
+    top = cache.take(recipes[0])
+    try:
+        return RuntimeRoot(top, cache.take(recipes[1]))
+    except BaseException:
+        top.close()
+        raise
+
+
+def _root() -> Recipe:
+    directories = (BUNDLES, CODE, SCRATCH, RUNTIME)
+    return Recipe(
+        about=f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()} {sys.base_prefix}",
+        sources=[
+            Source.at(_executable(), _below_top(interpreter())),
+            *_below(_standard_library(), _STANDARD_LIBRARY, standard=True),
+            *_packages(),
+            *_locales(),
+        ],
+        texts=_TEXTS,
+        directories=[_below_top(directory) for directory in directories],
+        more=_libraries,
+        files_of=_files_of,
     )
 
 
-def directories() -> list[str]:
-    """List the directories inside that something is bound in, those around others first."""
-    targets = (*(bind.target for bind in binds()), *DEVICES)
-    around = {str(parent) for target in targets for parent in PurePosixPath(target).parents}
-    return sorted(around - {"/"})
+def _runtime() -> Recipe:
+    own = Path(__file__).parent
+    place = f"{RUNTIME}/taskworker/sandbox"
+    sources = [
+        *_below(own / "inside", f"{place}/inside"),
+        Source.at(own / "frames.py", _below_top(f"{place}/frames.py")),
+    ]
+    return Recipe(
+        about=f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()}",
+        sources=[Source(one.path, _below_runtime(one.target), one.size, one.mtime_ns) for one in sources],
+        texts={},
+        directories=(),
+        more=tuple,
+        files_of=functools.partial(_files_of, top=RUNTIME),
+    )
 
 
-def hidden() -> Iterator[str]:
-    """Name the directories inside that something else of this machine would be seen in."""
-    standard_library = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
-    inside = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
-    for name in ("site-packages", "dist-packages"):
-        if (standard_library / name).is_dir():
-            yield f"{inside}/{name}"
+def _below_top(target: str) -> str:
+    return target.lstrip("/")
 
 
-def require_readable() -> None:
-    """Check that users other than this process's may read what is bound.
+def _below_runtime(target: str) -> str:
+    return target.removeprefix(f"{_below_top(RUNTIME)}/")
 
-    Raises:
-        SandboxUnavailable: they may not; the text says what to do.
-    """
-    for bind in binds():
-        mode = bind.source.stat().st_mode
-        wanted = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH
-        if mode & wanted != wanted:
-            raise SandboxUnavailable(
-                f"the sandboxes of a worker run as root have user ids of their own, which cannot read {bind.source}: "
-                f"chmod -R o+rX {bind.source}"
-            )
+
+def _files_of(source: Source, content: bytes, top: str = "") -> Iterator[tuple[str, bytes]]:
+    """A file as it is; with a module, its code compiled for where it is inside."""
+    target = PurePosixPath(source.target)
+    path, mtime = source.path, source.mtime_ns // 1_000_000_000
+    if target.name.startswith(_BUILD_FACTS):
+        content = content.replace(os.fsencode(sys.base_prefix), PYTHON.encode())
+        mtime = 0
+    yield source.target, content
+    if target.suffix != ".py":
+        return
+    if (compiled := bytecode.compiled_for(f"{top}/{target}", content, path, mtime)) is not None:
+        yield str(target.parent / "__pycache__" / f"{target.stem}.{sys.implementation.cache_tag}.pyc"), compiled
+
+
+def _below(directory: Path, target: str, *, standard: bool = False) -> Iterator[Source]:
+    """The files of a package, or of the standard library but for what no sandbox has a use for."""
+    for place, directories, files in os.walk(directory):
+        directories[:] = sorted(one for one in directories if not _is_left_out(one, standard=standard))
+        below = os.path.relpath(place, directory)
+        for name in sorted(files):
+            if standard and _EXTENSIONS_LEFT_OUT.match(name) and name.endswith(".so"):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+                yield Source.at(Path(place, name), _below_top(os.path.normpath(f"{target}/{below}/{name}")))
+
+
+def _is_left_out(name: str, *, standard: bool) -> bool:
+    return name == "__pycache__" or (standard and (name in _LEFT_OUT or _CONFIG.match(name) is not None))
+
+
+def _standard_library() -> Path:
+    return Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix}))
 
 
 def _executable() -> Path:
@@ -123,37 +236,50 @@ def _executable() -> Path:
     raise SandboxUnavailable(f"no interpreter is to be found below {sys.base_prefix}")
 
 
-def _packages() -> Iterator[Bind]:
-    for name in PACKAGE_NAMES:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise SandboxUnavailable(f"functions need the package {name}: pip install pydantic cloudpickle tzdata")
-        origin = Path(spec.origin)
-        source = origin.parent if origin.name == "__init__.py" else origin
-        yield Bind(source, f"{PACKAGES}/{source.name}")
+def _packages() -> Iterator[Source]:
+    for origin in map(_origin, PACKAGE_NAMES):
+        if origin.name == "__init__.py":
+            yield from _below(origin.parent, f"{PACKAGES}/{origin.parent.name}")
+        else:
+            yield Source.at(origin, _below_top(f"{PACKAGES}/{origin.name}"))
 
 
-def _standard_extensions(standard_library: Path) -> Iterator[Path]:
-    for path in standard_library.glob("lib-dynload/*.so"):
-        if path.name.partition(".")[0] not in _WITHOUT_LIBRARIES:
+def _origin(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SandboxUnavailable(f"functions need the package {name}: pip install pydantic cloudpickle tzdata")
+    return Path(spec.origin)
+
+
+def _locales() -> Iterator[Source]:
+    """What ``setlocale`` needs for the locale that a sandbox is told to have."""
+    for name in _LOCALE_NAMES:
+        yield from _below(_LOCALES / name, str(_LOCALES / name))
+
+
+def _extensions() -> Iterator[Path]:
+    for path in _standard_library().glob("lib-dynload/*.so"):
+        if not _EXTENSIONS_LEFT_OUT.match(path.name):
             yield path
+    for origin in map(_origin, PACKAGE_NAMES):
+        if origin.name == "__init__.py":
+            yield from origin.parent.glob("*.so")
 
 
-def _extensions(packages: list[Bind]) -> Iterator[Path]:
-    for package in packages:
-        if package.source.is_dir():
-            yield from package.source.glob("*.so")
+def _libraries() -> Sequence[Source]:
+    found = _libraries_of([_executable(), *_extensions(), *_of_wheels()])
+    return list({one.target: one for one in found}.values())
 
 
 def _of_wheels() -> Iterator[Path]:
     """Libraries that compiled packages take for granted (PEP 600), as far as this machine has them."""
-    known = {bind.source.parent for bind in _libraries([_executable()])}
+    known = {source.path.parent for source in _libraries_of([_executable()])}
     for name in _WHEEL_LIBRARIES:
         found = (directory / name for directory in (*sorted(known), *_LIBRARY_DIRECTORIES))
         yield from itertools.islice((path for path in found if path.exists()), 1)
 
 
-def _libraries(objects: list[Path]) -> Iterator[Bind]:
+def _libraries_of(objects: list[Path]) -> Iterator[Source]:
     """Find the shared libraries of ``objects`` as the loader does; it itself stays where programs name it."""
     ldd = shutil.which("ldd")
     if ldd is None:
@@ -164,4 +290,5 @@ def _libraries(objects: list[Path]) -> Iterator[Bind]:
     named = {str(path) for path in objects if path.name in _WHEEL_LIBRARIES}  # which ldd does not name itself
     for path in sorted(named.union(_LIBRARY.findall(said))):
         name = Path(path).name
-        yield Bind(Path(path).resolve(), path if name.startswith("ld-") else f"{LIBRARIES}/{name}")
+        target = path if name.startswith("ld-") else f"{LIBRARIES}/{name}"
+        yield Source.at(Path(path).resolve(), _below_top(target))

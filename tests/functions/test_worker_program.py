@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -212,10 +213,11 @@ def test_the_usage_text_runs_as_a_program(tmp_path: Path) -> None:
             port = probe.getsockname()[1]
         program = USAGE.format(address=pool.address).replace("port=50052", f"port={port}")
         (tmp_path / "program.py").write_text(program)
+        cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # has the sandboxes' root, made once
         done = subprocess.run(
             [sys.executable, "program.py"],
             cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CACHE_HOME": cache},
             capture_output=True,
             text=True,
             timeout=120,

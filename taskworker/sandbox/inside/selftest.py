@@ -28,7 +28,8 @@ def run(_request: bytes, _channel: Channel) -> bytes:
 
 def _attempts() -> Iterator[tuple[str, Callable[[], object]]]:
     libc = ctypes.CDLL(None, use_errno=True)
-    yield "reading /etc/passwd", Path("/etc/passwd").read_bytes
+    yield "reading /etc/shadow", Path("/etc/shadow").read_bytes
+    yield "knowing the root of this machine", lambda: _some([line for line in _users() if "root" in line])
     yield "listing /bundles", lambda: os.listdir("/bundles")
     yield "seeing files of other calls", lambda: _some(os.listdir("/tmp"))
     yield "changing the root directory", lambda: os.chroot(".")
@@ -52,6 +53,10 @@ def _works(attempt: Callable[[], object]) -> bool:
     if attempt is os.fork and made == 0:
         os._exit(0)
     return True
+
+
+def _users() -> list[str]:
+    return Path("/etc/passwd").read_text().splitlines()
 
 
 def _some(found: list[str]) -> None:

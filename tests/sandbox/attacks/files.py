@@ -20,7 +20,17 @@ from types import FrameType
 
 from tests.sandbox.attacks.corpus import LIBC, NUMBERS, Channel, attack, call, raw
 
-HOST_NAMES = ("home", "root/.ssh", "var", "usr/bin", "opt", "srv", "boot", "sys", "proc", "run", "mnt", "work", "etc")
+HOST_NAMES = ("home", "root/.ssh", "var", "usr/bin", "opt", "srv", "boot", "sys", "proc", "run", "mnt", "work")
+HOST_FILES = (
+    "etc/shadow",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/ssl",
+    "etc/machine-id",
+    "etc/os-release",
+    "etc/ld.so.cache",
+)
+"""Of ``/etc`` a sandbox has what names its own user."""
 OWN_VARIABLES = {"HOME", "TMPDIR", "LANG", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 """What the sandbox itself sets."""
 AT_FDCWD = -100
@@ -30,7 +40,13 @@ CAP_SYS_CHROOT = 18
 
 @attack
 def read_passwd(_: Channel) -> object:
-    return Path("/etc/passwd").read_bytes()
+    """Of users, there is the sandbox's own."""
+    return [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("sandbox:x:1000:")]
+
+
+@attack
+def read_groups(_: Channel) -> object:
+    return [line for line in Path("/etc/group").read_text().splitlines() if line != "sandbox:x:1000:"]
 
 
 @attack
@@ -40,7 +56,7 @@ def read_shadow_through_parents(_: Channel) -> object:
 
 @attack
 def list_host_directories(_: Channel) -> object:
-    return [name for name in HOST_NAMES if Path("/", name).exists()]
+    return [name for name in (*HOST_NAMES, *HOST_FILES) if Path("/", name).exists()]
 
 
 @attack
@@ -169,7 +185,7 @@ def write_anywhere(_: Channel) -> object:
 
 @attack
 def symlink_out_of_the_private_directory(_: Channel) -> object:
-    Path("link").symlink_to("/etc/passwd")
+    Path("link").symlink_to("/etc/hostname")
     return Path("link").read_bytes()
 
 
@@ -212,7 +228,7 @@ def leave_through_the_working_directory(_: Channel) -> object:
     above = [os.open("..", os.O_RDONLY | os.O_DIRECTORY)]
     for _step in range(20):
         above.append(os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=above[-1]))
-    return set(os.listdir(above[-1])) & {"etc", "usr", "home", "var", "work", "proc", "sys"}
+    return set(os.listdir(above[-1])) & {"home", "root", "var", "opt", "bin", "sbin", "boot", "work", "proc", "sys"}
 
 
 @attack

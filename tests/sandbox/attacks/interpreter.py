@@ -26,7 +26,7 @@ def subclasses_of_object(_: Channel) -> object:
     everything: list[Any] = object.__subclasses__()
     loaders = [found for found in everything if found.__name__ == "_wrap_close"]
     system = loaders[0].__init__.__globals__["popen"]
-    return system("cat /etc/passwd").read()
+    return system("cat /etc/hostname").read()
 
 
 @attack
@@ -63,7 +63,7 @@ def secrets_in_the_heap(_: Channel) -> object:
 
 @attack
 def codecs_that_open_files(_: Channel) -> object:
-    return codecs.open("/etc/passwd", encoding="latin-1").read()
+    return codecs.open("/etc/hostname", encoding="latin-1").read()
 
 
 @attack
