@@ -122,7 +122,7 @@ class FunctionSandbox:
         self._failure: SandboxError | None = None
         self._warm = False
         self._ready: deque[Spare] = deque()
-        self._kept = KeptProcesses(image.keep)
+        self._kept = KeptProcesses(image.keep, image.limits)
         self._pending: dict[str, Spare] = {}
         self._mounted: list[str] = []
         self._numbers = itertools.count()
@@ -238,9 +238,10 @@ class FunctionSandbox:
 
     def served(self, spare: Spare, owner: str, look: Look) -> None:
         """Take back the process of a call that ended well: it may serve the owner's next one, if it still can."""
+        timers = 0 if self._starts is None else self._starts.timers_of(spare.pid)
         with self._changed:
             self._calls.pop(spare.pid, None)
-            kept = self._failure is None and self._kept.put(owner, spare, look)
+            kept = self._failure is None and self._kept.put(owner, spare, look, timers)
         if not kept:
             self.dropped(spare)
 
@@ -299,9 +300,9 @@ class FunctionSandbox:
             if not self._warm or self._failure is not None:
                 return None
             pids = (self._init_pid, self._zygote_pid)
-            running, spares = len(self._calls), len(self._ready)
+            running, spares, kept = len(self._calls), len(self._ready), len(self._kept)
         pss = sum(_pss_bytes(pid) for pid in pids)
-        return WarmView(self.image.key, pids, running, spares, pss, self.started, self.used)
+        return WarmView(self.image.key, pids, running, spares, kept, pss, self.started, self.used)
 
     # In the loop's thread.
 
@@ -537,7 +538,7 @@ class FunctionSandbox:
         try:
             proof.require_alone(self._zygote_pid, self._init_pid)
             limits, keep = self.image.limits, self.image.keep
-            self._kept.data_bytes_max = size_of(self._zygote_pid).data + limits.memory_bytes // 2
+            self._kept.imported_bytes = size_of(self._zygote_pid).data
             self._call_limits = limit_calls(self._zygote_pid, limits, 1 if keep is None else keep.calls)
         except OSError:
             self.close(self._lost_zygote())
@@ -580,7 +581,11 @@ class FunctionSandbox:
         if spare is None:
             os.close(root)
             return
-        spare.theirs.append(root)
+        try:
+            spare.rooted(root, watched=self.image.keep is not None)
+        except OSError as error:
+            self._refused(name, str(error))
+            return
         if self._warm:
             self._fork(name)
         else:

@@ -72,6 +72,7 @@ class WarmView:
         pids: of its init and its zygote, on this machine.
         running: calls under way.
         spares: processes forked ahead.
+        kept: processes that wait for the next call of whom they served.
         pss_bytes: memory of init and zygote, shared pages counted by their share.
         started: when, in seconds since the epoch.
         used: when a call last began, likewise.
@@ -81,6 +82,7 @@ class WarmView:
     pids: tuple[int, ...]
     running: int
     spares: int
+    kept: int
     pss_bytes: int
     started: float
     used: float

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
-from taskworker.sandbox.image import Keep
+from taskworker.sandbox.image import Keep, Limits
 from taskworker.sandbox.spare import Look, Spare
 
 KEPT_MAX = 64
 """Of one function; the one that waits longest makes room."""
+IDLE_S = 60.0
+"""How long one waits for a call that does not come."""
+LEFT_SHARE_MAX = 0.5
+"""Of what a call may have of memory, descriptors and scratch files: with more in use, the next call would lack it."""
+STANDARD_DESCRIPTORS = 4
+"""That every call has: its channel, standard input, output and error."""
 
 
 class KeptProcesses:
@@ -17,14 +23,16 @@ class KeptProcesses:
 
     Args:
         keep: how long a process may serve; None: none is kept.
+        limits: of each call.
 
     Attributes:
-        data_bytes_max: a process with more data than that is not kept: the next call would lack the memory.
+        imported_bytes: the data that a process has before its first call.
     """
 
-    def __init__(self, keep: Keep | None) -> None:
+    def __init__(self, keep: Keep | None, limits: Limits) -> None:
         self._keep = keep
-        self.data_bytes_max = 0
+        self._limits = limits
+        self.imported_bytes = 0
         self._waiting: OrderedDict[Spare, str] = OrderedDict()  # the one that came last is the last
 
     def __len__(self) -> int:
@@ -38,18 +46,39 @@ class KeptProcesses:
                 return spare
         return None
 
-    def put(self, owner: str, spare: Spare, look: Look) -> bool:
-        """Keep a process whose call has ended well; False if it has served for long enough, or misbehaves."""
-        if self._keep is None or look.threads != 1 or look.data_bytes > self.data_bytes_max:
+    def put(self, owner: str, spare: Spare, look: Look, timers: int) -> bool:
+        """Keep a process whose call has ended well; False if it has served for long enough, or left too much behind.
+
+        Args:
+            owner: of the call.
+            spare: its process.
+            look: at it, after the result came.
+            timers: that it ever made (timer_create(2)): one may expire amid a later call.
+        """
+        if self._keep is None or look.threads != 1 or timers:
             return False
+        try:
+            leavings = spare.leavings()
+        except OSError:
+            return False
+        own_bytes = look.data_bytes - self.imported_bytes
+        room = self._limits.open_files - STANDARD_DESCRIPTORS
+        if (
+            own_bytes > LEFT_SHARE_MAX * self._limits.memory_bytes
+            or leavings.descriptors - STANDARD_DESCRIPTORS > LEFT_SHARE_MAX * room
+            or leavings.scratch_share > LEFT_SHARE_MAX
+        ):
+            return False
+        spare.rests(max(0, own_bytes) + leavings.scratch_bytes)
         if not self._is_fit(spare):
             return False
         self._waiting[spare] = owner
         return True
 
     def drop_spent(self) -> list[Spare]:
-        """Give those that are to end: they have served for long enough, or died, or are too many."""
-        spent = [spare for spare in self._waiting if not self._is_fit(spare)]
+        """Give those that are to end: they have served or waited for long enough, are not quiet, or are too many."""
+        idle_since = time.monotonic() - IDLE_S
+        spent = [one for one in self._waiting if one.rests_since < idle_since or not self._is_fit(one)]
         for spare in spent:
             del self._waiting[spare]
         while len(self._waiting) > KEPT_MAX:
@@ -74,4 +103,4 @@ class KeptProcesses:
         keep = self._keep
         if keep is None or spare.served >= keep.calls:
             return False
-        return time.monotonic() - spare.first_used < keep.seconds and spare.alive
+        return time.monotonic() - spare.first_used < keep.seconds and spare.quiet

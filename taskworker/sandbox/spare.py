@@ -19,6 +19,7 @@ from taskworker.sandbox import proof
 from taskworker.sandbox.conversation import Conversation
 from taskworker.sandbox.errors import SandboxUnavailable
 from taskworker.sandbox.image import Limits
+from taskworker.sandbox.inside import init
 
 FUNCTION_TASKS_MAX = 4096
 """Processes and threads of one function; `processes_max` says how many calls have their whole share of them."""
@@ -34,6 +35,8 @@ KILLED_FIRST = 300
 used up, and its base. Of those, the one that has most memory, a call rather than a zygote, comes first."""
 NO_CORE_BYTES = 1
 """Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
+REST_CPU_S = 0.02
+"""Processor time that a process may take between two calls: it has to send its result and wait for a request."""
 _RECEIVE_BYTES = 256 << 10
 _ROOM_S = 0.25
 """How long a sender waits before it looks at its time again."""
@@ -123,6 +126,21 @@ class Look:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Leavings:
+    """What a call leaves to the next one in the same process.
+
+    Attributes:
+        descriptors: how many are open.
+        scratch_share: how much of the scratch directory is used, of its bytes or its files, whichever is more.
+        scratch_bytes: of its files.
+    """
+
+    descriptors: int
+    scratch_share: float
+    scratch_bytes: int
+
+
 class Spare:
     """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
 
@@ -134,19 +152,25 @@ class Spare:
         served: the calls that it was taken for.
         exceeded: whether it started more threads than it may.
         first_used: when it was for the first of them, on the monotonic clock.
+        rests_since: when the last of them ended, likewise.
+        holds_bytes: what it had then, of memory and scratch files.
     """
 
     __slots__ = (
         "_pidfd",
+        "_rested_cpu_s",
+        "_scratch",
         "_sending",
         "channel",
         "conversation",
         "errors",
         "exceeded",
         "first_used",
+        "holds_bytes",
         "name",
         "output",
         "pid",
+        "rests_since",
         "served",
         "theirs",
     )
@@ -157,7 +181,9 @@ class Spare:
         self._pidfd = -1
         self.served = 0
         self.exceeded = False
-        self.first_used = 0.0
+        self.first_used = self.rests_since = self._rested_cpu_s = 0.0
+        self.holds_bytes = 0
+        self._scratch = -1
         self._sending = threading.Lock()
         self.channel, theirs = socket.socketpair()
         self.theirs = [theirs.detach()]
@@ -175,6 +201,12 @@ class Spare:
         os.set_blocking(self.output, False)
         os.set_blocking(self.errors, False)
         self.conversation = Conversation(result_bytes)
+
+    def rooted(self, root: int, *, watched: bool) -> None:
+        """Take its root directory; if it is to be ``watched``, its scratch files can be measured later."""
+        self.theirs.append(root)
+        if watched:
+            self._scratch = os.open(init.SCRATCH.lstrip("/"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
 
     def handed_over(self) -> None:
         """Close this process's copies of what the zygote has got."""
@@ -257,6 +289,35 @@ class Spare:
         poll.register(self.channel, select.POLLIN)
         return not poll.poll(0)
 
+    def rests(self, holds_bytes: int) -> None:
+        """Note that a call has ended in it, and that it waits for the next one."""
+        self.rests_since = time.monotonic()
+        self._rested_cpu_s = self.cpu_s()
+        self.holds_bytes = holds_bytes
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it did nothing since it `rests`: it has one thread, wrote nothing, and took no processor time."""
+        poll = select.poll()
+        for descriptor in (self.channel.fileno(), self.output, self.errors):
+            poll.register(descriptor, select.POLLIN)
+        try:
+            return (
+                not poll.poll(0) and proof.threads_of(self.pid) == 1 and self.cpu_s() - self._rested_cpu_s <= REST_CPU_S
+            )
+        except OSError:  # it is gone
+            return False
+
+    def leavings(self) -> Leavings:
+        """Say what a call has left in it.
+
+        Raises:
+            OSError: it is gone.
+        """
+        disk = os.fstatvfs(self._scratch)
+        share = max(1 - disk.f_bfree / disk.f_blocks, 1 - disk.f_ffree / disk.f_files)
+        return Leavings(proof.descriptors_of(self.pid), share, (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
+
     def kill(self) -> None:
         """End it at once."""
         if self._pidfd >= 0:
@@ -281,7 +342,7 @@ class Spare:
     def threads(self) -> int:
         """Count its threads; 0 when it is gone."""
         try:
-            return proof.number_of(self.pid, b"Threads") or 0
+            return proof.threads_of(self.pid)
         except OSError:
             return 0
 
@@ -290,10 +351,10 @@ class Spare:
         self.kill()
         with contextlib.suppress(OSError):  # whoever sends an answer that is not taken waits no longer
             self.channel.shutdown(socket.SHUT_RDWR)
-        for descriptor in (*self.theirs, self.output, self.errors, self._pidfd):
+        for descriptor in (*self.theirs, self.output, self.errors, self._pidfd, self._scratch):
             if descriptor >= 0:
                 os.close(descriptor)
         with self._sending:
             self.channel.close()
         self.theirs.clear()
-        self._pidfd = self.output = self.errors = -1
+        self._pidfd = self._scratch = self.output = self.errors = -1

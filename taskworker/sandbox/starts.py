@@ -78,6 +78,11 @@ class Starts:
         """Note that a process is gone: another one may get its number."""
         self._processes.pop(pid, None)
 
+    def timers_of(self, pid: int) -> int:
+        """How many POSIX timers a process has made, deleted ones included; from any thread."""
+        process = self._processes.get(pid)
+        return 0 if process is None else process.timers
+
     def close(self) -> None:
         """Judge no more; what is started from here on is refused."""
         if self._listener >= 0:

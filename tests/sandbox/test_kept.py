@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyseccomp
 import pytest
 
 from taskworker.sandbox import (
@@ -26,7 +27,9 @@ from taskworker.sandbox.kept import KEPT_MAX
 from tests.sandbox.bundles import begin, program
 
 SOURCE = """
+import ctypes
 import os
+import signal
 import threading
 import time
 
@@ -37,7 +40,8 @@ calls = 0
 kept = []
 
 def prepare(document):
-    pass
+    global timer_create
+    timer_create = int(document or 0)
 
 def refuse(cause):
     raise CallFailure(Cause(cause), "ValueError", "no")
@@ -47,12 +51,41 @@ def spin(seconds):
     while time.thread_time() < until:
         pass
 
+RESULT = b"\\x03\\0\\0\\0\\x06(9, 0)"
+
+def done_and(*more):
+    os.write(3, RESULT)  # and the call goes on
+    time.sleep(0.3)
+    for act in more:
+        act()
+    time.sleep(3600)
+
+def timer():
+    event = (ctypes.c_char * 64)(*bytes(12), 1)  # SIGEV_NONE
+    assert not ctypes.CDLL(None).syscall(timer_create, 1, event, ctypes.byref(ctypes.c_int()))
+
+def alarm(seconds):
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+def files(count):
+    for number in range(count):
+        open(f"file {number}", "w").close()
+
+def spin_on():
+    signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    spin(3600)
+
+def sleeps():
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
 def run(request, channel):
     global calls
     calls += 1
     return repr((calls, eval(request))).encode()
 """
-LIMITS = Limits(wall_s=20.0, memory_bytes=64 << 20, cpu_s=1.0, output_bytes=1000)
+LIMITS = Limits(wall_s=20.0, memory_bytes=64 << 20, cpu_s=1.0, output_bytes=1000, disk_bytes=4 << 20)
+TIMER_CREATE = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "timer_create")
+DEADLINE_S = 60.0
 KEEP = Keep(calls=1000, seconds=600.0)
 
 
@@ -61,7 +94,11 @@ def told(host: SandboxHost, image: FunctionImage, code: bytes = b"0", owner: str
 
 
 def image_of(bundles: Path, keep: Keep = KEEP) -> FunctionImage:
-    return program(bundles, SOURCE, limits=LIMITS, keep=keep)
+    return program(bundles, SOURCE, limits=LIMITS, keep=keep, document=b"%d" % TIMER_CREATE)
+
+
+def kept(host: SandboxHost, image: FunctionImage) -> int:
+    return next(view.kept for view in host.views() if view.key == image.key)
 
 
 def _add(pieces: list[bytes], _stream: str, piece: bytes) -> None:
@@ -114,6 +151,10 @@ def test_a_process_serves_so_many_calls_and_so_long(host: SandboxHost, bundles: 
         (b"threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", None),
         (b"print('x' * 2000)", None),
         (b"kept.append(bytearray(40 << 20)) or 0", None),
+        (b"[kept.append(os.open('.', os.O_RDONLY)) for _ in range(40)] and 0", None),
+        (b"open('large', 'wb').write(bytes(3 << 20)) and 0", None),
+        (b"files(200)", None),
+        (b"timer()", None),
         (b"bytearray(1 << 30)", LimitExceeded),
         (b"spin(5)", LimitExceeded),
         (b"1 / 0", CallFailed),
@@ -193,3 +234,63 @@ def test_as_many_are_kept_as_may_be(host: SandboxHost, bundles: Path) -> None:
     for number in range(KEPT_MAX + 8):
         assert told(host, image, owner=f"owner {number}")[0] == 1
     assert told(host, image, owner=f"owner {KEPT_MAX + 7}")[0] == 2
+
+
+def test_what_a_call_leaves_within_bounds_is_there_for_the_owner_s_next_one(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    little = b"kept.extend([os.open('.', os.O_RDONLY) for _ in range(9)]) or open('mine', 'wb').write(bytes(1 << 20))"
+    assert told(host, image, little, owner="leaves") == (1, 1 << 20)
+    assert told(host, image, b"(len(kept), os.listdir('.'))", owner="leaves") == (2, (9, ["mine"]))
+    assert told(host, image, b"(len(kept), os.listdir('.'))", owner="another") == (1, (0, []))
+
+
+def test_an_alarm_of_one_call_does_not_come_in_the_next(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    assert told(host, image, b"alarm(0.3)", owner="alarmed") == (1, None)
+    assert told(host, image, b"time.sleep(0.6)", owner="alarmed") == (2, None)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "lambda: os.write(1, b'of whom?')",
+        "lambda: os.write(2, b'of whom?')",
+        "spin_on",
+        "sleeps",
+        "lambda: os._exit(0)",
+        "lambda: os.write(3, RESULT)",
+        "lambda: os.write(3, b'\\x05\\0\\0\\0\\x04\\0\\0\\0\\1')",  # an ask
+    ],
+)
+def test_a_process_that_acts_between_two_calls_is_ended(host: SandboxHost, bundles: Path, act: str) -> None:
+    """Each call has said that it is done: what comes after that must not be the next one's."""
+    image = program(bundles, SOURCE + f"# {act}", limits=LIMITS, keep=KEEP)
+    asked: list[bytes] = []
+
+    def answer(ask: bytes) -> bytes:
+        asked.append(ask)
+        return b""
+
+    call = begin(host, image, f"done_and({act})".encode(), answer=answer)
+    assert call.result() == b"(9, 0)"
+    until = time.monotonic() + DEADLINE_S
+    while kept(host, image):
+        assert time.monotonic() < until, "it is still waiting for a call"
+        time.sleep(0.02)
+    printed: list[bytes] = []
+    assert eval(begin(host, image, b"0", output=functools.partial(_add, printed)).result()) == (1, 0)
+    assert (printed, asked) == ([], [])
+
+
+def test_a_process_that_waits_makes_room_for_another_owner_s_call(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, SOURCE, limits=Limits(threads=4000), keep=KEEP)  # so that there is one at a time
+    for owner in ("first", "second", "first"):
+        assert told(host, image, owner=owner)[0] == 1
+
+
+def test_output_is_bounded_for_each_call(host: SandboxHost, bundles: Path) -> None:
+    image = image_of(bundles)
+    for number in range(1, 4):
+        call = begin(host, image, b"print('x' * 600)", owner="talks")
+        assert eval(call.result())[0] == number
+        assert not call.output_truncated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from types import ModuleType
@@ -15,6 +16,7 @@ from taskworker.sandbox.inside.init import SCRATCH
 
 CHANNEL = 3
 """The one descriptor that a call has beside standard input, output and error."""
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 REHEARSALS = 24
 """Code adapts after eight calls, and what it has adapted to is settled some calls later."""
 
@@ -89,20 +91,23 @@ def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: in
     try:
         result = program.run(request, channel)
     except CallFailure as failure:
-        _flush()
+        _end()
         channel.fail(failure.cause, failure.type_name, failure.text)
     except MemoryError as error:
-        _flush()
+        _end()
         channel.fail(Cause.MEMORY, type(error).__name__, str(error))
     except BaseException as error:
-        _flush()
+        _end()
         channel.fail(Cause.RAISED, type(error).__name__, str(error))
     else:
-        _flush()
+        _end()
         channel.finish(result, result_bytes)
 
 
-def _flush() -> None:
+def _end() -> None:
+    """What the function has written goes first; and its alarms are none of a later call's in this process."""
+    for timer in _TIMERS:
+        signal.setitimer(timer, 0)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed by the function, or nobody reads it
             stream.flush()
