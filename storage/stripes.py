@@ -65,6 +65,18 @@ _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
 
 
+class Absent(NamedTuple):
+    """Shards of a stripe that are not known to be where they should be put now.
+
+    ``slots``: theirs. ``unsure``: those of which that cannot be told, see :class:`Whereabouts`. ``targets``: the store
+    to put each shard on, by the same look: one that came since, which may have them, was not asked.
+    """
+
+    slots: list[int]
+    unsure: frozenset[int]
+    targets: tuple[int, ...]
+
+
 class Written(NamedTuple):
     """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
 
@@ -186,20 +198,20 @@ class StripeStore:
 
         A stripe that could not be read lacks all of them until it was written anew.
         """
-        return self._absent(stripe)[0]
+        return self.look_for(stripe).slots
 
-    def _absent(self, stripe: StripeKey) -> tuple[list[int], frozenset[int]]:
-        """:meth:`absent_slots`, and those of which that cannot be told: see :class:`Whereabouts`."""
+    def look_for(self, stripe: StripeKey) -> Absent:
+        """:meth:`absent_slots`, and the stores to put them on."""
         for _ in range(_LOOKS_MAX):
             attendance = self.volumes.attendance()
             if self._soundness.is_doubted(stripe, attendance):
-                return list(range(stripe[34] + 1)), frozenset()
-            absent, unsure = self._absent_now(stripe)
-            if not absent or self.volumes.attendance() == attendance:
+                return Absent(list(range(stripe[34] + 1)), frozenset(), self.volumes.targets(stripe))
+            found = self._look_now(stripe)
+            if not found.slots or self.volumes.attendance() == attendance:
                 break
-        return absent, unsure
+        return found
 
-    def _absent_now(self, stripe: StripeKey) -> tuple[list[int], frozenset[int]]:
+    def _look_now(self, stripe: StripeKey) -> Absent:
         targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
         absent, unsure = [], []
         for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
@@ -211,7 +223,7 @@ class StripeStore:
             if lacks is not False:
                 absent.append(slot)
                 unsure += [slot] if lacks is None else []
-        return absent, frozenset(unsure)
+        return Absent(absent, frozenset(unsure), targets)
 
     def _lacks(self, store: int, key: ShardKey) -> bool | None:
         """Whether a store has not got a shard; None if it does not answer, and was not known to be away."""
@@ -314,8 +326,17 @@ class StripeStore:
                 self.volumes.failed(holder, volume, error)
         return None
 
-    def put(self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None) -> list[Shard]:
+    def put(
+        self,
+        stripe: StripeKey,
+        data: BytesLike,
+        length: int,
+        slots: Collection[int] | None = None,
+        targets: Sequence[int] | None = None,
+    ) -> list[Shard]:
         """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable.
+
+        ``targets`` are those by which it was looked what is absent.
 
         Returns:
             The shards; their payloads are this thread's, and change with the next call.
@@ -324,7 +345,7 @@ class StripeStore:
             with self._lately_lock:
                 self._lately[stripe] = None
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
-        batches, since = self.by_volume(stripe, shards), self.volumes.attendance()
+        batches, since = self.by_volume(stripe, shards, targets), self.volumes.attendance()
         self.volumes.append(batches)
         self.note_appended(batches, since)
         return shards
@@ -332,8 +353,9 @@ class StripeStore:
     def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
         """:meth:`put` those of its shards that are absent still, once nobody else makes them."""
         with self._making.of([stripe]):
-            if absent := self.absent_slots(stripe):
-                self.put(stripe, data, length, absent)
+            absent = self.look_for(stripe)
+            if absent.slots:
+                self.put(stripe, data, length, absent.slots, absent.targets)
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
         """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
@@ -343,9 +365,11 @@ class StripeStore:
             parity = self._scratch.parity = bytearray(needed)
         return parity
 
-    def by_volume(self, stripe: StripeKey, shards: Iterable[Shard]) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the volume slot to put them on."""
-        holders = self.volumes.targets(stripe)
+    def by_volume(
+        self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
+    ) -> dict[int, list[Shard]]:
+        """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
+        holders = self.volumes.targets(stripe) if targets is None else targets
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
             holder = holders[shard[0][35]]
@@ -814,7 +838,7 @@ class StripeStore:
         *,
         at_once: bool,
     ) -> tuple[list[Written], int]:
-        k, absent = stripe[33] + 1, where.absent
+        k, absent, targets = stripe[33] + 1, where.absent, self.volumes.targets(stripe)
         if content is None:
             padded, length = self._whole(stripe)
             if where.told_by is not None and where.length != length:
@@ -825,13 +849,12 @@ class StripeStore:
             padded = memoryview(content.obj)
         if content is None or self.volumes.attendance() != attendance:
             # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
-            absent, unsure = self._absent(stripe)
+            absent, unsure, targets = self.look_for(stripe)
             if not at_once:
                 absent = self._due(stripe, absent, unsure, stripe[34] + 1 - len(absent))
-        targets = self.volumes.targets(stripe)
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         size = -(-length // k)
-        shards = self.put(stripe, padded, length, slots)
+        shards = self.put(stripe, padded, length, slots, targets)
         written = [Written(shard.key, size, shard.digest, targets[shard.key[STRIPE_KEY_BYTES]]) for shard in shards]
         return written, len(slots) * size
 

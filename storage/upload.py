@@ -612,7 +612,8 @@ def _is_new(context: PushContext, stripe: StripeKey) -> bool:
 def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
     """Those shards of a small chunk that are not stored yet, by volume slot."""
     stripes = context.stripes
-    absent = None if _is_new(context, stripe) else stripes.absent_slots(stripe)
+    known = None if _is_new(context, stripe) else stripes.look_for(stripe)
+    absent, targets = (None, None) if known is None else (known.slots, known.targets)
     unsound = absent == [] and not stripes.is_sound(stripe, len(data))
     if absent == [] and not unsound:
         return {}
@@ -621,8 +622,8 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
     padded = data if whole == length else bytes(data) + bytes(whole - length)
     shards = stripes.shards_of(stripe, padded, length)
     if unsound:
-        absent = stripes.unsound_slots(stripe, shards)
-    return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent])
+        absent, targets = stripes.unsound_slots(stripe, shards), None
+    return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent], targets)
 
 
 def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:

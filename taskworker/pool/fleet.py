@@ -340,13 +340,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
             return self._trust.total(slot)
 
     def _changed(self) -> None:
-        """See :meth:`Fleet._changed`."""
+        """See :meth:`Fleet._changed`. Nobody who looks meanwhile keeps what held before."""
         self._epoch += 1
-        self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
             self._note_targets(self._current_targets())
+        self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
+        self._epoch += 1  # who began to look in between has seen some of both
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
@@ -451,7 +452,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
         partition, profile = partition_of(stripe), stripe[33:35]
-        table = self._targets
+        table = self._targets  # before what it is made from, which is set first when that changes
         found = table.get((partition, profile))
         if found is None:
             latest = self._latest
@@ -464,11 +465,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
         A write under way does not count on those that might lose it: it may have been given to them a moment ago.
         """
+        table = self._places
         targets, latest = self.targets(stripe), self._latest
         if latest is None or not latest.keeping:
             return targets
         strict = bool(self._undurable) and self.is_pinned(stripe)
-        table, key = self._places, (partition_of(stripe), stripe[33:35], strict)
+        key = partition_of(stripe), stripe[33:35], strict
         found = table.get(key)
         if found is None:
             keeping = latest.keeping - self._undurable if strict else latest.keeping
@@ -560,12 +562,16 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """There is more than was known when all was last mended, so that it has to be looked at."""
         self._mended = None
 
-    def note_mended(self, mark: tuple[int, ...]) -> None:
-        """Every shard was where it should be put when this was the :meth:`mark`."""
-        self._mended, self._mended_targets = mark, self._latest
-        self._emptied.clear()
-        self._stood_in_for = self._fullness.slots
-        self._targets_since.clear()
+    def note_mended(self, mark: tuple[int, ...]) -> bool:
+        """Every shard was where it should be put when this was the :meth:`mark`; whether it still is."""
+        with self._lock:
+            if self.mark() != mark:
+                return False
+            self._mended, self._mended_targets = mark, self._latest
+            self._emptied.clear()
+            self._stood_in_for = self._fullness.slots
+            self._targets_since.clear()
+        return True
 
     # -- writing ---------------------------------------------------------------------------------
 

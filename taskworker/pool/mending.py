@@ -195,8 +195,7 @@ class Mender:
                 return True
             if self._store.behind:
                 # What is in the wrong place by an older catalog may be in the right one, and stays until a rebuild.
-                if self._fleet.mark() == mark:
-                    self._fleet.note_mended(mark)
+                self._fleet.note_mended(mark)
                 return True
             self._conclude(report, under_way, mark)
             return True
@@ -208,8 +207,7 @@ class Mender:
         under_way.tidying = True
         self._tidy()
         self._free_space()
-        if self._fleet.mark() == mark:
-            self._fleet.note_mended(mark)
+        if self._fleet.note_mended(mark):
             self._settled()
         if self.lost:
             self._note_lost(report)

@@ -489,6 +489,46 @@ def test_what_a_full_worker_says_to_hold_counts_no_more_once_it_is_distrusted() 
     assert full not in fleet.places(stripe)
 
 
+def test_who_looks_while_a_worker_goes_or_comes_keeps_no_row_of_before() -> None:
+    stripes, looks = [stripe_of(seed) for seed in range(20)], 0
+
+    def look_and_tell_time() -> float:
+        nonlocal looks
+        looks += looking
+        for stripe in stripes if looking else ():
+            fleet.targets(stripe), fleet.places(stripe), fleet.elsewhere(stripe)
+        return 1000.0
+
+    looking = False
+    fleet = WorkerFleet(now_s=look_and_tell_time)
+    fleet.use_layouts(layout_of(7, 6))
+    for slot in range(7):
+        attach(fleet, slot)
+    fill_up(fleet, 2)
+    looking = True
+    fleet.set_offline(0, "gone")
+    looking = False
+    assert looks
+    for stripe in stripes:
+        assert 0 not in fleet.targets(stripe) + fleet.places(stripe) + fleet.elsewhere(stripe)
+    looking = True
+    attach(fleet, 0)
+    looking = False
+    for stripe in stripes:
+        assert 0 in fleet.targets(stripe) or 0 not in fleet.holders(stripe)
+        assert 0 in fleet.elsewhere(stripe)
+
+
+def test_what_was_mended_before_somebody_came_is_not_all() -> None:
+    fleet = manned(7, away=[0])
+    mark = fleet.mark()
+    attach(fleet, 0)
+    assert not fleet.note_mended(mark)
+    assert not fleet.is_mended()
+    assert fleet.note_mended(fleet.mark())
+    assert fleet.is_mended()
+
+
 def test_a_full_worker_is_tried_again_after_a_while() -> None:
     now = [1000.0]
     fleet = WorkerFleet(now_s=lambda: now[0])

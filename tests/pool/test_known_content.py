@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -11,6 +12,7 @@ from blake3 import blake3
 from storage import ErasureProfile
 from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, VolumeUnavailable
+from storage.stripes import StripeStore
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
 from tests.simulation.network import Connection
@@ -148,3 +150,33 @@ def test_wrong_shards_are_made_anew(cluster: Cluster, content: bytes) -> None:
     file = cluster.pool.store.find("again", user_id="u")
     assert file is not None
     assert cluster.pool.store.get(file.file_id, user_id="u") == content
+
+
+@pytest.mark.parametrize("where", ["in the middle of a push", "in the middle of a repair"])
+def test_a_worker_that_comes_back_once_its_shards_were_missed_is_given_none_that_it_has(
+    cluster: Cluster, content: bytes, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = cluster.workers[0]
+    before = chunk_records(cluster, content)
+    assert any(name == away.name for name, _ in before)
+    away.stop()
+    cluster.pass_time(LEASE_S + 2)
+    shards_of = StripeStore.shards_of
+
+    def come_back_first(self: StripeStore, *arguments: Any, **named: Any) -> list[Shard]:
+        if not away.up:
+            away.start()
+            away.beat(cluster.pool)
+            assert away.joined
+        return shards_of(self, *arguments, **named)
+
+    monkeypatch.setattr(StripeStore, "shards_of", come_back_first)
+    if where == "in the middle of a push":
+        push_again(cluster, content)
+    else:
+        stripes = cluster.pool.store._stripes
+        stripes.heal_all(chunks_of(content, cluster.profile), at_once=True)
+    after = chunk_records(cluster, content)
+    assert away.up
+    assert {place: record for place, record in after.items() if place in before} == before
+    assert all(after[place] is record for place, record in before.items())
