@@ -143,10 +143,9 @@ class FunctionSandbox:
         for own in (self._init, self._zygote):
             own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             own.setblocking(False)
+        disk_bytes = image.limits.disk_bytes
+        place = init.Place(code, disk_bytes, files=max(FILES_MIN, (disk_bytes >> 20) * FILES_PER_MIB))
         start = init.Start(
-            code=code,
-            disk_bytes=image.limits.disk_bytes,
-            files=max(FILES_MIN, (image.limits.disk_bytes >> 20) * FILES_PER_MIB),
             result_bytes=image.limits.result_bytes,
             pids=FUNCTION_TASKS_MAX,
             uid=self._uid,
@@ -158,7 +157,8 @@ class FunctionSandbox:
         self._starts: Starts | None = None
         files: list[int] = []
         try:
-            self._init.send(json.dumps(asdict(start)).encode(), socket.MSG_NOSIGNAL)
+            for told in (start, place):
+                self._init.send(json.dumps(asdict(told)).encode(), socket.MSG_NOSIGNAL)
             files.extend(map(_in_memory, (image.document, filters.starts, filters.zygote, filters.call)))
             base.start_function([theirs.fileno(), zygotes.fileno(), *files])
         except OSError:

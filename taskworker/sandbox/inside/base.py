@@ -22,7 +22,6 @@ from typing import Any
 
 from taskworker.sandbox.inside import call, identity, init, kernel, locks, zygote
 
-START_BYTES_MAX = 64 << 10
 PREIMPORTED = (
     "asyncio",
     "base64",
@@ -115,7 +114,7 @@ def _start_function(descriptors: list[int], proc: int) -> None:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kernel.close_all_but({proc, *descriptors})
-        start = init.Start(**json.loads(os.read(descriptors[0], START_BYTES_MAX)))
+        start = init.Start(**json.loads(os.read(descriptors[0], init.MESSAGE_BYTES_MAX)))
         if start.uid:
             identity.become(start.uid)
         uid, gid = os.getuid(), os.getgid()
@@ -137,7 +136,8 @@ def _tell_not_started(descriptors: list[int], error: OSError) -> None:
         return
     own = socket.socket(fileno=descriptors[0])
     with contextlib.suppress(OSError):  # nothing may be left unread: the host would read ECONNRESET instead
-        own.recv(START_BYTES_MAX, socket.MSG_DONTWAIT)
+        while own.recv(init.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
+            pass
     with contextlib.suppress(OSError):  # the host has hung up
         own.send(init.NOT_STARTED + f"{error.errno} {error}".encode(), socket.MSG_NOSIGNAL)
     own.detach()  # whoever gave the descriptor closes it

@@ -406,8 +406,8 @@ def tell_others_by_a_lock(_: Channel) -> object:
 
 
 @attack
-def find_other_functions_in_memory(_: Channel) -> object:
-    """The names of their bundles, which whoever forked this process may have heard: what is read is a pipe's."""
+def find_functions_in_memory(_: Channel) -> object:
+    """Names of bundles, its own too, which whoever forked this process may have heard: what is read is a pipe's."""
     unmasked = bytes(one ^ 0x55 for one in range(256))
     before, end, after = (text.translate(unmasked) for text in (b'"code": "', b'"', b'", "disk_bytes": '))
     named = re.compile(re.escape(before) + b"([^" + re.escape(end) + b"]{0,200})" + re.escape(after))
@@ -421,4 +421,4 @@ def find_other_functions_in_memory(_: Channel) -> object:
             if LIBC.write(writer, ctypes.c_void_p((place << 20) + page), ctypes.c_size_t(4096)) == 4096:
                 # What was read stays in this process's memory and may be read again: names are counted, not places.
                 found.update(named.findall(os.read(reader, 4096).translate(unmasked)))
-    return len(found) > 1  # its own
+    return found
