@@ -8,7 +8,7 @@ whenever it comes back with its id: its slot is kept for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -360,10 +360,15 @@ class Membership:
             presence = self._presence.get(worker)
             return presence is not None and self._is_alive(presence)
 
-    def drained(self) -> list[MemberRecord]:
-        """Those whose shards have all moved off now that every shard is in its place: their standing becomes that."""
+    def drained(self, placed: Container[int]) -> list[MemberRecord]:
+        """Those whose shards have all moved off now that every shard is in its place: their standing becomes that.
+
+        Args:
+            placed: slots of the members with a part in that layout: nothing has moved off who is drained since.
+        """
         with self._lock:
-            draining = [record for record in self._records.values() if record.standing is Standing.DRAINING]
+            records = [record for record in self._records.values() if record.slot not in placed]
+            draining = [record for record in records if record.standing is Standing.DRAINING]
             for record in draining:
                 self._records[record.worker] = msgspec.structs.replace(record, standing=Standing.DRAINED)
             return draining

@@ -549,7 +549,9 @@ class PoolCore:
     def _settled(self) -> None:
         """Every shard is where the current layout wants it: former layouts have served, drains have ended."""
         with self._lock:
-            drained = self.membership.drained()
+            if not self.fleet.is_mended():
+                return  # the layout, or who is there, has changed since
+            drained = self.membership.drained(self._layouts[0].by_slot)
             self._keep(self._layouts[:1])
         for record in drained:
             self._note("drained", f"worker {record.worker} is drained: nothing on it is needed, and it may be stopped")
@@ -598,14 +600,15 @@ class PoolCore:
 
         Besides it may be given what others that went were to hold, by each time that they did.
         """
-        shares = self._layouts[0].shares() if self._layouts else {}
-        stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, self._bytes_told(shares))
+        layout = self._layouts[0] if self._layouts else None  # once: another may be made at any moment
+        shares = layout.shares() if layout is not None else {}
+        told = self._bytes_told(layout.members, shares) if layout is not None else 0.0
+        stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, told)
         gone = sum(shares.get(other, 0.0) for other in self.fleet.gone_but_for(slot))
         return _REPAIR_BYTES_MIN + int((3 * shares.get(slot, 0.0) + gone) * stored)
 
-    def _bytes_told(self, shares: Mapping[int, float]) -> float:
+    def _bytes_told(self, members: Iterable[Member], shares: Mapping[int, float]) -> float:
         """What all workers hold, earlier versions included, going by what most of the trusted ones say they hold."""
-        members = self._layouts[0].members if self._layouts else ()
         told = [
             self.membership.load(member.worker).bytes_live / shares[member.slot]
             for member in members

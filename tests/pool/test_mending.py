@@ -7,10 +7,12 @@ from random import Random
 
 import pytest
 
-from storage import ErasureProfile
-from storage.keys import ShardKey, shard_key
+from storage import ErasureProfile, FileStorage
+from storage.catalog import Counters
+from storage.keys import ID_BYTES, Kind, ShardKey, shard_key
 from storage.shards import Shard, VolumeUnavailable
-from taskworker.pool.membership import WorkerState
+from taskworker.pool.fleet import WorkerFleet
+from taskworker.pool.membership import MemberRecord, Membership, Standing, WorkerState
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
@@ -127,3 +129,56 @@ def test_while_a_worker_is_away_nothing_is_lost_for_good(cluster: Cluster) -> No
     settle(cluster)
     assert state_of(cluster, drained.name) is WorkerState.DRAINED
     assert cluster.pool.mender.lost == 0
+
+
+@pytest.mark.parametrize("moment", ["mended", "standing set"])
+def test_a_drain_that_begins_as_mending_ends_does_not_end_with_it(
+    cluster: Cluster, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, drained = cluster.pool, cluster.workers[0]
+    cluster.add_worker()
+    pool.store.push(Random(1).randbytes(200_000), filename="f", user_id="u")
+    settle(cluster)
+    note_mended, set_standing = WorkerFleet.note_mended, Membership.set_standing
+
+    def drain_then(fleet: WorkerFleet, mark: tuple[int, ...]) -> bool:
+        noted = note_mended(fleet, mark)
+        monkeypatch.undo()
+        pool.drain(drained.name)
+        return noted
+
+    def mend_then(membership: Membership, worker: str, standing: Standing) -> MemberRecord:
+        record = set_standing(membership, worker, standing)
+        monkeypatch.undo()
+        pool.fleet.note_unknown()
+        pool.mender.mend()
+        return record
+
+    if moment == "mended":
+        monkeypatch.setattr(WorkerFleet, "note_mended", drain_then)
+        pool.fleet.note_unknown()
+        pool.mender.mend()
+    else:
+        monkeypatch.setattr(Membership, "set_standing", mend_then)
+        pool.drain(drained.name)
+    assert state_of(cluster, drained.name) is WorkerState.DRAINING
+    settle(cluster)
+    assert state_of(cluster, drained.name) is WorkerState.DRAINED
+    assert not [key for key in drained.volume.records_by_key if key[ID_BYTES] != Kind.MARK]
+
+
+def test_the_layout_may_change_while_it_is_asked_how_much_a_worker_may_lack(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = FileStorage.counts
+
+    def join_first(store: FileStorage) -> Counters:
+        monkeypatch.undo()
+        cluster.add_worker()
+        cluster.pass_time(5.0)
+        return counts(store)
+
+    before = cluster.pool.layouts
+    monkeypatch.setattr(FileStorage, "counts", join_first)
+    assert cluster.pool.fleet.repair_bytes_max(0) > 0
+    assert cluster.pool.layouts != before
