@@ -29,7 +29,7 @@ from taskworker.client.sources import Pushable
 
 if TYPE_CHECKING:
     from taskworker.client.deploying import Deployment
-    from taskworker.client.functions import FunctionStatus
+    from taskworker.client.functions import FunctionStatus, LogLine
 
 ResultT = TypeVar("ResultT")
 
@@ -372,6 +372,17 @@ class AsyncClient:
     async def functions(self, *, timeout_s: float | None = None) -> list[FunctionStatus]:
         """See :meth:`Client.functions`."""
         return await self._run(lambda: self._client.functions(timeout_s=timeout_s))
+
+    async def logs(
+        self, function: str = "", *, call_id: str = "", since_ms: int = 0, tail: int | None = None, follow: bool = False
+    ) -> AsyncIterator[LogLine]:
+        """See :meth:`Client.logs`."""
+        lines = self._client.logs(function, call_id=call_id, since_ms=since_ms, tail=tail, follow=follow)
+        try:
+            while (line := await self._run(lambda: next(lines, None))) is not None:
+                yield line
+        finally:
+            await self._run(lines.close)
 
     async def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
         """See :meth:`Client.resolve`."""

@@ -51,7 +51,7 @@ from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, UNARY_BYTES_MAX
 
 if TYPE_CHECKING:
     from taskworker.client.deploying import Deployment
-    from taskworker.client.functions import FunctionStatus
+    from taskworker.client.functions import FunctionStatus, LogLine
 
 ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
@@ -72,6 +72,10 @@ _RULES = {
     "include": anything,
     "requirements": anything,
     "dry_run": anything,
+    "call_id": text("call_id"),
+    "since_ms": whole_number("since_ms", 0),
+    "tail": whole_number("tail", 0),
+    "follow": anything,
     "options": anything,  # checked by spec_from_options
 }
 
@@ -712,6 +716,24 @@ class Client:
         with FunctionClient(self.address) as client:
             return client.functions(timeout_s=self._deadline(timeout_s).remaining_s())
 
+    @_arguments_checked
+    def logs(
+        self, function: str = "", *, call_id: str = "", since_ms: int = 0, tail: int | None = None, follow: bool = False
+    ) -> Generator[LogLine, None, None]:
+        """What the calls of a function printed and logged, and the errors they ended with, as ``taskworker logs``.
+
+        Args:
+            function: its name; may be left out with ``call_id``.
+            call_id: only of calls whose id begins so, and of those they led to.
+            since_ms: only lines that are not older, in ms since 1970.
+            tail: only the last so many of those kept.
+            follow: whether to go on with those that come, without end.
+
+        Raises:
+            InvalidArgument: neither a function nor a call is given.
+        """
+        return _logs_of(self.address, function, call_id, since_ms, tail, follow=follow)
+
     # Names
 
     @_arguments_checked
@@ -891,6 +913,15 @@ def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
     with contextlib.closing(items):
         for item in items:
             yield json.loads(item)
+
+
+def _logs_of(
+    address: str, function: str, call_id: str, since_ms: int, tail: int | None, *, follow: bool
+) -> Generator[LogLine, None, None]:
+    from taskworker.client.functions import FunctionClient
+
+    with FunctionClient(address) as client:
+        yield from client.logs(function, follow=follow, since_ms=since_ms, tail=tail, call_id=call_id)
 
 
 def _items_of(messages: IncomingMessages[functions_pb2.FunctionItem]) -> Generator[str, None, None]:

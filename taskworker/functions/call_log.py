@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from storage.errors import StorageError
+from taskworker.functions import former_records
 from taskworker.functions.calls import Call, CallReport
-from taskworker.functions.records import CallRecords, LineQuery, LoggedLine, RecordBounds
+from taskworker.functions.records import CallRecords, Entry, LineQuery, LoggedLine, Position, RecordBounds
 from taskworker.functions.statistics import StatisticsByFunction
 
 log = logging.getLogger(__name__)
 
 _WRITE_AFTER_S = 0.05
 """Lines that come within it are written together."""
-_PENDING_MAX = 50_000
-"""Lines that wait to be written; where the disk is slower than that, the oldest are dropped, and that is told."""
+_WRITE_AFTER_S_MAX = 1.0
+_OF_DISK_TIME = 10
+"""Between writes, so many times as long as one takes is waited: others want the disk as well."""
+_PENDING_BYTES_MAX = 32 << 20
+"""Of what waits to be written; where the disk is slower than that, the oldest is dropped, and that is told."""
 _FIGURES_EVERY_S = 1.0
 _DROP_OLD_EVERY_S = 60.0
 _WAKE_S = 0.5
@@ -30,7 +34,7 @@ class CallLog:
     """The lines of all functions, and, with them, how their calls do, kept over restarts. Thread-safe.
 
     Args:
-        path: of the file that keeps them; None: in memory.
+        path: of the directory that keeps them; None: one that goes with this object.
         bounds: how much is kept.
         statistics: what is kept of figures; restored here.
     """
@@ -43,11 +47,13 @@ class CallLog:
     ) -> None:
         self._records = _opened(path, bounds)
         self._statistics = statistics or StatisticsByFunction()
-        for function, document in self._records.figures():
-            self._statistics.restore(function, document)
+        self._restore()
         self._changed = threading.Condition()
         self._writing = threading.Lock()
-        self._pending: deque[tuple[str, LoggedLine]] = deque(maxlen=_PENDING_MAX)
+        self._arrived = threading.Event()
+        self._pending: deque[Entry] = deque()
+        self._pending_bytes = 0
+        self._dropped = 0
         self._written = 0
         self._closing = threading.Event()
         self._failing = False
@@ -59,6 +65,7 @@ class CallLog:
         if self._closing.is_set():
             return
         self._closing.set()
+        self._arrived.set()
         self._writer.join()
         self._flush()
         self._save_figures()
@@ -66,17 +73,21 @@ class CallLog:
 
     def finished(self, call: Call, worker: str, report: CallReport) -> None:
         """Keep what a call left behind; returns at once."""
-        lines = [LoggedLine(one.time_ms, call.call_id, worker, one.stream, one.text) for one in report.output]
+        lines = [(one.time_ms, one.stream, one.text) for one in report.output]
         if report.error is not None:
             text = f"{type(report.error).__name__}: {report.error}"
-            lines.append(LoggedLine(time.time_ns() // 1_000_000, call.call_id, worker, "event", text))
+            lines.append((time.time_ns() // 1_000_000, "event", text))
         if not lines:
             return
+        entries = Entry.all_of(call.function, call.call_id, worker, lines)
         with self._changed:
-            lost = len(self._pending) + len(lines) - _PENDING_MAX
-            self._pending.extend((call.function, line) for line in lines)
-        if lost > 0:
-            log.warning("lines of functions come faster than they can be written: %d are dropped", lost)
+            self._pending.extend(entries)
+            self._pending_bytes += sum(entry.kept_bytes for entry in entries)
+            while self._pending_bytes > _PENDING_BYTES_MAX:
+                gone = self._pending.popleft()
+                self._pending_bytes -= gone.kept_bytes
+                self._dropped += gone.lines
+        self._arrived.set()
 
     def read(self, query: LineQuery, *, tail: int | None = None, follow: bool = False) -> Iterator[LoggedLine | None]:
         """The lines kept, then, if asked to follow, those that come; None every so often while none does.
@@ -87,64 +98,93 @@ class CallLog:
             follow: whether to go on.
         """
         self._flush()
-        number = 0 if tail is None else self._records.number_before(query, tail)
+        at = Position() if tail is None else self._records.position_before(query, tail)
         while True:
-            page = self._records.lines(query, number, _PAGE)
-            if page:
-                number = page[-1][0]
-                yield from (line for _, line in page)
+            with self._changed:
+                seen = self._written
+            page = self._records.page(query, at, _PAGE)
+            at = page.following
+            yield from page.lines
+            if page.more:
+                yield None
             elif not follow:
                 return
             else:
                 yield None
                 with self._changed:
-                    seen = self._written
                     self._changed.wait_for(lambda seen=seen: self._written != seen, _WAKE_S)  # type: ignore[misc]
 
+    def _restore(self) -> None:
+        try:
+            for function, document in self._records.figures():
+                self._statistics.restore(function, document)
+        except StorageError as error:
+            log.warning("the figures of functions begin anew: %s", error)
+
     def _write_on(self) -> None:
-        figures_at = old_at = time.monotonic()
-        while not self._closing.wait(_WRITE_AFTER_S):
+        old_at, pause_s = time.monotonic(), _WRITE_AFTER_S
+        figures_at = time.monotonic() + _FIGURES_EVERY_S
+        while not self._closing.is_set():
+            self._arrived.wait(_FIGURES_EVERY_S)
+            if self._closing.wait(pause_s):
+                return
+            begun = time.monotonic()
             self._flush()
-            now = time.monotonic()
-            if now >= figures_at:
+            if begun >= figures_at:
                 self._save_figures()
-                figures_at = time.monotonic() + _FIGURES_EVERY_S
-            if now >= old_at:
+                figures_at = begun + _FIGURES_EVERY_S
+            pause_s = min(_WRITE_AFTER_S_MAX, max(_WRITE_AFTER_S, _OF_DISK_TIME * (time.monotonic() - begun)))
+            if begun >= old_at:
                 self._try(self._records.drop_old)
-                old_at = now + _DROP_OLD_EVERY_S
+                old_at = begun + _DROP_OLD_EVERY_S
 
     def _flush(self) -> None:
         with self._writing:  # a reader must find what another thread is just writing
             with self._changed:
-                lines = list(self._pending)
+                self._arrived.clear()
+                entries, dropped = list(self._pending), self._dropped
                 self._pending.clear()
-            if not lines:
+                self._pending_bytes = self._dropped = 0
+            if dropped:
+                log.warning("lines of functions come faster than they can be written: %d are dropped", dropped)
+            if not entries:
                 return
-            self._try(lambda: self._records.add(lines))
+            self._try(lambda: self._records.add(entries))
         with self._changed:
-            self._written += len(lines)
+            self._written += len(entries)
             self._changed.notify_all()
 
     def _save_figures(self) -> None:
-        documents = self._statistics.documents()
-        if documents is not None:
-            self._try(lambda: self._records.save_figures(documents))
+        changed = self._statistics.changed()
+        if not changed.documents and not changed.gone:
+            return
+        if self._try(lambda: self._records.save_figures(changed.documents, changed.gone)):
+            self._statistics.saved(changed)
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], None]) -> bool:
         """Write; where the disk fails, go on without: calls do not wait for their log."""
         try:
             write()
-        except sqlite3.Error as error:
+        except StorageError as error:
             if not self._failing:
                 log.warning("what functions print and how they do cannot be kept: %s", error)
             self._failing = True
         else:
             self._failing = False
+        return not self._failing
 
 
 def _opened(path: Path | None, bounds: RecordBounds | None) -> CallRecords:
-    try:
-        return CallRecords(path, bounds)
-    except (sqlite3.Error, OSError) as error:
-        log.warning("what functions print and how they do is kept in memory only: %s: %s", path, error)
+    if path is None:
         return CallRecords(None, bounds)
+    try:
+        records = CallRecords(path, bounds)
+    except (StorageError, OSError) as error:
+        log.warning("what functions print and how they do is kept until this process ends only: %s: %s", path, error)
+        return CallRecords(None, bounds)
+    former = path.with_name("calls.sqlite")
+    try:
+        former_records.take_over(former, records)
+    except (StorageError, OSError) as error:
+        log.warning("%s cannot be taken over now: %s", former, error)
+    return records

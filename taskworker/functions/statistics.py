@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -19,7 +20,7 @@ _FUNCTIONS_MAX = 1024
 """Functions whose calls are counted; of more, those not called for longest are forgotten."""
 _KEPT_OVER_RESTARTS = 512
 _RATE_WINDOW_S = 60.0
-
+_changes = itertools.count(1)  # no two changes have the same number, also of functions that are gone
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,21 @@ class CallFigures:
     p99_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class FiguresChanged:
+    """Figures to be kept.
+
+    Attributes:
+        documents: of functions whose figures changed.
+        gone: functions whose figures are to be forgotten.
+        changes: how many changes the documents are of, by function.
+    """
+
+    documents: list[tuple[str, bytes]]
+    gone: list[str]
+    changes: dict[str, int]
+
+
 class CallStatistics:
     """Counts the calls of one function. Thread-safe."""
 
@@ -64,7 +80,7 @@ class CallStatistics:
             self._note(time.monotonic(), taken_s)
             self._calls += 1
             self._errors += failed
-            self._changes += 1
+            self._changes = next(_changes)
 
     def _note(self, at: float, taken_s: float) -> None:
         """A call ended then, after so long; the lock is held."""
@@ -81,13 +97,13 @@ class CallStatistics:
         with self._lock:
             self._calls += 1
             self._cached += 1
-            self._changes += 1
+            self._changes = next(_changes)
 
     def was_moved(self) -> None:
         """A call's worker was lost, and another one took it."""
         with self._lock:
             self._moved += 1
-            self._changes += 1
+            self._changes = next(_changes)
 
     @property
     def changes(self) -> int:
@@ -159,20 +175,34 @@ class StatisticsByFunction:
         with self._lock:
             self._by_function.pop(function, None)
 
-    def documents(self) -> list[tuple[str, bytes]] | None:
-        """All of them, to be kept over a restart; None if nothing was counted since the last time."""
+    def changed(self) -> FiguresChanged:
+        """What was counted, and which functions are gone, since :meth:`saved` was told the last time."""
         with self._lock:
             all_of_them = list(self._by_function.items())
-            counted = {function: statistics.changes for function, statistics in all_of_them}
-            if counted == self._saved:
-                return None
-            self._saved = counted
-        return [(function, statistics.to_json()) for function, statistics in all_of_them]
+            gone = [function for function in self._saved if function not in self._by_function]
+            saved = dict(self._saved)
+        documents, changes = [], {}
+        for function, statistics in all_of_them:
+            count = statistics.changes
+            if saved.get(function) != count:
+                documents.append((function, statistics.to_json()))
+                changes[function] = count
+        return FiguresChanged(documents, gone, changes)
+
+    def saved(self, changed: FiguresChanged) -> None:
+        """These are kept now."""
+        with self._lock:
+            self._saved |= changed.changes
+            for function in changed.gone:
+                self._saved.pop(function, None)
 
     def restore(self, function: str, document: bytes) -> None:
         """Begin with what was kept; what cannot be read is not."""
         try:
-            self.of(function).restore(document)
+            statistics = self.of(function)
+            statistics.restore(document)
+            with self._lock:
+                self._saved[function] = statistics.changes
         except FormatError as error:
             log.warning("the figures of function %s begin anew: %s", function, error)
 

@@ -25,7 +25,7 @@ class PoolFunctions:
         membership: the pool's.
         transport: reaches workers.
         policy: what the operator sets.
-        records: the file that keeps what calls print, and how they do; None: in memory.
+        records: the directory that keeps what calls print, and how they do; None: one that goes with this object.
     """
 
     def __init__(

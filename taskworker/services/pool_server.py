@@ -81,7 +81,7 @@ class PoolServer:
         self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(
-            self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls.sqlite"
+            self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
         )
         try:
             self.outside = PoolOutside(

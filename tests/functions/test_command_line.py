@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import lmdb
 import pytest
 
 from tests.functions.processes import USER, WAIT_S, FunctionPool
@@ -150,13 +151,12 @@ def test_the_log_and_the_figures_survive_the_pool_s_restart(commands: Commands) 
     printed = [line for line in pool.functions.logs("fails") if line.text.startswith("working on")]
     assert [line.text for line in printed[-2:]] == ["working on second", "working on third"]
     calls = pool.status("fails").calls
-    pool.await_status("fails", lambda status: status.calls == calls)
-    time.sleep(1.5)  # figures are written every second
+    await_kept_figures(pool, "fails", calls)
     pool.restart_pool()
     pool.await_workers("fails", 3)
     assert pool.status("fails").calls == calls
     assert pool.status("fails").p50_ms > 0
-    kept = list(pool.functions.logs("fails"))
+    kept = list(pool.client.logs("fails"))
     assert printed == [line for line in kept if line.text.startswith("working on")]
     told, _ = commands.run("logs", "--call", printed[-1].call_id[:8], "--json")
     assert {json.loads(line)["call_id"] for line in told} == {printed[-1].call_id}
@@ -164,9 +164,25 @@ def test_the_log_and_the_figures_survive_the_pool_s_restart(commands: Commands) 
     told, _ = commands.run("logs", "fails", "--tail", "1", "--since", "1h", "--json")
     assert [json.loads(line) for line in told] == [dataclasses.asdict(kept[-1])]
     assert commands.run("logs", "fails", "--since", "2999-01-01")[0] == []
+    assert [line.text for line in pool.client.logs(call_id=printed[-1].call_id, tail=1)] == [kept[-1].text]
     commands.run("logs", "fails", "--since", "yesterday", code=2)
     _, told = commands.run("logs", code=2)
     assert "of which function" in told[0]
+
+
+def await_kept_figures(pool: FunctionPool, function: str, calls: int) -> None:
+    """Until the pool has written how many calls of a function there were."""
+    path = str(pool.directory / "pool" / "calls")
+    give_up = time.monotonic() + WAIT_S
+    with lmdb.open(path, readonly=True, max_dbs=8) as kept:
+        figures = kept.open_db(b"figures", create=False)
+        while True:
+            with kept.begin(figures) as txn:
+                document = txn.get(function.encode())
+            if document is not None and json.loads(document)[0] == calls:
+                return
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
 
 
 def test_functions_fit_into_a_terminal(commands: Commands) -> None:

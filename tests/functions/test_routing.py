@@ -477,7 +477,7 @@ def test_what_is_known_of_a_function_s_calls_goes_with_it() -> None:
         routes.call(Call(name), None)
     routes.forget("f1")
     assert [routes.figures(name).figures.calls for name in functions] == [1, 0, 1]
-    assert sorted(name for name, _ in statistics.documents() or ()) == ["f0", "f2"]  # nor does asking make any
+    assert sorted(name for name, _ in statistics.changed().documents) == ["f0", "f2"]  # nor does asking make any
     for name in functions:
         routes.call(Call(name), None)
     assert fleet.runs["a"] == 4  # and f1's results are not given again
@@ -488,7 +488,7 @@ def test_so_many_functions_are_counted_and_no_more() -> None:
     for number in range(1100):
         statistics.of(f"f{number}").ended(0.5, failed=False)
         statistics.of("f0").from_cache()
-    assert len(statistics.documents() or ()) == 1024
+    assert len(statistics.changed().documents) == 1024
     assert statistics.figures("f0").cached == 1100  # one that is called is not forgotten
     assert statistics.figures("f1") == CallFigures()
 
