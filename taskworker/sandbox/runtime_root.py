@@ -237,11 +237,15 @@ def _executable() -> Path:
 
 
 def _packages() -> Iterator[Source]:
-    for origin in map(_origin, PACKAGE_NAMES):
-        if origin.name == "__init__.py":
-            yield from _below(origin.parent, f"{PACKAGES}/{origin.parent.name}")
+    for name in PACKAGE_NAMES:
+        origin = _origin(name)
+        package = origin.parent if origin.name == "__init__.py" else origin
+        if package.is_dir():
+            yield from _below(package, f"{PACKAGES}/{package.name}")
         else:
-            yield Source.at(origin, _below_top(f"{PACKAGES}/{origin.name}"))
+            yield Source.at(package, _below_top(f"{PACKAGES}/{package.name}"))
+        for told in sorted(package.parent.glob(f"{name}-*.dist-info/METADATA")):  # for those who ask for its version
+            yield Source.at(told, _below_top(f"{PACKAGES}/{told.parent.name}/{told.name}"))
 
 
 def _origin(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 MOUNTS_MAX = 10
 """The root, our own code, the bundles and what hides them, the function's code, three devices, scratch files."""
 EXPECTED = """
-import getpass, grp, json, locale, mimetypes, os, platform, pwd, ssl
+import getpass, grp, importlib.metadata, json, locale, mimetypes, os, platform, pwd, ssl
 
 def prepare(document):
     pass
@@ -35,6 +36,7 @@ def run(request, channel):
         "locale": locale.setlocale(locale.LC_ALL, "C.UTF-8"),
         "type": mimetypes.guess_type("a.html")[0],
         "system": [platform.system(), platform.python_version(), platform.node(), bool(platform.platform())],
+        "versions": [importlib.metadata.version(name) for name in ("pydantic", "typing_extensions")],
         "authorities": ssl.create_default_context().cert_store_stats()["x509"],
     }).encode()
 """
@@ -76,6 +78,7 @@ def test_what_programs_ask_of_a_machine_is_answered(host: SandboxHost, bundles: 
     assert said["locale"] == "C.UTF-8"
     assert said["type"] == "text/html"
     assert said["system"][:3] == ["Linux", sys.version.split()[0], "sandbox"]
+    assert said["versions"] == [importlib.metadata.version(name) for name in ("pydantic", "typing_extensions")]
     assert said["authorities"] == 0
 
 
