@@ -41,6 +41,7 @@ PACKAGE_NAMES = (
 )
 OWN_DIRECTORY = ".root"
 """Where a worker keeps trees of its own, below its directory of bundles, if it cannot share any."""
+SYSTEM_CACHE = Path("/var/cache")
 _STANDARD_LIBRARY = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
 _LEFT_OUT = frozenset(
     [
@@ -111,10 +112,11 @@ def take(bundles: Path) -> RuntimeRoot:
         SandboxUnavailable: it cannot be made; the text says why.
     """
     recipes = _root(), _runtime()
-    try:
-        return _taken(TreeCache(_shared()), recipes)
-    except (OSError, RuntimeError) as error:
-        _log.info("this worker makes a root for its sandboxes of its own, as none can be shared: %s", error)
+    for place in _shared():
+        try:
+            return _taken(TreeCache(place), recipes)
+        except OSError as error:
+            _log.info("the root of the sandboxes is not shared in %s: %s", place, error)
     try:
         return _taken(TreeCache(bundles / OWN_DIRECTORY, trust_parents=True), recipes)
     except OSError as error:
@@ -131,15 +133,17 @@ def module_path() -> tuple[str, ...]:
     return (RUNTIME, PACKAGES)
 
 
-def _shared() -> Path:
-    """Where workers of this user share trees.
-
-    Raises:
-        RuntimeError: this user has no home directory.
-    """
+def _shared() -> Iterator[Path]:
+    """Where workers of this user may share trees: the first place that will do."""
+    below = Path("taskworker", "sandbox")
     named = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(named) if named.startswith("/") else Path.home() / ".cache"
-    return home / "taskworker" / "sandbox"
+    if named.startswith("/"):
+        yield named / below
+    else:
+        with contextlib.suppress(RuntimeError):  # this user has no home directory
+            yield Path.home() / ".cache" / below
+    if os.geteuid() == 0:  # with the home directory of another user, as by sudo
+        yield SYSTEM_CACHE / below
 
 
 def _taken(cache: TreeCache, recipes: tuple[Recipe, Recipe]) -> RuntimeRoot:

@@ -133,6 +133,8 @@ class TreeCache:
     """
 
     def __init__(self, directory: Path, *, trust_parents: bool = False) -> None:
+        if not trust_parents:
+            _require_own_way(directory)  # first: nothing is to be made in somebody else's directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory.resolve()
         _require_own(self._directory.lstat(), str(self._directory))
@@ -182,6 +184,14 @@ class TreeCache:
         for leftover in (new, place):
             if leftover.exists():
                 shutil.rmtree(leftover)
+        try:
+            self._fill(new, recipe)
+            new.rename(place)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)  # on a full disk, for one
+            raise
+
+    def _fill(self, new: Path, recipe: Recipe) -> None:
         more = recipe.more()
         made = _Maker(new / "tree")
         for directory in recipe.directories:
@@ -196,7 +206,6 @@ class TreeCache:
         (new / "manifest").write_text(json.dumps(noted))
         (new / "manifest").chmod(0o644)
         new.chmod(0o755)
-        new.rename(place)
 
     def _is_whole(self, key: str) -> bool:
         """Whether the tree is there as it was made, by whom may make it, and of what this machine still has."""
@@ -293,10 +302,11 @@ def _require_own_way(directory: Path) -> None:
 
     Where others may make files but not rename or remove those of this user, as in ``/tmp``, they cannot.
     """
-    for parent in directory.parents:
-        status = parent.lstat()
-        if not _is_own(status) and not (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
-            raise OSError(errno.EPERM, f"{parent}, on the way to {directory}, could be changed by others")
+    for parent in directory.resolve().parents:
+        with contextlib.suppress(FileNotFoundError):  # it is to be made in one that is looked at
+            status = parent.lstat()
+            if not _is_own(status) and not (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
+                raise OSError(errno.EPERM, f"{parent}, on the way to {directory}, could be changed by others")
 
 
 def _lock(descriptor: int, operation: int, deadline: float) -> None:

@@ -91,10 +91,11 @@ def test_where_no_root_can_be_shared_a_worker_has_its_own(tmp_path: Path) -> Non
     bundles.mkdir()
     source = (
         "import sys; from pathlib import Path; from taskworker.sandbox import runtime_root; "
+        "runtime_root.SYSTEM_CACHE = Path(sys.argv[2]); "
         "root = runtime_root.take(Path(sys.argv[1])); print(root.top); print(root.runtime); root.close()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", source, str(bundles)],
+        [sys.executable, "-c", source, str(bundles), str(shared / "system")],
         cwd=ROOT,
         env={**os.environ, "XDG_CACHE_HOME": str(shared)},
         capture_output=True,

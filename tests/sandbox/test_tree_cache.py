@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import signal
 import stat
@@ -194,6 +196,16 @@ def test_so_is_one_that_others_could_put_another_in_place_of(tmp_path: Path) -> 
     TreeCache(open_to_all / "below" / "cache")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+def test_nothing_is_made_in_the_directory_of_another_user(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    with pytest.raises(OSError, match=f"{home}, on the way to"):
+        TreeCache(home / ".cache" / "taskworker")
+    assert list(home.iterdir()) == []
+
+
 def test_a_link_on_the_way_is_followed_once(tmp_path: Path, kitchen: Kitchen) -> None:
     (tmp_path / "link").symlink_to(kitchen.cache.parent)
     tree = TreeCache(tmp_path / "link" / "cache").take(kitchen.recipe())
@@ -208,6 +220,15 @@ def test_a_place_where_nothing_may_be_executed_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(os, "statvfs", lambda _path: Status)
     with pytest.raises(OSError, match="noexec"):
         TreeCache(tmp_path / "cache")
+
+
+def test_nothing_is_left_of_a_tree_that_could_not_be_made(kitchen: Kitchen) -> None:
+    def full(_source: Source, _content: bytes) -> Iterator[tuple[str, bytes]]:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        TreeCache(kitchen.cache).take(dataclasses.replace(kitchen.recipe(), files_of=full))
+    assert all(name.endswith(".lock") for name in kitchen.names())
 
 
 def test_what_a_killed_process_leaves_counts_as_nothing(kitchen: Kitchen, tmp_path: Path) -> None:
