@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from storage.errors import InvalidArgument, StorageError
 
@@ -17,8 +18,12 @@ LINES_MAX = 16_384
 LINE_CHARS_MAX = 4_000
 ERROR_CHARS_MAX = 64 << 10
 
-Items = Callable[[str], None]
-"""Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
+
+class Items(Protocol):
+    """Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
+
+    def __call__(self, item: str, over: Callable[[], bool], /) -> None:
+        """Take one. Waits while its taker is behind, but not once the call is ``over``: then none is wanted."""
 
 
 @dataclass(frozen=True, slots=True)

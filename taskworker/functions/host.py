@@ -339,7 +339,7 @@ class FunctionHost:
         if items is None:
             return _read(told, function.spec)
         if told:  # else all of it came in parts
-            items(_read(told, function.spec))
+            items(_read(told, function.spec), lambda: False)
         return ""
 
 
@@ -361,8 +361,8 @@ def _packages(spec: FunctionSpec) -> list[str]:
     return [f"{PLATFORMS}/{tag}", DEPENDENCIES]
 
 
-def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes], None]:
-    return lambda item: items(_read(item, spec))
+def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes, Callable[[], bool]], None]:
+    return lambda item, over: items(_read(item, spec), over)
 
 
 def _read(told: bytes, spec: FunctionSpec) -> str:

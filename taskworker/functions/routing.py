@@ -8,6 +8,7 @@ is how long a call would take there: the calls it has, times how slow it lately 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import secrets
 import threading
@@ -54,6 +55,7 @@ class RoutedFunction:
         version: names its code: of a deployed one the version's id, else the bundle's key.
         file_id: of the deployed bundle; empty: of workers' own programs.
         idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
+        wall_s: how long a call of it may take.
         platforms: tags of those that it can run on; none: on any.
     """
 
@@ -66,6 +68,7 @@ class RoutedFunction:
     queue: int = 256
     needs: Mapping[str, str] = field(default_factory=dict)
     platforms: tuple[str, ...] = ()
+    wall_s: float = math.inf
 
     @classmethod
     def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
@@ -80,6 +83,7 @@ class RoutedFunction:
             spec.queue,
             spec.needs,
             tuple(spec.platforms),
+            spec.limits.wall_s,
         )
 
 
@@ -238,19 +242,21 @@ class CallRouter:
         Raises:
             StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
         """
-        deadline, given = _Until(timeout_s), _Given(items)
+        deadline = _Until(timeout_s)
         with self._admitted(call) as mine:
             function = self._found(mine.function, deadline)
+            given = _Given(items, function)
             key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
             if key is not None and (found := self._cached(key)) is not None:
                 self._statistics_of(function.name).from_cache()
                 for item in found:
-                    items(item)
+                    items(item, lambda: False)  # what is cached is no more than may be ahead
                 return
             with self._turn(function, mine, deadline, running) as turn:
                 report = self._run(function, mine, deadline, running, turn, given)
         if report.error is not None:
             raise report.error
+        given.require_all()
         if key is not None and given.kept is not None:
             self._keep(function, key, tuple(given.kept))
 
@@ -521,22 +527,49 @@ def _item_bytes(item: str) -> int:
 
 
 class _Given:
-    """Hands over items; knows whether there were any, and which, if they are small enough to be cached."""
+    """Hands over items; knows whether there were any, and which, if they are small enough to be cached.
 
-    def __init__(self, items: Items) -> None:
+    A call has ended when its function's time is over; whoever takes its items may then hold nothing up any more. So
+    those that are not taken by then are dropped, until the worker tells how the call ended.
+    """
+
+    def __init__(self, items: Items, function: RoutedFunction) -> None:
         self._items = items
+        self._function = function
+        self._over_at = math.inf
         self._bytes = 0
+        self._late = False
         self.any = False
         self.kept: list[str] | None = []
 
-    def __call__(self, item: str) -> None:
+    def __call__(self, item: str, over: Callable[[], bool]) -> None:
+        if not self.any:
+            self._over_at = time.monotonic() + self._function.wall_s
         self.any = True
         self._bytes += _item_bytes(item)
         if self._bytes > _CACHED_RESULT_BYTES_MAX:
             self.kept = None
         elif self.kept is not None:
             self.kept.append(item)
-        self._items(item)
+        if not self._late:
+            self._items(item, lambda: over() or self._is_late())
+
+    def _is_late(self) -> bool:
+        """Asked while an item waits to be taken, and then it is dropped."""
+        self._late = time.monotonic() >= self._over_at
+        return self._late
+
+    def require_all(self) -> None:
+        """Return if all that was given was handed over.
+
+        Raises:
+            DeadlineExceeded: it was not, as it was not taken in time.
+        """
+        if self._late:
+            raise DeadlineExceeded(
+                f"function {self._function.name}: what it gave was not taken within its time limit of "
+                f"{self._function.wall_s:g} s"
+            )
 
 
 class _Until:

@@ -31,7 +31,8 @@ from taskworker.sandbox.listening import Listening
 from taskworker.sandbox.spare import Spare
 
 Output = Callable[[str, bytes], None]
-Item = Callable[[bytes], None]
+Item = Callable[[bytes, Callable[[], bool]], None]
+"""Takes a part of a result; told how to see that the call is over, after which it must wait for nothing."""
 
 SAMPLE_S = 0.1
 """How often a running call's memory, threads and processor time are looked at."""
@@ -222,7 +223,9 @@ class SandboxCall:
                 violation = ProtocolViolation("the sandbox sent a result in parts, which nobody asked for")
                 self.stop(violation)
                 raise violation
-            self._item(frame.payload)
+            self._item(frame.payload, lambda: self._stopped is not None)
+            if self._stopped is not None:  # it may not have been taken
+                raise self._stopped
         else:
             return True
         return False

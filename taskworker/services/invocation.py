@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections import defaultdict
@@ -72,7 +73,8 @@ class InvocationService:
     ) -> Iterator[functions_pb2.InvokeEvent]:
         """Run one call, and give its items as they come."""
         left_s, running = time_left_s(caller), running_for(caller)
-        for event in handed_over(lambda take: self._run(request, left_s, running, take), running):
+        work = functools.partial(self._run, request, left_s, running)
+        for event in handed_over(work, running, caller.cancel):
             if isinstance(event, str):
                 yield functions_pb2.InvokeEvent(item=event)
             else:
@@ -179,14 +181,14 @@ def _report_to_proto(report: CallReport) -> functions_pb2.InvokeResponse:
     )
 
 
-def _streamed(events: Iterator[functions_pb2.InvokeEvent], items: Items) -> CallReport:
+def _streamed(events: Iterator[functions_pb2.InvokeEvent], items: Items, running: RunningCall) -> CallReport:
     """Hand on the items of a call as a worker gives them, read as from a stranger."""
     for event in events:
         if event.WhichOneof("event") != "item":
             return _report_from_proto(event.outcome, in_parts=True)
         if not _is_json(event.item):
             return CallReport(error=_no_json())
-        items(event.item)
+        items(event.item, lambda: running.cancelled)
     return CallReport(error=status.error_of("FunctionCrashed", "the worker did not tell how the call ended"))
 
 
@@ -281,7 +283,11 @@ class GrpcTransport:
         try:
             with running.ended_by(lambda: _tell_to_end(stub, call.token)):
                 if items is not None:
-                    return _streamed(stub.InvokeStream(request, timeout=timeout_s), items)
+                    events = stub.InvokeStream(request, timeout=timeout_s)
+                    try:
+                        return _streamed(events, items, running)
+                    finally:
+                        events.cancel()  # of no effect on one that has ended
                 response = stub.Invoke(request, timeout=timeout_s)
         except grpc.RpcError as error:
             with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
@@ -32,6 +33,9 @@ class CallerWithDeadline(Caller, Protocol):
 
     def invocation_metadata(self) -> object:
         """Pairs that came with the call."""
+
+    def cancel(self) -> object:
+        """End the call from this side, whatever it is at."""
 
 
 def time_left_s(caller: CallerWithDeadline) -> float | None:
@@ -90,7 +94,8 @@ class StreamService:
     ) -> Iterator[functions_pb2.FunctionItem]:
         """Call a function; what it gives, as it comes."""
         call, left_s, running = _call_of(request, caller), time_left_s(caller), running_for(caller)
-        for item in handed_over(lambda take: self._router.stream(call, left_s, running, take), running):
+        work = functools.partial(self._router.stream, call, left_s, running)
+        for item in handed_over(work, running, caller.cancel):
             if isinstance(item, str):
                 yield functions_pb2.FunctionItem(item=item)
 

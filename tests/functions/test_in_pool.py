@@ -427,6 +427,18 @@ def test_a_generator_waits_for_who_takes_what_it_gives(pool: FunctionPool) -> No
     assert sum(1 for _ in items) == 199
 
 
+def test_a_caller_that_takes_no_items_holds_nothing_up_when_the_time_is_over(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory, limits=Limits(wall_s=2.0), concurrency=1)
+    with Client(pool.address) as patient:
+        items = patient.stream("counts", [200, 500_000], user_id=USER)
+        numbers = [next(items)[0]]
+        assert pool.client.call("counts", [1], user_id=USER) == [[0, ""]]  # its turn comes
+        with pytest.raises(DeadlineExceeded, match=r"time limit of 2 s"):
+            numbers += (number for number, _ in items)
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) < 200
+
+
 def test_an_item_has_the_limit_of_a_result(pool: FunctionPool) -> None:
     pool.deploy("counts", "app:counts", pool.directory, limits=Limits(result_bytes=1000))
     assert len(list(pool.client.stream("counts", [50, 900], user_id=USER))) == 50

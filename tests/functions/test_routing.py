@@ -61,7 +61,7 @@ class Fleet:
         with self._lock:
             self.runs[worker] += 1
         for item in call.args if items is not None else ():
-            items(item)  # type: ignore[misc]
+            items(item, lambda: False)  # type: ignore[misc]
         return self.behaviours[worker](call)
 
 
@@ -122,11 +122,16 @@ def test_a_call_that_never_left_is_moved_in_any_case() -> None:
     assert fleet.runs["a"]
 
 
+def into(given: list[str]) -> Items:
+    """Takes items at once, and keeps them."""
+    return lambda item, _over: given.append(item)
+
+
 def test_a_stream_moves_only_before_it_has_given_anything() -> None:
     lost, given = fails(WorkerGone("a", may_have_run=True)), list[str]()
-    router(Fleet(a=lost, b=answers())).stream(Call("f"), None, RunningCall(), given.append)
+    router(Fleet(a=lost, b=answers())).stream(Call("f"), None, RunningCall(), into(given))
     with pytest.raises(CallUncertain, match="handed over already"):
-        router(Fleet(a=lost)).stream(Call("f", ("1", "2")), None, RunningCall(), given.append)
+        router(Fleet(a=lost)).stream(Call("f", ("1", "2")), None, RunningCall(), into(given))
     assert given == ["1", "2"]
 
 
@@ -135,7 +140,7 @@ def test_a_stream_is_given_again_from_the_cache() -> None:
     routes = router(fleet, cache_ttl_s=60.0)
     for _ in range(2):
         given: list[str] = []
-        routes.stream(Call("f", ("1", "2")), None, RunningCall(), given.append)
+        routes.stream(Call("f", ("1", "2")), None, RunningCall(), into(given))
         assert given == ["1", "2"]
         assert routes.call(Call("f", ("1", "2")), None) == "[1, 2]"  # what a call gets of the same function is one list
     assert fleet.runs["a"] == 2

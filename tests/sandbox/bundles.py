@@ -46,7 +46,7 @@ def begin(
     timeout_s: float | None = None,
     answer: Callable[[bytes], bytes] = bytes,
     output: Callable[[str, bytes], None] = lambda _name, _data: None,
-    item: Callable[[bytes], None] | None = None,
+    item: Callable[[bytes, Callable[[], bool]], None] | None = None,
     owner: str = "",
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""

@@ -151,7 +151,9 @@ def run(request, channel):
     return b"end"
 """
     items: list[bytes] = []
-    assert begin(host, program(bundles, source), b"1000", item=items.append).result() == b"end"
+    assert (
+        begin(host, program(bundles, source), b"1000", item=lambda item, _over: items.append(item)).result() == b"end"
+    )
     assert items == [b"%d" % number for number in range(1000)]
 
 

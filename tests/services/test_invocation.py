@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
@@ -84,7 +84,11 @@ class Served:
     def stream(self, call: Call) -> tuple[list[str], CallReport]:
         """Run a call to its end; what it gave, and its report."""
         items: list[str] = []
-        return items, self._transport.invoke("w", self._address, FUNCTION, call, 30.0, RunningCall(), items.append)
+
+        def take(item: str, _over: Callable[[], bool]) -> None:
+            items.append(item)
+
+        return items, self._transport.invoke("w", self._address, FUNCTION, call, 30.0, RunningCall(), take)
 
     def prepare(self, function: str) -> None:
         """Have a function imported."""
@@ -163,6 +167,9 @@ class Gone:
 
     def invocation_metadata(self) -> object:
         return ()
+
+    def cancel(self) -> object:
+        return None
 
 
 class Unasked:
