@@ -325,14 +325,15 @@ class Lineage:
         volume = self._volumes.volume(slot)
         if volume is None:
             return False
+        taken = False
         with self._volumes.guard(slot, volume):
             try:
                 volume.append([mark], urgent=True)
                 volume.sync()
+                taken = True
             except StoreFull:
                 log.warning("volume %s is full and gets no mark yet", self._volumes.name(slot))
-                return False
-        return self._volumes.volume(slot) is volume
+        return taken and self._volumes.volume(slot) is volume
 
     def _remove_former(self, marks: Mapping[int, Shard]) -> None:
         for slot, mark in marks.items():

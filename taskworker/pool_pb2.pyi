@@ -404,7 +404,7 @@ class Worker(_message.Message):
     zone: _builtins.str
     capacity: _builtins.int
     state: _builtins.str
-    """alive, distrusted, full, slow, suspect, lost, draining, drained, left"""
+    """alive, distrusted, full, read-only, refusing, slow, suspect, lost, draining, drained, left"""
     complete: _builtins.bool
     """has every shard it should have, as far as is known"""
     seen_ms: _builtins.int

@@ -16,7 +16,7 @@ from storage.fleet import Fleet
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.layout import Layout, Member, by_worker, rows_survive
 from storage.placement import partition_of
-from storage.shards import Shard, ShardStore, VolumeFailed
+from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from taskworker.errors import WorkerReadOnly
 from taskworker.pool.absences import Absences
 from taskworker.pool.fullness import Fullness
@@ -204,6 +204,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
         self.on_rot()
 
+    def note_refusal(self, slot: int, reason: str) -> None:
+        """See :meth:`Fleet.note_refusal`. An excuse is taken a few times, as for a shard that cannot be read."""
+        super().note_refusal(slot, reason)
+        self.note_unread(slot)
+
     def note_unread(self, slot: int) -> None:
         """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
         with self._lock:
@@ -281,8 +286,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _note_full(self, slot: int, error: StorageError) -> None:
         """A worker refused what it was given: whoever began before now looks what is missing."""
         with self._lock:
-            read_only = isinstance(error, WorkerReadOnly)
-            new, mended = self._fullness.refused(slot, read_only=read_only), self.is_mended()
+            read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
+            new, mended = self._fullness.refused(slot, read_only=read_only, refusing=refusing), self.is_mended()
             self._stood_in_for |= {slot}
             self._changed()
         if new:
@@ -294,12 +299,20 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
         return self._fullness.read_only
 
-    def _pool_full(self) -> StoreFull:
-        read_only = self._fullness.read_only
-        full = sorted(self.name(slot) for slot in self._fullness.slots - read_only)
+    def refusing(self) -> frozenset[int]:
+        """Those of the :meth:`full` ones that could not write for want of something else than space."""
+        return self._fullness.refusing
+
+    def _pool_full(self) -> StorageError:
+        read_only, refusing = self._fullness.read_only, self._fullness.refusing
+        full = sorted(self.name(slot) for slot in self._fullness.slots - read_only - refusing)
         parts = [f"none is left on {', '.join(full)}"] if full else []
         if read_only:
             parts.append(f"the disks of {', '.join(sorted(map(self.name, read_only)))} take no writes")
+        if refusing:
+            parts.append(f"{', '.join(sorted(map(self.name, refusing)))} cannot write for now, see their logs")
+        if refusing == self._fullness.slots:
+            return InsufficientWorkers(f"too few workers can write: {parts[-1]}; try again")
         return StoreFull(
             f"the pool is full: too few workers have space; {'; '.join(parts)}; delete files and run "
             "`taskworker collect`, or add workers or larger disks"
@@ -588,7 +601,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                         continue
                     except VolumeFailed as error:
                         self.set_offline(slot, str(error), volume)
-                    except StoreFull as error:
+                    except (StoreFull, VolumeUnavailable) as error:
                         self._note_full(slot, error)
                 left += shards
             batches = self._again(left)
@@ -615,7 +628,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                     self._note_durable(slot, batches.get(slot, ()))
                 else:
                     left += batches.get(slot, [])
-                if isinstance(error, StoreFull):
+                if isinstance(error, (StoreFull, VolumeUnavailable)):
                     if slot in refusals:
                         self._note_undurable(slot)
                     else:
@@ -663,7 +676,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         except VolumeFailed as error:
             self.set_offline(slot, str(error), volume)
             left += shards
-        except StoreFull as error:
+        except (StoreFull, VolumeUnavailable) as error:
             self._note_full(slot, error)
             left += shards
 
@@ -678,7 +691,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             except VolumeFailed as error:
                 self.set_offline(slot, str(error), volume)
                 outcomes.append((slot, error))
-            except StoreFull as error:
+            except (StoreFull, VolumeUnavailable) as error:
                 # The appends refused may be another push's.
                 self._unsynced.add(slot)
                 self._note_full(slot, error)

@@ -1,4 +1,4 @@
-"""Full workers: who can write no more takes nothing new until it can again, and goes on serving what it holds."""
+"""Full workers: who cannot write takes nothing new until it can again, and goes on serving what it holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Fullness:
     Attributes:
         slots: of all workers that take nothing new.
         read_only: those of them whose disks take no writes, whatever space they have.
+        refusing: those of them that could not write for want of something else than space.
     """
 
     def __init__(self, now_s: Callable[[], float]) -> None:
@@ -31,8 +32,9 @@ class Fullness:
         self._refused_at: dict[int, int] = {}  # bytes free when it refused, or less
         self.slots: frozenset[int] = frozenset()
         self.read_only: frozenset[int] = frozenset()
+        self.refusing: frozenset[int] = frozenset()
 
-    def refused(self, slot: int, *, read_only: bool = False) -> bool:
+    def refused(self, slot: int, *, read_only: bool = False, refusing: bool = False) -> bool:
         """A worker could not write what it was given; whether it passes for full only from now on."""
         period_s = self._period_s.get(slot, _RETRY_S)
         new = slot not in self.slots
@@ -43,6 +45,8 @@ class Fullness:
             self.slots |= {slot}
         if read_only:
             self.read_only |= {slot}
+        if refusing and new:
+            self.refusing |= {slot}
         return new
 
     def told(self, slot: int, free: int, used: int) -> bool:
@@ -68,3 +72,4 @@ class Fullness:
         """It is not full, or there is no such worker any more."""
         self.slots -= {slot}
         self.read_only -= {slot}
+        self.refusing -= {slot}

@@ -51,6 +51,7 @@ class Safety:
         fatal: kinds of failure domain beyond workers, such as a zone, the loss of one of which may be too much.
         full: workers that have no space for more.
         read_only: workers whose disks take no writes.
+        refusing: workers that cannot write for now.
     """
 
     survivable: int | None
@@ -61,6 +62,7 @@ class Safety:
     fatal: Sequence[str] = ()
     full: Sequence[str] = ()
     read_only: Sequence[str] = ()
+    refusing: Sequence[str] = ()
 
     def few(self) -> dict[int, int]:
         """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
@@ -104,6 +106,8 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
         parts.append(f"no space on {', '.join(safety.full)}: delete files and collect, or add workers")
     if safety.read_only:
         parts.append(f"no writes to {', '.join(safety.read_only)}: the disk is read-only, see that worker's log")
+    if safety.refusing:
+        parts.append(f"no writes to {', '.join(safety.refusing)} for now, see that worker's log")
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
     for piece in work:

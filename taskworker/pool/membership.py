@@ -41,6 +41,7 @@ class WorkerState(StrEnum):
     DISTRUSTED = "distrusted"  # it lied about what it holds
     FULL = "full"  # it has no space for more; others take what is new
     READ_ONLY = "read-only"  # likewise, as its disk takes no writes
+    REFUSING = "refusing"  # likewise, as it cannot write for now, for want of descriptors or the like
     SLOW = "slow"  # it keeps pushes waiting, or cannot read what it holds; others stand in for it
 
 

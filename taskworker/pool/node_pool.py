@@ -58,6 +58,7 @@ _PRESENT = (
     WorkerState.DISTRUSTED,
     WorkerState.FULL,
     WorkerState.READ_ONLY,
+    WorkerState.REFUSING,
     WorkerState.SLOW,
     WorkerState.DRAINING,
     WorkerState.DRAINED,
@@ -675,6 +676,7 @@ class PoolCore:
             self._fatal(workers_survivable),
             sorted(view.record.worker for view in views if view.state is WorkerState.FULL),
             sorted(view.record.worker for view in views if view.state is WorkerState.READ_ONLY),
+            sorted(view.record.worker for view in views if view.state is WorkerState.REFUSING),
         )
         health = health_line(safety, len(away), (repair, rebalance))
         return PoolView(
@@ -759,9 +761,14 @@ class PoolCore:
         if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.slow():
             return replace(view, state=WorkerState.SLOW)
         if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.full():
-            read_only = view.record.slot in self.fleet.read_only()
-            return replace(view, state=WorkerState.READ_ONLY if read_only else WorkerState.FULL)
+            return replace(view, state=self._why_full(view.record.slot))
         return view
+
+    def _why_full(self, slot: int) -> WorkerState:
+        """Why others take what is new for a worker."""
+        if slot in self.fleet.read_only():
+            return WorkerState.READ_ONLY
+        return WorkerState.REFUSING if slot in self.fleet.refusing() else WorkerState.FULL
 
     def _note(self, kind: str, text: str) -> None:
         log.info("%s", text)

@@ -87,8 +87,6 @@ _FILL_S = 0.02
 _CHECKED_TOGETHER = 32
 # Calls that a worker may refuse without being broken: it keeps few verifications.
 _REFUSABLE = ("Judge", "Rest")
-# Calls that a worker may be unable to answer for a moment, for want of descriptors or the like, and remain in use.
-_MAY_PASS = ("Fetch", "Read", "Check", "Verify", "Judge", "Rest", "Compact", "Usage")
 
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
@@ -114,7 +112,7 @@ class SyncTicket:
         """Return when everything before is durable.
 
         Raises:
-            StoreFull, VolumeFailed: something of it could not be stored.
+            StoreFull, VolumeUnavailable, VolumeFailed: something of it could not be stored.
         """
         self._done.wait()
         if self._error is not None:
@@ -505,7 +503,7 @@ class RemoteVolume:
             raise self._translated(name, error) from None
 
     def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:
-        """What a failed call means: all but a full disk and plain refusals make the volume unusable."""
+        """What a failed call means: all but a full disk, what may pass, and plain refusals make the volume unusable."""
         if self._failure is not None:
             return VolumeFailed(str(self._failure))
         if isinstance(error, ValueError):  # gRPC's word for a closed channel
@@ -516,7 +514,7 @@ class RemoteVolume:
         failure = status.decode(error, self._address)
         if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and name in _REFUSABLE):
             return failure
-        if isinstance(failure, VolumeUnavailable) and name in _MAY_PASS:
+        if isinstance(failure, VolumeUnavailable):  # for want of descriptors or the like; it remains in use
             return VolumeUnavailable(f"worker {self.name}: {failure}")
         if type(failure) is StorageUnavailable:
             return VolumeFailed(f"worker {self.name} does not answer at {self._address}")

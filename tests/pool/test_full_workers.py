@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from storage import ErasureProfile
-from storage.errors import StoreFull
+from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import Kind
-from storage.shards import Shard, VolumeUsage
+from storage.shards import Shard, VolumeUnavailable, VolumeUsage
 from taskworker.errors import WorkerReadOnly
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.pool import Cluster
@@ -167,6 +167,73 @@ def test_a_disk_that_takes_no_writes_is_not_said_to_be_full(cluster: Cluster, mo
     assert "no space" not in cluster.pool.view().health
     assert cluster.pool.store.get(version.file_id, user_id="u") == b"content" * 10_000
     monkeypatch.undo()
+
+
+def test_a_worker_that_cannot_write_for_a_moment_costs_no_push_and_joins_no_more_than_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, refusing = cluster.pool.store, cluster.workers[2].volume
+    before = store.push(Random(0).randbytes(100_000), filename="before", user_id="u")
+    joined = sum(event.kind == "joined" for event in cluster.pool.view().events)
+
+    def refuse(*_args: object, **_keywords: object) -> None:
+        raise VolumeUnavailable("too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(refusing, "append", refuse)
+        contents = {f"f{number}": Random(number).randbytes(20_000 * number) for number in range(1, 6)}
+        ids = {name: store.push(data, filename=name, user_id="u").file_id for name, data in contents.items()}
+        cluster.pass_time(1.0)
+        assert states(cluster)["w2"] == "refusing"
+        health = cluster.pool.view().health
+        assert "no writes to w2 for now, see that worker's log" in health
+        assert "no space" not in health
+        assert "read-only" not in health
+        settle(cluster)
+    assert sum(event.kind == "joined" for event in cluster.pool.view().events) == joined
+    cluster.pass_time(60.0)
+    settle(cluster)
+    assert states(cluster)["w2"] == "alive"
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+    assert store.get(before.file_id, user_id="u") == Random(0).randbytes(100_000)
+    assert all(store.get(ids[name], user_id="u") == data for name, data in contents.items())
+
+
+def test_a_pool_none_of_whose_workers_can_write_for_a_moment_is_not_said_to_be_full(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_keywords: object) -> None:
+        raise VolumeUnavailable("too many open files")
+
+    monkeypatch.setattr(MemoryVolume, "append", refuse)
+    for number in range(2):
+        with pytest.raises(InsufficientWorkers, match="w0, w1, w2, w3, w4, w5 cannot write for now, see their logs"):
+            cluster.pool.store.push(Random(number).randbytes(100_000), filename="f", user_id="u")
+
+
+@pytest.mark.parametrize("question", ["missing", "locate_all", "keys"])
+def test_a_worker_that_cannot_answer_for_long_holds_up_no_mending(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    store, refusing, data = cluster.pool.store, cluster.workers[2], Random(0).randbytes(100_000)
+    cluster.add_worker()
+    settle(cluster)
+    before = store.push(data, filename="before", user_id="u")
+    answer = getattr(MemoryVolume, question)
+
+    def refuse(volume: MemoryVolume, *arguments: object) -> object:
+        if volume is refusing.volume:
+            raise VolumeUnavailable("too many open files")
+        return answer(volume, *arguments)
+
+    monkeypatch.setattr(MemoryVolume, question, refuse)
+    cluster.pool.drain("w5")
+    for _ in range(60):
+        cluster.pass_time(2.0)
+        cluster.pool.mender.mend()
+    assert states(cluster)["w5"] == "drained"
+    assert store.get(before.file_id, user_id="u") == data
+    assert store.push(data + b"more", filename="more", user_id="u").size == len(data) + 4
 
 
 class ReadOnlyVolume(MemoryVolume):

@@ -777,20 +777,19 @@ def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: 
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_what_a_worker_cannot_do_now_is_no_failure_unless_it_refuses_data(
-    exits: ExitStack, kind: type[StorageError]
+@every_call
+def test_what_a_worker_cannot_do_now_is_no_failure(
+    exits: ExitStack, kind: type[StorageError], call: Callable[[ShardStore], object]
 ) -> None:
     def refuse(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
         context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))
         context.abort(grpc.StatusCode.UNAVAILABLE, "too many open files")
 
     with made_up_server(refuse) as (address, _):
-        for name in ("fetch", "usage"):
+        volume = connect(exits, address)
+        for _ in range(2):  # it remains in use
             with pytest.raises(VolumeUnavailable, match="w1: too many open files"):
-                CALLS[name](connect(exits, address))
-        for name in ("append", "locate", "remove"):
-            with pytest.raises(VolumeFailed, match="too many open files"):
-                CALLS[name](connect(exits, address))
+                call(volume)
 
 
 def test_usage_travels_whole(exits: ExitStack) -> None:

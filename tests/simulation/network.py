@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from storage.errors import StorageError, StoreFull
 from storage.keys import Kind, ShardKey
-from storage.shards import Location, Shard, VolumeFailed, VolumeUsage
+from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from tests.simulation.disk import MemoryVerification, MemoryVolume
 
@@ -183,7 +183,7 @@ class Connection:
         for shards, urgent in queue:
             try:
                 self.write(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
-            except StoreFull as error:
+            except (StoreFull, VolumeUnavailable) as error:
                 self._unreported = self._unreported or error
             except VolumeFailed as error:
                 self._failure = self._failure or error
@@ -209,7 +209,7 @@ class Connection:
                 self.write(lambda volume: volume.sync())
             except VolumeFailed as error:
                 self._failure = error
-            except StoreFull as error:
+            except (StoreFull, VolumeUnavailable) as error:
                 self._unreported = error
         outcome, self._unreported = self._failure or self._unreported, None
         return outcome

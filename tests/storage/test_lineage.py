@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 from pathlib import Path
@@ -314,6 +315,19 @@ def test_older_volumes_wait_for_repair(root: Path, aged: tuple[Path, Pushed], sl
     lose(root, *[slot for slot in range(6) if slot not in slots][:2])
     with open_store(root) as store:
         check_all(store, pushed)
+
+
+def test_a_volume_that_could_not_take_its_mark_is_no_older_one(root: Path) -> None:
+    disk = FaultyDisk()
+    with FileStorage.open(root, volume_options=VolumeOptions(filesystem=disk)) as store:
+        disk.fail(errno.EMFILE, "create", only=volume_dir(root, 2).name, times=1)
+        pushed = push_many(store, [100, CHUNK])
+        disk.heal()
+    for _ in range(2):
+        with open_store(root) as store:
+            assert _states(store) == ["ok"] * 6
+            check_all(store, pushed)
+            push(store, b"more", "more")
 
 
 def test_a_copy_made_in_the_middle_of_a_repair(root: Path, scratch: Path) -> None:
