@@ -342,13 +342,16 @@ class Faults:
         return group
 
     def _check_counted_on(self, group: list[Worker]) -> None:
-        """The pool counts on all the others: none is drained, on trial, or suspected because of a disk that lies."""
+        """The pool counts on all the others: none is drained, on trial, suspected for its disk, or stood in for."""
         pool = self.cluster.pool
+        stood_in_for = pool.fleet.full() | pool.fleet.slow()
         records = {record.worker: record for record in pool.membership.records}
         for worker in self.cluster.workers:
             record = records.get(worker.name)
             counted = record is not None and record.standing is Standing.IN and not record.allowed
-            if worker not in group and not (record and counted and pool.fleet.trusts(record.slot)):
+            if worker not in group and not (
+                record and counted and pool.fleet.trusts(record.slot) and record.slot not in stood_in_for
+            ):
                 raise NothingToDo
 
     def expose(self) -> str:
