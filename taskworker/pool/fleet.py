@@ -204,10 +204,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
         self.on_rot()
 
-    def note_refusal(self, slot: int, reason: str) -> None:
-        """See :meth:`Fleet.note_refusal`. An excuse is taken a few times, as for a shard that cannot be read."""
-        super().note_refusal(slot, reason)
-        self.note_unread(slot)
+    def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
+        """See :meth:`Fleet.failed`. One that cannot say what it holds, again and again, is stood in for."""
+        super().failed(slot, store, error)
+        if isinstance(error, VolumeUnavailable):
+            self.note_unread(slot)
 
     def note_unread(self, slot: int) -> None:
         """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
