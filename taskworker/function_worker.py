@@ -188,6 +188,7 @@ class HostedFunctions:
                 self._not_taken(status.decode(error, self._pool_address))
             else:
                 self._taken.set()
+                self.host.end_versions(answer.ended_versions)
                 if self._address and answer.lease_ms:
                     self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
                 if answer.functions_deployed and time.monotonic() >= self._try_at:
@@ -237,6 +238,7 @@ class HostedFunctions:
                     cache_ttl=hosted.spec.cache_ttl_s,
                     concurrency=hosted.spec.concurrency,
                     queue=hosted.spec.queue,
+                    keeps=hosted.spec.keep is not None,
                 )
                 for name, hosted in self.host.own.items()
             ],
@@ -246,6 +248,7 @@ class HostedFunctions:
                     function_name=warm.name,
                     processes=warm.processes,
                     memory_bytes=warm.memory_bytes,
+                    version_ids=warm.versions,
                 )
                 for warm in self.host.views()
             ],

@@ -180,6 +180,7 @@ class FunctionOffer(_message.Message):
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    KEEPS_FIELD_NUMBER: _builtins.int
     function_name: _builtins.str
     bundle: _builtins.str
     """BLAKE3 of its bundle"""
@@ -187,6 +188,8 @@ class FunctionOffer(_message.Message):
     cache_ttl: _builtins.float
     concurrency: _builtins.int
     queue: _builtins.int
+    keeps: _builtins.bool
+    """its processes serve several calls of one user"""
     def __init__(
         self,
         *,
@@ -196,10 +199,11 @@ class FunctionOffer(_message.Message):
         cache_ttl: _builtins.float = ...,
         concurrency: _builtins.int = ...,
         queue: _builtins.int = ...,
+        keeps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cache_ttl", b"cache_ttl", "concurrency", b"concurrency", "function_name", b"function_name", "idempotent", b"idempotent", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cache_ttl", b"cache_ttl", "concurrency", b"concurrency", "function_name", b"function_name", "idempotent", b"idempotent", "keeps", b"keeps", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,21 +213,27 @@ Global___FunctionOffer: _TypeAlias = FunctionOffer  # noqa: Y015
 class OfferResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    ENDED_VERSIONS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     FUNCTIONS_DEPLOYED_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """for how long the offer of a worker without a volume counts"""
     functions_deployed: _builtins.bool
     """there are functions that this worker may be asked to run"""
+    @_builtins.property
+    def ended_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of those that it named: no longer the newest ones"""
+
     def __init__(
         self,
         *,
+        ended_versions: _abc.Iterable[_builtins.str] | None = ...,
         lease_ms: _builtins.int = ...,
         functions_deployed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions_deployed", b"functions_deployed", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_versions", b"ended_versions", "functions_deployed", b"functions_deployed", "lease_ms", b"lease_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,11 +578,16 @@ class WarmFunction(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FUNCTION_NAME_FIELD_NUMBER: _builtins.int
+    VERSION_IDS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     processes: _builtins.int
     memory_bytes: _builtins.int
     """proportional set size"""
     function_name: _builtins.str
+    @_builtins.property
+    def version_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the deployed function, that this worker was called for"""
+
     def __init__(
         self,
         *,
@@ -580,10 +595,11 @@ class WarmFunction(_message.Message):
         processes: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         function_name: _builtins.str = ...,
+        version_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_name", b"function_name", "memory_bytes", b"memory_bytes", "processes", b"processes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_name", b"function_name", "memory_bytes", b"memory_bytes", "processes", b"processes", "version_ids", b"version_ids", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

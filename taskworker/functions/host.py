@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -39,6 +40,8 @@ _ARRIVALS_MAX = 2
 """Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
 _HOSTED_MAX = 1_024
 """Versions whose documents are kept in memory: more than are kept unpacked."""
+_CALLED_PER_FUNCTION_MAX = 16
+"""Versions of the same code that are told to the pool."""
 _REDACTORS_MAX = 4_096
 """Of users of functions whose processes serve several calls: more than have such processes at once."""
 
@@ -73,11 +76,12 @@ class _Own:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A function's processes on this worker."""
+    """A function's processes on this worker, and the deployed versions that it was called for."""
 
     name: str
     processes: int
     memory_bytes: int
+    versions: tuple[str, ...] = ()
 
 
 class FunctionHost:
@@ -112,6 +116,7 @@ class FunctionHost:
         self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
         self._own: dict[str, _Own] = {}
         self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
+        self._called: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # deployed versions → keys of their images
         self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
 
     def start(self) -> None:
@@ -143,7 +148,10 @@ class FunctionHost:
         """
         hosted = self._host(function.bundle)
         with self._lock:
+            before = self._own.get(hosted.spec.name)
             self._own[hosted.spec.name] = _Own(hosted, function.bundle)
+        if before is not None and before.hosted.image.key != hosted.image.key:
+            self._sandbox.end_when_idle(before.hosted.image.key)
 
     @property
     def own(self) -> Mapping[str, HostedFunction]:
@@ -170,25 +178,39 @@ class FunctionHost:
         with self._lock:
             return {own.hosted.image.key for own in self._own.values()} | self._sandbox.keys()
 
-    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes], *, live: bool = True) -> HostedFunction:
         """The function of a deployed bundle, fetched if it is not here yet.
 
         Args:
             bundle_id: names the bundle: one version of a file.
             fetch: reads it.
+            live: False: it is not deployed yet.
 
         Raises:
             FormatError, InvalidArgument: it is no bundle.
             FunctionsUnavailable: it asks for more than this worker allows, or has no room; others may have it.
             StorageError: it cannot be read.
         """
-        found = self._here(bundle_id)
-        if found is not None:
-            return found
+        found = self._here(bundle_id) or self._awaited(bundle_id, fetch)
+        if live:
+            with self._lock:
+                self._called[bundle_id] = found.image.key
+        return found
+
+    def _awaited(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
         with self._lock:
             arriving = self._arriving.setdefault(bundle_id, threading.Lock())
         with arriving:  # of all who want it, one fetches it
             return self._here(bundle_id) or self._arrived(bundle_id, fetch)
+
+    def end_versions(self, bundle_ids: Iterable[str]) -> None:
+        """Deployed versions are not called any more: end their processes, those of calls under way with the calls."""
+        for bundle_id in bundle_ids:
+            with self._lock:
+                key = self._called.pop(bundle_id, None)
+                needed = {*self._called.values(), *(own.hosted.image.key for own in self._own.values())}
+            if key is not None and key not in needed:
+                self._sandbox.end_when_idle(key)
 
     def _here(self, bundle_id: str) -> HostedFunction | None:
         with self._lock:
@@ -232,9 +254,20 @@ class FunctionHost:
 
     def views(self) -> list[Warm]:
         """The functions that have processes here."""
+        versions: defaultdict[str, list[str]] = defaultdict(list)
         with self._lock:
             names = {one.image.key: one.spec.name for one in self._all()}
-        return [Warm(names.get(view.key, view.key), len(view.pids), view.pss_bytes) for view in self._sandbox.views()]
+            for bundle_id, key in self._called.items():
+                versions[key].append(bundle_id)
+        return [
+            Warm(
+                names.get(view.key, view.key),
+                len(view.pids),
+                view.pss_bytes,
+                tuple(versions[view.key][-_CALLED_PER_FUNCTION_MAX:]),
+            )
+            for view in self._sandbox.views()
+        ]
 
     def _all(self) -> list[HostedFunction]:
         """All functions that are known here; the lock is held."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from cachetools import TLRUCache
+from cachetools import LRUCache, TLRUCache
 
 from storage.errors import DataLossError, InsufficientWorkers
 from taskworker.bundles.spec import FunctionSpec
@@ -44,6 +44,9 @@ from taskworker.functions.users import UserCalls, UserShares
 _CACHE_BYTES = 64 << 20
 _CACHED_RESULT_BYTES_MAX = 1 << 20
 _LOOK_AGAIN_S = 0.05
+_HOMES_MAX = 4_096
+_HOME_BUSIER = 2.0
+"""How many times busier than another one a worker may be that has a user's process: starting one takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class RoutedFunction:
         idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
         wall_s: how long a call of it may take.
         platforms: tags of those that it can run on; none: on any.
+        keeps: whether its processes serve several calls of one user.
     """
 
     name: str
@@ -69,6 +73,7 @@ class RoutedFunction:
     needs: Mapping[str, str] = field(default_factory=dict)
     platforms: tuple[str, ...] = ()
     wall_s: float = math.inf
+    keeps: bool = False
 
     @classmethod
     def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
@@ -84,6 +89,7 @@ class RoutedFunction:
             spec.needs,
             tuple(spec.platforms),
             spec.limits.wall_s,
+            spec.keep is not None,
         )
 
 
@@ -187,6 +193,7 @@ class CallRouter:
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
         self._paces = Paces()
+        self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # where a user's last call of one ran
         self._turns: WeakValueDictionary[str, Turns] = WeakValueDictionary()  # while there are calls
         self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
         self._statistics = statistics or StatisticsByFunction()
@@ -389,7 +396,7 @@ class CallRouter:
         while True:
             worker, place = self._placed(function, call, tried, deadline, running, turn)
             try:
-                with place, self._counted(function, worker) as ended, self._with_token(call, turn) as run:
+                with place, self._counted(function, call.user_id, worker) as ended, self._with_token(call, turn) as run:
                     report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
                     ended(report)
             except WorkerGone as gone:
@@ -439,7 +446,7 @@ class CallRouter:
         if running.cancelled:
             raise CallAbandoned(f"the call of {function.name} was cancelled")
         while fresh := tried.fresh(self._workers.able(function)):
-            worker, place = self._less_busy(function, fresh), ExitStack()
+            worker, place = self._less_busy(function, call.user_id, fresh), ExitStack()
             try:
                 place.enter_context(self._workers.place(worker, call))
             except ServerBusy:
@@ -460,23 +467,33 @@ class CallRouter:
             with self._lock:
                 del self._running[call.token]
 
-    def _less_busy(self, function: RoutedFunction, workers: list[str]) -> str:
+    def _less_busy(self, function: RoutedFunction, user: str, workers: list[str]) -> str:
+        """Choose of two; one is where the user's process is, if it is somewhere."""
         if len(workers) == 1:
             return workers[0]
         two = random.sample(workers, 2)
         with self._lock:
+            home = self._homes.get((function.name, user)) if function.keeps else None
+            if home in workers and home not in two:
+                two[0] = home
             slowness = self._paces.slowness(function.name, two)
-            return min(two, key=lambda worker: (self._outstanding[worker] + 1) * slowness[worker])
+
+            def busy(worker: str) -> float:
+                calls = (self._outstanding[worker] + 1) * slowness[worker]
+                return calls / _HOME_BUSIER if worker == home else calls
+
+            return min(two, key=busy)
 
     @contextlib.contextmanager
-    def _counted(self, function: RoutedFunction, worker: str) -> Iterator[Callable[[CallReport], None]]:
+    def _counted(self, function: RoutedFunction, user: str, worker: str) -> Iterator[Callable[[CallReport], None]]:
         """Count a call as under way at a worker; what is yielded is told what became of it."""
         started = time.monotonic()
 
         def ended(report: CallReport) -> None:
-            # One that fails at once is not quick.
-            if report.error is None:
-                with self._lock:
+            with self._lock:
+                if function.keeps:
+                    self._homes[function.name, user] = worker
+                if report.error is None:  # one that fails at once is not quick
                     self._paces.took(function.name, worker, time.monotonic() - started)
 
         with self._lock:

@@ -92,6 +92,14 @@ class DeployedFunctions:
                 known = self._known[name] = self._routed(head)
         return known
 
+    def is_newest(self, name: str, version_id: str) -> bool:
+        """Whether calls of a function go to this version: from the catalog alone."""
+        known = self._known.get(name)
+        if known is not None:
+            return known.version == version_id
+        head = self._store.find(name, user_id=OWNER)
+        return head is not None and head.version_id == version_id
+
     def any(self) -> bool:
         """Whether there are any."""
         return bool(self._known or self._store.list_files(user_id=OWNER, limit=1))

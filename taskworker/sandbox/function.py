@@ -80,7 +80,7 @@ class Unjudged(SandboxUnavailable):
 
 
 class FunctionSandbox:
-    """Belongs to the host's loop: all but `take`, `await_warm`, `dropped`, `kill` and `view` is called in its thread.
+    """Belongs to the host's loop: all but what stands under "from any thread" is called in its thread.
 
     Args:
         loop: the host's.
@@ -127,6 +127,7 @@ class FunctionSandbox:
         self._mounted: list[str] = []
         self._numbers = itertools.count()
         self._waiting = 0
+        self._replaced = False
         self._target = 1
         self._processes_max = processes_max(image.limits)
         self._pid_namespace = ""
@@ -211,6 +212,7 @@ class FunctionSandbox:
                 while True:
                     if self._failure is not None:
                         raise self._failure
+                    self._replaced = False
                     spare = self._kept.take(owner) or self._ready_one()
                     if spare is not None:
                         spare.begin_call()
@@ -241,9 +243,14 @@ class FunctionSandbox:
         timers = 0 if self._starts is None else self._starts.timers_of(spare.pid)
         with self._changed:
             self._calls.pop(spare.pid, None)
-            kept = self._failure is None and self._kept.put(owner, spare, look, timers)
+            kept = self._failure is None and not self._replaced and self._kept.put(owner, spare, look, timers)
         if not kept:
             self.dropped(spare)
+
+    def keep_none(self) -> None:
+        """There is another version in its place: no process serves a further call, unless there is one after all."""
+        with self._changed:
+            self._replaced = True
 
     @property
     def failure(self) -> SandboxError | None:
@@ -321,7 +328,7 @@ class FunctionSandbox:
         if self._starts is not None:
             self._starts.close()
         for spare in self._pending.values():
-            self._loop.remove_reader(spare.channel)
+            self._loop.remove_reader(spare.channel.fileno())
         self._pending.clear()
         for spare in spares:
             self._end(spare)
@@ -373,10 +380,21 @@ class FunctionSandbox:
         for _ in range(min(wanted, left)):
             self._mount()
 
+    def ended_unused(self, idle_s: float) -> bool:
+        """End it if it was replaced, or not called for so long, and no calls are under way or waiting."""
+        with self._changed:  # no call may begin meanwhile
+            if self._calls or self._waiting:
+                return False
+            if self._replaced:
+                self.close(CallCrashed("the function was replaced"))
+            elif self.idle_s > idle_s:
+                self.close(CallCrashed("the function was not used for long"))
+            return self._failure is not None
+
     def drop_spent(self) -> None:
         """End the processes that were kept and have served for long enough."""
         with self._changed:
-            spent = self._kept.drop_spent()
+            spent = self._kept.drop_all() if self._replaced else self._kept.drop_spent()
         for spare in spent:
             self._end(spare)
 
@@ -610,14 +628,14 @@ class FunctionSandbox:
 
     def _await_hello(self, spare: Spare) -> None:
         if self._pending.get(spare.name) is spare:
-            self._loop.add_reader(spare.channel, self._greet, spare)
+            self._loop.add_reader(spare.channel.fileno(), self._greet, spare)
 
     def _greet(self, spare: Spare) -> None:
         try:
             if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid, self._filters + 1):
                 return
         except BlockingIOError:
-            self._loop.remove_reader(spare.channel)
+            self._loop.remove_reader(spare.channel.fileno())
             self._loop.call_later(_RETRY_S, self._await_hello, spare)
             return
         except SandboxError as error:
@@ -627,7 +645,7 @@ class FunctionSandbox:
         except OSError as error:
             self._ended_early(spare, error)
             return
-        self._loop.remove_reader(spare.channel)
+        self._loop.remove_reader(spare.channel.fileno())
         del self._pending[spare.name]
         self._stillborn = 0
         with self._changed:
@@ -659,7 +677,7 @@ class FunctionSandbox:
         """Give a process up that there was no room for; others are tried after a pause."""
         spare = self._pending.pop(name, None)
         if spare is not None:
-            self._loop.remove_reader(spare.channel)
+            self._loop.remove_reader(spare.channel.fileno())
             self._end(spare)
         with self._changed:
             pause_s = self._room.refused(why)

@@ -226,6 +226,16 @@ class SandboxHost:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
 
+    def end_when_idle(self, key: str) -> None:
+        """An image is not called any more: end its processes, those of calls under way with the calls.
+
+        If it is called all the same, it stays.
+        """
+        with self._lock:
+            function = self._functions.get(key)
+        if function is not None:
+            function.keep_none()
+
     def keys(self) -> set[str]:
         """The images that have processes, or are about to have some."""
         with self._lock:
@@ -335,9 +345,9 @@ class SandboxHost:
         self._unfenced = [function for function in self._unfenced if not function.fenced_off()]
         for function in list(self._functions.values()):
             function.drop_spent()
-            if not function.busy and function.idle_s > self._idle_s:
-                function.close(CallCrashed("the function was not used for long"))
-            elif function.idle_s > SPARES_IDLE_S:
+            if function.ended_unused(self._idle_s):
+                continue
+            if function.idle_s > SPARES_IDLE_S:
                 function.rest()
             else:
                 function.refill()

@@ -211,7 +211,16 @@ class HostingService:
             unavailable=request.unavailable[:_REASON_CHARS_MAX],
         )
         self._hosting.offer(offer)
-        return functions_pb2.OfferResponse(functions_deployed=self._deployed.any(), lease_ms=int(LEASE_S * 1000))
+        return functions_pb2.OfferResponse(
+            functions_deployed=self._deployed.any(),
+            lease_ms=int(LEASE_S * 1000),
+            ended_versions=[
+                version
+                for one in request.warm
+                for version in one.version_ids
+                if not self._deployed.is_newest(one.function_name, version)
+            ],
+        )
 
 
 def _check_host(request: functions_pb2.OfferRequest) -> None:
@@ -235,6 +244,7 @@ def _offered(offer: functions_pb2.FunctionOffer) -> RoutedFunction:
         cache_ttl_s=offer.cache_ttl,
         concurrency=concurrency,
         queue=offer.queue,
+        keeps=offer.keeps,
     )
 
 

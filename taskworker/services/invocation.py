@@ -135,7 +135,9 @@ class InvocationService:
         try:
             self._host.prepare(
                 self._host.deployed_function(
-                    request.version_id, lambda: self._fetch(CANDIDATE_OWNER, request.file_id, request.version_id)
+                    request.version_id,
+                    lambda: self._fetch(CANDIDATE_OWNER, request.file_id, request.version_id),
+                    live=False,
                 )
             )
         except FunctionsUnavailable:

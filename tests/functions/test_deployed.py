@@ -152,3 +152,14 @@ def test_figures_of_calls() -> None:
     for _ in range(10_000):
         statistics.ended(0.5, failed=False)
     assert (statistics.figures().calls, statistics.figures().p50_s) == (10_101, 0.5)
+
+
+def test_which_version_is_the_newest_is_known_without_its_bundle(store: FileStorage) -> None:
+    deployed = DeployedFunctions(store, IMPORTING)
+    first = deployed.deploy(bundle("1"), "ann").version_id
+    second = deployed.deploy(bundle("2"), "ann").version_id
+    for known in (deployed, DeployedFunctions(store, IMPORTING)):
+        assert [known.is_newest("f", version) for version in (first, second, "")] == [False, True, False]
+        assert not known.is_newest("g", second)
+    deployed.undeploy("f")
+    assert not deployed.is_newest("f", second)

@@ -497,6 +497,19 @@ def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> No
         assert max(map(len, seen)) >= 4  # three workers, each with a process of this user
     pool.deploy("remembers", "app:remembers", pool.directory, isolation="user", config={"newer": "yes"})
     assert len(pool.client.call("remembers", ["of a new version"], user_id="ann")) == 1
+    _await_one_version_warm(pool, "remembers")
+
+
+def _await_one_version_warm(pool: FunctionPool, name: str) -> None:
+    """No worker has processes of versions that were replaced, each of which it names apart."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        (function,) = (one for one in pool.functions.functions() if one.function == name)
+        workers = [warm.worker_id for warm in function.warm]
+        if workers and len(workers) == len(set(workers)):
+            return
+        assert time.monotonic() < until, workers
+        time.sleep(0.1)
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:

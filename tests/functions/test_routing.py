@@ -507,3 +507,41 @@ def test_figures_are_of_the_latest_calls() -> None:
     again.restore(counted.to_json())
     again.ended(7.0, failed=True)
     assert (again.figures().calls, again.figures().errors, again.figures().p50_s) == (5001, 1, 2.0)
+
+
+def test_a_user_s_calls_go_where_the_user_s_process_is() -> None:
+    fleet = Fleet(a=answers(), b=answers(), c=answers())
+    routes = router(fleet, keeps=True)
+    for user in ("ann", "bob", "eve"):
+        fleet.runs.clear()
+        for _ in range(20):
+            routes.call(Call("f", user_id=user), None)
+        assert list(fleet.runs.values()) == [20]
+    fleet.runs.clear()
+    apart = router(fleet)
+    for _ in range(60):
+        apart.call(Call("f", user_id="ann"), None)
+    assert len(fleet.runs) == 3
+
+
+def test_a_user_s_calls_go_elsewhere_when_the_worker_of_the_process_is_busy_or_lost() -> None:
+    go_on = threading.Event()
+
+    def waits(_call: Call) -> CallReport:
+        assert go_on.wait(30)
+        return CallReport(result="1")
+
+    fleet = Fleet(a=answers(), b=answers(), c=answers())
+    routes = router(fleet, keeps=True)
+    routes.call(Call("f", user_id="ann"), None)
+    (home,) = fleet.runs
+    fleet.behaviours[home] = waits
+    with ThreadPoolExecutor(8) as callers:
+        calls = [callers.submit(routes.call, Call("f", user_id="ann"), None) for _ in range(8)]
+        until = time.monotonic() + 30
+        while sum(call.done() for call in calls) < 2:  # of those at work elsewhere, which did not wait for home
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        go_on.set()
+    fleet.behaviours[home] = fails(WorkerGone(home, may_have_run=True))
+    assert routes.call(Call("f", user_id="ann"), None) == "1"

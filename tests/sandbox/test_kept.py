@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +97,13 @@ def told(host: SandboxHost, image: FunctionImage, code: bytes = b"0", owner: str
 
 def image_of(bundles: Path, keep: Keep = KEEP) -> FunctionImage:
     return program(bundles, SOURCE, limits=LIMITS, keep=keep, document=b"%d" % TIMER_CREATE)
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while not met():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def kept(host: SandboxHost, image: FunctionImage) -> int:
@@ -273,10 +282,7 @@ def test_a_process_that_acts_between_two_calls_is_ended(host: SandboxHost, bundl
 
     call = begin(host, image, f"done_and({act})".encode(), answer=answer)
     assert call.result() == b"(9, 0)"
-    until = time.monotonic() + DEADLINE_S
-    while kept(host, image):
-        assert time.monotonic() < until, "it is still waiting for a call"
-        time.sleep(0.02)
+    wait_until(lambda: not kept(host, image))
     printed: list[bytes] = []
     assert eval(begin(host, image, b"0", output=functools.partial(_add, printed)).result()) == (1, 0)
     assert (printed, asked) == ([], [])
@@ -294,3 +300,24 @@ def test_output_is_bounded_for_each_call(host: SandboxHost, bundles: Path) -> No
         call = begin(host, image, b"print('x' * 600)", owner="talks")
         assert eval(call.result())[0] == number
         assert not call.output_truncated
+
+
+def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, SOURCE + "# replaced", limits=LIMITS, keep=KEEP)
+    assert told(host, image, owner="ann")[0] == told(host, image, owner="bob")[0] == 1
+    go_on = threading.Event()
+
+    def answer(_ask: bytes) -> bytes:
+        assert go_on.wait(DEADLINE_S)
+        return b"answered"
+
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(begin(host, image, b"channel.ask(b'')", owner="ann", answer=answer).result)
+        host.end_when_idle(image.key)
+        wait_until(lambda: not kept(host, image))  # of all users
+        assert {image.key} <= host.keys()
+        go_on.set()
+        assert call.result() == b"(2, b'answered')"
+    wait_until(lambda: not {image.key} & host.keys())
+    assert told(host, image, owner="ann")[0] == 1
+    host.end_when_idle("unknown")
