@@ -20,6 +20,7 @@ from storage import Version
 from storage.errors import InvalidArgument, StorageError
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import REQUEST_BYTES_MAX, ApiRequest, Outside
+from taskworker.sandbox import Asked
 
 READ_BYTES_MAX = 512 << 10
 PAGE = 200
@@ -148,7 +149,7 @@ class Bridge:
     Args:
         call: whose questions they are.
         files: of the call's user.
-        call_function: calls another function and returns its result as JSON, or raises.
+        call_function: calls another function and returns its result as JSON, or raises; ended by what it is given.
         outside: secrets, outside APIs and names, as the call may use them.
         disk_bytes: how much pushes under way may hold back here, together.
         asking: what is asked of the world outside and of other functions; ended with the call.
@@ -158,7 +159,7 @@ class Bridge:
         self,
         call: Call,
         files: UserFiles,
-        call_function: Callable[[Call], str],
+        call_function: Callable[[Call, RunningCall], str],
         outside: Outside,
         *,
         disk_bytes: int,
@@ -188,19 +189,21 @@ class Bridge:
         for push in pushes:
             push.spool.close()
 
-    def __call__(self, question: bytes) -> bytes:
+    def __call__(self, question: bytes, asking: Asked) -> bytes:
         """The answer; a refusal is one, too."""
         try:
-            header, data = self._answer(question)
+            header, data = self._answer(question, asking)
         except StorageError as error:
             header, data = {"error": type(error).__name__, "text": str(error)}, b""
         document = _encode(header)
         return b"".join((_LENGTH.pack(len(document)), document, data))
 
-    def _answer(self, question: bytes) -> tuple[dict[str, object], bytes]:
+    def _answer(self, question: bytes, asking: Asked) -> tuple[dict[str, object], bytes]:
         asked, data = _parsed(question)
         if isinstance(asked, _Nested):
-            return _NOTHING, self._nested(asked, data).encode()
+            running = RunningCall()
+            with self._asking.ended_by(running.cancel), asking.ended_by(running.cancel):
+                return _NOTHING, self._nested(asked, data, running).encode()
         if isinstance(asked, _OfOutside):
             return self._answer_from_outside(asked, data)
         if isinstance(asked, _OfPush):
@@ -252,7 +255,7 @@ class Bridge:
             "before": page[-1].version_id if len(page) == PAGE else None,
         }
 
-    def _nested(self, asked: _Nested, data: memoryview) -> str:
+    def _nested(self, asked: _Nested, data: memoryview, running: RunningCall) -> str:
         args, kwargs = _arguments(asked.args, _texts(data))
         mine = self._call
         nested = Call(
@@ -264,7 +267,7 @@ class Bridge:
             chain=(*mine.chain, mine.function),
             parent=mine.token,
         )
-        return self._call_function(nested.checked())
+        return self._call_function(nested.checked(), running)
 
     def _answer_from_outside(self, asked: _OfOutside, data: memoryview) -> tuple[dict[str, object], bytes]:
         if isinstance(asked, _Secret):

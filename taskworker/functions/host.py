@@ -305,7 +305,7 @@ class FunctionHost:
         bridge = Bridge(
             call,
             files,
-            lambda nested: self._call_function(nested, left_s(), asking),
+            lambda nested, by: self._call_function(nested, left_s(), by),
             RedactedOutside(self._outside_of(call, timeout_s, asking), redactor),
             disk_bytes=function.spec.limits.disk_bytes,
             asking=asking,

@@ -1,5 +1,6 @@
 """Calls of user code in processes that the kernel keeps in; knows nothing of gRPC or of the store."""
 
+from taskworker.sandbox.answering import Asked
 from taskworker.sandbox.call import SandboxCall
 from taskworker.sandbox.errors import (
     CallCancelled,
@@ -18,6 +19,7 @@ from taskworker.sandbox.host import SandboxHost
 from taskworker.sandbox.image import FunctionImage, Keep, Limits, WarmView
 
 __all__ = [
+    "Asked",
     "CallCancelled",
     "CallCrashed",
     "CallDeadline",

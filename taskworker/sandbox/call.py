@@ -215,9 +215,11 @@ class SandboxCall:
         return frames
 
     def _is_last(self, frame: Frame) -> bool:
-        """Take what is not: an ask, or a part of the result."""
+        """Take what is not: an ask, one that is withdrawn, or a part of the result."""
         if frame.kind is Kind.ASK:
             self._answering.take(*split_number(frame.payload))
+        elif frame.kind is Kind.WITHDRAW:
+            self._answering.withdraw(split_number(frame.payload)[0])
         elif frame.kind is Kind.ITEM:
             if self._item is None:
                 violation = ProtocolViolation("the sandbox sent a result in parts, which nobody asked for")

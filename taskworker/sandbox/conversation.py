@@ -33,12 +33,13 @@ class State(Enum):
 _MAY_COME: dict[State, tuple[Kind, ...]] = {
     State.STARTING: (Kind.HELLO,),
     State.WAITING: (),
-    State.RUNNING: (Kind.ASK, Kind.ITEM, Kind.RESULT, Kind.FAILURE),
+    State.RUNNING: (Kind.ASK, Kind.WITHDRAW, Kind.ITEM, Kind.RESULT, Kind.FAILURE),
     State.DONE: (),
 }
 _NEXT = {
     Kind.HELLO: State.WAITING,
     Kind.ASK: State.RUNNING,
+    Kind.WITHDRAW: State.RUNNING,
     Kind.ITEM: State.RUNNING,
     Kind.RESULT: State.DONE,
     Kind.FAILURE: State.DONE,
@@ -52,13 +53,14 @@ class Conversation:
         result_bytes: how large the result may be, and each item of one that comes in parts.
     """
 
-    __slots__ = ("_asked", "_decoder", "_result_bytes", "state")
+    __slots__ = ("_asked", "_decoder", "_result_bytes", "_withdrawable", "state")
 
     def __init__(self, result_bytes: int) -> None:
         self.state = State.STARTING
         self._result_bytes = result_bytes
         self._decoder = FrameDecoder(FROM_SANDBOX)
         self._asked: dict[int, int] = {}  # number → bytes
+        self._withdrawable = 0
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes that came; give the frames they complete.
@@ -106,6 +108,13 @@ class Conversation:
             if number in self._asked or len(self._asked) >= ASKS_MAX:
                 raise ProtocolViolation(f"the sandbox asks under a number in use, or more than {ASKS_MAX} at once")
             self._asked[number] = len(frame.payload)
+            self._withdrawable += 1
+        elif frame.kind is Kind.WITHDRAW:
+            # Not only of what is being answered: the answer may be on its way. But no oftener than was asked.
+            split_number(frame.payload)
+            self._withdrawable -= 1
+            if self._withdrawable < 0:
+                raise ProtocolViolation("the sandbox withdraws more than it asked")
         elif frame.kind in (Kind.RESULT, Kind.FAILURE) and self._asked:
             raise ProtocolViolation(f"the sandbox sent a {frame.kind.name} frame while an ask is being answered")
 

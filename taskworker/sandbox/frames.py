@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-VERSION = 3
+VERSION = 4
 """Of these frames; the sandbox says it in its hello."""
 
 HEADER = struct.Struct("!BI")
@@ -45,6 +45,7 @@ class Kind(IntEnum):
     ANSWER = 6
     ANSWER_FAILED = 7
     ITEM = 8
+    WITHDRAW = 9
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -71,6 +72,7 @@ FROM_SANDBOX: Mapping[Kind, int] = {
     Kind.FAILURE: FAILURE_BYTES_MAX,
     Kind.ASK: ASK_BYTES_MAX,
     Kind.ITEM: FRAME_BYTES_MAX,
+    Kind.WITHDRAW: NUMBER.size,
 }
 TO_SANDBOX: Mapping[Kind, int] = {
     Kind.REQUEST: FRAME_BYTES_MAX,

@@ -211,7 +211,7 @@ class SandboxHost:
         try:
             self.warm(image)
             return (
-                self.begin(image, b"", timeout_s=None, answer=lambda ask: ask, output=lambda _name, _data: None)
+                self.begin(image, b"", timeout_s=None, answer=lambda ask, _: ask, output=lambda _name, _data: None)
                 .result()
                 .decode()
             )

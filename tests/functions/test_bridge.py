@@ -21,6 +21,7 @@ from taskworker.functions.bridge import PUSHES_MAX, READ_BYTES_MAX, Bridge
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import NoOutside
 from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.sandbox import Asked
 from taskworker.sandbox.inside.facade import FunctionWorker, WorkerError
 
 ANN = Call("f", user_id="ann", call_id="c1", chain=("outer",))
@@ -33,7 +34,10 @@ class Direct:
         self._bridge = bridge
 
     def ask(self, payload: bytes) -> bytes:
-        return self._bridge(payload)
+        return self._bridge(payload, Asked())
+
+    async def aask(self, payload: bytes) -> bytes:
+        return self.ask(payload)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def store(tmp_path: Path) -> Iterator[FileStorage]:
 
 
 def bridge_of(store: FileStorage, called: list[Call] | None = None) -> Bridge:
-    def call_function(call: Call) -> str:
+    def call_function(call: Call, running: RunningCall) -> str:
         if called is not None:
             called.append(call)
         if call.function == "broken":
@@ -242,7 +246,7 @@ questions = st.one_of(
 def test_whatever_is_asked_is_answered(store: FileStorage, asked: list[bytes]) -> None:
     bridge = bridge_of(store)
     for question in asked:
-        answer = bridge(question)
+        answer = bridge(question, Asked())
         (length,) = struct.unpack_from("<I", answer)
         told = json.loads(answer[4 : 4 + length])
         assert "error" not in told or told["error"] in (

@@ -40,7 +40,7 @@ import dataclasses
 import logging
 import time
 
-from taskworker.inside import worker
+from taskworker.inside import WorkerError, worker
 
 
 def calculate(a: int, b: int) -> int:
@@ -122,21 +122,74 @@ def slowly(value, seconds):
     return value
 
 
-def threads(count, seconds):
+def waits(name):
+    while True:
+        try:
+            return worker.storage.get(name).decode()
+        except WorkerError:
+            time.sleep(0.05)
+
+
+def all_wait(count, name):
     from concurrent.futures import ThreadPoolExecutor
 
-    began = time.monotonic()
     with ThreadPoolExecutor(count) as threads:
-        found = list(threads.map(lambda number: worker.call("slowly", number, seconds), range(count)))
-    return found, time.monotonic() - began
+        return list(threads.map(lambda number: worker.call("waits", name), range(count)))
 
 
-async def gathers(count, seconds):
+async def all_awaited(count, name):
     import asyncio
 
-    began = time.monotonic()
-    found = await asyncio.gather(*(worker.acall("slowly", number, seconds) for number in range(count)))
-    return found, time.monotonic() - began
+    return await asyncio.gather(*(worker.acall("waits", name) for number in range(count)))
+
+
+async def gives_up(name):
+    import asyncio
+
+    try:
+        await asyncio.wait_for(worker.acall("waits", name), 0.5)
+    except asyncio.TimeoutError:
+        return "gave up"
+
+
+async def asks_both_ways(count):
+    import asyncio
+
+    one_by_one = [worker.call("slowly", number, 0) for number in range(2)]
+    tasks = [asyncio.ensure_future(worker.acall("slowly", number, 0.1)) for number in range(count)]
+    await asyncio.sleep(0)
+    in_threads = await asyncio.gather(*(asyncio.to_thread(worker.call, "slowly", number, 0) for number in range(8)))
+    blocking = worker.call("slowly", "here", 0)
+    return one_by_one, await asyncio.gather(*tasks), in_threads, blocking
+
+
+def leaves_a_loop():
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    loop.create_task(worker.acall("waits", "never"))
+    loop.run_until_complete(asyncio.sleep(0.1))
+    return "left"
+
+
+async def items_of_its_loop(to):
+    import asyncio
+
+    queue = asyncio.Queue()
+
+    async def fill():
+        for number in range(to):
+            await asyncio.sleep(0.001)
+            await queue.put(number)
+
+    task = asyncio.ensure_future(fill())
+
+    async def items():
+        for _ in range(to):
+            yield await queue.get()
+        await task
+
+    return items()
 
 
 def about():
@@ -354,13 +407,37 @@ def test_a_client_deploys_as_the_command_does(pool: FunctionPool) -> None:
         pool.client.deploy("entry", "entry:f", walls=5, **options)
 
 
-@pytest.mark.parametrize("entry", ["threads", "gathers"])
-def test_calls_of_one_function_run_at_the_same_time(pool: FunctionPool, entry: str) -> None:
-    pool.deploy("slowly", "app:slowly", pool.directory)
-    pool.deploy(entry, f"app:{entry}", pool.directory)
-    found, took_s = pool.client.call(entry, [8, 0.5], user_id=USER)
-    assert found == list(range(8))
-    assert took_s < 8 * 0.5 / 2  # however slow the machine: one after another they take at least twice as long
+@pytest.mark.parametrize(("entry", "threads"), [("all_wait", 32), ("all_awaited", 1)])
+def test_calls_of_one_function_run_at_the_same_time(pool: FunctionPool, entry: str, threads: int) -> None:
+    pool.deploy("waits", "app:waits", pool.directory)
+    pool.deploy(entry, f"app:{entry}", pool.directory, limits=Limits(threads=threads))
+    go = f"go of {entry}"
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(pool.client.call, entry, [8, go], user_id=USER)
+        pool.await_status("waits", lambda status: status.running == 8)
+        pool.client.push(b"gone", filename=go, user_id=USER)
+        assert call.result(60) == ["gone"] * 8
+
+
+def test_a_call_that_is_not_awaited_any_more_ends(pool: FunctionPool) -> None:
+    pool.deploy("waits", "app:waits", pool.directory, limits=Limits(wall_s=600.0))
+    for entry, said in (("gives_up", "gave up"), ("leaves_a_loop", "left")):
+        pool.deploy(entry, f"app:{entry}", pool.directory)
+        assert pool.client.call(entry, ["never"] if entry == "gives_up" else [], user_id=USER) == said
+        pool.await_status("waits", lambda status: not status.running)
+
+
+def test_threads_and_coroutines_ask_at_the_same_time(pool: FunctionPool) -> None:
+    for entry in ("slowly", "asks_both_ways"):
+        pool.deploy(entry, f"app:{entry}", pool.directory)
+    told = pool.client.call("asks_both_ways", [40], user_id=USER)
+    assert told == [[0, 1], list(range(40)), list(range(8)), "here"]
+
+
+def test_items_of_a_coroutine_come_from_its_event_loop(pool: FunctionPool) -> None:
+    pool.deploy("items_of_its_loop", "app:items_of_its_loop", pool.directory)
+    assert list(pool.client.stream("items_of_its_loop", [5], user_id=USER)) == list(range(5))
+    assert pool.client.call("items_of_its_loop", [5], user_id=USER) == list(range(5))
 
 
 def test_one_user_s_calls_do_not_hold_another_s_up(pool: FunctionPool) -> None:

@@ -50,4 +50,6 @@ def begin(
     owner: str = "",
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""
-    return host.begin(image, request, timeout_s=timeout_s, answer=answer, output=output, item=item, owner=owner)
+    return host.begin(
+        image, request, timeout_s=timeout_s, answer=lambda ask, _: answer(ask), output=output, item=item, owner=owner
+    )

@@ -118,6 +118,8 @@ def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], gre
                 if frame.kind is Kind.ASK:
                     conversation.answered(split_number(frame.payload)[0])
                     continue
+                if frame.kind is Kind.WITHDRAW:
+                    continue
                 assert frame.kind is Kind.HELLO or len(frame.payload) <= 100 or frame.kind is Kind.FAILURE
     except (ProtocolViolation, LimitExceeded):
         pass
@@ -125,6 +127,22 @@ def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], gre
 
 def asked(number: int, size: int = NUMBER.size) -> bytes:
     return encode(Kind.ASK, NUMBER.pack(number) + bytes(size - NUMBER.size))
+
+
+def withdrawn(number: int) -> bytes:
+    return encode(Kind.WITHDRAW, NUMBER.pack(number))
+
+
+def test_an_ask_may_be_withdrawn_while_its_answer_is_on_its_way() -> None:
+    conversation = Conversation(result_bytes=100)
+    conversation.feed(GREETING)
+    conversation.requested()
+    conversation.feed(asked(1) + asked(2))
+    conversation.answered(1)
+    assert conversation.feed(withdrawn(1)) == [Frame(Kind.WITHDRAW, NUMBER.pack(1))]
+    conversation.feed(withdrawn(2))
+    conversation.answered(2)
+    assert conversation.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
 
 
 def test_what_comes_out_of_turn_is_refused() -> None:
@@ -151,6 +169,11 @@ def test_what_comes_out_of_turn_is_refused() -> None:
         (lambda: asked(1) + asked(1), "a number in use"),
         (lambda: b"".join(map(asked, range(ASKS_MAX + 1))), f"more than {ASKS_MAX} at once"),
         (lambda: asked(1) + encode(Kind.RESULT, b""), "while an ask is being answered"),
+        (lambda: asked(1) + withdrawn(1) + encode(Kind.RESULT, b""), "while an ask is being answered"),
+        (lambda: asked(1) + withdrawn(1) + asked(1), "a number in use"),
+        (lambda: asked(1) + withdrawn(1) + withdrawn(1), "withdraws more than it asked"),
+        (lambda: withdrawn(1), "withdraws more than it asked"),
+        (lambda: asked(1) + encode(Kind.WITHDRAW, b"abc"), "without its number"),
         (
             lambda: b"".join(asked(one, 5 << 20) for one in range(3)) + HEADER.pack(Kind.ASK, (2 << 20) + 1),
             "more than 17825792 bytes",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import select
 import threading
 
 from taskworker.sandbox.frames import (
@@ -16,6 +19,7 @@ from taskworker.sandbox.frames import (
     Cause,
     Frame,
     FrameDecoder,
+    FrameError,
     Kind,
     decode_failure,
     encode,
@@ -24,6 +28,7 @@ from taskworker.sandbox.frames import (
 )
 
 _RECEIVE_BYTES = 256 << 10
+_LOOK_S = 0.01
 
 
 class AskFailed(Exception):
@@ -63,7 +68,8 @@ class ChannelClosed(Exception):
 class Channel:
     """The sandbox's end of a call's channel. `ask` may be called from any thread, from several at the same time.
 
-    Of the threads that wait for answers one reads, and hands the others theirs.
+    Of the threads that wait for answers one reads, and hands the others theirs. Where coroutines wait (`aask`), their
+    event loop reads while no thread does; it takes no thread.
 
     Args:
         descriptor: of a connected stream socket. Not an object of ``socket``: each object that a call makes
@@ -77,6 +83,8 @@ class Channel:
         self._changed = threading.Condition()
         self._answers: dict[int, Frame] = {}
         self._asked: dict[int, int] = {}  # number → bytes
+        self._futures: dict[int, asyncio.Future[Frame]] = {}
+        self._withdrawn: set[int] = set()
         self._last_number = 0
         self._reading = False
         self._over = False
@@ -97,11 +105,36 @@ class Channel:
             answer = self._answer(number)
         finally:
             self._ended(number)
-        content = answer.payload[NUMBER.size :]
-        if answer.kind is Kind.ANSWER_FAILED:
-            failure = decode_failure(content)
-            raise AskFailed(failure.type_name, failure.text)
-        return content
+        return _content_of(answer)
+
+    async def aask(self, payload: bytes) -> bytes:
+        """As `ask`, from a coroutine: its loop goes on meanwhile. If it is cancelled, the ask is withdrawn.
+
+        Raises:
+            AskFailed: the worker refused, or failed.
+            ChannelClosed: the call is over.
+            FrameError: the payload is larger than an ask may be.
+        """
+        size = len(payload) + NUMBER.size
+        while (number := self._begun_at_once(size)) is None:  # noqa: ASYNC110 - threads that leave tell no loop
+            await asyncio.sleep(_LOOK_S)
+        try:
+            frame = encode(Kind.ASK, NUMBER.pack(number) + payload)
+        except FrameError:
+            self._ended(number)
+            raise
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Frame] = loop.create_future()
+        with self._changed:
+            if not any(other.get_loop() is loop for other in self._futures.values()):
+                loop.add_reader(self._descriptor, self._readable)
+            self._futures[number] = answer
+        try:
+            with self._sending:
+                self._send(frame)
+            return _content_of(await answer)
+        finally:
+            self._leave(number, loop)
 
     def hello(self) -> None:
         """Say that this process is ready for its request."""
@@ -147,12 +180,33 @@ class Channel:
     def _begun(self, size: int) -> int:
         with self._changed:
             while self._is_full(size) and not self._over:
-                self._changed.wait()
-            if self._over:
-                raise ChannelClosed
-            self._last_number = number = (self._last_number + 1) % (1 << 32)
-            self._asked[number] = size
-            return number
+                self._await_change()
+            return self._numbered(size)
+
+    def _begun_at_once(self, size: int) -> int | None:
+        """A number, if there is room for another ask."""
+        with self._changed:
+            return None if self._is_full(size) and not self._over else self._numbered(size)
+
+    def _numbered(self, size: int) -> int:
+        """The lock is held."""
+        if self._over:
+            raise ChannelClosed
+        self._last_number = number = (self._last_number + 1) % (1 << 32)
+        self._asked[number] = size
+        return number
+
+    def _leave(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        """A coroutine waits no longer; if its answer has not come, it is to come soon, and interests nobody."""
+        with self._sending:  # for all of it: nothing may be withdrawn after the result is sent
+            with self._changed:
+                unanswered = self._futures.pop(number, None) is not None
+                if unanswered:
+                    self._withdrawn.add(number)
+                if not any(other.get_loop() is loop for other in self._futures.values()) and not loop.is_closed():
+                    loop.remove_reader(self._descriptor)
+            if unanswered:
+                self._send(encode(Kind.WITHDRAW, NUMBER.pack(number)))
 
     def _is_full(self, size: int) -> bool:
         return len(self._asked) >= ASKS_MAX or sum(self._asked.values()) + size > ASKS_BYTES_MAX
@@ -176,21 +230,74 @@ class Channel:
         self._reading = True
         self._changed.release()
         try:
-            frame = self._receive()
+            frame: Frame | None = self._receive()
         finally:
             self._changed.acquire()
             self._reading = False
             self._changed.notify_all()
+        while frame is not None:  # what came with it, too: a loop reads only when something comes
+            self._hand_over(frame)
+            frame = self._decoder.next()
+
+    def _readable(self) -> None:
+        """Read for coroutines what has come, unless a thread reads; called by their loop."""
+        with self._changed:
+            if self._reading or not self._has_come():
+                return
+            data = os.read(self._descriptor, _RECEIVE_BYTES)
+            if data:
+                self._decoder.feed(data)
+                while (frame := self._decoder.next()) is not None:
+                    self._hand_over(frame)
+            else:  # the worker hung up
+                for number in list(self._futures):
+                    self._answer_to(number, None)
+            self._changed.notify_all()
+
+    def _has_come(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _hand_over(self, frame: Frame) -> None:
+        """Give an answer to the one who waits for it; the lock is held."""
         number, _ = split_number(frame.payload)
-        self._answers[number] = frame
+        if number in self._futures:
+            self._answer_to(number, frame)
+        elif number in self._withdrawn:
+            self._withdrawn.discard(number)
+            del self._asked[number]
+        else:
+            self._answers[number] = frame
+
+    def _answer_to(self, number: int, frame: Frame | None) -> None:
+        """Tell a coroutine its answer, or that there is none; the lock is held."""
+        answer = self._futures.pop(number)
+        del self._asked[number]
+        with contextlib.suppress(RuntimeError):  # its loop was closed
+            answer.get_loop().call_soon_threadsafe(_settle, answer, frame)
 
     def _await_asks(self) -> None:
         """Let no ask begin any more, and those under way end: an answer must not come after the result."""
+        with self._sending:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+                left = list(self._futures)  # of loops that run no more, or to no purpose
+                self._futures.clear()
+                self._withdrawn.update(left)
+            for number in left:
+                self._send(encode(Kind.WITHDRAW, NUMBER.pack(number)))
         with self._changed:
-            self._over = True
-            self._changed.notify_all()
             while self._asked:
-                self._changed.wait()
+                self._await_change()
+
+    def _await_change(self) -> None:
+        """Wait until something has changed; the lock is held. Coroutines may be kept from reading: then this does."""
+        if self._reading or not (self._futures or self._withdrawn):
+            self._changed.wait()
+        else:
+            self._read_one()
 
     def _send(self, frame: bytes) -> None:
         sent = os.write(self._descriptor, frame)
@@ -204,6 +311,23 @@ class Channel:
                 raise ChannelClosed
             self._decoder.feed(data)
         return frame
+
+
+def _settle(answer: asyncio.Future[Frame], frame: Frame | None) -> None:
+    if answer.done():
+        return
+    if frame is None:
+        answer.set_exception(ChannelClosed())
+    else:
+        answer.set_result(frame)
+
+
+def _content_of(answer: Frame) -> bytes:
+    content = answer.payload[NUMBER.size :]
+    if answer.kind is Kind.ANSWER_FAILED:
+        failure = decode_failure(content)
+        raise AskFailed(failure.type_name, failure.text)
+    return content
 
 
 def _too_large(result: bytes) -> CallFailure:

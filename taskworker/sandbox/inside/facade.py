@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import json
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +30,9 @@ class Asker(Protocol):
 
     def ask(self, payload: bytes) -> bytes:
         """Ask, and wait for the answer."""
+
+    async def aask(self, payload: bytes) -> bytes:
+        """As `ask`, from a coroutine; cancelling it withdraws the ask."""
 
 
 class WorkerError(Exception):
@@ -88,22 +89,42 @@ class _Connection:
         Raises:
             WorkerError: refused.
         """
+        return _told(self._reached().ask(_question(operation, data, header)))
+
+    async def aask(
+        self, operation: str, data: bytes | memoryview = b"", **header: object
+    ) -> tuple[dict[str, Any], bytes]:
+        """As `ask`, from a coroutine.
+
+        Raises:
+            WorkerError: refused.
+        """
+        return _told(await self._reached().aask(_question(operation, data, header)))
+
+    def _reached(self) -> Asker:
         if self.asker is None:
             raise RuntimeError("the worker can be asked while a call runs, not while the module is being imported")
-        document = json.dumps({"op": operation, **header}).encode()
-        question = b"".join((_LENGTH.pack(len(document)), document, data))
-        if len(question) > QUESTION_BYTES_MAX:
-            raise WorkerError(
-                "InvalidArgument",
-                f"what is asked of the worker has {len(question):,} bytes, at most {QUESTION_BYTES_MAX:,} are taken; "
-                "push a file and pass its id",
-            )
-        answer = self.asker.ask(question)
-        (length,) = _LENGTH.unpack_from(answer)
-        told = json.loads(answer[_LENGTH.size : _LENGTH.size + length])
-        if "error" in told:
-            raise WorkerError(told["error"], told["text"])
-        return told, answer[_LENGTH.size + length :]
+        return self.asker
+
+
+def _question(operation: str, data: bytes | memoryview, header: Mapping[str, object]) -> bytes:
+    document = json.dumps({"op": operation, **header}).encode()
+    question = b"".join((_LENGTH.pack(len(document)), document, data))
+    if len(question) > QUESTION_BYTES_MAX:
+        raise WorkerError(
+            "InvalidArgument",
+            f"what is asked of the worker has {len(question):,} bytes, at most {QUESTION_BYTES_MAX:,} are taken; "
+            "push a file and pass its id",
+        )
+    return question
+
+
+def _told(answer: bytes) -> tuple[dict[str, Any], bytes]:
+    (length,) = _LENGTH.unpack_from(answer)
+    told = json.loads(answer[_LENGTH.size : _LENGTH.size + length])
+    if "error" in told:
+        raise WorkerError(told["error"], told["text"])
+    return told, answer[_LENGTH.size + length :]
 
 
 class Storage:
@@ -218,7 +239,7 @@ class FunctionWorker:
         self._connection = _Connection()
         self._caller: FunctionCaller | None = None
         self._config: Mapping[str, str] = MappingProxyType({})
-        self._threads: ThreadPoolExecutor | None = None
+        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self.storage = Storage(self._connection)
 
     @property
@@ -240,22 +261,22 @@ class FunctionWorker:
             WorkerError: it failed, or could not be called.
             ValueError: an argument has no JSON form.
         """
-        texts = [json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)]
-        for key, value in kwargs.items():
-            texts += (key, json_of(value, f"argument {key}"))
-        _, result = self._connection.ask("call", _packed(texts), name=function_name, args=len(args))
+        _, result = self._connection.ask("call", _packed(args, kwargs), name=function_name, args=len(args))
         return json.loads(result)
 
     async def acall(self, function_name: str, *args: object, **kwargs: object) -> Any:
         """As :meth:`call`, for ``async def`` functions: what is gathered runs at the same time, up to 16 calls.
 
+        It takes no thread. Cancelling it, as a timeout of ``asyncio`` does, ends the call.
+
         Raises:
             WorkerError: it failed, or could not be called.
+            ValueError: an argument has no JSON form.
         """
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(ASKS_MAX, thread_name_prefix="calls")
-        call = functools.partial(self.call, function_name, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        packed = _packed(args, kwargs)
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(ASKS_MAX)):
+            _, result = await self._connection.aask("call", packed, name=function_name, args=len(args))
+        return json.loads(result)
 
     def result_file(self, path: str | Path, filename: str | None = None) -> StoredFile:
         """Store a file of the scratch directory for the caller; to be returned in place of its bytes.
@@ -356,8 +377,11 @@ class FunctionWorker:
         )
 
 
-def _packed(texts: list[str]) -> bytes:
+def _packed(args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
     """Each text behind its length: within another JSON document they would be escaped once more."""
+    texts = [json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)]
+    for key, value in kwargs.items():
+        texts += (key, json_of(value, f"argument {key}"))
     parts: list[bytes] = []
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
@@ -386,7 +410,6 @@ def configure(config: Mapping[str, str]) -> None:
 
 
 def finish() -> None:
-    """The call is over: let the threads end that were begun for it."""
-    threads, worker._threads = worker._threads, None
-    if threads is not None:
-        threads.shutdown()
+    """The call is over: forget its event loops."""
+    if worker._turns:
+        worker._turns = {}

@@ -18,7 +18,7 @@ import logging
 import pickle
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol
@@ -33,6 +33,8 @@ from taskworker.sandbox.inside.results import NoJson, json_of
 
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
 """Surely not awaitable; asking an abstract base class of any object takes longer."""
+_TAKEN = object()
+"""In place of what a generator gave."""
 _CODE, _APP = "/code", "/code/app"
 
 
@@ -150,14 +152,19 @@ def run(request: bytes, channel: _Channel) -> bytes:
 def _result(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> bytes:
     positional, named = _loaded.parameters.take(args, kwargs)  # which may run checks of the function's own
     value = _loaded.function(*positional, **named)
-    if type(value) not in _PLAIN:
-        if inspect.isawaitable(value):
-            value = asyncio.run(_awaited(value))
-        if isinstance(value, GeneratorType | AsyncGeneratorType):
-            value, in_parts = _collected(value, give)
-            if in_parts:
-                return b""
-    return _told(value)
+    if type(value) in _PLAIN:
+        return _told(value)
+    kept: list[Any] = []
+    take = kept.append if give is None else functools.partial(_give, give)
+    if inspect.isawaitable(value) or isinstance(value, AsyncGeneratorType):
+        value = asyncio.run(_awaited(value, take))
+    if isinstance(value, GeneratorType):
+        for item in value:
+            take(item)
+        value = _TAKEN
+    if value is not _TAKEN:
+        return _told(value)
+    return b"" if give is not None else _told(kept)
 
 
 def _told(value: Any) -> bytes:
@@ -167,27 +174,15 @@ def _told(value: Any) -> bytes:
         raise CallFailure(Cause.RESULT, "", str(error)) from None
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
-
-
-def _collected(
-    items: Iterator[Any] | AsyncIterator[Any], give: Callable[[bytes], None] | None
-) -> tuple[list[Any], bool]:
-    """All items, or, where they are given as they come, none; and whether they were."""
-    kept: list[Any] = []
-    take = kept.append if give is None else functools.partial(_give, give)
-    if isinstance(items, AsyncIterator):
-        asyncio.run(_exhaust(items, take))
-    else:
-        for item in items:
-            take(item)
-    return kept, give is not None
-
-
-async def _exhaust(items: AsyncIterator[Any], take: Callable[[Any], None]) -> None:
-    async for item in items:
+async def _awaited(value: Any, take: Callable[[Any], None]) -> Any:
+    """What an awaitable gives; if that is an asynchronous generator, its items are taken in the same event loop."""
+    if not isinstance(value, AsyncGeneratorType):
+        value = await value
+    if not isinstance(value, AsyncGeneratorType):
+        return value
+    async for item in value:
         take(item)
+    return _TAKEN
 
 
 def _give(give: Callable[[bytes], None], item: Any) -> None:
