@@ -219,7 +219,8 @@ class MemoryVolume:
             payload = _flipped(record.shard.payload, rng)
             record.shard = Shard(key, record.shard.object_length, blake3(payload).digest(), payload)
         else:
-            record.shard = other._replace(key=key)
+            digest = blake3(other.payload).digest()  # which the other one's own is not, if that is rotten
+            record.shard = other._replace(key=key, digest=digest)
         record.health = Health.LIE
         self._wounds.add(key)
         self._judge(key)
