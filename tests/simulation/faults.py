@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -323,10 +323,20 @@ class Faults:
         one_owner = all(liar.owner == CROWD for liar in liars)
         needed = max(2, -(-k // (n - k))) if one_owner else n - len(liars)
         away = self.rng.sample(honest, self.rng.randint(0, max(0, len(honest) - needed)))
+        while away and not one_owner and not self._hold_one_each({*self.cluster.workers} - {*away}):
+            away.pop()
         for worker in away:
             self._set_cut(worker, True)
         self.injected["partition"] += len(away)
         return away
+
+    def _hold_one_each(self, workers: Collection[Worker]) -> bool:
+        """Whether these can have one shard of a stripe each, without more in one zone than may be lost."""
+        k, n = self.model.profile.k, self.model.profile.n
+        by_zone = Counter(worker.zone for worker in workers)
+        if len({worker.zone for worker in self.cluster.workers}) == 1:
+            return len(workers) >= n
+        return sum(min(count, n - k) for count in by_zone.values()) >= n
 
     def _conspirators(self) -> list[Worker]:
         """Whoever is to lie; the others are to be enough to hold k shards of each stripe, one each."""
