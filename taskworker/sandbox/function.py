@@ -34,7 +34,7 @@ from taskworker.sandbox.filters import Filters
 from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
-from taskworker.sandbox.kept import KeptProcesses
+from taskworker.sandbox.kept import KeptLoad, KeptProcesses
 from taskworker.sandbox.pids_cgroup import PidsCgroup
 from taskworker.sandbox.room import SCARCE, Room
 from taskworker.sandbox.spare import (
@@ -91,6 +91,7 @@ class FunctionSandbox:
         fence: bounds the processes of functions, where the kernel does not.
         ids: gives it an id.
         ended: called in the loop's thread when it is about to go.
+        scarce: called there when the machine had no room for a process.
     """
 
     def __init__(
@@ -104,12 +105,14 @@ class FunctionSandbox:
         fence: PidsCgroup | None,
         ids: FunctionIds,
         ended: Callable[[FunctionSandbox], None],
+        scarce: Callable[[], None],
     ) -> None:
         self.image = image
         self.started = self.used = time.time()
         self._used_s = time.monotonic()
         self._loop = loop
         self._ended = ended
+        self._scarce = scarce
         self._fence = fence
         self._fence_name = secrets.token_hex(8)
         self._ids = ids
@@ -398,6 +401,19 @@ class FunctionSandbox:
         for spare in spent:
             self._end(spare)
 
+    @property
+    def kept_load(self) -> KeptLoad:
+        """The processes that were kept and wait."""
+        with self._changed:
+            return self._kept.load
+
+    def drop_oldest_kept(self) -> None:
+        """End the one that waits for longest."""
+        with self._changed:
+            oldest = self._kept.drop_oldest()
+        if oldest is not None:
+            self._end(oldest)
+
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
         with self._changed:
@@ -682,6 +698,7 @@ class FunctionSandbox:
         with self._changed:
             pause_s = self._room.refused(why)
             self._changed.notify_all()
+        self._scarce()
         self._loop.call_later(pause_s, self.refill)
 
     def _spawn_too_long(self, spare: Spare) -> None:

@@ -11,7 +11,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +25,9 @@ from taskworker.sandbox.frames import Kind, encode
 from taskworker.sandbox.function import FunctionSandbox, Unbounded, Unjudged
 from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
+from taskworker.sandbox.kept import KeptLoad
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.room import PATIENCE_S
+from taskworker.sandbox.room import PATIENCE_S, memory_bytes
 from taskworker.sandbox.spare import Spare
 
 SPARES_IDLE_S = 60.0
@@ -57,12 +58,26 @@ class SandboxHost:
         warm_max: how many functions stay warm; of more, the one not used for longest is ended.
         idle_s: after so many seconds without a call, a function is ended.
         pids_cgroup: bound functions' processes by a cgroup, as is done by itself for root before Linux 6.14.
+        kept_max: how many processes that have served a user wait for the next call; of more, the one that waits for
+            longest is ended.
+        kept_bytes_max: what those may have of memory and scratch files; None: a quarter of the machine's memory.
     """
 
-    def __init__(self, bundles: Path, *, warm_max: int = 128, idle_s: float = 600.0, pids_cgroup: bool = False) -> None:
+    def __init__(
+        self,
+        bundles: Path,
+        *,
+        warm_max: int = 128,
+        idle_s: float = 600.0,
+        pids_cgroup: bool = False,
+        kept_max: int = 256,
+        kept_bytes_max: int | None = None,
+    ) -> None:
         self._bundles = bundles.resolve()
         self._warm_max = warm_max
         self._idle_s = idle_s
+        self._kept_max = kept_max
+        self._kept_bytes_max = memory_bytes() // 4 if kept_bytes_max is None else kept_bytes_max
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-host", daemon=True)
         self._functions: dict[str, FunctionSandbox] = {}
@@ -304,6 +319,7 @@ class SandboxHost:
             self._base_ended()
             function = self._new_function(image, code)
         except OSError as error:  # what is there goes on
+            self._drop_oldest_kept()
             raise SandboxFull(str(error)) from error
         with self._lock:
             self._functions[image.key] = function
@@ -319,6 +335,7 @@ class SandboxHost:
             fence=self._fence,
             ids=self._function_ids,
             ended=self._function_ended,
+            scarce=self._drop_oldest_kept,
         )
 
     def _code_of(self, image: FunctionImage) -> str:
@@ -332,6 +349,25 @@ class SandboxHost:
         idle = [function for function in self._functions.values() if not function.busy]
         if len(self._functions) >= self._warm_max and idle:
             max(idle, key=lambda function: function.idle_s).close(CallCrashed("the function made room for another"))
+
+    def _bound_kept(self) -> None:
+        """End the processes that wait for longest, whatever their function, until the others are within bounds."""
+        loads = self._kept_loads()
+        while (
+            sum(load.processes for load in loads.values()) > self._kept_max
+            or sum(load.holds_bytes for load in loads.values()) > self._kept_bytes_max
+        ):
+            oldest = _waits_longest(loads)
+            oldest.drop_oldest_kept()
+            loads[oldest] = oldest.kept_load
+
+    def _drop_oldest_kept(self) -> None:
+        """The machine has no room for a process: one that only may be wanted gives its own."""
+        if loads := self._kept_loads():
+            _waits_longest(loads).drop_oldest_kept()
+
+    def _kept_loads(self) -> dict[FunctionSandbox, KeptLoad]:
+        return {function: function.kept_load for function in self._functions.values()}
 
     def _function_ended(self, function: FunctionSandbox) -> None:
         with self._lock:
@@ -351,6 +387,7 @@ class SandboxHost:
                 function.rest()
             else:
                 function.refill()
+        self._bound_kept()
         self._loop.call_later(_TICK_S, self._tick)
 
     def _inspect(self) -> None:
@@ -367,6 +404,10 @@ class SandboxHost:
             self._base.end()
             self._base.await_end()
             self._base = None
+
+
+def _waits_longest(loads: Mapping[FunctionSandbox, KeptLoad]) -> FunctionSandbox:
+    return min(loads, key=lambda function: loads[function].waits_since)
 
 
 def _allow_descriptors() -> None:

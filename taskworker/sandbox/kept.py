@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from taskworker.sandbox.image import Keep, Limits
 from taskworker.sandbox.spare import Look, Spare
@@ -16,6 +18,21 @@ LEFT_SHARE_MAX = 0.5
 """Of what a call may have of memory, descriptors and scratch files: with more in use, the next call would lack it."""
 STANDARD_DESCRIPTORS = 4
 """That every call has: its channel, standard input, output and error."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLoad:
+    """Processes that wait for calls.
+
+    Attributes:
+        processes: how many.
+        holds_bytes: what they have of memory and scratch files.
+        waits_since: when the call ended of the one that waits for longest, on the monotonic clock.
+    """
+
+    processes: int
+    holds_bytes: int
+    waits_since: float
 
 
 class KeptProcesses:
@@ -94,6 +111,16 @@ class KeptProcesses:
         spares = list(self._waiting)
         self._waiting.clear()
         return spares
+
+    @property
+    def load(self) -> KeptLoad:
+        """How many wait, and what they have."""
+        first = next(iter(self._waiting), None)
+        return KeptLoad(
+            len(self._waiting),
+            sum(spare.holds_bytes for spare in self._waiting),
+            math.inf if first is None else first.rests_since,
+        )
 
     def pids(self) -> set[int]:
         """Of those that wait."""

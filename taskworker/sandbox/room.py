@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import time
+from pathlib import Path
 
 from taskworker.sandbox.errors import SandboxFull
 
@@ -13,6 +16,18 @@ _PAUSE_S = 0.02
 _PAUSE_MAX_S = 1.0
 SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EUSERS, errno.ENOBUFS)
 """How the kernel says that there is no more of something now."""
+
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or of this container if it may have less."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # another version of cgroups, or no limit: "max"
+            most = min(most, int(path.read_text()))
+    return most
 
 
 class Room:

@@ -321,3 +321,16 @@ def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: Sa
     wait_until(lambda: not {image.key} & host.keys())
     assert told(host, image, owner="ann")[0] == 1
     host.end_when_idle("unknown")
+
+
+@pytest.mark.parametrize(("code", "left"), [(b"0", 3), (b"kept.append(bytearray(20 << 20)) or 0", 1)])
+def test_those_that_wait_are_bounded_in_all_functions_together(bundles: Path, code: bytes, left: int) -> None:
+    images = [program(bundles, SOURCE + f"# {number}", limits=LIMITS, keep=KEEP) for number in range(2)]
+    with contextlib.closing(SandboxHost(bundles, kept_max=3, kept_bytes_max=30 << 20)) as host:
+        host.start()
+        for owner in ("first", "second", "last"):
+            for image in images:
+                assert told(host, image, code, owner=owner) == (1, 0)
+        wait_until(lambda: sum(kept(host, image) for image in images) == left)
+        assert told(host, images[1], owner="last")[0] == 2
+        assert told(host, images[0], owner="first")[0] == 1

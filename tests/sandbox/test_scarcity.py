@@ -139,6 +139,20 @@ def test_kept_processes_make_room_for_others_calls(
         assert begin(host, image, b"x", owner=f"user {number}").result() == b"x"
 
 
+def test_a_process_that_waits_gives_its_room_where_the_machine_has_none(bundles: Path, impatient: None) -> None:
+    keeps = program(bundles, ECHO, document=b"keeps", keep=Keep(calls=100, seconds=100.0))
+    scarce = program(bundles, ECHO, document=b"no processes for another")
+    with contextlib.closing(SandboxHost(bundles)) as host:
+        host.start()
+        host.warm(scarce)
+        assert begin(host, keeps, b"x", owner="ann").result() == b"x"
+        assert view_of(host, keeps).kept == 1
+        with limited(view_of(host, scarce).pids[1], resource.RLIMIT_NPROC, 1), pytest.raises(SandboxFull):
+            refused(host, scarce)
+        assert view_of(host, keeps).kept == 0
+        assert begin(host, keeps, b"y", owner="ann").result() == b"y"
+
+
 def test_a_zygote_that_may_not_fork_waits(host: SandboxHost, bundles: Path, impatient: None) -> None:
     image = program(bundles, WAITS, document=b"no processes")
     during = begin(host, image, b"under way", answer=lambda ask: _when(refusal, ask))
