@@ -315,6 +315,50 @@ def test_modules_that_functions_do_not_have_are_told(pool: FunctionPool) -> None
         pool.client.call("uses_os", user_id=USER)
 
 
+VENDORED = """
+import os
+from os import path
+
+
+def here():
+    return path.basename(os.getcwd())
+"""
+VENDORING = """
+import sys
+from pathlib import Path
+
+from own._vendor import one
+
+sys.path.insert(0, str(Path(__file__).parent / "vendor"))
+
+import two
+
+
+def f():
+    return one.here(), two.here()
+"""
+
+
+def test_vendored_libraries_have_modules_that_functions_do_not_have(pool: FunctionPool) -> None:
+    home = pool.directory / "vendoring"
+    for path in (
+        "own/__init__.py",
+        "own/_vendor/__init__.py",
+        "own/_vendor/one.py",
+        "vendor/two.py",
+        "plain/__init__.py",
+    ):
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_text(VENDORED if path[-6:] in ("one.py", "two.py") else "")
+    (home / "vendoring.py").write_text(VENDORING)
+    options: dict[str, Any] = {"directory": home, "user_id": USER}
+    pool.client.deploy("vendoring", "vendoring:f", include=["vendor"], **options)
+    assert pool.client.call("vendoring", user_id=USER) == ["tmp", "tmp"]
+    (home / "plain" / "vendor.py").write_text(VENDORED)  # a module of that name is the user's
+    with pytest.raises(FunctionBroken, match="functions have no module 'os'"):
+        pool.client.deploy("vendor", "plain.vendor:here", **options)
+
+
 def test_what_cannot_be_imported_is_told_and_does_not_go_live(pool: FunctionPool) -> None:
     pool.deploy("fragile", "app:plain", pool.directory)
     with pytest.raises(FunctionBroken, match=r"fragile is not deployed as this version: .*absent_module"):

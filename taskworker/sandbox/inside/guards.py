@@ -41,6 +41,8 @@ INSTEAD: Mapping[str, str] = {
 
 # What is in the standard library's and the dependencies' own hands stays there: only the user's code is told.
 _USER_CODE = "/code/app/"
+_VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "site-packages"})
+"""Directories whose modules are others' libraries, though they lie among the user's."""
 
 
 class ForbiddenImport(ImportError):
@@ -80,4 +82,7 @@ def install(own_modules: frozenset[str]) -> None:
 
 
 def _is_users(module: Mapping[str, object], own_modules: frozenset[str]) -> bool:
-    return str(module.get("__file__", "")).startswith(_USER_CODE) or module.get("__name__") in own_modules
+    directories = str(module.get("__file__", "")).split("/")[:-1]
+    if "/".join(directories[:3]) + "/" == _USER_CODE:
+        return _VENDORED.isdisjoint(directories[3:])
+    return module.get("__name__") in own_modules
