@@ -161,16 +161,27 @@ def get(
     with session.backend() as backend:
         found = resolve_version(backend, file, version)
         start, stop = resolve_range(byte_range, found.size)
-        started = time.monotonic()
         if to_stdout:
             with standard_output() as stdout:
                 _write(session, backend, stdout, found, start, stop)
-            return
-        target = _target(output, found)
-        with replacing(target) as part:
-            _write(session, backend, part, found, start, stop)
+        else:
+            _save(session, backend, found, output, start, stop)
+
+
+def save_version(session: Session, file_id: str, version_id: str, output: Path) -> None:
+    """Get one version of a file, whole, as `get -o` does."""
+    with session.backend() as backend:
+        found = backend.stat(file_id, version_id)
+        _save(session, backend, found, output, 0, found.size)
+
+
+def _save(session: Session, backend: Backend, version: Version, output: Path | None, start: int, stop: int) -> None:
+    started = time.monotonic()
+    target = _target(output, version)
+    with replacing(target) as part:
+        _write(session, backend, part, version, start, stop)
     session.terminal.result(
-        version_document(found, output=str(target), start=start, stop=stop),
+        version_document(version, output=str(target), start=start, stop=stop),
         f"{one_line(str(target))}: {size_text(stop - start)} ({pace_text(stop - start, time.monotonic() - started)})",
     )
 

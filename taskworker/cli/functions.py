@@ -13,6 +13,7 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.files import save_version
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _ID_SHOWN = 12
 _SUMMARY_SHOWN = 8
+_SHOWN_CHARS = 200
 _LOG_INDENT = 29
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -47,6 +49,15 @@ def call(
     timeout: Annotated[
         float | None, typer.Option(help="End the call after so many seconds.", metavar="SECONDS", min=0.001)
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Get the file that it returns (worker.result_file), and write it to a file or directory.",
+            metavar="OUT",
+        ),
+    ] = None,
 ) -> None:
     """Call a function of the pool, and print what it returns: texts as they are, anything else as JSON.
 
@@ -55,17 +66,32 @@ def call(
     Examples:
         taskworker call calculate 3 4
         taskworker call report --kw month=2026-11 --timeout 60
+        taskworker call thumbnail cat.png -o small.png
     """
     from taskworker.client import Client
 
     named = dict(_pair("--kw", item, "NAME=VALUE") for item in kw or ())
     with Client(session.pool_address()) as client:
+        if output is not None:
+            told = client.call_texts(function, args or (), named, user_id=session.user, timeout_s=timeout)
+            save_version(session, *_returned_file(told), output)
+            return
         for item in client.stream_texts(function, args or (), named, user_id=session.user, timeout_s=timeout):
             value = json.loads(item)
             if isinstance(value, str) and not session.terminal.as_json:
                 session.terminal.lines(value)
             else:
                 session.terminal.document(value)
+
+
+def _returned_file(result: str) -> tuple[str, str]:
+    """File and version that a function returned."""
+    told = json.loads(result)
+    if isinstance(told, dict):
+        match told.get("file_id"), told.get("version_id"):
+            case str(file_id), str(version_id):
+                return file_id, version_id
+    raise Failure(f"it returned no file for -o, but {one_line(result[:_SHOWN_CHARS])}; see worker.result_file")
 
 
 def _pair(option: str, item: str, form: str) -> tuple[str, str]:
@@ -179,6 +205,7 @@ def _show_dry_run(session: Session, found: Deployment) -> None:
         *(f"{size_text(size):>9}  {one_line(path)}" for path, size in found.files.items()),
         f"{one_line(found.function)} would be {plural(len(found.files), 'file')}, {size_text(found.size)}"
         + (f", with {', '.join(found.requirements)}" if found.requirements else ""),
+        *(f"worker.config has {one_line(key)}={one_line(value)}" for key, value in sorted(found.config.items())),
         *_where_lines(found),
     )
 

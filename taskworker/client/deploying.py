@@ -52,6 +52,7 @@ class Deployment:
         able: workers that can run it now.
         unable: those that cannot, and why.
         platforms: for which it has packages, and those that are of this platform alone; empty: it runs on any.
+        config: what ``worker.config`` gives.
     """
 
     function: str
@@ -65,6 +66,7 @@ class Deployment:
     able: tuple[str, ...]
     unable: Mapping[str, str]
     platforms: Mapping[str, tuple[str, ...]]
+    config: Mapping[str, str]
 
 
 def deploy(
@@ -125,4 +127,5 @@ def _deployment(deployed: Deployed, packed: PackedFunction) -> Deployment:
         able=deployed.able,
         unable=deployed.unable,
         platforms=packed.spec.platforms,
+        config=packed.spec.config,
     )

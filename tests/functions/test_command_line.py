@@ -37,6 +37,12 @@ def counts(to: int):
     time.sleep(3600)
 
 
+def makes(name, text):
+    with open("made", "w") as file:
+        file.write(text)
+    return worker.result_file("made", name)
+
+
 def fails(text):
     print("working on", text)
     logging.warning("this will not end well")
@@ -83,7 +89,7 @@ def test_an_error_of_a_function_is_shown_with_its_frames(commands: Commands) -> 
     assert told == [
         "taskworker: ValueError: no way",
         "  taskworker: forged",
-        '  app/app.py:25 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        '  app/app.py:31 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
 
 
@@ -96,7 +102,7 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
         " ! WARNING root: this will not end well",
         " * FunctionFailed: ValueError: again",
         " *   taskworker: forged",
-        ' *   app/app.py:25 in fails: raise ValueError(text + "\\ntaskworker: forged")',
+        ' *   app/app.py:31 in fails: raise ValueError(text + "\\ntaskworker: forged")',
     ]
     assert all(not line.startswith("taskworker") for line in shown)
     assert commands.run("logs", "add") == ([], [])
@@ -121,7 +127,10 @@ def test_own_modules_and_data_travel_and_a_dry_run_lists_them(commands: Commands
 
 
 def test_a_function_is_configured_where_it_is_deployed(commands: Commands) -> None:
-    commands.run("deploy", "configured", "app:configured", "--set", "rate=0.5", "--set", "url=http://x?a=b")
+    words = ("deploy", "configured", "app:configured", "--set", "rate=0.5", "--set", "url=http://x?a=b")
+    listed, _ = commands.run(*words, "--dry-run")
+    assert listed[-2:] == ["worker.config has rate=0.5", "worker.config has url=http://x?a=b"]
+    commands.run(*words)
     shown, _ = commands.run("call", "configured")
     assert json.loads("\n".join(shown)) == {"rate": "0.5", "url": "http://x?a=b"}
     commands.run("deploy", "configured", "app:configured", "--set", "rate", code=2)
@@ -134,6 +143,21 @@ def test_what_a_generator_gives_is_printed_as_it_comes(commands: Commands) -> No
     assert shown == ["line 0", "line 1", "line 2"]
     assert "time limit" in told[0]
     commands.run("undeploy", "counts")
+
+
+def test_a_file_that_a_function_returns_is_written_where_it_is_wanted(commands: Commands) -> None:
+    home = commands.pool.directory
+    commands.run("deploy", "makes", "app:makes")
+    shown, _ = commands.run("call", "makes", "texts/first", "of the first", "-o", "here.txt")
+    assert shown[0].startswith("here.txt: 12 B")
+    assert (home / "here.txt").read_text() == "of the first"
+    (home / "there").mkdir()
+    commands.run("call", "makes", "texts/second", "of the second", "-o", "there")
+    assert (home / "there" / "second").read_text() == "of the second"
+    _, told = commands.run("call", "add", "1", "2", "-o", "none", code=1)
+    assert "returned no file for -o, but 3" in told[0]
+    assert not (home / "none").exists()
+    commands.run("undeploy", "makes")
 
 
 def test_what_functions_may_ask_for_is_the_operator_s_to_set(commands: Commands) -> None:
