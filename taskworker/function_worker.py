@@ -21,7 +21,7 @@ from taskworker import functions_pb2, taskworker_pb2
 from taskworker.bundles.archive import PackedFunction
 from taskworker.bundles.labels import check_labels
 from taskworker.bundles.platform import own_platform
-from taskworker.bundles.spec import LIMITS_MAX
+from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX
 from taskworker.client import Client
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import WorkerRefused
@@ -34,7 +34,7 @@ from taskworker.functions.routing import CallRouter
 from taskworker.functions.user_files import EmbeddedFiles, PoolFiles
 from taskworker.functions_pb2_grpc import HostingServiceStub
 from taskworker.outside_pb2_grpc import OutsideServiceStub
-from taskworker.sandbox import Limits, SandboxUnavailable
+from taskworker.sandbox import Keep, Limits, SandboxUnavailable
 from taskworker.services.binding import generic_handler
 from taskworker.services.invocation import InvocationService
 from taskworker.services.outside import RemoteOutside
@@ -67,6 +67,7 @@ class HostedFunctions:
             cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
             be had, the worker goes on without functions, and says so.
         limits_max: what a function may ask for at most.
+        keep_max: how long a process may serve calls of one user at most.
         labels: of this worker, for functions that need some.
     """
 
@@ -77,6 +78,7 @@ class HostedFunctions:
         *,
         required: bool,
         limits_max: Limits = LIMITS_MAX,
+        keep_max: Keep = KEEP_MAX,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         self._home = HomeProcess("this worker's host of functions")
@@ -93,6 +95,7 @@ class HostedFunctions:
             self._call_function,
             lambda call, timeout_s, asking: RemoteOutside(outside, pool_address, call.token, timeout_s, asking),
             limits_max,
+            keep_max,
         )
         self.unavailable: str | None = None
         self._try_at = 0.0

@@ -33,6 +33,8 @@ RATE_MIN = 300.0
 SPREAD_MAX = 0.10
 SLOW_SHARE_MAX = 1 / 8
 PEER_FACTOR = 10.0
+CPU_MS_MAX = 5.0
+RATE_WANTED = 400.0
 KEPT_RATIO_MAX = 2.0
 KEPT_RATE_MIN = 900.0
 BARE = "bare gRPC over the same two hops: empty handlers, the same sizes and options"
@@ -247,6 +249,8 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
         target("7a", "warm call, p50", "at most", LATENCY_MS_MAX, "ms", latency.samples, latency),
         target("7a", f"calls by {CALLERS} callers", "at least", RATE_MIN, "/s", rate.samples, rate),
         target("7a", "times faster than bwrap ... python", "at least", PEER_FACTOR, "x", faster, peer),
+        target("16b", "processor time of a call", "at most", CPU_MS_MAX, "ms", cpu.samples, cpu),
+        target("16b", f"calls by {CALLERS} callers", "at least", RATE_WANTED, "/s", rate.samples, rate),
         target("16b", "kept call / bare call", "at most", KEPT_RATIO_MAX, "x", kept_ratios, kept_latency),
         target(
             "16b", f"kept calls by {CALLERS} callers", "at least", KEPT_RATE_MIN, "/s", kept_rate.samples, kept_rate

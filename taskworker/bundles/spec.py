@@ -24,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FORMAT = 1
 _MIB = 1 << 20
 
+KEEP_MAX = Keep(calls=PROCESS_CALLS_MAX, seconds=float(PROCESS_S_MAX))
+"""How long a process may serve calls of one user, unless a worker's operator says less."""
 LIMITS_MAX = Limits(
     memory_bytes=4096 * _MIB,
     cpu_s=3600.0,

@@ -302,6 +302,17 @@ def worker(
         bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
     ] = True,
     limits_max: LimitsMax = "",
+    process_calls_max: Annotated[
+        int | None,
+        typer.Option(
+            help="Calls that a process of a function with --isolation user serves at most; 1: each has its own.",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
+    process_seconds_max: Annotated[
+        float | None, typer.Option(help="For how long such a process serves calls at most.", metavar="SECONDS", min=0)
+    ] = None,
     volume: Annotated[
         bool,
         typer.Option("--volume/--no-volume", help="Keep the pool's data; without, only run its functions."),
@@ -336,8 +347,9 @@ def worker(
         run_program(session, program, listen)
         return
     from taskworker.bundles.labels import labels_from_texts
-    from taskworker.bundles.spec import LIMITS_MAX, limits_from_text
+    from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
     from taskworker.function_worker import HostedFunctions
+    from taskworker.sandbox import Keep
     from taskworker.volume_worker import VolumeWorker
     from taskworker.worker import default_store
 
@@ -348,7 +360,17 @@ def worker(
     if functions:
         most = limits_from_text(limits_max, LIMITS_MAX)
         labels = labels_from_texts(label or [])
-        hosted = HostedFunctions(pool_address, path / "functions", required=not volume, limits_max=most, labels=labels)
+        hosted = HostedFunctions(
+            pool_address,
+            path / "functions",
+            required=not volume,
+            limits_max=most,
+            keep_max=Keep(
+                KEEP_MAX.calls if process_calls_max is None else process_calls_max,
+                KEEP_MAX.seconds if process_seconds_max is None else process_seconds_max,
+            ),
+            labels=labels,
+        )
     if not volume:
         if hosted is None:
             raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)

@@ -16,7 +16,7 @@ from cachetools import LRUCache
 from storage.errors import InvalidArgument, StorageError
 from taskworker.bundles.archive import DEPENDENCIES, PLATFORMS, BundleCache, PackedFunction, key_of, spec_of
 from taskworker.bundles.platform import best_of, own_platform
-from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec
+from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
@@ -32,7 +32,7 @@ from taskworker.functions.calls import Call, CallReport, Items, RunningCall
 from taskworker.functions.output import Output as _Output
 from taskworker.functions.outside import NoOutside, Outside
 from taskworker.functions.redaction import RedactedOutside, Redactor
-from taskworker.sandbox import FunctionImage, Limits, SandboxHost
+from taskworker.sandbox import FunctionImage, Keep, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 
@@ -93,6 +93,7 @@ class FunctionHost:
         call_function: calls another function for a call under way.
         outside_of: what a call may use of the world outside.
         limits_max: what a function may ask for at most.
+        keep_max: how long a process may serve calls of one user at most, whatever its function asks for.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class FunctionHost:
         call_function: CallFunction,
         outside_of: OutsideOf = lambda _call, _timeout_s, _asking: NoOutside(),
         limits_max: Limits = LIMITS_MAX,
+        keep_max: Keep = KEEP_MAX,
     ) -> None:
+        self._keep_max = keep_max
         self._limits_max = limits_max
         self._outside_of = outside_of
         self._bundles = BundleCache(directory, in_use=self._in_use)
@@ -237,7 +240,8 @@ class FunctionHost:
         document = msgspec.json.encode(
             {"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config, "packages": packages}
         )
-        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, spec.keep))
+        keep = None if spec.keep is None else spec.keep.within(self._keep_max)
+        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, keep))
 
     def prepare(self, function: HostedFunction) -> None:
         """Import a function's code in its sandbox, and look its entry up.

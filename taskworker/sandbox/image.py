@@ -43,6 +43,10 @@ class Keep:
     calls: int
     seconds: float
 
+    def within(self, most: Keep) -> Keep:
+        """As long, but no longer than that."""
+        return Keep(min(self.calls, most.calls), min(self.seconds, most.seconds))
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionImage:

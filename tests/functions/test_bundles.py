@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument, StorageError
 from taskworker.bundles.archive import BundleCache, key_of, packed, spec_of
-from taskworker.bundles.spec import FunctionSpec, limits_from_text
+from taskworker.bundles.spec import KEEP_MAX, FunctionSpec, limits_from_text
 from taskworker.errors import FunctionsUnavailable
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.user_files import EmbeddedFiles
-from taskworker.sandbox import Limits
+from taskworker.sandbox import Keep, Limits
 
 SPEC = FunctionSpec(name="f", entry="app:f")
 FILES = {"app/app.py": b"def f(): return 1\n", "dependencies/x/__init__.py": b""}
@@ -101,14 +101,14 @@ def test_bundles_in_use_do_not_go(tmp_path: Path) -> None:
     assert cache.find(key_of(bundles[3])) is not None
 
 
-def hosting_nothing(directory: Path) -> FunctionHost:
+def hosting_nothing(directory: Path, keep_max: Keep = KEEP_MAX) -> FunctionHost:
     def called(_call: Call, _timeout_s: float | None, _asking: RunningCall) -> str:
         raise AssertionError("nothing is called")
 
     def files(_user: str, _timeout_s: float | None) -> EmbeddedFiles:
         raise AssertionError("nothing is called")
 
-    return FunctionHost(directory, files, called)
+    return FunctionHost(directory, files, called, keep_max=keep_max)
 
 
 def test_a_worker_s_own_functions_stay_and_come_back(tmp_path: Path) -> None:
@@ -122,6 +122,18 @@ def test_a_worker_s_own_functions_stay_and_come_back(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 256
         shutil.rmtree(root)  # as a cleaner of temporary files does
         assert (host.own_function("own").image.root / "app/app.py").read_bytes() == FILES["app/app.py"]
+
+
+def test_a_worker_s_operator_says_how_long_processes_serve_a_user(tmp_path: Path) -> None:
+    with contextlib.closing(hosting_nothing(tmp_path, Keep(calls=10, seconds=60.0))) as host:
+        for isolation, calls, seconds, kept in (
+            ("user", 1000, 5.0, Keep(10, 5.0)),
+            ("user", 3, 300.0, Keep(3, 60.0)),
+            ("call", 3, 5.0, None),
+        ):
+            spec = FunctionSpec("own", "app:f", isolation=isolation, process_calls=calls, process_s=seconds)  # type: ignore[arg-type]
+            host.register(packed(spec, FILES))
+            assert host.own_function("own").image.keep == kept
 
 
 @pytest.mark.parametrize(
