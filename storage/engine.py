@@ -204,6 +204,7 @@ class FileStorage:
         Raises:
             StoreLocked: another process has it open.
             FormatError: not a store, of a newer format, or a volume belongs elsewhere.
+            StoreUnavailable: its catalog is gone, and so are volumes to make it again from; or it cannot be read now.
             InvalidArgument: no store there and ``create`` is False, or bad arguments.
         """
         root = Path(path)

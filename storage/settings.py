@@ -13,7 +13,7 @@ import msgspec
 from storage.catalog import Catalog, StoreSettings
 from storage.catalog.port import DamagedSettings
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InvalidArgument
+from storage.errors import FormatError, InvalidArgument, StoreFull, StoreUnavailable
 from storage.limits import CHUNK_SIZE_DEFAULT
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import SEGMENT_SUFFIX, VolumeIdentity, read_identity
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 STORE_FILE = "STORE"
 _VOLUMES_MAX = 256
+_NAMED_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,13 @@ def load_or_create_settings(
 ) -> FoundSettings:
     """Settings of the store in ``root``; see :meth:`storage.FileStorage.open` for the arguments.
 
-    A store whose catalog is gone is known by the data on its volumes.
+    A store whose catalog is gone is known by the data on its volumes. Where it is remembered, and no data is there,
+    nothing new is begun: the volumes may be mounted late.
+
+    Raises:
+        StoreUnavailable: the volumes are not there, or whether they are cannot be told now.
+        FormatError: the settings are damaged, and nothing else tells them; or not all volumes were named.
+        InvalidArgument: no store there and ``create`` is False, or bad arguments.
     """
     try:
         settings = catalog.settings()
@@ -55,19 +62,31 @@ def load_or_create_settings(
         moved = _relocated(settings, root, volumes)
         if moved != settings:
             catalog.save_settings(moved)
+        if moved != settings or _read_store_file(root) is None:
             _write_store_file(root, moved)
         return FoundSettings(moved, created=False, needs_rebuild=False)
     remembered = _read_store_file(root)
     paths = list(volumes) if volumes is not None else _default_paths(root, remembered)
-    identities = [identity for path in paths if (identity := _identity(path)) is not None]
-    if identities and any(list(path.glob(f"*{SEGMENT_SUFFIX}")) for path in paths if path.is_dir()):
+    identities = _identities(paths)
+    if identities and any(name.endswith(SEGMENT_SUFFIX) for path in paths for name in _names(path)):
         return FoundSettings(_from_identity(identities[0], paths, root), created=False, needs_rebuild=True)
+    if remembered is not None and len(identities) < len(paths):
+        raise _lost(root, [path for path in paths if read_identity(path) is None])
     if not create:
         raise InvalidArgument(f"there is no store at {root}")
     fresh = _fresh(root, profile or ErasureProfile(), volumes, chunk_size, identities)
+    catalog.save_settings(fresh)  # first: the file is the sign of a catalog that had them
     _write_store_file(root, fresh)
-    catalog.save_settings(fresh)
     return FoundSettings(fresh, created=True, needs_rebuild=False)
+
+
+def _lost(root: Path, absent: Sequence[Path]) -> StoreUnavailable:
+    """The catalog is gone, and so are volumes by which it could be made again."""
+    named = ", ".join(str(path) for path in absent[:_NAMED_MAX]) + (" and others" if len(absent) > _NAMED_MAX else "")
+    return StoreUnavailable(
+        f"the catalog of {root} is gone, and there is no volume in {named} to make it again from: mount the disks with "
+        f"the volumes, or say where they are; to begin a new store in place of this one, remove {root / STORE_FILE}"
+    )
 
 
 def _made_again(root: Path, volumes: Sequence[Path] | None, damage: DamagedSettings) -> StoreSettings:
@@ -79,7 +98,7 @@ def _made_again(root: Path, volumes: Sequence[Path] | None, damage: DamagedSetti
     settings = _read_store_file(root)
     if settings is None:
         paths = list(volumes) if volumes is not None else _default_paths(root, None)
-        identities = [identity for path in paths if (identity := _identity(path)) is not None]
+        identities = _identities(paths)
         if not identities:
             raise damage
         settings = _from_identity(identities[0], paths, root)
@@ -144,15 +163,25 @@ def _fresh(
 def _default_paths(root: Path, remembered: StoreSettings | None) -> list[Path]:
     if remembered is not None:
         return [root / path for path in remembered.volumes]
-    directories = [path for path in (root / "volumes").glob("*") if path.name.isdigit() and path.is_dir()]
-    identities = [identity for path in directories if (identity := _identity(path)) is not None]
+    home = root / "volumes"
+    identities = _identities(home / name for name in sorted(_names(home)) if name.isascii() and name.isdigit())
     if not identities:
         return []
     return [root / "volumes" / str(slot) for slot in range(identities[0].volumes)]
 
 
-def _identity(path: Path) -> VolumeIdentity | None:
-    return read_identity(path) if path.is_dir() else None
+def _identities(paths: Iterable[Path]) -> list[VolumeIdentity]:
+    return [identity for path in paths if (identity := read_identity(path)) is not None]
+
+
+def _names(path: Path) -> list[str]:
+    """What is in a directory; nothing if there is none."""
+    try:
+        return LocalFileSystem().names(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be read now: {error}") from error
 
 
 def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> StoreSettings:
@@ -175,7 +204,13 @@ def _read_store_file(root: Path) -> StoreSettings | None:
         return msgspec.json.decode((root / STORE_FILE).read_bytes(), type=StoreSettings)
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    except OSError as error:
+        raise StoreUnavailable(f"{root / STORE_FILE} cannot be read now: {error}") from error
 
 
 def _write_store_file(root: Path, settings: StoreSettings) -> None:
-    LocalFileSystem().write_whole(root / STORE_FILE, msgspec.json.encode(settings))
+    """Write the file beside the catalog, which has them all: where it cannot be now, the next opening does."""
+    try:
+        LocalFileSystem().write_whole(root / STORE_FILE, msgspec.json.encode(settings))
+    except (OSError, StoreFull) as error:
+        log.warning("%s cannot be written now, which the next opening does: %s", root / STORE_FILE, error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import ErasureProfile, FileStorage, FormatError, InvalidArgument, StoreLocked, Version
+from storage import ErasureProfile, FileStorage, FormatError, InvalidArgument, StoreLocked, StoreUnavailable, Version
+from storage.shards.filesystem import LocalFileSystem
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -336,3 +339,86 @@ def test_an_opening_cut_short_before_anything_was_stored(root: Path) -> None:
         assert not store.needs_rebuild
         pushed = push_many(store, SIZES)
     _whole(root, pushed)
+
+
+# -- a store that is known, and whose parts are not there -----------------------------------------------
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("mount_points", [False, True])
+def test_a_known_store_is_not_begun_anew_beside_volumes_that_are_mounted_late(
+    scratch: Path, named: bool, mount_points: bool
+) -> None:
+    root, disks = scratch / "store", [scratch / f"disk-{slot}" for slot in range(5)]
+    with open_store(root, k=3, n=5, volumes=disks) as store:
+        pushed = push_many(store, SIZES)
+    lose_catalog(root)
+    for disk in disks:
+        disk.rename(scratch / f"unmounted {disk.name}")
+        if mount_points:
+            disk.mkdir()
+    for create in (True, False, True):
+        with pytest.raises(StoreUnavailable, match=r"no volume in .*disk-0, .*disk-4 to make it again from: mount"):
+            open_store(root, volumes=disks if named else None, create=create)
+    for disk in disks:
+        assert not mount_points or list(disk.iterdir()) == []
+        shutil.rmtree(disk, ignore_errors=True)
+        (scratch / f"unmounted {disk.name}").rename(disk)
+    with open_store(root, volumes=disks if named else None) as store:
+        assert store.needs_rebuild
+        store.rebuild()
+        check_all(store, pushed)
+
+
+def test_a_known_store_can_be_given_up(root: Path, pushed: Pushed) -> None:
+    lose_catalog(root)
+    lose(root, *range(5))
+    with pytest.raises(StoreUnavailable, match=r"to begin a new store in place of this one, remove .*STORE"):
+        open_store(root)
+    (root / "STORE").unlink()
+    with open_store(root) as store:
+        check_all(store, push_many(store, SIZES))
+        assert len(store.list_files(user_id=USER)) == len(SIZES)
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_store_is_not_begun_anew_beside_what_cannot_be_looked_into(
+    root: Path, pushed: Pushed, number: int, remembered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_catalog(root)
+    if not remembered:
+        (root / "STORE").unlink()
+
+    def refuse(_filesystem: LocalFileSystem, path: Path) -> list[str]:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "names", refuse)
+        with pytest.raises(StoreUnavailable, match="cannot be read now"):
+            open_store(root)
+    with open_store(root) as store:
+        store.rebuild()
+        check_all(store, pushed)
+
+
+def test_the_file_that_remembers_a_store_is_made_again(
+    root: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_filesystem: LocalFileSystem, path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    disks = [scratch / f"disk-{slot}" for slot in range(6)]
+    open_store(root, volumes=disks).close()
+    (root / "STORE").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "write_whole", refuse)
+        open_store(root).close()
+    assert not (root / "STORE").exists()
+    with open_store(root) as store:
+        pushed = push_many(store, SIZES)
+    lose_catalog(root)
+    with open_store(root) as store:
+        assert store.needs_rebuild
+        store.rebuild()
+        check_all(store, pushed)
