@@ -80,6 +80,23 @@ def check_options(concurrency: int, queue: int, cache_ttl_s: float) -> None:
         raise InvalidArgument(f"cache_ttl {cache_ttl_s}: 0 to 86400 seconds")
 
 
+def _check_config(config: Mapping[str, str]) -> None:
+    """Return if ``worker.config`` can have this.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if not all(isinstance(text, str) for pair in config.items() for text in pair):
+        raise InvalidArgument(f"config {dict(config)!r}: keys and values are texts")
+    if sum(len(key) + len(value) for key, value in config.items()) > CONFIG_CHARS_MAX:
+        raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
+    for key, value in config.items():
+        try:
+            f"{key}{value}".encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"config {key!r}={value!r} is no text that UTF-8 can write: {error}") from None
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as its bundle describes it (``function.json``).
 
@@ -132,10 +149,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not place or not function:
             raise InvalidArgument(f"entry {self.entry!r} is not module:function")
         check_options(self.concurrency, self.queue, self.cache_ttl_s)
-        if not all(isinstance(text, str) for pair in self.config.items() for text in pair):
-            raise InvalidArgument(f"config {dict(self.config)!r}: keys and values are texts")
-        if sum(len(key) + len(value) for key, value in self.config.items()) > CONFIG_CHARS_MAX:
-            raise InvalidArgument(f"config has more than {CONFIG_CHARS_MAX:,} characters; push a file for so much")
+        _check_config(self.config)
         check_labels(self.needs)
         if len(self.platforms) > PLATFORMS_MAX:
             raise InvalidArgument(f"{len(self.platforms)} platforms: at most {PLATFORMS_MAX} are taken")

@@ -82,6 +82,14 @@ class FunctionPool:
                 raise AssertionError(f"function {name} did not get there: {status}")
             time.sleep(0.05)
 
+    def await_busy(self) -> str:
+        """The worker that runs calls, once it is the only one."""
+        give_up = time.monotonic() + WAIT_S
+        while len(busy := [host.worker_id for host in self.functions.hosts() if host.running]) != 1:
+            assert time.monotonic() < give_up, f"calls run on {busy}"
+            time.sleep(0.05)
+        return busy[0]
+
     def await_whole(self) -> None:
         """Return once every worker's volume is there and has all it should."""
         give_up = time.monotonic() + WAIT_S

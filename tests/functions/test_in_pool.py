@@ -501,6 +501,9 @@ def test_a_function_knows_its_caller_and_its_configuration(pool: FunctionPool) -
     assert call_id
     assert 10 < left_s <= 20
     assert pool.client.call("about", user_id=USER, timeout_s=5)[2] < 6
+    for config in ({"n": 3}, {"n": "\ud800"}, {"n": "x" * 65_536}):
+        with pytest.raises(InvalidArgument, match="config"):
+            pool.client.deploy("about", "app:about", user_id=USER, directory=pool.directory, config=config)
 
 
 def test_a_file_is_returned_in_place_of_its_bytes(pool: FunctionPool) -> None:
@@ -558,6 +561,20 @@ def test_a_caller_that_takes_no_items_holds_nothing_up_when_the_time_is_over(poo
             numbers += (number for number, _ in items)
     assert numbers == list(range(len(numbers)))
     assert len(numbers) < 200
+
+
+def test_a_stream_whose_worker_is_killed_ends_with_an_error(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory)
+    pool.await_workers("counts", 3)
+    items = pool.client.stream("counts", [100_000, 0, 0.01], user_id=USER)
+    taken = [next(items)]
+    victim = pool.await_busy()
+    pool.workers[victim].kill()
+    with pytest.raises(CallUncertain, match="handed over already"):
+        taken.extend(items)
+    assert taken == [[number, ""] for number in range(len(taken))]
+    pool.start_worker(victim)
+    pool.await_workers("counts", 3)
 
 
 def test_an_item_has_the_limit_of_a_result(pool: FunctionPool) -> None:
