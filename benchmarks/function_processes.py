@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections import Counter
@@ -89,13 +90,14 @@ class FunctionPool:
     def _await_able(self) -> None:
         """Wait until all workers can run all functions, and have them warm."""
         wanted = {ADD, ADD_KEPT, BALANCED, SKEWED}
+        users = map(str, itertools.count())
 
         def able() -> None:
             able_now = {one.function for one in functions.functions() if len(one.workers) == WORKERS}
             warm = {(one.function, warm.worker_id) for one in functions.functions() for warm in one.warm}
             if wanted - able_now or len(warm) < WORKERS * len(wanted):
-                for name in wanted:
-                    client.call(name, ARGUMENTS if name in (ADD, ADD_KEPT) else (), user_id=USER)
+                for name in wanted:  # for another user each time: one user's calls stay where the user's process is
+                    client.call(name, ARGUMENTS if name in (ADD, ADD_KEPT) else (), user_id=next(users))
                 raise StorageError("not yet")
 
         with FunctionClient(self.address) as functions, Client(self.address) as client:
