@@ -229,6 +229,9 @@ class Fleet(ABC, Generic[StoreT]):
             )
         )
 
+    def note_refused(self, slot: int, error: StorageError) -> None:
+        """A store refused to make durable what it was given: whoever gave it something looks what is missing."""
+
     def note_lie(self, slot: int, key: bytes, text: str) -> None:
         """A store was shown to say what is not so."""
         self.report("lie", key, slot, text)

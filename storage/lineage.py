@@ -36,7 +36,7 @@ from storage.fleet import Fleet
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key
 from storage.manifest import object_id
 from storage.runtime import Runtime
-from storage.shards import CorruptShard, Shard, ShardStore
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes import metadata_stripe
 from storage.versions import (
     FILE_ID_BYTES,
@@ -331,8 +331,9 @@ class Lineage:
                 volume.append([mark], urgent=True)
                 volume.sync()
                 taken = True
-            except StoreFull:
-                log.warning("volume %s is full and gets no mark yet", self._volumes.name(slot))
+            except (StoreFull, VolumeUnavailable) as error:
+                log.warning("volume %s gets no mark yet: %s", self._volumes.name(slot), error)
+                self._volumes.note_refused(slot, error)  # what it refused may be a push's
         return taken and self._volumes.volume(slot) is volume
 
     def _remove_former(self, marks: Mapping[int, Shard]) -> None:

@@ -17,7 +17,7 @@ from storage.errors import DataLossError, ShardsUnavailable, StorageError, Store
 from storage.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.limits import CHUNK_SIZE_MAX, MIB
-from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
 from storage.stripes import StripeStore, Written
 
@@ -161,8 +161,9 @@ class ReadBack:
                     break
             try:
                 theirs.sync()  # what was fetched may have been appended a moment ago
-            except StoreFull as error:
+            except (StoreFull, VolumeUnavailable) as error:
                 log.warning("nothing is dropped for what is on %s for now: %s", self._fleet.name(proper), error)
+                self._fleet.note_refused(proper, error)  # it may be a push's that was refused
                 return []
             return alike
         return []  # type: ignore[unreachable]

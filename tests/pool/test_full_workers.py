@@ -13,7 +13,8 @@ from storage.keys import Kind
 from storage.shards import Shard, VolumeUnavailable, VolumeUsage
 from taskworker.errors import WorkerReadOnly
 from tests.simulation.disk import MemoryVolume
-from tests.simulation.pool import Cluster
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import CHUNK_BYTES, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
 
@@ -234,6 +235,20 @@ def test_a_worker_that_cannot_answer_for_long_holds_up_no_mending(
     assert states(cluster)["w5"] == "drained"
     assert store.get(before.file_id, user_id="u") == data
     assert store.push(data + b"more", filename="more", user_id="u").size == len(data) + 4
+
+
+def test_what_a_full_worker_refused_of_a_push_is_missed_whoever_hears_of_it(cluster: Cluster) -> None:
+    store, full, data = cluster.pool.store, cluster.workers[2], Random(3).randbytes(10 * CHUNK_BYTES)
+    slot = next(record.slot for record in cluster.pool.membership.records if record.worker == full.name)
+    with store.upload(filename="f", user_id="u") as upload:
+        full.volume.full = True
+        upload.write(data)
+        store.mark(slot, anew=True)  # has it make durable what it was given, as a collect does
+        upload.commit()
+    for stripe in chunks_of(data, cluster.profile):
+        assert {key[35] for worker in cluster.workers for key in worker.volume.durable if key[:35] == stripe} == {
+            *range(6)
+        }
 
 
 class ReadOnlyVolume(MemoryVolume):
