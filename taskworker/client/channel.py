@@ -367,7 +367,7 @@ class IncomingMessages(Generic[ResponseT]):
     def __next__(self) -> ResponseT:
         self._home.check()
         try:
-            with self._scope.holding(self._call):
+            with (current_scope.get() or self._scope).holding(self._call):  # of this step, and not of the first
                 return next(self._call)
         except grpc.RpcError as error:
             raise status.decode(error, self._address) from None

@@ -9,6 +9,7 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from storage.forks import HomeProcess
+from taskworker.client.channel import CallScope, current_scope
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.wire import status
 
@@ -61,9 +62,16 @@ class OperatorClient:
         stream = call()
         try:
             with status.errors_decoded(self._address):
-                for response in stream:
+                responses = iter(stream)
+                while (response := _next_of(responses, stream)) is not None:
                     yield response
                     self._home.check()
         finally:
             if self._home.is_here:
                 stream.cancel()
+
+
+def _next_of(responses: Iterator[ResponseT], stream: Responses[ResponseT]) -> ResponseT | None:
+    """The next response, None at the end; waiting for it can be cancelled, as any call of its scope."""
+    with (current_scope.get() or CallScope()).holding(stream):
+        return next(responses, None)

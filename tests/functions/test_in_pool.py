@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -15,7 +16,7 @@ import grpc
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker import Client, functions_pb2, taskworker_pb2
+from taskworker import AsyncClient, Client, functions_pb2, taskworker_pb2
 from taskworker.bundles import archive
 from taskworker.bundles.platform import own_platform
 from taskworker.bundles.spec import FunctionSpec
@@ -539,6 +540,24 @@ def test_the_first_item_comes_before_the_second_is_made(pool: FunctionPool) -> N
     items = pool.client.stream("counts", [2, 0, 3600], user_id=USER)
     assert next(items) == [0, ""]  # the second will never come
     items.close()
+    pool.await_status("counts", lambda status: not status.running)
+
+
+def test_waiting_for_an_item_or_a_line_can_be_cancelled(pool: FunctionPool) -> None:
+    pool.deploy("counts", "app:counts", pool.directory, limits=Limits(wall_s=3600.0))
+    pool.deploy("silent", "app:plain", pool.directory)
+
+    async def scenario() -> None:
+        async with AsyncClient(pool.address) as client:
+            items = client.stream("counts", [2, 0, 3600], user_id=USER)
+            assert await anext(items) == [0, ""]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(items), 0.2)
+            lines = client.logs("silent", follow=True)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(lines), 0.5)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     pool.await_status("counts", lambda status: not status.running)
 
 
