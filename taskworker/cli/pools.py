@@ -141,10 +141,17 @@ def pool(
             metavar="[USER=]N",
         ),
     ] = None,
+    user_queue: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How many further calls of each user, or this one, wait; others are refused (default: 0); repeatable.",
+            metavar="[USER=]N",
+        ),
+    ] = None,
     user_weight: Annotated[
         list[str] | None,
         typer.Option(
-            help="A user's share of a function's turns where users compete, beside others with 1; repeatable.",
+            help="A user's share of turns and places where users compete, beside others with 1; repeatable.",
             metavar="USER=N",
         ),
     ] = None,
@@ -192,7 +199,7 @@ def pool(
         records=RecordBounds(
             function_bytes=max(1, log_size // 16) << 20, total_bytes=log_size << 20, age_s=log_days * 86_400.0
         ),
-        shares=_shares(user_calls or [], user_weight or []),
+        shares=_shares(user_calls or [], user_queue or [], user_weight or []),
     )
     profile = profile_of(k, n)
     server = PoolServer(path, profile=profile, options=options, master_key=key, dns=dns, functions=policy)
@@ -224,24 +231,36 @@ def pool(
         server.stop(_GRACE_S)
 
 
-def _shares(calls: list[str], weights: list[str]) -> UserShares:
-    """What ``--user-calls`` and ``--user-weight`` say."""
+def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:
+    """What ``--user-calls``, ``--user-queue`` and ``--user-weight`` say."""
     from taskworker.functions.users import USER_CALLS, UserShares
 
-    most, of_users = USER_CALLS, dict[str, int]()
     try:
-        for item in calls:
-            user, separator, count = item.rpartition("=")
-            if separator:
-                of_users[user] = int(count)
-            else:
-                most = int(count)
+        most, most_of = _counts(calls, USER_CALLS)
+        waiting, waiting_of = _counts(queue, 0)
         pairs = [item.rpartition("=") for item in weights]
         if not all(separator for _, separator, _ in pairs):
             raise ValueError("a weight is USER=N")
-        return UserShares(most, of_users, {user: float(weight) for user, _, weight in pairs})
+        weight_of = {user: float(weight) for user, _, weight in pairs}
     except ValueError as error:
-        raise Failure(f"--user-calls [USER=]N, --user-weight USER=N: {error}", ExitCode.USAGE) from None
+        raise Failure(
+            f"--user-calls [USER=]N, --user-queue [USER=]N, --user-weight USER=N: {error}", ExitCode.USAGE
+        ) from None
+    return UserShares(most, most_of, waiting, waiting_of, weight_of)
+
+
+def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
+    """Of all users, and of some: as in ``["20", "ann=60"]``."""
+    of_all, of_users = default, dict[str, int]()
+    for item in items:
+        user, separator, count = item.rpartition("=")
+        if not count.isdecimal():
+            raise ValueError(f"{count!r} is no number of calls")
+        if separator:
+            of_users[user] = int(count)
+        else:
+            of_all = int(count)
+    return of_all, of_users
 
 
 def _master_key(file: Path | None) -> MasterKeySource | None:

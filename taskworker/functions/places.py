@@ -3,12 +3,17 @@
 Calls wait for the calls that they make. If both took the same places, callers could fill them and wait for ever. So
 calls that others made have places of their own: some that all depths share, and a few for each depth alone. The
 deepest calls make none, so their places come free; then those of the calls above them do, and so on.
+
+Places for calls that no other call made are shared among users by "dynamic thresholds" (Choudhury and Hahne, IEEE/ACM
+ToN 6(2), 1998): each may have so many times as many as are free. So however many users there are who want all that they
+can get, some places are left to who comes next, and one user alone may have most of them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from taskworker.errors import ServerBusy
@@ -18,6 +23,8 @@ WORKER_CALLS = 64
 """Of a worker, that no other call made: a process each, and a thread. Of more, the pool takes others elsewhere."""
 POOL_CALLS = 128
 """Of a pool, that no other call made: a thread each."""
+TIMES_THE_FREE = 7
+"""So many times as many as are free may a user have: alone, 7 of 8."""
 
 
 class Places:
@@ -28,61 +35,89 @@ class Places:
         nested: for calls that others made, whatever their depth.
         of_depth: for those of each depth, once ``nested`` are taken; at least one.
         whose: what has these places, for people.
+        weight_of: of a user: who has twice the weight may have twice as many times as many as are free.
     """
 
-    def __init__(self, outer: int, nested: int, of_depth: int, whose: str) -> None:
+    def __init__(
+        self, outer: int, nested: int, of_depth: int, whose: str, weight_of: Callable[[str], float] = lambda _user: 1.0
+    ) -> None:
         if min(outer, nested, of_depth) < 1:
             raise ValueError("calls of each depth need at least one place")
         self._lock = threading.Lock()
         self._outer, self._nested = outer, nested
         self._of_depth = [of_depth] * DEPTH_MAX
         self._whose = whose
+        self._weight_of = weight_of
+        self._of_users: Counter[str] = Counter()  # outer ones
         self.total = outer + nested + of_depth * (DEPTH_MAX - 1)
 
     @contextmanager
-    def one(self, depth: int) -> Iterator[None]:
+    def one(self, depth: int, user: str | None = None) -> Iterator[None]:
         """Hold a place.
 
         Args:
             depth: how many calls led to this one.
+            user: on whose behalf; None: it has been looked at elsewhere how many this user has.
 
         Raises:
             ServerBusy: all that it may have are taken.
         """
-        shared = self._take(depth)
+        shared = self._take(depth, user)
         try:
             yield
         finally:
             with self._lock:
                 if not depth:
                     self._outer += 1
+                    self._count(user, -1)
                 elif shared:
                     self._nested += 1
                 else:
                     self._of_depth[depth] += 1
 
-    def _take(self, depth: int) -> bool:
+    def _take(self, depth: int, user: str | None) -> bool:
         """Take one; whether it is of those that all depths share."""
+        mine = 0
         with self._lock:
             if not depth:
-                if self._outer:
+                if self._outer and self._may_have_one_more(user):
                     self._outer -= 1
+                    self._count(user, 1)
                     return False
+                mine = self._of_users[user] if self._outer and user is not None else 0
             elif self._nested:
                 self._nested -= 1
                 return True
             elif self._of_depth[depth]:
                 self._of_depth[depth] -= 1
                 return False
+        if mine:
+            raise ServerBusy(
+                f"{self._whose} has {mine} calls of this user under way, as many as it allows beside others; try "
+                "again in a moment"
+            )
         kind = "calls that functions make" if depth else "calls"
         raise ServerBusy(f"{self._whose} has as many {kind} under way as it allows; try again in a moment")
 
+    # The lock is held.
 
-def worker_places() -> Places:
+    def _may_have_one_more(self, user: str | None) -> bool:
+        if user is None:
+            return True
+        return self._of_users[user] < TIMES_THE_FREE * self._weight_of(user) * self._outer
+
+    def _count(self, user: str | None, change: int) -> None:
+        if user is not None:
+            self._of_users[user] += change
+            if not self._of_users[user]:
+                del self._of_users[user]
+
+
+def worker_places(weight_of: Callable[[str], float] = lambda _user: 1.0) -> Places:
     """Those of a worker."""
-    return Places(WORKER_CALLS, 64, 2, "this worker")
+    return Places(WORKER_CALLS, 64, 2, "this worker", weight_of)
 
 
-def pool_places() -> Places:
+def pool_places(weight_of: Callable[[str], float] = lambda _user: 1.0) -> Places:
     """Those of a pool."""
-    return Places(POOL_CALLS, 192, 2, "this pool")
+    return Places(POOL_CALLS, 192, 2, "this pool", weight_of)

@@ -34,6 +34,7 @@ from taskworker.errors import (
     StorageUnavailable,
 )
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.dispatch import Dispatch, Found
 from taskworker.functions.paces import Paces
 from taskworker.functions.places import Places, pool_places
 from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
@@ -185,7 +186,8 @@ class CallRouter:
         places: Places | None = None,
     ) -> None:
         self._shares = shares or UserShares()
-        self._places = places or pool_places()
+        self._places = places or pool_places(self._shares.weight_of)
+        self._dispatch = Dispatch(self._shares.weight_of)
         self._users = UserCalls(self._shares)
         self._find = find
         self._workers = workers
@@ -221,7 +223,7 @@ class CallRouter:
             StorageError: what the call itself ended with.
         """
         deadline, running = _Until(timeout_s), running or RunningCall()
-        with self._admitted(call) as mine:
+        with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
             key = _cache_key(function, mine) if function.cache_ttl_s else None
             if key is not None and (found := self._cached(key)) is not None:
@@ -250,7 +252,7 @@ class CallRouter:
             StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
         """
         deadline = _Until(timeout_s)
-        with self._admitted(call) as mine:
+        with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
             given = _Given(items, function)
             key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
@@ -304,7 +306,7 @@ class CallRouter:
     # -- turns and the cache -------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _admitted(self, call: Call) -> Iterator[Call]:
+    def _admitted(self, call: Call, deadline: _Until, running: RunningCall) -> Iterator[Call]:
         """Hold a place for a call, while the one that makes it, if one does, waits; what is known of it then.
 
         Who makes it is believed for the sake of its token alone.
@@ -318,9 +320,9 @@ class CallRouter:
                 held.enter_context(self._places.one(len(call.chain)))
             else:
                 call = replace(call.checked(), chain=())
-                held.enter_context(self._places.one(0))
+                held.enter_context(self._places.one(0, call.user_id))
                 # Not of nested ones, which are part of a call of the user: it would wait for itself.
-                held.enter_context(self._users.one(call.user_id))
+                held.enter_context(self._users.one(call.user_id, deadline.left_s(), running))
             yield call
 
     def _parent_of(self, call: Call) -> _Running:
@@ -394,13 +396,11 @@ class CallRouter:
     ) -> CallReport:
         tried = Tried(deadline.left_s())
         while True:
-            worker, place = self._placed(function, call, tried, deadline, running, turn)
             try:
-                with place, self._counted(function, call.user_id, worker) as ended, self._with_token(call, turn) as run:
-                    report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
-                    ended(report)
+                with self._placed(function, call, tried, deadline, running, turn) as worker:
+                    report = self._invoke(worker, function, call, deadline, running, turn, given)
             except WorkerGone as gone:
-                tried.lost(worker, may_have_run=gone.may_have_run)
+                tried.lost(gone.worker, may_have_run=gone.may_have_run)
                 _require_repeatable(function, gone, given, tried)
                 statistics.was_moved()
             except WorkerUnable as error:
@@ -411,6 +411,21 @@ class CallRouter:
                 self._finished(call, worker, report)
                 return report
 
+    def _invoke(
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        turn: Turn | None,
+        given: _Given | None,
+    ) -> CallReport:
+        with self._counted(function, call.user_id, worker) as ended, self._with_token(call, turn) as run:
+            report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
+            ended(report)
+            return report
+
     def _placed(
         self,
         function: RoutedFunction,
@@ -419,7 +434,7 @@ class CallRouter:
         deadline: _Until,
         running: RunningCall,
         turn: Turn | None,
-    ) -> tuple[str, ExitStack]:
+    ) -> AbstractContextManager[str]:
         """A worker that can run it, best not one that failed it before, and a place there.
 
         Waits for one to come, or to come back, or for a place to come free.
@@ -427,24 +442,30 @@ class CallRouter:
         Raises:
             FunctionsUnavailable: there was none for too long; the text says why.
         """
-        place = self._place_now(function, call, tried, running)
-        if place is not None:
-            return place
-        with contextlib.nullcontext() if turn is None else turn.waiting():
-            while place is None:
-                if tried.is_enough() or (tried.in_vain and deadline.is_over):
-                    obstacles = self._workers.obstacles(function)
-                    raise FunctionsUnavailable(tried.told(function.name, function.needs, obstacles))
-                tried.again()
-                time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
-                place = self._place_now(function, call, tried, running)
-        return place
 
-    def _place_now(
-        self, function: RoutedFunction, call: Call, tried: Tried, running: RunningCall
-    ) -> tuple[str, ExitStack] | None:
+        def look() -> Found | None:
+            tried.look_again()
+            return None if running.cancelled else self._place_now(function, call, tried)
+
+        def again() -> None:
+            if running.cancelled:
+                raise CallAbandoned(f"the call of {function.name} was cancelled")
+            if tried.is_enough() or (tried.in_vain and deadline.is_over):
+                obstacles = self._workers.obstacles(function)
+                raise FunctionsUnavailable(tried.told(function.name, function.needs, obstacles))
+            tried.again()
+
         if running.cancelled:
             raise CallAbandoned(f"the call of {function.name} was cancelled")
+        return self._dispatch.place(
+            call.user_id,
+            look,
+            again,
+            lambda: min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S),
+            contextlib.nullcontext if turn is None else turn.waiting,
+        )
+
+    def _place_now(self, function: RoutedFunction, call: Call, tried: Tried) -> Found | None:
         while fresh := tried.fresh(self._workers.able(function)):
             worker, place = self._less_busy(function, call.user_id, fresh), ExitStack()
             try:

@@ -28,7 +28,7 @@ class Tried:
     def __init__(self, timeout_s: float | None) -> None:
         self._wait_s = WAIT_FOR_WORKERS_S if timeout_s is None else min(WAIT_FOR_WORKERS_S, _OF_DEADLINE * timeout_s)
         self._skipped: set[str] = set()
-        self._full = False
+        self._full: set[str] = set()
         self._none_since: float | None = None
         self._unable: dict[str, str] = {}
         self._again: dict[str, tuple[float, float]] = {}  # when to try one that was unable, and the pause before that
@@ -38,12 +38,13 @@ class Tried:
     def fresh(self, able: list[str]) -> list[str]:
         """Those of them that are to be tried in this round."""
         now = time.monotonic()
-        return [one for one in able if one not in self._skipped and self._again.get(one, (0.0, 0.0))[0] <= now]
+        return [
+            one for one in able if one not in self._skipped | self._full and self._again.get(one, (0.0, 0.0))[0] <= now
+        ]
 
     def full(self, worker: str) -> None:
         """It has as many calls as it may: a place will come free."""
-        self._skipped.add(worker)
-        self._full = True
+        self._full.add(worker)
 
     def unable(self, worker: str, reason: str) -> None:
         """It cannot run the call, which it says itself."""
@@ -64,10 +65,13 @@ class Tried:
         """Whether the call is better not run again."""
         return self._losses >= _LOSSES_MAX
 
+    def look_again(self) -> None:
+        """A place may have come free where there was none."""
+        self._full.clear()
+
     def again(self) -> None:
-        """Begin another round."""
+        """After a pause: those that were lost may be back."""
         self._skipped.clear()
-        self._full = False
 
     @property
     def in_vain(self) -> bool:

@@ -1,9 +1,7 @@
 """Who may run now: so many calls of a function at once, so many waiting, the rest refused; shared out among users.
 
-A turn that is free goes to the user who has the fewest, by weight; among those who have as few, to the one whose
-turns until now come to the least ("stride scheduling", Waldspurger and Weihl, MIT/LCS/TM-528, 1995). No user alone
-takes all of them, where there are enough to leave some: who comes with one call does not wait for the end of
-another's long ones.
+A turn that is free goes to the user who has the fewest, by weight (``fair_order``). No user alone takes all of them,
+where there are enough to leave some: who comes with one call does not wait for the end of another's long ones.
 
 A call keeps its turn while it waits for one that it made. Functions that call one another could so wait for each
 other's turns for ever. Therefore a nested call does not wait where everybody who has a turn waits, too: it gets one
@@ -20,6 +18,7 @@ from contextlib import contextmanager
 
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.calls import RunningCall
+from taskworker.functions.fair_order import FairOrder
 from taskworker.functions.nested import found_no_place
 
 _LEFT_TO_OTHERS = 8
@@ -96,15 +95,13 @@ class Turns:
 
     def __init__(self, name: str, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
         self._name = name
-        self._weight_of = weight_of
         self._lock = threading.Lock()
         self._concurrency = 0
-        self._running: Counter[str] = Counter()
+        self._order = FairOrder(weight_of)
+        self._running = self._order.had
         self._at_work: Counter[str] = Counter()  # of those that run
         self._waiting: dict[str, deque[_Place]] = {}
         self._came = 0
-        self._passes: dict[str, float] = {}  # turns had, divided by weight, of users who have calls here
-        self._now = 0.0  # the pass of who had the latest turn: users who come begin there
 
     def counts(self) -> tuple[int, int]:
         """(running, waiting)."""
@@ -142,7 +139,7 @@ class Turns:
             yield turn
         finally:
             with self._lock:
-                self._running[user] -= 1
+                self._order.gives_back(user)
                 self._at_work[user] -= turn.at_work
                 turn.over = True
                 self._forget_if_gone(user)
@@ -166,7 +163,7 @@ class Turns:
             if self._may_run(user) or (nested and self._would_wait_for_those_that_wait(user)):
                 return self._give(user)  # and nobody who could run waits: a turn that is free was passed on
             self._check_queue(queue, user)
-            self._passes.setdefault(user, self._now)
+            self._order.comes(user)
             self._came += 1
             mine = _Place(self._came, nested=nested)
             self._waiting.setdefault(user, deque()).append(mine)
@@ -225,25 +222,22 @@ class Turns:
     def _pass_on(self) -> None:
         """Give turns that are free to those who wait: first to the user who has the fewest, by weight."""
         while able := {user: place for user in self._waiting if (place := self._next_of(user)) is not None}:
-            user = min(able, key=self._order)
+            user = min(able, key=self._rank)
             following = able[user]
             self._waits_no_more(user, following)
             following.turn = self._give(user)
             following.woken.set()
 
-    def _order(self, user: str) -> tuple[float, float, int]:
-        return self._running[user] / self._weight_of(user), self._passes[user], self._waiting[user][0].number
+    def _rank(self, user: str) -> tuple[float, float, int]:
+        return *self._order.rank(user), self._waiting[user][0].number
 
     def _give(self, user: str) -> Turn:
-        self._now = self._passes.get(user, self._now)
-        self._passes[user] = self._now + 1 / self._weight_of(user)
-        self._running[user] += 1
+        self._order.takes(user)
         self._at_work[user] += 1
         return Turn(self, user)
 
     def _forget_if_gone(self, user: str) -> None:
-        if not self._running[user]:
-            del self._running[user]
+        if user not in self._running:
             self._at_work.pop(user, None)
             if user not in self._waiting:
-                self._passes.pop(user, None)
+                self._order.goes(user)

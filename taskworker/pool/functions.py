@@ -37,7 +37,7 @@ class PoolFunctions:
         records: Path | None = None,
     ) -> None:
         policy = policy or FunctionPolicy()
-        self.hosting = Hosting(membership, transport)
+        self.hosting = Hosting(membership, transport, policy.shares.weight_of)
         self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max)
         statistics = StatisticsByFunction()
         self.log = CallLog(records, policy.records, statistics)

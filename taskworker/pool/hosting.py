@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -114,14 +114,18 @@ class Hosting:
     Args:
         membership: tells who is alive.
         transport: reaches them.
+        weight_of: of a user: who has twice the weight gets twice as many places at a worker.
 
     Attributes:
         redactors: take the secrets that calls were given out of what is kept and told of them.
     """
 
-    def __init__(self, membership: Membership, transport: Transport) -> None:
+    def __init__(
+        self, membership: Membership, transport: Transport, weight_of: Callable[[str], float] = lambda _user: 1.0
+    ) -> None:
         self._membership = membership
         self._transport = transport
+        self._weight_of = weight_of
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
         self._leases: dict[str, float] = {}  # of workers without volumes: when they end, on the monotonic clock
@@ -236,8 +240,8 @@ class Hosting:
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         """See ``Workers``."""
         with self._lock:
-            places = self._places.setdefault(worker, worker_places())
-        return places.one(len(call.chain))
+            places = self._places.setdefault(worker, worker_places(self._weight_of))
+        return places.one(len(call.chain), call.user_id)
 
     def invoke(
         self,

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import InvalidArgument
+from storage.errors import InvalidArgument, StorageError
 from taskworker.bundles.labels import labels_from_texts
 from taskworker.client.pool import PoolClient, PoolStatus
+from taskworker.sandbox import Limits
 from tests.cluster.processes import Process
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -25,6 +26,13 @@ def slowly(seconds, mark):
     worker.storage.push(b"begun", mark)
     time.sleep(seconds)
     return "done"
+
+
+def until(go_on, mark):
+    worker.storage.push(b"begun", mark)
+    while go_on not in [file.filename for file in worker.storage.list()]:
+        time.sleep(0.02)
+    return mark
 """
 
 
@@ -32,7 +40,7 @@ def slowly(seconds, mark):
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
     directory = tmp_path_factory.mktemp("functions-only")
     (directory / "app.py").write_text(MODULE)
-    with FunctionPool(directory) as pool:
+    with FunctionPool(directory, pool_options=["--user-calls", "few=1", "--user-queue", "few=1"]) as pool:
         pool.await_whole()
         pool.start_worker("runner", "--no-volume", "--label", "gpu=none", "--label", "disk=fast")
         pool.deploy("slowly", "app:slowly", directory, needs={"gpu": "none"})
@@ -104,6 +112,23 @@ def test_a_worker_that_stops_is_gone_at_once_and_a_pool_that_restarts_finds_it_a
     ended.start()
     eventually(lambda: "runner" not in hosts(pool))
     ended.join()
+
+
+def test_an_operator_says_how_many_calls_a_user_has_and_how_many_wait(pool: FunctionPool) -> None:
+    pool.deploy("until", "app:until", pool.directory, limits=Limits(wall_s=300.0))
+    client = pool.client
+    with ThreadPoolExecutor(3) as callers:
+        first = callers.submit(client.call, "until", ["end", "first"], user_id="few")
+        eventually(lambda: client.find("first", user_id="few") is not None)
+        more = [callers.submit(client.call, "until", ["end", mark], user_id="few") for mark in ("second", "third")]
+        eventually(lambda: any(call.done() for call in more))
+        refused, waits = sorted(more, key=lambda call: not call.done())
+        with pytest.raises(StorageError, match=r"1 calls under way and 1 waiting.*--user-queue.*try again"):
+            refused.result()
+        assert not waits.done()
+        client.push(b"go", user_id="few", filename="end")
+        assert first.result(WAIT_S) == "first"
+        assert waits.result(WAIT_S) in ("second", "third")
 
 
 def test_labels_are_bounded() -> None:

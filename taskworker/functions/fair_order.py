@@ -1,0 +1,52 @@
+"""Which user is next where users compete: who has the fewest, by weight.
+
+Among those who have as few, the one is next whose turns until now come to the least: "stride scheduling", Waldspurger
+and Weihl, MIT/LCS/TM-528, 1995. A user who comes begins where the others are: nobody saves turns up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+
+class FairOrder:
+    """Keeps count of what users have. Not thread-safe.
+
+    Args:
+        weight_of: of a user: who has twice the weight gets twice as much.
+
+    Attributes:
+        had: how many each user has now; without those who have none.
+    """
+
+    def __init__(self, weight_of: Callable[[str], float]) -> None:
+        self._weight_of = weight_of
+        self.had: Counter[str] = Counter()
+        self._passes: dict[str, float] = {}  # turns had, divided by weight, of users who have or want some
+        self._now = 0.0  # the pass of who had the latest one: users who come begin there
+
+    def comes(self, user: str) -> None:
+        """A user wants one."""
+        self._passes.setdefault(user, self._now)
+
+    def takes(self, user: str) -> None:
+        """A user gets one."""
+        self._now = self._passes.get(user, self._now)
+        self._passes[user] = self._now + 1 / self._weight_of(user)
+        self.had[user] += 1
+
+    def gives_back(self, user: str) -> None:
+        """A user has one less."""
+        self.had[user] -= 1
+        if not self.had[user]:
+            del self.had[user]
+
+    def goes(self, user: str) -> None:
+        """A user wants none for now; those without any are forgotten."""
+        if user not in self.had:
+            self._passes.pop(user, None)
+
+    def rank(self, user: str) -> tuple[float, float]:
+        """The least is next; only of users who came."""
+        return self.had[user] / self._weight_of(user), self._passes[user]
