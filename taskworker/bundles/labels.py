@@ -31,11 +31,15 @@ def labels_from_texts(texts: Iterable[str]) -> dict[str, str]:
     """Labels as the command line has them, ``KEY=VALUE`` each.
 
     Raises:
-        InvalidArgument: one is none.
+        InvalidArgument: one is none, or two contradict each other.
     """
     labels: dict[str, str] = {}
     for text in texts:
         key, _, value = text.partition("=")
+        if labels.get(key, value) != value:
+            raise InvalidArgument(
+                f"label {key!r} is given twice, as {labels[key]!r} and as {value!r}: give one of them"
+            )
         labels[key] = value
     check_labels(labels)
     return labels
@@ -44,6 +48,14 @@ def labels_from_texts(texts: Iterable[str]) -> dict[str, str]:
 def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
     """Whether a worker with these labels has all that is needed."""
     return all(labels.get(key) == value for key, value in needs.items())
+
+
+def lacking(labels: Mapping[str, str], needs: Mapping[str, str]) -> str:
+    """What a worker with these labels lacks, as ``lacks gpu=none (it has zone=a)``; empty: nothing."""
+    missing = {key: value for key, value in needs.items() if labels.get(key) != value}
+    if not missing:
+        return ""
+    return f"lacks {text_of(missing)} (it has {text_of(labels) or 'no labels'})"
 
 
 def text_of(labels: Mapping[str, str]) -> str:

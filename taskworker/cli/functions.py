@@ -299,10 +299,10 @@ def _host_lines(hosts: list[FunctionHost]) -> list[str]:
 
     if not hosts:
         return ["no workers run functions; start one with `taskworker worker`"]
-    width = max(6, *(len(one_line(host.worker_id)) for host in hosts))
+    width = max(14, *(len(one_line(host.worker_id)) for host in hosts))
     platforms = max(8, *(len(one_line(host.platform)) for host in hosts))
     return [
-        f"{'WORKER':{width}}  {'NOW':>4}  {'DATA':4}  {'DEPLOYED':8}  {'PLATFORM':{platforms}}  LABELS",
+        f"{'RUNS FUNCTIONS':{width}}  {'NOW':>4}  {'DATA':4}  {'DEPLOYED':8}  {'PLATFORM':{platforms}}  LABELS",
         *(
             f"{one_line(host.worker_id):{width}}  {host.running:>4}  {'yes' if host.has_volume else 'no':4}  "
             f"{'yes' if host.hosts_deployed else 'no':8}  {one_line(host.platform):{platforms}}  "
@@ -310,6 +310,12 @@ def _host_lines(hosts: list[FunctionHost]) -> list[str]:
             for host in hosts
         ),
     ]
+
+
+def host_summary(hosts: list[FunctionHost]) -> list[str]:
+    """The workers as a section of a pool's status: those that hold no data, and those with labels."""
+    of_note = [host for host in hosts if host.labels or not host.has_volume]
+    return ["", *_host_lines(of_note)] if of_note else []
 
 
 def function_lines(found: list[FunctionStatus]) -> list[str]:

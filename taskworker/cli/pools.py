@@ -376,6 +376,8 @@ def worker(
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
     hosted = None
+    if label and not functions:
+        raise Failure("labels are for functions, which --no-functions keeps away: leave one out", ExitCode.USAGE)
     if functions:
         most = limits_from_text(limits_max, LIMITS_MAX)
         labels = labels_from_texts(label or [])

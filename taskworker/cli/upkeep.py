@@ -8,7 +8,7 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.functions import function_summary
+from taskworker.cli.functions import function_summary, host_summary
 from taskworker.cli.pool_status import pool_status_lines, watch
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
@@ -57,8 +57,8 @@ def _show_store(session: Session, stats: StoreStats) -> None:
 
 def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watched: bool) -> None:
     if not watched:
-        functions, lines = _functions_of(session)
-        told = document(status) | {"functions": functions}
+        more, lines = _functions_of(session)
+        told = document(status) | more
         session.terminal.result(told, *pool_status_lines(status), *lines)
         return
     if session.terminal.as_json:
@@ -75,17 +75,21 @@ def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watc
     watch(look)
 
 
-def _functions_of(session: Session) -> tuple[list[dict[str, object]] | None, list[str]]:
-    """The functions as documents and as lines; a pool that cannot list them now has a status all the same."""
+def _functions_of(session: Session) -> tuple[dict[str, object], list[str]]:
+    """The functions, and who runs them, as a document and as lines; a pool that cannot list them has a status, too."""
     from storage.errors import StorageError
     from taskworker.client.functions import FunctionClient
 
     try:
         with FunctionClient(session.pool_address()) as client:
-            found = client.functions()
+            found, hosts = client.functions(), client.hosts()
     except StorageError as error:
-        return None, ["", f"! functions cannot be listed now: {one_line(str(error))}"]
-    return [document(one) for one in found], function_summary(found)
+        return {"functions": None, "hosts": None}, ["", f"! functions cannot be listed now: {one_line(str(error))}"]
+    told: dict[str, object] = {
+        "functions": [document(one) for one in found],
+        "hosts": [document(one) for one in hosts],
+    }
+    return told, [*host_summary(hosts), *function_summary(found)]
 
 
 def _status_lines(stats: StoreStats) -> list[str]:

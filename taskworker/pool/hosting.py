@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from taskworker.bundles.labels import meets, text_of
+from taskworker.bundles.labels import lacking, text_of
 from taskworker.bundles.platform import Platform, best_of
 from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
@@ -157,6 +157,12 @@ class Hosting:
                 f"there is a worker with the id {offer.worker} already; choose another id, or stop that one, or, if it "
                 "had a volume and is gone for good, `taskworker forget` it"
             )
+
+    def is_without_volume(self, worker: str) -> bool:
+        """Whether a worker with this id runs functions, and is no member of the pool."""
+        with self._lock:
+            offer = self._offers.get(worker)
+        return offer is not None and bool(offer.address) and self._is_alive(offer)
 
     def withdraw(self, worker: str, instance: str) -> None:
         """A worker without a volume stops."""
@@ -337,8 +343,8 @@ def _obstacle(offer: Offer, function: RoutedFunction) -> str:
         return "" if function.name in offer.functions else "has no such function"
     if not offer.hosts_deployed:
         return f"runs no functions: {offer.unavailable}" if offer.unavailable else "runs no functions"
-    if not meets(offer.labels, function.needs):
-        return f"has the labels {text_of(offer.labels)}" if offer.labels else "has no labels"
+    if lack := lacking(offer.labels, function.needs):
+        return lack
     if function.platforms and (offer.platform is None or best_of(function.platforms, offer.platform) is None):
         here = "of an unknown platform" if offer.platform is None else offer.platform.tag
         return f"is {here}, and the packages are for {', '.join(function.platforms)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
+from storage.errors import InvalidArgument
 from storage.layout import Layout, Member, by_owner, by_worker, by_zone
 from taskworker import pool_pb2
-from taskworker.errors import NotJoined
+from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.pool.fleet import Domain
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView
@@ -23,10 +25,16 @@ _HEARTBEATS_PER_LEASE = 3
 
 
 class PoolService:
-    """Serves a node pool; thread-safe. Methods raise the engine's errors; the binding makes status codes of them."""
+    """Serves a node pool; thread-safe. Methods raise the engine's errors; the binding makes status codes of them.
 
-    def __init__(self, pool: NodePool) -> None:
+    Args:
+        pool: the pool.
+        is_without_volume: whether a worker of this id runs functions only.
+    """
+
+    def __init__(self, pool: NodePool, is_without_volume: Callable[[str], bool] = lambda _worker: False) -> None:
         self._pool = pool
+        self._is_without_volume = is_without_volume
 
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: pool_pb2.DescribeRequest, _caller: Caller
@@ -42,6 +50,11 @@ class PoolService:
 
     def Join(self, request: pool_pb2.JoinRequest, _caller: Caller) -> pool_pb2.JoinResponse:  # noqa: N802
         """Let a worker in."""
+        if self._is_without_volume(request.worker_id):
+            raise WorkerRefused(
+                f"there is a worker with the id {request.worker_id} already, which only runs functions; choose another "
+                "id, or stop that one"
+            )
         record = self._pool.join(
             Application(
                 worker=request.worker_id,
@@ -85,10 +98,20 @@ class PoolService:
 
     def Drain(self, request: pool_pb2.DrainRequest, _caller: Caller) -> pool_pb2.DrainResponse:  # noqa: N802
         """Move a worker's shards off it."""
+        if self._is_without_volume(request.worker_id):
+            raise InvalidArgument(
+                f"worker {request.worker_id} only runs functions, and holds no shards that could move; stop it: its "
+                "calls are taken elsewhere"
+            )
         return pool_pb2.DrainResponse(moved=self._pool.drain(request.worker_id, cancel=request.cancel))
 
     def Forget(self, request: pool_pb2.ForgetRequest, _caller: Caller) -> pool_pb2.ForgetResponse:  # noqa: N802
         """Drop a worker that is gone for good."""
+        if self._is_without_volume(request.worker_id):
+            raise InvalidArgument(
+                f"worker {request.worker_id} only runs functions, and is no member of the pool; stop it, and it is "
+                "forgotten"
+            )
         self._pool.forget(request.worker_id)
         return pool_pb2.ForgetResponse()
 

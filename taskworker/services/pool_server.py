@@ -108,7 +108,9 @@ class PoolServer:
         hosting = HostingService(functions.hosting, functions.deployed)
         asked = OutsideService(functions.hosting.call_of, outside.of)
         return {
-            _POOL.full_name: generic_handler(_POOL, PoolService(self.pool), hide=hide),
+            _POOL.full_name: generic_handler(
+                _POOL, PoolService(self.pool, functions.hosting.is_without_volume), hide=hide
+            ),
             _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide),

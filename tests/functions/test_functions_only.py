@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.bundles.labels import labels_from_texts
 from taskworker.client.pool import PoolClient, PoolStatus
+from taskworker.errors import FunctionsUnavailable
 from taskworker.sandbox import Limits
 from tests.cluster.processes import Process
 from tests.functions.processes import USER, WAIT_S, FunctionPool
@@ -70,8 +77,13 @@ def test_a_function_runs_where_the_labels_are(pool: FunctionPool) -> None:
     assert hosts(pool)["w0"] == (True, {})
     assert pool.status("slowly").workers == ["runner"]
     assert pool.client.call("slowly", [0, "mark"], user_id=USER) == "done"
-    pool.deploy("elsewhere", "app:slowly", pool.directory, needs={"gpu": "none", "disk": "slow"})
+    needs = {"gpu": "none", "disk": "slow"}
+    first = pool.client.deploy("elsewhere", "app:slowly", user_id=USER, directory=pool.directory, needs=needs)
     assert pool.status("elsewhere").workers == []
+    assert first.unable["runner"] == "lacks disk=slow (it has disk=fast, gpu=none)"
+    assert first.unable["w0"] == "lacks disk=slow, gpu=none (it has no labels)"
+    with pytest.raises(FunctionsUnavailable, match=r"needs disk=slow, gpu=none .*runner: lacks disk=slow"):
+        pool.client.deploy("elsewhere", "app:until", user_id=USER, directory=pool.directory, needs=needs)
     pool.deploy("anywhere", "app:slowly", pool.directory)
     assert pool.await_workers("anywhere", 4).workers == ["runner", "w0", "w1", "w2"]
 
@@ -93,6 +105,37 @@ def test_a_worker_without_a_volume_is_no_member_and_its_death_is_no_loss(pool: F
         assert all(work.state == "idle" for work in after.work)
         pool.start_worker("runner", "--no-volume", "--label", "gpu=none", "--label", "disk=fast")
         assert call.result(WAIT_S) == "done"  # it was taken there again
+
+
+def test_operators_see_a_worker_without_a_volume_and_cannot_take_it_for_a_member(
+    pool: FunctionPool, tmp_path: Path
+) -> None:
+    eventually(lambda: "runner" in hosts(pool))
+    shown = told(pool, "status")
+    at = next(number for number, line in enumerate(shown) if line.startswith("RUNS FUNCTIONS"))
+    assert [line.split()[0] for line in shown[at + 1 : shown.index("", at)]] == ["runner"]
+    assert shown[at + 1].endswith("disk=fast, gpu=none")
+    found = json.loads("\n".join(told(pool, "status", "--json")))
+    assert {host["worker_id"]: host["labels"] for host in found["hosts"]}["runner"] == {"gpu": "none", "disk": "fast"}
+    with PoolClient(pool.address) as client:
+        with pytest.raises(InvalidArgument, match=r"runner only runs functions.*stop it"):
+            client.drain("runner")
+        with pytest.raises(InvalidArgument, match=r"runner only runs functions.*stop it"):
+            client.forget("runner")
+    with grpc.insecure_channel(pool.workers["runner"].address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        asked = stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        assert asked.status == health_pb2.HealthCheckResponse.SERVING
+    arguments = ["worker", "--id", "runner", "--dir", str(tmp_path), "--listen", "127.0.0.1:0", "--pool", pool.address]
+    with pytest.raises(AssertionError, match="already, which only runs functions"):
+        Process(arguments, tmp_path / "log")
+
+
+def told(pool: FunctionPool, *words: str) -> list[str]:
+    """What a command prints."""
+    command = [sys.executable, "-m", "taskworker", *words, "--pool", pool.address]
+    done = subprocess.run(command, cwd=pool.directory, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    return done.stdout.splitlines()
 
 
 def test_an_id_is_one_worker_s(pool: FunctionPool, tmp_path: Path) -> None:
@@ -136,5 +179,7 @@ def test_labels_are_bounded() -> None:
     for text in ("gpu", "=x", "gpu=", "gpu=a b", "x" * 65 + "=1"):
         with pytest.raises(InvalidArgument, match="label"):
             labels_from_texts([text])
+    with pytest.raises(InvalidArgument, match="given twice"):
+        labels_from_texts(["gpu=none", "gpu=a100"])
     with pytest.raises(InvalidArgument, match="at most 32"):
         labels_from_texts(f"l{number}=1" for number in range(33))
