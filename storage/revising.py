@@ -62,7 +62,7 @@ class _Revision:
                 volumes.sync()
             attendance = make_whole(self._context.stripes, lambda: self._pinned, self._target.attendance)
             if self._context.pins.removals != self._removals:
-                require_whole(self._context.stripes, self._pinned)
+                require_whole(self._context.stripes, lambda: self._pinned)
             stored = self._context.commits.commit(
                 PendingVersion(
                     user_id=self._target.user_id,

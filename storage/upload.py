@@ -419,7 +419,7 @@ class Upload:
         self._attendance = make_whole(self._context.stripes, lambda: self._written(root), self._attendance)
         if self._context.pins.removals != self._removals:
             self._require_claims(root)
-            require_whole(self._context.stripes, self._written(root))
+            require_whole(self._context.stripes, lambda: self._written(root))
 
     def _require_claims(self, root: RootNode) -> None:
         """See that a collect which ran meanwhile has left the claims of this upload."""

@@ -56,16 +56,18 @@ def make_whole(
     return since
 
 
-def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
+def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey]]) -> None:
     """See that everything a push counts on is on the stores that are there; make up for shards that are not.
 
     Raises:
         IncompletePush: too few shards of something are left.
         ShardsUnavailable: too few are within reach.
+        InsufficientWorkers, StoreFull: see :func:`make_whole`.
     """
     volumes = stripes.volumes
+    since = volumes.attendance()
     made = 0
-    for batch in batched(written, _AT_ONCE):
+    for batch in batched(written(), _AT_ONCE):
         lacking = []
         for stripe, absent in zip(batch, stripes.absent(batch), strict=True):
             targets = volumes.targets(stripe)
@@ -79,6 +81,7 @@ def require_whole(stripes: StripeStore, written: Iterable[StripeKey]) -> None:
                 made += outcome[0]
     if made:
         volumes.sync_each()
+        make_whole(stripes, written, since)  # stores may have refused it, or gone away with it
 
 
 def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:

@@ -15,6 +15,7 @@ from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
 from taskworker.pool.membership import WorkerLoad
 from tests.simulation.catalog import Database
+from tests.simulation.invariants import shard_keys
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import GRACE_S, Cluster
@@ -327,3 +328,33 @@ def test_a_wrong_copy_on_one_worker_hides_no_right_one_on_another() -> None:
     others[0].volume.lie(key, Random(1), None)
     cut_off(second)
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+@pytest.mark.parametrize("full", range(7))
+def test_what_a_collect_took_from_a_push_is_made_up_for_though_a_worker_is_full(full: int) -> None:
+    cluster = cluster_of(7)
+    cluster.network.rng = Lazy(1)
+    before = cluster.pool.store.push(CONTENT, filename="before", user_id="u")
+    cluster.pool.store.delete(before.file_id, user_id="u")
+    data = Random(2).randbytes(14 * cluster.pool.store.chunk_size)
+    stripes = chunks_of(data, cluster.profile)
+    worker = cluster.workers[full]
+
+    def pieces() -> Iterator[bytes]:
+        yield data
+        cluster.pool.store.collect(grace_s=0)
+        cluster.pool.fleet.sync_each()
+        worker.volume.remove([key for stripe in stripes for key in shard_keys(stripe)])
+        worker.volume.full = True
+
+    version = cluster.pool.store.push(pieces(), filename="f", user_id="u")
+    for key in (key for stripe in stripes for key in shard_keys(stripe)):
+        assert any(other.volume.is_durable(key) for other in cluster.workers)
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+class Lazy(Random):
+    """Nothing is sent before it must be."""
+
+    def random(self) -> float:
+        return 1.0
