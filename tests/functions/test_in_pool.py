@@ -644,6 +644,7 @@ def test_functions_pass_on_what_callers_may(pool: FunctionPool, character: str) 
 def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> None:
     pool.deploy("remembers", "app:remembers", pool.directory)
     assert [pool.client.call("remembers", [n], user_id=USER) for n in range(3)] == [[0], [1], [2]]
+    _call_on_all_workers(pool, "remembers")
     pool.deploy("remembers", "app:remembers", pool.directory, isolation="user")
     by_user = {
         user: [pool.client.call("remembers", [f"{user} {n}"], user_id=user) for n in range(12)]
@@ -652,9 +653,16 @@ def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> No
     for user, seen in by_user.items():
         assert all(word.startswith(user) for words in seen for word in words)
         assert max(map(len, seen)) >= 4  # three workers, each with a process of this user
+    _call_on_all_workers(pool, "remembers")
     pool.deploy("remembers", "app:remembers", pool.directory, isolation="user", config={"newer": "yes"})
     assert len(pool.client.call("remembers", ["of a new version"], user_id="ann")) == 1
     _await_one_version_warm(pool, "remembers")
+
+
+def _call_on_all_workers(pool: FunctionPool, name: str) -> None:
+    """One that tried a version as it was deployed, and was never called for it, is not told when it is replaced."""
+    for number in range(40):
+        pool.client.call(name, [number], user_id=f"user {number}")
 
 
 def _await_one_version_warm(pool: FunctionPool, name: str) -> None:
