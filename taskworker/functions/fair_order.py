@@ -1,7 +1,7 @@
-"""Which user is next where users compete: who has the fewest, by weight.
+"""Which user is next where users compete: the one who has the fewest, by weight.
 
-Among those who have as few, the one is next whose turns until now come to the least: "stride scheduling", Waldspurger
-and Weihl, MIT/LCS/TM-528, 1995. A user who comes begins where the others are: nobody saves turns up.
+Of users who have equally few, the one who has had the fewest turns so far, by weight, is next: "stride scheduling",
+Waldspurger and Weihl, MIT/LCS/TM-528, 1995. A newcomer starts level with the others, so nobody saves turns up.
 """
 
 from __future__ import annotations
