@@ -5,6 +5,7 @@ So is who cannot read what it says it holds, for whatever reason: an excuse is n
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -13,14 +14,17 @@ _SLOW_S = 2.0
 _TIMES_SLOWER = 5.0
 _STRIKES = 3
 _UNREAD_MAX = 8
+_UNREAD_WITHIN_S = 3600.0  # bad moments that lie further apart than this have nothing to do with one another
 _SHUNNED_S = 20.0  # shorter than the usual grace: what it holds is not made again for one bad moment
 _SHUNNED_S_MAX = 3600.0
+_FORGIVEN_AFTER_TIMES = 10
 
 
 class Slowness:
     """Which workers took much longer than the others several times in a row. Not thread-safe.
 
-    A slow one is tried again after twenty seconds, then after forty, eighty and so on.
+    A slow one is tried again after twenty seconds, then after forty, eighty and so on. One that then keeps up
+    for ten times as long as it was left out last time begins with twenty seconds again.
 
     Args:
         now_s: monotonic seconds.
@@ -30,6 +34,7 @@ class Slowness:
         self._now_s = now_s
         self._strikes: Counter[int] = Counter()
         self._unread: Counter[int] = Counter()
+        self._unread_since_s: dict[int, float] = {}
         self._period_s: dict[int, float] = {}
         self._until_s: dict[int, float] = {}
         self.slow: frozenset[int] = frozenset()
@@ -52,6 +57,9 @@ class Slowness:
 
     def note_unread(self, slot: int) -> bool:
         """A worker could not read a shard that it says it holds; whether it is as good as slow from now on."""
+        if self._now_s() - self._unread_since_s.get(slot, -math.inf) > _UNREAD_WITHIN_S:
+            self._unread[slot] = 0
+            self._unread_since_s[slot] = self._now_s()
         self._unread[slot] += 1
         if self._unread[slot] < _UNREAD_MAX or slot in self.slow:
             return False
@@ -60,11 +68,17 @@ class Slowness:
         return True
 
     def _shun(self, slot: int) -> None:
-        period_s = self._period_s.get(slot, _SHUNNED_S)
-        self._period_s[slot] = min(2 * period_s, _SHUNNED_S_MAX)
+        period_s = self._next_period_s(slot)
+        self._period_s[slot] = period_s
         self._until_s[slot] = self._now_s() + period_s
         self._strikes[slot] = _STRIKES - 1  # once more is enough when it is tried again
         self.slow |= {slot}
+
+    def _next_period_s(self, slot: int) -> float:
+        last_s = self._period_s.get(slot)
+        if last_s is None or self._now_s() - self._until_s[slot] >= _FORGIVEN_AFTER_TIMES * last_s:
+            return _SHUNNED_S
+        return min(2 * last_s, _SHUNNED_S_MAX)
 
     def lapse(self) -> bool:
         """Try those again whose time is over; whether there are any."""

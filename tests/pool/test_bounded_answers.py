@@ -203,6 +203,32 @@ def test_a_worker_that_keeps_all_waiting_is_slow_after_three_times() -> None:
     assert slowness.note(took), "once more is enough"
     now.s += 21
     assert not slowness.lapse(), "it waits longer each time"
+    now.s += 20
+    assert slowness.lapse()
+
+
+def test_a_worker_that_kept_up_for_long_is_left_out_no_longer_than_the_first_time() -> None:
+    now = Now()
+    slowness = Slowness(now)
+    took = dict.fromkeys(range(6), 0.01) | {6: 4.8}
+    for out_s in (20, 40):
+        assert any(slowness.note(took) for _ in range(3))
+        now.s += out_s
+        assert slowness.lapse()
+    now.s += 400
+    assert not slowness.note(dict.fromkeys(range(7), 0.01))
+    assert any(slowness.note(took) for _ in range(3))
+    now.s += 20
+    assert slowness.lapse()
+
+
+def test_shards_that_could_not_be_read_count_together_within_an_hour() -> None:
+    now = Now()
+    slowness = Slowness(now)
+    assert not any(slowness.note_unread(6) for _ in range(7))
+    now.s += 3601
+    assert not any(slowness.note_unread(6) for _ in range(7))
+    assert slowness.note_unread(6)
 
 
 def test_a_site_that_is_slow_as_a_whole_has_no_slow_worker() -> None:
