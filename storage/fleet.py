@@ -203,13 +203,13 @@ class Fleet(ABC, Generic[StoreT]):
         Raises the error again if it is not the store's own.
         """
         if isinstance(error, VolumeUnavailable):
-            self.note_refusal(slot, str(error))
+            self.note_unavailable(slot, str(error))
         elif isinstance(error, VolumeFailed):
             self.set_offline(slot, str(error), store)
         elif self._stores.get(slot) is store or not isinstance(error, StoreClosed):
             raise error  # otherwise the store has been abandoned meanwhile
 
-    def note_refusal(self, slot: int, reason: str) -> None:
+    def note_unavailable(self, slot: int, reason: str) -> None:
         """A store could not do what it was asked to, for now."""
         if self._reasons.get(slot) != reason:
             log.warning("volume %s: %s", self.name(slot), reason)
@@ -229,7 +229,7 @@ class Fleet(ABC, Generic[StoreT]):
             )
         )
 
-    def note_refused(self, slot: int, error: StorageError) -> None:
+    def note_write_refused(self, slot: int, error: StorageError) -> None:
         """A store refused to make durable what it was given: whoever gave it something looks what is missing."""
 
     def note_lie(self, slot: int, key: bytes, text: str) -> None:

@@ -333,7 +333,7 @@ class Lineage:
                 taken = True
             except (StoreFull, VolumeUnavailable) as error:
                 log.warning("volume %s gets no mark yet: %s", self._volumes.name(slot), error)
-                self._volumes.note_refused(slot, error)  # what it refused may be a push's
+                self._volumes.note_write_refused(slot, error)  # what it refused may be a push's
         return taken and self._volumes.volume(slot) is volume
 
     def _remove_former(self, marks: Mapping[int, Shard]) -> None:

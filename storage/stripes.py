@@ -519,7 +519,7 @@ class StripeStore:
         if isinstance(error, VolumeFailed):
             self.volumes.set_offline(holder, str(error), volume)
         else:
-            self.volumes.note_refusal(holder, str(error))
+            self.volumes.note_unavailable(holder, str(error))
         return False
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:

@@ -163,7 +163,7 @@ class ReadBack:
                 theirs.sync()  # what was fetched may have been appended a moment ago
             except (StoreFull, VolumeUnavailable) as error:
                 log.warning("nothing is dropped for what is on %s for now: %s", self._fleet.name(proper), error)
-                self._fleet.note_refused(proper, error)  # it may be a push's that was refused
+                self._fleet.note_write_refused(proper, error)  # it may be a push's that was refused
                 return []
             return alike
         return []  # type: ignore[unreachable]

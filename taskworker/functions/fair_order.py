@@ -17,12 +17,12 @@ class FairOrder:
         weight_of: of a user: who has twice the weight gets twice as much.
 
     Attributes:
-        had: how many each user has now; without those who have none.
+        held: how many each user holds now, without users who hold none.
     """
 
     def __init__(self, weight_of: Callable[[str], float]) -> None:
         self._weight_of = weight_of
-        self.had: Counter[str] = Counter()
+        self.held: Counter[str] = Counter()
         self._passes: dict[str, float] = {}  # turns had, divided by weight, of users who have or want some
         self._now = 0.0  # the pass of who had the latest one: users who come begin there
 
@@ -34,19 +34,19 @@ class FairOrder:
         """A user gets one."""
         self._now = self._passes.get(user, self._now)
         self._passes[user] = self._now + 1 / self._weight_of(user)
-        self.had[user] += 1
+        self.held[user] += 1
 
     def gives_back(self, user: str) -> None:
         """A user has one less."""
-        self.had[user] -= 1
-        if not self.had[user]:
-            del self.had[user]
+        self.held[user] -= 1
+        if not self.held[user]:
+            del self.held[user]
 
     def goes(self, user: str) -> None:
         """A user wants none for now; those without any are forgotten."""
-        if user not in self.had:
+        if user not in self.held:
             self._passes.pop(user, None)
 
     def rank(self, user: str) -> tuple[float, float]:
         """The least is next; only of users who came."""
-        return self.had[user] / self._weight_of(user), self._passes[user]
+        return self.held[user] / self._weight_of(user), self._passes[user]

@@ -98,7 +98,7 @@ class Turns:
         self._lock = threading.Lock()
         self._concurrency = 0
         self._order = FairOrder(weight_of)
-        self._running = self._order.had
+        self._running = self._order.held
         self._at_work: Counter[str] = Counter()  # of those that run
         self._waiting: dict[str, deque[_Place]] = {}
         self._came = 0

@@ -284,8 +284,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         if room:
             self.on_rot()  # what others took for it is brought to its place
 
-    def note_refused(self, slot: int, error: StorageError) -> None:
-        """See :meth:`Fleet.note_refused`. Others take what is new for it; who began before now looks again."""
+    def note_write_refused(self, slot: int, error: StorageError) -> None:
+        """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
         with self._lock:
             read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
             new, mended = self._fullness.refused(slot, read_only=read_only, refusing=refusing), self.is_mended()
@@ -603,7 +603,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                     except VolumeFailed as error:
                         self.set_offline(slot, str(error), volume)
                     except (StoreFull, VolumeUnavailable) as error:
-                        self.note_refused(slot, error)
+                        self.note_write_refused(slot, error)
                 left += shards
             batches = self._again(left)
 
@@ -678,7 +678,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self.set_offline(slot, str(error), volume)
             left += shards
         except (StoreFull, VolumeUnavailable) as error:
-            self.note_refused(slot, error)
+            self.note_write_refused(slot, error)
             left += shards
 
     def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
@@ -695,7 +695,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             except (StoreFull, VolumeUnavailable) as error:
                 # The appends refused may be another push's.
                 self._unsynced.add(slot)
-                self.note_refused(slot, error)
+                self.note_write_refused(slot, error)
                 outcomes.append((slot, error))
             except StorageError as error:
                 self._unsynced.add(slot)
