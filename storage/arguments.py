@@ -12,6 +12,8 @@ import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,12 +22,15 @@ from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.limits import (
     FILE_SIZE_MAX,
+    as_int,
+    check_chunk_ids,
     check_chunk_size,
     check_filename,
     check_note,
     check_sha256,
     check_time_ms,
     check_user_id,
+    shown,
     utf8,
 )
 
@@ -115,28 +120,23 @@ def whole_number(what: str, least: int, most: int = FILE_SIZE_MAX) -> Rule:
     def rule(value: Any) -> int:
         number = as_int(value, what)
         if not least <= number <= most:
-            raise InvalidArgument(f"{what} is {number}, outside {least}…{most}")
+            raise InvalidArgument(f"{what} is {shown(number)}, outside {least}…{most}")
         return number
 
     return rule
-
-
-def as_int(value: Any, what: str) -> int:
-    """An integer as Python's own, else InvalidArgument."""
-    if type(value) is int:
-        return value
-    if not isinstance(value, bool | float) and hasattr(value, "__index__"):  # numpy's integers, for example
-        return int(operator.index(value))
-    raise InvalidArgument(f"{what} must be a whole number (int), not {type(value).__name__}: {str(value)[:40]}")
 
 
 def seconds(what: str) -> Rule:
     """A finite number of seconds, 0 or more."""
 
     def rule(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {str(value)[:40]}")
-        return value
+        number = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(OverflowError):  # an int beyond any float
+                number = float(value)
+        if not math.isfinite(number) or number < 0:
+            raise InvalidArgument(f"{what} must be a number of seconds, 0 or more, not {shown(value)}")
+        return number
 
     return rule
 
@@ -172,28 +172,26 @@ def path(value: Any) -> Any:
     """A path as text, or a path object."""
     if not isinstance(value, str | os.PathLike):
         raise InvalidArgument(f"a path must be text or a Path, not {type(value).__name__}")
-    if "\0" in os.fsdecode(value):
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise InvalidArgument("a path has characters that no file name can have (lone surrogates)") from None
+    except TypeError as error:  # what an object of another's making gives for its path
+        raise InvalidArgument(f"a path must be text or a Path: {error}") from None
+    if b"\0" in encoded:
         raise InvalidArgument("a path contains a NUL character; remove it")
-    return value
+    return os.fsdecode(encoded)
+
+
+def path_or_object(value: Any) -> Any:
+    """A path that can be one, or something else that is read from or written to: its own code checks that."""
+    return path(value) if isinstance(value, str | os.PathLike) else value
 
 
 def _paths(value: Any) -> list[Any]:
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
         raise InvalidArgument(f"volumes must be a list of paths, not {type(value).__name__}")
     return [path(one) for one in value]
-
-
-def _chunk_ids(value: Any) -> Any:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InvalidArgument(f"chunk_ids must be a list of ids, not {type(value).__name__}")
-    for chunk_id in value:
-        _chunk_id(chunk_id)
-    return value
-
-
-def _chunk_id(value: Any) -> None:
-    if not isinstance(value, bytes) or len(value) != 32:
-        raise InvalidArgument("a chunk id has 32 bytes")
 
 
 def _file_ids(value: Any) -> list[str]:
@@ -208,11 +206,11 @@ def _sha256(value: Any) -> str:
 
 
 def _time_ms(value: Any) -> int:
-    return check_time_ms(as_int(value, "time_ms"))
+    return check_time_ms(value)
 
 
 def _chunk_size(value: Any) -> int:
-    return check_chunk_size(as_int(value, "chunk_size"))
+    return check_chunk_size(value)
 
 
 def _diff(value: Any) -> ManifestDiff:
@@ -222,18 +220,24 @@ def _diff(value: Any) -> ManifestDiff:
     for what, number in (("new_size", diff.new_size), ("chunk_size", diff.chunk_size)):
         if type(number) is not int:
             raise InvalidArgument(f"{what} of the diff must be a whole number (int), not {type(number).__name__}")
+        whole_number(f"{what} of the diff", 0)(number)
     if not isinstance(diff.patches, Sequence):
         raise InvalidArgument(f"patches of the diff must be a tuple, not {type(diff.patches).__name__}")
-    for patch in diff.patches:
-        _patch(patch)
-    return diff
+    patches = tuple(_patch(patch) for patch in diff.patches)
+    unchanged = type(diff.patches) is tuple and all(map(operator.is_, patches, diff.patches))
+    return diff if unchanged else replace(diff, patches=patches)
 
 
-def _patch(patch: Any) -> None:
+def _patch(patch: Any) -> Patch:
+    """The patch with data that nobody changes between its check and its writing."""
     if not isinstance(patch, Patch) or type(patch.index) is not int or not isinstance(patch.chunk_id, bytes):
         raise InvalidArgument("a patch has an index (int), a chunk_id (bytes) and data (bytes, or None)")
+    whole_number("the index of a patch", 0)(patch.index)
     if patch.data is not None and not isinstance(patch.data, bytes | bytearray | memoryview):
         raise InvalidArgument(f"patch {patch.index}: data must be bytes, not {type(patch.data).__name__}")
+    if patch.data is None or type(patch.data) is bytes:
+        return patch
+    return replace(patch, data=memoryview(patch.data).tobytes())
 
 
 RULES: Mapping[str, Rule] = {
@@ -242,7 +246,7 @@ RULES: Mapping[str, Rule] = {
     "create": instance(bool, "create"),
     "volume_options": anything,
     "runtime": anything,
-    "source": anything,  # storage.chunking and taskworker.client.sources know what can be pushed
+    "source": path_or_object,  # storage.chunking and taskworker.client.sources know what can be pushed
     "filename": _same_text(check_filename),
     "after": _same_text(check_filename),
     "user_id": _same_text(check_user_id),
@@ -257,7 +261,7 @@ RULES: Mapping[str, Rule] = {
     "sha256": _sha256,
     "profile": instance(ErasureProfile, "profile"),
     "chunk_size": _chunk_size,
-    "chunk_ids": _chunk_ids,
+    "chunk_ids": check_chunk_ids,
     "time_ms": _time_ms,
     "size_hint": whole_number("size_hint", 0, 1 << 63),
     "data_bytes_max": whole_number("data_bytes_max", 0),

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from storage.errors import InvalidArgument
-from storage.limits import BytesLike
+from storage.limits import BytesLike, as_int, shown
 
 Source = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
 """Bytes, a path, a binary file object, or an iterable of bytes."""
 
 _READ_BYTES = 1 << 20
-_NON_BLOCKING = "the file is non-blocking and has no data now, though it has not ended; make it blocking"
+NON_BLOCKING = "the file is non-blocking and has no data now, though it has not ended; make it blocking"
 
 
 class Sink(Protocol):
     """What takes the bytes: an upload."""
 
-    def write(self, data: BytesLike, *, stable: bool = False) -> None:
+    def write(self, data: BytesLike) -> None:
         """Append bytes."""
 
     def write_file(self, fd: int, size: int) -> None:
@@ -59,7 +59,7 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
     if isinstance(source, bytes | bytearray | memoryview):
         if isinstance(source, memoryview) and not source.c_contiguous:
             source = source.tobytes()
-        sink.write(source, stable=True)
+        sink.write(source)
     elif isinstance(source, str | os.PathLike):
         _feed_path(Path(source), sink, in_order=in_order)
     elif hasattr(source, "readinto"):
@@ -67,12 +67,20 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
     elif hasattr(source, "read"):
         _feed_read(cast(BinaryIO, source), sink)
     elif isinstance(source, Iterable):
-        for piece in source:
+        for piece in iterated(source):
             if not isinstance(piece, bytes | bytearray | memoryview):
                 raise InvalidArgument(f"the iterable gave {type(piece).__name__}, not bytes")
             sink.write(piece)
     else:
         raise InvalidArgument(f"cannot push a {type(source).__name__}; give bytes, a path, a file or an iterable")
+
+
+def iterated(source: Iterable[BytesLike]) -> Iterator[BytesLike]:
+    """An iterator over a source, or InvalidArgument."""
+    try:
+        return iter(source)
+    except TypeError as error:  # an array without dimensions, for example, only looks as if it could be iterated
+        raise InvalidArgument(f"cannot push a {type(source).__name__}: {error}") from None
 
 
 def _feed_path(path: Path, sink: Sink, *, in_order: bool) -> None:
@@ -88,10 +96,18 @@ def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:
     while True:
         count = stream.readinto(sink.free_space())  # type: ignore[attr-defined]
         if count is None:
-            raise InvalidArgument(_NON_BLOCKING)
+            raise InvalidArgument(NON_BLOCKING)
         if count == 0:
             return
         sink.filled(count)
+
+
+def check_filled(count: int, room: int) -> int:
+    """How many bytes a reader says it put into a buffer with this much room, or InvalidArgument."""
+    count = as_int(count, "the number of bytes read")
+    if not 0 <= count <= room:
+        raise InvalidArgument(f"{shown(count)} bytes were said to be read into a buffer of {room}")
+    return count
 
 
 def _feed_read(stream: BinaryIO, sink: Sink) -> None:
@@ -100,4 +116,4 @@ def _feed_read(stream: BinaryIO, sink: Sink) -> None:
             raise InvalidArgument("the file is open in text mode; open it with mode 'rb'")
         sink.write(piece)
     if piece is None:
-        raise InvalidArgument(_NON_BLOCKING)
+        raise InvalidArgument(NON_BLOCKING)

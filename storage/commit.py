@@ -21,6 +21,7 @@ from storage.errors import (
     FileNotFound,
     FormatError,
     InsufficientWorkers,
+    InvalidArgument,
     StorageError,
     StoreFull,
 )
@@ -525,6 +526,8 @@ def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
         raise FileNotFound("the file was deleted meanwhile")
     if entry.user_id != pending.user_id:
         raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
+    if entry.filename != pending.filename:
+        raise InvalidArgument(f"the file is called {entry.filename!r}; a version of it cannot have another name")
     if pending.base is not None and entry.head != pending.base:
         raise ConflictError(
             f"head is {entry.head.hex()}, the change was made against {pending.base.hex()}; "

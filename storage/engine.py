@@ -360,7 +360,7 @@ class FileStorage:
             CatalogBehind: see :attr:`behind`.
         """
         target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
-        if isinstance(source, bytes) and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
+        if type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
             return push_small(self._context, target, source)
         upload = Upload(self._context, target, progress, source_size(source))
         try:

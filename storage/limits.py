@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
 from storage.errors import InvalidArgument
 
 KIB = 1024
@@ -17,6 +22,7 @@ NOTE_BYTES_MAX = 4096
 FILE_SIZE_MAX = 1 << 60  # fits signed 64-bit fields with room to add
 DIFF_PATCHES_MAX = 1 << 20
 SEGMENT_BYTES_MAX = 256 * MIB
+_SHOWN_MAX = 40  # characters of a wrong value in a message
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -62,26 +68,28 @@ def check_note(note: str) -> None:
 
 def check_chunk_size(chunk_size: int) -> int:
     """Return ``chunk_size`` (bytes) if it lies in 64 KiB…16 MiB, else raise InvalidArgument."""
-    _check_int(chunk_size, "chunk size")
+    chunk_size = as_int(chunk_size, "chunk size")
     if not CHUNK_SIZE_MIN <= chunk_size <= CHUNK_SIZE_MAX:
-        raise InvalidArgument(f"chunk size {chunk_size!r} is outside {CHUNK_SIZE_MIN}…{CHUNK_SIZE_MAX} bytes")
+        raise InvalidArgument(f"chunk size {shown(chunk_size)} is outside {CHUNK_SIZE_MIN}…{CHUNK_SIZE_MAX} bytes")
     return chunk_size
 
 
 def check_time_ms(time_ms: int) -> int:
     """Return an author's clock (ms since the epoch) if it fits a signed 64-bit field."""
-    _check_int(time_ms, "time_ms")
+    time_ms = as_int(time_ms, "time_ms")
     if not -(1 << 63) <= time_ms < 1 << 63:
-        raise InvalidArgument(f"time {time_ms!r} does not fit a signed 64-bit number of milliseconds")
+        raise InvalidArgument(f"time {shown(time_ms)} does not fit a signed 64-bit number of milliseconds")
     return time_ms
 
 
 def check_sha256(sha256: str | None) -> bytes | None:
     """Return the 32 bytes of a hex SHA-256, None for None or "", else raise InvalidArgument."""
-    if sha256 is None or sha256 == "":
+    if sha256 is None:
         return None
     if not isinstance(sha256, str):
         raise InvalidArgument(f"sha256 must be text, 64 hexadecimal digits, not {type(sha256).__name__}")
+    if sha256 == "":
+        return None
     try:
         raw = bytes.fromhex(sha256)
     except ValueError:
@@ -91,10 +99,39 @@ def check_sha256(sha256: str | None) -> bytes | None:
     return raw
 
 
-def _check_int(number: int, what: str) -> None:
+def check_chunk_ids(value: Any) -> list[bytes]:
+    """Return a sequence of chunk ids as a list of its own, or raise InvalidArgument."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"chunk_ids must be a list of ids, not {type(value).__name__}")
+    for chunk_id in value:
+        if not isinstance(chunk_id, bytes) or len(chunk_id) != 32:
+            raise InvalidArgument("a chunk id has 32 bytes")
+    return list(value)
+
+
+def check_bytes(value: Any, length: int, what: str) -> None:
+    """Raise InvalidArgument for what is neither None nor this many bytes."""
+    if value is not None and not (isinstance(value, bytes) and len(value) == length):
+        raise InvalidArgument(f"{what} must be {length} bytes, not {type(value).__name__}")
+
+
+def as_int(value: Any, what: str) -> int:
+    """An integer as Python's own, else InvalidArgument."""
     # A bool is an int to Python, and a float compares like one; in a record they are neither.
-    if type(number) is not int:
-        raise InvalidArgument(f"{what} must be a whole number (int), not {type(number).__name__}: {str(number)[:40]}")
+    if type(value) is int:
+        return value
+    if not isinstance(value, bool | float) and hasattr(value, "__index__"):  # numpy's integers, for example
+        with suppress(Exception):  # the value's own code runs here; numpy's arrays, for example, refuse
+            return int(operator.index(value))
+    raise InvalidArgument(f"{what} must be a whole number (int), not {type(value).__name__}: {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """The beginning of a value as text for a message, whatever the value is."""
+    try:
+        return str(value)[:_SHOWN_MAX]
+    except Exception:  # a __str__ that fails, or an int with more digits than Python writes out
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def utf8(text: str, what: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from storage.chunking import Source, feed
+from storage.chunking import Source, check_filled, feed
 from storage.commit import PendingVersion
 from storage.diffs import ManifestDiff, Patch, check_diff, expected_length
 from storage.erasure import ErasureProfile
@@ -175,7 +175,7 @@ class _Differ:
         self._patches: list[Patch] = []
         self._sent: set[bytes] = set()
 
-    def write(self, data: BytesLike, *, stable: bool = False) -> None:
+    def write(self, data: BytesLike) -> None:
         view = memoryview(data).cast("B")
         while len(view):
             count = min(len(view), len(self.free_space()))
@@ -190,6 +190,7 @@ class _Differ:
         return memoryview(self._buffer)[self._filled :]
 
     def filled(self, count: int) -> None:
+        count = check_filled(count, len(self._buffer) - self._filled)
         self._filled += count
         self._size += count
         if self._size > FILE_SIZE_MAX:

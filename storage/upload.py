@@ -21,12 +21,13 @@ from storage.activity import Activity
 from storage.batching import batched
 from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
+from storage.chunking import check_filled
 from storage.commit import GroupCommit, PendingVersion
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.forks import HomeProcess
 from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, stripe_key
-from storage.limits import FILE_SIZE_MAX, MIB, BytesLike
+from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.manifest import (
     FAN_OUT,
     ROOT_FORMAT,
@@ -41,7 +42,7 @@ from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.uploads import Uploads
-from storage.versions import Version
+from storage.versions import FILE_ID_BYTES, Version
 from storage.wholeness import make_whole, require_whole
 
 log = logging.getLogger(__name__)
@@ -135,12 +136,11 @@ class Upload:
 
     # -- input -----------------------------------------------------------------------------------
 
-    def write(self, data: BytesLike, *, stable: bool = False) -> None:
+    def write(self, data: BytesLike) -> None:
         """Append bytes.
 
         Args:
-            data: any amount of bytes.
-            stable: the caller will not change ``data`` before the commit, so whole chunks need no copy.
+            data: any amount of bytes. Those of a ``bytes`` object, which nobody can change, are not copied.
 
         Raises:
             InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
@@ -157,7 +157,7 @@ class Upload:
             self._small += view
             return
         self._spill_small()
-        stable = stable or view.readonly
+        stable = isinstance(view.obj, bytes)  # a view that is read-only may be of what others write to
         while len(view):
             if stable and self._filled == 0 and len(view) >= self.chunk_size == self._capacity:
                 self._submit(self._store_chunk, view[: self.chunk_size], self.chunk_size, None)
@@ -183,7 +183,10 @@ class Upload:
 
     def filled(self, count: int) -> None:
         """Say that ``count`` bytes were read into :meth:`free_space`."""
-        assert self._buffer is not None
+        room = 0 if self._buffer is None else self.chunk_size - self._filled
+        count = check_filled(count, room)
+        if self._buffer is None or count == 0:
+            return
         self._take(count)
         if self._digest is not None:
             self._digest.update(memoryview(self._buffer)[self._filled : self._filled + count])
@@ -201,12 +204,10 @@ class Upload:
         self._spill_small()
         if self._filled:
             raise InvalidArgument(f"reuse is possible at multiples of {self.chunk_size} bytes only")
-        for chunk_id in chunk_ids:
+        for chunk_id in check_chunk_ids(chunk_ids):
             self._reuse_one(chunk_id)
 
     def _reuse_one(self, chunk_id: bytes) -> None:
-        if len(chunk_id) != 32:
-            raise InvalidArgument("a chunk id has 32 bytes")
         stripe = StripeKey(chunk_id + self._suffix)
         context = self._context
         context.pins.pin(stripe)
@@ -393,10 +394,16 @@ class Upload:
             base: version the head must be (with ``file_id``).
 
         Raises:
-            InvalidArgument: another size or SHA-256 than announced.
+            InvalidArgument: another size or SHA-256 than announced, or ``file_id`` has another name than this upload.
             StoreFull, InsufficientWorkers, ConflictError: see :class:`~storage.commit.GroupCommit`.
         """
         self._take(0)
+        if size is not None:
+            size = as_int(size, "size")
+        check_bytes(file_id, FILE_ID_BYTES, "file_id")
+        check_bytes(base, ID_BYTES, "base")
+        if base is not None and file_id is None:
+            raise InvalidArgument("a base is of a file; say its file_id as well")
         try:
             shards = self._finish_input()
             self._check(size)
@@ -462,12 +469,13 @@ class Upload:
         self._context.pins.pin(stripe)
         self._stripes.append(stripe)
         self._builder.add(stripe[:32])
+        self._accepted += len(data)
         return inline_shards(self._context, stripe, data)
 
     def _check(self, size: int | None) -> None:
-        if size is not None and (type(size) is not int or size != self._size):
-            raise InvalidArgument(f"{size} bytes were announced, {self._size} arrived; send the file again")
-        if self._builder.count != -(-self._size // self.chunk_size):
+        if size is not None and size != self._size:
+            raise InvalidArgument(f"{shown(size)} bytes were announced, {self._size} arrived; send the file again")
+        if self._accepted != self._size or self._builder.count != -(-self._size // self.chunk_size):
             raise IncompletePush("a part of this push could not be taken in, so nothing was stored; push again")
         if self._digest is not None and self._digest.digest() != self._target.sha256:
             raise InvalidArgument(

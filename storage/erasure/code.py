@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from storage.errors import InvalidArgument
-from storage.limits import BytesLike
+from storage.limits import BytesLike, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,12 @@ class ErasureProfile:
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or type(self.n) is not int:
-            raise InvalidArgument(f"erasure profile {self.k!r}-of-{self.n!r}: k and n must be whole numbers (int)")
+            raise InvalidArgument(f"erasure profile {self._shown()}: k and n must be whole numbers (int)")
         if not 1 <= self.k <= self.n <= 256:
-            raise InvalidArgument(f"erasure profile {self.k}-of-{self.n}: must satisfy 1 <= k <= n <= 256")
+            raise InvalidArgument(f"erasure profile {self._shown()}: must satisfy 1 <= k <= n <= 256")
+
+    def _shown(self) -> str:
+        return f"{shown(self.k)}-of-{shown(self.n)}"
 
     def shard_length(self, length: int) -> int:
         """Bytes of each shard of an object of ``length`` bytes."""

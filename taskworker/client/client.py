@@ -27,7 +27,7 @@ from storage import (
     StoreStats,
     Version,
 )
-from storage.arguments import anything, checked, seconds, text, whole_number
+from storage.arguments import anything, checked, path_or_object, seconds, text, whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
@@ -63,7 +63,7 @@ _RULES = {
     "function": text("function"),
     "name": text("name"),
     "type": text("type"),
-    "target": anything,  # a path, or whatever can be written to
+    "target": path_or_object,
     "changed": anything,  # checked by LocalDiff as it is used
     "args": anything,
     "kwargs": anything,

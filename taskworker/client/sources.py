@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from storage.chunking import NON_BLOCKING, iterated
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from taskworker.wire.limits import PUSH_DATA_BYTES
@@ -23,7 +24,7 @@ class SeekableSource:
     def __init__(self, content: BytesLike | BinaryIO) -> None:
         """Wrap bytes, or a seekable file from its present position to its end."""
         if isinstance(content, bytes | bytearray | memoryview):
-            self._view: memoryview | None = memoryview(content).cast("B")
+            self._view: memoryview | None = _bytes_of(content)
             self.size = self._view.nbytes
             return
         self._view = None
@@ -40,13 +41,12 @@ class SeekableSource:
         if self._view is not None:
             return self._view[offset : offset + length]
         self._file.seek(self._start + offset)
-        data = self._file.read(length)
-        _bytes_of(data)
+        data = _read(self._file, length)
         while len(data) < length:  # raw files may return less than asked for
-            more = self._file.read(length - len(data))
+            more = _read(self._file, length - len(data))
             if not more:
                 raise InvalidArgument("the source became shorter while it was read; try again when nobody writes to it")
-            data += more
+            data = b"".join((data, more))
         return data
 
     def blocks(self, offset: int = 0) -> Iterator[BytesLike]:
@@ -98,9 +98,10 @@ def opened(content: Pushable) -> Iterator[Source]:
         yield SeekableSource(content)
     elif hasattr(content, "read"):
         stream = cast(BinaryIO, content)
-        yield SeekableSource(stream) if stream.seekable() else StreamSource(_pieces(stream))
+        seekable = getattr(stream, "seekable", None)
+        yield SeekableSource(stream) if seekable and seekable() else StreamSource(_pieces(stream))
     elif isinstance(content, Iterable):
-        yield StreamSource(iter(content))
+        yield StreamSource(iterated(content))
     else:
         raise InvalidArgument(
             f"cannot push a {type(content).__name__}; give bytes, a path, a binary file or an iterable of bytes"
@@ -123,7 +124,17 @@ def opened_seekable(content: BytesLike | str | os.PathLike[str] | BinaryIO) -> I
 def _bytes_of(piece: BytesLike) -> memoryview:
     if not isinstance(piece, bytes | bytearray | memoryview):
         raise InvalidArgument(f"the source gave {type(piece).__name__}, not bytes; open files in binary mode")
-    return memoryview(piece).cast("B")
+    view = memoryview(piece)
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+
+
+def _read(file: BinaryIO, most: int) -> BytesLike:
+    data = file.read(most)
+    if data is None:
+        raise InvalidArgument(NON_BLOCKING)
+    if _bytes_of(data).nbytes > most:
+        raise InvalidArgument(f"the file gave {_bytes_of(data).nbytes} bytes when asked for at most {most}")
+    return data
 
 
 def _of_path(file: BinaryIO) -> Source:
@@ -140,12 +151,12 @@ def _of_path(file: BinaryIO) -> Source:
     return StreamSource(chain((first,), _pieces(file)))
 
 
-def _up_to(file: BinaryIO, count: int) -> Iterator[bytes]:
-    while count and (piece := file.read(count)):
+def _up_to(file: BinaryIO, count: int) -> Iterator[BytesLike]:
+    while count and (piece := _read(file, count)):
         yield piece
         count -= len(piece)
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    while piece := file.read(PUSH_DATA_BYTES):
+def _pieces(file: BinaryIO) -> Iterator[BytesLike]:
+    while piece := _read(file, PUSH_DATA_BYTES):
         yield piece

@@ -68,6 +68,23 @@ def after_a_header(data: bytes, _directory: Path) -> object:
     return file
 
 
+class OnlyRead:
+    """Has nothing but read()."""
+
+    def __init__(self, data: bytes) -> None:
+        self._stream = io.BytesIO(data)
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(size)
+
+
+class Generous(io.BytesIO):
+    """Gives more bytes than it is asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(-1 if size is None or size < 0 else 2 * size)
+
+
 SOURCES: dict[str, Callable[[bytes, Path], object]] = {
     "bytes": lambda data, _: data,
     "bytearray": lambda data, _: bytearray(data),
@@ -77,6 +94,8 @@ SOURCES: dict[str, Callable[[bytes, Path], object]] = {
     "fifo": as_fifo,
     "file": after_a_header,
     "pipe": lambda data, _: Unseekable(data),
+    "only read": lambda data, _: OnlyRead(data),
+    "every second byte": lambda data, _: memoryview(bytes(byte for each in data for byte in (each, 0)))[::2],
     "one-byte pieces": lambda data, _: (data[at : at + 1] for at in range(len(data))),
     "one large piece": lambda data, _: iter([memoryview(data)]),
     "odd pieces": lambda data, _: [data[:5], b"", bytearray(data[5:100_000]), data[100_000:]],
@@ -92,10 +111,24 @@ def test_push_of_all_kinds_of_sources(kind: str, size: int, client: Client, stor
     assert store.get(version.file_id, user_id=USER) == CONTENT[:size]
 
 
-@pytest.mark.parametrize("source", [12, None, ["text"], io.StringIO("text")])
+@pytest.mark.parametrize(
+    "source",
+    [12, None, ["text"], io.StringIO("text"), "no\0path", "\ud800", Generous(CONTENT)],
+    ids=["int", "None", "list of text", "text file", "NUL", "surrogate", "more than asked for"],
+)
 def test_what_holds_no_bytes_is_refused(source: object, client: Client) -> None:
     with pytest.raises(InvalidArgument):
         client.push(source, filename="a", user_id=USER)  # type: ignore[arg-type]
+
+
+def test_a_pipe_without_data_is_not_taken_for_ended(client: Client) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, b"hello")
+    with os.fdopen(read, "rb", buffering=0) as stream, pytest.raises(InvalidArgument, match="non-blocking"):
+        client.push(stream, filename="a", user_id=USER)
+    os.close(write)
+    assert client.find("a", user_id=USER) is None
 
 
 def test_push_options_reach_the_store(client: Client) -> None:

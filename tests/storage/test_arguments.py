@@ -8,14 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from storage import ErasureProfile, FileStorage, InvalidArgument, ManifestDiff, Patch
 from storage.arguments import checked
-from tests.storage.helpers import CHUNK, USER, open_store, push
+from tests.storage.helpers import CHUNK, USER, content, get, open_store, push
 
 NOT_TEXT = (b"text", 7, 1.5, True, Path("name"), ["a"], object())
 NOT_UTF8 = ("a\udc80b",)
-NOT_WHOLE = (1.0, 1e12, math.nan, math.inf, True, False, "1", b"1", Decimal(1), [1])
+
+
+class Awkward:
+    """Whose own methods fail, as those of an array do where one number is wanted."""
+
+    def __index__(self) -> int:
+        raise TypeError("only scalar arrays can be converted to a scalar index")
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __fspath__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
+HUGE = (10**400, 10**5000, -(10**5000))  # the last two have more digits than Python writes out
+NOT_WHOLE = (1.0, 1e12, math.nan, math.inf, True, False, "1", b"1", Decimal(1), [1], Awkward(), *HUGE)
+NO_PATH = ("a\0b", "\ud800", Awkward())
 
 _DIFF: Any = ManifestDiff  # to be made of what they cannot be made of
 _PATCH: Any = Patch
@@ -27,7 +48,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "time_ms": (*NOT_WHOLE, 1 << 63, -(1 << 63) - 1),
     "chunk_size": (*NOT_WHOLE, 65536.0, 0, 1, -1, CHUNK - 1, (16 << 20) + 1),
     "profile": ((4, 6), "4-of-6", 4, True),
-    "sha256": (b"0" * 64, 0, b"", [], "0" * 63, "g" * 64, "é" * 64),
+    "source": NO_PATH,
+    "sha256": (b"0" * 64, 0, b"", [], Awkward(), "0" * 63, "g" * 64, "é" * 64),
     "progress": (True, 7, "print"),
     "size_hint": (*NOT_WHOLE, -1),
     "prefix": (*NOT_TEXT, *NOT_UTF8),
@@ -43,7 +65,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "have_version_id": (*NOT_TEXT, None),
     "before": NOT_TEXT,
     "chunk_ids": ("a" * 32, b"a" * 32, ["a" * 32], [b"a" * 31], [None], 7, None),
-    "grace_s": (math.nan, math.inf, -1, -0.5, "1", True, Decimal(1)),
+    "grace_s": (math.nan, math.inf, -1, -0.5, "1", True, Decimal(1), Awkward(), *HUGE),
     "within_s": (math.nan, -1, "1", True),
     "pace": ("sleep", 7),
     "watch": ("look", 7),
@@ -52,12 +74,13 @@ BAD: dict[str, tuple[Any, ...]] = {
         _DIFF("", 1.0, CHUNK, ()), _DIFF("", True, CHUNK, ()), _DIFF("", 1, float(CHUNK), ()),
         _DIFF(b"", 1, CHUNK, ()), _DIFF("", 1, CHUNK, None), _DIFF("", 1, CHUNK, (None,)),
         _DIFF("", 1, CHUNK, (_PATCH(0.0, bytes(32)),)), _DIFF("", 1, CHUNK, (_PATCH(True, bytes(32)),)),
+        _DIFF("", 10**5000, CHUNK, ()), _DIFF("", 1, CHUNK, (_PATCH(10**5000, bytes(32)),)),
         _DIFF("", 1, CHUNK, (_PATCH(0, "a" * 32),)), _DIFF("", 1, CHUNK, (_PATCH(0, bytes(32), "a"),)),
     ),
 }  # fmt: skip
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "push": ("filename", "user_id", "profile", "chunk_size", "time_ms", "note", "sha256", "progress"),
+    "push": ("source", "filename", "user_id", "profile", "chunk_size", "time_ms", "note", "sha256", "progress"),
     "upload": ("filename", "user_id", "profile", "chunk_size", "time_ms", "note", "sha256", "size_hint", "progress"),
     "missing_chunks": ("chunk_ids", "user_id", "profile"),
     "revise": ("file_id", "diff", "user_id", "sha256", "time_ms", "note"),
@@ -173,6 +196,39 @@ def test_what_cannot_be_written_into_an_upload(store: FileStorage) -> None:
         for bad in ("text", 7, None):
             with pytest.raises(InvalidArgument):
                 upload.write(bad)  # type: ignore[arg-type]
-        for size in (1.0, True, "1"):
+        for ids in (None, 7, "a" * 32, [b"short"], ["a" * 32], [None]):
+            with pytest.raises(InvalidArgument):
+                upload.reuse(ids)  # type: ignore[arg-type]
+        for size in (1.0, True, "1", Awkward()):
             with pytest.raises(InvalidArgument):
                 upload.commit(size)  # type: ignore[arg-type]
+        for file_id in ("a" * 16, "", b"short", 7, Awkward()):
+            with pytest.raises(InvalidArgument):
+                upload.commit(file_id=file_id)  # type: ignore[arg-type]
+            with pytest.raises(InvalidArgument):
+                upload.commit(file_id=bytes(16), base=file_id)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument):
+            upload.commit(base=bytes(32))
+
+
+def test_a_size_of_more_digits_than_python_writes_out(store: FileStorage) -> None:
+    with store.upload(filename="a", user_id=USER) as upload, pytest.raises(InvalidArgument, match="announced"):
+        upload.commit(10**5000)
+
+
+def test_a_version_of_a_file_cannot_have_another_name(store: FileStorage) -> None:
+    version = push(store, b"content")
+    with store.upload(filename="other", user_id=USER) as upload:
+        upload.write(b"more")
+        with pytest.raises(InvalidArgument, match="called"):
+            upload.commit(file_id=bytes.fromhex(version.file_id))
+    assert [found.filename for found in store.list_files(user_id=USER)] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "data", [bytearray(CHUNK), memoryview(bytes(2 * CHUNK))[::2], memoryview(bytes(CHUNK)).cast("d")]
+)
+def test_a_patch_is_as_many_bytes_as_its_buffer(store: FileStorage, data: bytearray | memoryview) -> None:
+    version = push(store, content(1, CHUNK))
+    diff = _DIFF(version.version_id, CHUNK, version.chunk_size, [_PATCH(0, blake3(bytes(CHUNK)).digest(), data)])
+    assert get(store, store.revise(version.file_id, diff, user_id=USER)) == bytes(CHUNK)

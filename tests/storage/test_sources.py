@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import threading
 from array import array
@@ -13,7 +14,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from storage import FileStorage, InvalidArgument, Version
+from storage import FileStorage, IncompletePush, InvalidArgument, Upload, Version
 from storage.chunking import Source
 from tests.storage.helpers import CHUNK, USER, content, get, open_store
 
@@ -195,6 +196,104 @@ def test_a_view_may_be_reused_after_the_push(store: FileStorage) -> None:
     assert get(store, version) == content(1, 4 * CHUNK)
 
 
+def _writer(buffer: bytearray | mmap.mmap, done: threading.Event) -> threading.Thread:
+    """A thread that goes on changing every chunk."""
+
+    def write() -> None:
+        turn = 0
+        while not done.is_set():
+            for at in range(0, len(buffer), CHUNK):
+                buffer[at + turn % CHUNK] ^= 255
+            turn += 1
+
+    return threading.Thread(target=write)
+
+
+@pytest.mark.parametrize("kind", ["bytearray", "view", "read-only view", "view of a file", "piece by piece"])
+def test_what_somebody_writes_to_meanwhile_is_stored_as_it_was_at_some_time(
+    store: FileStorage, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "file").write_bytes(content(1, 64 * CHUNK))
+    buffer = bytearray((tmp_path / "file").read_bytes())
+    with (tmp_path / "file").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        written: bytearray | mmap.mmap = mapped if kind == "view of a file" else buffer
+        source = memoryview(written).toreadonly() if kind != "view" else memoryview(written)
+        done = threading.Event()
+        writer = _writer(written, done)
+        writer.start()
+        try:
+            if kind == "piece by piece":
+                with store.upload(filename="f", user_id=USER) as upload:
+                    upload.write(source)
+                    version = upload.commit()
+            else:
+                version = store.push(buffer if kind == "bytearray" else source, filename="f", user_id=USER)
+        finally:
+            done.set()
+            writer.join()
+            source.release()
+    assert len(get(store, version)) == 64 * CHUNK
+
+
+class Misreports(io.RawIOBase):
+    """A raw stream that says to have read another number of bytes than it was."""
+
+    def __init__(self, told: object) -> None:
+        super().__init__()
+        self._told = [told]
+
+    def readinto(self, buffer: object) -> int:
+        return cast(int, self._told.pop() if self._told else 0)
+
+
+@pytest.mark.parametrize("told", [-1, -(1 << 70), CHUNK + 1, 1 << 70, 1.5, "1", True])
+def test_a_reader_that_misreports_what_it_read_is_refused(store: FileStorage, told: object) -> None:
+    with pytest.raises(InvalidArgument, match="bytes"):
+        store.push(cast(BinaryIO, Misreports(told)), filename="f", user_id=USER)
+    version = store.push(b"x", filename="g", user_id=USER)
+    with pytest.raises(InvalidArgument, match="bytes"):
+        store.diff(version.file_id, cast(BinaryIO, Misreports(told)), user_id=USER)
+    with store.upload(filename="f", user_id=USER) as upload:
+        upload.free_space()[:3] = b"abc"
+        upload.filled(3)
+        with pytest.raises(InvalidArgument, match="bytes"):
+            upload.filled(cast(int, told))
+        assert get(store, upload.commit()) == b"abc"
+
+
+class Shortened(bytes):
+    """Says to be shorter than it is."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_bytes_are_as_many_as_there_are_whatever_their_class_says(store: FileStorage) -> None:
+    assert get(store, store.push(Shortened(b"abcdef"), filename="f", user_id=USER)) == b"abcdef"
+
+
+class Broken(Exception):
+    """Raised by a signal's handler, for example, anywhere in a method."""
+
+
+def test_an_upload_that_lost_a_part_to_an_interruption_is_refused(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Upload, view: memoryview) -> int:
+        raise Broken
+
+    with store.upload(filename="f", user_id=USER) as upload:
+        upload.write(content(1, CHUNK + 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Upload, "_fill", interrupted)
+            with pytest.raises(Broken):
+                upload.write(b"some more")
+        upload.write(b"and the rest")
+        with pytest.raises(IncompletePush):
+            upload.commit()
+    assert store.find("f", user_id=USER) is None
+
+
 def test_an_iterable_may_reuse_its_buffer(store: FileStorage) -> None:
     def pieces() -> Iterator[memoryview]:
         buffer = bytearray(2 * CHUNK)
@@ -206,7 +305,14 @@ def test_an_iterable_may_reuse_its_buffer(store: FileStorage) -> None:
     assert get(store, version) == b"".join(content(seed, 2 * CHUNK) for seed in range(8))
 
 
-@pytest.mark.parametrize("source", [5, None, 1.5, object()])
+class NotReallyIterable:
+    """Like an array of numpy's without dimensions."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise TypeError("iteration over a 0-d array")
+
+
+@pytest.mark.parametrize("source", [5, None, 1.5, object(), NotReallyIterable()])
 def test_what_is_no_source_is_refused(store: FileStorage, source: object) -> None:
     with pytest.raises(InvalidArgument, match="cannot push"):
         store.push(cast(Source, source), filename="f", user_id=USER)
