@@ -222,7 +222,7 @@ class OfferResponse(_message.Message):
     """there are functions that this worker may be asked to run"""
     @_builtins.property
     def ended_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """of those that it named: no longer the newest ones"""
+        """of those that it named: neither newest ones nor what is being tried"""
 
     def __init__(
         self,
@@ -586,7 +586,7 @@ class WarmFunction(_message.Message):
     function_name: _builtins.str
     @_builtins.property
     def version_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """of the deployed function, that this worker was called for"""
+        """of the function, that this worker was called for, or tried before a deployment"""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ _ARRIVALS_MAX = 2
 """Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
 _HOSTED_MAX = 1_024
 """Versions whose documents are kept in memory: more than are kept unpacked."""
-_CALLED_PER_FUNCTION_MAX = 16
+_WANTED_PER_FUNCTION_MAX = 16
 """Versions of the same code that are told to the pool."""
 _REDACTORS_MAX = 4_096
 """Of users of functions whose processes serve several calls: more than have such processes at once."""
@@ -76,7 +76,7 @@ class _Own:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A function's processes on this worker, and the deployed versions that it was called for."""
+    """A function's processes on this worker, and the versions that it was called for, or tried before a deployment."""
 
     name: str
     processes: int
@@ -119,7 +119,7 @@ class FunctionHost:
         self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
         self._own: dict[str, _Own] = {}
         self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
-        self._called: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # deployed versions → keys of their images
+        self._wanted: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # versions called or tried → keys of their images
         self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
 
     def start(self) -> None:
@@ -181,13 +181,14 @@ class FunctionHost:
         with self._lock:
             return {own.hosted.image.key for own in self._own.values()} | self._sandbox.keys()
 
-    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes], *, live: bool = True) -> HostedFunction:
-        """The function of a deployed bundle, fetched if it is not here yet.
+    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        """The function of a bundle that is deployed, or to be; fetched if it is not here yet.
+
+        Its processes are wanted until :meth:`end_versions` says otherwise.
 
         Args:
             bundle_id: names the bundle: one version of a file.
             fetch: reads it.
-            live: False: it is not deployed yet.
 
         Raises:
             FormatError, InvalidArgument: it is no bundle.
@@ -195,9 +196,8 @@ class FunctionHost:
             StorageError: it cannot be read.
         """
         found = self._here(bundle_id) or self._awaited(bundle_id, fetch)
-        if live:
-            with self._lock:
-                self._called[bundle_id] = found.image.key
+        with self._lock:
+            self._wanted[bundle_id] = found.image.key
         return found
 
     def _awaited(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
@@ -207,11 +207,14 @@ class FunctionHost:
             return self._here(bundle_id) or self._arrived(bundle_id, fetch)
 
     def end_versions(self, bundle_ids: Iterable[str]) -> None:
-        """Deployed versions are not called any more: end their processes, those of calls under way with the calls."""
+        """Versions are not called any more, or were not deployed: end their processes, once calls under way are over.
+
+        Another version of the same code keeps them.
+        """
         for bundle_id in bundle_ids:
             with self._lock:
-                key = self._called.pop(bundle_id, None)
-                needed = {*self._called.values(), *(own.hosted.image.key for own in self._own.values())}
+                key = self._wanted.pop(bundle_id, None)
+                needed = {*self._wanted.values(), *(own.hosted.image.key for own in self._own.values())}
             if key is not None and key not in needed:
                 self._sandbox.end_when_idle(key)
 
@@ -261,14 +264,14 @@ class FunctionHost:
         versions: defaultdict[str, list[str]] = defaultdict(list)
         with self._lock:
             names = {one.image.key: one.spec.name for one in self._all()}
-            for bundle_id, key in self._called.items():
+            for bundle_id, key in self._wanted.items():
                 versions[key].append(bundle_id)
         return [
             Warm(
                 names.get(view.key, view.key),
                 len(view.pids),
                 view.pss_bytes,
-                tuple(versions[view.key][-_CALLED_PER_FUNCTION_MAX:]),
+                tuple(versions[view.key][-_WANTED_PER_FUNCTION_MAX:]),
             )
             for view in self._sandbox.views()
         ]

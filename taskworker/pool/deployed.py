@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -80,6 +80,8 @@ class DeployedFunctions:
         self._limits_max = limits_max
         self._lock = threading.Lock()  # of changes
         self._known: dict[str, RoutedFunction] = {}
+        self._trying: set[str] = set()  # candidates' versions
+        self._tried: dict[str, str] = {}  # by function: what its newest version was as a candidate
 
     def find(self, name: str) -> RoutedFunction | None:
         """A function by its name."""
@@ -92,8 +94,15 @@ class DeployedFunctions:
                 known = self._known[name] = self._routed(head)
         return known
 
-    def is_newest(self, name: str, version_id: str) -> bool:
-        """Whether calls of a function go to this version: from the catalog alone."""
+    def is_wanted(self, name: str, version_id: str) -> bool:
+        """Whether calls of a function go to this version, now or if it is deployed: from the catalog alone.
+
+        Args:
+            name: the function.
+            version_id: of the function, or of the candidate that it was when workers tried it.
+        """
+        if version_id in self._trying or self._tried.get(name) == version_id:
+            return True
         known = self._known.get(name)
         if known is not None:
             return known.version == version_id
@@ -145,14 +154,9 @@ class DeployedFunctions:
             bundle = self._candidate(file_id, version_id)
             spec = spec_of(bundle).within(self._limits_max)
             candidate = RoutedFunction.of(spec, version_id, file_id)
-            return self._put(
-                candidate,
-                spec,
-                bundle,
-                user_id,
-                dry_run=dry_run,
-                may_be_untried=self._store.find(spec.name, user_id=OWNER) is None,
-            )
+            may_be_untried = self._store.find(spec.name, user_id=OWNER) is None
+            with self._being_tried(version_id):
+                return self._put(candidate, spec, bundle, user_id, dry_run=dry_run, may_be_untried=may_be_untried)
         finally:
             self._store.delete(file_id, user_id=CANDIDATE_OWNER)
 
@@ -191,7 +195,8 @@ class DeployedFunctions:
         try:
             spec = spec_of(bundle)
             candidate = RoutedFunction.of(spec, version.version_id, version.file_id)
-            return self._put(candidate, spec, bundle, user_id, may_be_untried=True)
+            with self._being_tried(version.version_id):
+                return self._put(candidate, spec, bundle, user_id, may_be_untried=True)
         finally:
             self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
 
@@ -213,6 +218,7 @@ class DeployedFunctions:
         with self._lock:
             self._store.delete(self._head(name).file_id, user_id=OWNER)
             self._known.pop(name, None)
+            self._tried.pop(name, None)
 
     def _put(
         self,
@@ -233,8 +239,18 @@ class DeployedFunctions:
             before = self._store.find(spec.name, user_id=OWNER)
             version = self._store.push(bundle, filename=spec.name, user_id=OWNER, note=user_id)
             self._known[spec.name] = RoutedFunction.of(spec, version.version_id, version.file_id)
+            self._tried[spec.name] = candidate.version
         changed = before is None or before.version_id != version.version_id
         return Deployment(spec.name, version.version_id, changed, imported_by, not_imported, able, unable)
+
+    @contextlib.contextmanager
+    def _being_tried(self, version_id: str) -> Iterator[None]:
+        """Meanwhile, workers keep a candidate's processes: either it is deployed then, or they end."""
+        self._trying.add(version_id)
+        try:
+            yield
+        finally:
+            self._trying.discard(version_id)
 
     def _imported(self, candidate: RoutedFunction, may_be_untried: bool) -> tuple[tuple[str, ...], str]:
         """Who has imported it, or why nobody could."""

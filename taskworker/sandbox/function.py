@@ -193,6 +193,7 @@ class FunctionSandbox:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
+            self._replaced = False
 
     def take(self, deadline: float, timeout_s: float, owner: str) -> Spare:
         """Take a process for a call; another one is forked in its place when the call has ended, or one is missed.

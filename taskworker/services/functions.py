@@ -218,7 +218,7 @@ class HostingService:
                 version
                 for one in request.warm
                 for version in one.version_ids
-                if not self._deployed.is_newest(one.function_name, version)
+                if not self._deployed.is_wanted(one.function_name, version)
             ],
         )
 

@@ -135,9 +135,7 @@ class InvocationService:
         try:
             self._host.prepare(
                 self._host.deployed_function(
-                    request.version_id,
-                    lambda: self._fetch(CANDIDATE_OWNER, request.file_id, request.version_id),
-                    live=False,
+                    request.version_id, lambda: self._fetch(CANDIDATE_OWNER, request.file_id, request.version_id)
                 )
             )
         except FunctionsUnavailable:

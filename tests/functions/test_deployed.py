@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,8 @@ class Importing:
     def __init__(self) -> None:
         self.failure: StorageError | None = None
         self.seen: list[RoutedFunction] = []
+        self.looked: Callable[[RoutedFunction], bool] = lambda _: True
+        self.looks: list[bool] = []
 
     def able(self, function: RoutedFunction) -> list[str]:
         return [] if self.failure is not None else ["w2", "w1"]
@@ -44,6 +46,7 @@ class Importing:
 
     def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
         self.seen.append(function)
+        self.looks.append(self.looked(function))
         if self.failure is not None:
             raise self.failure
         return ("w1",)
@@ -159,7 +162,33 @@ def test_which_version_is_the_newest_is_known_without_its_bundle(store: FileStor
     first = deployed.deploy(bundle("1"), "ann").version_id
     second = deployed.deploy(bundle("2"), "ann").version_id
     for known in (deployed, DeployedFunctions(store, IMPORTING)):
-        assert [known.is_newest("f", version) for version in (first, second, "")] == [False, True, False]
-        assert not known.is_newest("g", second)
+        assert [known.is_wanted("f", version) for version in (first, second, "")] == [False, True, False]
+        assert not known.is_wanted("g", second)
     deployed.undeploy("f")
-    assert not deployed.is_newest("f", second)
+    assert not deployed.is_wanted("f", second)
+
+
+def test_what_workers_tried_is_wanted_until_something_else_is_deployed(store: FileStorage) -> None:
+    importing = Importing()
+    deployed = DeployedFunctions(store, importing)
+    importing.looked = lambda function: deployed.is_wanted("f", function.version)
+
+    def wanted() -> list[bool]:
+        return [deployed.is_wanted("f", function.version) for function in importing.seen]
+
+    deployed.deploy(bundle("1"), "ann", dry_run=True)
+    assert wanted() == [False]
+    deployed.deploy(bundle("1"), "ann")
+    deployed.deploy(bundle("2"), "ann", dry_run=True)
+    importing.failure = FunctionBroken("no such module")
+    with pytest.raises(FunctionBroken):
+        deployed.deploy(bundle("3"), "ann")
+    importing.failure = None
+    deployed.deploy(bundle("1", name="g"), "ann")
+    assert wanted() == [False, True, False, False, False]
+    deployed.deploy(bundle("4"), "ann")
+    deployed.roll_back("f", "", "ann")
+    assert wanted() == [False] * 6 + [True]
+    deployed.undeploy("f")
+    assert wanted() == [False] * 7
+    assert importing.looks == [True] * 7  # while each was being tried

@@ -644,7 +644,6 @@ def test_functions_pass_on_what_callers_may(pool: FunctionPool, character: str) 
 def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> None:
     pool.deploy("remembers", "app:remembers", pool.directory)
     assert [pool.client.call("remembers", [n], user_id=USER) for n in range(3)] == [[0], [1], [2]]
-    _call_on_all_workers(pool, "remembers")
     pool.deploy("remembers", "app:remembers", pool.directory, isolation="user")
     by_user = {
         user: [pool.client.call("remembers", [f"{user} {n}"], user_id=user) for n in range(12)]
@@ -653,28 +652,29 @@ def test_with_isolation_user_a_process_serves_one_user(pool: FunctionPool) -> No
     for user, seen in by_user.items():
         assert all(word.startswith(user) for words in seen for word in words)
         assert max(map(len, seen)) >= 4  # three workers, each with a process of this user
-    _call_on_all_workers(pool, "remembers")
     pool.deploy("remembers", "app:remembers", pool.directory, isolation="user", config={"newer": "yes"})
     assert len(pool.client.call("remembers", ["of a new version"], user_id="ann")) == 1
     _await_one_version_warm(pool, "remembers")
 
 
-def _call_on_all_workers(pool: FunctionPool, name: str) -> None:
-    """One that tried a version as it was deployed, and was never called for it, is not told when it is replaced."""
-    for number in range(40):
-        pool.client.call(name, [number], user_id=f"user {number}")
+@pytest.mark.parametrize("isolation", ["call", "user"])
+def test_who_deploys_often_leaves_one_version_warm(pool: FunctionPool, isolation: str) -> None:
+    for number in range(8):  # each is tried by a worker, and called at another one as often as not
+        pool.deploy("often", "app:remembers", pool.directory, isolation=isolation, config={"n": str(number)})
+        assert pool.client.call("often", [number], user_id=USER) == [number]
+    _await_one_version_warm(pool, "often")
+    pool.functions.roll_back("often", user_id=USER)
+    assert pool.client.call("often", ["back"], user_id=USER)[-1] == "back"
+    _await_one_version_warm(pool, "often")
 
 
 def _await_one_version_warm(pool: FunctionPool, name: str) -> None:
-    """No worker has processes of versions that were replaced, each of which it names apart."""
+    """All workers have processes of the newest version, and none of those that were replaced, which it names apart."""
     until = time.monotonic() + WAIT_S
-    while True:
-        (function,) = (one for one in pool.functions.functions() if one.function == name)
-        workers = [warm.worker_id for warm in function.warm]
-        if workers and len(workers) == len(set(workers)):
-            return
+    while (workers := sorted(warm.worker_id for warm in pool.status(name).warm)) != sorted(pool.workers):
         assert time.monotonic() < until, workers
-        time.sleep(0.1)
+        pool.client.call(name, [""], user_id=f"user {time.monotonic()}")  # of whom no worker has a process
+        time.sleep(0.05)
 
 
 def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:

@@ -323,6 +323,23 @@ def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: Sa
     host.end_when_idle("unknown")
 
 
+def test_an_image_that_was_to_end_and_is_warmed_again_stays(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, SOURCE + "# warmed again", limits=LIMITS, keep=KEEP)
+    go_on = threading.Event()
+
+    def answer(_ask: bytes) -> bytes:
+        assert go_on.wait(DEADLINE_S)
+        return b"answered"
+
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(begin(host, image, b"channel.ask(b'')", owner="ann", answer=answer).result)
+        host.end_when_idle(image.key)
+        host.warm(image)
+        go_on.set()
+        assert call.result() == b"(1, b'answered')"
+    assert told(host, image, owner="ann")[0] == 2
+
+
 @pytest.mark.parametrize(("code", "left"), [(b"0", 3), (b"kept.append(bytearray(20 << 20)) or 0", 1)])
 def test_those_that_wait_are_bounded_in_all_functions_together(bundles: Path, code: bytes, left: int) -> None:
     images = [program(bundles, SOURCE + f"# {number}", limits=LIMITS, keep=KEEP) for number in range(2)]

@@ -1,0 +1,57 @@
+"""Processes of versions on a worker: they end with the last version of their code, not with another one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from storage import FileStorage
+from taskworker.bundles.archive import packed
+from taskworker.bundles.spec import FunctionSpec
+from taskworker.errors import FunctionBroken
+from taskworker.functions.host import FunctionHost
+from taskworker.functions.user_files import EmbeddedFiles
+
+WAIT_S = 30.0
+CODE = b"def f(): return 1\n"
+NEWER = b"def f(): return 2\n"
+BROKEN = b"import nothing_of_the_kind\n"
+
+
+def bring_up(host: FunctionHost, version: str, code: bytes, name: str = "f", isolation: str = "call") -> None:
+    spec = FunctionSpec(name=name, entry="app:f", isolation=isolation)  # type: ignore[arg-type]
+    bundle = packed(spec, {"app/app.py": code}).bundle
+    host.prepare(host.deployed_function(version, lambda: bundle))
+
+
+def warm(host: FunctionHost) -> list[tuple[str, tuple[str, ...]]]:
+    return sorted((view.name, view.versions) for view in host.views())
+
+
+@pytest.mark.parametrize("isolation", ["call", "user"])
+def test_processes_end_with_the_last_version_of_their_code(tmp_path: Path, isolation: str) -> None:
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(FileStorage.open(tmp_path / "store")))
+        host = FunctionHost(
+            tmp_path / "functions",
+            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s, _asking: call.function,
+        )
+        stack.enter_context(contextlib.closing(host))
+        bring_up(host, "tried", CODE, isolation=isolation)
+        bring_up(host, "deployed", CODE, isolation=isolation)
+        bring_up(host, "other", CODE, name="g", isolation=isolation)
+        host.end_versions(["tried", "unknown"])
+        bring_up(host, "newer", NEWER, isolation=isolation)
+        with pytest.raises(FunctionBroken):
+            bring_up(host, "broken", BROKEN, isolation=isolation)
+        assert warm(host) == [("f", ("deployed",)), ("f", ("newer",)), ("g", ("other",))]
+        host.end_versions(["deployed", "broken"])
+        until = time.monotonic() + WAIT_S
+        while len(warm(host)) > 2:
+            assert time.monotonic() < until, warm(host)
+            time.sleep(0.01)
+        assert warm(host) == [("f", ("newer",)), ("g", ("other",))]
