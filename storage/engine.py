@@ -72,7 +72,7 @@ from storage.reports import (
     VolumeStats,
 )
 from storage.runtime import Runtime
-from storage.settings import load_or_create_settings, looks_like_store, with_incomplete
+from storage.settings import keep_settings, load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import ShardStore, VolumeUsage
 from storage.stripes import StripeStore
 from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
@@ -212,10 +212,10 @@ class FileStorage:
             raise InvalidArgument(f"there is no store at {root}")
         root.mkdir(parents=True, exist_ok=True)
         lock = StoreLock(root)
-        catalog: LmdbCatalog | None = None
+        opened: LmdbCatalog | None = None
         volume_set: VolumeSet | None = None
         try:
-            catalog = LmdbCatalog(root / "catalog")
+            opened = catalog = LmdbCatalog(root / "catalog")
             found = load_or_create_settings(
                 root,
                 catalog,
@@ -225,8 +225,13 @@ class FileStorage:
                 create=create,
             )
             opening = VolumeSet(root, found.settings, volume_options or VolumeOptions())
-            opening.open_all(expect_data=not found.created)
+            opening.open_all(
+                expect_data=not found.created,
+                is_in_use=lambda: found.needs_rebuild or catalog.counters().files > 0,
+            )
             volume_set = opening
+            if found.relocated and not opening.vacant:
+                keep_settings(root, catalog, found.settings)
             store = cls(
                 root,
                 found.settings,
@@ -244,8 +249,8 @@ class FileStorage:
         except BaseException:
             if volume_set is not None:
                 volume_set.close()
-            if catalog is not None:
-                catalog.close()
+            if opened is not None:
+                opened.close()
             lock.release()
             raise
         return store

@@ -32,6 +32,7 @@ class FoundSettings:
     settings: StoreSettings
     created: bool
     needs_rebuild: bool
+    relocated: bool = False  # volumes are said to be elsewhere than the catalog knows, see :func:`keep_settings`
 
 
 def load_or_create_settings(
@@ -60,11 +61,9 @@ def load_or_create_settings(
         catalog.save_settings(settings)
     if settings is not None:
         moved = _relocated(settings, root, volumes)
-        if moved != settings:
-            catalog.save_settings(moved)
-        if moved != settings or _read_store_file(root) is None:
-            _write_store_file(root, moved)
-        return FoundSettings(moved, created=False, needs_rebuild=False)
+        if _read_store_file(root) is None:
+            _write_store_file(root, settings)
+        return FoundSettings(moved, created=False, needs_rebuild=False, relocated=moved != settings)
     remembered = _read_store_file(root)
     paths = list(volumes) if volumes is not None else _default_paths(root, remembered)
     identities = _identities(paths)
@@ -78,6 +77,12 @@ def load_or_create_settings(
     catalog.save_settings(fresh)  # first: the file is the sign of a catalog that had them
     _write_store_file(root, fresh)
     return FoundSettings(fresh, created=True, needs_rebuild=False)
+
+
+def keep_settings(root: Path, catalog: Catalog, settings: StoreSettings) -> None:
+    """Remember where the volumes are, once they were opened there: a mistake in their names is forgotten."""
+    catalog.save_settings(settings)
+    _write_store_file(root, settings)
 
 
 def _lost(root: Path, absent: Sequence[Path]) -> StoreUnavailable:
@@ -147,7 +152,7 @@ def _fresh(
     paths = list(volumes) if volumes is not None else [root / "volumes" / str(slot) for slot in range(profile.n)]
     if not 1 <= len(paths) <= _VOLUMES_MAX:
         raise InvalidArgument(f"a store has 1 to {_VOLUMES_MAX} volumes, {len(paths)} directories were given")
-    if len({path.absolute() for path in paths}) != len(paths):
+    if len({path.resolve() for path in paths}) != len(paths):
         raise InvalidArgument("the same directory is given for two volumes")
     # An opening that was cut short before anything was stored left identities behind: go on with them.
     store_id = identities[0].store_id if identities else secrets.token_hex(16)

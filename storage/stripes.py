@@ -644,7 +644,8 @@ class StripeStore:
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None:
-                survey.unreachable[slot] = self._cause(holder)
+                if holder not in self.volumes.vacant:
+                    survey.unreachable[slot] = self._cause(holder)
                 continue
             key = shard_key(stripe, slot)
             place = self._locate(holder, key)

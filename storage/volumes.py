@@ -87,12 +87,17 @@ class VolumeSet(Fleet[LocalVolume]):
 
     # -- opening ---------------------------------------------------------------------------------
 
-    def open_all(self, *, expect_data: bool) -> None:
+    def open_all(self, *, expect_data: bool, is_in_use: Callable[[], bool] = lambda: False) -> None:
         """Open every volume; create those that are missing or empty.
+
+        Of a store that is in use, so many may be missing that it cannot be read without them. They are more likely not
+        mounted than lost, and what was stored in their places would be hidden once they are: they stay offline, and
+        so nothing is stored, until they are there or a repair begins them anew.
 
         Args:
             expect_data: the store has been used: a volume made now waits for repair, and one whose disk
                 fails stays offline.
+            is_in_use: whether there are files.
 
         Raises:
             FormatError: a directory holds a volume of another store or slot. Nothing is changed.
@@ -103,13 +108,25 @@ class VolumeSet(Fleet[LocalVolume]):
             for slot in range(len(self.paths)):
                 with self._unusable(slot, tolerate):
                     identities[slot] = self._identify(slot)
+            self._find_vacant([slot for slot, identity in identities.items() if identity is None], is_in_use)
             for slot, identity in identities.items():
                 with self._unusable(slot, tolerate):
+                    if slot in self.vacant:
+                        raise self._nothing_in(slot)
                     self._open(slot, identity, expect_data=expect_data)
         except BaseException:
             self._close_stores()
             raise
         self._flusher = new_flusher(len(self.paths))
+
+    def _find_vacant(self, absent: list[int], is_in_use: Callable[[], bool]) -> None:
+        if len(absent) > self.layout.losses_survivable(self._settings.k, self._settings.n) and is_in_use():
+            self.vacant.update(absent)
+
+    def _nothing_in(self, slot: int) -> VolumeUnavailable:
+        return VolumeUnavailable(
+            f"there is no volume in {self.paths[slot]}; mount its disk, or run repair to begin it anew"
+        )
 
     def reattach(self) -> list[int]:
         """Open again the volumes that went offline, empty where there is none; returns the slots brought back."""
@@ -146,7 +163,7 @@ class VolumeSet(Fleet[LocalVolume]):
         with self._unusable(slot, _PASSING):
             identity = self._identify(slot)
             if identity is None and not may_be_new:
-                raise VolumeUnavailable(f"there is no volume in {self.paths[slot]}")
+                raise self._nothing_in(slot)
             self._open(slot, identity, expect_data=True)
             self._moves[slot] += 1
             log.info("volume %s is back", self.name(slot))
@@ -196,6 +213,7 @@ class VolumeSet(Fleet[LocalVolume]):
         if volume.shrank:
             self.incomplete.add(slot)
         self._stores[slot] = volume
+        self.vacant.discard(slot)
         self._reasons.pop(slot, None)
         self._retries[slot].succeeded()
 

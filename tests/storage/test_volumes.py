@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from storage import DataLossError, FileStorage, FormatError, InsufficientWorkers, ShardsUnavailable, Version
+from storage import (
+    DataLossError,
+    FileStorage,
+    FormatError,
+    InsufficientWorkers,
+    InvalidArgument,
+    ShardsUnavailable,
+    Version,
+)
 from storage.flushing import ThreadFlusher
 from storage.keys import Kind, shard_key, stripe_key
 from storage.reports import RepairState
@@ -327,3 +337,88 @@ def test_files_that_cannot_be_read_stay_endangered(root: Path) -> None:
         states: list[RepairState] = []
         assert store.repair(watch=states.append).lost_count == 2
     assert (states[-1].lost, dict(states[-1].endangered)) == (2, {-1: 2})
+
+
+# -- disks that are not mounted yet, and directories named by mistake -----------------------------------
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("mount_points", [False, True])
+@pytest.mark.parametrize("missing", [3, 6])
+def test_nothing_is_stored_in_the_place_of_disks_that_are_not_mounted(
+    root: Path, scratch: Path, missing: int, mount_points: bool
+) -> None:
+    with open_store(root) as store:
+        pushed = push_many(store, SIZES)
+    for slot in range(missing):
+        volume_dir(root, slot).rename(scratch / f"disk-{slot}")
+        if mount_points:
+            volume_dir(root, slot).mkdir()
+    with open_store(root) as store:
+        assert _states(store) == ["offline"] * missing + ["ok"] * (6 - missing)
+        assert "mount its disk" in store.stats().volumes[0].cause
+        with pytest.raises(InsufficientWorkers, match="mount its disk"):
+            push(store, b"new", "new")
+        for slot in range(missing):
+            if mount_points:
+                volume_dir(root, slot).rmdir()
+            (scratch / f"disk-{slot}").rename(volume_dir(root, slot))
+        _wait_until(lambda: _states(store) == ["ok"] * 6)
+        check_all(store, pushed)
+        check_all(store, {"new": (push(store, b"new", "new"), b"new")})
+        assert store.scrub().clean
+
+
+def test_a_repair_begins_volumes_anew_however_many_are_missing(root: Path) -> None:
+    with open_store(root) as store:
+        version = push(store, content(1, CHUNK))
+    lose(root, 0, 1, 2)
+    with open_store(root) as store:
+        assert store.repair().lost_count
+        store.delete(version.file_id, user_id=USER)
+        assert get(store, push(store, content(2, CHUNK), "new")) == content(2, CHUNK)
+        assert store.repair().complete
+    with open_store(root) as store:
+        assert _states(store) == ["ok"] * 6
+
+
+def test_a_store_without_files_begins_its_volumes_anew(root: Path) -> None:
+    """As after a kill while it was made."""
+    open_store(root).close()
+    lose(root, *range(6))
+    with open_store(root) as store:
+        assert get(store, push(store, b"x")) == b"x"
+
+
+@pytest.mark.parametrize("named", [(1, 0, 2, 3, 4, 5), (0, 0, 2, 3, 4, 5), (0, 1, 2, 3, 4), (6, 7, 8, 9, 10, 11)])
+def test_volumes_named_by_mistake_are_not_remembered(root: Path, named: tuple[int, ...]) -> None:
+    with open_store(root) as store:
+        pushed = push_many(store, SIZES)
+    with contextlib.suppress(FormatError, InvalidArgument):
+        open_store(root, volumes=[volume_dir(root, slot) for slot in named]).close()
+    with open_store(root) as store:
+        check_all(store, pushed)
+        assert _states(store) == ["ok"] * 6
+
+
+def test_volumes_that_were_moved_are_remembered(root: Path, scratch: Path) -> None:
+    with open_store(root) as store:
+        pushed = push_many(store, SIZES)
+    (root / "volumes").rename(scratch / "elsewhere")
+    open_store(root, volumes=[scratch / "elsewhere" / str(slot) for slot in range(6)]).close()
+    with open_store(root) as store:
+        check_all(store, pushed)
+        assert _states(store) == ["ok"] * 6
+
+
+def test_one_directory_by_several_names_is_no_several_volumes(root: Path, scratch: Path) -> None:
+    for slot in range(6):
+        (scratch / f"name-{slot}").symlink_to(scratch)
+    with pytest.raises(InvalidArgument, match="same directory"):
+        open_store(root, volumes=[scratch / f"name-{slot}" for slot in range(6)])
