@@ -365,6 +365,9 @@ class FunctionSandbox:
             return
         now = time.monotonic()
         self._strangers = {pid: self._strangers.get(pid, now) for pid in strangers}
+        if strangers:  # most likely calls that ended after the zygote was last told something
+            with contextlib.suppress(OSError):  # it is told much at once, or gone, which is heard of elsewhere
+                self._zygote.send(zygote.REAP, socket.MSG_NOSIGNAL)
         if any(now - seen > STRANGER_S for seen in self._strangers.values()):
             self.close(ProtocolViolation("processes that are no calls were found in the function's sandbox"))
 

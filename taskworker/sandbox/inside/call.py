@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ def main(
     program: ModuleType,
     right: kernel.RightToChroot,
     second_filter: kernel.Filter,
+    channel: Channel,
     result_bytes: int,
     descriptors_end: int,
 ) -> None:
@@ -38,6 +38,7 @@ def main(
         program: with ``run``.
         right: to change the root directory; given up when that is done.
         second_filter: to be put on.
+        channel: of the descriptor `CHANNEL`, made ahead of the fork.
         result_bytes: how large a result may be.
         descriptors_end: no descriptor has this number, or a higher one.
     """
@@ -55,7 +56,6 @@ def main(
             os.dup2(connection, CHANNEL)
         os.closerange(CHANNEL + 1, descriptors_end)
         second_filter.install()
-        channel = Channel(CHANNEL)
         channel.hello()
         _serve(program, channel, result_bytes)
         status = 0
@@ -82,9 +82,11 @@ def rehearse(program: ModuleType) -> None:
 
 
 def _serve(program: ModuleType, channel: Channel, result_bytes: int) -> None:
-    with contextlib.suppress(ChannelClosed):
+    try:
         while True:
             _run(program, channel, channel.request(), result_bytes)
+    except ChannelClosed:
+        return
 
 
 def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: int) -> None:
@@ -109,5 +111,7 @@ def _end() -> None:
     for timer in _TIMERS:
         signal.setitimer(timer, 0)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed by the function, or nobody reads it
+        try:
             stream.flush()
+        except (OSError, ValueError):  # closed by the function, or nobody reads it
+            continue

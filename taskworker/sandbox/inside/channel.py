@@ -27,6 +27,7 @@ from taskworker.sandbox.frames import (
     split_number,
 )
 
+_HELLO = encode(Kind.HELLO, HELLO.pack(VERSION))
 _RECEIVE_BYTES = 256 << 10
 _LOOK_S = 0.01
 
@@ -138,7 +139,7 @@ class Channel:
 
     def hello(self) -> None:
         """Say that this process is ready for its request."""
-        self._send(encode(Kind.HELLO, HELLO.pack(VERSION)))
+        self._send(_HELLO)
 
     def request(self) -> bytes:
         """Wait for a request.

@@ -52,7 +52,39 @@ _capset = _libc.capset
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
+_wait4 = _libc.wait4
+
+_MAX_RSS = struct.Struct("32x l")
+"""Of ``struct rusage``, in KiB, behind two times."""
+_RUSAGE_BYTES = 256
+"""More than it has."""
 _CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+
+
+class Waiting:
+    """Reaps this process's children as `os.wait4` does, which touches thirty pages of memory more.
+
+    Attributes:
+        status: of the child that `ended` named last.
+        peak_bytes: the most memory that it had.
+    """
+
+    __slots__ = ("_any", "_no_hang", "_status", "_status_at", "_usage", "_usage_at", "peak_bytes", "status")
+
+    def __init__(self) -> None:
+        self.status = self.peak_bytes = 0
+        self._any, self._no_hang = ctypes.c_int(-1), ctypes.c_int(os.WNOHANG)
+        self._status, self._usage = ctypes.c_int(), ctypes.create_string_buffer(_RUSAGE_BYTES)
+        self._status_at, self._usage_at = ctypes.byref(self._status), ctypes.byref(self._usage)
+
+    def ended(self) -> int:
+        """Reap a child that has ended, and give its id; 0 if there is none."""
+        child: int = _wait4(self._any, self._status_at, self._no_hang, self._usage_at)
+        if child <= 0:  # none has ended, or there is none
+            return 0
+        self.status = self._status.value
+        self.peak_bytes = _MAX_RSS.unpack_from(self._usage)[0] << 10
+        return child
 
 
 class _Program(ctypes.Structure):

@@ -6,11 +6,9 @@ this process by what `main` takes away first, and the host checks from outside t
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import os
-import select
 import signal
 import socket
 import struct
@@ -22,6 +20,7 @@ from types import ModuleType
 from typing import TextIO
 
 from taskworker.sandbox.inside import call, kernel
+from taskworker.sandbox.inside.channel import Channel
 from taskworker.sandbox.inside.init import CODE, SCRATCH, Start
 
 PROGRAM = "taskworker.sandbox.inside.program"
@@ -50,11 +49,15 @@ BROKEN = b"B"
 SPAWN = b"S"
 REFUSED = b"N"
 """With a call's name and the reason: there was no room for its process."""
+REAP = b"W"
+"""Reap calls that have ended; so is done before every fork, too."""
 STATUS = b"?"
 ENDED = b"X"
 ENDING = struct.Struct("!iQ")
 """How a call's process ended: its wait status, and the most bytes it had in memory."""
 ENDINGS_MAX = 256
+_MESSAGE_BYTES = 64
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * struct.calcsize("i"))
 
 
 def main(
@@ -131,42 +134,34 @@ def _text_of(error: BaseException) -> str:
 
 
 class _Zygote:
+    """After each fork, every page that is written to here is copied: so `serve` touches as little as it can."""
+
     def __init__(self, start: Start, control: socket.socket, program: ModuleType, second_filter: kernel.Filter) -> None:
         self._start = start
         self._control = control
         self._program = program
         self._right = kernel.RightToChroot()
         self._filter = second_filter
+        self._channel = Channel(call.CHANNEL)
         self._descriptors_end = kernel.descriptors_end()
+        self._waiting = kernel.Waiting()
         self._names: dict[int, bytes] = {}
         self._endings: dict[bytes, bytes] = {}
 
     def serve(self) -> None:
-        """Fork a call for every message, and say on demand how one ended."""
-        ended, wakeup = socket.socketpair()
-        wakeup.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # nothing is done in it: it comes between any two steps
-        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        poll.register(self._control, select.POLLIN)
+        """Fork a call for every message, and say on demand how one ended; return when the host has hung up."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no handler: it would run amid all else, and be copied
+        receive = self._control.recvmsg
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if ended.fileno() in ready:
-                ended.recv(4096)
-                self._reap()
-            if self._control.fileno() in ready and not self._obey():
+            content, ancillary, _, _ = receive(_MESSAGE_BYTES, _ANCILLARY_BYTES)
+            if not content:
                 return
-
-    def _obey(self) -> bool:
-        """Do what the host says; False when it has hung up."""
-        message, descriptors, _, _ = socket.recv_fds(self._control, 64, 4)
-        if message[:1] == SPAWN:
-            self._spawn(message[1:], list(descriptors))
-        elif message[:1] == STATUS:
             self._reap()
-            self._control.send(ENDED + message[1:] + self._endings.pop(message[1:], b""))
-        return bool(message)
+            kind, name = content[:1], content[1:]
+            if kind == SPAWN:
+                self._spawn(name, memoryview(ancillary[0][2]).cast("i").tolist() if ancillary else [])
+            elif kind == STATUS:
+                self._control.send(ENDED + name + self._endings.pop(name, b""))
 
     def _spawn(self, name: bytes, descriptors: list[int]) -> None:
         try:
@@ -177,12 +172,12 @@ class _Zygote:
                 os.close(descriptor)
             return
         if child == 0:
-            signal.set_wakeup_fd(-1)  # the handler may stay: a call cannot have children
             call.main(
                 descriptors,
                 self._program,
                 self._right,
                 self._filter,
+                self._channel,
                 self._start.result_bytes,
                 self._descriptors_end,
             )
@@ -191,13 +186,10 @@ class _Zygote:
             os.close(descriptor)
 
     def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                child, status, usage = os.wait4(-1, os.WNOHANG)
-                if child == 0:
-                    return
-                if (name := self._names.pop(child, None)) is not None:
-                    self._remember(name, ENDING.pack(status, usage.ru_maxrss << 10))
+        while self._names and (child := self._waiting.ended()):
+            name = self._names.pop(child, None)
+            if name is not None:
+                self._remember(name, ENDING.pack(self._waiting.status, self._waiting.peak_bytes))
 
     def _remember(self, name: bytes, ending: bytes) -> None:
         while len(self._endings) >= ENDINGS_MAX:
