@@ -1,8 +1,9 @@
 """The command line ``taskworker``.
 
-``app`` declares the commands, ``session`` gives each of them its options, its store and one way to
-fail, and the modules named after commands say what they do. Commands know one port, ``backend``, with
-two implementations: ``embedded`` (a store in this process) and ``remote`` (a server over gRPC).
+``app`` declares the commands, ``plain`` knows those that need no parser, ``session`` gives each of them its
+options, its store and one way to fail, and the modules named after commands say what they do. Commands know
+one port, ``backend``, with two implementations: ``embedded`` (a store in this process) and ``remote`` (a
+server over gRPC).
 
 Modules are imported late throughout: what a command does not use must not cost it start-up time.
 """

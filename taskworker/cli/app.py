@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from taskworker.cli.exits import ExitCode
+from taskworker.cli.plain import plain_command
 from taskworker.cli.session import (
     DebugOption,
     JsonOption,
@@ -19,6 +20,7 @@ from taskworker.cli.session import (
     StoreOption,
     UserOption,
     drop_output,
+    run_with,
     with_session,
 )
 from taskworker.cli.terminal import Terminal
@@ -44,7 +46,8 @@ _PANELS = {
 _GROUPS = {"secret": "secrets", "egress": "egress"}
 """Groups of commands, each with the module that has its ``app``; on the panel of functions."""
 
-_ALL = frozenset(_GROUPS).union(*_PANELS.values())
+_MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}
+_ALL = frozenset(_GROUPS).union(_MODULES)
 _HELP = frozenset(("-h", "--help"))
 
 
@@ -92,7 +95,7 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
     meant = named if named and _HELP.isdisjoint(arguments) else _ALL
     for panel, commands in _PANELS.items():
         for command in filter(meant.__contains__, commands):
-            function = getattr(_module(commands[command]), command)
+            function = getattr(_module(_MODULES[command]), command)
             app.command(rich_help_panel=panel)(with_session(function))
     for group in filter(meant.__contains__, _GROUPS):
         app.add_typer(_module(_GROUPS[group]).app, name=group, rich_help_panel="Functions")
@@ -105,9 +108,14 @@ def _module(name: str) -> ModuleType:
 
 def run() -> int:
     """Run the command that the process's arguments name; answer the exit code."""
-    app = app_for(sys.argv[1:])
     try:
-        return app(prog_name="taskworker", standalone_mode=False) or ExitCode.OK
+        plain = plain_command(sys.argv[1:])
+        if plain is not None:
+            run_with(plain.settings, getattr(_module(_MODULES[plain.name]), plain.name))
+            return ExitCode.OK
+        return app_for(sys.argv[1:])(prog_name="taskworker", standalone_mode=False) or ExitCode.OK
+    except typer.Exit as ended:
+        return ended.exit_code
     except typer.TyperException as error:
         problem = error.format_message()
         if problem:  # it is empty when help was shown instead

@@ -13,7 +13,6 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.files import save_version
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
@@ -74,6 +73,8 @@ def call(
     with Client(session.pool_address()) as client:
         if output is not None:
             told = client.call_texts(function, args or (), named, user_id=session.user, timeout_s=timeout)
+            from taskworker.cli.files import save_version
+
             save_version(session, *_returned_file(told), output)
             return
         for item in client.stream_texts(function, args or (), named, user_id=session.user, timeout_s=timeout):

@@ -187,7 +187,7 @@ def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     def run(context: typer.Context, **arguments: object) -> None:
         here = Settings(**{name: arguments.pop(name) for name in _COMMON})  # type: ignore[arg-type]
         settings = (context.obj or Settings()).overridden_by(here)
-        _run(Session(settings), functools.partial(command, **arguments))  # type: ignore[arg-type]
+        run_with(settings, functools.partial(command, **arguments))  # type: ignore[arg-type]
 
     original = inspect.signature(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -214,8 +214,13 @@ def _help_text(docstring: str) -> str:
     )
 
 
-def _run(session: Session, command: Callable[[Session], None]) -> None:
-    """Run a command; an error ends it with the right exit code and one readable line, a function's with its frames."""
+def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
+    """Run a command; an error ends it with the right exit code and one readable line, a function's with its frames.
+
+    Raises:
+        typer.Exit: it failed.
+    """
+    session = Session(settings)
     gc.freeze()
     gc.enable()
     try:

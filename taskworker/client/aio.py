@@ -22,9 +22,9 @@ from storage import (
 )
 from storage.limits import BytesLike
 from storage.reports import Progress
-from taskworker.client.channel import CallScope, current_scope
 from taskworker.client.client import Client, ReadableAnywhere, Synchronized, SyncResult
 from taskworker.client.differences import Changed
+from taskworker.client.scope import CallScope, current_scope
 from taskworker.client.sources import Pushable
 
 if TYPE_CHECKING:

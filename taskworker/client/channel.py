@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -16,6 +15,7 @@ from google.protobuf.message import Message
 from storage.forks import HomeProcess
 from taskworker import store_pb2
 from taskworker.client.endpoint import CHANNEL_OPTIONS, STORE_SERVICE, target_of
+from taskworker.client.scope import CallScope, current_scope
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
 from taskworker.functions_pb2_grpc import StreamServiceStub
 from taskworker.store_pb2_grpc import StoreServiceStub
@@ -58,45 +58,6 @@ class Deadline:
         pause = _BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
         left = self.remaining_s()
         time.sleep(pause if left is None else min(pause, left))
-
-
-class _Cancellable(Protocol):
-    def cancel(self) -> object: ...
-
-
-class CallScope:
-    """The calls of one operation, so that another thread can cancel it whatever it is at."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: set[_Cancellable] = set()
-        self._cancelled = False
-
-    @contextmanager
-    def holding(self, call: _Cancellable) -> Iterator[None]:
-        """Let ``cancel`` reach ``call`` meanwhile."""
-        with self._lock:
-            self._calls.add(call)
-            cancelled = self._cancelled
-        if cancelled:
-            call.cancel()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls.discard(call)
-
-    def cancel(self) -> None:
-        """Cancel all calls under way and to come."""
-        with self._lock:
-            self._cancelled = True
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-
-
-current_scope: ContextVar[CallScope | None] = ContextVar("current_scope", default=None)
-"""The scope that calls made from here belong to, if any."""
 
 
 def _read_get_message(raw: bytes) -> GetMessage:

@@ -9,8 +9,8 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from storage.forks import HomeProcess
-from taskworker.client.channel import CallScope, current_scope
 from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
+from taskworker.client.scope import CallScope, current_scope
 from taskworker.wire import status
 
 ResponseT = TypeVar("ResponseT")

@@ -12,7 +12,8 @@ from storage.errors import StorageError
 from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker import store_pb2
-from taskworker.client.channel import CallScope, Channel, Deadline, OutgoingMessages, current_scope
+from taskworker.client.channel import Channel, Deadline, OutgoingMessages
+from taskworker.client.scope import CallScope, current_scope
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import ServerBusy, StorageUnavailable
 from taskworker.wire.convert import profile_to_proto, version_from_proto

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from taskworker.cli import upkeep
+from taskworker.cli.app import app_for
+from taskworker.cli.exits import ExitCode
+from taskworker.cli.plain import plain_command
+from taskworker.cli.session import Session, Settings
 from tests.cli.conftest import TIMEOUT_S, Cli
 
 COMMANDS = (
@@ -156,3 +161,65 @@ def test_output_that_cannot_be_written_is_told_in_one_line(option: str) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "taskworker: standard output: No space left on device\n")
+
+
+_PLAIN: tuple[list[str], ...] = (
+    [],
+    ["--json"],
+    ["--pool", "a:1", "--debug"],
+    ["--pool=a:1", "--user", "ann"],
+    ["--user=a=b"],
+    ["--user", "status"],
+)
+
+
+@pytest.mark.parametrize("before", _PLAIN)
+@pytest.mark.parametrize("after", _PLAIN)
+def test_a_plain_command_means_what_it_does_to_the_whole_parser(
+    monkeypatch: pytest.MonkeyPatch, before: list[str], after: list[str]
+) -> None:
+    met: list[Settings] = []
+
+    def status(session: Session) -> None:
+        met.append(session.settings)
+
+    arguments = [*before, "status", *after]
+    plain = plain_command(arguments)
+    monkeypatch.setattr(upkeep, "status", status)
+    app_for(arguments)(arguments, standalone_mode=False)
+    assert plain is None or [plain.settings] == met
+    assert (plain is None) == ("status" in before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "--help"],
+        ["status", "--watch"],
+        ["status", "more"],
+        ["status", "status"],
+        ["status", "--pool"],
+        ["status", "--pool="],
+        ["status", "--pool", "--json"],
+        ["status", "--json=yes"],
+        ["status", "--json", "--json"],
+        ["status", "--store", "there"],
+        ["status", "--"],
+        ["status", "-h"],
+        ["--version", "status"],
+        ["ls"],
+        [],
+    ],
+)
+def test_what_more_is_said_is_left_to_the_whole_parser(arguments: list[str]) -> None:
+    assert plain_command(arguments) is None
+
+
+def test_a_plain_command_loads_no_parser_of_values(embedded: Cli) -> None:
+    program = (
+        "import sys; from taskworker.cli.app import run; code = run(); "
+        "sys.exit(code if not {'pydantic', 'rich', 'taskworker.store_pb2_grpc'} & set(sys.modules) else 99)"
+    )
+    asked = [sys.executable, "-c", program, "status", "--pool", "127.0.0.1:1"]
+    ended = subprocess.run(asked, env=embedded.environment, capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert ended.returncode == ExitCode.UNAVAILABLE, ended.stderr
