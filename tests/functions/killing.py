@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,6 +23,7 @@ CALLERS = 16
 CALLS_EACH = 6
 ENDED_S = 10.0
 MODULE = """
+import asyncio
 import time
 import uuid
 
@@ -36,7 +40,45 @@ def leaves_a_mark(name: str, pause_s: float) -> str:
     worker.storage.push(uuid.uuid4().bytes, name)  # each run makes a version of its own
     time.sleep(pause_s)
     return name
+
+
+def counts(to: int, pause_s: float):
+    for number in range(to):
+        time.sleep(pause_s)
+        yield number
+
+
+async def asks(to: int, pause_s: float) -> int:
+    return sum(await asyncio.gather(*(worker.acall("square", number, pause_s) for number in range(to))))
+
+
+def remembers(pause_s: float) -> list[str]:
+    global users
+    users = {*globals().get("users", ()), worker.caller.user_id}
+    time.sleep(pause_s)
+    return sorted(users)
+
+
+def makes(name: str, pause_s: float):
+    with open("made", "wb") as file:
+        file.write(name.encode() * 1000)
+    time.sleep(pause_s)
+    return worker.result_file("made", name)
+
+
+def configured(pause_s: float) -> int:
+    time.sleep(pause_s)
+    return int(worker.config["round"])
 """
+FUNCTIONS: dict[str, dict[str, object]] = {
+    "square": {},
+    "leaves_a_mark": {"idempotent": False},
+    "counts": {},
+    "asks": {},
+    "remembers": {"isolation": "user"},
+    "makes": {},
+    "configured": {"config": {"round": "-1"}},
+}
 
 
 @dataclass(slots=True)
@@ -46,7 +88,7 @@ class Killing:
     Attributes:
         calls: how many were made.
         moved: of them, those taken to another worker.
-        uncertain: those said to have run, or not.
+        uncertain: those said to have run, or not; of streams, those whose worker was lost after it gave something.
         marks: how many calls that must not run twice left 0, 1, ... marks.
         violations: what must not be.
     """
@@ -68,7 +110,7 @@ class Killing:
 
 
 class _Round:
-    """Callers under whom one worker is killed."""
+    """Callers under whom one worker is killed, while a function is deployed."""
 
     def __init__(self, pool: FunctionPool, number: int, chance: random.Random, told: Killing) -> None:
         self._pool = pool
@@ -78,13 +120,23 @@ class _Round:
         self._lock = threading.Lock()
         self._uncertain: set[str] = set()
         self._marked: list[str] = []
+        self._kinds = {
+            self._square: 6,
+            self._mark: 6,
+            self._stream: 2,
+            self._asks: 2,
+            self._remembers: 2,
+            self._makes: 1,
+            self._configured: 1,
+        }
 
     def run(self) -> None:
         victim = self._chance.choice(sorted(self._pool.workers))
         delay_s = self._chance.uniform(0.05, 0.6)
         plans = [(caller, self._chance.getrandbits(32)) for caller in range(CALLERS)]
-        with ThreadPoolExecutor(CALLERS) as callers:
+        with ThreadPoolExecutor(CALLERS + 1) as callers:
             calling = [callers.submit(self._caller, *plan) for plan in plans]
+            calling.append(callers.submit(self._deploy))
             time.sleep(delay_s)
             below = self._pool.workers[victim].descendants()
             self._pool.workers.pop(victim).kill()
@@ -92,29 +144,86 @@ class _Round:
                 one.result()
         self._require_ended(victim, below)
         self._pool.start_worker(victim)
-        for function in ("square", "leaves_a_mark"):
+        for function in FUNCTIONS:
             self._pool.await_workers(function, 3)
         self._pool.await_whole()  # else the next loss could be one too many for the store
+        self._require_deployed()
         self._count_marks()
 
     def _caller(self, caller: int, seed: int) -> None:
         chance = random.Random(seed)
-        for index in range(CALLS_EACH):
-            pause_s = chance.uniform(0.0, 0.06)
-            if chance.random() < 0.5:
-                self._square(caller * 1000 + index, pause_s)
-            else:
-                self._mark(f"mark/{self._number}/{caller}/{index}", pause_s)
+        kinds = chance.choices(list(self._kinds), list(self._kinds.values()), k=CALLS_EACH)
+        for index, kind in enumerate(kinds):
+            kind(caller * 1000 + index, chance.uniform(0.0, 0.06))
+
+    def _answer(self, what: str, call: Callable[[], object]) -> tuple[object, str | None]:
+        """What a call that may run twice came to, and what was wrong with that."""
+        try:
+            return call(), None
+        except StorageError as error:
+            return None, f"{what} was not answered: {type(error).__name__}: {error}"
+
+    def _require(self, what: str, wanted: object, call: Callable[[], object]) -> None:
+        """A call that may run twice is answered."""
+        answer, problem = self._answer(what, call)
+        if problem is None and answer != wanted:
+            problem = f"{what} answered {answer!r}"
+        self._note(problem)
+
+    def _call(self, name: str, *args: object, user_id: str = USER) -> Callable[[], Any]:
+        return functools.partial(self._pool.client.call, name, args, user_id=user_id, timeout_s=WAIT_S)
 
     def _square(self, number: int, pause_s: float) -> None:
-        try:
-            answer = self._pool.client.call("square", [number, pause_s], user_id=USER, timeout_s=WAIT_S)
-        except StorageError as error:
-            self._note(f"an idempotent call was not answered: {type(error).__name__}: {error}")
-        else:
-            self._note(None if answer == number * number else f"{number} squared is {answer}?")
+        self._require("a square", number * number, self._call("square", number, pause_s))
 
-    def _mark(self, name: str, pause_s: float) -> None:
+    def _asks(self, number: int, pause_s: float) -> None:
+        count = number % 7
+        wanted = sum(each * each for each in range(count))
+        self._require("a function that calls others", wanted, self._call("asks", count, pause_s))
+
+    def _remembers(self, number: int, pause_s: float) -> None:
+        user = f"user-{number % 4}"
+        self._require("a kept process", [user], self._call("remembers", pause_s, user_id=user))
+
+    def _makes(self, number: int, pause_s: float) -> None:
+        name = f"made/{self._number}/{number}"
+        file, problem = self._answer("a maker of a file", self._call("makes", name, pause_s))
+        if isinstance(file, dict):
+            content, problem = self._answer(
+                "the file of a call",
+                lambda: self._pool.client.get(file["file_id"], user_id=USER, version_id=file["version_id"]),
+            )
+            if problem is None and content != name.encode() * 1000:
+                problem = f"the file of a call has other content than {name}"
+        self._note(problem)
+
+    def _configured(self, _number: int, pause_s: float) -> None:
+        answer, problem = self._answer("a function that is deployed meanwhile", self._call("configured", pause_s))
+        if problem is None and answer not in (self._number - 1, self._number):
+            problem = f"in place of the versions of this round and the one before, {answer!r} was called"
+        self._note(problem)
+
+    def _stream(self, number: int, pause_s: float) -> None:
+        count = number % 10
+        told: list[object] = []
+        problem = None
+        items = self._pool.client.stream("counts", [count, pause_s], user_id=USER, timeout_s=WAIT_S)
+        try:
+            told.extend(items)
+        except CallUncertain as error:
+            problem = None if told else f"a stream that gave nothing was not begun again: {error}"
+            with self._lock:
+                self._told.uncertain += 1
+        except StorageError as error:
+            problem = f"a stream ended otherwise: {type(error).__name__}: {error}"
+        else:
+            problem = None if len(told) == count else f"a stream of {count} items ended after {len(told)}"
+        if told != list(range(len(told))):
+            problem = f"a stream gave {told}"
+        self._note(problem)
+
+    def _mark(self, number: int, pause_s: float) -> None:
+        name = f"mark/{self._number}/{number}"
         problem = None
         try:
             answer = self._pool.client.call("leaves_a_mark", [name, pause_s], user_id=USER, timeout_s=WAIT_S)
@@ -127,6 +236,14 @@ class _Round:
         with self._lock:
             self._marked.append(name)
         self._note(problem)
+
+    def _deploy(self) -> None:
+        config = {"round": str(self._number)}
+        deploying = functools.partial(self._pool.deploy, "configured", "app:configured", self._pool.directory)
+        self._note(self._answer("a deployment", lambda: deploying(config=config))[1])
+
+    def _require_deployed(self) -> None:
+        self._require("the version that was deployed", self._number, self._call("configured", 0.0))
 
     def _note(self, problem: str | None) -> None:
         with self._lock:
@@ -158,9 +275,9 @@ def kill_workers(directory: Path, rounds: int, seed: int) -> Killing:
     told = Killing()
     (directory / "app.py").write_text(MODULE)
     with FunctionPool(directory) as pool:
-        pool.deploy("square", "app:square", directory)
-        pool.deploy("leaves_a_mark", "app:leaves_a_mark", directory, idempotent=False)
-        pool.await_workers("leaves_a_mark", 3)
+        for name, options in FUNCTIONS.items():
+            pool.deploy(name, f"app:{name}", directory, **options)
+        pool.await_workers("configured", 3)
         for number in range(rounds):
             _Round(pool, number, chance, told).run()
         told.moved = sum(one.moved for one in pool.functions.functions())
