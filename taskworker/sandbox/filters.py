@@ -17,12 +17,12 @@ _ALLOWED = """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range open openat
     openat2 creat stat fstat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents
     getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat
-    symlink symlinkat chmod fchmod fchmodat fchmodat2 umask truncate ftruncate fallocate fsync fdatasync
-    sync_file_range utime utimes utimensat futimesat fadvise64 sendfile copy_file_range splice tee statfs
+    symlink symlinkat chmod fchmod fchmodat fchmodat2 umask truncate ftruncate fallocate
+    utime utimes utimensat futimesat sendfile copy_file_range splice tee statfs
     fstatfs dup dup2 dup3 pipe pipe2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime poll ppoll
     select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 sendto recvfrom
     recvmsg recvmmsg shutdown getsockname getpeername mprotect munmap mremap madvise
-    mincore msync brk membarrier fork vfork wait4 waitid exit exit_group set_tid_address set_robust_list
+    mincore brk membarrier fork vfork wait4 waitid exit exit_group set_tid_address set_robust_list
     rseq futex futex_waitv futex_wait futex_wake sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_get_priority_max sched_get_priority_min getcpu rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
     rt_sigsuspend rt_sigtimedwait sigaltstack restart_syscall pause alarm getitimer setitimer nanosleep
@@ -41,6 +41,10 @@ up the capability for that."""
 _ERRNO_ENOSYS = ("clone3", "flock")
 """Answered as a kernel without them would: the C library falls back to clone, whose flags a filter can see, and
 ``inside.locks`` is in the place of flock."""
+
+_DONE_ALREADY = ("fsync", "fdatasync", "sync_file_range", "msync", "fadvise64")
+"""Answered as done, and not done: what a call may write to is in memory. Of a file that it may only read, these would
+have the machine's disk write out what others wrote, and wait for it, or forget what others read."""
 
 _MAP_TYPE = 0x0F
 _MAP_PRIVATE = 0x02
@@ -130,6 +134,8 @@ def _zygote_filter(seccomp: Any) -> Any:
         rules.add(seccomp.ALLOW, name)
     for name in _ERRNO_ENOSYS:
         rules.add(seccomp.ERRNO(errno.ENOSYS), name)
+    for name in _DONE_ALREADY:
+        rules.add(seccomp.ERRNO(0), name)
     masked = seccomp.MASKED_EQ
     rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_HUGETLB, _MAP_PRIVATE))
     rules.add(seccomp.ALLOW, "mmap", (3, masked, _MAP_TYPE | _MAP_ANONYMOUS | _MAP_HUGETLB, _MAP_SHARED))

@@ -43,7 +43,7 @@ SYSTEM_CALLS = """
     name_to_handle_at memfd_create memfd_secret inotify_init1 fanotify_init execveat tkill tgkill rt_sigqueueinfo
     timer_create
     pidfd_open pidfd_send_signal pidfd_getfd ptrace process_vm_readv process_vm_writev kcmp setfsuid capset capget
-    flock getsockopt
+    flock getsockopt fsync fdatasync sync_file_range msync fadvise64
 """
 NEWER_SYSTEM_CALLS = {"statmount": 457, "listmount": 458, "memfd_secret": 447, "process_madvise": 440}
 """The same on all architectures; libseccomp may be older than they are."""

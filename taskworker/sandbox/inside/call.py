@@ -50,6 +50,7 @@ def main(
         os.chroot(".")
         os.chdir(SCRATCH)
         right.drop()
+        _own_null_for(0)
         os.dup2(output, 1)
         os.dup2(errors, 2)
         if connection != CHANNEL:
@@ -63,6 +64,13 @@ def main(
         os.write(2, f"the call could not begin: {type(error).__name__}: {error}\n".encode(errors="replace"))
     finally:
         os._exit(status)
+
+
+def _own_null_for(descriptor: int) -> None:
+    """Open ``/dev/null`` anew: the zygote's has flags and locks that all its calls would have in common."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def rehearse(program: ModuleType) -> None:

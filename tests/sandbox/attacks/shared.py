@@ -23,6 +23,11 @@ F_SETPIPE_SZ = 1031
 MAP_LOCKED, MAP_HUGETLB = 0x2000, 0x4_0000
 SIGEV_NONE = 1
 TIMERS_MAX = 32
+_LOCK = struct.Struct("hhqqi4x")
+"""``struct flock``."""
+_LOCKED_AT = 4242
+_ENDS_S = 10.0
+"""For the process of a call whose result is there already to end, and its locks with it."""
 IN_FLIGHT_MAX = 64 + 253
 """As many as one call may have open, and one message more."""
 
@@ -42,6 +47,50 @@ def change_modes_of_devices(_: Channel) -> object:
 def change_mode_of_inherited_device(_: Channel) -> object:
     os.fchmod(0, stat.S_IMODE(os.fstat(0).st_mode))
     return "changed"
+
+
+def _marks_of_inherited_descriptors() -> list[str]:
+    """What calls leave at what their processes have of one another: flags, and a lock of an open file."""
+    marked = os.O_APPEND | os.O_NONBLOCK
+    found = [f"flags of {number}" for number in range(4) if fcntl.fcntl(number, fcntl.F_GETFL) & marked]
+    null = os.open("/dev/null", os.O_RDWR)
+    until = time.monotonic() + _ENDS_S
+    while _is_locked(null):
+        if time.monotonic() > until:
+            return [*found, "a lock"]
+        time.sleep(0.01)
+    return found
+
+
+def _is_locked(descriptor: int) -> bool:
+    lock = fcntl.fcntl(descriptor, fcntl.F_GETLK, _LOCK.pack(fcntl.F_WRLCK, 0, _LOCKED_AT, 1, 0))
+    return bool(_LOCK.unpack(lock)[0] != fcntl.F_UNLCK)
+
+
+@attack
+def mark_inherited_descriptors(_: Channel) -> object:
+    found = _marks_of_inherited_descriptors()
+    for number in range(4):
+        fcntl.fcntl(number, fcntl.F_SETFL, fcntl.fcntl(number, fcntl.F_GETFL) | os.O_APPEND | os.O_NONBLOCK)
+    fcntl.fcntl(0, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_RDLCK, 0, _LOCKED_AT, 1, 0))
+    return found
+
+
+@attack
+def mark_inherited_descriptors_again(_: Channel) -> object:
+    return _marks_of_inherited_descriptors()
+
+
+@attack
+def have_the_machine_s_disk_write(_: Channel) -> object:
+    """An answer that says the kernel looked at the descriptor: it would have looked at the file, too."""
+    asked = []
+    for name in ("fsync", "fdatasync", "sync_file_range", "msync", "fadvise64"):
+        try:
+            call(name, -1, 0, 0, 0)
+        except OSError:
+            asked.append(name)
+    return asked
 
 
 @attack
