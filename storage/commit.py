@@ -30,6 +30,7 @@ from storage.lineage import Lineage
 from storage.manifest import RootNode, object_id
 from storage.pins import Pins
 from storage.runtime import Runtime
+from storage.sequences import SEQUENCE_MAX
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.versions import (
@@ -48,6 +49,7 @@ from storage.wholeness import make_whole
 log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
+_RESERVE = 60_000_000  # sequences, of a microsecond each
 _ID_TIME_BYTES = 6
 _ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
 _ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
@@ -149,7 +151,9 @@ class GroupCommit:
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
         self._buried: list[bytes] = []
-        self._sequence = 0
+        counters = catalog.counters()
+        self._reserved = counters.reserved
+        self._sequence = 0 if counters.closed else counters.reserved
 
     def commit(self, pending: PendingVersion) -> StoredVersion:
         """Make a version durable and visible.
@@ -215,9 +219,10 @@ class GroupCommit:
 
     def _commit_batch(self, batch: list[PendingVersion]) -> None:
         self._lineage.begin()
+        self._reserve()
         pinned: list[StripeKey] = []
         try:
-            outcomes = self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+            outcomes, self._reserved = self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
         finally:
             self._pins.unpin(pinned)
         for pending, outcome in zip(batch, outcomes, strict=True):
@@ -225,7 +230,8 @@ class GroupCommit:
 
     def _apply_all(
         self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
-    ) -> list[StoredVersion | BaseException]:
+    ) -> tuple[list[StoredVersion | BaseException], int]:
+        """What became of each, and up to which sequence the transaction reserves."""
         state = _BatchState(txn.counters(), pinned)
         outcomes: list[StoredVersion | BaseException] = []
         for pending in batch:
@@ -238,6 +244,7 @@ class GroupCommit:
 
         def finish() -> None:
             state.enter_last()
+            state.reserved = max(state.reserved, state.sequence + _RESERVE)  # it costs nothing here
             txn.set_counters(state.counters())
 
         if state.shards or state.restored:
@@ -248,7 +255,7 @@ class GroupCommit:
             self._make_whole(batch, state)
             for pending in batch:
                 volumes.require_writable(pending.root.profile, pending.attendance)
-        return outcomes
+        return outcomes, state.reserved
 
     def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
         """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
@@ -281,7 +288,7 @@ class GroupCommit:
             file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
-        state.sequence = self._next_sequence(state.sequence)
+        state.sequence = self._next_sequence(state.sequence, self._reserved - _BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, state)
         state.add(stored, entry, partial(self._enter, txn, pending, stored))
         state.add_shards(pending.shards)
@@ -402,13 +409,35 @@ class GroupCommit:
     def _tombstone_stripe(self, raw: bytes) -> StripeKey:
         return metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
 
-    def _next_sequence(self, last: int) -> int:
-        """The store's clock in microseconds, or the next number where the clock did not advance.
+    def _reserve(self) -> None:
+        """Note in the catalog how far sequences may go, before any of them goes to the volumes.
+
+        A commit that a crash undid may have left its version on volumes that are away when the store is opened
+        again. Should the clock have been set back meanwhile, only the catalog knows which sequences are used.
+        Each commit reserves those of the next minute, so that this takes a transaction only after a pause.
+        """
+        at_least = max(self._sequence, self._clock_us()) + _BATCH_MAX
+        if at_least <= self._reserved:
+            return
+
+        def work(txn: CatalogTransaction) -> int:
+            counters = txn.counters()
+            reserved = max(at_least, counters.sequence, counters.reserved) + _RESERVE
+            txn.set_counters(msgspec.structs.replace(counters, reserved=reserved))
+            return reserved
+
+        self._reserved = self._catalog.transact(work)
+
+    def _next_sequence(self, last: int, most: int = SEQUENCE_MAX) -> int:
+        """The store's clock in microseconds, but ``most``, or the next number where the clock did not advance.
 
         Greater than any that a failed commit has put on the volumes; within a transaction.
         """
-        self._sequence = max(last + 1, self._sequence + 1, self._runtime.wall_ns() // 1000)
+        self._sequence = max(last + 1, self._sequence + 1, min(self._clock_us(), most))
         return self._sequence
+
+    def _clock_us(self) -> int:
+        return self._runtime.wall_ns() // 1000
 
     def _new_file_id(self) -> bytes:
         """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
@@ -489,6 +518,7 @@ class _BatchState:
         self._versions = before.versions
         self._logical_bytes = before.logical_bytes
         self.sequence = before.sequence
+        self.reserved = before.reserved
         self.committed = before.reached
         self._latest = before.latest
         self._enter: Callable[[], None] | None = None
@@ -518,7 +548,9 @@ class _BatchState:
         self.restored = True
 
     def counters(self) -> Counters:
-        return Counters(self._files, self._versions, self._logical_bytes, self.sequence, self._latest)
+        return Counters(
+            self._files, self._versions, self._logical_bytes, self.sequence, self._latest, reserved=self.reserved
+        )
 
 
 def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:

@@ -65,6 +65,7 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
         closed: whether the store was closed in good order after that.
         committed: the last sequence that was committed, where ``sequence`` has been raised past it to that of a record
             which only the volumes know; None: it is ``sequence``.
+        reserved: no version has gone to the volumes with a later sequence than this; 0 in stores of earlier releases.
     """
 
     files: int = 0
@@ -74,6 +75,7 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
     latest: bytes = b""
     closed: bool = False
     committed: int | None = None
+    reserved: int = 0
 
     @property
     def reached(self) -> int:

@@ -218,6 +218,36 @@ def test_a_clock_set_back_by_the_crash_does_not_bring_an_undone_version_to_the_h
         assert len(store.history(file_id, user_id=KEY.user)) == 2
 
 
+@pytest.mark.parametrize("away", range(SETTING.profile.n))
+def test_an_undone_version_on_a_volume_that_was_away_is_no_later_than_what_was_stored_since(
+    fast_directory: Path, monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    """The volume cannot tell what it has, and the clock was set back: only the catalog knows."""
+    session = Session(fresh(fast_directory / "first"), SETTING)
+    with session.open() as store:
+        push(store, b"another", Key("bob", "file-1"))
+        with session.noting():
+            push(store, b"the undone")
+    root, later = fast_directory / "killed", fast_directory / "later"
+    disks = session.disks()
+    before, disk = next(disks)
+    write_state(disk.cached(), before.databases, root)
+    *_, (moment, disk) = disks
+    write_state(disk.cached(), moment.databases, later)
+    volume = sorted(root.glob("volumes/*"))[away]
+    shutil.rmtree(volume)
+    monkeypatch.setattr("storage.runtime.time", Clock(1000))
+    with open_store(root, SETTING) as store:
+        assert store.find(KEY.name, user_id=KEY.user) is None
+        push(store, b"the acknowledged")
+    shutil.rmtree(root / "catalog")
+    shutil.rmtree(volume, ignore_errors=True)
+    shutil.copytree(later / "volumes" / volume.name, volume)
+    with open_store(root, SETTING) as store:
+        store.rebuild()
+        assert get(store) == b"the acknowledged"
+
+
 @pytest.mark.parametrize("content", [SMALL, CHUNKS], ids=["small", "chunks"])
 @pytest.mark.parametrize("cut", [None, 0, SEGMENT_HEADER_BYTES])
 @pytest.mark.parametrize("missed", [False, True])

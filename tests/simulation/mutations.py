@@ -45,7 +45,7 @@ def commit_before_sync(patch: Patch) -> None:
 
         with pytest.MonkeyPatch.context() as inside:
             inside.setattr(volumes, "append_and_sync", append)
-            outcomes = commits._catalog.transact(lambda txn: commits._apply_all(txn, batch, []))
+            outcomes, _ = commits._catalog.transact(lambda txn: commits._apply_all(txn, batch, []))
         append_and_sync({})
         for pending, outcome in zip(batch, outcomes, strict=True):
             pending.settle(outcome)
