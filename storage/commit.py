@@ -75,6 +75,7 @@ class PendingVersion:
         note: free text.
         attendance: of the volumes when the first of it was written.
         upload: number of the upload that has claims, which ends with the commit; None if there is none.
+        written: gives every stripe the push counts on; None: they are ``stripes``, and in ``shards``.
     """
 
     user_id: str
@@ -92,6 +93,7 @@ class PendingVersion:
     note: str
     attendance: tuple[int, ...]
     upload: int | None = None
+    written: Callable[[], Iterable[StripeKey]] | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)
     _outcome: StoredVersion | BaseException | None = None
 
@@ -121,6 +123,10 @@ class PendingVersion:
             raise self._outcome
         assert self._outcome is not None
         return self._outcome
+
+
+class AttendanceChanged(StorageError):
+    """Stores came or went since what a push counts on was made whole: it is to be made whole again, then committed."""
 
 
 class GroupCommit:
@@ -165,6 +171,7 @@ class GroupCommit:
             ConflictError: the head is not ``base``.
             FileNotFound: there is no ``file_id``, or it is another user's.
             StoreFull, InsufficientWorkers: it could not be stored.
+            AttendanceChanged: what it counts on is to be made whole for the stores that are there now.
         """
         with self._mutex:
             self._queue.append(pending)
@@ -239,7 +246,7 @@ class GroupCommit:
             state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
-            except (ConflictError, FileNotFound, InsufficientWorkers, FormatError) as error:
+            except (ConflictError, FileNotFound, InsufficientWorkers, FormatError, AttendanceChanged) as error:
                 outcomes.append(error)
 
         def finish() -> None:
@@ -262,8 +269,12 @@ class GroupCommit:
 
         def written() -> Iterable[StripeKey]:
             stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
-            stripes.update((stripe, None) for pending in batch for stripe in pending.stripes)
-            return stripes
+            for pending in batch:
+                stripes.update(dict.fromkeys(pending.stripes))
+            yield from stripes
+            for pending in batch:  # those of large files are many, and stores seldom come and go during a flush
+                if pending.written is not None:
+                    yield from pending.written()
 
         present = self._stripes.volumes.attendance()
         since = next((pending.attendance for pending in batch if pending.attendance != present), present)
@@ -271,6 +282,9 @@ class GroupCommit:
 
     def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
         """Check one pending version against the heads and enter it; raises before it changes anything."""
+        volumes = self._stripes.volumes
+        if pending.written is not None and volumes.stand_ins and pending.attendance != volumes.attendance():
+            raise AttendanceChanged("stores came or went before the commit; push again")  # no others wait for it here
         file_id = pending.file_id or txn.find(pending.name)
         entry = txn.file(file_id) if file_id is not None else None
         if pending.file_id is not None:
@@ -287,7 +301,7 @@ class GroupCommit:
         else:
             file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
-        self._stripes.volumes.require_writable(pending.root.profile, pending.attendance)
+        volumes.require_writable(pending.root.profile, pending.attendance)
         state.sequence = self._next_sequence(state.sequence, self._reserved - _BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, state)
         state.add(stored, entry, partial(self._enter, txn, pending, stored))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 
 from storage.chunking import Source, check_filled, feed
-from storage.commit import PendingVersion
+from storage.commit import AttendanceChanged, PendingVersion
 from storage.diffs import ManifestDiff, Patch, check_diff, expected_length
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.keys import Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, BytesLike
-from storage.manifest import LoadNode, Manifest, differing_chunks, edited, object_id
+from storage.manifest import LoadNode, Manifest, RootNode, differing_chunks, edited, object_id
 from storage.stripes import metadata_stripe
 from storage.upload import PushContext, PushTarget, chunk_stripe, held_length
 from storage.versions import StoredVersion, Version
-from storage.wholeness import make_whole, require_whole
+from storage.wholeness import ROUNDS_MAX, restless, settle
 
 _BULK_BYTES = 64 * 1024
 
@@ -60,30 +60,39 @@ class _Revision:
             volumes = self._context.stripes.volumes
             if stored_bytes > _BULK_BYTES or volumes.stand_ins:
                 volumes.sync()
-            attendance = make_whole(self._context.stripes, lambda: self._pinned, self._target.attendance)
-            if self._context.pins.removals != self._removals:
-                require_whole(self._context.stripes, lambda: self._pinned)
-            stored = self._context.commits.commit(
-                PendingVersion(
-                    user_id=self._target.user_id,
-                    user=self._target.user,
-                    filename=self._target.filename,
-                    name=self._target.name,
-                    root=root,
-                    nodes=self._nodes,
-                    stripes=[self._stripe(patch) for patch in self._diff.patches],
-                    shards={},
-                    file_id=self._base.record.file_id,
-                    base=self._base.version_id,
-                    time_ms=self._target.time_ms,
-                    sha256=self._target.sha256,
-                    note=self._target.note,
-                    attendance=attendance,
-                )
-            )
-            return stored.public()
+            return self._commit(root).public()
         finally:
             self._context.pins.unpin(self._pinned)
+
+    def _commit(self, root: RootNode) -> StoredVersion:
+        attendance = self._target.attendance
+        for _ in range(ROUNDS_MAX):
+            removals = self._context.pins.removals != self._removals
+            attendance = settle(self._context.stripes, lambda: self._pinned, attendance, removals=removals)
+            try:
+                return self._context.commits.commit(self._pending(root, attendance))
+            except AttendanceChanged:
+                continue
+        raise restless()
+
+    def _pending(self, root: RootNode, attendance: tuple[int, ...]) -> PendingVersion:
+        return PendingVersion(
+            user_id=self._target.user_id,
+            user=self._target.user,
+            filename=self._target.filename,
+            name=self._target.name,
+            root=root,
+            nodes=self._nodes,
+            stripes=[self._stripe(patch) for patch in self._diff.patches],
+            shards={},
+            file_id=self._base.record.file_id,
+            base=self._base.version_id,
+            time_ms=self._target.time_ms,
+            sha256=self._target.sha256,
+            note=self._target.note,
+            attendance=attendance,
+            written=lambda: self._pinned,
+        )
 
     def _stripe(self, patch: Patch) -> StripeKey:
         return chunk_stripe(patch.chunk_id, self._profile)

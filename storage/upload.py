@@ -22,7 +22,7 @@ from storage.batching import batched
 from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
 from storage.chunking import check_filled
-from storage.commit import GroupCommit, PendingVersion
+from storage.commit import AttendanceChanged, GroupCommit, PendingVersion
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.forks import HomeProcess
@@ -42,8 +42,8 @@ from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.uploads import Uploads
-from storage.versions import FILE_ID_BYTES, Version
-from storage.wholeness import make_whole, require_whole
+from storage.versions import FILE_ID_BYTES, StoredVersion, Version
+from storage.wholeness import ROUNDS_MAX, restless, settle
 
 log = logging.getLogger(__name__)
 
@@ -408,14 +408,24 @@ class Upload:
             shards = self._finish_input()
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-            if not shards:  # those that ride along are put where they belong by the commit itself
-                self._make_durable(root)
-            stored = self._context.commits.commit(self._pending(root, shards, file_id, base))
+            stored = self._commit(root, shards, file_id, base)
         except BaseException:
             self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
+
+    def _commit(
+        self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
+    ) -> StoredVersion:
+        for _ in range(ROUNDS_MAX):
+            if not shards:  # those that ride along are put where they belong by the commit itself
+                self._make_durable(root)
+            try:
+                return self._context.commits.commit(self._pending(root, shards, file_id, base))
+            except AttendanceChanged:
+                continue
+        raise restless()
 
     def _make_durable(self, root: RootNode) -> None:
         """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
@@ -423,10 +433,12 @@ class Upload:
         self._wait_for_sync()
         if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
             volumes.sync_each()
-        self._attendance = make_whole(self._context.stripes, lambda: self._written(root), self._attendance)
-        if self._context.pins.removals != self._removals:
+        removals = self._context.pins.removals != self._removals
+        if removals:
             self._require_claims(root)
-            require_whole(self._context.stripes, lambda: self._written(root))
+        self._attendance = settle(
+            self._context.stripes, lambda: self._written(root), self._attendance, removals=removals
+        )
 
     def _require_claims(self, root: RootNode) -> None:
         """See that a collect which ran meanwhile has left the claims of this upload."""
@@ -502,6 +514,7 @@ class Upload:
             note=target.note,
             attendance=self._attendance,
             upload=self._number,
+            written=None if shards else lambda: self._written(root),
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:

@@ -11,7 +11,32 @@ from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
 _AT_ONCE = 256
-_ROUNDS_MAX = 16  # workers that come and go faster than that keep no push waiting for ever
+ROUNDS_MAX = 16  # workers that come and go faster than that keep no push waiting for ever
+
+
+def settle(
+    stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...], *, removals: bool
+) -> tuple[int, ...]:
+    """Have everything a push counts on where it belongs, durably, just before its commit.
+
+    Args:
+        stripes: where its shards are.
+        written: gives every stripe the push counts on.
+        since: the fleet's attendance when the first of it was written.
+        removals: whether anything was removed from the stores since the push began.
+
+    Returns:
+        The attendance for which it is whole.
+
+    Raises:
+        InsufficientWorkers, StoreFull, IncompletePush, ShardsUnavailable: see :func:`make_whole` and
+            :func:`require_whole`.
+    """
+    since = make_whole(stripes, written, since)
+    if not removals:
+        return since
+    require_whole(stripes, written)
+    return make_whole(stripes, written, since)  # stores may have come and gone meanwhile
 
 
 def make_whole(
@@ -37,8 +62,8 @@ def make_whole(
     rounds = 0
     while volumes.stand_ins and since != volumes.attendance():
         rounds += 1
-        if rounds > _ROUNDS_MAX:
-            raise InsufficientWorkers("workers came and went, or refused shards, all the while; push again")
+        if rounds > ROUNDS_MAX:
+            raise restless()
         since = volumes.attendance()
         for batch in batched(written(), _AT_ONCE):
             lacking = [stripe for stripe, absent in zip(batch, stripes.absent(batch), strict=True) if absent]
@@ -82,6 +107,11 @@ def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey
     if made:
         volumes.sync_each()
         make_whole(stripes, written, since)  # stores may have refused it, or gone away with it
+
+
+def restless() -> InsufficientWorkers:
+    """Why a push is given up whose stores change faster than it can be made whole."""
+    return InsufficientWorkers("workers came and went, or refused shards, all the while; push again")
 
 
 def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:

@@ -15,7 +15,7 @@ from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
 from taskworker.pool.membership import WorkerLoad
 from tests.simulation.catalog import Database
-from tests.simulation.invariants import shard_keys
+from tests.simulation.invariants import check_spread, shard_keys
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import GRACE_S, Cluster
@@ -358,3 +358,37 @@ class Lazy(Random):
 
     def random(self) -> float:
         return 1.0
+
+
+@pytest.mark.parametrize("calls", range(20))
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_commit(
+    calls: int, collected: bool
+) -> None:
+    """It was taken in by the one worker that was there, and would be refused if it still were the only one."""
+    cluster = cluster_of(4, 2, 4)
+    cluster.network.rng = Lazy(1)
+    data = Random(2).randbytes(3 * cluster.pool.store.chunk_size)
+    former = cluster.pool.store.push(CONTENT, filename="former", user_id="u")
+    cluster.pool.store.delete(former.file_id, user_id="u")
+    upload = cluster.pool.store.upload(filename="f", user_id="u")
+    others = cluster.workers[1:]
+    for worker in others:
+        worker.leave(cluster.pool)
+    upload.write(data)
+    upload.claim()
+    if collected:
+        cluster.pool.store.collect(grace_s=0)
+
+    def back() -> None:
+        for worker in others:
+            worker.start()
+            worker.beat(cluster.pool)
+
+    cluster.network.after_calls(calls, back)
+    try:
+        version = upload.commit()
+    except InsufficientWorkers:
+        return
+    check_spread(cluster, chunks_of(data, cluster.profile))
+    assert cluster.pool.store.get(version.file_id, user_id="u") == data
