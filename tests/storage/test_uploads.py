@@ -315,6 +315,7 @@ def test_content_pushed_again_is_there_again(root: Path, size: int) -> None:
         version = push(store, data)
     lose(root, 0, 1, 2)
     with open_store(root) as store:
+        store.repair()  # the volumes are begun anew: their disks are not only to be mounted
         assert push(store, data) == version
         assert get(store, version) == data
 
