@@ -99,6 +99,21 @@ def spec_of(bundle: bytes) -> FunctionSpec:
     return FunctionSpec.from_json(documents[0])
 
 
+def own_modules_of(bundle: bytes) -> list[memoryview] | None:
+    """The sources of the function's own modules; None if the bundle has packages besides.
+
+    Raises:
+        FormatError: it is no bundle.
+    """
+    modules = []
+    for path, content in _entries(bundle):
+        if path.parts[0] in (DEPENDENCIES, PLATFORMS):
+            return None
+        if path.suffix == ".py":
+            modules.append(content)
+    return modules
+
+
 def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
     """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
     _require_bounded(bundle)

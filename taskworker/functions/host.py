@@ -14,7 +14,16 @@ import msgspec
 from cachetools import LRUCache
 
 from storage.errors import InvalidArgument, StorageError
-from taskworker.bundles.archive import DEPENDENCIES, PLATFORMS, BundleCache, PackedFunction, key_of, spec_of
+from taskworker.bundles.archive import (
+    DEPENDENCIES,
+    PLATFORMS,
+    BundleCache,
+    PackedFunction,
+    key_of,
+    own_modules_of,
+    spec_of,
+)
+from taskworker.bundles.imports import imports_any
 from taskworker.bundles.platform import best_of, own_platform
 from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
@@ -35,6 +44,7 @@ from taskworker.functions.redaction import RedactedOutside, Redactor
 from taskworker.sandbox import FunctionImage, Keep, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
+from taskworker.sandbox.inside.base import DEAR
 
 _ARRIVALS_MAX = 2
 """Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
@@ -244,7 +254,8 @@ class FunctionHost:
             {"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config, "packages": packages}
         )
         keep = None if spec.keep is None else spec.keep.within(self._keep_max)
-        return HostedFunction(spec, FunctionImage(key_of(bundle), root, document, spec.limits, keep))
+        image = FunctionImage(key_of(bundle), root, document, spec.limits, keep, lean=_is_lean(spec, bundle))
+        return HostedFunction(spec, image)
 
     def prepare(self, function: HostedFunction) -> None:
         """Import a function's code in its sandbox, and look its entry up.
@@ -381,6 +392,14 @@ class FunctionHost:
         if told:  # else all of it came in parts
             items(_read(told, function.spec), lambda: False)
         return ""
+
+
+def _is_lean(spec: FunctionSpec, bundle: bytes) -> bool:
+    """Whether a function uses little of what the sandboxes' base can have loaded for it."""
+    if spec.entry.startswith("pickle:"):
+        return False
+    modules = own_modules_of(bundle)
+    return modules is not None and not imports_any(modules, DEAR)
 
 
 def _packages(spec: FunctionSpec) -> list[str]:

@@ -35,7 +35,7 @@ class BaseProcess:
     def __init__(self, bwrap: str, bundles: Path, ids: range | None) -> None:
         self._root = runtime_root.take(bundles)
         try:
-            self.control, self._process = self._started(bwrap, bundles, ids)
+            self.controls, self._process = self._started(bwrap, bundles, ids)
         except BaseException:
             self._root.close()
             raise
@@ -44,39 +44,51 @@ class BaseProcess:
         self._listener.start()
         self._await_ready()
 
-    def _started(self, bwrap: str, bundles: Path, ids: range | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _started(
+        self, bwrap: str, bundles: Path, ids: range | None
+    ) -> tuple[tuple[socket.socket, ...], subprocess.Popen[bytes]]:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in ("lean", "complete")]
+        controls, theirs = tuple(own for own, _ in pairs), [other for _, other in pairs]
+        numbers = [other.fileno() for other in theirs]
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         try:
             os.set_inheritable(proc, True)
             process = subprocess.Popen(
-                bubblewrap.command(bwrap, self._root, bundles, theirs.fileno(), proc, ids),
+                bubblewrap.command(bwrap, self._root, bundles, numbers, proc, ids),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), proc),
+                pass_fds=(*numbers, proc),
                 cwd="/",
                 env={},
             )
         except BaseException:
-            control.close()
+            for control in controls:
+                control.close()
             raise
         finally:
-            theirs.close()
+            for other in theirs:
+                other.close()
             os.close(proc)
-        return control, process
+        return controls, process
 
-    def start_function(self, descriptors: Sequence[int]) -> None:
+    def start_function(self, descriptors: Sequence[int], *, lean: bool) -> None:
         """Have a function's processes forked; ``descriptors`` are copied to them.
+
+        Args:
+            descriptors: of the function.
+            lean: whether the function uses little of what can be loaded ahead, which makes its calls cheaper.
 
         Raises:
             OSError: the base is gone, or does not take what it is told.
         """
-        socket.send_fds(self.control, [START], list(descriptors), socket.MSG_NOSIGNAL)
+        control = self.controls[0 if lean else 1]
+        socket.send_fds(control, [START], list(descriptors), socket.MSG_NOSIGNAL)
 
     def end(self) -> None:
         """Kill it, and with it every process in every sandbox; does not wait for that."""
-        self.control.close()
+        for control in self.controls:
+            control.close()
         self._process.kill()
         self._root.close()
 
@@ -92,13 +104,7 @@ class BaseProcess:
         return self._process.poll() is None
 
     def _await_ready(self) -> None:
-        self.control.settimeout(_READY_TIMEOUT_S)
-        try:
-            ready = self.control.recv(16) == b"ready"
-        except OSError:
-            ready = False
-        self.control.setblocking(False)
-        if not ready:
+        if not all(map(_is_ready, self.controls)):
             self.end()
             self.await_end()
             raise SandboxUnavailable(_explained(" ".join(self._said).strip()))
@@ -110,6 +116,16 @@ class BaseProcess:
                 text = line.decode(errors="replace").rstrip()
                 self._said = [*self._said[-20:], text]
                 _log.warning("sandbox base: %s", text)
+
+
+def _is_ready(control: socket.socket) -> bool:
+    control.settimeout(_READY_TIMEOUT_S)
+    try:
+        return control.recv(16) == b"ready"
+    except OSError:
+        return False
+    finally:
+        control.setblocking(False)
 
 
 def _explained(said: str) -> str:

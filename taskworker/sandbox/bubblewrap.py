@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskworker.sandbox import launcher, runtime_root
@@ -35,20 +36,22 @@ def find() -> str:
         raise SandboxUnavailable(_MISSING) from None
 
 
-def command(bwrap: str, root: RuntimeRoot, bundles: Path, control: int, proc: int, ids: range | None) -> list[str]:
+def command(
+    bwrap: str, root: RuntimeRoot, bundles: Path, controls: Sequence[int], proc: int, ids: range | None
+) -> list[str]:
     """Give the command that starts the base.
 
     Args:
         bwrap: path of bubblewrap.
         root: what it sees; in use as long as it runs.
         bundles: the directory of bundles; the base, and nothing after it, sees all of it.
-        control: descriptor of the base's control socket.
+        controls: descriptors of the base's control sockets: of its lean process, and of its complete one.
         proc: descriptor of this machine's ``/proc``.
         ids: user and group ids on this machine that sandboxes have; None: the worker's own.
     """
     path = list(runtime_root.module_path())
     program = ("-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path))
-    return launcher.command(ids, [*interpreter(bwrap, root, bundles, ids), *program, str(control), str(proc)])
+    return launcher.command(ids, [*interpreter(bwrap, root, bundles, ids), *program, *map(str, controls), str(proc)])
 
 
 def interpreter(bwrap: str, root: RuntimeRoot, bundles: Path, ids: range | None = None) -> list[str]:

@@ -164,7 +164,7 @@ class FunctionSandbox:
             for told in (start, place):
                 self._init.send(json.dumps(asdict(told)).encode(), socket.MSG_NOSIGNAL)
             files.extend(map(_in_memory, (image.document, filters.starts, filters.zygote, filters.call)))
-            base.start_function([theirs.fileno(), zygotes.fileno(), *files])
+            base.start_function([theirs.fileno(), zygotes.fileno(), *files], lean=image.lean)
         except OSError:
             ids.give_back(self._uid)
             self._init.close()

@@ -296,12 +296,17 @@ class SandboxHost:
     def _started_base(self) -> BaseProcess:
         if self._base is None:
             self._base = BaseProcess(self._bwrap, self._bundles, self._ids)
-            self._loop.add_reader(self._base.control, self._base_ended)
+            for control in self._base.controls:
+                self._loop.add_reader(control, self._base_ended)
         return self._base
+
+    def _forget(self, base: BaseProcess) -> None:
+        for control in base.controls:
+            self._loop.remove_reader(control)
 
     def _base_ended(self) -> None:
         if self._base is not None:
-            self._loop.remove_reader(self._base.control)
+            self._forget(self._base)
             self._base.end()
             threading.Thread(target=self._base.await_end, name="sandbox-base-end", daemon=True).start()
             self._base = None
@@ -400,7 +405,7 @@ class SandboxHost:
             function.close(CallCrashed("the worker is shutting down"))
         if self._base is not None:
             with contextlib.suppress(OSError):
-                self._loop.remove_reader(self._base.control)
+                self._forget(self._base)
             self._base.end()
             self._base.await_end()
             self._base = None

@@ -58,6 +58,7 @@ class FunctionImage:
         document: handed to the program inside, opaque to the sandbox.
         limits: of each call.
         keep: None: each call has a process of its own.
+        lean: whether it uses little of what is loaded ahead; if that is wrong, it takes longer to be warm.
     """
 
     key: str
@@ -65,6 +66,7 @@ class FunctionImage:
     document: bytes
     limits: Limits = field(default_factory=Limits)
     keep: Keep | None = None
+    lean: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import decimal
 import enum
 import json
 import math
+import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 import pydantic
 import pytest
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, BeforeValidator
 from typing_extensions import TypedDict
 
-from taskworker.sandbox.inside import arguments
-from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters, value_of
+from taskworker.sandbox.inside import plain as without_pydantic
+from taskworker.sandbox.inside import validation
+from taskworker.sandbox.inside.arguments import Parameters, value_of
+from taskworker.sandbox.inside.refusals import ArgumentRefused
 from taskworker.sandbox.inside.results import NoJson, json_of
 
 
@@ -240,10 +243,24 @@ def test_a_huge_misfit_is_told_briefly() -> None:
     assert len(str(refused.value)) < 500
 
 
-HINTS = (int, float, str, bool, Any, list[int], dict[str, Any], bytes, datetime.datetime, int | str | None, None)
+HINTS = (
+    *(int, float, str, bool, Any, list, dict, list[int], list[list[str]], dict[str, Any], dict[str, list[float]]),
+    *(int | None, str | None, Optional[bool], list[str] | None, typing.List[int], typing.Dict[str, int]),  # noqa: UP006, UP045
+    *(list[Any], dict[int, int], list[bytes], bytes, datetime.datetime, int | str | None, None),
+)
 ODD_TEXTS = ("NaN", "[NaN]", "Infinity", "-Infinity", "1e999", "-0", "1" * 4_299, "1" * 5_000, "[" * 300, '"\\ud800"')
+JSON_TEXTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=5,
+).map(json.dumps)
 TEXTS = (
-    st.text(max_size=20) | st.text('0123456789.eE+-NaInfity"[]{}:, \t\\ud8', max_size=12) | st.sampled_from(ODD_TEXTS)
+    JSON_TEXTS
+    | st.sampled_from(("null", " null", "true", "3", "-7", "2.5", "[1, 2]", '["a"]'))
+    | st.sampled_from(('{"a": [1.5]}', '{"a": 1, "a": 2}'))
+    | st.text(max_size=20)
+    | st.text('0123456789.eE+-NaInfity"[]{}:, \t\\ud8', max_size=12)
+    | st.sampled_from(ODD_TEXTS)
 )
 
 
@@ -272,7 +289,8 @@ def require_one_outcome(hint: Any, texts: list[str]) -> None:
     """By short ways and by the long one."""
     found = outcome(hint, texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arguments, "_read_alike", lambda _text: False)
+        patch.setattr(without_pydantic, "taker", lambda _hint: None)
+        patch.setattr(validation, "read_alike", lambda _text: False)
         patch.setattr(Parameters, "take", lambda self, args, kwargs: _by_binding(self, args, kwargs))
         assert outcome(hint, texts) == found
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
-from urllib.parse import quote_plus
 
 BODY_BYTES_MAX = 1 << 20
 
@@ -197,6 +196,8 @@ def _pairs(pairs: Pairs | None) -> Iterable[tuple[str, Any]]:
 
 
 def _quoted(value: Any) -> str:
+    from urllib.parse import quote_plus  # it has much loaded, and few functions ask outside APIs
+
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, bytes):

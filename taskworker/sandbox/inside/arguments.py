@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
-import math
-import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
-from typing import Annotated, Any, Union
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypeAliasType
+from taskworker.sandbox.inside import plain
+from taskworker.sandbox.inside.reading import can_be_read, decode, decode_syntax
+from taskworker.sandbox.inside.refusals import ArgumentRefused
 
-_READ_ALIKE_CHARS = 4_000
-"""Python converts integers of up to 4,300 digits."""
 _EMPTY = inspect.Parameter.empty
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_EXPONENT = re.compile(r"[eE]\+?[0-9]{3}")
-"""Of a number that may be beyond what floats hold."""
-_JSON_SPACE = " \t\n\r"
-_OTHER_TYPE = frozenset[str](
-    {
-        *("string_type", "bytes_type", "path_type", "uuid_type", "url_type", "enum", "literal_error"),
-        *("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "decimal_type", "complex_type"),
-        *("bool_type", "bool_parsing", "date_type", "time_type", "datetime_type", "time_delta_type", "none_required"),
-        *("list_type", "tuple_type", "set_type", "frozen_set_type", "dict_type", "model_type", "dataclass_type"),
-        *("pattern_type", "fraction_type"),
-    }
-)
-"""Errors of pydantic that say that a value is of another type, and nothing of what it is."""
-_BYTES_AS_BASE64 = ConfigDict(val_json_bytes="base64", arbitrary_types_allowed=True)
-
-
-class ArgumentRefused(Exception):
-    """An argument does not fit its parameter; the text names it."""
+_VALIDATION = "taskworker.sandbox.inside.validation"
 
 
 def value_of(text: str) -> Any:
@@ -47,44 +25,15 @@ def value_of(text: str) -> Any:
         ArgumentRefused: it is JSON that Python cannot read.
     """
     try:
-        return _decode(text)
+        return decode(text)
     except json.JSONDecodeError:
         return text
     except RecursionError:
         raise ArgumentRefused("it is nested too deeply; quote it, if it is a text") from None
     except ValueError:
-        if not _can_be_read(text, _decode_syntax):
+        if not can_be_read(text, decode_syntax):
             return text
         raise ArgumentRefused("it has a number of too many digits; quote it, if it is a text") from None
-
-
-def _can_be_read(text: str, decode: Callable[[str], Any]) -> bool:
-    try:
-        decode(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse_constant(name: str) -> typing.NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text} is beyond what floats hold")
-    return value
-
-
-_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
-_decode_syntax = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=len).decode
-"""Numbers may have any number of digits in it."""
-
-
-def _read_alike(text: str) -> bool:
-    """Whether pydantic, which takes NaN, Infinity and integers of any length, reads what ``json`` reads here."""
-    return len(text) < _READ_ALIKE_CHARS and "N" not in text and "I" not in text and not _EXPONENT.search(text)
 
 
 class Parameters:
@@ -97,10 +46,9 @@ class Parameters:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._signature = inspect.signature(function)
         hints = _hints_of(function)
-        self._adapters = {
-            name: _adapter(hints[name]) for name in self._signature.parameters if hints.get(name, Any) is not Any
-        }
-        self._decimals = frozenset(name for name in self._adapters if _is_decimal(hints[name]))
+        self._hints = {name: hints[name] for name in self._signature.parameters if hints.get(name, Any) is not Any}
+        self._takers = {name: plain.taker(hint) or _validator(hint) for name, hint in self._hints.items()}
+        self._validators: dict[str, Callable[[str], Any]] = {}
         parameters = self._signature.parameters.values()
         self._names = tuple(self._signature.parameters)
         self._only_positional = all(one.kind in _BY_POSITION for one in parameters)
@@ -140,47 +88,25 @@ class Parameters:
         return bound
 
     def _convert(self, name: str, text: str, shown: str | None = None) -> Any:
-        adapter = self._adapters.get(name)
+        taker = self._takers.get(name)
         try:
-            if adapter is None:
+            if taker is None:
                 return value_of(text)
-            if name in self._decimals and _NUMBER.fullmatch(text):
-                text = f'"{text}"'  # pydantic would read a number as a float, and so lose digits
-            return _validated(adapter, text)
+            value = taker(text)
+            return self._validated(name, text) if value is plain.UNSURE else value
         except ArgumentRefused as error:
             raise ArgumentRefused(f"parameter {shown or name!r}: {error}") from None
-        except ValidationError as error:
-            raise ArgumentRefused(f"parameter {shown or name!r}: {_in_words(error)}") from None
+
+    def _validated(self, name: str, text: str) -> Any:
+        """What the short way is not sure of, as pydantic takes it."""
+        if name not in self._validators:
+            self._validators[name] = _validator(self._hints[name])
+        return self._validators[name](text)
 
 
-def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
-    """A JSON value or a bare word as the adapter's type.
-
-    What is JSON may be wanted as it stands: 3 for a str. That is so if it fits the type in no other way, but not if
-    the function's own checks refuse it; and a text in quotes is never wanted with them.
-
-    Raises:
-        ValidationError: it does not fit.
-    """
-    refusal: ValidationError | None = None
-    if _read_alike(text) or _can_be_read(text, _decode):
-        try:
-            return adapter.validator.validate_json(text)
-        except ValidationError as error:
-            if _can_be_read(text, _decode):
-                if text.lstrip(_JSON_SPACE).startswith('"') or not _is_of_other_type(error):
-                    raise
-                refusal = error
-    try:
-        return adapter.validate_json(json.dumps(text))
-    except ValidationError as error:
-        raise refusal or error from None
-
-
-def _is_of_other_type(error: ValidationError) -> bool:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    # A place with two parts is inside a member of a union, which then has the right type.
-    return all(one["type"] in _OTHER_TYPE and len(one["loc"]) < 2 for one in found)
+def _validator(hint: Any) -> Callable[[str], Any]:
+    validator: Callable[[str], Any] = importlib.import_module(_VALIDATION).Validator(hint)
+    return validator
 
 
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -189,30 +115,3 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     except (NameError, TypeError, AttributeError):
         # An annotation names what only a type checker sees: the values are taken as JSON has them.
         return {name: hint for name, hint in inspect.get_annotations(function).items() if not isinstance(hint, str)}
-
-
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    # By another name: TypeAdapter refuses a configuration for dataclasses and typed dictionaries, though those without
-    # one of their own would take it. Models have their own.
-    named: Any = TypeAliasType("Parameter", hint)
-    return TypeAdapter(named, config=_BYTES_AS_BASE64)
-
-
-def _is_decimal(hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        return _is_decimal(typing.get_args(hint)[0])
-    if origin in (Union, types.UnionType):
-        return all(_is_decimal(one) or one is types.NoneType for one in typing.get_args(hint))
-    return hint is Decimal
-
-
-def _in_words(error: ValidationError) -> str:
-    problems = []
-    for one in error.errors(include_url=False, include_context=False)[:5]:
-        place = ".".join(str(part) for part in one["loc"])
-        given = repr(one["input"])
-        problems.append(
-            f"{place + ': ' if place else ''}{one['msg']} (got {given if len(given) <= 80 else given[:77] + '...'})"
-        )
-    return "; ".join(problems)

@@ -3,12 +3,14 @@
 It sees all bundles, and a descriptor of the host's ``/proc`` for the id maps of new user namespaces; both are
 out of sight before any user code runs. What it is told of a function, its processes would inherit and those of others,
 too: so it is told nothing but to fork, and the fork is told the rest.
+
+There are two of it: the second, a fork of the first, has loaded more, for functions that use it. What a zygote
+has loaded costs each of its calls time, whether used or not: its memory is mapped for each, and let go again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import gc
 import importlib
@@ -18,60 +20,94 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from taskworker.sandbox.inside import call, identity, init, kernel, locks, zygote
 
-PREIMPORTED = (
-    "asyncio",
-    "base64",
-    "cloudpickle",
+LEAN = (
     "collections",
     "contextlib",
-    "csv",
     "dataclasses",
-    "datetime",
-    "decimal",
     "enum",
-    "fractions",
     "functools",
-    "hashlib",
-    "heapq",
-    "hmac",
-    "importlib.resources",  # by which zoneinfo finds the zones
+    "inspect",
     "io",
     "itertools",
     "json",
     "logging",
     "math",
     "operator",
+    "os",
     "pathlib",
-    "pydantic",
-    "random",
     "re",
-    "statistics",
     "string",
-    "tempfile",
-    "textwrap",
+    "sys",
     "threading",
+    "time",
     "traceback",
     "typing",
+)
+"""What every function has loaded. Little: all that a zygote has loaded is copied for each call, or mapped."""
+COMPLETE = (
+    "asyncio",
+    "base64",
+    "cloudpickle",
+    "csv",
+    "datetime",
+    "decimal",
+    "fractions",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "importlib.resources",  # by which zoneinfo finds the zones
+    "pydantic",
+    "random",
+    "statistics",
+    "tempfile",
+    "textwrap",
     "uuid",
     "zoneinfo",
+    "taskworker.sandbox.inside.validation",
 )
-"""What functions use most: loaded once, its memory is shared by all of them."""
+"""What functions use most besides: loaded once, its memory is shared by all that use it."""
+DEAR = frozenset(
+    {
+        *("asyncio", "cloudpickle", "pydantic", "pydantic_core", "tempfile"),
+        # By whose types results may be that pydantic writes.
+        *("datetime", "decimal", "fractions", "statistics", "uuid", "zoneinfo"),
+    }
+)
+"""Those of `COMPLETE`, and what comes with them, that a function had better not load for itself."""
 PROGRAM = "taskworker.sandbox.inside.program"
 UID = 1000
 """User and group id of every function, in its own namespace."""
 
 
 def main() -> None:
-    """Serve starts of functions until the host hangs up."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    proc = int(sys.argv[2])
+    """Serve starts of functions until the host hangs up: as a process that has loaded little, and one with more."""
+    lean, complete, proc = (int(argument) for argument in sys.argv[1:4])
     os.environ.clear()
-    _preimport()
     signal.signal(signal.SIGCHLD, _reap)
+    _load(LEAN)
+    locks.install()
+    if importlib.util.find_spec(PROGRAM) is not None:
+        call.rehearse(importlib.import_module(PROGRAM))
+    if os.fork() == 0:
+        os.close(lean)
+        _load(COMPLETE)
+        _use_pydantic(sys.modules["pydantic"])
+        _serve(complete, proc)
+    os.close(complete)
+    _serve(lean, proc)
+
+
+def _load(names: tuple[str, ...]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def _serve(connection: int, proc: int) -> NoReturn:
+    control = socket.socket(fileno=connection)
     gc.collect()
     gc.freeze()
     kernel.join_pages(proc)
@@ -79,7 +115,7 @@ def main() -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, len(init.START), init.DESCRIPTORS)
         if not message:
-            return
+            sys.exit()
         try:
             if len(descriptors) < init.DESCRIPTORS:
                 raise OSError(errno.EMFILE, "the base has no descriptors left")
@@ -90,17 +126,9 @@ def main() -> None:
             os.close(descriptor)
 
 
-def _preimport() -> None:
-    for name in PREIMPORTED:
-        importlib.import_module(name)
-    locks.install()
-    _use_pydantic(sys.modules["pydantic"])
-    if importlib.util.find_spec(PROGRAM) is not None:
-        call.rehearse(importlib.import_module(PROGRAM))
-
-
 def _use_pydantic(pydantic: Any) -> None:
     """Make a model and validate with it: much of pydantic is loaded at its first use only."""
+    datetime = sys.modules["datetime"]
     model = pydantic.create_model("Model", x=(int, ...), when=(datetime.datetime | None, None), y=(list[str], []))
     model.model_validate_json('{"x": "1"}').model_dump_json()
     pydantic.TypeAdapter(dict[str, int]).validate_python({"a": "1"})

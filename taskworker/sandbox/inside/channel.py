@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import select
 import threading
+from typing import TYPE_CHECKING
 
 from taskworker.sandbox.frames import (
     ASKS_BYTES_MAX,
@@ -26,6 +26,9 @@ from taskworker.sandbox.frames import (
     encode_failure,
     split_number,
 )
+
+if TYPE_CHECKING:  # large; who awaits has imported it
+    import asyncio
 
 _HELLO = encode(Kind.HELLO, HELLO.pack(VERSION))
 _RECEIVE_BYTES = 256 << 10
@@ -116,6 +119,8 @@ class Channel:
             ChannelClosed: the call is over.
             FrameError: the payload is larger than an ask may be.
         """
+        import asyncio  # who awaits has imported it
+
         size = len(payload) + NUMBER.size
         while (number := self._begun_at_once(size)) is None:  # noqa: ASYNC110 - threads that leave tell no loop
             await asyncio.sleep(_LOOK_S)

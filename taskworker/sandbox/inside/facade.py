@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -12,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol, TypeVar
 
 from taskworker.sandbox.frames import ASK_BYTES_MAX, ASKS_MAX, NUMBER
 from taskworker.sandbox.inside import api
 from taskworker.sandbox.inside.results import json_of
+
+if TYPE_CHECKING:  # large; who awaits has imported it
+    import asyncio
 
 PART_BYTES = 512 << 10
 QUESTION_BYTES_MAX = ASK_BYTES_MAX - NUMBER.size
@@ -273,6 +275,8 @@ class FunctionWorker:
             WorkerError: it failed, or could not be called.
             ValueError: an argument has no JSON form.
         """
+        import asyncio  # who awaits has imported it
+
         packed = _packed(args, kwargs)
         async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(ASKS_MAX)):
             _, result = await self._connection.aask("call", packed, name=function_name, args=len(args))

@@ -9,13 +9,11 @@ The result is a JSON document as it is, or empty if it came in parts.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import inspect
 import json
 import logging
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -23,14 +21,15 @@ from pathlib import Path
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol
 
-from pydantic_core import from_json
-
 from taskworker.sandbox.frames import Cause
 from taskworker.sandbox.inside import facade, failures, guards
-from taskworker.sandbox.inside.arguments import ArgumentRefused, Parameters
+from taskworker.sandbox.inside.arguments import Parameters
 from taskworker.sandbox.inside.channel import CallFailure
+from taskworker.sandbox.inside.refusals import ArgumentRefused
 from taskworker.sandbox.inside.results import NoJson, json_of
 
+_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
+"""Reads a JSON value that a text begins with."""
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
 """Surely not awaitable; asking an abstract base class of any object takes longer."""
 _TAKEN = object()
@@ -76,6 +75,8 @@ class _Loaded:
     def load(self, function: Callable[..., Any]) -> None:
         """Have this one called."""
         self.parameters = Parameters(function)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            importlib.import_module("asyncio")
         self.function = function
 
 
@@ -110,6 +111,8 @@ def _offer_worker() -> None:
 def _load(entry: str) -> Callable[..., Any]:
     place, _, name = entry.partition(":")
     if place == "pickle":
+        import pickle  # few functions travel so
+
         function: Any = pickle.loads(Path(_APP, name).read_bytes())
     else:
         function = importlib.import_module(place)
@@ -133,7 +136,7 @@ def run(request: bytes, channel: _Channel) -> bytes:
     Raises:
         CallFailure: the arguments do not fit, the function raised, or gave what has no JSON form.
     """
-    told = from_json(request)
+    told, _ = _scan(request.decode(), 0)
     facade.connect(channel, facade.FunctionCaller(told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
     give = channel.item if told["in_parts"] else None
     try:
@@ -157,6 +160,8 @@ def _result(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], Non
     kept: list[Any] = []
     take = kept.append if give is None else functools.partial(_give, give)
     if inspect.isawaitable(value) or isinstance(value, AsyncGeneratorType):
+        import asyncio  # large; `load` has imported it if the function says that it needs it
+
         value = asyncio.run(_awaited(value, take))
     if isinstance(value, GeneratorType):
         for item in value:

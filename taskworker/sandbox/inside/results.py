@@ -6,11 +6,11 @@ import base64
 import dataclasses
 import enum
 import json
+import sys
 from collections import deque
+from pathlib import PurePath
 from types import GeneratorType
 from typing import Any
-
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 _BYTES = (bytes, bytearray, memoryview)
 _GATHERED = (set, frozenset, deque, GeneratorType)
@@ -63,7 +63,15 @@ def _plain(value: Any) -> Any:
     kind = type(value)
     if hasattr(kind, "__dataclass_fields__") and not hasattr(kind, "__pydantic_serializer__"):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return to_jsonable_python(value, inf_nan_mode="constants")
+    if isinstance(value, PurePath):
+        return str(value)
+    return _by_pydantic(value, inf_nan_mode="constants")
+
+
+def _by_pydantic(value: Any, **options: Any) -> Any:
+    from pydantic_core import to_jsonable_python  # large, and most results have no need of it
+
+    return to_jsonable_python(value, **options)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
@@ -87,7 +95,7 @@ def _key(key: Any) -> Any:
         return _plain(key)
     if isinstance(key, enum.Enum):
         return _key(key.value)
-    return next(iter(to_jsonable_python({key: None})))
+    return next(iter(_by_pydantic({key: None})))
 
 
 def _fault(error: Exception) -> str:
@@ -100,7 +108,8 @@ def _fault(error: Exception) -> str:
             "a model has bytes that are no text in UTF-8; let it say how they are written, by "
             "ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')"
         )
-    if isinstance(error, PydanticSerializationError):
+    pydantic_core = sys.modules.get("pydantic_core")
+    if pydantic_core is not None and isinstance(error, pydantic_core.PydanticSerializationError):
         return f"{error}; return plain values"
     for sign, words in _FAULTS.items():
         if isinstance(error, ValueError) and str(error).startswith(sign):

@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import traceback
 from types import ModuleType
@@ -109,7 +108,7 @@ def _written_to(descriptor: int) -> TextIO:
 def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
     os.chdir(CODE)
     os.environ.update(_ENVIRONMENT)
-    tempfile.tempdir = SCRATCH
+    _set_scratch()
     sys.path.insert(0, CODE)
     threading.stack_size(THREAD_STACK_BYTES)
     try:
@@ -119,12 +118,19 @@ def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
             name = first.removeprefix(PROGRAM_PREFIX).decode()
         program = importlib.import_module(name)
         program.prepare(document)
+        _set_scratch()  # who imports it finds it by TMPDIR, but not what is there only in calls
     except BaseException as error:
         control.send(BROKEN + _text_of(error).encode(errors="replace")[-TEXT_BYTES_MAX:])
         return None
     gc.freeze()  # no collection before: it would touch, and so copy, what all functions share
     control.send(READY)
     return program
+
+
+def _set_scratch() -> None:
+    """Have ``tempfile``, if it is loaded, not look for a directory that it can write to."""
+    if (tempfile := sys.modules.get("tempfile")) is not None:
+        vars(tempfile)["tempdir"] = SCRATCH
 
 
 def _text_of(error: BaseException) -> str:
