@@ -84,6 +84,9 @@ class StoreSecret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         return msgspec.msgpack.encode(self)
 
 
+_secrets = msgspec.msgpack.Decoder(StoreSecret)
+
+
 def new_secret(threshold: int, token_bytes: Callable[[int], bytes]) -> StoreSecret:
     """A random secret, of which ``threshold`` shares are needed."""
     return StoreSecret(1, [token_bytes(SECRET_BYTES) for _ in range(min(threshold, THRESHOLD_MAX))])
@@ -96,7 +99,7 @@ def decode_secret(raw: bytes) -> StoreSecret:
         FormatError: malformed.
     """
     try:
-        return msgspec.msgpack.decode(raw, type=StoreSecret)
+        return _secrets.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"the store's secret in the catalog is damaged ({error})") from error
 
@@ -123,6 +126,9 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     commitment: _Hash
 
 
+_marks = msgspec.msgpack.Decoder(Mark)
+
+
 def new_mark(slot: int, secret: StoreSecret, nonce: bytes) -> Mark:
     """The mark of the volume in a slot."""
     return Mark(1, slot, nonce, secret.threshold, slot + 1, secret.share(slot + 1), secret.commitment)
@@ -140,7 +146,7 @@ def decode_mark(raw: bytes) -> Mark:
         FormatError: malformed.
     """
     try:
-        return msgspec.msgpack.decode(raw, type=Mark)
+        return _marks.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"mark is malformed: {error}") from error
 

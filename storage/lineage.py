@@ -73,6 +73,9 @@ class _Known(msgspec.Struct, array_like=True, frozen=True):
     witness: bytes = b""
 
 
+_known_by_slot = msgspec.msgpack.Decoder(dict[int, _Known])
+
+
 class Lineage:
     """Compares a store's catalog with its volumes. Thread-safe.
 
@@ -434,7 +437,7 @@ def _reopen(txn: CatalogTransaction) -> None:
 def _read_known(catalog: Catalog) -> dict[int, _Known]:
     raw = catalog.document(_MARKS)
     try:
-        return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[int, _Known])
+        return {} if raw is None else _known_by_slot.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         log.warning(
             "what the catalog knows of its volumes is damaged, and is made again with the next commit: %s", error

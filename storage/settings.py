@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 STORE_FILE = "STORE"
 _VOLUMES_MAX = 256
 _NAMED_MAX = 6
+_settings = msgspec.json.Decoder(StoreSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> S
 def _read_store_file(root: Path) -> StoreSettings | None:
     """Settings beside the catalog: a convenience for finding the volumes, never needed."""
     try:
-        return msgspec.json.decode((root / STORE_FILE).read_bytes(), type=StoreSettings)
+        return _settings.decode((root / STORE_FILE).read_bytes())
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     except OSError as error:

@@ -54,6 +54,9 @@ class _Kept(msgspec.Struct, frozen=True):
     segment: int = -1
 
 
+_documents = msgspec.json.Decoder(_Kept)
+
+
 class SelfScrub:
     """Verifies a volume in a thread. Rotten shards are set aside, so that the pool makes them anew.
 
@@ -133,7 +136,7 @@ class SelfScrub:
 
     def _load(self) -> _Kept:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Kept) if self._path is not None else _Kept()
+            return _documents.decode(self._path.read_bytes()) if self._path is not None else _Kept()
         except FileNotFoundError:
             return _Kept()
         except (OSError, msgspec.DecodeError) as error:

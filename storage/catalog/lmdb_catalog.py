@@ -61,6 +61,7 @@ _NUMBER_BYTES = 8
 _NO_UPLOAD = b""
 
 _encode = msgspec.msgpack.Encoder().encode
+_settings = msgspec.json.Decoder(StoreSettings)
 _entries = msgspec.msgpack.Decoder(FileEntry)
 _counters = msgspec.msgpack.Decoder(Counters)
 _uploads = msgspec.msgpack.Decoder(UploadRecord)
@@ -271,7 +272,7 @@ class LmdbCatalog:
         if raw is None:
             return None
         try:
-            settings = msgspec.json.decode(raw, type=StoreSettings)
+            settings = _settings.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DamagedSettings(
                 f"the catalog's settings are damaged ({error}); move the catalog away and rebuild"

@@ -46,6 +46,7 @@ _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
 _MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
 _REMOVE_BATCH = 512
 _NOBODY = bytes(USER_KEY_BYTES)
+_slots = msgspec.msgpack.Decoder(set[int])
 LIVE_RATIO_MAX = 0.6  # rewriting a segment that is 60 % live frees 40 % for 60 % copied
 
 
@@ -89,7 +90,7 @@ def missed_stores(catalog: Catalog, slots: Iterable[int]) -> set[int]:
     """Slots of the stores that the latest collects have missed: all there are if what was kept is damaged."""
     raw = catalog.document(_MISSED)
     try:
-        return set() if raw is None else msgspec.msgpack.decode(raw, type=set[int])
+        return set() if raw is None else _slots.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         log.warning("the list of stores that a collect has missed is damaged, so each counts as missed: %s", error)
         return set(slots)

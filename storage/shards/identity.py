@@ -44,6 +44,9 @@ class VolumeIdentity(msgspec.Struct, frozen=True):
     format: int = _FORMAT
 
 
+_identities = msgspec.json.Decoder(VolumeIdentity)
+
+
 def new_volume_key() -> str:
     """A random record key (hex) for a fresh volume."""
     return secrets.token_hex(32)
@@ -143,7 +146,7 @@ def read_identity_file(directory: Path, filesystem: FileSystem | None = None) ->
 def _read_identity_file(directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
     file = directory / IDENTITY_FILE
     try:
-        identity = msgspec.json.decode(filesystem.read_whole(file), type=VolumeIdentity)
+        identity = _identities.decode(filesystem.read_whole(file))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if identity.format > _FORMAT:

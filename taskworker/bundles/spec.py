@@ -205,12 +205,16 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             InvalidArgument: something in it is out of bounds.
         """
         try:
-            spec = msgspec.json.decode(document, type=cls)
+            spec = _documents.decode(document)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FormatError(f"this is no function's document: {error}") from None
         if spec.format != _FORMAT:
             raise FormatError(f"the function's document has format {spec.format}, this software reads {_FORMAT}")
         return spec.checked()
+
+
+_documents = msgspec.json.Decoder(FunctionSpec)
+"""Made here, with what ``convert`` needs of ``Limits``: msgspec must not meet a type in two threads at once."""
 
 
 _LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs", "platforms")

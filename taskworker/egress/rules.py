@@ -78,6 +78,9 @@ class Rule:
         return (path == self.prefix or path.startswith(below)) and not _STEP.search(path)
 
 
+_rules = msgspec.msgpack.Decoder(dict[str, tuple[Rule, ...]])
+
+
 def _default_port(url: OutsideUrl) -> int:
     return 443 if url.scheme == "https" else 80
 
@@ -126,7 +129,7 @@ class RuleBook:
         self._lock = threading.Lock()
         raw = documents.document(_DOCUMENT)
         try:
-            self._rules = {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, tuple[Rule, ...]])
+            self._rules = {} if raw is None else _rules.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FormatError(f"the pool's egress rules are damaged ({error}); restore the catalog") from error
 

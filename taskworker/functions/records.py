@@ -167,6 +167,12 @@ class _Function(msgspec.Struct, array_like=True):
     kept_bytes: int
 
 
+_entries = msgspec.msgpack.Decoder(_Kept)
+_bodies = msgspec.msgpack.Decoder(_Body)
+_functions = msgspec.msgpack.Decoder(_Function)
+_counts = msgspec.msgpack.Decoder(int)
+
+
 class CallRecords:
     """Thread-safe. Methods raise ``StorageError`` where the disk fails.
 
@@ -318,7 +324,7 @@ class _Writing:
         self._put_total(self._total() - sum(freed.values()))
         cursor = self._txn.cursor(self._databases["functions"])
         for name, document in list(cursor.iternext()):
-            function = _read(document, _Function)
+            function = _read(_functions, document)
             if function.number in freed:
                 function.kept_bytes -= freed[function.number]
                 self._put_function(name.decode(), function)
@@ -335,14 +341,14 @@ class _Writing:
         self._txn.put(_call_key(entry.call_id) + key, b"", db=self._databases["of_calls"])
 
     def _kept(self, number: int) -> _Kept:
-        return _read(self._txn.get(number.to_bytes(8, "big"), db=self._databases["entries"]), _Kept)
+        return _read(_entries, self._txn.get(number.to_bytes(8, "big"), db=self._databases["entries"]))
 
     def _function(self, name: str) -> _Function:
         document = self._txn.get(name.encode(), db=self._databases["functions"])
         if document is not None:
-            return _read(document, _Function)
+            return _read(_functions, document)
         cursor = self._txn.cursor(self._databases["functions"])
-        taken = {_read(value, _Function).number for _, value in cursor.iternext()}
+        taken = {_read(_functions, value).number for _, value in cursor.iternext()}
         return _Function(next(number for number in range(len(taken) + 1) if number not in taken), 0)
 
     def _put_function(self, name: str, function: _Function) -> None:
@@ -352,7 +358,7 @@ class _Writing:
             self._txn.delete(name.encode(), db=self._databases["functions"])
 
     def _total(self) -> int:
-        return _read(self._txn.get(_BYTES_KEY, db=self._databases["meta"]) or b"\0", int)
+        return _read(_counts, self._txn.get(_BYTES_KEY, db=self._databases["meta"]) or b"\0")
 
     def _put_total(self, total: int) -> None:
         self._txn.put(_BYTES_KEY, msgspec.msgpack.encode(max(0, total)), db=self._databases["meta"])
@@ -368,7 +374,7 @@ class _Reading:
         self._function: int | None = None
         if query.function and "functions" in env.databases:
             document = txn.get(query.function.encode(), db=env.databases["functions"])
-            self._function = _read(document, _Function).number if document is not None else None
+            self._function = _read(_functions, document).number if document is not None else None
         self._none = bool(query.function) and self._function is None
 
     def page(self, at: Position, limit: int) -> Page:
@@ -403,12 +409,12 @@ class _Reading:
 
     def _lines(self, number: int) -> list[tuple[int, LoggedLine]]:
         """Those wanted of an entry, each with how many come before it."""
-        kept = _read(self._txn.get(number.to_bytes(8, "big"), db=self._databases["entries"]), _Kept)
+        kept = _read(_entries, self._txn.get(number.to_bytes(8, "big"), db=self._databases["entries"]))
         if self._function is not None and kept.function != self._function:
             return []
         if not kept.call_id.startswith(self._query.call_id):
             return []
-        body = _read(self._body(number, kept.pieces), _Body)
+        body = _read(_bodies, self._body(number, kept.pieces))
         return [
             (index, LoggedLine(time_ms, kept.call_id, body.worker, stream, text))
             for index, (time_ms, stream, text) in enumerate(body.lines)
@@ -494,9 +500,9 @@ def _packed(worker: str, lines: list[tuple[int, str, str]]) -> bytes:
         return msgspec.msgpack.encode((worker, readable))
 
 
-def _read(document: bytes | None, kind: type[T]) -> T:
+def _read(decoder: msgspec.msgpack.Decoder[T], document: bytes | None) -> T:
     try:
-        return msgspec.msgpack.decode(document or b"", type=kind)
+        return decoder.decode(document or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FormatError(f"what is kept of calls is damaged: {error}") from None
 

@@ -33,6 +33,9 @@ class _Kept(msgspec.Struct, array_like=True):
     taken_s: list[float]
 
 
+_documents = msgspec.json.Decoder(_Kept)
+
+
 @dataclass(frozen=True, slots=True)
 class CallFigures:
     """Of one function; percentiles in seconds over its latest 4096 calls."""
@@ -126,7 +129,7 @@ class CallStatistics:
             FormatError: the document is none.
         """
         try:
-            kept = msgspec.json.decode(document, type=_Kept)
+            kept = _documents.decode(document)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FormatError(f"figures that cannot be read: {error}") from None
         with self._lock:

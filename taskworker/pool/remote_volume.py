@@ -91,6 +91,7 @@ _REFUSABLE = ("Judge", "Rest")
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
 _COMPACTED = struct.Struct("<IQ")
+_usages = msgspec.msgpack.Decoder(VolumeUsage)
 
 
 class SyncTicket:
@@ -420,7 +421,7 @@ class RemoteVolume:
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
         try:
-            told = msgspec.msgpack.decode(self._call("Usage", b""), type=VolumeUsage)
+            told = _usages.decode(self._call("Usage", b""))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._broken(error) from None
         for number in (told.segments, told.bytes_used, told.bytes_live, told.bytes_free, told.shards):

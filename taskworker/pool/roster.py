@@ -23,6 +23,9 @@ _LAYOUTS = "pool-layouts"
 _RETIRED = "pool-retired-layouts"
 
 DocumentT = TypeVar("DocumentT")
+_members = msgspec.msgpack.Decoder(tuple[MemberRecord, ...])
+_count = msgspec.msgpack.Decoder(int)
+_layouts = msgspec.msgpack.Decoder(list[LayoutRecord])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +76,22 @@ class RosterKeeper:
 
 
 def _read(catalog: Catalog) -> Roster:
-    members = _document(catalog, _MEMBERS, tuple[MemberRecord, ...], (), "the pool's list of members is")
-    given = _document(catalog, _SLOTS, int, 0, "the pool's count of members is")
+    members = _document(catalog, _MEMBERS, _members, (), "the pool's list of members is")
+    given = _document(catalog, _SLOTS, _count, 0, "the pool's count of members is")
     at_least = max((member.slot for member in members), default=-1) + 1  # older pools kept no count
     layouts, retired = (
-        tuple(
-            Layout.from_record(record)
-            for record in _document(catalog, name, list[LayoutRecord], [], "the pool's layouts are")
-        )
+        tuple(Layout.from_record(record) for record in _document(catalog, name, _layouts, [], "the pool's layouts are"))
         for name in (_LAYOUTS, _RETIRED)
     )
     return Roster(members, max(given, at_least), layouts, retired)
 
 
-def _document(catalog: Catalog, name: str, kind: type[DocumentT], absent: DocumentT, what: str) -> DocumentT:
+def _document(
+    catalog: Catalog, name: str, decoder: msgspec.msgpack.Decoder[DocumentT], absent: DocumentT, what: str
+) -> DocumentT:
     raw = catalog.document(name)
     try:
-        return absent if raw is None else msgspec.msgpack.decode(raw, type=kind)
+        return absent if raw is None else decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{what} damaged ({error}); restore the catalog") from error
 

@@ -76,6 +76,10 @@ class WorkRecord(msgspec.Struct, frozen=True):
         )
 
 
+_raw_records = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_records = msgspec.msgpack.Decoder(WorkRecord)
+
+
 class WorkJournal:
     """Records of background work, kept in the catalog, so that a pool started again goes on with its schedule.
 
@@ -158,13 +162,13 @@ def _read(raw: bytes | None) -> dict[str, WorkRecord]:
     """The records in a document, but for those that cannot be read."""
     records: dict[str, WorkRecord] = {}
     try:
-        kept = {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, msgspec.Raw])
+        kept = {} if raw is None else _raw_records.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("the records of this pool's work cannot be read, so that all of it is due now: %s", error)
         return records
     for name, record in kept.items():
         try:
-            records[name] = msgspec.msgpack.decode(record, type=WorkRecord)
+            records[name] = _records.decode(record)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("the record of %s cannot be read, so that it is due now: %s", name, error)
     return records

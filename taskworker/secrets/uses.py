@@ -15,6 +15,7 @@ from taskworker.secrets.vault import Documents
 log = logging.getLogger(__name__)
 
 _DOCUMENT = "pool-secret-uses"
+_counts = msgspec.msgpack.Decoder(dict[str, int])
 _KEEP_EVERY_S = 60.0  # a use must not cost a durable write
 
 
@@ -69,7 +70,7 @@ class LastUses:
 def _kept(documents: Documents) -> dict[str, int]:
     raw = documents.document(_DOCUMENT)
     try:
-        return msgspec.msgpack.decode(raw, type=dict[str, int]) if raw else {}
+        return _counts.decode(raw) if raw else {}
     except (msgspec.MsgspecError, UnicodeDecodeError):
         log.warning("the times of the last uses of secrets are damaged; they begin anew")
         return {}
