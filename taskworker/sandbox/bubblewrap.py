@@ -65,6 +65,7 @@ def interpreter(bwrap: str, root: RuntimeRoot, bundles: Path, ids: range | None 
         *(in_own_namespace if ids is None else as_its_root),
         *("--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
+        *("--setenv", "LD_BIND_NOW", "1"),  # else each call binds anew what its zygote has not called
         *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
         *("--ro-bind", str(root.top), "/"),
         *("--ro-bind", str(root.runtime), runtime_root.RUNTIME),

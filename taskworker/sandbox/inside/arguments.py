@@ -61,7 +61,7 @@ class Parameters:
             ArgumentRefused: as `bind`.
         """
         if self._only_positional and not kwargs and self._needed <= len(args) <= len(self._names):
-            return [self._convert(name, text) for name, text in zip(self._names, args, strict=False)], {}
+            return list(map(self._convert, self._names, args)), {}
         bound = self.bind(args, kwargs)
         return bound.args, bound.kwargs
 

@@ -78,6 +78,8 @@ DEAR = frozenset(
     }
 )
 """Those of `COMPLETE`, and what comes with them, that a function had better not load for itself."""
+HANDED_DOWN = ("libpython", "libc.so")
+"""Begins of names of files that every call runs code of, all over them."""
 PROGRAM = "taskworker.sandbox.inside.program"
 UID = 1000
 """User and group id of every function, in its own namespace."""
@@ -111,6 +113,7 @@ def _serve(connection: int, proc: int) -> NoReturn:
     gc.collect()
     gc.freeze()
     kernel.join_pages(proc)
+    kernel.hand_down_pages(proc, HANDED_DOWN)
     control.send(b"ready")
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, len(init.START), init.DESCRIPTORS)

@@ -239,7 +239,7 @@ class FunctionWorker:
 
     def __init__(self) -> None:
         self._connection = _Connection()
-        self._caller: FunctionCaller | None = None
+        self._called_by: tuple[str, str, float] | None = None
         self._config: Mapping[str, str] = MappingProxyType({})
         self._turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self.storage = Storage(self._connection)
@@ -247,9 +247,9 @@ class FunctionWorker:
     @property
     def caller(self) -> FunctionCaller:
         """Whom the call that runs now is for, and how much time it has left."""
-        if self._caller is None:
+        if self._called_by is None:
             raise RuntimeError("there is a caller while a call runs, not while the module is being imported")
-        return self._caller
+        return FunctionCaller(*self._called_by)
 
     @property
     def config(self) -> Mapping[str, str]:
@@ -402,10 +402,15 @@ def inert_worker(*_args: object, **_kwargs: object) -> FunctionWorker:
     return worker
 
 
-def connect(asker: Asker | None, caller: FunctionCaller | None = None) -> None:
-    """Let ``worker`` reach the one that runs this call, for this caller."""
+def connect(asker: Asker | None, called_by: tuple[str, str, float] | None = None) -> None:
+    """Let ``worker`` reach the one that runs this call.
+
+    Args:
+        asker: the channel to it.
+        called_by: what a `FunctionCaller` is made of.
+    """
     worker._connection.asker = asker
-    worker._caller = caller
+    worker._called_by = called_by
 
 
 def configure(config: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -246,13 +247,39 @@ def join_pages(proc: int) -> None:
     Args:
         proc: a descriptor of a ``/proc`` in which this process is to be seen.
     """
-    with open("self/maps", opener=lambda name, flags: os.open(name, flags, dir_fd=proc)) as maps:
-        mappings = [line.split() for line in maps]
-    for area, rights, _, _, inode, *_ in mappings:
+    for area, rights, path in _mappings(proc):
         begin, end = (int(address, 16) for address in area.split("-"))
         begin, end = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
-        if rights == "rw-p" and inode == "0" and begin < end:
+        if rights == "rw-p" and not path and begin < end:
             _madvise(begin, end - begin, _MADV_COLLAPSE)  # advice: whether it is taken is the kernel's affair
+
+
+def hand_down_pages(proc: int, names: tuple[str, ...]) -> None:
+    """Have what is forked from here inherit the pages of code that are mapped here, where the kernel lets it.
+
+    It leaves a mapping of a file to be mapped anew, by one fault for sixteen pages, unless a page of it is this
+    process's own. So one of each is made that, by writing a byte of it over itself, which only this file can.
+
+    Args:
+        proc: a descriptor of a ``/proc`` in which this process is to be seen.
+        names: what the names of the files begin with.
+    """
+    with contextlib.suppress(OSError):  # advice, as above: some kernels let nobody write so
+        memory = os.open("self/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            for area, rights, path in _mappings(proc):
+                if rights[1] == "-" and path.rpartition("/")[2].startswith(names):
+                    begin = int(area.split("-")[0], 16)
+                    os.pwrite(memory, os.pread(memory, 1, begin), begin)
+        finally:
+            os.close(memory)
+
+
+def _mappings(proc: int) -> list[tuple[str, str, str]]:
+    """Addresses, rights and file of each mapping; no file: an empty name."""
+    with open("self/maps", opener=lambda name, flags: os.open(name, flags, dir_fd=proc)) as maps:
+        lines = [line.split(None, 5) for line in maps]
+    return [(line[0], line[1], line[5].rstrip() if line[4] != "0" else "") for line in lines]
 
 
 def close_all_but(kept: set[int]) -> None:

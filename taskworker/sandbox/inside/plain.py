@@ -15,7 +15,8 @@ from taskworker.sandbox.inside.reading import SPACE, decode, read_alike
 
 UNSURE = object()
 """In place of a value."""
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,17}")
+_DIGITS_MAX = 18
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}|-?(?:0|[1-9][0-9]{0,14})\.[0-9]{1,15}")
 _SCALARS = (int, float, bool, str)
 _CONTAINERS = (list, dict)
@@ -52,6 +53,8 @@ def _or_none(take: Taker) -> Taker:
 
 
 def _integer(text: str) -> Any:
+    if text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX and (text[0] != "0" or text == "0"):
+        return int(text)  # a match would be one more object
     return int(text) if _INTEGER.fullmatch(text) else UNSURE
 
 

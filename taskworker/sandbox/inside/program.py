@@ -137,7 +137,7 @@ def run(request: bytes, channel: _Channel) -> bytes:
         CallFailure: the arguments do not fit, the function raised, or gave what has no JSON form.
     """
     told, _ = _scan(request.decode(), 0)
-    facade.connect(channel, facade.FunctionCaller(told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
+    facade.connect(channel, (told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
     give = channel.item if told["in_parts"] else None
     try:
         return _result(told["args"], told["kwargs"], give)

@@ -8,6 +8,7 @@ import enum
 import json
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import PurePath
 from types import GeneratorType
 from typing import Any
@@ -35,8 +36,9 @@ def json_of(value: Any, what: str) -> str:
     Raises:
         NoJson: it, or something in it, has no JSON form.
     """
+    short = _SHORT.get(type(value))
     try:
-        text = _written(value)
+        text = _written(value) if short is None else short(value)
         text.encode()
     except MemoryError:
         raise
@@ -75,6 +77,14 @@ def _by_pydantic(value: Any, **options: Any) -> Any:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
+
+_SHORT: dict[type, Callable[[Any], str]] = {
+    int: int.__repr__,
+    str: json.encoder.encode_basestring,
+    bool: {True: "true", False: "false"}.__getitem__,
+    type(None): {None: "null"}.__getitem__,
+}
+"""What needs no encoder, which is made anew for each value."""
 
 
 def _with_plain_keys(value: Any) -> Any:
