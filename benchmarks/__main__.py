@@ -20,7 +20,7 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, report
+from benchmarks import machine, ray_peer, report
 from benchmarks.compare import Comparison, RatioOfMedians, compare_figures
 from benchmarks.measure import Spread, SuiteResult
 from benchmarks.progress import RunProgress
@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each measurement (default 5, quick 3)")
     parser.add_argument("--scale-files", type=int, metavar="N", help="files in the large store of the scale suite")
     parser.add_argument("--keep", action="store_true", help="keep the stores of the scale suite in --dir, and use them")
+    parser.add_argument(
+        "--ray",
+        metavar="PYTHON",
+        help="an interpreter that has Ray, measured beside functions (default: this one)",
+    )
     return parser
 
 
@@ -104,7 +109,7 @@ def _run(console: Console, options: argparse.Namespace, directory: Path) -> int:
         console.print("Quick run: sizes are smaller than those the targets are stated for.")
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     with RunProgress(console) as progress:
-        session = Session(directory, sizes, progress, options.peers, options.keep)
+        session = Session(directory, sizes, progress, options.peers, options.keep, ray_peer.interpreter(options.ray))
         _touch_memory(session)
         results = [_run_suite(console, name, session) for name in options.suite or SUITES]
     finished = report.Report(found.as_json(), asdict(sizes), started, tuple(filter(None, results)))

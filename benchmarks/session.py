@@ -90,6 +90,7 @@ class Session:
         progress: where to tell what is going on.
         peers: whether other tools are measured as well.
         keep: whether the stores of the scale suite are kept, and used again when found.
+        ray: an interpreter that has Ray, which is measured beside functions; None: there is none.
     """
 
     directory: Path
@@ -97,6 +98,7 @@ class Session:
     progress: RunProgress
     peers: bool = False
     keep: bool = False
+    ray: str | None = None
 
     @property
     def limits(self) -> PhysicalLimits:

@@ -19,6 +19,7 @@ from benchmarks.function_servers import BALANCED, SKEWED
 from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, seconds_of
 from benchmarks.package_functions import PackageFunctions
 from benchmarks.processes import started_together
+from benchmarks.ray_peer import RayTasks
 from benchmarks.session import Session
 from taskworker.sandbox import bubblewrap
 
@@ -37,6 +38,7 @@ CPU_MS_MAX = 5.0
 RATE_WANTED = 400.0
 KEPT_RATIO_MAX = 2.0
 KEPT_RATE_MIN = 900.0
+RAY_TIMES_MIN = 1.0
 BARE = "bare gRPC over the same two hops: empty handlers, the same sizes and options"
 EQUAL = "an equal share"
 _QUIET_S = 0.1
@@ -59,6 +61,8 @@ class Samples:
     kept_latency_ms: list[float] = field(default_factory=list)
     kept_rate: list[float] = field(default_factory=list)
     kept_cpu_ms: list[float] = field(default_factory=list)
+    ray_ms: list[float] = field(default_factory=list)
+    ray_rate: list[float] = field(default_factory=list)
 
 
 def run(session: Session) -> SuiteResult:
@@ -72,10 +76,14 @@ def run(session: Session) -> SuiteResult:
         callers = [caller_process() for _ in range(CALLER_PROCESSES)]
         stack.enter_context(started_together([pool, bare, *callers]))
         peer = _peer(root)
+        ray = None if session.ray is None else stack.enter_context(RayTasks(session.ray))
         for _ in session.rounds("calls"):
             _latency_round(session, pool, bare, callers[0], samples)
             samples.peer_ms.append(_median_ms(peer, session.sizes.function_peer_calls))
             _rate_round(session, pool, bare, callers, samples)
+            if ray is not None:
+                samples.ray_ms.append(statistics.median(ray.latencies_ms(session.sizes.function_calls)))
+                samples.ray_rate.append(ray.rate(CALLERS, session.sizes.function_seconds))
             _share_round(session, pool, callers[0], samples)
         session.progress.step("fetching packages")
         packages.deploy(pool.address)
@@ -221,6 +229,7 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
         "lower",
         Limit('isolation="call"', tuple(samples.cpu_ms)),
     )
+    beside = _beside_ray(samples)
     balance = Figure(
         f"spread of {WORKERS} equal workers' calls", "", tuple(samples.balance), "lower", note="(most - fewest) / mean"
     )
@@ -237,6 +246,7 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
         mine / bare for mine, bare in zip(samples.kept_latency_ms, samples.bare_latency_ms, strict=True)
     )
     faster = tuple(other / mine for other, mine in zip(samples.peer_ms, samples.latency_ms, strict=True))
+    times = tuple(ray / mine for ray, mine in zip(samples.ray_ms, samples.kept_latency_ms, strict=False))
     reduced = session.sizes.reduced
 
     def target(
@@ -255,6 +265,10 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
         target(
             "16b", f"kept calls by {CALLERS} callers", "at least", KEPT_RATE_MIN, "/s", kept_rate.samples, kept_rate
         ),
+        *(
+            target("16b", "task of Ray / kept call", "at least", RAY_TIMES_MIN, "x", times, figure)
+            for figure in beside[:1]
+        ),
         target("7d", "spread of equal workers' calls", "at most", SPREAD_MAX, "", balance.samples, balance),
         target("7d", f"share of a {SLOWER:g}x slower worker", "at most", SLOW_SHARE_MAX, "", slow.samples, slow),
     )
@@ -265,7 +279,30 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
     )
     return SuiteResult(
         "functions",
-        (latency, kept_latency, peer, rate, kept_rate, cpu, kept_cpu, balance, slow, *packages.figures()),
+        (latency, kept_latency, peer, rate, kept_rate, cpu, kept_cpu, *beside, balance, slow, *packages.figures()),
         targets,
         remarks,
+    )
+
+
+def _beside_ray(samples: Samples) -> tuple[Figure, ...]:
+    """Ray's figures, if it was measured."""
+    if not samples.ray_ms:
+        return ()
+    return (
+        Figure(
+            "Ray: a task, p50",
+            "ms",
+            tuple(samples.ray_ms),
+            "lower",
+            Limit('warm call with isolation="user", p50', tuple(samples.kept_latency_ms)),
+            "one driver, one task after another; Ray's workers are not confined",
+        ),
+        Figure(
+            f"Ray: tasks a second by {CALLERS} threads",
+            "/s",
+            tuple(samples.ray_rate),
+            limit=Limit('calls with isolation="user"', tuple(samples.kept_rate)),
+            note="of one driver",
+        ),
     )

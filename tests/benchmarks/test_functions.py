@@ -51,7 +51,10 @@ def test_all_targets_are_reported(tmp_path: Path) -> None:
         ("16b", 400.0),
         ("16b", 2.0),
         ("16b", 900.0),
+        ("16b", 1.0),
         ("7d", 0.1),
         ("7d", 0.125),
     ]
     assert len({figure.name for figure in result.figures}) == len(result.figures)
+    without_ray = Samples(*[[] if one.name.startswith("ray") else two for one in fields(Samples)])
+    assert len(result_of(session, without_ray, packages).targets) == len(result.targets) - 1
