@@ -99,18 +99,18 @@ def spec_of(bundle: bytes) -> FunctionSpec:
     return FunctionSpec.from_json(documents[0])
 
 
-def own_modules_of(bundle: bytes) -> list[memoryview] | None:
-    """The sources of the function's own modules; None if the bundle has packages besides.
+def own_modules_of(bundle: bytes) -> dict[PurePosixPath, memoryview] | None:
+    """The sources of the function's own modules, by their paths in `APP`; None if the bundle has packages besides.
 
     Raises:
         FormatError: it is no bundle.
     """
-    modules = []
+    modules = {}
     for path, content in _entries(bundle):
         if path.parts[0] in (DEPENDENCIES, PLATFORMS):
             return None
         if path.suffix == ".py":
-            modules.append(content)
+            modules[path.relative_to(APP)] = content
     return modules
 
 

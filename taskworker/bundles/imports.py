@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
 
 BYTES_MAX = 256 << 10
 """Of modules that are looked through; functions with more are none that use little."""
@@ -30,3 +31,8 @@ def imports_any(modules: Iterable[bytes | memoryview], dear: frozenset[str]) -> 
             if not dear.isdisjoint(names):
                 return True
     return False
+
+
+def hides_any(modules: Iterable[PurePosixPath], names: Collection[str]) -> bool:
+    """Whether one of these modules, or its package, would be imported in place of another of that name."""
+    return any(path.parts[0].removesuffix(".py") in names for path in modules)

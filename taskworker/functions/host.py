@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from taskworker.bundles.archive import (
     own_modules_of,
     spec_of,
 )
-from taskworker.bundles.imports import imports_any
+from taskworker.bundles.imports import hides_any, imports_any
 from taskworker.bundles.platform import best_of, own_platform
 from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
@@ -45,6 +46,7 @@ from taskworker.sandbox import FunctionImage, Keep, Limits, SandboxHost
 from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 from taskworker.sandbox.inside.base import DEAR
+from taskworker.sandbox.runtime_root import PACKAGE_NAMES
 
 _ARRIVALS_MAX = 2
 """Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
@@ -65,6 +67,8 @@ CallFunction = Callable[[Call, float | None, RunningCall], str]
 """Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
 
 
+_LOADED_LATE = sys.stdlib_module_names | frozenset(PACKAGE_NAMES)
+"""What may be imported for a lean function after its own modules can be."""
 _json = msgspec.json.Decoder(msgspec.Raw)  # reads all of a document, and builds nothing of it
 
 
@@ -399,7 +403,9 @@ def _is_lean(spec: FunctionSpec, bundle: bytes) -> bool:
     if spec.entry.startswith("pickle:"):
         return False
     modules = own_modules_of(bundle)
-    return modules is not None and not imports_any(modules, DEAR)
+    if modules is None or hides_any(modules, _LOADED_LATE):
+        return False
+    return not imports_any(modules.values(), DEAR)
 
 
 def _packages(spec: FunctionSpec) -> list[str]:

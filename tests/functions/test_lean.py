@@ -33,9 +33,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionHost]:
         yield host
 
 
-def result_of(host: FunctionHost, source: str, *args: str) -> Any:
-    """What the function ``f`` of a module gives."""
-    host.register(packed(FunctionSpec("f", "app:f"), {"app/app.py": source.encode()}))
+def result_of(host: FunctionHost, source: str | dict[str, bytes], *args: str) -> Any:
+    """What the function ``f`` of the module ``app`` gives."""
+    files = {"app/app.py": source.encode()} if isinstance(source, str) else source
+    host.register(packed(FunctionSpec("f", "app:f"), files))
     call = Call(function="f", args=args, kwargs={}, user_id="u", call_id="c")
     report = host.run(host.own_function("f"), call, 60.0, RunningCall())
     if report.error is not None:
@@ -66,6 +67,11 @@ def test_functions_have_loaded_what_they_use(host: FunctionHost) -> None:
     typed = f"import sys\ndef f(a: bytes): return a.decode(), {LOADED}"  # a type that pydantic takes
     assert result_of(host, typed, "aGk=")[0] == "hi"
     assert "pydantic" in result_of(host, typed, "aGk=")[1]
+
+
+def test_modules_named_as_those_of_the_standard_library_hide_nothing_that_calls_need(host: FunctionHost) -> None:
+    files = {"app/app.py": b"def f(a: int): return a", "app/decimal.py": b"", "app/uuid/__init__.py": b""}
+    assert result_of(host, files, '"4"') == 4  # by pydantic, which imports modules of these names
 
 
 def test_what_was_not_foreseen_is_loaded_by_the_call(host: FunctionHost) -> None:
