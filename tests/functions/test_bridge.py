@@ -40,6 +40,22 @@ class Direct:
         return self.ask(payload)
 
 
+class Counting(Direct):
+    """Knows how often files were read, and how much of them."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        self.reads = 0
+        self.bytes_read = 0
+
+    def ask(self, payload: bytes) -> bytes:
+        answer = super().ask(payload)
+        if b'"op": "read"' in payload:
+            self.reads += 1
+            self.bytes_read += len(answer)
+        return answer
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[FileStorage]:
     store = FileStorage.open(tmp_path / "store")
@@ -97,6 +113,31 @@ def test_only_what_is_read_is_fetched(store: FileStorage) -> None:
         file.seek(1_000_000)
         assert file.read(20) == data[1_000_000:1_000_020]
     assert sum(asked) < READ_BYTES_MAX + 4_000
+
+
+@pytest.mark.parametrize("way", ["whole", "forwards", "backwards", "both ends in turn"])
+def test_however_a_file_is_read_little_more_than_its_bytes_is_fetched(store: FileStorage, way: str) -> None:
+    data = random.Random(7).randbytes((3 << 20) - 12345)
+    store.push(data, filename="big", user_id="ann")
+    worker = worker_of(bridge := bridge_of(store))
+    worker._connection.asker = counting = Counting(bridge)
+    steps = range(0, len(data), 5000)
+    read: dict[int, bytes] = {}
+    with worker.storage.open("big") as file:
+        if way == "whole":
+            read[0] = file.read()
+        elif way == "forwards":
+            read = dict(enumerate(iter(lambda: file.read(5000), b"")))
+        else:  # as libraries look for the end of a PDF, or read an archive whose directory is at its end
+            backwards = list(reversed(steps))
+            turns = [at for pair in zip(steps, backwards, strict=True) for at in pair]
+            for at in backwards if way == "backwards" else turns:
+                file.seek(at)
+                read[at] = file.read(5000)
+    assert b"".join(read[at] for at in sorted(read)) == data
+    most = 2 if way == "both ends in turn" else 1  # there, every byte is read twice
+    assert counting.bytes_read < most * len(data) * 1.1
+    assert counting.reads < most * 16
 
 
 def test_listing_goes_on_past_a_page(store: FileStorage) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeVar
 
 from taskworker.sandbox.frames import ASK_BYTES_MAX, ASKS_MAX, NUMBER
 from taskworker.sandbox.inside import api
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # large; who awaits has imported it
     import asyncio
 
 PART_BYTES = 512 << 10
+_BLOCKS_KEPT = 4
 QUESTION_BYTES_MAX = ASK_BYTES_MAX - NUMBER.size
 _LENGTH = struct.Struct("<I")
 
@@ -147,8 +148,7 @@ class Storage:
 
     def open(self, name: str, version_id: str | None = None) -> BinaryIO:
         """A seekable reader; only what is read is fetched."""
-        raw = _RangedReader(self._connection, self.stat(name, version_id))
-        return io.BufferedReader(raw, PART_BYTES)
+        return io.BufferedReader(_RangedReader(self._connection, self.stat(name, version_id)))
 
     def push(self, data: bytes | BinaryIO, filename: str) -> StoredFile:
         """Store bytes, or all that a binary file holds, under a name: a new file or a new version of it."""
@@ -200,11 +200,23 @@ class Storage:
             after = told["after"]
 
 
+class _Block(NamedTuple):
+    start: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
+
 class _RangedReader(io.RawIOBase):
+    """Fetches large blocks and keeps the last few: libraries read small pieces, backwards and at both ends, too."""
+
     def __init__(self, connection: _Connection, file: StoredFile) -> None:
         self._connection = connection
         self._file = file
         self._position = 0
+        self._blocks: list[_Block] = []  # the one used last comes first
 
     def readable(self) -> bool:
         return True
@@ -222,16 +234,45 @@ class _RangedReader(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(PART_BYTES), b""))
+
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), PART_BYTES, self._file.size - self._position)
-        if wanted <= 0:
+        if self._position >= self._file.size:
             return 0
+        block = self._kept()
+        if block is None:
+            block = self._fetched(*self._next_range())
+            if len(buffer) < PART_BYTES:
+                self._blocks = [block, *self._blocks[: _BLOCKS_KEPT - 1]]
+        at = self._position - block.start
+        part = memoryview(block.data)[at : at + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _kept(self) -> _Block | None:
+        for block in self._blocks:
+            if block.start <= self._position < block.end:
+                self._blocks.remove(block)
+                self._blocks.insert(0, block)
+                return block
+        return None
+
+    def _next_range(self) -> tuple[int, int]:
+        """The range to fetch that has the position: from there on, or up to a block that follows it closely."""
+        end = min(self._position + PART_BYTES, self._file.size)
+        following = [block.start for block in self._blocks if self._position < block.start <= end]
+        if not following:
+            return self._position, end
+        return max(0, min(following) - PART_BYTES), min(following)
+
+    def _fetched(self, start: int, end: int) -> _Block:
+        file = self._file
         _, data = self._connection.ask(
-            "read", file_id=self._file.file_id, version_id=self._file.version_id, offset=self._position, length=wanted
+            "read", file_id=file.file_id, version_id=file.version_id, offset=start, length=end - start
         )
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        return _Block(start, data)
 
 
 class FunctionWorker:
