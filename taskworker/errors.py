@@ -29,6 +29,10 @@ class MessageTooLarge(InvalidArgument):
     """A message is above the limit; the text names the streaming call to use instead."""
 
 
+class PackagesNotFound(InvalidArgument):
+    """pip found no wheels for a function's requirements; the text has its errors, one a line."""
+
+
 class ServerFault(StorageError):
     """The server failed in a way it did not foresee; its log has the details."""
 

@@ -165,7 +165,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for field in _LIMIT_FIELDS:
             value, most = getattr(self.limits, field), getattr(_POSSIBLE, field)
             if not 0 < value <= most:
-                raise InvalidArgument(f"limit {field} is {value}: more than 0, at most {most:g}")
+                raise InvalidArgument(f"limit {field} is {value:,}: more than 0, at most {most:,.12g}")
         return self
 
     def within(self, allowed: Limits) -> FunctionSpec:
@@ -222,7 +222,13 @@ _LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs", "
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 _OPTIONS = ("idempotent", "concurrency", "queue", "config", "isolation", "process_calls", "process_s", "needs")
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_UNITS = {"": 1, "b": 1} | {
+    name: size
+    for letter, small, large in (("k", 10**3, 1 << 10), ("m", 10**6, 1 << 20), ("g", 10**9, 1 << 30))
+    for name, size in ((letter, large), (f"{letter}b", small), (f"{letter}ib", large))
+}
+_BYTES_WITHOUT_UNIT_MIN = 64 << 10
+"""Fewer are hardly meant: who writes ``memory=512`` thinks of MiB."""
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _LIMIT_NAMES: Mapping[str, str] = {
     "memory": "memory_bytes",
@@ -291,6 +297,8 @@ def limits_from_text(text: str, unnamed: Limits | None = None) -> Limits:
         unit = matched.group(2).lower() if matched else ""
         if matched is None or (unit not in _UNITS if field.endswith("bytes") else unit not in ("", "s")):
             raise InvalidArgument(f"limit {item!r}: write for example memory=128MiB, cpu=5 (seconds), threads=8")
+        if field.endswith("bytes") and not unit and float(matched.group(1)) < _BYTES_WITHOUT_UNIT_MIN:
+            raise InvalidArgument(f"limit {item!r} has no unit: write {item.strip()}MiB, or {item.strip()}B for bytes")
         value = float(matched.group(1)) * (_UNITS[unit] if field.endswith("bytes") else 1)
         given[field] = value if field.endswith("_s") else int(value)
     return dataclasses.replace(unnamed or Limits(), **given)

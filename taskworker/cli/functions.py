@@ -197,7 +197,8 @@ def deploy(
     else:
         _show_deployment(session, deployment)
     if deployment.not_imported:
-        session.terminal.note(f"nobody has tried it: {deployment.not_imported}; see `taskworker functions workers`")
+        why = "no worker can run it yet" if deployment.unable else deployment.not_imported
+        session.terminal.note(f"nobody has tried it: {why}; see `taskworker functions workers`")
 
 
 def _show_dry_run(session: Session, found: Deployment) -> None:

@@ -247,9 +247,9 @@ def drop_output() -> None:
 
 
 def _messages(error: Exception) -> list[str]:
-    from taskworker.errors import FunctionBroken, FunctionFailed
+    from taskworker.errors import FunctionBroken, FunctionFailed, PackagesNotFound
 
-    if isinstance(error, FunctionBroken | FunctionFailed):
+    if isinstance(error, FunctionBroken | FunctionFailed | PackagesNotFound):
         return [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
     return [_message(error)]
 

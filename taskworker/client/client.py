@@ -90,6 +90,17 @@ def _as_json(value: object) -> str:
         raise InvalidArgument(f"an argument cannot be sent as JSON: {error}") from None
 
 
+def texts_of(args: Sequence[object], kwargs: Mapping[str, object] | None) -> tuple[list[str], dict[str, str]]:
+    """Arguments of a function, each as JSON.
+
+    Raises:
+        InvalidArgument: ``args`` is a text, whose characters would be the arguments; or one has no JSON form.
+    """
+    if isinstance(args, str | bytes | bytearray):
+        raise InvalidArgument(f"args are the function's arguments in a list: write [{args[:40]!r}] for one")
+    return [_as_json(value) for value in args], {name: _as_json(value) for name, value in (kwargs or {}).items()}
+
+
 def _arguments_checked(
     method: Callable[Concatenate[Client, P], ResultT],
 ) -> Callable[Concatenate[Client, P], ResultT]:
@@ -599,8 +610,7 @@ class Client:
             FunctionNotFound, FunctionFailed, FunctionLimitExceeded, FunctionBusy, DeadlineExceeded, and the
             others of ``taskworker.errors``; InvalidArgument: an argument does not fit its parameter.
         """
-        texts = [_as_json(value) for value in args]
-        named = {name: _as_json(value) for name, value in (kwargs or {}).items()}
+        texts, named = texts_of(args, kwargs)
         return json.loads(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
 
     @_arguments_checked
@@ -641,8 +651,7 @@ class Client:
         Raises:
             CallUncertain: its worker was lost after it gave some items; and what :meth:`call` raises.
         """
-        texts = [_as_json(value) for value in args]
-        named = {name: _as_json(value) for name, value in (kwargs or {}).items()}
+        texts, named = texts_of(args, kwargs)
         return _values_of(self.stream_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
 
     @_arguments_checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +102,21 @@ def deploy(
             deployed = client.deploy(packed.bundle, user_id=user_id, dry_run=dry_run, timeout_s=remaining_s())
         except FunctionBroken as error:
             missing = _MISSING.search(str(error))
-            if missing is None or missing[1] in modules or len(modules) == _TRIES or not directory.has(missing[1]):
+            if missing is None or missing[1] in modules or len(modules) == _TRIES:
                 raise
+            if not directory.has(missing[1]):
+                raise FunctionBroken(f"{error}\n{_how_to_bring(missing[1], source)}") from error
             modules.add(missing[1])
         else:
             return _deployment(deployed, packed)
+
+
+def _how_to_bring(module: str, source: Source) -> str:
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return f"sandboxes have no module {module}"
+    if source.requirements is not None:
+        return f"{module} is neither in {source.directory} nor in a package of {source.requirements}"
+    return f"{module} is not in {source.directory}; if a package has it, name that in a file, for --requirements FILE"
 
 
 def _platforms(client: FunctionClient, spec: FunctionSpec) -> list[Platform]:

@@ -306,8 +306,8 @@ class Bridge:
             push = self._begun(number)
             if self._held_bytes + len(data) > self._disk_bytes:
                 raise InvalidArgument(
-                    f"pushes of more than {self._disk_bytes:,} bytes from inside a function; "
-                    "its limit disk says how much"
+                    f"a call may push {self._disk_bytes:,} bytes at once, as its limit disk says; "
+                    "`deploy --limits disk=...` allows more"
                 )
             self._held_bytes += len(data)
             push.spool.write(data)
@@ -344,7 +344,7 @@ def _parsed(question: bytes) -> tuple[_Question, memoryview]:
     try:
         return _decoder.decode(view[:length]), view[length:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"a question that cannot be read: {error}") from None
+        raise InvalidArgument(f"the worker cannot take what it is asked: {error}") from None
 
 
 def _texts(data: memoryview) -> list[str]:

@@ -445,7 +445,7 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
         case sandbox_errors.CallRefused():
             return _refused(error, spec)
         case sandbox_errors.LimitExceeded():
-            return FunctionLimitExceeded(f"function {spec.name}: {error}")
+            return FunctionLimitExceeded(f"function {spec.name}: {error}; {_way_out(error.limit)}")
         case sandbox_errors.CallDeadline():
             return DeadlineExceeded(f"function {spec.name}: {error}")
         case sandbox_errors.CallCancelled():
@@ -455,6 +455,12 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
         case sandbox_errors.SandboxUnavailable():
             return FunctionsUnavailable(str(error))
     return FunctionCrashed(f"function {spec.name}: {error}")
+
+
+def _way_out(limit: str) -> str:
+    if limit == "result":
+        return "return worker.result_file(path), or the id of a file, or give it in parts by a generator"
+    return f"`deploy --limits {limit}=...`, or limits= where it is declared, allows more"
 
 
 def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageError:

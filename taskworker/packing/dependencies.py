@@ -13,6 +13,7 @@ from pathlib import Path
 from storage.errors import InvalidArgument
 from taskworker.bundles.archive import DEPENDENCIES, PLATFORMS
 from taskworker.bundles.platform import Platform, own_platform
+from taskworker.errors import PackagesNotFound
 
 PROVIDED = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "cloudpickle")
 """Packages that every sandbox has, loaded before a function's own: no other version of them can take their place."""
@@ -121,9 +122,11 @@ def _pip_install(requirements: Path, platform: Platform, target: Path, constrain
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         told = "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
-        raise InvalidArgument(
+        raise PackagesNotFound(
             f"pip could not install {requirements} for {platform.tag}, from wheels alone:\n"
             f"{told or done.stderr.strip()}\n"
+            "of a package that is offered as source alone, make a wheel: `pip wheel PACKAGE -w wheels`, and write "
+            "`--find-links wheels` into the requirements\n"
             f"every sandbox has {', '.join(_provided_versions())}, which requirements cannot replace"
         )
 

@@ -44,7 +44,9 @@ def pack_module(
     """
     module, separator, function = entry.partition(":")
     if not separator or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise InvalidArgument(f"{entry!r} is not module:function")
+        raise InvalidArgument(f"{entry!r} is not module:function; for function f in app.py write app:f")
+    if module.endswith(".py") and not Path(root, *module.split(".")).with_suffix(".py").is_file():
+        raise InvalidArgument(f"{entry!r} names a file: write {module.removesuffix('.py')}:{function}")
     directory = CodeDirectory(root)
     paths = directory.travelling(module, modules, directory.included(include))
     files = {f"{APP}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -167,6 +168,15 @@ def test_refusals_have_a_kind_and_a_text(store: FileStorage) -> None:
         with pytest.raises(WorkerError, match="limit disk"):
             worker.storage.push(bytes(4 << 20), "too large")
     assert store.find("too large", user_id="ann") is None
+
+
+@pytest.mark.parametrize("what", ["a text", Path("a path"), None, 7, io.StringIO("a text")])
+def test_what_cannot_be_stored_is_told(store: FileStorage, what: Any) -> None:
+    worker = worker_of(bridge_of(store))
+    with pytest.raises(TypeError, match=rf"not {type(what).__name__}: encode a text.*worker\.result_file"):
+        worker.storage.push(what, "f")
+    with pytest.raises(WorkerError, match=r"the worker cannot take what it is asked: .*name"):
+        worker.storage.get(what if isinstance(what, int) else [])  # type: ignore[arg-type]
 
 
 def test_a_range_of_a_file_is_written(store: FileStorage) -> None:

@@ -269,6 +269,11 @@ def test_limits_as_the_command_line_has_them() -> None:
     assert limits_from_text("") == Limits()
     told = limits_from_text("memory=128MiB, cpu=2.5s,wall=60,threads=4,disk=1g,files=9,output=1k,result=2M")
     assert told == Limits(128 << 20, 2.5, 60.0, 4, 1 << 30, 9, 1 << 10, 2 << 20)
+    assert limits_from_text("memory=2MB,disk=512B,output=65536") == Limits(
+        memory_bytes=2_000_000, disk_bytes=512, output_bytes=65536
+    )
+    with pytest.raises(InvalidArgument, match="'memory=512' has no unit: write memory=512MiB"):
+        limits_from_text("memory=512")
     for bad in ("memory", "memory=much", "memory=1parsec", "speed=9", "cpu=1MiB", "memory=-1"):
         with pytest.raises(InvalidArgument, match="limit"):
             limits_from_text(bad)

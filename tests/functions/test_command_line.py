@@ -47,6 +47,22 @@ def fails(text):
     print("working on", text)
     logging.warning("this will not end well")
     raise ValueError(text + "\\ntaskworker: forged")
+
+
+def meets(limit):
+    import threading
+    from pathlib import Path
+
+    if limit == "result":
+        return "x" * 2000
+    if limit == "disk":
+        Path("large").write_bytes(bytes(2 << 20))
+    if limit == "files":
+        opened = [open("small", "w") for _ in range(99)]
+    if limit == "threads":
+        for _ in range(9):
+            threading.Thread(target=time.sleep, args=(9,)).start()
+        time.sleep(9)
 """
 
 
@@ -106,6 +122,43 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
     ]
     assert all(not line.startswith("taskworker") for line in shown)
     assert commands.run("logs", "add") == ([], [])
+
+
+def test_a_deployment_that_fails_says_what_to_do(commands: Commands) -> None:
+    home = commands.pool.directory / "faulty"
+    home.mkdir()
+    (home / "lacking.py").write_text("import no_such_package\n\n\ndef f():\n    return 1\n")
+    (home / "whole.py").write_text("def handler():\n    return 1\n")
+    (home / "requirements.txt").write_text("no-such-package==1.0\n")
+    place = ("--dir", "faulty")
+    _, told = commands.run("deploy", "faulty", "lacking:f", *place, code=1)
+    assert told[-1].endswith("if a package has it, name that in a file, for --requirements FILE")
+    _, told = commands.run("deploy", "faulty", "whole:handlr", *place, code=1)
+    assert told[0].endswith("module 'whole' has no 'handlr'; is 'handler' meant?")
+    _, told = commands.run("deploy", "faulty", "whole.py:handler", *place, code=2)
+    assert told == ["taskworker: 'whole.py:handler' names a file: write whole:handler"]
+    wheels = ("--requirements", "faulty/requirements.txt")
+    _, told = commands.run("deploy", "faulty", "whole:handler", *place, *wheels, code=2)
+    assert told[0].startswith("taskworker: pip could not install faulty/requirements.txt")
+    assert any(line.startswith("  ERROR: ") and "no-such-package==1.0" in line for line in told[1:])
+
+
+def test_a_limit_that_is_met_says_how_it_is_raised(commands: Commands) -> None:
+    for limits, what, code, text in (
+        ("result=1KiB", "result", 1, "result limit of 1 KiB exceeded; return worker.result_file(path)"),
+        (
+            "disk=1MiB",
+            "disk",
+            1,
+            "File too large (this call's limit disk is met; `deploy --limits disk=...` allows more)",
+        ),
+        ("files=16", "files", 1, "(this call's limit files is met; `deploy --limits files=...` allows more)"),
+        ("threads=2", "threads", 1, "threads limit of 2 exceeded; `deploy --limits threads=...`"),
+    ):
+        commands.run("deploy", "meets", "app:meets", "--limits", limits)
+        _, told = commands.run("call", "meets", what, code=code)
+        assert text in told[0]
+    commands.run("undeploy", "meets")
 
 
 def test_own_modules_and_data_travel_and_a_dry_run_lists_them(commands: Commands) -> None:

@@ -193,8 +193,10 @@ async def items_of_its_loop(to):
     return items()
 
 
-def about():
+def about(key=None):
     caller = worker.caller
+    if key:
+        return worker.config[key]
     return caller.user_id, caller.call_id, caller.deadline_left, dict(worker.config)
 
 
@@ -254,6 +256,10 @@ def asks_for_text(count, character):
     return len(worker.call("text", count, character))
 
 
+def uses_processes():
+    from concurrent.futures import ProcessPoolExecutor
+
+
 def uses_os():
     import os
 
@@ -286,6 +292,9 @@ def test_arguments_as_a_caller_would_expect(pool: FunctionPool) -> None:
     assert pool.client.call("later", [{"深": [1, None]}], user_id=USER) == {"深": [1, None]}
     with pytest.raises(FunctionNotFound, match="'absent'"):
         pool.client.call("absent", user_id=USER)
+    for called in (pool.client.call, pool.client.stream):
+        with pytest.raises(InvalidArgument, match=r"arguments in a list: write \['three'\] for one"):
+            called("later", "three", user_id=USER)
 
 
 def test_a_caller_may_wait_without_a_deadline(pool: FunctionPool) -> None:
@@ -314,6 +323,9 @@ def test_modules_that_functions_do_not_have_are_told(pool: FunctionPool) -> None
     pool.deploy("uses_os", "app:uses_os", pool.directory)
     with pytest.raises(FunctionFailed, match=r"ForbiddenImport: functions have no module 'os': .*worker\.storage"):
         pool.client.call("uses_os", user_id=USER)
+    pool.deploy("uses_processes", "app:uses_processes", pool.directory)
+    with pytest.raises(FunctionFailed, match=r"ForbiddenImport: .*ProcessPoolExecutor.*worker\.acall"):
+        pool.client.call("uses_processes", user_id=USER)
 
 
 VENDORED = """
@@ -502,6 +514,8 @@ def test_a_function_knows_its_caller_and_its_configuration(pool: FunctionPool) -
     assert call_id
     assert 10 < left_s <= 20
     assert pool.client.call("about", user_id=USER, timeout_s=5)[2] < 6
+    with pytest.raises(FunctionFailed, match=r"KeyError: .*worker\.config has no 'town': `deploy --set town=VALUE`"):
+        pool.client.call("about", ["town"], user_id=USER)
     for config in ({"n": 3}, {"n": "\ud800"}, {"n": "x" * 65_536}):
         with pytest.raises(InvalidArgument, match="config"):
             pool.client.deploy("about", "app:about", user_id=USER, directory=pool.directory, config=config)

@@ -130,6 +130,15 @@ def _told(answer: bytes) -> tuple[dict[str, Any], bytes]:
     return told, answer[_LENGTH.size + length :]
 
 
+class _Config(dict[str, str]):
+    """Says of a key that is not there how it is set."""
+
+    def __missing__(self, key: object) -> NoReturn:
+        raise KeyError(
+            f"worker.config has no {key!r}: `deploy --set {key}=VALUE` sets it, each time; it has {sorted(self)}"
+        )
+
+
 class Storage:
     """The files of the user on whose behalf the function runs."""
 
@@ -152,8 +161,9 @@ class Storage:
 
     def push(self, data: bytes | BinaryIO, filename: str) -> StoredFile:
         """Store bytes, or all that a binary file holds, under a name: a new file or a new version of it."""
+        source = _source(data)
         begun, _ = self._connection.ask("push-begin", filename=filename)
-        return self._sent(begun["push"], data)
+        return self._sent(begun["push"], source)
 
     def write(self, name: str, data: bytes | BinaryIO, offset: int) -> StoredFile:
         """Put bytes, or all that a binary file holds, into the file with this id or name: a new version of it.
@@ -165,11 +175,11 @@ class Storage:
             data: what to write.
             offset: where the first byte goes: at most the file's size.
         """
+        source = _source(data)
         begun, _ = self._connection.ask("write-begin", name=name, offset=offset)
-        return self._sent(begun["push"], data)
+        return self._sent(begun["push"], source)
 
-    def _sent(self, push: int, data: bytes | BinaryIO) -> StoredFile:
-        source = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
+    def _sent(self, push: int, source: BinaryIO) -> StoredFile:
         while part := source.read(PART_BYTES):
             self._connection.ask("push-part", part, push=push)
         told, _ = self._connection.ask("push-end", push=push)
@@ -198,6 +208,17 @@ class Storage:
             for one in told["files"]:
                 yield StoredFile(**one)
             after = told["after"]
+
+
+def _source(data: Any) -> BinaryIO:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return io.BytesIO(data)
+    if isinstance(data, io.TextIOBase) or not callable(getattr(data, "read", None)):
+        raise TypeError(
+            f"what is stored is bytes or a file opened with 'rb', not {type(data).__name__}: encode a text, and store "
+            "a file of the scratch directory by worker.result_file(path)"
+        )
+    return data  # type: ignore[no-any-return]
 
 
 class _Block(NamedTuple):
@@ -456,7 +477,7 @@ def connect(asker: Asker | None, called_by: tuple[str, str, float] | None = None
 
 def configure(config: Mapping[str, str]) -> None:
     """Set what ``worker.config`` gives."""
-    worker._config = MappingProxyType(dict(config))
+    worker._config = MappingProxyType(_Config(config))
 
 
 def finish() -> None:

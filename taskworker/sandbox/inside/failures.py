@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 
 CODE = "/code/"
 _TEXT_MAX = 4_000
 _FRAMES_MAX = 20
 _FRAME_CHARS_MAX = 400
+_LIMITS: Mapping[int | None, str] = {errno.EFBIG: "disk", errno.ENOSPC: "disk", errno.EMFILE: "files"}
 
 
 def type_name(error: BaseException) -> str:
@@ -21,11 +24,16 @@ def type_name(error: BaseException) -> str:
 def text_of(error: BaseException) -> str:
     """What the exception says, bounded; an exception that cannot even say it is told as such."""
     try:
-        text = str(error)
+        text = str(error) + _limit_met(error)
     except Exception as failure:
         text = f"(its text cannot be had: {type(failure).__name__})"
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
+
+
+def _limit_met(error: BaseException) -> str:
+    limit = _LIMITS.get(error.errno) if isinstance(error, OSError) else None
+    return f" (this call's limit {limit} is met; `deploy --limits {limit}=...` allows more)" if limit else ""
 
 
 def frames_of(trace: TracebackType | None) -> list[str]:

@@ -6,9 +6,14 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_FILES = "files of the pool are at worker.storage (get, push, open, list); scratch files: tempfile, open()"
+_FILES = (
+    "files of the pool are at worker.storage (get, push, open, list); scratch files: pathlib, tempfile, open(); "
+    "settings: worker.config"
+)
 _NETWORK = "a function has no network; outside services are reached by worker.call_external_api"
-_PROCESSES = "a function cannot start processes; call another function with worker.call"
+_PROCESSES = (
+    "a function cannot start processes; call another function with worker.call, or several at once with worker.acall"
+)
 _MEMORY = "a function cannot reach machine memory or native code"
 
 INSTEAD: Mapping[str, str] = {
@@ -29,6 +34,8 @@ INSTEAD: Mapping[str, str] = {
     "xmlrpc": _NETWORK,
     "subprocess": _PROCESSES,
     "multiprocessing": _PROCESSES,
+    "concurrent.futures.process": _PROCESSES,
+    "concurrent.futures.ProcessPoolExecutor": _PROCESSES,
     "pty": _PROCESSES,
     "signal": _PROCESSES,
     "ctypes": _MEMORY,

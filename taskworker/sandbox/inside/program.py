@@ -118,11 +118,19 @@ def _load(entry: str) -> Callable[..., Any]:
         function = importlib.import_module(place)
         try:
             function = functools.reduce(getattr, name.split("."), function)
-        except AttributeError as error:
-            raise EntryNotFound(f"module {place!r} has no {name!r}: {error}") from None
+        except AttributeError:
+            raise EntryNotFound(f"module {place!r} has no {name!r}{_meant(place, name)}") from None
     if not callable(function):
         raise EntryNotFound(f"{entry} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
+
+
+def _meant(place: str, name: str) -> str:
+    import difflib  # few functions are ever deployed so
+
+    offered = [other for other, value in vars(sys.modules[place]).items() if callable(value)]
+    near = difflib.get_close_matches(name, offered, 1)
+    return f"; is {near[0]!r} meant?" if near else ""
 
 
 class _Channel(facade.Asker, Protocol):

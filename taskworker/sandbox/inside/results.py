@@ -20,6 +20,7 @@ _FAULTS = {
     "Exceeds the limit": "it holds a number of too many digits; return it as a text",
     "Out of range float": "it holds a number that is not finite (nan or inf); return None instead",
 }
+_METHODS = {"numpy": ".item() or .tolist()", "pandas": ".to_dict() or .tolist()"}
 
 
 class NoJson(ValueError):
@@ -108,6 +109,13 @@ def _key(key: Any) -> Any:
     return next(iter(_by_pydantic({key: None})))
 
 
+def _way_out(text: str) -> str:
+    for library, methods in _METHODS.items():
+        if f"'{library}." in text:
+            return f"return plain values, as {methods} gives them"
+    return "return plain values: dicts, lists, texts, numbers"
+
+
 def _fault(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or contains itself"
@@ -120,7 +128,7 @@ def _fault(error: Exception) -> str:
         )
     pydantic_core = sys.modules.get("pydantic_core")
     if pydantic_core is not None and isinstance(error, pydantic_core.PydanticSerializationError):
-        return f"{error}; return plain values"
+        return f"{error}; {_way_out(str(error))}"
     for sign, words in _FAULTS.items():
         if isinstance(error, ValueError) and str(error).startswith(sign):
             return words
