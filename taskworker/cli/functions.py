@@ -158,7 +158,7 @@ def deploy(
         typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would travel.", show_default=False)
+        bool, typer.Option("--dry-run", help="Only list what would travel, and try to import it.", show_default=False)
     ] = False,
 ) -> None:
     """Put a function, its module and its requirements into the pool as the newest version of NAME.

@@ -76,6 +76,7 @@ def test_every_command_of_the_readme_is_run_here() -> None:
         "Thumbnails",
         "Thumbnails without Pillow",
         "Statistics of a text",
+        "Sales",
         "A report every so often",
         "A program of its own",
     )
@@ -117,6 +118,21 @@ def test_statistics_of_a_text(shell: Shell) -> None:
         "commonest": [["the", 80_000], ["and", 40_000]],
     }
     assert "book.txt: 20000 lines" in shell.run("taskworker logs text-statistics")
+
+
+def test_sales(shell: Shell) -> None:
+    for name, amount in (("north", 1.5), ("south", 10)):
+        lines = [f"{city},{amount}" for _ in range(2000) for city in ("Oslo", "Zürich", "<Rome>")]
+        (shell.directory / f"{name}.csv").write_text("\n".join(["city,amount", *lines]) + "\n")
+    *before, rows, totals, report = commands("Sales")
+    for command in before:
+        shell.run(command)
+    streamed = shell.run(rows)
+    assert streamed.count("Oslo") == streamed.count("1.5") == 2000
+    assert "Rome" not in streamed
+    assert json.loads(shell.run(totals)) == {"Oslo": 23_000, "Zürich": 23_000, "<Rome>": 23_000}
+    shell.run(report)
+    assert "<td>&lt;Rome&gt;<td>23000.00 EUR" in (shell.directory / "report.html").read_text()
 
 
 def test_a_periodic_report(shell: Shell) -> None:
