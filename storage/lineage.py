@@ -102,6 +102,7 @@ class Lineage:
         self._begun = False
         self._claims: dict[str, tuple[str, Shown]] = {}  # (owner, what it shows that nobody vouches for), by volume
         self.latest_shown = 0
+        self._planting: set[ShardKey] = set()  # marks that are being put on volumes now
         self._damage = ""  # why the catalog cannot be counted on to be current
         self._behind = self._read_behind()
         self._use_secret()
@@ -306,14 +307,25 @@ class Lineage:
                 self._authority.use(secret)
 
     def plant(self, slots: Iterable[int], *, anew: bool = False) -> None:
-        """Put a mark on volumes that have none; ``anew``: also in place of the one they have, as after a repair."""
+        """Put a mark on volumes that have none; ``anew``: also in place of the one they have, as after a repair.
+
+        Several threads may do so at the same time: none removes what another has just put there.
+        """
         self._ensure_secret()
-        marks: dict[int, Shard] = {}
-        for slot in slots:
-            if self._volumes.volume(slot) is not None and (anew or slot not in self._known):
-                mark = self._new_mark(slot)
-                if self._put(slot, mark):
-                    marks[slot] = mark
+        marks = {
+            slot: self._new_mark(slot)
+            for slot in slots
+            if self._volumes.volume(slot) is not None and (anew or slot not in self._known)
+        }
+        with self._lock:
+            self._planting.update(mark.key for mark in marks.values())
+        try:
+            self._plant({slot: mark for slot, mark in marks.items() if self._put(slot, mark)}, anew=anew)
+        finally:
+            with self._lock:
+                self._planting.difference_update(mark.key for mark in marks.values())
+
+    def _plant(self, marks: Mapping[int, Shard], *, anew: bool) -> None:
         if marks:
             with self._lock:
                 for slot, mark in marks.items():
@@ -339,13 +351,15 @@ class Lineage:
                 self._volumes.note_write_refused(slot, error)  # what it refused may be a push's
         return taken and self._volumes.volume(slot) is volume
 
-    def _remove_former(self, marks: Mapping[int, Shard]) -> None:
-        for slot, mark in marks.items():
+    def _remove_former(self, slots: Iterable[int]) -> None:
+        for slot in slots:
             volume = self._volumes.volume(slot)
             if volume is not None and self._volumes.trusts(slot):  # one that lies may list its marks for ever
                 with self._volumes.guard(slot, volume):
-                    found = islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)
-                    volume.remove([key for key in found if key[ID_BYTES] == Kind.MARK and key != mark.key])
+                    found = [*islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)]
+                    with self._lock:
+                        kept = {self._known.get(slot, _Known(b"")).mark, *self._planting}
+                    volume.remove([key for key in found if key[ID_BYTES] == Kind.MARK and key not in kept])
 
     def restore_marks(self) -> None:
         """Put marks on volumes again that have lost theirs by rot."""

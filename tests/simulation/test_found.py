@@ -9,7 +9,7 @@ import pytest
 
 from storage import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers
-from storage.keys import Kind, StripeKey, shard_key
+from storage.keys import ID_BYTES, Kind, StripeKey, shard_key
 from storage.reports import RepairState
 from storage.shards import VolumeFailed
 from storage.stripes import metadata_stripe
@@ -392,3 +392,20 @@ def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_c
         return
     check_spread(cluster, chunks_of(data, cluster.profile))
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
+
+
+@pytest.mark.parametrize("calls", range(1, 30, 2))
+def test_threads_that_mark_the_same_workers_leave_each_a_mark(calls: int) -> None:
+    """Each mark has the worker's share of the store's secret, by which the catalog can be made again."""
+    cluster = cluster_of(6)
+    cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    lineage = cluster.pool.store._lineage
+    cluster.network.after_calls(calls, lambda: lineage.plant(range(6), anew=True))
+    lineage.plant(range(6), anew=True)
+    for worker in cluster.workers:
+        assert any(key[ID_BYTES] == Kind.MARK for key in worker.volume.durable), worker.name
+    cluster.pool.close()
+    cluster.database = Database()
+    cluster.start_pool(cluster.pool.pool_id)
+    cluster.pass_time(4.0)
+    assert cluster.pool.store.rebuild().files == 1
