@@ -378,16 +378,18 @@ class PoolCore:
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False: the worker must join again."""
         before = self.membership.load(worker)
+        record = self.membership.record(worker)
+        # A worker whose volume failed a call while its process lives is connected again by a new join. Until then its
+        # lease runs out: a heartbeat alone does not show that its shards can be reached.
+        if record is None or self.fleet.volume(record.slot) is None:
+            return False
         if not self.membership.heartbeat(worker, instance, load):
             return False
-        record = self.membership.record(worker)
-        if record is not None:
-            self.fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
-        if record is not None and load.rotten > before.rotten:
+        self.fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
+        if load.rotten > before.rotten:
             self._rot_reports.add(record.slot, load.rotten - before.rotten)
             self._act_on_rot()
-        # A worker whose volume failed a call while its process lives is connected again by a new join.
-        return record is not None and self.fleet.volume(record.slot) is not None
+        return True
 
     def _act_on_rot(self) -> None:
         due = dict(self._rot_reports.due())

@@ -491,3 +491,20 @@ def test_a_worker_that_shows_nonsense_holds_up_a_rebuild_only_until_it_is_known(
     assert liar.name in report.skipped[0]
     for name, file_id in files.items():
         assert cluster.pool.store.get(file_id, user_id="u") == CONTENTS[name]
+
+
+def test_a_worker_that_cannot_be_reached_is_lost_however_often_it_says_that_it_is_there(cluster: Cluster) -> None:
+    worker = cluster.add_worker()
+    ids = push_all(cluster)
+    settle(cluster)
+    worker.cut_off = True  # so it neither answers nor joins again
+    worker.listen()
+    for file_id in ids.values():
+        cluster.pool.store.get(file_id, user_id="u")
+    for _ in range(4):
+        for _ in range(5):
+            cluster.pass_time(2.0)
+            cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())
+        cluster.pool.mender.mend()
+    assert state_of(cluster, worker) is WorkerState.LOST
+    assert "survive the loss of any 2 workers" in cluster.pool.view().health
