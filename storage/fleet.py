@@ -141,6 +141,13 @@ class Fleet(ABC, Generic[StoreT]):
         """
         return self.targets(stripe)
 
+    def places_differ(self) -> bool:
+        """Whether any shard's :meth:`places` may be another than its :meth:`targets`.
+
+        If not, both are the same for all stripes of a partition that are coded alike, until a store comes or goes.
+        """
+        return False
+
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         """Further stores that may hold shards of a stripe, the likeliest first."""
         return ()

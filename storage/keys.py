@@ -7,8 +7,10 @@ sort by content hash; kinds are part of the key so that no user's chunk can pose
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple, NewType
+from struct import Struct
+from typing import NamedTuple, NewType, overload
 
 StripeKey = NewType("StripeKey", bytes)
 ShardKey = NewType("ShardKey", bytes)
@@ -53,3 +55,49 @@ def split_stripe_key(key: bytes) -> StripeParts:
 def shard_key(stripe: StripeKey, slot: int) -> ShardKey:
     """Key of the shard in ``slot`` (0…n-1) of a stripe."""
     return ShardKey(stripe + BYTE[slot])
+
+
+_KEY = Struct(f"{SHARD_KEY_BYTES}s")
+
+
+class PackedKeys(Sequence[ShardKey]):
+    """Shard keys one after another in one piece of memory: millions are passed on without an object for each.
+
+    Args:
+        packed: a whole number of keys.
+    """
+
+    __slots__ = ("packed",)
+
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed) // SHARD_KEY_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> ShardKey: ...
+    @overload
+    def __getitem__(self, index: slice) -> PackedKeys: ...
+
+    def __getitem__(self, index: int | slice) -> ShardKey | PackedKeys:
+        where = range(len(self))[index]
+        if isinstance(where, int):
+            return ShardKey(self.packed[where * SHARD_KEY_BYTES : (where + 1) * SHARD_KEY_BYTES])
+        if where.step != 1:
+            return PackedKeys(b"".join(self[at] for at in where))
+        return PackedKeys(self.packed[where.start * SHARD_KEY_BYTES : where.stop * SHARD_KEY_BYTES])
+
+    def __iter__(self) -> Iterator[ShardKey]:
+        return (ShardKey(key) for (key,) in _KEY.iter_unpack(self.packed))
+
+
+def packed_keys(keys: Sequence[ShardKey]) -> bytes:
+    """Keys one after another."""
+    return keys.packed if isinstance(keys, PackedKeys) else b"".join(keys)
+
+
+def packed_shard_keys(stripes: Sequence[StripeKey], slot: int) -> bytes:
+    """The keys of the shards in ``slot`` of some stripes, one after another."""
+    end = BYTE[slot]
+    return end.join(stripes) + end if stripes else b""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
+from storage.batching import batched
 from storage.catalog import Catalog, FileEntry
 from storage.catalog.port import StoredEntry
 from storage.errors import DataLossError, FormatError
 from storage.keys import ID_BYTES, Kind, StripeKey
-from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
+from storage.manifest import FAN_OUT, LoadNode, Manifest, differing_chunks, object_id
 from storage.setaside import SetAside
 from storage.stripes import StripeStore, metadata_stripe
 from storage.upload import chunk_stripe
@@ -23,6 +24,19 @@ class LiveObject(NamedTuple):
     user_id: str
     filename: str
     file_id: bytes
+
+
+class LiveRun(NamedTuple):
+    """Objects that were met in one file one after another; few thousand at most."""
+
+    stripes: list[StripeKey]
+    user_id: str
+    filename: str
+    file_id: bytes
+
+    def object(self, index: int) -> LiveObject:
+        """One of them."""
+        return LiveObject(self.stripes[index], self.user_id, self.filename, self.file_id)
 
 
 def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode:
@@ -48,11 +62,25 @@ def live_objects(
     Deleted files whose id is ``in_use`` count as live and nobody's. Of a version that cannot be read, or whose
     manifest cannot, only what is known is told, and it is set aside.
     """
+    for run in live_runs(catalog, load_node, copies, set_aside, seen_version, in_use):
+        for index in range(len(run.stripes)):
+            yield run.object(index)
+
+
+def live_runs(
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    set_aside: SetAside,
+    seen_version: Callable[[], None] = lambda: None,
+    in_use: Container[bytes] = (),
+) -> Iterator[LiveRun]:
+    """Like :func:`live_objects`, many at a time: there are millions, and few of them are looked at by themselves."""
     for kept in catalog.versions():
         yield from _live_in(catalog, load_node, copies, set_aside, kept, in_use)
         seen_version()
     for _, raw in catalog.tombstones():
-        yield LiveObject(metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies), "", "", b"")
+        yield LiveRun([metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies)], "", "", b"")
 
 
 def _live_in(
@@ -62,7 +90,7 @@ def _live_in(
     set_aside: SetAside,
     kept: StoredEntry,
     in_use: Container[bytes],
-) -> Iterator[LiveObject]:
+) -> Iterator[LiveRun]:
     """The live objects of one version."""
     entry, stripe = kept.entry, metadata_stripe(Kind.VERSION, kept.version_id, copies)
     if entry is None and not kept.problem and kept.file_id not in in_use:
@@ -97,32 +125,31 @@ def is_live(catalog: Catalog, live: LiveObject) -> bool:
 
 def _objects_of(
     catalog: Catalog, load_node: LoadNode, copies: int, entry: FileEntry, stored: StoredVersion
-) -> Iterator[LiveObject]:
-    record = stored.record
+) -> Iterator[LiveRun]:
+    def run(stripes: list[StripeKey]) -> LiveRun:
+        return LiveRun(stripes, entry.user_id, entry.filename, stored.record.file_id)
 
-    def live(stripe: StripeKey) -> LiveObject:
-        return LiveObject(stripe, entry.user_id, entry.filename, record.file_id)
-
-    yield live(metadata_stripe(Kind.VERSION, stored.version_id, copies))
+    yield run([metadata_stripe(Kind.VERSION, stored.version_id, copies)])
     manifest = Manifest(stored.root, load_node)
     for node_id in manifest.node_ids():
-        yield live(metadata_stripe(Kind.NODE, node_id, copies))
-    user_id, filename, file_id = entry.user_id, entry.filename, record.file_id
-    profile = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, not for each of millions
-    for chunk_id in _new_chunks(catalog, load_node, stored, manifest):
-        yield LiveObject(StripeKey(chunk_id + profile), user_id, filename, file_id)
+        yield run([metadata_stripe(Kind.NODE, node_id, copies)])
+    code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, not for each of millions
+    for chunk_ids in _new_chunks(catalog, load_node, stored, manifest):
+        yield run([StripeKey(chunk_id + code) for chunk_id in chunk_ids])
 
 
-def _new_chunks(catalog: Catalog, load_node: LoadNode, stored: StoredVersion, manifest: Manifest) -> Iterator[bytes]:
+def _new_chunks(
+    catalog: Catalog, load_node: LoadNode, stored: StoredVersion, manifest: Manifest
+) -> Iterator[list[bytes]]:
     parent = stored.record.parent
     raw = catalog.version(stored.record.file_id, parent) if parent is not None else None
     if parent is None or raw is None:
-        return manifest.chunk_ids()
+        return manifest.leaves()
     try:
         before = read_version(raw, parent).root
     except FormatError:
-        return manifest.chunk_ids()  # the parent is set aside when the walk comes to it
+        return manifest.leaves()  # the parent is set aside when the walk comes to it
     after = stored.root
     if (before.k, before.n, before.chunk_size) != (after.k, after.n, after.chunk_size):
-        return manifest.chunk_ids()
-    return (chunk_id for _, chunk_id in differing_chunks(Manifest(before, load_node), manifest))
+        return manifest.leaves()
+    return batched((chunk_id for _, chunk_id in differing_chunks(Manifest(before, load_node), manifest)), FAN_OUT)

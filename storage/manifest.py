@@ -244,6 +244,15 @@ class Manifest:
                 yield _there(leaf, index % FAN_OUT)
             start = upto
 
+    def leaves(self) -> Iterator[list[bytes]]:
+        """Ids of all chunks, a leaf's at a time."""
+        for start in range(0, self.root.chunk_count, FAN_OUT):
+            count = min(FAN_OUT, self.root.chunk_count - start)
+            leaf = self._leaf(start)[: count * ID_BYTES]
+            if len(leaf) != count * ID_BYTES:
+                raise FormatError("manifest node has too few children")
+            yield [leaf[at : at + ID_BYTES] for at in range(0, len(leaf), ID_BYTES)]
+
     def _leaf(self, index: int) -> bytes:
         children = self.root.children
         for level in range(self.root.height, 0, -1):

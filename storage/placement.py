@@ -20,6 +20,11 @@ def partition_of(object_id: bytes) -> int:
     return (object_id[0] << 2) | (object_id[1] >> 6)
 
 
+def start_of(partition: int) -> bytes:
+    """The least that an id of this partition, or of one after it, may be; ``PARTITIONS``: above all ids."""
+    return (partition << 6).to_bytes(2, "big") if partition < PARTITIONS else b"\xff" * 33
+
+
 def losses_survivable(holders: Iterable[int], k: int) -> int:
     """How many whole stores may be lost at once, whichever, with an object readable; -1: it is not readable now.
 

@@ -6,6 +6,7 @@ first is which shards are missing; where those that were found elsewhere are, on
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -14,7 +15,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from storage.errors import StorageError
 from storage.fleet import Fleet
-from storage.keys import BYTE, ShardKey, StripeKey
+from storage.keys import (
+    BYTE,
+    ID_BYTES,
+    STRIPE_KEY_BYTES,
+    PackedKeys,
+    ShardKey,
+    StripeKey,
+    packed_shard_keys,
+)
+from storage.placement import partition_of, start_of
 from storage.shards import Location
 
 _SLOT_BITS = 8
@@ -63,10 +73,21 @@ class _Answer(NamedTuple):
     answered: bool
 
 
+class _Together(NamedTuple):
+    """Stripes whose shards are in their place on the same stores, ``stores`` by slot."""
+
+    stores: tuple[int, ...]
+    stripes: list[StripeKey]
+
+
 class _Lacking(NamedTuple):
-    """The stripes with shards that are not in their place, by index, ascending; ``unsure`` as in Whereabouts."""
+    """The stripes with shards that are not in their place, by index, ascending.
+
+    ``placed``: the store on which each of their shards belongs. ``unsure``: as in Whereabouts.
+    """
 
     slots: dict[int, list[int]]
+    placed: dict[int, tuple[int, ...]]
     unsure: dict[int, list[int]]
 
 
@@ -111,46 +132,64 @@ class Surveyor:
         """
 
         def look() -> tuple[dict[int, list[int]], bool]:
-            slots, unsure = self._lacking(stripes, self.placed(stripes))
-            return slots, not unsure
+            found = self._lacking(stripes)
+            return found.slots, not found.unsure
 
         return self._steady(look)
 
-    def _lacking(self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]]) -> _Lacking:
-        together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, stores in enumerate(placed):
-            together[stores].append(index)
-        keys: defaultdict[int, list[bytes]] = defaultdict(list)
-        for targets, indexes in together.items():
-            alike = [stripes[index] for index in indexes]
-            for slot, store in enumerate(targets):
-                end = BYTE[slot]
-                keys[store] += [stripe + end for stripe in alike]
-        found: dict[int, list[int]] = {}
-        unsure: dict[int, list[int]] = {}
+    def _lacking(self, stripes: Sequence[StripeKey]) -> _Lacking:
+        together = list(self._together(stripes))
+        pieces: defaultdict[int, list[bytes]] = defaultdict(list)
+        for stores, alike in together:
+            for slot, store in enumerate(stores):
+                pieces[store].append(packed_shard_keys(alike, slot))
+        keys = {store: PackedKeys(b"".join(piece)) for store, piece in pieces.items()}
+        absent: defaultdict[StripeKey, list[int]] = defaultdict(list)
+        unsure: defaultdict[StripeKey, list[int]] = defaultdict(list)
         for store, positions, answered in self._missing(keys):
-            if positions:
-                codes = [
-                    index << _SLOT_BITS | slot
-                    for targets, indexes in together.items()
-                    for slot, target in enumerate(targets)
-                    if target == store
-                    for index in indexes
-                ]
-                for position in positions:
-                    index, slot = divmod(codes[position], 1 << _SLOT_BITS)
-                    found.setdefault(index, []).append(slot)
-                    if not answered:
-                        unsure.setdefault(index, []).append(slot)
-        return _Lacking({index: sorted(found[index]) for index in sorted(found)}, unsure)
+            for position in positions:
+                key = keys[store][position]
+                stripe, slot = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+                absent[stripe].append(slot)
+                if not answered:
+                    unsure[stripe].append(slot)
+        if not absent:
+            return _Lacking({}, {}, {})
+        placed = {stripe: stores for stores, alike in together for stripe in alike if stripe in absent}
+        indexes = [(index, stripe) for index, stripe in enumerate(stripes) if stripe in absent]
+        return _Lacking(
+            {index: sorted(absent[stripe]) for index, stripe in indexes},
+            {index: placed[stripe] for index, stripe in indexes},
+            {index: unsure[stripe] for index, stripe in indexes if stripe in unsure},
+        )
+
+    def _together(self, stripes: Sequence[StripeKey]) -> Iterator[_Together]:
+        """All of these stripes, each once, in the order of their ids as far as that may be: so they lie in stores."""
+        if self._fleet.places_differ():
+            by_stores: defaultdict[tuple[int, ...], dict[StripeKey, None]] = defaultdict(dict)
+            for stripe, stores in zip(stripes, self.placed(stripes), strict=True):
+                by_stores[stores][stripe] = None
+            for stores, alike in by_stores.items():
+                yield _Together(stores, sorted(alike))
+            return
+        by_code: defaultdict[bytes, list[StripeKey]] = defaultdict(list)
+        for stripe in dict.fromkeys(stripes):
+            by_code[stripe[ID_BYTES:]].append(stripe)
+        for coded_alike in by_code.values():
+            coded_alike.sort()
+            first = 0
+            while first < len(coded_alike):
+                stripe = coded_alike[first]
+                end = bisect_left(coded_alike, start_of(partition_of(stripe) + 1), first)
+                yield _Together(self._fleet.targets(stripe), coded_alike[first:end])
+                first = end
 
     def whereabouts(self, stripes: Sequence[StripeKey]) -> dict[int, Whereabouts]:
         """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
         return self._steady(lambda: self._whereabouts(stripes))
 
     def _whereabouts(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, Whereabouts], bool]:
-        placed = self.placed(stripes)
-        lacking, unsure = self._lacking(stripes, placed)
+        lacking, placed, unsure = self._lacking(stripes)
         holders = self._holders(stripes, placed, lacking)
         lengths = self._lengths(stripes, holders)
         found = {}
@@ -173,7 +212,7 @@ class Surveyor:
         return found
 
     def _holders(
-        self, stripes: Sequence[StripeKey], placed: Sequence[tuple[int, ...]], lacking: Mapping[int, list[int]]
+        self, stripes: Sequence[StripeKey], placed: Mapping[int, tuple[int, ...]], lacking: Mapping[int, list[int]]
     ) -> dict[int, list[int | None]]:
         """By index, who has the shard of each slot."""
         holders: dict[int, list[int | None]] = {}
@@ -221,7 +260,7 @@ class Surveyor:
                     found[index] = place.object_length, store
         return found
 
-    def _missing(self, keys: Mapping[int, list[Any]]) -> Iterator[_Answer]:
+    def _missing(self, keys: Mapping[int, Sequence[Any]]) -> Iterator[_Answer]:
         """Of each store, which of its keys it has not."""
 
         def ask(store: int) -> _Answer:

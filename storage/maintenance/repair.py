@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ from storage.catalog import Catalog
 from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
-from storage.live import LiveObject, is_live, live_objects
+from storage.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
 from storage.manifest import object_id
@@ -35,7 +36,7 @@ _READ_BACK_SHARDS = 2048
 _SYNC_EVERY_SHARDS = 32_768  # some 10 MB of what is known of them
 _IN_FLIGHT_MAX = 6
 _THREADS_REMOTE = 4  # they wait for workers most of the time
-_EXAMINED_TOGETHER = 8192  # so that stripes with the same holders come together; some megabytes of keys
+_EXAMINED_TOGETHER = 16_384  # so that stripes with the same holders come together; some megabytes of keys
 _SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
 
 Watch = Callable[[RepairState], None]
@@ -258,19 +259,50 @@ class _Tally:
         )
 
 
+class _Batch:
+    """Objects that are looked at together."""
+
+    def __init__(self) -> None:
+        self.stripes: list[StripeKey] = []
+        self._runs: list[LiveRun] = []
+        self._starts: list[int] = []
+
+    def add(self, run: LiveRun) -> None:
+        """Put in one after another."""
+        self._starts.append(len(self.stripes))
+        self._runs.append(run)
+        self.stripes += run.stripes
+
+    def object(self, index: int) -> LiveObject:
+        """The one whose stripe is at ``index``."""
+        at = bisect_right(self._starts, index) - 1
+        return self._runs[at].object(index - self._starts[at])
+
+
+def _batches(runs: Iterable[LiveRun]) -> Iterator[_Batch]:
+    batch = _Batch()
+    for run in runs:
+        batch.add(run)
+        if len(batch.stripes) >= _EXAMINED_TOGETHER:
+            yield batch
+            batch = _Batch()
+    if batch.stripes:
+        yield batch
+
+
 def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     """Objects with shards that are not in their place: of every so many, the most urgent first."""
     found: list[_Damaged] = []
-    objects = live_objects(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
-    ready = (live for live in objects if not _is_being_written(context, live.stripe))
-    for batch in batched(ready, _EXAMINED_TOGETHER):
+    runs = live_runs(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
+    ready = (run for run in runs if not _is_being_written(context, run.stripes[0]))
+    for batch in _batches(ready):
         attendance = context.stripes.volumes.attendance()
-        for index, where in context.stripes.surveyor.whereabouts([live.stripe for live in batch]).items():
-            damaged = _judged(context, batch[index], where, attendance)
+        for index, where in context.stripes.surveyor.whereabouts(batch.stripes).items():
+            damaged = _judged(context, batch.object(index), where, attendance)
             tally.find(damaged)
             if damaged.due:
                 found.append(damaged)
-        tally.examined += len(batch)
+        tally.examined += len(batch.stripes)
         tally.tell()
         if len(found) >= _SORTED_AT_ONCE:
             yield from sorted(found, key=lambda damaged: damaged.urgency)

@@ -493,6 +493,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
             found = table[key] = targets if found == targets else found
         return found
 
+    def places_differ(self) -> bool:
+        """See :meth:`Fleet.places_differ`."""
+        latest = self._latest
+        return latest is not None and bool(latest.keeping)
+
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
 

@@ -35,7 +35,7 @@ def key(number: int) -> ShardKey:
 
 
 def one_page(*numbers: int) -> bytes:
-    return join_keys(key(number) for number in numbers)
+    return join_keys([key(number) for number in numbers])
 
 
 # -- lists of keys ---------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Where the shards of many stripes are, asked together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from storage.fleet import Fleet
+from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key, stripe_key
+from storage.placement import FixedLayout
+from storage.shards import Location
+from storage.survey import Surveyor
+
+_STORES = 7
+
+
+class Store:
+    """Knows some keys."""
+
+    def __init__(self) -> None:
+        self.held: set[ShardKey] = set()
+        self.asked: list[ShardKey] = []
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        self.asked += keys
+        return [at for at, key in enumerate(keys) if key not in self.held]
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        return [Location(0, 0, 10, 40) if key in self.held else None for key in keys]
+
+
+class Stores:
+    """Stores by a fixed layout, as a fleet; with ``keeping``, what belongs on the first is on the last."""
+
+    def __init__(self, *, keeping: bool) -> None:
+        self._layout = FixedLayout(_STORES - 1)
+        self.stores = [Store() for _ in range(_STORES)]
+        self.keeping = keeping
+
+    def volume(self, slot: int) -> Store:
+        return self.stores[slot]
+
+    def trusts(self, slot: int) -> bool:
+        return 0 <= slot < _STORES
+
+    def attendance(self) -> tuple[int, ...]:
+        return ()
+
+    def targets(self, stripe: StripeKey) -> tuple[int, ...]:
+        return self._layout.volumes(stripe, stripe[34] + 1)
+
+    def places(self, stripe: StripeKey) -> tuple[int, ...]:
+        targets = self.targets(stripe)
+        return tuple(_STORES - 1 if target == 0 else target for target in targets) if self.keeping else targets
+
+    def places_differ(self) -> bool:
+        return self.keeping
+
+    def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        return tuple(range(_STORES))
+
+
+def surveyor(fleet: Stores) -> Surveyor:
+    return Surveyor(cast(Fleet[Any], fleet), None)
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_what_is_missing_of_many_stripes_coded_in_several_ways(keeping: bool) -> None:
+    rng = Random(5)
+    fleet = Stores(keeping=keeping)
+    codes = [(Kind.CHUNK, 4, 6), (Kind.NODE, 1, 5), (Kind.CHUNK, 2, 3)]
+    stripes = [stripe_key(kind, rng.randbytes(32), k, n) for kind, k, n in rng.choices(codes, k=3000)]
+    stripes += stripes[:50]  # some are met twice
+    gone: dict[StripeKey, set[int]] = {}
+    for stripe in dict.fromkeys(stripes):
+        places = fleet.places(stripe)
+        for slot, store in enumerate(places):
+            if rng.random() < 0.1:
+                gone.setdefault(stripe, set()).add(slot)
+            else:
+                fleet.stores[store].held.add(shard_key(stripe, slot))
+    found = surveyor(fleet).lacking(stripes)
+    assert list(found) == [index for index, stripe in enumerate(stripes) if stripe in gone]
+    assert all(found[index] == sorted(gone[stripes[index]]) for index in found)
+
+
+def test_each_shard_is_asked_for_once_and_in_the_order_of_ids() -> None:
+    rng = Random(6)
+    fleet = Stores(keeping=False)
+    stripes = [stripe_key(Kind.CHUNK, rng.randbytes(32), 4, 6) for _ in range(500)]
+    surveyor(fleet).lacking([*stripes, *stripes])
+    asked = [store.asked for store in fleet.stores]
+    expected = {shard_key(stripe, slot) for stripe in stripes for slot in range(6)}
+    assert sum(map(len, asked)) == len(expected)
+    assert {key for keys in asked for key in keys} == expected
+    for keys in asked:
+        partitions = [key[:1] for key in keys]
+        assert partitions == sorted(partitions)
+
+
+def test_a_shard_found_elsewhere_has_a_holder() -> None:
+    fleet = Stores(keeping=False)
+    whole, moved = (stripe_key(Kind.CHUNK, bytes([first]) * 32, 4, 6) for first in (9, 200))
+    for stripe in (whole, moved):
+        for slot, store in enumerate(fleet.targets(stripe)):
+            place = _STORES - 1 if stripe == moved and slot == 2 else store
+            fleet.stores[place].held.add(shard_key(stripe, slot))
+    found = surveyor(fleet).whereabouts([whole, moved])
+    assert list(found) == [1]
+    assert found[1].absent == [2]
+    assert found[1].missing == 0
+    assert found[1].holders[2] == _STORES - 1
+    assert found[1].length == 40
+    assert len(moved) == STRIPE_KEY_BYTES
