@@ -11,8 +11,11 @@ import logging
 import os
 import resource
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from operator import lt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -229,6 +232,29 @@ class Environment:
                 break
             found.append((key, value))
         return found
+
+    def key_pages(
+        self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
+    ) -> Iterator[list[bytes]]:
+        """Like :meth:`pages`, of keys alone."""
+        while True:
+            page = self.read(lambda txn, at=start: self._key_page(txn, database, at, stop, size))  # type: ignore[misc]
+            if page:
+                yield page
+            if len(page) < size:
+                return
+            start = page[-1] + b"\0"
+
+    def _key_page(self, txn: Transaction, database: str, start: bytes, stop: bytes | None, size: int) -> list[bytes]:
+        if database not in self.databases:
+            return []
+        cursor = txn.cursor(self.databases[database])
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return []
+        found = list(islice(cursor.iternext(values=False), size))
+        if not all(map(lt, found, islice(found, 1, None))):
+            raise lmdb.CorruptedError("keys out of order")
+        return found if stop is None else found[: bisect_left(found, stop)]
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in a write transaction and commit it durably; run again with a larger map if it was full.

@@ -12,7 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -344,24 +344,24 @@ class ShardIndex:
         pending = {**self._flushing, **self._pending}
         added = sorted(key for key, value in pending.items() if value is not None and within(key))
         aside = sorted(key for key in list(self._aside) if within(key))
+        all_stored = chain.from_iterable(self._stored_keys(start, stop))
         if not pending and not aside:
-            return self._stored_keys(start, stop)
-        stored = (key for key in self._stored_keys(start, stop) if pending.get(key, b"") is not None)
+            return all_stored
+        stored = (key for key in all_stored if pending.get(key, b"") is not None)
         return (ShardKey(key) for key, _ in groupby(heapq.merge(stored, added, aside)))
 
-    def _stored_keys(self, start: bytes, stop: bytes | None) -> Iterator[ShardKey]:
+    def _stored_keys(self, start: bytes, stop: bytes | None) -> Iterator[list[ShardKey]]:
         if self._environment is None:
             return
-        pages = self._environment.pages("shards", start, stop)
+        pages = self._environment.key_pages("shards", start, stop)
         while True:
             with self._checked():
                 page = next(pages, None)
-                if page is not None and any(len(key) != SHARD_KEY_BYTES for key, _ in page):
+                if page is not None and set(map(len, page)) != {SHARD_KEY_BYTES}:
                     raise FormatError("a key has the wrong length")
             if page is None:
                 return
-            for key, _ in page:
-                yield ShardKey(key)
+            yield [ShardKey(key) for key in page]
 
     def live_bytes(self) -> Counter[int]:
         """Bytes of the payloads and headers that entries point to, by segment; too many where entries are moving.

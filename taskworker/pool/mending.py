@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from storage import FileStorage
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.keys import ID_BYTES, SHARD_KEY_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, packed_keys
 from storage.maintenance.collect import LIVE_RATIO_MAX
-from storage.placement import partition_of
+from storage.placement import partition_of, start_of
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
@@ -289,6 +289,11 @@ class Mender:
             self.tranquility.rest(self._runtime.monotonic_s() - began_s)
 
 
+_Place = tuple[int, ...]
+"""All of a shard key that says where it belongs: its partition, as first bytes of an id, and what follows the id."""
+_OF_PARTITION = bytes(start_of(partition_of(bytes((0, second))))[1] for second in range(256))
+
+
 class _Places:
     """Which of a store's shards belong on another one. Remembered by partition and slot: there are millions."""
 
@@ -296,30 +301,39 @@ class _Places:
         self._fleet = fleet
         self._slot = slot
         self._attendance: tuple[int, ...] = ()
-        self._proper: dict[tuple[int, int, int], int] = {}
+        self._proper: dict[_Place, int] = {}
 
     def misplaced(self, keys: Sequence[ShardKey]) -> dict[int, list[ShardKey]]:
         """Those that neither belong here nor are to be put here now, by the store that should hold them."""
         attendance = self._fleet.attendance()
         if self._attendance != attendance:
             self._attendance, self._proper = attendance, {}
-        proper, own = self._proper, self._slot
+        places = _places_of(keys)
+        different = set(places)
+        unknown = different - self._proper.keys()
+        if unknown:
+            example = dict(zip(places, keys, strict=True))
+            self._proper.update((place, self._holder(example[place])) for place in unknown)
         found: dict[int, list[ShardKey]] = {}
-        for key in keys:
-            if key[ID_BYTES] == Kind.MARK:
-                continue  # each store's own
-            place = partition_of(key), key[STRIPE_KEY_BYTES - 1], key[STRIPE_KEY_BYTES]
-            holder = proper.get(place)
-            if holder is None:
-                holder = proper[place] = self._holder(key)
-            if holder != own:
-                found.setdefault(holder, []).append(key)
+        stray = {place: holder for place in different if (holder := self._proper[place]) != self._slot}
+        if stray:
+            for place, key in zip(places, keys, strict=True):
+                if place in stray:
+                    found.setdefault(stray[place], []).append(key)
         return found
 
     def _holder(self, key: ShardKey) -> int:
         """The store that should have a shard; this one, if it is to be put here now."""
+        if key[ID_BYTES] == Kind.MARK:
+            return self._slot  # each store's own
         stripe, index = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
         return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
+
+
+def _places_of(keys: Sequence[ShardKey]) -> list[_Place]:
+    packed = packed_keys(keys)
+    first, second, *ends = (packed[at::SHARD_KEY_BYTES] for at in (0, 1, *range(ID_BYTES, SHARD_KEY_BYTES)))
+    return list(zip(first, second.translate(_OF_PARTITION), *ends, strict=True))
 
 
 class _Pass:

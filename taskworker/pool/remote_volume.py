@@ -11,7 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from typing import Any, TypeVar
 
 import grpc
@@ -575,7 +576,7 @@ def _is_listing(page: Sequence[ShardKey], before: bytes, start: bytes, stop: byt
         and page[0] > before
         and page[0] >= start
         and (stop is None or page[-1] < stop)
-        and all(earlier < later for earlier, later in pairwise(page))
+        and all(map(lt, page, islice(page, 1, None)))
     )
 
 
