@@ -138,7 +138,7 @@ class Cluster:
         options: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._tranquility = tranquility
         self._pool_module = pool_module
         self._options = options
@@ -152,7 +152,7 @@ class Cluster:
 
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
-        arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self._grace_s)]
+        arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self.grace_s)]
         arguments += ["--tranquility", str(self._tranquility), *self._options]
         return Process(arguments, self.directory / "pool.log", self._pool_module)
 
