@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
 import msgspec
@@ -22,6 +22,7 @@ from storage.placement import PARTITIONS, partition_of
 MEMBERS_MAX = 1024
 _SLOT_BYTES = 2
 _SCORES_KEPT = 1 << 15  # logarithms: of a pool of 32 members
+_ANSWERS_KEPT = 64
 _ROUNDING = 1e-6
 _SURPLUS_MAX = 1.5  # slots of the table that a member may be given beyond its quota, but for what no other may take
 
@@ -103,6 +104,7 @@ class Layout:
         self.rows = list(rows)
         self._placed: dict[int, dict[int, tuple[int, ...]]] = {}
         self._orders: dict[int, tuple[int, ...]] = {}
+        self._different: dict[int, frozenset[tuple[int, ...]]] = {}
 
     @classmethod
     def first(cls, members: Iterable[Member], width: int) -> Layout:
@@ -129,6 +131,14 @@ class Layout:
         found = placed.get(partition)
         if found is None:
             found = placed[partition] = self._spread(partition, n)
+        return found
+
+    def different_rows(self, n: int) -> frozenset[tuple[int, ...]]:
+        """All rows for stripes of n shards, each once."""
+        found = self._different.get(n)
+        if found is None:
+            rows = frozenset(self.row(partition, n) for partition in range(len(self.rows)))
+            found = self._different[n] = rows
         return found
 
     def _spread(self, partition: int, n: int) -> tuple[int, ...]:
@@ -168,8 +178,13 @@ class Layout:
 
     def shares(self) -> dict[int, float]:
         """Share (0…1) of the shards that each member holds."""
+        return {slot: count / (PARTITIONS * self.width) for slot, count in self._held.items()}
+
+    @cached_property
+    def _held(self) -> dict[int, int]:
+        """How many slots of all rows each member has."""
         counts = Counter(slot for row in self.rows for slot in row)
-        return {member.slot: counts[member.slot] / (PARTITIONS * self.width) for member in self.members}
+        return {member.slot: counts[member.slot] for member in self.members}
 
     def losses_survivable(
         self, k: int, domain: Callable[[Member], str], absent: Iterable[int] = (), n: int | None = None
@@ -182,9 +197,8 @@ class Layout:
             domain: what fails together, such as ``lambda member: member.worker``.
             absent: member slots that are gone already. -1 is answered if that is too much by itself.
         """
-        n = self.width if n is None else n
-        rows = {self.row(partition, n) for partition in range(len(self.rows))}
-        return rows_survive(rows, k, {member.slot: domain(member) for member in self.members}, set(absent))
+        rows = self.different_rows(self.width if n is None else n)
+        return rows_survive(rows, k, {member.slot: domain(member) for member in self.members}, absent)
 
     def moves_to(self, later: Layout) -> Moves:
         """What has to move from here to a later layout."""
@@ -227,8 +241,10 @@ class Layout:
         return cls(record.version, width, record.members, rows)
 
 
-def rows_survive(rows: Iterable[tuple[int, ...]], k: int, of: Mapping[int, str], gone: Container[int]) -> int:
+def rows_survive(rows: frozenset[tuple[int, ...]], k: int, of: Mapping[int, str], gone: Iterable[int]) -> int:
     """How many whole domains may be lost at once, whichever, with k shards of each of these rows left; -1: none may.
+
+    What was answered lately is remembered: whoever looks at a pool asks the same again and again.
 
     Args:
         rows: the member slot of each shard.
@@ -236,6 +252,14 @@ def rows_survive(rows: Iterable[tuple[int, ...]], k: int, of: Mapping[int, str],
         of: the domain of each member.
         gone: members whose shards are gone already.
     """
+    return _rows_survive(rows, k, tuple(sorted(of.items())), frozenset(gone))
+
+
+@lru_cache(_ANSWERS_KEPT)
+def _rows_survive(
+    rows: frozenset[tuple[int, ...]], k: int, domains: tuple[tuple[int, str], ...], gone: frozenset[int]
+) -> int:
+    of = dict(domains)
     least = len({*of.values()})
     for row in rows:
         there = [of[slot] for slot in row if slot not in gone]
