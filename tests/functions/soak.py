@@ -20,8 +20,8 @@ from tests.functions.soaked import COMPILED, FUNCTIONS, MODULE, VERSIONED
 SETTLE_S = 2.0
 PROCESSES_WARM = 2
 """Of a function at rest: its init and its zygote."""
-PROCESSES_BESIDE = 2
-"""Of a worker: bubblewrap and the base."""
+PROCESSES_BESIDE = 3
+"""Of a worker: bubblewrap, the base, and the lean one."""
 
 
 @dataclass(slots=True)
