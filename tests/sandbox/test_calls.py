@@ -485,6 +485,20 @@ def test_what_the_program_raises_is_told(host: SandboxHost, runs: FunctionImage)
 
 
 @pytest.mark.parametrize(
+    "left",
+    [
+        "setattr(sys, 'stdout', None)",
+        "setattr(sys, 'stderr', 5)",
+        "setattr(sys, 'stdout', type('Ends', (), {'flush': lambda self: sys.exit(3)})())",
+        "(sys.stdout.detach(), sys.stderr.close())",
+    ],
+)
+def test_a_function_that_leaves_no_streams_has_a_result(host: SandboxHost, bundles: Path, left: str) -> None:
+    image = program(bundles, f"import sys\n{ECHO}\n\ndef run(request, channel):\n    {left}\n    return request\n")
+    assert begin(host, image, b"given").result() == b"given"
+
+
+@pytest.mark.parametrize(
     ("source", "text"),
     [
         ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),

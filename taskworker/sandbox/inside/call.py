@@ -11,6 +11,7 @@ from types import ModuleType
 from taskworker.sandbox.frames import FRAME_BYTES_MAX, Cause, Kind, encode
 from taskworker.sandbox.inside import kernel
 from taskworker.sandbox.inside.channel import CallFailure, Channel, ChannelClosed
+from taskworker.sandbox.inside.failures import text_of
 from taskworker.sandbox.inside.init import SCRATCH
 
 CHANNEL = 3
@@ -105,10 +106,10 @@ def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: in
         channel.fail(failure.cause, failure.type_name, failure.text)
     except MemoryError as error:
         _end()
-        channel.fail(Cause.MEMORY, type(error).__name__, str(error))
+        channel.fail(Cause.MEMORY, type(error).__name__, text_of(error))
     except BaseException as error:
         _end()
-        channel.fail(Cause.RAISED, type(error).__name__, str(error))
+        channel.fail(Cause.RAISED, type(error).__name__, text_of(error))
     else:
         _end()
         channel.finish(result, result_bytes)
@@ -121,5 +122,5 @@ def _end() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # closed by the function, or nobody reads it
+        except BaseException:  # closed by the function, or no stream at all: its result is no worse for that
             continue

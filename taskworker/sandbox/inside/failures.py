@@ -12,23 +12,33 @@ _TEXT_MAX = 4_000
 _FRAMES_MAX = 20
 _FRAME_CHARS_MAX = 400
 _LIMITS: Mapping[int | None, str] = {errno.EFBIG: "disk", errno.ENOSPC: "disk", errno.EMFILE: "files"}
+_NAME_OF = type.__dict__["__qualname__"].__get__
+"""Of a class, whatever its metaclass says."""
 
 
 def type_name(error: BaseException) -> str:
     """The exception's class, with its module unless it is built in."""
     cls = type(error)
-    plain = cls.__module__ in ("builtins", "__main__") or cls.__module__.startswith("taskworker.")
-    return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
+    name: str = _NAME_OF(cls)
+    said: object = cls.__module__  # a class may say anything
+    module = _of_class_str(said) if isinstance(said, str) else "builtins"
+    plain = module in ("builtins", "__main__") or module.startswith("taskworker.")
+    return name if plain else f"{module}.{name}"
 
 
 def text_of(error: BaseException) -> str:
     """What the exception says, bounded; an exception that cannot even say it is told as such."""
     try:
-        text = str(error) + _limit_met(error)
-    except Exception as failure:
-        text = f"(its text cannot be had: {type(failure).__name__})"
-    text = text.encode("utf-8", "replace").decode()
+        text = _of_class_str(str(error)) + _limit_met(error)
+    except BaseException as failure:  # whatever the user's own __str__ raises, to end the process too
+        text = f"(its text cannot be had: {_NAME_OF(type(failure))})"
     return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
+
+
+def _of_class_str(text: str) -> str:
+    """The beginning of a text, without surrogates; if it is of a class of the user's, its methods are not called."""
+    beginning = str.__getitem__(text, slice(_TEXT_MAX + 1))
+    return beginning.encode("utf-8", "replace").decode()
 
 
 def _limit_met(error: BaseException) -> str:
@@ -38,13 +48,17 @@ def _limit_met(error: BaseException) -> str:
 
 def frames_of(trace: TracebackType | None) -> list[str]:
     """The user's own frames that an exception went through, outermost first: ``file:line in function: source``."""
-    frames = []
-    for frame in traceback.extract_tb(trace):
-        if frame.filename.startswith(CODE):
-            source = f": {frame.line}" if frame.line else ""
-            text = f"{frame.filename.removeprefix(CODE)}:{frame.lineno} in {frame.name}{source}"
-            frames.append(text if len(text) <= _FRAME_CHARS_MAX else f"{text[:_FRAME_CHARS_MAX]}...")
+    try:
+        frames = [_told(frame) for frame in traceback.extract_tb(trace) if frame.filename.startswith(CODE)]
+    except BaseException as failure:  # modules of the user's say themselves where their source is
+        return [f"(its frames cannot be had: {_NAME_OF(type(failure))})"]
     if len(frames) > _FRAMES_MAX:
         half = _FRAMES_MAX // 2
         frames = [*frames[:half], f"... {len(frames) - 2 * half} more ...", *frames[-half:]]
     return frames
+
+
+def _told(frame: traceback.FrameSummary) -> str:
+    source = f": {frame.line}" if frame.line else ""
+    text = f"{frame.filename.removeprefix(CODE)}:{frame.lineno} in {frame.name}{source}"
+    return text if len(text) <= _FRAME_CHARS_MAX else f"{text[:_FRAME_CHARS_MAX]}..."
