@@ -31,6 +31,10 @@ _BACKOFF_S = 0.2
 _CLOSE_S_MAX = 5.0
 
 
+_ENDLESS_S = 100 * 365 * 86400
+"""As good as no limit: gRPC counts nanoseconds since 1970 in 63 bits, and what is beyond them has passed at once."""
+
+
 class Deadline:
     """A point in time by which a whole operation, all its calls and retries, must be done."""
 
@@ -38,7 +42,7 @@ class Deadline:
 
     def __init__(self, limit_s: float | None) -> None:
         self._limit_s = limit_s
-        self._at = None if limit_s is None else time.monotonic() + limit_s
+        self._at = None if limit_s is None or limit_s >= _ENDLESS_S else time.monotonic() + limit_s
 
     def remaining_s(self) -> float | None:
         """Seconds left, None without a limit.

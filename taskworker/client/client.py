@@ -45,7 +45,7 @@ from taskworker.client.differences import (
 from taskworker.client.fetching import Fetch, RemoteFile, Wanted, replacing, write_to
 from taskworker.client.pushing import PushOptions, push
 from taskworker.client.sources import Pushable
-from taskworker.errors import MessageTooLarge, ServerFault
+from taskworker.errors import FunctionFailed, MessageTooLarge, ServerFault
 from taskworker.wire import convert
 from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, UNARY_BYTES_MAX
 
@@ -611,7 +611,7 @@ class Client:
             others of ``taskworker.errors``; InvalidArgument: an argument does not fit its parameter.
         """
         texts, named = texts_of(args, kwargs)
-        return json.loads(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
+        return _value_of(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
 
     @_arguments_checked
     def call_texts(
@@ -921,7 +921,22 @@ EventT = TypeVar("EventT", bound=_Event)
 def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
     with contextlib.closing(items):
         for item in items:
-            yield json.loads(item)
+            yield _value_of(item)
+
+
+def _value_of(result: str) -> Any:
+    """What a function gave, from JSON.
+
+    Raises:
+        FunctionFailed: Python cannot read it; the text says why.
+    """
+    try:
+        return json.loads(result)
+    except RecursionError:
+        fault = "it is nested too deeply"
+    except ValueError:  # the pool has seen that it is JSON
+        fault = "it holds a number of too many digits; let the function return it as a text"
+    raise FunctionFailed(f"the result cannot be read by Python: {fault}")
 
 
 def _logs_of(

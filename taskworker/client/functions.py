@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from taskworker import functions_pb2
+from taskworker.client.channel import Deadline
 from taskworker.client.operators import OperatorClient
 from taskworker.functions_pb2_grpc import FunctionServiceStub
 from taskworker.wire.deployed import CANDIDATE_OWNER
@@ -149,7 +150,7 @@ class FunctionClient(OperatorClient):
             request.bundle = bundle
         else:
             request.file_id, request.version_id = self._pushed(bundle, timeout_s)
-        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=timeout_s)))
+        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=Deadline(timeout_s).remaining_s())))
 
     def _pushed(self, bundle: bytes, timeout_s: float | None) -> tuple[str, str]:
         """A bundle too large for a message, as a file: chunks that the pool has are not sent."""
@@ -172,7 +173,7 @@ class FunctionClient(OperatorClient):
     def functions(self, *, timeout_s: float | None = _TIMEOUT_S) -> list[FunctionStatus]:
         """All functions, by name."""
         request = functions_pb2.ListFunctionsRequest()
-        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=timeout_s))
+        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=Deadline(timeout_s).remaining_s()))
         return [_function_status(one) for one in answer.functions]
 
     def hosts(self) -> list[FunctionHost]:

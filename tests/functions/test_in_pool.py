@@ -902,5 +902,34 @@ def test_a_result_is_given_again_while_it_may(pool: FunctionPool) -> None:
     assert pool.status("cached").cached == 3
 
 
+UNREADABLE = """
+import sys
+
+from taskworker.inside import WorkerError, worker
+
+
+def digits(nested):
+    if nested:
+        try:
+            return worker.call("digits", False)
+        except WorkerError as error:
+            return [error.kind, str(error)]
+    sys.set_int_max_str_digits(0)
+    return 10**5000
+"""
+
+
+def test_a_result_that_python_cannot_read_is_told_as_such(pool: FunctionPool, tmp_path: Path) -> None:
+    (tmp_path / "unreadable.py").write_text(UNREADABLE)
+    pool.deploy("digits", "unreadable:digits", tmp_path)
+    with pytest.raises(FunctionFailed, match="too many digits"):
+        pool.client.call("digits", [False], user_id=USER)
+    with pytest.raises(FunctionFailed, match="too many digits"):
+        list(pool.client.stream("digits", [False], user_id=USER))
+    kind, text = pool.client.call("digits", [True], user_id=USER)
+    assert kind == "FunctionFailed"
+    assert "too many digits" in text
+
+
 def test_the_answer_is_json(pool: FunctionPool) -> None:
     assert json.loads(pool.client.call_texts("calculate", ["1", "2"], {}, user_id=USER)) == 3

@@ -177,6 +177,11 @@ def test_arguments_no_message_can_hold(call: Callable[[Client], object], client:
         call(client)
 
 
+@pytest.mark.parametrize("timeout_s", [1e10, 1e12, 1e300])
+def test_a_time_limit_beyond_all_clocks_is_none(timeout_s: float, client: Client) -> None:
+    assert client.find("absent", user_id=USER, timeout_s=timeout_s) is None
+
+
 def test_progress_of_push_get_and_download(client: Client) -> None:
     data = CONTENT * 3
     for action in ("push", "get", "download"):

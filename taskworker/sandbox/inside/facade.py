@@ -139,6 +139,17 @@ class _Config(dict[str, str]):
         )
 
 
+def _value_of(result: bytes) -> Any:
+    """What another function gave, from JSON."""
+    try:
+        return json.loads(result)
+    except RecursionError:
+        fault = "it is nested too deeply"
+    except ValueError:  # the pool has seen that it is JSON
+        fault = "it holds a number of too many digits; let the function return it as a text"
+    raise WorkerError("FunctionFailed", f"the result cannot be read by Python: {fault}")
+
+
 class Storage:
     """The files of the user on whose behalf the function runs."""
 
@@ -326,7 +337,7 @@ class FunctionWorker:
             ValueError: an argument has no JSON form.
         """
         _, result = self._connection.ask("call", _packed(args, kwargs), name=function_name, args=len(args))
-        return json.loads(result)
+        return _value_of(result)
 
     async def acall(self, function_name: str, *args: object, **kwargs: object) -> Any:
         """As :meth:`call`, for ``async def`` functions: what is gathered runs at the same time, up to 16 calls.
@@ -342,7 +353,7 @@ class FunctionWorker:
         packed = _packed(args, kwargs)
         async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(ASKS_MAX)):
             _, result = await self._connection.aask("call", packed, name=function_name, args=len(args))
-        return json.loads(result)
+        return _value_of(result)
 
     def result_file(self, path: str | Path, filename: str | None = None) -> StoredFile:
         """Store a file of the scratch directory for the caller; to be returned in place of its bytes.
