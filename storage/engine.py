@@ -763,25 +763,34 @@ class FileStorage:
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Make the catalog again from the volumes alone, when it is gone, or take in what only they know.
 
+        Where volumes are out of reach that may hold more, the report names what is ``undecided``. The store stays
+        :attr:`behind` then, so that nothing is written or freed, until another rebuild has examined all of them.
+
         Raises:
             InvalidArgument: the catalog is there, and not behind. To make it again anyway, close the store and
                 move its ``catalog`` directory away.
-            InsufficientWorkers: volumes came or went meanwhile; run it again.
+            InsufficientWorkers: what the store has signed cannot be told; run it again when more volumes are there.
         """
         self._check_usable()
+        self._volumes.check_present(at_once=True)
         if not self.needs_rebuild and not self.behind:
             raise InvalidArgument(
                 f"the catalog of {self.path} is there, and knows all that the volumes know; to make it again from "
                 "them, close the store and move its 'catalog' directory away first"
             )
         self._lineage.recover()
-        owners = {slot: self._volumes.owner(slot) for slot, _ in self._volumes.online()}
+        # Also of stores that are away: were they not counted, the few that are there could agree on anything.
+        owners = {slot: self._volumes.owner(slot) for slot in self._volumes.slots}
         voice_of = voices(owners, self.profile.n - self.profile.k + 1)
         quorum = agreement_quorum(self.profile, len({*voice_of.values()})) if self._volumes.remote else 1
         belief = Belief(self._authority, quorum, self._maintenance.scratch, voice_of)
-        report = rebuild(self._catalog, self._stripes, self._settings.n, belief, progress)
+        liars_max = self.profile.n - self.profile.k if self._volumes.remote else 0
+        report = rebuild(self._catalog, self._stripes, self._settings.n, belief, liars_max, progress)
+        if report.undecided:
+            self._lineage.left_unfinished(report.undecided)  # before the settings: without them, it must be run anyway
         self._catalog.save_settings(self._settings)
-        self._lineage.rebuilt()
+        if not report.undecided:
+            self._lineage.rebuilt()
         self.needs_rebuild = False
         self.save_incomplete()
         self.on_rebuilt()
@@ -791,6 +800,11 @@ class FileStorage:
     def behind(self) -> bool:
         """See the class."""
         return self._lineage.behind
+
+    @property
+    def unfinished(self) -> str:
+        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        return self._lineage.unfinished
 
     def counts(self) -> Counters:
         """Numbers of files and versions and their bytes, without asking the volumes."""
@@ -841,6 +855,7 @@ class FileStorage:
             recent_damage=list(self._volumes.recent_damage),
             needs_rebuild=self.needs_rebuild,
             behind=self.behind,
+            unfinished=self.unfinished,
         )
 
     def trouble(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -53,9 +53,11 @@ log = logging.getLogger(__name__)
 _SECRET = "store-secret"
 _MARKS = "volume-marks"
 _BEHIND = "catalog-behind"
+_UNFINISHED = "rebuild-unfinished"
 # Ids of marks begin with zeros, so that they are found without a look at everything; no hash begins so.
 _MARK_PREFIX = bytes(ID_BYTES - NONCE_BYTES)
 _MARK_IDS = (_MARK_PREFIX, bytes(ID_BYTES - NONCE_BYTES - 1) + b"\1")
+_UNDECIDED_NAMED = 10
 _MARKS_READ_MAX = 64  # a volume has one, and one more for a moment while it gets another
 
 
@@ -105,6 +107,7 @@ class Lineage:
         self._planting: set[ShardKey] = set()  # marks that are being put on volumes now
         self._damage = ""  # why the catalog cannot be counted on to be current
         self._behind = self._read_behind()
+        self._unexamined = (catalog.document(_UNFINISHED) or b"").decode(errors="replace")
         self._use_secret()
         self._known = _read_known(catalog)
 
@@ -132,12 +135,25 @@ class Lineage:
         """Whether the volumes have commits that the catalog knows nothing of."""
         return bool(self._behind or self._damage)
 
+    @property
+    def unfinished(self) -> str:
+        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        if not self._unexamined:
+            return ""
+        if self._volumes.remote:
+            back = "start the workers that are away again, or give those up that are gone for good (forget)"
+        else:
+            back = "bring the volumes that are away back, or give those up that are gone for good (repair)"
+        return f"the latest rebuild is not finished ({self._unexamined}): {back}, then run rebuild again"
+
     def check_current(self) -> None:
         """Refuse what would lose commits that only the volumes know.
 
         Raises:
             CatalogBehind: there are some.
         """
+        if self._unexamined:
+            raise CatalogBehind(f"{self.unfinished}. Until then files can be read, but nothing is written or freed")
         if self._damage:
             raise CatalogBehind(
                 f"{self._damage}: run rebuild, which learns it from the volumes. Until then files can be read, but "
@@ -405,13 +421,22 @@ class Lineage:
                     log.warning("a mark on volume %s is passed over: %s", self._volumes.name(slot), error)
         return found
 
+    def left_unfinished(self, undecided: Sequence[str]) -> None:
+        """A rebuild could not examine everything: volumes may have commits that the catalog knows nothing of."""
+        more = len(undecided) - _UNDECIDED_NAMED
+        text = "; ".join(undecided[:_UNDECIDED_NAMED]) + (f"; {more:,} more" if more > 0 else "")
+        with self._lock:
+            self._behind = max(self._behind, self._catalog.counters().sequence, 1)
+            self._unexamined = text
+        self._catalog.save_documents({_BEHIND: b"%d" % self._behind, _UNFINISHED: text.encode()})
+
     def rebuilt(self) -> None:
         """The catalog was made again from the volumes: it knows all they know."""
         with self._lock:
-            self._behind, self._damage = 0, ""
+            self._behind, self._damage, self._unexamined = 0, "", ""
             self._claims.clear()
             self._known = {}
-        self._catalog.save_document(_BEHIND, b"")
+        self._catalog.save_documents({_BEHIND: b"", _UNFINISHED: b""})
         self.plant([slot for slot, _ in self._volumes.online()], anew=True)
 
     # -- the end ---------------------------------------------------------------------------------

@@ -148,11 +148,16 @@ class CollectReport:
 
 @dataclass(frozen=True, slots=True)
 class RebuildReport:
-    """Outcome of a rebuild. ``skipped`` says in words what was found but could not be taken over."""
+    """Outcome of a rebuild.
+
+    ``skipped`` says in words what was found but could not be taken over. ``undecided`` says which stores could not be
+    examined, and what cannot be decided without them: while there is any, the rebuild is not finished.
+    """
 
     files: int
     versions: int
     skipped: list[str]
+    undecided: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +185,7 @@ class StoreStats:
 
     ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected. ``behind``
     says that the catalog is older than the volumes, and waits for a rebuild; no loss is known to be survivable then.
+    ``unfinished`` says what the latest rebuild could not examine, and what to do; empty if it was finished.
     """
 
     store_id: str
@@ -194,3 +200,4 @@ class StoreStats:
     recent_damage: list[Damage]
     needs_rebuild: bool
     behind: bool = False
+    unfinished: str = ""

@@ -1028,6 +1028,7 @@ class StoreStats(_message.Message):
     RECENT_DAMAGE_FIELD_NUMBER: _builtins.int
     NEEDS_REBUILD_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
+    UNFINISHED_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     files: _builtins.int
     versions: _builtins.int
@@ -1038,6 +1039,8 @@ class StoreStats(_message.Message):
     needs_rebuild: _builtins.bool
     behind: _builtins.bool
     """the catalog is older than the volumes, and waits for a rebuild"""
+    unfinished: _builtins.str
+    """what the latest rebuild could not examine, and what to do; empty if it was finished"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile: ...
     @_builtins.property
@@ -1059,10 +1062,11 @@ class StoreStats(_message.Message):
         recent_damage: _abc.Iterable[Global___Damage] | None = ...,
         needs_rebuild: _builtins.bool = ...,
         behind: _builtins.bool = ...,
+        unfinished: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "behind", b"behind", "files", b"files", "logical_bytes", b"logical_bytes", "losses_survivable", b"losses_survivable", "needs_rebuild", b"needs_rebuild", "profile", b"profile", "recent_damage", b"recent_damage", "store_id", b"store_id", "stored_bytes", b"stored_bytes", "versions", b"versions", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "behind", b"behind", "files", b"files", "logical_bytes", b"logical_bytes", "losses_survivable", b"losses_survivable", "needs_rebuild", b"needs_rebuild", "profile", b"profile", "recent_damage", b"recent_damage", "store_id", b"store_id", "stored_bytes", b"stored_bytes", "unfinished", b"unfinished", "versions", b"versions", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1394,20 +1398,26 @@ class RebuildReport(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    UNDECIDED_FIELD_NUMBER: _builtins.int
     files: _builtins.int
     versions: _builtins.int
     @_builtins.property
     def skipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def undecided(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Stores that could not be examined, and what cannot be decided without them; the rebuild is not finished then."""
+
     def __init__(
         self,
         *,
         files: _builtins.int = ...,
         versions: _builtins.int = ...,
         skipped: _abc.Iterable[_builtins.str] | None = ...,
+        undecided: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "skipped", b"skipped", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "skipped", b"skipped", "undecided", b"undecided", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
@@ -11,26 +11,28 @@ import msgspec
 
 from storage.batching import batched
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
-from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
-from storage.keys import ID_BYTES, Kind, StripeKey
-from storage.limits import check_filename, check_user_id
+from storage.errors import DataLossError, FormatError, ShardsUnavailable
+from storage.keys import StripeKey
 from storage.live import node_loader
 from storage.maintenance.belief import Belief
-from storage.manifest import LoadNode, Manifest, differing_chunks, object_id
+from storage.maintenance.intake import Examined, Tally, take_in
+from storage.manifest import LoadNode, Manifest, differing_chunks
 from storage.reports import Progress, RebuildReport
-from storage.shards import Shard, VolumeFailed
 from storage.stripes import StripeStore
 from storage.upload import chunk_stripe
-from storage.versions import StoredVersion, decode_tombstone, decode_version, read_version
+from storage.versions import StoredVersion, decode_tombstone, read_version
 
 _BATCH = 2000
 _LOCATED_TOGETHER = 256
-_SKIPPED_LISTED_MAX = 10_000
-_METADATA = frozenset({Kind.NODE, Kind.VERSION, Kind.TOMBSTONE})
 
 
 def rebuild(
-    catalog: Catalog, stripes: StripeStore, metadata_copies: int, belief: Belief, progress: Progress | None
+    catalog: Catalog,
+    stripes: StripeStore,
+    metadata_copies: int,
+    belief: Belief,
+    liars_max: int,
+    progress: Progress | None,
 ) -> RebuildReport:
     """Enter every file, owner, name and version found on the volumes into a catalog that lacks them.
 
@@ -38,22 +40,26 @@ def rebuild(
     version that is wholly there; a version that a crash kept from being acknowledged may appear if all of it had
     reached the disks. What is left out is reported. May be cut short and begun again at any time.
 
+    What is not within reach is not taken for absent: where a store that was not examined may have what is lacking, the
+    file stays as the catalog has it, and is reported as undecided. Until nothing is, more may be on the volumes than
+    the catalog knows of.
+
     Args:
         catalog: what to fill.
         stripes: the volumes.
         metadata_copies: copies of metadata objects.
         belief: what to believe of the volumes; closed at the end.
+        liars_max: how many volumes may lie at once.
         progress: called with (metadata records and files taken in, 0).
 
     Raises:
-        InsufficientWorkers: volumes came or went meanwhile, and what is on them was left out; or the store's secret is
-            not known, and too few volumes agree on what it signed. Nothing is dropped; run it again.
+        InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed. Nothing is
+            dropped; run it again.
     """
-    tally = _Tally(progress, sequence=catalog.counters().sequence)
-    attendance = stripes.volumes.attendance()
+    tally = Tally(progress, sequence=catalog.counters().sequence)
+    examined = Examined(stripes.volumes, liars_max)
     try:
-        _gather(catalog, stripes, belief, tally)
-        _report_refused(belief, stripes, tally)
+        take_in(catalog, stripes.volumes, belief, tally, examined)
     finally:
         belief.close()
     load_node = node_loader(catalog, stripes, metadata_copies)
@@ -65,33 +71,10 @@ def rebuild(
         except FormatError as error:
             tally.skip(f"the tombstone of file {file_id.hex()}, which stays deleted: {error}")
     for batch in batched(_files(catalog, buried, tally), _BATCH):
-        chosen = [_choose(file_id, versions, buried, stripes, load_node, tally) for file_id, versions in batch]
-        _enter(catalog, [file for file in chosen if file is not None], load_node, tally)
-        _drop(catalog, [group for group, file in zip(batch, chosen, strict=True) if file is None], buried)
-    if stripes.volumes.attendance() != attendance:
-        raise InsufficientWorkers(
-            "volumes came or went while the catalog was being made again, which may have left out what is on them; "
-            "run rebuild again"
-        )
+        _settle_files(catalog, batch, buried, _Judge(stripes, load_node, examined, tally))
+    lacking = [f"{stripes.volumes.name(slot)} was not examined: {reason}" for slot, reason in examined.lacking()]
     totals = catalog.transact(lambda txn: _settle(txn, tally.sequence))
-    return RebuildReport(totals.files, totals.versions, tally.skipped)
-
-
-@dataclass(slots=True)
-class _Tally:
-    progress: Progress | None
-    sequence: int
-    done: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-    def step(self, count: int = 1) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, 0)
-
-    def skip(self, text: str) -> None:
-        if len(self.skipped) < _SKIPPED_LISTED_MAX:
-            self.skipped.append(text)
+    return RebuildReport(totals.files, totals.versions, tally.skipped, lacking + tally.undecided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,81 +85,7 @@ class _File:
     others: list[StoredVersion]
 
 
-def _gather(catalog: Catalog, stripes: StripeStore, belief: Belief, tally: _Tally) -> None:
-    """Copy every metadata object that is intact and believed into the catalog; further copies change nothing."""
-    volumes = stripes.volumes
-    for slot, volume in volumes.online():
-        if not volumes.trusts(slot):
-            tally.skip(f"all that {volumes.name(slot)} shows: it gave wrong answers")
-            continue
-        try:
-            for batch in batched(volume.records(_METADATA), _BATCH):
-                believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
-                catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
-                tally.step(len(batch))
-        except VolumeFailed as error:
-            # Nothing is left out for a failure. A worker that answers nonsense loses trust by it, in the end.
-            volumes.set_offline(slot, str(error), volume)
-            raise
-
-
-def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tally: _Tally) -> bool:
-    """Whether an object is well formed, and the store's own."""
-    identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
-    try:
-        if kind == Kind.VERSION:
-            stored = decode_version(raw, identifier)
-            check_filename(stored.record.filename)
-            check_user_id(stored.record.user_id)
-            known = catalog.version(stored.record.file_id, identifier) is not None
-            return known or belief.in_version(stored, slot)
-        if object_id(raw) != identifier:
-            raise FormatError("does not match its id")
-        return kind == Kind.NODE or belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
-    except (FormatError, InvalidArgument) as error:
-        lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
-        tally.skip(f"{Kind(kind).name.lower()} {identifier.hex()}: {error}{lost}")
-        return False
-
-
-def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
-    added = 0
-    for shard in batch:
-        identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
-        if kind == Kind.NODE:
-            txn.put_nodes([(identifier, raw)])
-        elif kind == Kind.TOMBSTONE:
-            txn.bury(decode_tombstone(raw).file_id, raw)
-        else:
-            file_id = decode_version(raw).record.file_id
-            known = txn.version(file_id, identifier)
-            if known != raw:  # which is what the id says; what the catalog has instead is damaged
-                txn.put_version(file_id, identifier, raw)
-                added += known is None
-    if added:
-        counters = txn.counters()
-        txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions + added))
-
-
-def _report_refused(belief: Belief, stripes: StripeStore, tally: _Tally) -> None:
-    undecided = 0
-    for object_id_, kind, holders, unchecked in belief.refused():
-        undecided += unchecked
-        names = ", ".join(stripes.volumes.name(slot) for slot in holders)
-        tally.skip(
-            f"{kind.name.lower()} {object_id_.hex()} is not signed by this store, and {len(holders)} of the "
-            f"{belief.quorum} volumes that must agree on it then hold it ({names}); it is not believed"
-        )
-    if undecided:
-        # To go on without them, and collect then, would destroy files that are there.
-        raise InsufficientWorkers(
-            f"{undecided:,} versions or deletions are signed, and whether by this store cannot be told: too few "
-            f"workers show their share of its secret, and fewer than {belief.quorum} agree; bring more workers back "
-            "and run rebuild again"
-        )
-
-
-def _files(catalog: Catalog, buried: set[bytes], tally: _Tally) -> Iterator[tuple[bytes, list[StoredVersion]]]:
+def _files(catalog: Catalog, buried: set[bytes], tally: Tally) -> Iterator[tuple[bytes, list[StoredVersion]]]:
     """The versions of each file that can be read. A file whose entry or head cannot be read is left as it is."""
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
         versions: list[StoredVersion] = []
@@ -200,34 +109,68 @@ def _files(catalog: Catalog, buried: set[bytes], tally: _Tally) -> Iterator[tupl
             yield file_id, versions
 
 
-def _choose(
-    file_id: bytes,
-    versions: list[StoredVersion],
-    buried: set[bytes],
-    stripes: StripeStore,
-    load_node: LoadNode,
-    tally: _Tally,
-) -> _File | None:
-    """The head of one file and the chain below it."""
-    tally.step()
-    if file_id in buried:
+class _UndecidedError(Exception):
+    """What a file consists of cannot be told before all that may hold parts of it was examined."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Decides which version of a file is its head, by what is there of each."""
+
+    stripes: StripeStore
+    load_node: LoadNode
+    examined: Examined
+    tally: Tally
+
+    def choose(self, file_id: bytes, versions: list[StoredVersion]) -> _File | None:
+        """The head of a file and the chain below it; None if no version is whole.
+
+        Raises:
+            _UndecidedError: a version that would come before may be whole.
+        """
+        by_id = {stored.version_id: stored for stored in versions}
+        for head in sorted(versions, key=lambda stored: stored.record.sequence, reverse=True):
+            name = head.record.filename
+            problem = self._problem(head)
+            if problem is not None:
+                self.tally.skip(f"{name!r} ({file_id.hex()}) version {head.version_id.hex()}: {problem}")
+                continue
+            chain = list(_chain(head, by_id))
+            if chain[-1].record.parent is not None:
+                self.tally.skip(
+                    f"{name!r} ({file_id.hex()}): versions before {chain[-1].version_id.hex()} are not on the volumes"
+                )
+            members = {stored.version_id for stored in chain}
+            return _File(file_id, head, chain, [stored for stored in versions if stored.version_id not in members])
         return None
-    by_id = {stored.version_id: stored for stored in versions}
-    by_age = sorted(versions, key=lambda stored: stored.record.sequence, reverse=True)
-    for head in by_age:
-        name = head.record.filename
-        problem = _problem(head, by_id, stripes, load_node)
-        if problem is not None:
-            tally.skip(f"{name!r} ({file_id.hex()}) version {head.version_id.hex()}: {problem}")
-            continue
-        chain = list(_chain(head, by_id))
-        if chain[-1].record.parent is not None:
-            tally.skip(
-                f"{name!r} ({file_id.hex()}): versions before {chain[-1].version_id.hex()} are not on the volumes"
+
+    def _problem(self, head: StoredVersion) -> str | None:
+        """Why a version cannot be a head: something of it is not there.
+
+        Raises:
+            _UndecidedError: it may be, out of reach.
+        """
+        try:
+            for chunk_ids in batched(Manifest(head.root, self.load_node).chunk_ids(), _LOCATED_TOGETHER):
+                chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
+                for chunk_id, where in zip(chunk_ids, self.stripes.whereabouts(chunks), strict=True):
+                    there = head.root.n - where.missing
+                    if there < head.root.k:
+                        lacks = f"chunk {chunk_id.hex()} has {there} shards left, {head.root.k} are needed"
+                        return self._decided(head, lacks, may_pass=bool(where.unsure))
+        except (DataLossError, ShardsUnavailable, FormatError) as error:
+            text = f"its manifest is not whole ({error})"
+            return self._decided(head, text, may_pass=isinstance(error, ShardsUnavailable))
+        return None
+
+    def _decided(self, head: StoredVersion, problem: str, *, may_pass: bool) -> str:
+        if may_pass or self.examined.may_come_back():
+            record = head.record
+            raise _UndecidedError(
+                f"{record.filename!r} ({record.file_id.hex()}) version {head.version_id.hex()}: {problem}, and what is "
+                "out of reach may have the rest"
             )
-        members = {stored.version_id for stored in chain}
-        return _File(file_id, head, chain, [stored for stored in versions if stored.version_id not in members])
-    return None
+        return problem
 
 
 def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[StoredVersion]:
@@ -237,45 +180,58 @@ def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[S
         current = by_id.get(current.record.parent) if current.record.parent is not None else None
 
 
-def _problem(
-    head: StoredVersion, by_id: dict[bytes, StoredVersion], stripes: StripeStore, load_node: LoadNode
-) -> str | None:
-    """Why a version cannot be a head: something of it is not there."""
-    try:
-        for chunk_ids in batched(Manifest(head.root, load_node).chunk_ids(), _LOCATED_TOGETHER):
-            chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
-            for chunk_id, where in zip(chunk_ids, stripes.whereabouts(chunks), strict=True):
-                present = head.root.n - where.lost
-                if present < head.root.k:
-                    return f"chunk {chunk_id.hex()} has {present} shards left, {head.root.k} are needed"
-    except (DataLossError, ShardsUnavailable, FormatError) as error:
-        return f"its manifest is not whole ({error})"
-    return None
+def _settle_files(
+    catalog: Catalog, batch: list[tuple[bytes, list[StoredVersion]]], buried: set[bytes], judge: _Judge
+) -> None:
+    """Enter files that are whole, and drop those that are deleted or lost; those that are undecided stay as is."""
+    entered: list[_File] = []
+    dropped: list[tuple[bytes, list[StoredVersion]]] = []
+    for file_id, versions in batch:
+        judge.tally.step()
+        try:
+            file = None if file_id in buried else judge.choose(file_id, versions)
+        except _UndecidedError as undecided:
+            judge.tally.leave_undecided(str(undecided))
+            continue
+        if file is None:
+            dropped.append((file_id, versions))
+        else:
+            entered.append(file)
+    _enter(catalog, entered, judge)
+    _drop(catalog, dropped, buried)
 
 
-def _enter(catalog: Catalog, files: list[_File], load_node: LoadNode, tally: _Tally) -> None:
+def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
+    is_final = not judge.examined.may_come_back()
+
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
         for file in files:
-            _enter_file(txn, file, load_node, tally, dropped)
+            _enter_file(txn, file, judge, dropped, is_final=is_final)
         return dropped
 
-    catalog.drop_versions(catalog.transact(work), counted=True)
+    leftovers = catalog.transact(work)
+    if is_final:  # what has been out of reach may show where they belong
+        catalog.drop_versions(leftovers, counted=True)
 
 
 def _enter_file(
     txn: CatalogTransaction,
     file: _File,
-    load_node: LoadNode,
-    tally: _Tally,
+    judge: _Judge,
     dropped: list[tuple[bytes, bytes]],
+    *,
+    is_final: bool,
 ) -> None:
-    record = file.head.record
+    record, tally = file.head.record, judge.tally
     user = user_key(record.user_id.encode())
     key = name_key(user, record.filename.encode())
     rival_id = txn.find(key)
     rival = _entry(txn, rival_id, tally) if rival_id is not None else None
     if rival_id is not None and rival is not None and rival_id != file.file_id:
+        if not is_final:
+            tally.leave_undecided(f"{record.filename!r} ({file.file_id.hex()}): another file has this name")
+            return
         # Names are unique, so the earlier of the two was never acknowledged, or is a leftover.
         if _sequence_of_head(txn, rival_id, rival) > record.sequence:
             tally.skip(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
@@ -286,7 +242,7 @@ def _enter_file(
     _count(txn, txn.file(file.file_id), record.size)
     txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
     for stored in file.chain:
-        txn.hold(user, _claims(stored, file, load_node), None)
+        txn.hold(user, _claims(stored, file, judge.load_node), None)
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))
@@ -300,7 +256,7 @@ def _settle(txn: CatalogTransaction, sequence: int) -> Counters:
     return settled
 
 
-def _entry(txn: CatalogTransaction, file_id: bytes, tally: _Tally) -> FileEntry | None:
+def _entry(txn: CatalogTransaction, file_id: bytes, tally: Tally) -> FileEntry | None:
     try:
         return txn.file(file_id)
     except FormatError as error:

@@ -153,7 +153,11 @@ class ShardStore(Protocol):
         """
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        """Every intact record of these kinds, by a scan of what is on disk; none that was removed."""
+        """Every intact record of these kinds, by a scan of what is on disk; none that was removed.
+
+        Raises:
+            VolumeUnavailable: at the end, after all others: some cannot be read now.
+        """
 
     def newest(self) -> Shard | None:
         """The version or tombstone of the highest commit sequence of those it has and can read; None if it has none.

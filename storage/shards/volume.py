@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from storage.backoff import Backoff
 from storage.errors import StorageError, StoreFull
 from storage.faults import Fault, fault_of, never_flushed
-from storage.keys import Kind, ShardKey
+from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
@@ -929,17 +929,42 @@ class LocalVolume:
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
         """See :meth:`ShardStore.records`."""
+        passed: list[OSError] = []
+
+        def go_past(error: OSError) -> bool:
+            passed[:] = [error]
+            return True
+
         for number in sorted(self._segments):
             file, state = self._file(number), self._segments.get(number)
             if file is None or state is None:
                 continue
-            # What the disk will not give now may hold what nobody else has: it is told of by the others.
-            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, go_past=any_page):
+            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, go_past=go_past):
                 if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
                     continue
                 # What a collect has dropped must not come back for being still on disk.
                 if self._index.get(found.header.key) is not None:
                     yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
+        if passed:
+            yield from self._records_by_index(kinds)
+
+    def _records_by_index(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+        """What a scan may have passed over: the index tells whether the pages that it could not read held anything."""
+        unread: VolumeUnavailable | None = None
+        for key in self.keys():
+            if key[ID_BYTES] not in kinds or self._index.get(key) is None:
+                continue
+            try:
+                shard = self.read(key)
+            except CorruptShard:
+                continue
+            except VolumeUnavailable as error:
+                unread = error
+                continue
+            if shard is not None:
+                yield shard
+        if unread is not None:
+            raise unread
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""

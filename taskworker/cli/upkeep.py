@@ -115,6 +115,8 @@ def _status_lines(stats: StoreStats) -> list[str]:
 def _health(stats: StoreStats) -> str:
     if stats.needs_rebuild:
         return "the catalog is missing: run `taskworker rebuild`"
+    if stats.unfinished:
+        return f"files can only be read: {one_line(stats.unfinished)}"
     if stats.behind:
         return "the catalog is older than the volumes, files can only be read: run `taskworker rebuild`"
     waiting = [volume for volume in stats.volumes if volume.state in ("incomplete", "offline")]
@@ -228,7 +230,8 @@ def collect(
 def rebuild(session: Session) -> None:
     """Recreate a lost catalog from the volumes, or from what a pool's workers hold, alone.
 
-    A pool whose directory is lost is started anew with `taskworker pool --rebuild POOL_ID` first.
+    A pool whose directory is lost is started anew with `taskworker pool --rebuild POOL_ID` first. Exit code 1 if
+    volumes or workers are away that may hold more: files can only be read then, until another rebuild with them.
 
     Examples:
         taskworker --store ./data rebuild
@@ -240,4 +243,13 @@ def rebuild(session: Session) -> None:
     lines = [f"{plural(report.files, 'file')}, {plural(report.versions, 'version')} found"]
     if report.skipped:
         lines += ["not taken over:", *(f"  {one_line(text)}" for text in report.skipped)]
+    if report.undecided:
+        lines += [
+            "not finished, so that files can only be read:",
+            *(f"  {one_line(text)}" for text in report.undecided),
+            "bring back what is away, or give it up (`taskworker forget` a worker, `taskworker repair` a volume), "
+            "then run rebuild again",
+        ]
     session.terminal.result(document(report), *lines)
+    if report.undecided:
+        raise typer.Exit(ExitCode.FAILED)

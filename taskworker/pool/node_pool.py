@@ -359,7 +359,8 @@ class PoolCore:
         """The catalog was made again from the volumes."""
         self._catalog.save_document(_REBUILD, b"")
         counts = self.store.counts()
-        self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions")
+        rest = f"; {self.store.unfinished}" if self.store.unfinished else ""
+        self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}")
         self.fleet.note_unknown()
         self.mender.wake()
 
@@ -752,6 +753,8 @@ class PoolCore:
         """What is most urgent."""
         if self.store.needs_rebuild:
             return rebuild_line(there)
+        if self.store.unfinished:
+            return f"files can only be read: {self.store.unfinished}"
         return f"{BEHIND_LINE}: run `taskworker rebuild` once all workers are back" if self.store.behind else health
 
     def _seen(self, view: WorkerView) -> WorkerView:

@@ -223,12 +223,14 @@ def collect_from_proto(message: store_pb2.CollectReport) -> CollectReport:
 
 def rebuild_to_proto(report: RebuildReport) -> store_pb2.RebuildReport:
     """The wire form of a rebuild's report."""
-    return store_pb2.RebuildReport(files=report.files, versions=report.versions, skipped=report.skipped)
+    return store_pb2.RebuildReport(
+        files=report.files, versions=report.versions, skipped=report.skipped, undecided=report.undecided
+    )
 
 
 def rebuild_from_proto(message: store_pb2.RebuildReport) -> RebuildReport:
     """Inverse of :func:`rebuild_to_proto`."""
-    return RebuildReport(files=message.files, versions=message.versions, skipped=list(message.skipped))
+    return RebuildReport(message.files, message.versions, list(message.skipped), list(message.undecided))
 
 
 def stats_to_proto(stats: StoreStats) -> store_pb2.StoreStats:
@@ -246,6 +248,7 @@ def stats_to_proto(stats: StoreStats) -> store_pb2.StoreStats:
         recent_damage=map(damage_to_proto, stats.recent_damage),
         needs_rebuild=stats.needs_rebuild,
         behind=stats.behind,
+        unfinished=stats.unfinished,
     )
 
 
@@ -264,6 +267,7 @@ def stats_from_proto(message: store_pb2.StoreStats) -> StoreStats:
         recent_damage=[damage_from_proto(each) for each in message.recent_damage],
         needs_rebuild=message.needs_rebuild,
         behind=message.behind,
+        unfinished=message.unfinished,
     )
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from random import Random
 
 from storage import CatalogBehind, FileStorage, RebuildReport, Version
 from storage.authenticity import sharing_threshold
-from storage.errors import DataLossError, InsufficientWorkers, ShardsUnavailable
+from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
 from tests.simulation.invariants import can_do_without, require, shard_keys, spare
 from tests.simulation.model import NAMES, File, Model, Name, NothingToDo, chunks_of
 from tests.simulation.operations import Users
-from tests.simulation.pool import Cluster
+from tests.simulation.pool import LEASE_S, Cluster
 from tests.simulation.workers import Worker
 
 _REBUILDS_MAX = 5
+_TOO_SOON = 0.5
 _EVENTS = 20  # that come with the return of a worker, and of others meanwhile
 
 
@@ -170,11 +172,43 @@ class Copies:
         self.cluster.pool.collector.collect_if_due()
         self.users.check_kept()
 
+    def _rebuild_without_some(self) -> None:
+        """It is rebuilt too soon, while some workers are away, and collected then; nothing they have is lost by it."""
+        away = self.rng.sample(self.cluster.workers, self.rng.randint(1, len(self.cluster.workers) - 1))
+        for worker in away:
+            worker.stop()
+        self.cluster.pass_time(LEASE_S + 1.0)
+        self.cluster.network.injected["rebuilt too soon"] += 1
+        for work in (self._store.rebuild, lambda: self._store.collect(grace_s=0.0), self.users.mend):
+            with suppress(InsufficientWorkers, CatalogBehind, FormatError, InvalidArgument):
+                work()
+        for worker in away:
+            worker.start()
+        self.cluster.calm()
+        self.users.heal()
+
+    def _forget_again(self) -> None:
+        """Give up the workers that the older catalog still knows, and that are gone for good since."""
+        living = {worker.name for worker in self.cluster.workers}
+        for record in list(self.cluster.pool.membership.records):
+            if record.worker not in living:
+                with suppress(InvalidArgument):
+                    self.cluster.pool.forget(record.worker)
+
     def _rebuild(self) -> str:
+        if self.rng.random() < _TOO_SOON:
+            self._rebuild_without_some()
         for _ in range(_REBUILDS_MAX):
-            try:
-                report = self._store.rebuild()
-            except InsufficientWorkers:
+            if not (self._store.needs_rebuild or self._store.behind):
+                report = RebuildReport(0, 0, [], [])  # all of it was done without those that were away
+            else:
+                try:
+                    report = self._store.rebuild()
+                except InsufficientWorkers:
+                    self.cluster.pass_time(2.0)
+                    continue
+            if report.undecided:
+                self._forget_again()
                 self.cluster.pass_time(2.0)
                 continue
             for name in NAMES:

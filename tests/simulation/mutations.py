@@ -11,6 +11,7 @@ from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
 from storage.lineage import Lineage
 from storage.maintenance.belief import Belief
+from storage.maintenance.intake import Examined
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
@@ -148,6 +149,16 @@ def close_after_fork(patch: Patch) -> None:
     patch.setattr(HomeProcess, "is_here", property(lambda home: True))
 
 
+def take_absent_workers_for_lost(patch: Patch) -> None:
+    """Rebuild: what workers that are away may hold is taken for gone."""
+
+    def nobody(examined: Examined) -> list[tuple[int, str]]:
+        return []
+
+    patch.setattr(Examined, "lacking", nobody)
+    patch.setattr(Examined, "may_come_back", lambda examined: False)
+
+
 MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     pile_up,
     commit_before_sync,
@@ -162,6 +173,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     believe_unsigned_records,
     ignore_owners,
     collect_beside_uploads,
+    take_absent_workers_for_lost,
     use_after_fork,
     close_after_fork,
 )

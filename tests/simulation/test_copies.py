@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from random import Random
 
@@ -133,6 +134,88 @@ def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
     assert store.find("gone", user_id="u") is None
     assert "older" not in cluster.pool.view().health
     assert store.scrub().clean
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_rebuild_without_workers_that_are_away_leaves_open_what_they_may_hold(lost: bool) -> None:
+    """Three of six are away, so that of each chunk one shard less than needed is there; a collect frees nothing."""
+    cluster = cluster_of(6)
+    store = cluster.pool.store
+    first = store.push(CONTENT, filename="chain", user_id="u")
+    backup, pool_id = deepcopy(cluster.database), cluster.pool.pool_id
+    new = store.push(CONTENT[::-1], filename="new", user_id="u")
+    second = store.push(CONTENT[1:], filename="chain", user_id="u")
+    restart(cluster, Database() if lost else backup, pool_id if lost else "")
+    for worker in cluster.workers[:3]:
+        worker.stop()
+    cluster.pass_time(LEASE_S + 1)
+    store = cluster.pool.store
+    told = "; ".join(store.rebuild().undecided)
+    for text in ("w0 was not examined", "w2 was not examined", "'new'", "'chain'"):
+        assert text in told
+    for work in (lambda: store.collect(grace_s=0), lambda: store.push(b"x", filename="x", user_id="u")):
+        with pytest.raises(CatalogBehind, match=r"w0 was not examined.*run rebuild again"):
+            work()
+    assert "w0 was not examined" in cluster.pool.view().health
+    settle(cluster)
+    for worker in cluster.workers[:3]:
+        worker.start()
+    settle(cluster)
+    restart(cluster)  # it is known still
+    store = cluster.pool.store
+    with pytest.raises(CatalogBehind, match="run rebuild again"):
+        store.collect(grace_s=0)
+    report = store.rebuild()
+    assert (report.skipped, report.undecided, store.behind) == ([], [], False)
+    store.collect(grace_s=0)
+    settle(cluster)
+    assert store.get(new.file_id, user_id="u") == CONTENT[::-1]
+    assert [one.version_id for one in store.history(first.file_id, user_id="u")] == [
+        second.version_id,
+        first.version_id,
+    ]
+    assert store.get(first.file_id, user_id="u") == CONTENT[1:]
+    assert store.scrub().clean
+
+
+def test_a_worker_that_is_gone_for_good_is_forgotten_to_finish_a_rebuild() -> None:
+    cluster = cluster_of(7)
+    store = cluster.pool.store
+    store.push(CONTENT, filename="f", user_id="u")
+    backup = deepcopy(cluster.database)
+    store.push(b"two", filename="two", user_id="u")
+    new = store.push(CONTENT[::-1], filename="new", user_id="u")
+    restart(cluster, backup)
+    cluster.workers[0].stop()
+    cluster.pass_time(LEASE_S + 1)
+    assert any("w0 was not examined" in text for text in cluster.pool.store.rebuild().undecided)
+    assert cluster.pool.store.get(new.file_id, user_id="u") == CONTENT[::-1]
+    cluster.pool.forget("w0")
+    assert cluster.pool.store.rebuild().undecided == []
+    cluster.pool.store.collect(grace_s=0)
+    assert cluster.pool.store.get(new.file_id, user_id="u") == CONTENT[::-1]
+
+
+def test_a_liar_alone_cannot_agree_with_itself_while_the_others_are_away() -> None:
+    """The secret is lost with the marks; what it shows is believed neither then nor later."""
+    cluster = cluster_of(7)
+    kept = cluster.pool.store.push(CONTENT, filename="kept", user_id="u")
+    settle(cluster)
+    for worker in cluster.workers:
+        worker.volume.remove([key for key in worker.volume.records_by_key if key[ID_BYTES] == Kind.MARK])
+    _plant(cluster.workers[0], Kind.TOMBSTONE, _tombstone(kept))
+    restart(cluster, Database(), cluster.pool.pool_id)
+    for worker in cluster.workers[1:]:
+        worker.stop()
+    cluster.pass_time(LEASE_S + 1)
+    with suppress(InsufficientWorkers):
+        cluster.pool.store.rebuild()
+    for worker in cluster.workers[1:]:
+        worker.start()
+    cluster.pass_time(4.0)
+    assert cluster.pool.store.rebuild().undecided == []
+    cluster.pool.store.collect(grace_s=0)
+    assert cluster.pool.store.get(kept.file_id, user_id="u") == CONTENT
 
 
 def test_an_older_catalog_is_noticed_though_the_first_worker_missed_the_latest_commit() -> None:

@@ -44,6 +44,7 @@ def open_store(
     volumes: Sequence[Path] | None = None,
     segment_bytes_max: int | None = None,
     create: bool = True,
+    volume_options: VolumeOptions | None = None,
 ) -> FileStorage:
     """A store with the smallest chunks."""
     return FileStorage.open(
@@ -52,7 +53,7 @@ def open_store(
         chunk_size=CHUNK,
         volumes=volumes,
         create=create,
-        volume_options=VolumeOptions(segment_bytes_max=segment_bytes_max),
+        volume_options=volume_options or VolumeOptions(segment_bytes_max=segment_bytes_max),
     )
 
 
