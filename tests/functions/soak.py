@@ -124,18 +124,24 @@ def _at_rest(pool: FunctionPool, functions: list[str], told: Soak) -> dict[str, 
 
     What a worker holds depends on how many functions are warm there: so, all of them, early as late.
     """
+    wanted = len(functions) * PROCESSES_WARM + PROCESSES_BESIDE
+    give_up = time.monotonic() + 3 * SPARES_IDLE_S + WAIT_S
     _serve_everywhere(pool, functions)
-    most = len(functions) * PROCESSES_WARM + PROCESSES_BESIDE
-    give_up = time.monotonic() + SPARES_IDLE_S + WAIT_S
-    for name, worker in pool.workers.items():
-        while (count := len(worker.descendants())) > most:
-            if time.monotonic() > give_up:
-                told.violations.append(f"{name} has {count} processes below it at rest, {most} are wanted")
-                break
-            time.sleep(0.5)
+    while set((counts := _processes(pool)).values()) != {wanted}:
+        if time.monotonic() > give_up:
+            told.violations.append(f"workers have {counts} processes below them at rest, {wanted} are wanted")
+            break
+        if min(counts.values()) < wanted:  # what was warm was a version that had been replaced, and ended since
+            _serve_everywhere(pool, functions)
+        time.sleep(0.5)
     time.sleep(SETTLE_S)
     processes = {"pool": pool.pool_process, **pool.workers}
     return {name: Footprint.of(psutil.Process(one.pid)) for name, one in processes.items()}
+
+
+def _processes(pool: FunctionPool) -> dict[str, int]:
+    """How many processes there are below each worker."""
+    return {name: len(worker.descendants()) for name, worker in pool.workers.items()}
 
 
 def _serve_everywhere(pool: FunctionPool, functions: list[str]) -> None:
