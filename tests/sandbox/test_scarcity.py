@@ -225,15 +225,23 @@ def test_an_init_without_descriptors_goes_on(host: SandboxHost, bundles: Path, i
     assert view_of(host, image).pids == pids
 
 
+def base_processes(init: int) -> tuple[int, int]:
+    """The lean process of the base of a function's init, and its complete one, the first that it has forked."""
+    lean = psutil.Process(init).parent()
+    assert lean is not None
+    return lean.pid, min(lean.children(), key=psutil.Process.create_time).pid
+
+
 @pytest.mark.parametrize("scarce", ["processes", "descriptors"])
+@pytest.mark.parametrize("lean", [False, True], ids=["complete", "lean"])
 def test_a_base_that_lacks_something_starts_no_function_and_ends_none(
-    host: SandboxHost, bundles: Path, impatient: None, scarce: str
+    host: SandboxHost, bundles: Path, impatient: None, lean: bool, scarce: str
 ) -> None:
     warm = program(bundles, ECHO, document=f"warm before {scarce}".encode())
     begin(host, warm).result()
     pids = view_of(host, warm).pids
-    base = psutil.Process(pids[0]).ppid()
-    cold = program(bundles, ECHO, document=f"cold {scarce}".encode())
+    base = base_processes(pids[0])[0 if lean else 1]
+    cold = replace(program(bundles, ECHO, document=f"cold {scarce} {lean}".encode()), lean=lean)
     # With room for one descriptor more, it has the socket to answer on, and none besides.
     kind, most = (
         (resource.RLIMIT_NPROC, 0)
