@@ -352,8 +352,14 @@ class Faults:
         return group
 
     def _check_counted_on(self, group: list[Worker]) -> None:
-        """The pool counts on all the others: none is drained, on trial, suspected for its disk, or stood in for."""
+        """The pool counts on all the others: none is drained, on trial, suspected for its disk, or stood in for.
+
+        Nor is one that was taken away for good still waited for: others stand in for it meanwhile.
+        """
         pool = self.cluster.pool
+        names = {worker.name for worker in self.cluster.workers}
+        if any(member.worker not in names for member in pool.fleet.placement.members):
+            raise NothingToDo
         stood_in_for = pool.fleet.full() | pool.fleet.slow()
         records = {record.worker: record for record in pool.membership.records}
         for worker in self.cluster.workers:
