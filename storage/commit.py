@@ -44,7 +44,7 @@ from storage.versions import (
     seal_signed,
     sign_tombstone,
 )
-from storage.wholeness import make_whole
+from storage.wholeness import ROUNDS_MAX, make_whole, restless
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,22 @@ class GroupCommit:
         counters = catalog.counters()
         self._reserved = counters.reserved
         self._sequence = 0 if counters.closed else counters.reserved
+
+    def commit_whole(self, made_whole: Callable[[], PendingVersion]) -> StoredVersion:
+        """Make a version whole and commit it; once more if stores came or went between.
+
+        Args:
+            made_whole: has what the version counts on put where it belongs now, and describes the version.
+
+        Raises:
+            InsufficientWorkers: besides, stores come and go all the time.
+        """
+        for _ in range(ROUNDS_MAX):
+            try:
+                return self.commit(made_whole())
+            except AttendanceChanged:
+                continue
+        raise restless()
 
     def commit(self, pending: PendingVersion) -> StoredVersion:
         """Make a version durable and visible.

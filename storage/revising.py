@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from storage.chunking import Source, check_filled, feed
-from storage.commit import AttendanceChanged, PendingVersion
+from storage.commit import PendingVersion
 from storage.diffs import ManifestDiff, Patch, check_diff, expected_length
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
@@ -15,7 +15,7 @@ from storage.manifest import LoadNode, Manifest, RootNode, differing_chunks, edi
 from storage.stripes import metadata_stripe
 from storage.upload import PushContext, PushTarget, chunk_stripe, held_length
 from storage.versions import StoredVersion, Version
-from storage.wholeness import ROUNDS_MAX, restless, settle
+from storage.wholeness import settle
 
 _BULK_BYTES = 64 * 1024
 
@@ -47,6 +47,7 @@ class _Revision:
         self._profile = base.root.profile
         self._pinned: list[StripeKey] = []
         self._removals = context.pins.removals
+        self._attendance = target.attendance
         self._nodes: list[tuple[bytes, bytes]] = []
 
     def run(self) -> Version:
@@ -60,22 +61,16 @@ class _Revision:
             volumes = self._context.stripes.volumes
             if stored_bytes > _BULK_BYTES or volumes.stand_ins:
                 volumes.sync()
-            return self._commit(root).public()
+            return self._context.commits.commit_whole(lambda: self._made_whole(root)).public()
         finally:
             self._context.pins.unpin(self._pinned)
 
-    def _commit(self, root: RootNode) -> StoredVersion:
-        attendance = self._target.attendance
-        for _ in range(ROUNDS_MAX):
-            removals = self._context.pins.removals != self._removals
-            attendance = settle(self._context.stripes, lambda: self._pinned, attendance, removals=removals)
-            try:
-                return self._context.commits.commit(self._pending(root, attendance))
-            except AttendanceChanged:
-                continue
-        raise restless()
+    def _made_whole(self, root: RootNode) -> PendingVersion:
+        removals = self._context.pins.removals != self._removals
+        self._attendance = settle(self._context.stripes, lambda: self._pinned, self._attendance, removals=removals)
+        return self._pending(root)
 
-    def _pending(self, root: RootNode, attendance: tuple[int, ...]) -> PendingVersion:
+    def _pending(self, root: RootNode) -> PendingVersion:
         return PendingVersion(
             user_id=self._target.user_id,
             user=self._target.user,
@@ -90,7 +85,7 @@ class _Revision:
             time_ms=self._target.time_ms,
             sha256=self._target.sha256,
             note=self._target.note,
-            attendance=attendance,
+            attendance=self._attendance,
             written=lambda: self._pinned,
         )
 

@@ -22,7 +22,7 @@ from storage.batching import batched
 from storage.budget import Budget
 from storage.catalog import Catalog, CatalogTransaction
 from storage.chunking import check_filled
-from storage.commit import AttendanceChanged, GroupCommit, PendingVersion
+from storage.commit import GroupCommit, PendingVersion
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.forks import HomeProcess
@@ -42,8 +42,8 @@ from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes import StripeStore, metadata_stripe
 from storage.uploads import Uploads
-from storage.versions import FILE_ID_BYTES, StoredVersion, Version
-from storage.wholeness import ROUNDS_MAX, restless, settle
+from storage.versions import FILE_ID_BYTES, Version
+from storage.wholeness import settle
 
 log = logging.getLogger(__name__)
 
@@ -408,24 +408,18 @@ class Upload:
             shards = self._finish_input()
             self._check(size)
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-            stored = self._commit(root, shards, file_id, base)
+
+            def made_whole() -> PendingVersion:
+                if not shards:  # those that ride along are put where they belong by the commit itself
+                    self._make_durable(root)
+                return self._pending(root, shards, file_id, base)
+
+            stored = self._context.commits.commit_whole(made_whole)
         except BaseException:
             self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
-
-    def _commit(
-        self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
-    ) -> StoredVersion:
-        for _ in range(ROUNDS_MAX):
-            if not shards:  # those that ride along are put where they belong by the commit itself
-                self._make_durable(root)
-            try:
-                return self._context.commits.commit(self._pending(root, shards, file_id, base))
-            except AttendanceChanged:
-                continue
-        raise restless()
 
     def _make_durable(self, root: RootNode) -> None:
         """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
