@@ -17,10 +17,10 @@ import grpc
 
 from benchmarks.measure import GIB
 from benchmarks.processes import (
-    STOP_TIMEOUT_S,
     PeakMemory,
     ServerProcess,
     TaskFailed,
+    end_by_input,
     own_peak_resident,
     started_together,
 )
@@ -151,15 +151,7 @@ class ClientProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        end_by_input(self._process)
 
     def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, Any]]:
         """Have it do a task; what comes back waits for the outcome."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.processes import STOP_TIMEOUT_S, TaskFailed
+from benchmarks.processes import TaskFailed, end_by_input
 
 _SCRIPT = Path(__file__).with_name("ray_tasks.py")
 
@@ -83,12 +83,4 @@ class RayTasks:
         return found
 
     def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        end_by_input(self._process)
