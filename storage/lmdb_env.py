@@ -58,8 +58,10 @@ Database = Any  # lmdb._Database has no public name
 if TYPE_CHECKING:
     # Without buffers=True, keys and values are bytes.
     Transaction = lmdb.Transaction[bytes]
+    Cursor = lmdb.Cursor[bytes]
 else:
     Transaction = lmdb.Transaction
+    Cursor = lmdb.Cursor
 
 
 class Environment:
@@ -208,53 +210,50 @@ class Environment:
         self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[tuple[bytes, bytes]]]:
         """Walk start <= key < stop in pages, each from its own short transaction, so that writers go on."""
-        while True:
-            page = self.read(lambda txn, at=start: self._page(txn, database, at, stop, size))  # type: ignore[misc]
-            if page:
-                yield page
-            if len(page) < size:
-                return
-            start = page[-1][0] + b"\0"
 
-    def _page(
-        self, txn: Transaction, database: str, start: bytes, stop: bytes | None, size: int
-    ) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
-        if database not in self.databases:
+        def page(cursor: Cursor) -> list[tuple[bytes, bytes]]:
+            found: list[tuple[bytes, bytes]] = []
+            for key, value in cursor:
+                if found and key <= found[-1][0]:
+                    raise lmdb.CorruptedError("keys out of order")
+                if (stop is not None and key >= stop) or len(found) == size:
+                    break
+                found.append((key, value))
             return found
-        cursor = txn.cursor(self.databases[database])
-        if not (cursor.set_range(start) if start else cursor.first()):
-            return found
-        for key, value in cursor:
-            if found and key <= found[-1][0]:
-                raise lmdb.CorruptedError("keys out of order")
-            if (stop is not None and key >= stop) or len(found) == size:
-                break
-            found.append((key, value))
-        return found
+
+        return self._walk(database, start, size, page, lambda last: last[0])
 
     def key_pages(
         self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[bytes]]:
         """Like :meth:`pages`, of keys alone."""
-        while True:
-            page = self.read(lambda txn, at=start: self._key_page(txn, database, at, stop, size))  # type: ignore[misc]
-            if page:
-                yield page
-            if len(page) < size:
-                return
-            start = page[-1] + b"\0"
 
-    def _key_page(self, txn: Transaction, database: str, start: bytes, stop: bytes | None, size: int) -> list[bytes]:
-        if database not in self.databases:
-            return []
-        cursor = txn.cursor(self.databases[database])
-        if not (cursor.set_range(start) if start else cursor.first()):
-            return []
-        found = list(islice(cursor.iternext(values=False), size))
-        if not all(map(lt, found, islice(found, 1, None))):
-            raise lmdb.CorruptedError("keys out of order")
-        return found if stop is None else found[: bisect_left(found, stop)]
+        def page(cursor: Cursor) -> list[bytes]:
+            found = list(islice(cursor.iternext(values=False), size))
+            if not all(map(lt, found, islice(found, 1, None))):
+                raise lmdb.CorruptedError("keys out of order")
+            return found if stop is None else found[: bisect_left(found, stop)]
+
+        return self._walk(database, start, size, page, lambda last: last)
+
+    def _walk(
+        self, database: str, start: bytes, size: int, page: Callable[[Cursor], list[T]], key_of: Callable[[T], bytes]
+    ) -> Iterator[list[T]]:
+        """Pages of at most ``size``, each read by a cursor at the first key behind the page before."""
+
+        def read(txn: Transaction) -> list[T]:
+            if database not in self.databases:
+                return []
+            cursor = txn.cursor(self.databases[database])
+            return page(cursor) if (cursor.set_range(start) if start else cursor.first()) else []
+
+        while True:
+            found = self.read(read)
+            if found:
+                yield found
+            if len(found) < size:
+                return
+            start = key_of(found[-1]) + b"\0"
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in a write transaction and commit it durably; run again with a larger map if it was full.
