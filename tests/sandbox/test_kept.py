@@ -6,8 +6,8 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyseccomp
@@ -302,9 +302,9 @@ def test_output_is_bounded_for_each_call(host: SandboxHost, bundles: Path) -> No
         assert not call.output_truncated
 
 
-def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: SandboxHost, bundles: Path) -> None:
-    image = program(bundles, SOURCE + "# replaced", limits=LIMITS, keep=KEEP)
-    assert told(host, image, owner="ann")[0] == told(host, image, owner="bob")[0] == 1
+@contextlib.contextmanager
+def call_under_way(host: SandboxHost, image: FunctionImage) -> Iterator[tuple[Future[bytes], threading.Event]]:
+    """A call of ann's that asks something, and the event that it waits for to be answered."""
     go_on = threading.Event()
 
     def answer(_ask: bytes) -> bytes:
@@ -312,7 +312,13 @@ def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: Sa
         return b"answered"
 
     with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(begin(host, image, b"channel.ask(b'')", owner="ann", answer=answer).result)
+        yield caller.submit(begin(host, image, b"channel.ask(b'')", owner="ann", answer=answer).result), go_on
+
+
+def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: SandboxHost, bundles: Path) -> None:
+    image = program(bundles, SOURCE + "# replaced", limits=LIMITS, keep=KEEP)
+    assert told(host, image, owner="ann")[0] == told(host, image, owner="bob")[0] == 1
+    with call_under_way(host, image) as (call, go_on):
         host.end_when_idle(image.key)
         wait_until(lambda: not kept(host, image))  # of all users
         assert {image.key} <= host.keys()
@@ -325,14 +331,7 @@ def test_an_image_that_is_called_no_more_ends_when_its_calls_have_ended(host: Sa
 
 def test_an_image_that_was_to_end_and_is_warmed_again_stays(host: SandboxHost, bundles: Path) -> None:
     image = program(bundles, SOURCE + "# warmed again", limits=LIMITS, keep=KEEP)
-    go_on = threading.Event()
-
-    def answer(_ask: bytes) -> bytes:
-        assert go_on.wait(DEADLINE_S)
-        return b"answered"
-
-    with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(begin(host, image, b"channel.ask(b'')", owner="ann", answer=answer).result)
+    with call_under_way(host, image) as (call, go_on):
         host.end_when_idle(image.key)
         host.warm(image)
         go_on.set()
