@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from tests.simulation.campaign import STEPS, Outcome, run_embedded_seeds, run_seeds
 
 _EMBEDDED_EVERY = 50  # each takes as long as several of a pool's
+_PROGRESS_S = 60.0  # a long campaign says on standard error how far it is
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
 
 def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
     """Say how seeds went; how many failed."""
-    began_s = time.monotonic()
+    began_s = told_s = time.monotonic()
     count = failed = 0
     faults: Counter[str] = Counter()
     least = sys.maxsize
@@ -46,6 +47,9 @@ def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
         count += 1
         faults += outcome.faults
         least = min(least, outcome.faults.total())
+        if time.monotonic() - told_s > _PROGRESS_S:
+            told_s = time.monotonic()
+            print(f"{store}: {count} seeds so far, {failed} failed", file=sys.stderr)
         if outcome.failure is None:
             continue
         failed += 1
@@ -53,7 +57,7 @@ def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
             again = f"again: python -m tests.simulation --store {store} --seeds {outcome.seed}"
             print(outcome.failure.trace, f"\nseed {outcome.seed} fails; {again}", sep="\n")
             return failed
-        print(f"{store}, seed {outcome.seed}: {outcome.failure.text}")
+        print(f"{store}, seed {outcome.seed}: {outcome.failure.text}", flush=True)
     taken_s = time.monotonic() - began_s
     print(
         f"{store}: {count} seeds, {failed} failed, {taken_s:.1f} s; {least} faults or more each, "
