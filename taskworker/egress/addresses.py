@@ -19,6 +19,7 @@ _SPECIAL = tuple(
         ipaddress.ip_network,
         (
             "168.63.129.16/32",  # the metadata server of Azure, on an address like any other
+            "192.0.0.0/24",  # protocols' own; Oracle's metadata server among them
             "192.88.99.0/24",  # relays of 6to4
             "2001::/23",  # protocols' own, Teredo among them
             "2001:db8::/32",
@@ -27,6 +28,34 @@ _SPECIAL = tuple(
         ),
     )
 )
+_NEIGHBOURS = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # shared address space, which overlay networks use
+            "127.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "::1/128",
+            "fc00::/7",
+        ),
+    )
+)
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        (
+            "100.100.100.200",  # Alibaba
+            "fd00:42::42",  # Scaleway
+            "fd00:c1::a9fe:a9fe",  # Oracle
+            "fd00:ec2::23",  # Amazon: of containers
+            "fd00:ec2::254",  # Amazon
+            "fd20:ce::254",  # Google
+        ),
+    )
+)
+"""Metadata servers of clouds, which hand out the machine's credentials, on addresses of private networks."""
 _ISATAP = 0x5EFE
 
 
@@ -52,19 +81,8 @@ def is_neighbour(address: Address) -> bool:
     """Whether an address is loopback or of a private network: what a rule with ``private`` opens."""
     inner = _embedded(address) if isinstance(address, ipaddress.IPv6Address) else []
     if inner:
-        return all(is_neighbour(one) for one in inner)
-    if is_unroutable(address) or address.is_link_local:
-        return False
-    return not is_public(address)
-
-
-def is_unroutable(address: Address) -> bool:
-    """Whether an address is nobody's in particular: unspecified, multicast, broadcast, reserved."""
-    if isinstance(address, ipaddress.IPv6Address) and _embedded(address):
-        return any(is_unroutable(one) for one in _embedded(address))
-    if isinstance(address, ipaddress.IPv4Address) and int(address) < 1 << 24:
-        return True  # 0.0.0.0/8, which Linux takes for this machine
-    return address.is_unspecified or address.is_multicast or (address.is_reserved and not address.is_loopback)
+        return not address.is_link_local and all(is_neighbour(one) for one in inner)
+    return any(address in network for network in _NEIGHBOURS) and address not in _METADATA
 
 
 def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:

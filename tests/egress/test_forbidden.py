@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument, PermissionDenied, StorageError
+from taskworker.egress.addresses import is_neighbour
 from taskworker.egress.limits import EgressLimits
 from taskworker.egress.rules import parse_rule
 from taskworker.egress.urls import parse_url
@@ -153,12 +155,51 @@ def test_a_name_that_turns_private_is_refused(make: Make, canaries: list[Server]
     assert [server.connections for server in canaries] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1", "224.0.0.1", "0.0.0.0", "255.255.255.255", "::"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "fe80::1",
+        "fe80::5efe:a00:1",  # link-local, with a private address inside
+        "224.0.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "::",
+        # Metadata servers that are not on link-local addresses.
+        "168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        # Of no network: documentation, benchmarks, relays, site-local.
+        "192.0.2.1",
+        "198.18.0.1",
+        "192.88.99.1",
+        "2001:db8::1",
+        "fec0::1",
+    ],
+)
 def test_even_rules_for_private_hosts_open_no_metadata_and_no_groups(egress: Egress, address: str) -> None:
     egress.allow("inner.example")
     egress.names.lead("inner.example", [address])
     with pytest.raises(PermissionDenied):
         egress.request("http://inner.example/")
+
+
+@pytest.mark.parametrize("address", ["192.0.0.192", "192.0.0.170", "168.63.129.16"])
+def test_special_addresses_are_not_public_whatever_python_knows_of_them(egress: Egress, address: str) -> None:
+    egress.allow("outer.example", private=False)
+    egress.names.lead("outer.example", [address])
+    with pytest.raises(PermissionDenied, match="private, local or reserved"):
+        egress.request("http://outer.example/")
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "100.64.0.1", "127.0.0.1", "172.16.0.1", "192.168.0.1", "::1", "fc00::1", "::ffff:10.0.0.1"]
+)
+def test_private_networks_are_neighbours(address: str) -> None:
+    assert is_neighbour(ipaddress.ip_address(address))
 
 
 def test_connections_to_private_hosts_are_no_others_to_use(egress: Egress, canaries: list[Server]) -> None:
