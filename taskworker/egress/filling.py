@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from storage.errors import InvalidArgument, PermissionDenied
 
@@ -67,6 +67,13 @@ class Filling:
                 for form in dict.fromkeys((value, quote(value, safe=""), quote_plus(value), quote(value))):
                     text = text.replace(form, f"{{{{secret:{name}}}}}")
         return text
+
+    def is_in(self, url: str) -> bool:
+        """Whether a value that was filled in is in a URL, however it is percent-encoded."""
+        forms = (url, unquote(url), unquote_plus(url))
+        return any(
+            value in form for value in self._values.values() if len(value) >= _HIDDEN_CHARS_MIN for form in forms
+        )
 
     def _filled(self, places: re.Pattern[str], text: str, write: Callable[[str], str]) -> str:
         return places.sub(lambda place: write(self._value(place[1])), text)

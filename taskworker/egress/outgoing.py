@@ -38,7 +38,7 @@ _NOT_SETTABLE = frozenset(
         "upgrade",
     }
 )
-_CREDENTIALS = re.compile(r"auth|cookie|token|secret|session|credential|passw|(api|access|subscription)[-_]?key")
+_CREDENTIALS = re.compile(r"auth|cookie|token|secret|session|credential|passw|key|signature")
 _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
 
 
@@ -156,6 +156,8 @@ def redirected(before: Outgoing, status: int, location: str, filling: Filling, c
         method, body = "GET", b""
         headers = tuple(header for header in headers if header.name.lower() not in _OF_A_BODY)
     if url.origin != before.url.origin:
+        if filling.is_in(str(url.url)):
+            raise PermissionDenied(f"{place} redirects to {url.place}, which must not get the secret in the URL")
         if body and before.body_filled:
             raise PermissionDenied(f"{place} redirects to {url.place}, which must not get the secret in the body")
         headers = tuple(header for header in headers if not header.is_credential)
