@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Iterable
-from concurrent.futures import Executor
 from typing import Any
 
 import httpcore
@@ -14,10 +13,10 @@ import httpx
 
 from storage.errors import PermissionDenied
 from taskworker.egress.addresses import Address, Resolve, is_neighbour, is_public
+from taskworker.egress.sharing import FunctionShare, SharedStream
 from taskworker.egress.urls import place_of
 from taskworker.errors import ApiUnreachable
 
-_LOOKUPS = 8
 _ADDRESSES_TRIED = 4
 _FRAME_HEAD_BYTES = 9
 _FRAME_BYTES_MAX = 16_384
@@ -95,17 +94,16 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
     Args:
         resolve: name → addresses; blocking.
-        threads: where it is called.
+        share: of the function that connects.
         private: whether loopback and private networks may be reached.
         connect_s: for resolving, and for each connection.
     """
 
-    def __init__(self, resolve: Resolve, threads: Executor, *, private: bool, connect_s: float) -> None:
+    def __init__(self, resolve: Resolve, share: FunctionShare, *, private: bool, connect_s: float) -> None:
         self._resolve = resolve
-        self._threads = threads
+        self._share = share
         self._private = private
         self._connect_s = connect_s
-        self._lookups = asyncio.Semaphore(_LOOKUPS)  # one function's slow names leave threads to others
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -128,7 +126,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         for number, address in enumerate(addresses, start=1):
             try:
                 stream = await self._network.connect_tcp(str(address), port, seconds, local_address, socket_options)
-                return FrameGuard(stream)
+                return SharedStream(FrameGuard(stream), self._share)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if number == len(addresses):
                     raise
@@ -159,8 +157,8 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
     async def _addresses(self, name: str, port: int) -> list[Address]:
         try:
-            async with asyncio.timeout(self._connect_s), self._lookups:
-                found = await asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, name)
+            async with asyncio.timeout(self._connect_s):
+                found = await self._share.in_thread(lambda: self._resolve(name))
         except TimeoutError:
             raise ApiUnreachable(
                 f"{place_of(name, port)} cannot be reached: its name was not resolved within {self._connect_s:g} s"

@@ -13,8 +13,10 @@ import httpx
 from taskworker.egress.addresses import Resolve
 from taskworker.egress.connecting import PinnedBackend, PinnedTransport
 from taskworker.egress.limits import EgressLimits
+from taskworker.egress.sharing import FunctionShares
 
-_RESOLVER_THREADS = 32
+_RESOLVER_THREADS = 128
+"""Started as they are needed. A name that takes long holds one for as long as the system's resolver tries."""
 
 
 class _Connections:
@@ -40,6 +42,7 @@ class ConnectionPools:
         self._tls = tls
         self._limits = limits
         self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="egress-resolve")
+        self._shares = FunctionShares(self._threads)
         self._open: OrderedDict[tuple[str, bool], _Connections] = OrderedDict()
 
     @asynccontextmanager
@@ -71,14 +74,15 @@ class ConnectionPools:
     async def _find(self, key: tuple[str, bool]) -> _Connections:
         found = self._open.get(key)
         if found is None:
-            found = self._open[key] = _Connections(self._new(private=key[1]))
+            found = self._open[key] = _Connections(self._new(*key))
         self._open.move_to_end(key)
         while len(self._open) > self._limits.functions:
             await self._close(*next(iter(self._open.items())))
         return found
 
-    def _new(self, *, private: bool) -> PinnedTransport:
-        backend = PinnedBackend(self._resolve, self._threads, private=private, connect_s=self._limits.connect_s)
+    def _new(self, function: str, private: bool) -> PinnedTransport:
+        share = self._shares.of(function)
+        backend = PinnedBackend(self._resolve, share, private=private, connect_s=self._limits.connect_s)
         return PinnedTransport(backend, self._tls, self._limits.concurrency)
 
     async def _close(self, key: tuple[str, bool], connections: _Connections) -> None:

@@ -19,10 +19,14 @@ import pytest
 from h2.connection import H2Connection
 
 from storage.errors import StorageError
+from taskworker.egress.addresses import Address, Resolve
+from taskworker.egress.audit import AuditLog
 from taskworker.egress.filling import no_secrets
 from taskworker.egress.limits import EgressLimits
-from taskworker.errors import ApiBusy, ApiLimitExceeded, ApiUnreachable, DeadlineExceeded
-from tests.egress.conftest import Egress, Make
+from taskworker.egress.proxy import EgressProxy
+from taskworker.errors import ApiBusy, ApiLimitExceeded, ApiUnreachable, CallAbandoned, DeadlineExceeded
+from taskworker.functions.outside import ApiRequest
+from tests.egress.conftest import ANN, Egress, Make
 from tests.egress.servers import Behave2, Http2Server, Received, Server, Writer, answer, contexts, plain
 
 MIB = 1 << 20
@@ -269,7 +273,7 @@ def serve(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def hostile_process() -> Iterator[int]:
+def hostile_process(serve: Callable[[Connection], None] = serve) -> Iterator[int]:
     """The server in a process of its own, so that its memory is not counted; its port."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -358,25 +362,94 @@ def test_one_function_s_hanging_requests_are_not_anothers(make: Make) -> None:
         assert {one.result().body for one in hanging} == {b"late"}
 
 
-def test_names_that_do_not_resolve_in_time_end_too(make: Make) -> None:
+@contextlib.contextmanager
+def resolving(resolve: Resolve, limits: EgressLimits) -> Iterator[Egress]:
+    """A proxy with a resolver of the test's own."""
+    egress = Egress(limits, no_secrets)
+    egress.proxy.close()
+    egress.proxy = EgressProxy(egress.rules, AuditLog(None), limits=limits, resolve=resolve)
+    try:
+        yield egress
+    finally:
+        egress.proxy.close()
+
+
+def test_names_that_do_not_resolve_in_time_end_too() -> None:
     release = threading.Event()
 
-    def resolve(name: str) -> list[object]:
+    def resolve(name: str) -> list[Address]:
         release.wait(20)
         return []
 
-    egress = make(EgressLimits(connect_s=0.2, attempts=1))
-    egress.proxy.close()
-    from taskworker.egress.audit import AuditLog
-    from taskworker.egress.proxy import EgressProxy
+    with resolving(resolve, EgressLimits(connect_s=0.2, attempts=1)) as egress:
+        egress.allow("slow.example")
+        with pytest.raises(ApiUnreachable, match=r"not resolved within 0.2 s"):
+            egress.request("http://slow.example/")
+        release.set()
 
-    proxy = EgressProxy(egress.rules, AuditLog(None), limits=EgressLimits(connect_s=0.2, attempts=1), resolve=resolve)  # type: ignore[arg-type]
-    egress.proxy = proxy
-    egress.allow("slow.example")
-    with pytest.raises(ApiUnreachable, match=r"not resolved within 0.2 s"):
-        egress.request("http://slow.example/")
-    release.set()
-    proxy.close()
+
+def test_one_function_s_slow_names_leave_threads_to_others() -> None:
+    """Threads that resolve cannot be ended: a function whose names time out has no further ones until they are free."""
+    release, asked = threading.Event(), threading.Semaphore(0)
+
+    def resolve(_name: str) -> list[Address]:
+        asked.release()
+        release.wait(60)
+        return []
+
+    with resolving(resolve, EgressLimits(connect_s=0.5, attempts=1)) as egress, ThreadPoolExecutor(20) as threads:
+        egress.allow("*.slow.example")
+        try:
+            for _ in range(2):  # the second time after those before have given up
+                slow = [threads.submit(egress.request, f"http://a{n}.slow.example/") for n in range(20)]
+                assert {type(one.exception()) for one in slow} == {ApiUnreachable}
+        finally:
+            release.set()
+    assert sum(iter(lambda: asked.acquire(blocking=False), False)) == 8
+
+
+CRUMBS = b"1\r\nx\r\n" * 10_000
+
+
+async def crumbs(_request: Received, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(CRUMBS)
+        await writer.drain()
+
+
+def serve_crumbs(connection: Connection) -> None:
+    with Server(crumbs) as server:
+        connection.send(server.port)
+        connection.recv()
+
+
+def test_answers_that_cost_the_parser_much_hold_up_no_other_function(make: Make) -> None:
+    """Of many answers in chunks of one byte, each piece takes the parser long; others have their turns in between."""
+    egress = make(EgressLimits(total_s=30, attempts=1))
+    under_way = threading.Event()
+    with hostile_process(serve_crumbs) as port, Server(plain) as server, ThreadPoolExecutor(40) as threads:
+        egress.allow(f"127.0.0.1:{port}")
+        egress.allow(f"127.0.0.1:{server.port}", function="g")
+        costly = [
+            threads.submit(
+                egress.proxy.request,
+                "f",
+                ANN,
+                ApiRequest("GET", f"http://127.0.0.1:{port}/"),
+                lambda: not under_way.is_set(),
+            )
+            for _ in range(40)
+        ]
+        try:
+            served = 0
+            while served < 20 and not any(one.done() for one in costly):
+                assert egress.request(f"http://127.0.0.1:{server.port}/", function="g").status == 200
+                served += 1
+        finally:
+            under_way.set()
+        assert served == 20
+        assert {type(one.exception()) for one in costly} == {CallAbandoned}
 
 
 def test_bytes_held_at_once_are_bounded(make: Make) -> None:

@@ -1,0 +1,129 @@
+"""What functions share in here, each by its turns: the threads that resolve names, and the loop that reads answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import httpcore
+
+T = TypeVar("T")
+
+_LOOKUPS = 8
+_FIRST_BYTES = 8 << 10
+_LEAST_BYTES = 2 << 10
+_MOST_BYTES = 64 << 10
+_STEP_S = 0.005
+"""What the parser may take for one piece of an answer before pieces become smaller."""
+
+
+class FunctionShare:
+    """One function's turns. Used by one event loop.
+
+    Args:
+        threads: shared by all functions; what they do cannot be ended, whoever waits for it.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._lookups = asyncio.Semaphore(_LOOKUPS)
+        self._reading = asyncio.Lock()
+
+    async def in_thread(self, act: Callable[[], T]) -> T:
+        """Do something in a thread; its turn ends with it, and not when nobody waits for it any more."""
+        await self._lookups.acquire()
+        loop = asyncio.get_running_loop()
+        try:
+            doing = self._threads.submit(act)
+        except RuntimeError:
+            self._lookups.release()
+            raise
+        doing.add_done_callback(lambda _: self._give_back(loop))
+        return await asyncio.wrap_future(doing)
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._lookups.release)
+
+    async def read_turn(self) -> None:
+        """Wait until what was read may be parsed: of one function one piece in each round of the loop."""
+        async with self._reading:
+            await asyncio.sleep(0)
+
+
+class FunctionShares:
+    """The shares of all functions; one is there as long as anybody uses it.
+
+    Args:
+        threads: see ``FunctionShare``.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._shares: WeakValueDictionary[str, FunctionShare] = WeakValueDictionary()
+
+    def of(self, function: str) -> FunctionShare:
+        """The share of a function."""
+        share = self._shares.get(function)
+        if share is None:
+            share = self._shares[function] = FunctionShare(self._threads)
+        return share
+
+
+class SharedStream(httpcore.AsyncNetworkStream):
+    """A connection that is read by its function's turns, in pieces that take the parser a few milliseconds at most.
+
+    A host may cut its answer so that a parser has thousands of parts in what one read gives, and gets no rest.
+
+    Args:
+        stream: the connection.
+        share: of the function that it is of.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, share: FunctionShare) -> None:
+        self._stream = stream
+        self._share = share
+        self._bytes = _FIRST_BYTES
+        self._given_s: float | None = None
+        self._unparsed = b""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the port's
+        """See ``AsyncNetworkStream``."""
+        if self._given_s is not None:
+            slow = time.monotonic() - self._given_s > _STEP_S
+            self._bytes = max(_LEAST_BYTES, self._bytes // 2) if slow else min(_MOST_BYTES, self._bytes * 2)
+        self._given_s = None
+        if not self._unparsed:
+            self._unparsed = await self._stream.read(min(max_bytes, self._bytes), timeout)
+        # Who reads may be cut off here, and over HTTP/2, its neighbours go on with what has come.
+        await self._share.read_turn()
+        data, self._unparsed = self._unparsed, b""
+        self._given_s = time.monotonic()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """See ``AsyncNetworkStream``."""
+        self._given_s = None  # a new request: what is between two of them is not the parser's time
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """See ``AsyncNetworkStream``."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: Any,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        """See ``AsyncNetworkStream``."""
+        return SharedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._share)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See ``AsyncNetworkStream``."""
+        return self._stream.get_extra_info(info)
