@@ -607,13 +607,14 @@ class StripeStore:
         """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
         k = stripe[33] + 1
         most = max((len(group.payloads) for group in _by_length(survey.found, k)), default=0)
-        had = most if most < k else 0
+        sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
         away = len(survey.unreachable.keys() - survey.found.keys())
-        if had + away < k:
+        if sound + away < k or most > sound:
             self._soundness.note_unreadable(stripe)
-            return DataLossError(stripe[:ID_BYTES].hex(), had, k)
+        if sound + away < k:
+            return DataLossError(stripe[:ID_BYTES].hex(), most if most == sound else 0, k)
         causes = tuple(dict.fromkeys(survey.unreachable.values()))
-        return ShardsUnavailable(stripe[:ID_BYTES].hex(), had, k, away=away, causes=causes)
+        return ShardsUnavailable(stripe[:ID_BYTES].hex(), sound, k, away=away, causes=causes)
 
     def _recover_from(self, stripe: StripeKey, expect: int | None, survey: _Survey) -> memoryview | None:
         """The object from what a survey found; None if that is not enough of it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from storage.batching import batched
 from storage.erasure import profile_for
-from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, StorageError
+from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, ShardsUnavailable, StorageError
 from storage.keys import ID_BYTES, StripeKey
 from storage.stripes import StripeStore
 
@@ -29,7 +29,7 @@ def settle(
         The attendance for which it is whole.
 
     Raises:
-        InsufficientWorkers, StoreFull, IncompletePush, ShardsUnavailable: see :func:`make_whole` and
+        InsufficientWorkers, StoreFull, IncompletePush: see :func:`make_whole` and
             :func:`require_whole`.
     """
     since = make_whole(stripes, written, since)
@@ -74,9 +74,7 @@ def make_whole(
                 )
                 if lost is not None:
                     volumes.require_writable(profile_for(stripe[33] + 1, stripe[34] + 1))  # they may all be full
-                    raise InsufficientWorkers(
-                        f"workers that held parts of this push went away before it was committed ({lost}); push again"
-                    )
+                    raise _gone(lost)
         volumes.sync_each()
     return since
 
@@ -86,8 +84,8 @@ def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey
 
     Raises:
         IncompletePush: too few shards of something are left.
-        ShardsUnavailable: too few are within reach.
-        InsufficientWorkers, StoreFull: see :func:`make_whole`.
+        InsufficientWorkers: too few are within reach; or see :func:`make_whole`.
+        StoreFull: see :func:`make_whole`.
     """
     volumes = stripes.volumes
     since = volumes.attendance()
@@ -120,4 +118,10 @@ def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:
             f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so nothing was "
             "stored; push again"
         )
-    return error
+    return _gone(error) if isinstance(error, ShardsUnavailable) else error
+
+
+def _gone(error: StorageError) -> InsufficientWorkers:
+    return InsufficientWorkers(
+        f"workers that held parts of this push went away before it was committed ({error}); push again"
+    )

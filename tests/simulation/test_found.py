@@ -409,3 +409,20 @@ def test_threads_that_mark_the_same_workers_leave_each_a_mark(calls: int) -> Non
     cluster.start_pool(cluster.pool.pool_id)
     cluster.pass_time(4.0)
     assert cluster.pool.store.rebuild().files == 1
+
+
+@pytest.mark.parametrize(("seed", "calls"), [(15, 7), (16, 9), (24, 7), (31, 7)])
+def test_a_push_between_a_liar_and_a_worker_that_goes_away_asks_for_more_workers(seed: int, calls: int) -> None:
+    """Shards that are out of reach at the commit, after others were removed, are neither lost nor removed."""
+    cluster = Cluster(Random(seed), ErasureProfile(2, 3), 3, zones=1)
+    upload = cluster.pool.store.upload(filename="f", user_id="u")
+    upload.write(Random(2).randbytes(200_000))
+    former = cluster.pool.store.push(CONTENT, filename="former", user_id="u")
+    cluster.pool.store.delete(former.file_id, user_id="u")
+    cluster.pool.store.collect(grace_s=0)
+    cluster.workers[2].liar = True
+    cluster.workers[2].listen()
+    cluster.network.after_calls(calls, lambda: cut_off(cluster.workers[1]))
+    with pytest.raises(InsufficientWorkers):
+        upload.commit()
+    assert cluster.pool.store.find("f", user_id="u") is None

@@ -46,8 +46,10 @@ from tests.storage.helpers import (
     digest,
     flip,
     get,
+    holders,
     lose,
     open_store,
+    plant,
     push,
     push_many,
     python_environment,
@@ -164,6 +166,23 @@ def test_every_call_may_fail_on_all_volumes_for_a_while(root: Path, disk: Faulty
                 upkeep()
         disk.heal()
         all_well(store, pushed)
+
+
+def test_nothing_is_called_lost_while_a_lie_and_an_absence_come_together(root: Path, disk: FaultyDisk) -> None:
+    """Two shards that do not fit each other may be one good and one forged: the third, once back, tells."""
+    data = content(1, CHUNK)
+    with open_on(root, disk) as store:
+        version = push(store, data)
+    lied, away = holders(digest(data), 2, 3, 3)[1:]
+    plant(root, stripe_key(Kind.CHUNK, digest(data), 2, 3), {1: (CHUNK, content(9, CHUNK // 2))}, 3)
+    assert lied != away
+    with open_on(root, disk) as store:
+        disk.fail(errno.EMFILE, "open", "read", only=volume_dir(root, away).name)
+        forget_files(store)
+        with pytest.raises(ShardsUnavailable, match="1 of 2 shards needed are within reach, 1 more are not"):
+            get(store, version)
+        disk.heal()
+        assert get(store, version) == data
 
 
 @pytest.mark.parametrize("call", ["open", "read", "database", "names", "space"])
