@@ -6,13 +6,14 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cachetools import LRUCache
 from hishel import AsyncBaseStorage, CacheOptions, Entry, Headers, Request, Response
 
+_PLACE_CHARS = 2 * hashlib.sha256().digest_size
 _ENTRIES_PER_URL = 8
 _ENTRY_OVERHEAD = 2048
 _TTL_S = 24 * 3600.0
@@ -21,9 +22,26 @@ _CHANGED_MAX = 4096
 PRIVATE = CacheOptions(shared=False, supported_methods=["GET", "HEAD"], allow_stale=False)
 
 
-def cache_key(function: str, user: str, url: str) -> str:
-    """Under which an answer is kept: nobody finds another's."""
-    return hashlib.sha256("\0".join((function, user, url)).encode()).hexdigest()
+def place_key(function: str, user: str, url: str) -> str:
+    """What all answers of a URL have in common: nobody finds another's."""
+    return _digest(function, user, url)
+
+
+def entry_key(place: str, credentials: Iterable[str]) -> str:
+    """Under which an answer is kept: those to other credentials are others', whether or not ``Vary`` says so.
+
+    RFC 9111 leaves that to caches that have one user. A function may speak for several, by their tokens.
+    """
+    return f"{place}{_digest(*credentials)}"
+
+
+def _digest(*texts: str) -> str:
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
+
+
+def _place_of(key: str) -> str:
+    return key[:_PLACE_CHARS]
 
 
 @dataclass(slots=True)
@@ -51,7 +69,7 @@ class MemoryStorage(AsyncBaseStorage):
         self._bytes_max = bytes_max
         self._bytes = 0
         self._kept: OrderedDict[uuid.UUID, _Kept] = OrderedDict()
-        self._by_key: dict[str, list[uuid.UUID]] = {}
+        self._by_place: dict[str, list[uuid.UUID]] = {}
         self._changes = 0
         self._changed: LRUCache[str, int] = LRUCache(_CHANGED_MAX)
 
@@ -60,20 +78,20 @@ class MemoryStorage(AsyncBaseStorage):
         """Now, for `changed_since`."""
         return self._changes
 
-    def changed(self, key: str) -> None:
-        """Forget what is kept under a key, as what it is an answer of may have changed (RFC 9111, 4.4)."""
+    def changed(self, place: str) -> None:
+        """Forget what is kept of a place, as what it is an answer of may have changed (RFC 9111, 4.4)."""
         self._changes += 1
-        self._changed[key] = self._changes
-        self.forget(key)
+        self._changed[place] = self._changes
+        self.forget(place)
 
-    def forget(self, key: str) -> None:
-        """Keep nothing under a key."""
-        for identity in list(self._by_key.get(key, ())):
+    def forget(self, place: str) -> None:
+        """Keep nothing of a place."""
+        for identity in list(self._by_place.get(place, ())):
             self._drop(identity)
 
-    def changed_since(self, key: str, moment: int) -> bool:
+    def changed_since(self, place: str, moment: int) -> bool:
         """Whether that was after a moment: an answer asked for before may be one from before."""
-        return self._changed.get(key, 0) > moment
+        return self._changed.get(place, 0) > moment
 
     async def create_entry(
         self,
@@ -93,8 +111,10 @@ class MemoryStorage(AsyncBaseStorage):
     async def get_entries(self, key: str) -> list[Entry]:
         """See ``AsyncBaseStorage``."""
         found = []
-        for identity in list(self._by_key.get(key, ())):
+        for identity in list(self._by_place.get(_place_of(key), ())):
             kept = self._kept[identity]
+            if kept.key != key:
+                continue
             if kept.until < time.monotonic():
                 self._drop(identity)
                 continue
@@ -126,7 +146,7 @@ class MemoryStorage(AsyncBaseStorage):
             self._keep(_Kept(key, entry, b"".join(parts), until))
 
     def _keep(self, kept: _Kept) -> None:
-        same = self._by_key.setdefault(kept.key, [])
+        same = self._by_place.setdefault(_place_of(kept.key), [])
         same.append(kept.entry.id)
         self._kept[kept.entry.id] = kept
         self._bytes += kept.cost
@@ -140,10 +160,11 @@ class MemoryStorage(AsyncBaseStorage):
         if kept is None:
             return
         self._bytes -= kept.cost
-        same = self._by_key[kept.key]
+        place = _place_of(kept.key)
+        same = self._by_place[place]
         same.remove(identity)
         if not same:
-            del self._by_key[kept.key]
+            del self._by_place[place]
 
 
 async def _stream_of(body: bytes) -> AsyncIterator[bytes]:

@@ -73,6 +73,12 @@ class Outgoing:
     body: bytes
     body_filled: bool
 
+    @property
+    def credentials(self) -> list[str]:
+        """Names and values of the headers by which the host knows for whom it answers."""
+        own = [(header.name.lower(), header.value) for header in self.headers if header.is_credential]
+        return [text for pair in own for text in pair]
+
     def sent_headers(self) -> list[tuple[bytes, bytes]]:
         """All headers but those that the transport sets."""
         names = {header.name.lower() for header in self.headers}

@@ -21,7 +21,7 @@ from tenacity import (
 from storage.errors import StorageError
 from taskworker.egress.audit import AuditLog, AuditRecord
 from taskworker.egress.bodies import decoder_for, read_body
-from taskworker.egress.caching import PRIVATE, MemoryStorage, cache_key
+from taskworker.egress.caching import PRIVATE, MemoryStorage, entry_key, place_key
 from taskworker.egress.connections import ConnectionPools
 from taskworker.egress.filling import Filling
 from taskworker.egress.limits import EgressLimits
@@ -196,22 +196,22 @@ class Sender:
             # Only the whole has a time limit: over HTTP/2, one request's timeout would end its neighbours.
             extensions={"timeout": {"connect": self.limits.connect_s}},
         )
-        key = self._key(exchange, request.url)
+        place = self._place(exchange, request.url)
         moment = self._storage.moment
         async with self._pools.transport(exchange.function, private=rule.private) as transport:
             if exchange.cache:
-                request.extensions["caching"] = {"key": key}
+                request.extensions["caching"] = {"key": entry_key(place, outgoing.credentials)}
                 transport = AsyncCacheTransport(transport, self._storage, PRIVATE)
             try:
                 return await self._exchanged(transport, request, exchange)
             finally:
                 if outgoing.method not in SAFE:  # even if no answer came
-                    self._storage.changed(key)
-                elif self._storage.changed_since(key, moment):
-                    self._storage.forget(key)
+                    self._storage.changed(place)
+                elif self._storage.changed_since(place, moment):
+                    self._storage.forget(place)
 
-    def _key(self, exchange: Exchange, url: httpx.URL) -> str:
-        return cache_key(exchange.function, exchange.user, str(url))
+    def _place(self, exchange: Exchange, url: httpx.URL) -> str:
+        return place_key(exchange.function, exchange.user, str(url))
 
     async def _exchanged(
         self, transport: httpx.AsyncBaseTransport, request: httpx.Request, exchange: Exchange
@@ -219,7 +219,7 @@ class Sender:
         response = await transport.handle_async_request(request)
         if request.method not in SAFE:
             for url in _also_changed(request.url, response):
-                self._storage.changed(self._key(exchange, url))
+                self._storage.changed(self._place(exchange, url))
         try:
             return await self._read(response, exchange)
         finally:

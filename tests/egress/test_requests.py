@@ -381,6 +381,22 @@ def test_answers_are_kept_by_http_s_rules_each_user_s_apart(egress: Egress) -> N
     assert [one.outcome for one in egress.audit.read() if one].count("cache") == 1
 
 
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "X-Anything"])
+def test_answers_to_other_credentials_are_kept_apart(make: Make, name: str) -> None:
+    """A function may speak for several people by their tokens; and many hosts send no Vary."""
+    values = ("{{secret:a}}", "{{secret:b}}") if name == "X-Anything" else ("a", "b")
+    egress = make(fill=lambda _function, _host, text: f"value of {text[9:-2]}")
+    with Server(Counting("Cache-Control: max-age=600\r\n")) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+
+        def asked(value: str, method: str = "GET") -> bytes:
+            return egress.request(url_of(server), method, headers=((name, value),), cache=True).body
+
+        assert [asked(value) for value in (*values, *values)] == [b"1", b"2", b"1", b"2"]
+        asked(values[0], "PUT")  # of the URL, whoever changes it
+        assert [asked(value) for value in values] == [b"4", b"5"]
+
+
 @pytest.mark.parametrize(
     ("headers", "bodies"),
     [
