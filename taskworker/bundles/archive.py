@@ -42,6 +42,7 @@ _KEPT = 256
 _PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unpacked into
 _NAME_BYTES_MAX = 255
 _BLOCK = 512
+_END = bytes(_BLOCK)
 _EXTENSION_BYTES_MAX = 4 * _BLOCK  # of a header that only says a long path
 
 
@@ -139,7 +140,7 @@ def _require_bounded(bundle: bytes) -> None:
     if len(bundle) > ARCHIVE_BYTES_MAX:
         raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
     at = entries = total = extension = 0
-    while at + _BLOCK <= len(bundle) and bundle[at]:
+    while at + _BLOCK <= len(bundle) and bundle[at : at + _BLOCK] != _END:  # as tarfile sees the end, and not sooner
         kind, size = bundle[at + 156 : at + 157], _size_in(bundle, at)
         if kind not in (b"0", b"\0", b"x") or (kind == b"x" and (extension or size > _EXTENSION_BYTES_MAX)):
             raise FormatError(f"this is no function's bundle: an entry of kind {kind!r} does not belong in one")

@@ -166,6 +166,15 @@ def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+def nameless(prefix: str, size: bytes = b"00000000000\0") -> bytes:
+    """A header whose name is all in its prefix: its first byte is zero, and it is no end of the archive."""
+    raw = bytearray(header("x"))
+    raw[0], raw[124:136], raw[257:265], raw[345 : 345 + len(prefix)] = 0, size, b"ustar\x0000", prefix.encode()
+    raw[148:156] = b" " * 8
+    raw[148:156] = f"{sum(raw):06o}\0 ".encode()
+    return bytes(raw)
+
+
 def with_pax(**records: str) -> bytes:
     info = entry("app/x")
     info.pax_headers = records
@@ -181,6 +190,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "more than there is": lambda: header("app/x", 1 << 25),
     "larger than octal digits say": lambda: header("app/x", 1 << 40),
     "no size": lambda: header("app/x").replace(b"00000000000\0", b"-0000000001\0", 1),
+    "entries without a first byte": lambda: (
+        header("app/x") + b"".join(nameless(f"app/{number}") for number in range(20_000))
+    ),
+    "a negative size without a first byte": lambda: header("app/x") + nameless("app/y", b"\xff" * 10 + b"\xfe\0"),
     "a long name of many MiB": lambda: header("x", 20 << 20, tarfile.GNUTYPE_LONGNAME) + bytes(20 << 20),
     "long names without end": lambda: (header("x", 512, tarfile.GNUTYPE_LONGNAME) + b"a" * 512) * 20_000,
     "extensions without end": lambda: (header("x", 512, tarfile.XHDTYPE) + b"a" * 512) * 20_000,
