@@ -11,7 +11,7 @@ from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 
 from storage.errors import InvalidArgument
-from taskworker.bundles.archive import DEPENDENCIES, PLATFORMS
+from taskworker.bundles.archive import BUNDLE_BYTES_MAX, DEPENDENCIES, PLATFORMS
 from taskworker.bundles.platform import Platform, own_platform
 from taskworker.errors import PackagesNotFound
 
@@ -89,17 +89,27 @@ def _installed_for(requirements: Path, platform: Platform) -> list[_Package]:
 
 
 def _package(distribution: Distribution, scratch: Path) -> _Package:
-    files = {path: Path(scratch, path).read_bytes() for path in _files(distribution)}
+    found = dict(_files(distribution, scratch.resolve()))
+    size = sum(path.stat().st_size for path in found.values())
+    if size > BUNDLE_BYTES_MAX:
+        raise InvalidArgument(
+            f"package {distribution.name} has {size / (1 << 20):,.1f} MiB: a function and its packages have "
+            f"{BUNDLE_BYTES_MAX >> 20} MiB at most"
+        )
+    files = {name: path.read_bytes() for name, path in found.items()}
     native = any(path.endswith(_NATIVE) or ".so." in path for path in files)
     return _Package(f"{distribution.name}=={distribution.version}", native, files)
 
 
-def _files(distribution: Distribution) -> Iterator[str]:
-    for path in distribution.files or ():
+def _files(distribution: Distribution, scratch: Path) -> Iterator[tuple[str, Path]]:
+    """The package's files by their paths; what its RECORD names is the packager's word, and may lie elsewhere."""
+    for listed in distribution.files or ():
         # What lies outside, as scripts in ../../bin, is not imported.
-        left_out = {"__pycache__", ".."} & set(path.parts) or path.name == _TELLS_PATHS
-        if not left_out and Path(str(path.locate())).is_file():
-            yield path.as_posix()
+        if {"__pycache__", ".."} & set(listed.parts) or listed.name == _TELLS_PATHS or listed.is_absolute():
+            continue
+        path = scratch / listed
+        if path.is_file() and path.resolve().is_relative_to(scratch):
+            yield listed.as_posix(), path
 
 
 def _constraints(path: Path) -> Path:

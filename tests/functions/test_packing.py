@@ -11,6 +11,7 @@ import socket
 import sys
 import tarfile
 import threading
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,10 @@ def test_a_module_that_is_not_there_is_told(tmp_path: Path, entry: str) -> None:
         pack_module(entry, SPEC, root=tmp_path)
 
 
-def _wheel(directory: Path, name: str, files: dict[str, str], tag: str = "py3-none-any") -> Path:
-    """A wheel made by hand, as no index is asked in tests."""
+def _wheel(
+    directory: Path, name: str, files: dict[str, str], tag: str = "py3-none-any", *, listed: Sequence[str] = ()
+) -> Path:
+    """A wheel made by hand, as no index is asked in tests; ``listed`` are paths that its RECORD has besides."""
     import zipfile
 
     path = directory / f"{name}-1.2-{tag}.whl"
@@ -205,7 +208,7 @@ def _wheel(directory: Path, name: str, files: dict[str, str], tag: str = "py3-no
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
-    record = "".join(f"{file},,\n" for file in (*contents, f"{info}/RECORD"))
+    record = "".join(f"{file},,\n" for file in (*contents, *listed, f"{info}/RECORD"))
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in {**contents, f"{info}/RECORD": record}.items():
             archive.writestr(file, text)
@@ -225,6 +228,21 @@ def test_requirements_are_installed_and_locked(tmp_path: Path) -> None:
     requirements.write_text("./absent-1.0-py3-none-any.whl\n")
     with pytest.raises(InvalidArgument, match="pip could not install"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
+
+
+def test_a_package_brings_no_files_of_this_machine_whatever_its_record_says(tmp_path: Path) -> None:
+    """What a wheel's RECORD has beside its files, pip keeps."""
+    (tmp_path / "app.py").write_text("import sly\n")
+    private = tmp_path / "private" / "id_ed25519"
+    private.parent.mkdir()
+    private.write_text("a private key")
+    outside = [str(private), f"sly/../../..{private}", f"/{private}"]
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"{_wheel(tmp_path, 'sly', {'sly/__init__.py': 'WORD = 1'}, listed=outside)}\n")
+    packed = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
+    assert files_of(packed.bundle)["dependencies/sly/__init__.py"] == b"WORD = 1"
+    assert not [path for path in files_of(packed.bundle) if private.name in path]
+    assert b"a private key" not in packed.bundle
 
 
 def test_compiled_packages_are_locked_for_each_platform(tmp_path: Path) -> None:
