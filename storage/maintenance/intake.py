@@ -22,7 +22,8 @@ from storage.versions import decode_tombstone, decode_version
 _BATCH = 2000
 _LISTED_MAX = 10_000
 _ROUNDS_MAX = 3  # of looks for stores that came while others were examined
-_METADATA = frozenset({Kind.NODE, Kind.VERSION, Kind.TOMBSTONE})
+# Nodes are not asked for: they are read as versions that are believed name them, so that nobody can send any others.
+_SHOWN = frozenset({Kind.VERSION, Kind.TOMBSTONE})
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ class Examined:
 
 
 def take_in(catalog: Catalog, volumes: Fleet[Any], belief: Belief, tally: Tally, examined: Examined) -> None:
-    """Copy every metadata object that is intact and believed into the catalog; further copies change nothing.
+    """Copy every version and tombstone that is intact and believed into the catalog; further copies change nothing.
 
     A store that fails while it is asked holds up nobody: it counts as not examined.
 
@@ -129,7 +130,7 @@ def take_in(catalog: Catalog, volumes: Fleet[Any], belief: Belief, tally: Tally,
 
 
 def _examine(catalog: Catalog, volume: ShardStore, slot: int, belief: Belief, tally: Tally) -> None:
-    for batch in batched(volume.records(_METADATA), _BATCH):
+    for batch in batched(volume.records(_SHOWN), _BATCH):
         believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
         catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
         tally.step(len(batch))
@@ -147,7 +148,7 @@ def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tall
             return known or belief.in_version(stored, slot)
         if object_id(raw) != identifier:
             raise FormatError("does not match its id")
-        return kind == Kind.NODE or belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
+        return belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
     except (FormatError, InvalidArgument) as error:
         lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
         tally.skip(f"{Kind(kind).name.lower()} {identifier.hex()}: {error}{lost}")
@@ -158,9 +159,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
     added = 0
     for shard in batch:
         identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
-        if kind == Kind.NODE:
-            txn.put_nodes([(identifier, raw)])
-        elif kind == Kind.TOMBSTONE:
+        if kind == Kind.TOMBSTONE:
             txn.bury(decode_tombstone(raw).file_id, raw)
         else:
             file_id = decode_version(raw).record.file_id

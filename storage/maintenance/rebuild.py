@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 import msgspec
 
-from storage.batching import batched
+from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
-from storage.keys import StripeKey
-from storage.live import node_loader
+from storage.keys import Kind, StripeKey
+from storage.limits import MIB
 from storage.maintenance.belief import Belief
 from storage.maintenance.intake import Examined, Tally, take_in
-from storage.manifest import LoadNode, Manifest, differing_chunks
+from storage.manifest import Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
-from storage.stripes import StripeStore
+from storage.stripes import StripeStore, metadata_stripe
 from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, decode_tombstone, read_version
 
 _BATCH = 2000
+_BATCH_BYTES = 4 * MIB
 _LOCATED_TOGETHER = 256
+_CLAIMED_TOGETHER = 4096
+_NODES_MAX = 256  # 8 MiB
 
 
 def rebuild(
@@ -62,16 +66,11 @@ def rebuild(
         take_in(catalog, stripes.volumes, belief, tally, examined)
     finally:
         belief.close()
-    load_node = node_loader(catalog, stripes, metadata_copies)
-    buried: set[bytes] = set()
-    for file_id, raw in catalog.tombstones():
-        buried.add(file_id)
-        try:
-            tally.sequence = max(tally.sequence, decode_tombstone(raw).sequence)
-        except FormatError as error:
-            tally.skip(f"the tombstone of file {file_id.hex()}, which stays deleted: {error}")
-    for batch in batched(_files(catalog, buried, tally), _BATCH):
-        _settle_files(catalog, batch, buried, _Judge(stripes, load_node, examined, tally))
+    nodes = _Nodes(catalog, stripes, metadata_copies)
+    judge = _Judge(stripes, nodes, examined, tally)
+    for batch in batched_by_size(_files(catalog, tally), _BATCH, _BATCH_BYTES, _Found.size):
+        _settle_files(catalog, batch, judge)
+        nodes.keep()
     lacking = [f"{stripes.volumes.name(slot)} was not examined: {reason}" for slot, reason in examined.lacking()]
     totals = catalog.transact(lambda txn: _settle(txn, tally.sequence))
     return RebuildReport(totals.files, totals.versions, tally.skipped, lacking + tally.undecided)
@@ -85,9 +84,89 @@ class _File:
     others: list[StoredVersion]
 
 
-def _files(catalog: Catalog, buried: set[bytes], tally: Tally) -> Iterator[tuple[bytes, list[StoredVersion]]]:
+class _Nodes:
+    """Loads manifest nodes, and keeps those in the catalog that it lacks, or has damaged.
+
+    Args:
+        catalog: keeps them.
+        stripes: has those that the catalog has not.
+        copies: how many there are of each.
+    """
+
+    def __init__(self, catalog: Catalog, stripes: StripeStore, copies: int) -> None:
+        self._catalog = catalog
+        self._stripes = stripes
+        self._copies = copies
+        self._found: dict[bytes, bytes] = {}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is time to :meth:`keep` them: memory is to be bounded."""
+        return len(self._found) >= _NODES_MAX
+
+    def load(self, node_id: bytes) -> bytes:
+        """A node's bytes."""
+        raw = self._found.get(node_id) or self._catalog.node(node_id)
+        if raw is None or object_id(raw) != node_id:
+            raw = self._found[node_id] = self._stripes.read(metadata_stripe(Kind.NODE, node_id, self._copies))
+        return raw
+
+    def keep(self) -> None:
+        """Put into the catalog what was found on the volumes; not inside a transaction."""
+        if self._found:
+            found = list(self._found.items())
+            self._catalog.transact(lambda txn: txn.put_nodes(found))
+            self._found.clear()
+
+
+class _Found(NamedTuple):
+    """What the catalog has of a file after all that volumes show was taken in."""
+
+    file_id: bytes
+    versions: list[StoredVersion]
+    buried: bool
+
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        return sum(len(stored.raw) for stored in self.versions)
+
+
+class _Graves:
+    """Which files have a tombstone, asked in the order of their ids: memory is the same for any number of them."""
+
+    def __init__(self, catalog: Catalog, tally: Tally) -> None:
+        self._left = catalog.tombstones()
+        self._tally = tally
+        self._next = self._read()
+
+    def has(self, file_id: bytes) -> bool:
+        """Whether a file has one; no file that was asked for before has a later id."""
+        while self._next is not None and self._next < file_id:
+            self._next = self._read()
+        return self._next == file_id
+
+    def read_rest(self) -> None:
+        """Read those of files after the last one asked for: how late they are counts."""
+        while self._next is not None:
+            self._next = self._read()
+
+    def _read(self) -> bytes | None:
+        found = next(self._left, None)
+        if found is None:
+            return None
+        file_id, raw = found
+        try:
+            self._tally.sequence = max(self._tally.sequence, decode_tombstone(raw).sequence)
+        except FormatError as error:
+            self._tally.skip(f"the tombstone of file {file_id.hex()}, which stays deleted: {error}")
+        return file_id
+
+
+def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
     """The versions of each file that can be read. A file whose entry or head cannot be read is left as it is."""
+    graves = _Graves(catalog, tally)
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
+        buried = graves.has(file_id)
         versions: list[StoredVersion] = []
         unreadable: set[bytes] = set()
         head, problem = b"", ""
@@ -105,8 +184,9 @@ def _files(catalog: Catalog, buried: set[bytes], tally: Tally) -> Iterator[tuple
             tally.skip(f"file {file_id.hex()}: {problem}")
             continue
         is_newest = head in unreadable and all(stored.record.parent != head for stored in versions)
-        if file_id in buried or (versions and not is_newest):
-            yield file_id, versions
+        if buried or (versions and not is_newest):
+            yield _Found(file_id, versions, buried)
+    graves.read_rest()
 
 
 class _UndecidedError(Exception):
@@ -118,7 +198,7 @@ class _Judge:
     """Decides which version of a file is its head, by what is there of each."""
 
     stripes: StripeStore
-    load_node: LoadNode
+    nodes: _Nodes
     examined: Examined
     tally: Tally
 
@@ -151,13 +231,15 @@ class _Judge:
             _UndecidedError: it may be, out of reach.
         """
         try:
-            for chunk_ids in batched(Manifest(head.root, self.load_node).chunk_ids(), _LOCATED_TOGETHER):
+            for chunk_ids in batched(Manifest(head.root, self.nodes.load).chunk_ids(), _LOCATED_TOGETHER):
                 chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
                 for chunk_id, where in zip(chunk_ids, self.stripes.whereabouts(chunks), strict=True):
                     there = head.root.n - where.missing
                     if there < head.root.k:
                         lacks = f"chunk {chunk_id.hex()} has {there} shards left, {head.root.k} are needed"
                         return self._decided(head, lacks, may_pass=bool(where.unsure))
+                if self.nodes.crowded:
+                    self.nodes.keep()
         except (DataLossError, ShardsUnavailable, FormatError) as error:
             text = f"its manifest is not whole ({error})"
             return self._decided(head, text, may_pass=isinstance(error, ShardsUnavailable))
@@ -180,25 +262,56 @@ def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[S
         current = by_id.get(current.record.parent) if current.record.parent is not None else None
 
 
-def _settle_files(
-    catalog: Catalog, batch: list[tuple[bytes, list[StoredVersion]]], buried: set[bytes], judge: _Judge
-) -> None:
+def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
     """Enter files that are whole, and drop those that are deleted or lost; those that are undecided stay as is."""
     entered: list[_File] = []
-    dropped: list[tuple[bytes, list[StoredVersion]]] = []
-    for file_id, versions in batch:
+    dropped: list[_Found] = []
+    for found in batch:
         judge.tally.step()
         try:
-            file = None if file_id in buried else judge.choose(file_id, versions)
+            file = None if found.buried else judge.choose(found.file_id, found.versions)
         except _UndecidedError as undecided:
             judge.tally.leave_undecided(str(undecided))
             continue
         if file is None:
-            dropped.append((file_id, versions))
+            dropped.append(found)
         else:
             entered.append(file)
+    _hold(catalog, entered, judge)
     _enter(catalog, entered, judge)
-    _drop(catalog, dropped, buried)
+    _drop(catalog, dropped)
+
+
+def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
+    """Enter the claims of files, so many at a time that memory is bounded, before the files themselves.
+
+    Claims without a version are dropped by a collect, and there is none before the rebuild has ended.
+    """
+    claims: list[tuple[bytes, StripeKey]] = []
+    for claim in _all_claims(files, judge):
+        claims.append(claim)
+        if len(claims) >= _CLAIMED_TOGETHER or judge.nodes.crowded:
+            _hold_together(catalog, claims, judge)
+            claims = []
+    _hold_together(catalog, claims, judge)
+
+
+def _hold_together(catalog: Catalog, claims: list[tuple[bytes, StripeKey]], judge: _Judge) -> None:
+    def work(txn: CatalogTransaction) -> None:
+        for user, group in groupby(claims, key=itemgetter(0)):
+            txn.hold(user, [stripe for _, stripe in group], None)
+
+    if claims:
+        catalog.transact(work)
+    judge.nodes.keep()
+
+
+def _all_claims(files: list[_File], judge: _Judge) -> Iterator[tuple[bytes, StripeKey]]:
+    for file in files:
+        user = user_key(file.head.record.user_id.encode())
+        for stored in file.chain:
+            for stripe in _claims(stored, file, judge):
+                yield user, stripe
 
 
 def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
@@ -241,8 +354,6 @@ def _enter_file(
         _forget(txn, rival_id, rival)
     _count(txn, txn.file(file.file_id), record.size)
     txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
-    for stored in file.chain:
-        txn.hold(user, _claims(stored, file, judge.load_node), None)
     for stored in file.others:
         tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
         dropped.append((file.file_id, stored.version_id))
@@ -290,14 +401,14 @@ def _forget(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> None:
     txn.forget_file(file_id)
 
 
-def _drop(catalog: Catalog, groups: list[tuple[bytes, list[StoredVersion]]], buried: set[bytes]) -> None:
+def _drop(catalog: Catalog, groups: list[_Found]) -> None:
     """Take deleted files out of the catalog, and those of which no version is whole unless they were in it before."""
 
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
-        for file_id, versions in groups:
+        for file_id, versions, buried in groups:
             entry = txn.file(file_id)
-            if entry is not None and file_id not in buried:
+            if entry is not None and not buried:
                 continue  # what is lacking may come back
             if entry is not None:
                 _forget(txn, file_id, entry)
@@ -308,17 +419,23 @@ def _drop(catalog: Catalog, groups: list[tuple[bytes, list[StoredVersion]]], bur
     catalog.drop_versions(catalog.transact(work), counted=True)
 
 
-def _claims(stored: StoredVersion, file: _File, load_node: LoadNode) -> list[StripeKey]:
+def _claims(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[StripeKey]:
     """Stripes of the chunks in which a version differs from its parent."""
-    root = stored.root
-    manifest = Manifest(root, load_node)
+    root, load = stored.root, judge.nodes.load
+    manifest = Manifest(root, load)
     parents = {version.version_id: version for version in file.chain}
     parent = parents.get(stored.record.parent) if stored.record.parent is not None else None
     try:
         if parent is not None and parent.root.profile == root.profile and parent.root.chunk_size == root.chunk_size:
-            ids: Iterable[bytes] = (chunk for _, chunk in differing_chunks(Manifest(parent.root, load_node), manifest))
+            ids: Iterable[bytes] = (chunk for _, chunk in differing_chunks(Manifest(parent.root, load), manifest))
         else:
             ids = manifest.chunk_ids()
-        return [chunk_stripe(chunk_id, root.profile) for chunk_id in ids]
+        for chunk_id in ids:
+            yield chunk_stripe(chunk_id, root.profile)
     except (DataLossError, FormatError):
-        return []  # an old version whose manifest is lost keeps its place in the chain, and no claims
+        return  # an old version whose manifest is lost keeps its place in the chain, and no more claims
+    except ShardsUnavailable as error:
+        judge.tally.leave_undecided(
+            f"{stored.record.filename!r} ({stored.record.file_id.hex()}) version {stored.version_id.hex()}: its "
+            f"manifest is out of reach ({error})"
+        )
