@@ -91,7 +91,7 @@ class EgressProxy:
             CallAbandoned: it is not wanted any more.
             StoreClosed: the pool is being stopped.
         """
-        with self._turns.turn(function) as turn:
+        with self._turns.turn(function, user) as turn:
             exchange = self._prepared(function, user, request, turn)
             return self._run(exchange, self._allowed_s(request), is_wanted)
 

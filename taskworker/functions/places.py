@@ -27,6 +27,101 @@ TIMES_THE_FREE = 7
 """So many times as many as are free may a user have: alone, 7 of 8."""
 
 
+class SharedAmount:
+    """So much of something, which users share: each may have `TIMES_THE_FREE` times as much as is free.
+
+    Not thread-safe: who uses it holds a lock.
+
+    Args:
+        most: there is.
+        weight_of: of a user: who has twice the weight may have twice as many times as much as is free.
+
+    Attributes:
+        free: what nobody has.
+    """
+
+    def __init__(self, most: int, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
+        self.free = most
+        self._weight_of = weight_of
+        self._of_users: Counter[str] = Counter()
+
+    def of(self, user: str) -> int:
+        """What a user has."""
+        return self._of_users[user]
+
+    def take(self, user: str | None, count: int = 1) -> bool:
+        """Let a user have so much more; False if there is not so much, or more than this one may have.
+
+        Args:
+            user: None: it has been looked at elsewhere how much this one has.
+            count: how much.
+        """
+        if count > self.free:
+            return False
+        if user is not None:
+            last = count - 1  # what is looked at is whether the last one may be had
+            if self._of_users[user] + last >= TIMES_THE_FREE * self._weight_of(user) * (self.free - last):
+                return False
+            self._of_users[user] += count
+        self.free -= count
+        return True
+
+    def give_back(self, user: str | None, count: int = 1) -> None:
+        """A user has so much less."""
+        self.free += count
+        if user is not None:
+            self._of_users[user] -= count
+            if not self._of_users[user]:
+                del self._of_users[user]
+
+
+class UserPlaces:
+    """Places of one kind, shared among users. Thread-safe.
+
+    Args:
+        places: how many.
+        whose: what has them, for people.
+        what: they are for, likewise.
+        weight_of: see `SharedAmount`.
+        refusal: what is raised where there is none.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        whose: str,
+        what: str,
+        weight_of: Callable[[str], float] = lambda _user: 1.0,
+        *,
+        refusal: type[ServerBusy] = ServerBusy,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._places = SharedAmount(places, weight_of)
+        self._whose = whose
+        self._what = what
+        self._refusal = refusal
+
+    @contextmanager
+    def one(self, user: str) -> Iterator[None]:
+        """Hold a place.
+
+        Raises:
+            ServerBusy: (or as it was told) all that the user may have are taken.
+        """
+        with self._lock:
+            taken, mine = self._places.take(user), self._places.of(user)
+        if not taken:
+            raise self._refusal(
+                f"{self._whose} has {mine} {self._what} of this user under way, as many as it allows beside others; "
+                "try again in a moment"
+            )
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._places.give_back(user)
+
+
 class Places:
     """Hands out places. Thread-safe.
 
@@ -44,11 +139,9 @@ class Places:
         if min(outer, nested, of_depth) < 1:
             raise ValueError("calls of each depth need at least one place")
         self._lock = threading.Lock()
-        self._outer, self._nested = outer, nested
+        self._outer, self._nested = SharedAmount(outer, weight_of), nested
         self._of_depth = [of_depth] * DEPTH_MAX
         self._whose = whose
-        self._weight_of = weight_of
-        self._of_users: Counter[str] = Counter()  # outer ones
         self.total = outer + nested + of_depth * (DEPTH_MAX - 1)
 
     @contextmanager
@@ -68,8 +161,7 @@ class Places:
         finally:
             with self._lock:
                 if not depth:
-                    self._outer += 1
-                    self._count(user, -1)
+                    self._outer.give_back(user)
                 elif shared:
                     self._nested += 1
                 else:
@@ -80,11 +172,9 @@ class Places:
         mine = 0
         with self._lock:
             if not depth:
-                if self._outer and self._may_have_one_more(user):
-                    self._outer -= 1
-                    self._count(user, 1)
+                if self._outer.take(user):
                     return False
-                mine = self._of_users[user] if self._outer and user is not None else 0
+                mine = self._outer.of(user) if self._outer.free and user is not None else 0
             elif self._nested:
                 self._nested -= 1
                 return True
@@ -98,19 +188,6 @@ class Places:
             )
         kind = "calls that functions make" if depth else "calls"
         raise ServerBusy(f"{self._whose} has as many {kind} under way as it allows; try again in a moment")
-
-    # The lock is held.
-
-    def _may_have_one_more(self, user: str | None) -> bool:
-        if user is None:
-            return True
-        return self._of_users[user] < TIMES_THE_FREE * self._weight_of(user) * self._outer
-
-    def _count(self, user: str | None, change: int) -> None:
-        if user is not None:
-            self._of_users[user] += change
-            if not self._of_users[user]:
-                del self._of_users[user]
 
 
 def worker_places(weight_of: Callable[[str], float] = lambda _user: 1.0) -> Places:

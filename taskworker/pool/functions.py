@@ -26,6 +26,9 @@ class PoolFunctions:
         transport: reaches workers.
         policy: what the operator sets.
         records: the directory that keeps what calls print, and how they do; None: one that goes with this object.
+
+    Attributes:
+        weight_of: of a user: who has twice the weight gets twice as much, where users compete.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class PoolFunctions:
         records: Path | None = None,
     ) -> None:
         policy = policy or FunctionPolicy()
+        self.weight_of = policy.shares.weight_of
         self.hosting = Hosting(membership, transport, policy.shares.weight_of)
         self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max)
         statistics = StatisticsByFunction()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import grpc
@@ -11,6 +12,7 @@ from storage.errors import PermissionDenied
 from taskworker import outside_pb2
 from taskworker.functions.calls import Call, RunningCall
 from taskworker.functions.outside import ApiRequest, ApiResponse, Outside
+from taskworker.functions.places import UserPlaces
 from taskworker.outside_pb2_grpc import OutsideServiceStub
 from taskworker.services.binding import Caller
 from taskworker.services.rpc import CallerWithDeadline, awaited
@@ -29,33 +31,43 @@ class OutsideService:
     Args:
         call_of: the call that a token belongs to, None if it is over.
         outside_of: what that call may use.
+        requests: places for requests to outside APIs.
+        lookups: places for names that are resolved.
     """
 
-    def __init__(self, call_of: Callable[[str], Call | None], outside_of: Callable[[Call], Outside]) -> None:
+    def __init__(
+        self,
+        call_of: Callable[[str], Call | None],
+        outside_of: Callable[[Call], Outside],
+        requests: UserPlaces,
+        lookups: UserPlaces,
+    ) -> None:
         self._call_of = call_of
         self._outside_of = outside_of
+        self._requests = requests
+        self._lookups = lookups
 
     def GetSecret(  # noqa: N802 - the names are the contract's
         self, request: outside_pb2.GetSecretRequest, _caller: Caller
     ) -> outside_pb2.GetSecretResponse:
         """A secret granted to the function that asks."""
-        return outside_pb2.GetSecretResponse(value=self._outside(request.token).secret(request.name))
+        return outside_pb2.GetSecretResponse(value=self._outside_of(self._call(request.token)).secret(request.name))
 
     def CallExternalApi(  # noqa: N802
         self, request: outside_pb2.ExternalApiRequest, caller: CallerWithDeadline
     ) -> outside_pb2.ExternalApiResponse:
         """Call an outside API for the function that asks."""
-        response = self._outside(request.token).request(
-            ApiRequest(
-                method=request.method,
-                url=request.url,
-                headers=tuple((header.name, header.value) for header in request.headers),
-                body=request.body,
-                timeout_s=_sooner(request.timeout_s or None, caller.time_remaining()),
-                cache=request.cache,
-                follow_redirects=request.follow_redirects,
-            )
+        wanted = ApiRequest(
+            method=request.method,
+            url=request.url,
+            headers=tuple((header.name, header.value) for header in request.headers),
+            body=request.body,
+            timeout_s=_sooner(request.timeout_s or None, caller.time_remaining()),
+            cache=request.cache,
+            follow_redirects=request.follow_redirects,
         )
+        with self._outside(request.token, self._requests) as outside:
+            response = outside.request(wanted)
         return outside_pb2.ExternalApiResponse(
             status=response.status,
             headers=[outside_pb2.Header(name=name, value=value) for name, value in response.headers],
@@ -68,13 +80,21 @@ class OutsideService:
         self, request: outside_pb2.ResolveRequest, _caller: Caller
     ) -> outside_pb2.ResolveResponse:
         """Resolve a name for the function that asks."""
-        return outside_pb2.ResolveResponse(answers=self._outside(request.token).resolve(request.name, request.type))
+        with self._outside(request.token, self._lookups) as outside:
+            return outside_pb2.ResolveResponse(answers=outside.resolve(request.name, request.type))
 
-    def _outside(self, token: str) -> Outside:
+    def _call(self, token: str) -> Call:
         call = self._call_of(token)
         if call is None:
             raise PermissionDenied("this is no call under way; only running functions reach outside")
-        return self._outside_of(call)
+        return call
+
+    @contextlib.contextmanager
+    def _outside(self, token: str, places: UserPlaces) -> Iterator[Outside]:
+        """The world outside of a call, in a place of its user's."""
+        call = self._call(token)
+        with places.one(call.user_id):
+            yield self._outside_of(call)
 
 
 def _sooner(asked_s: float | None, left_s: float | None) -> float | None:

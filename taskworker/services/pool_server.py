@@ -12,7 +12,8 @@ from storage.forks import HomeProcess
 from taskworker import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.dns.names import DnsOptions
 from taskworker.egress.limits import DEFAULT_LIMITS, EgressLimits
-from taskworker.functions.places import pool_places
+from taskworker.errors import ApiBusy
+from taskworker.functions.places import UserPlaces, pool_places
 from taskworker.functions.policy import FunctionPolicy
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool, PoolOptions
@@ -42,7 +43,9 @@ _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
 _CALLS = pool_places().total  # of functions at once, waiting ones included: a thread each
 _OPERATORS_CALLS = 64  # that manage functions and what they reach; a thread each
-_OUTSIDE_CALLS = 256  # what those ask of the world outside, a thread each
+_OUTSIDE_CALLS = 256  # what those ask of the world outside, a thread each; secrets, which take no time, among them
+_OUTSIDE_REQUESTS = 192  # of these, to outside APIs
+_OUTSIDE_LOOKUPS = 32  # likewise, of names
 _LOOKUPS = 32  # of names at once: each holds a thread while name servers are waited for
 
 
@@ -106,7 +109,14 @@ class PoolServer:
         lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool does at once")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
         hosting = HostingService(functions.hosting, functions.deployed)
-        asked = OutsideService(functions.hosting.call_of, outside.of)
+        asked = OutsideService(
+            functions.hosting.call_of,
+            outside.of,
+            UserPlaces(
+                _OUTSIDE_REQUESTS, "this pool", "requests to outside APIs", functions.weight_of, refusal=ApiBusy
+            ),
+            UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", functions.weight_of),
+        )
         return {
             _POOL.full_name: generic_handler(
                 _POOL, PoolService(self.pool, functions.hosting.is_without_volume), hide=hide

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -534,7 +535,7 @@ def test_each_function_has_its_rate() -> None:
     turns = Turns(EgressLimits(rate=2, burst=3), lambda: now[0])
 
     def take(function: str = "f") -> None:
-        with turns.turn(function):
+        with turns.turn(function, ANN):
             pass
 
     for _ in range(3):
@@ -551,6 +552,34 @@ def test_each_function_has_its_rate() -> None:
         take()
     with pytest.raises(ApiBusy):
         take()
+
+
+def test_one_user_leaves_something_of_a_function_to_others() -> None:
+    """Of how often, of how many at once, and of how many bytes at once."""
+
+    def taken(turns: Turns, user: str, count: int, held: ExitStack, size: int = 0) -> int:
+        for number in range(count):
+            try:
+                held.enter_context(turns.turn("f", user)).hold(size)
+            except ApiBusy:
+                return number
+        return count
+
+    often = Turns(EgressLimits(rate=80, burst=80), lambda: 0.0)
+    with ExitStack() as held:
+        assert taken(often, ANN, 100, held) == 70
+        assert taken(often, "bob", 100, held) == 10
+    many = Turns(EgressLimits(concurrency=80))
+    with ExitStack() as held:
+        assert taken(many, ANN, 100, held) == 70
+        assert taken(many, "bob", 100, held) >= 8
+        assert taken(many, "cat", 1, held) == 1
+    large = Turns(EgressLimits(function_bytes=80 << 20, concurrency=200))
+    with ExitStack() as held:
+        assert taken(large, ANN, 100, held, 1 << 20) == 70
+        assert taken(large, "bob", 1, held, 1 << 20) == 1
+    with ExitStack() as held:
+        assert taken(large, "bob", 100, held, 1 << 20) == 70  # all was given back
 
 
 # -- the log, the end --------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+from taskworker import outside_pb2
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.calls import Call, CallReport, Items, RunningCall
-from taskworker.functions.places import Places
+from taskworker.functions.outside import ApiRequest, ApiResponse
+from taskworker.functions.places import Places, UserPlaces
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions.users import UserCalls, UserShares
+from taskworker.services.outside import OutsideService
 
 WAIT_S = 60.0
 
@@ -235,3 +238,62 @@ def test_calls_that_calls_make_do_not_wait_in_line() -> None:
         nested = Call("g", parent=one.running()[0].token)
         one.calls.append(one._callers.submit(one.routes.call, nested, None))
         eventually(lambda: one.began == ["ann", "ann"])
+
+
+class SlowOutside:
+    """A world outside whose APIs do not answer until they are let (an ``Outside``)."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self.answers = threading.Event()
+
+    def secret(self, name: str) -> str:
+        return name.upper()
+
+    def request(self, request: ApiRequest) -> ApiResponse:
+        self.asked.release()
+        assert self.answers.wait(WAIT_S)
+        return ApiResponse(200, (), b"", request.url)
+
+    def resolve(self, name: str, kind: str) -> list[str]:
+        self.asked.release()
+        assert self.answers.wait(WAIT_S)
+        return [kind]
+
+
+class Asking:
+    """A caller without a deadline."""
+
+    def time_remaining(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("kind", ["requests", "lookups"])
+def test_a_user_whose_outside_does_not_answer_leaves_it_to_others(kind: str) -> None:
+    calls = {user: Call("f", user_id=user) for user in ("ann", "bob")}
+    outside = SlowOutside()
+    places = UserPlaces(16, "this pool", kind)
+    service = OutsideService(calls.get, lambda _call: outside, places, places)
+
+    def ask(user: str) -> object:
+        if kind == "requests":
+            wanted = outside_pb2.ExternalApiRequest(token=user, method="GET", url="http://x/")
+            return service.CallExternalApi(wanted, Asking())  # type: ignore[arg-type]
+        return service.Resolve(outside_pb2.ResolveRequest(token=user, name="x", type="A"), Asking())  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(16) as threads:
+        try:
+            hanging = []
+            for _ in range(14):
+                hanging.append(threads.submit(ask, "ann"))
+                assert outside.asked.acquire(timeout=WAIT_S)
+            with pytest.raises(ServerBusy, match=f"14 {kind} of this user"):
+                ask("ann")
+            hanging.append(threads.submit(ask, "bob"))
+            assert outside.asked.acquire(timeout=WAIT_S)
+            for user in calls:
+                found = service.GetSecret(outside_pb2.GetSecretRequest(token=user, name="k"), Asking())  # type: ignore[arg-type]
+                assert found.value == "K"
+        finally:
+            outside.answers.set()
+        assert all(one.result() for one in hanging)
