@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from storage.batching import batched
 from storage.catalog import Catalog, CatalogTransaction
 from storage.errors import FormatError, InsufficientWorkers, InvalidArgument
 from storage.fleet import Fleet
@@ -19,7 +18,6 @@ from storage.reports import Progress
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.versions import decode_tombstone, decode_version
 
-_BATCH = 2000
 _LISTED_MAX = 10_000
 _ROUNDS_MAX = 3  # of looks for stores that came while others were examined
 # Nodes are not asked for: they are read as versions that are believed name them, so that nobody can send any others.
@@ -130,9 +128,10 @@ def take_in(catalog: Catalog, volumes: Fleet[Any], belief: Belief, tally: Tally,
 
 
 def _examine(catalog: Catalog, volume: ShardStore, slot: int, belief: Belief, tally: Tally) -> None:
-    for batch in batched(volume.records(_SHOWN), _BATCH):
+    for batch in volume.records(_SHOWN):
         believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
-        catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
+        if believed:
+            catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
         tally.step(len(batch))
 
 

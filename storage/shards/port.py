@@ -152,8 +152,10 @@ class ShardStore(Protocol):
         Those of shards set aside are among them.
         """
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        """Every intact record of these kinds, by a scan of what is on disk; none that was removed.
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        """Every intact record of these kinds, in small pages, by a scan of what is on disk; none that was removed.
+
+        A page may be empty: then the scan goes on, and has found nothing for some time.
 
         Raises:
             VolumeUnavailable: at the end, after all others: some cannot be read now.

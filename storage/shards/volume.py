@@ -13,6 +13,7 @@ from blake3 import blake3
 from cachetools import LRUCache
 
 from storage.backoff import Backoff
+from storage.batching import batched
 from storage.errors import StorageError, StoreFull
 from storage.faults import Fault, fault_of, never_flushed
 from storage.keys import ID_BYTES, Kind, ShardKey
@@ -55,6 +56,9 @@ from storage.shards.verification import LocalVerification
 
 log = logging.getLogger(__name__)
 
+_PAGE_OF_RECORDS_BYTES = 1 * MIB
+_SCANNED_TOGETHER_BYTES = 16 * MIB
+_READ_TOGETHER = 64
 _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
@@ -927,7 +931,7 @@ class LocalVolume:
         self.flush_index()
         yield from self._index.keys(start, stop)
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
         """See :meth:`ShardStore.records`."""
         passed: list[OSError] = []
 
@@ -935,36 +939,54 @@ class LocalVolume:
             passed[:] = [error]
             return True
 
+        start = SEGMENT_HEADER_BYTES
         for number in sorted(self._segments):
             file, state = self._file(number), self._segments.get(number)
             if file is None or state is None:
                 continue
-            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size, go_past=go_past):
-                if not isinstance(found, ScannedRecord) or not found.intact or found.header.key[32] not in kinds:
-                    continue
-                # What a collect has dropped must not come back for being still on disk.
-                if self._index.get(found.header.key) is not None:
-                    yield Shard(found.header.key, found.header.object_length, found.header.digest, bytes(found.payload))
+            yield from self._records_in(scan_records(file, self._key, start, state.size, go_past=go_past), kinds)
         if passed:
             yield from self._records_by_index(kinds)
 
-    def _records_by_index(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+    def _records_in(self, scan: Iterator[ScannedRecord | Gap], kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        page: list[Shard] = []
+        size, scanned = 0, 0
+        for found in scan:
+            # What a collect has dropped must not come back for being still on disk.
+            if (
+                isinstance(found, ScannedRecord)
+                and found.intact
+                and found.header.key[ID_BYTES] in kinds
+                and self._index.get(found.header.key) is not None
+            ):
+                header = found.header
+                page.append(Shard(header.key, header.object_length, header.digest, bytes(found.payload)))
+                size += HEADER_BYTES + header.payload_length
+            scanned += found.stop - found.offset
+            if size >= _PAGE_OF_RECORDS_BYTES or scanned >= _SCANNED_TOGETHER_BYTES:
+                yield page
+                page, size, scanned = [], 0, 0
+        yield page
+
+    def _records_by_index(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
         """What a scan may have passed over: the index tells whether the pages that it could not read held anything."""
-        unread: VolumeUnavailable | None = None
-        for key in self.keys():
+        unread: list[VolumeUnavailable] = []
+
+        def read(key: ShardKey) -> Shard | None:
             if key[ID_BYTES] not in kinds or self._index.get(key) is None:
-                continue
+                return None
             try:
-                shard = self.read(key)
+                return self.read(key)
             except CorruptShard:
-                continue
+                return None
             except VolumeUnavailable as error:
-                unread = error
-                continue
-            if shard is not None:
-                yield shard
-        if unread is not None:
-            raise unread
+                unread[:] = [error]
+                return None
+
+        for keys in batched(self.keys(), _READ_TOGETHER):
+            yield [shard for key in keys if (shard := read(key)) is not None]
+        if unread:
+            raise unread[0]
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""

@@ -70,6 +70,10 @@ _CHANNEL_OPTIONS = (
 CALL_TIMEOUT_S = 5.0
 # Walks and compactions read and write whole segments between two messages.
 _LONG_TIMEOUT_S = 600.0
+# A worker that scans its disk for records shows what it found, if only that it goes on, every second or so.
+_SCAN_TIMEOUT_S = 60.0
+# A worker shows 1 MiB of records at a time; those of earlier releases did not count what goes with each.
+_PAGE_OF_RECORDS_BYTES_MAX = 5 * MIB
 # What a worker may make a walk over its keys wait in all: so long, and longer the more keys it gives. An honest one
 # gives 4096 within milliseconds.
 _WALK_WAIT_S = 30.0
@@ -358,11 +362,14 @@ class RemoteVolume:
             yield from page
             asked_s = time.monotonic()
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        """See :meth:`ShardStore.records`."""
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        """See :meth:`ShardStore.records`. How long they may take in all is for the caller to say."""
         self._await_delivery()
-        for message in self._stream("Records", bytes(sorted(kinds))):
-            yield from self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
+        most = MESSAGE_BYTES_MAX if Kind.CHUNK in kinds else _PAGE_OF_RECORDS_BYTES_MAX
+        for message in self._stream("Records", bytes(sorted(kinds)), each_s=_SCAN_TIMEOUT_S, all_s=None):
+            if len(message) > most:
+                raise self._broken(ValueError(f"a page of records of {len(message):,} bytes"))
+            yield self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
@@ -487,12 +494,14 @@ class RemoteVolume:
             raise self._translated(name, error) from None
         return answer
 
-    def _stream(self, name: str, request: bytes, each_s: float = _LONG_TIMEOUT_S) -> Iterator[bytes]:
-        """The messages of a stream, for each of which at most ``each_s`` seconds are waited."""
+    def _stream(
+        self, name: str, request: bytes, each_s: float = _LONG_TIMEOUT_S, all_s: float | None = _LONG_TIMEOUT_S
+    ) -> Iterator[bytes]:
+        """The messages of a stream: for each at most ``each_s`` seconds are waited, for all together ``all_s``."""
         self._check_usable()
         overdue = threading.Event()
         try:
-            call = self._method(name, streamed=True)(request, timeout=_LONG_TIMEOUT_S)
+            call = self._method(name, streamed=True)(request, timeout=all_s)
             try:
                 while (message := _next_within(call, each_s, overdue)) is not None:
                     yield message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import struct
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -24,7 +25,6 @@ from taskworker.wire.shards import (
     CORRUPT,
     FLAG_SYNC,
     FLAG_URGENT,
-    FRAME_BYTES,
     KEYS_MAX,
     SHARD_SERVICE,
     UNREADABLE,
@@ -44,6 +44,7 @@ from taskworker.wire.shards import (
 _VERIFICATIONS_KEPT = 2
 _PROGRESS_EVERY_BYTES = 8 << 20
 _TOKEN_BYTES = 8
+_SIGN_OF_LIFE_S = 1.0
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
 _COMPACTED = struct.Struct("<IQ")
@@ -151,18 +152,14 @@ class ShardService:
             yield join_keys(batch)
 
     def Records(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
-        """All intact shards of these kinds (a byte each), by a scan."""
+        """All intact shards of these kinds (a byte each), by a scan; empty frames tell that it goes on."""
         kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
-        pending: list[Shard] = []
-        size = 0
-        for shard in self._volume.records(kinds):
+        told_s = time.monotonic()
+        for page in self._volume.records(kinds):
             require_active(caller)
-            pending.append(shard)
-            size += len(shard.payload)
-            if size >= FRAME_BYTES:
-                yield pack_shards(pending)
-                pending, size = [], 0
-        yield pack_shards(pending)
+            if page or time.monotonic() - told_s >= _SIGN_OF_LIFE_S:
+                yield pack_shards(page)
+                told_s = time.monotonic()
 
     def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """The version or tombstone of the highest sequence of those that can be read; nothing if there is none."""

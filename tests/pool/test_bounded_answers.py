@@ -16,8 +16,8 @@ import grpc
 import msgspec
 import pytest
 
-from storage.keys import ShardKey
-from storage.shards import ShardStore, VolumeFailed
+from storage.keys import Kind, ShardKey
+from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker import pool_pb2
 from taskworker.pool.membership import WorkerLoad
 from taskworker.pool.remote_volume import RemoteVolume
@@ -25,9 +25,10 @@ from taskworker.pool.rot_reports import RotReports
 from taskworker.pool.slowness import Slowness
 from taskworker.pool.trust import Trust
 from taskworker.services.pool import told
-from taskworker.wire.shards import SHARD_SERVICE, join_keys
+from taskworker.wire.shards import SHARD_SERVICE, join_keys, pack_shards
 from tests.pool.helpers import made_up_server
 from tests.pool.test_fleet import attach, batches_of, manned, stripe_of
+from tests.storage.helpers import digest
 
 
 def key(number: int) -> ShardKey:
@@ -91,9 +92,37 @@ def test_a_worker_that_stalls_again_and_again_is_doubted_and_has_given_out_no_wr
     assert not fleet.trusts(2)
 
 
+def test_a_scan_for_records_shows_that_it_goes_on() -> None:
+    shard = Shard(key(1), 5, digest(b"hello"), b"hello")
+    with streaming(iter([b"", pack_shards([shard]), b""]), "Records") as address:
+        volume = RemoteVolume(address, "w")
+        assert list(volume.records(frozenset({Kind.VERSION}))) == [[], [shard], []]
+        volume.abandon("end of the test")
+
+
+@pytest.mark.timeout(20)
+def test_a_scan_for_records_that_stalls_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskworker.pool.remote_volume._SCAN_TIMEOUT_S", 0.3)
+    with streaming(iter(lambda: None, 0), "Records") as address:
+        volume = RemoteVolume(address, "w")
+        with pytest.raises(VolumeFailed, match="took longer than"):
+            list(volume.records(frozenset({Kind.VERSION})))
+        assert volume.misbehaved
+        volume.abandon("end of the test")
+
+
+def test_a_page_of_records_is_not_large() -> None:
+    page = pack_shards([Shard(key(1), 6 << 20, bytes(32), bytes(6 << 20))])
+    with streaming(iter([page]), "Records") as address:
+        volume = RemoteVolume(address, "w")
+        with pytest.raises(VolumeFailed, match="page of records"):
+            list(volume.records(frozenset({Kind.VERSION, Kind.TOMBSTONE})))
+        volume.abandon("end of the test")
+
+
 @contextmanager
-def streaming(pages: Iterator[bytes | None]) -> Iterator[str]:
-    """The address of a server whose Keys gives these pages, None for one that does not come."""
+def streaming(pages: Iterator[bytes | None], method: str = "Keys") -> Iterator[str]:
+    """The address of a server of which a method gives these pages, None for one that does not come."""
     ended = Event()
 
     def keys(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -104,7 +133,7 @@ def streaming(pages: Iterator[bytes | None]) -> Iterator[str]:
                 return
             yield page
 
-    handler = grpc.method_handlers_generic_handler(SHARD_SERVICE, {"Keys": grpc.unary_stream_rpc_method_handler(keys)})
+    handler = grpc.method_handlers_generic_handler(SHARD_SERVICE, {method: grpc.unary_stream_rpc_method_handler(keys)})
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads, handlers=[handler])
         port = server.add_insecure_port("127.0.0.1:0")

@@ -463,7 +463,7 @@ def test_many_ids_of_one_owner_cannot_have_the_catalog_pass_for_an_older_one(own
 class UntellingVolume(MemoryVolume):
     """Breaks off whenever it is to show what it holds."""
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
         raise VolumeFailed("a list of records that is nonsense")
 
 

@@ -157,7 +157,7 @@ def _sees(store: ShardStore, look: str, shard: Shard) -> bool:
     if look == "keys":
         return shard.key in list(store.keys())
     if look == "records":
-        return shard.key in [found.key for found in store.records(ALL_KINDS)]
+        return shard.key in [found.key for page in store.records(ALL_KINDS) for found in page]
     return (store.read if look == "read" else store.locate)(shard.key) is not None
 
 
@@ -330,10 +330,24 @@ def test_records_of_some_kinds(stand: Stand) -> None:
     stand.store.remove([gone.key])
     rot(stand.directory, rotten.key)
     for kinds in (ALL_KINDS, frozenset({Kind.CHUNK}), frozenset({Kind.VERSION, Kind.TOMBSTONE}), frozenset[Kind]()):
-        found = list(stand.store.records(kinds))
+        found = [shard for page in stand.store.records(kinds) for shard in page]
         expected = {shard.key: shard for shard in rest if shard.key[32] in kinds}
         assert {shard.key for shard in found} == set(expected)
         assert all(same(shard, expected[shard.key]) for shard in found)
+
+
+def test_a_scan_that_finds_no_records_for_a_while_tells_that_it_goes_on(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.shards.volume._SCANNED_TOGETHER_BYTES", 100_000)
+    monkeypatch.setattr("taskworker.services.shards._SIGN_OF_LIFE_S", 0.0)
+    version = shard_of(99, 100, kind=Kind.VERSION)
+    stand.store.append([*(shard_of(seed, 50_000) for seed in range(10)), version])
+    stand.store.sync()
+    pages = list(stand.store.records(frozenset({Kind.VERSION})))
+    assert len(pages) > 4
+    assert pages[:4] == [[]] * 4
+    assert [shard.key for page in pages for shard in page] == [version.key]
 
 
 # -- removal, rot and space ------------------------------------------------------------------------

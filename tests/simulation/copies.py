@@ -257,7 +257,7 @@ class Copies:
         """Files of which an honest worker has the tombstone."""
         volumes = [worker.volume for worker in self.cluster.honest()]
         shards = [
-            shard for volume in volumes for shard in volume.records(frozenset({Kind.TOMBSTONE}))
+            shard for volume in volumes for page in volume.records(frozenset({Kind.TOMBSTONE})) for shard in page
             if volume.is_good(shard.key)
         ]  # fmt: skip
         return {decode_tombstone(bytes(shard.payload)).file_id for shard in shards}

@@ -10,11 +10,14 @@ from random import Random
 
 from blake3 import blake3
 
+from storage.batching import batched
 from storage.errors import StoreFull
 from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
+
+_RECORDS_TOGETHER = 50
 
 
 class Health(Enum):
@@ -139,10 +142,11 @@ class MemoryVolume:
         last = len(self._sorted) if stop is None else bisect_left(self._sorted, stop)
         return iter(self._sorted[first:last])
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        for key, record in sorted(self.records_by_key.items()):
-            if key[ID_BYTES] in kinds and record.health is not Health.ROTTEN:
-                yield record.shard
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        for batch in batched(sorted(self.records_by_key.items()), _RECORDS_TOGETHER):
+            yield [
+                record.shard for key, record in batch if key[ID_BYTES] in kinds and record.health is not Health.ROTTEN
+            ]
 
     def newest(self) -> Shard | None:
         readable = (record.shard for record in self.records_by_key.values() if record.health is not Health.ROTTEN)

@@ -115,12 +115,12 @@ class LyingVolume(MemoryVolume):
             raise CorruptShard("a lie")
         return None if true is None or self._lies() else self._forged(true)
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        true = list(super().records(kinds))
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        true = [shard for page in super().records(kinds) for shard in page]
         told = [self._forged(shard) if self._lies() else shard for shard in true if not self._lies()]
         versions = [shard for shard in true if shard.key[ID_BYTES] == Kind.VERSION and self._lies()]
         made_up = [forgery for shard in versions for forgery in forgeries(shard)]
-        return iter(told + [shard for shard in made_up if shard.key[ID_BYTES] in kinds])
+        return iter([told + [shard for shard in made_up if shard.key[ID_BYTES] in kinds]])
 
     def newest(self) -> Shard | None:
         true = super().newest()

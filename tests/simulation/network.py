@@ -252,8 +252,10 @@ class Connection:
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         return iter(self.call(lambda volume: list(volume.keys(start, stop))))
 
-    def records(self, kinds: frozenset[Kind]) -> Iterator[Shard]:
-        return iter(self.call(lambda volume: list(volume.records(kinds))))
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        pages = self.call(lambda volume: volume.records(kinds))
+        while (page := self.call(lambda _: next(pages, None))) is not None:
+            yield page
 
     def newest(self) -> Shard | None:
         return self.call(lambda volume: volume.newest())
