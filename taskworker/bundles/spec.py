@@ -230,7 +230,7 @@ _UNITS = {"": 1, "b": 1} | {
 _BYTES_WITHOUT_UNIT_MIN = 64 << 10
 """Fewer are hardly meant: who writes ``memory=512`` thinks of MiB."""
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
-_LIMIT_NAMES: Mapping[str, str] = {
+LIMIT_NAMES: Mapping[str, str] = {
     "memory": "memory_bytes",
     "cpu": "cpu_s",
     "wall": "wall_s",
@@ -240,6 +240,7 @@ _LIMIT_NAMES: Mapping[str, str] = {
     "output": "output_bytes",
     "result": "result_bytes",
 }
+"""Limits as the command line has them, each with its field of ``Limits``."""
 
 
 def spec_from_options(name: str, entry: str, options: Mapping[str, Any]) -> FunctionSpec:
@@ -272,7 +273,7 @@ def limits_of(value: object) -> Limits:
         return value
     if not isinstance(value, Mapping):
         raise InvalidArgument(f'limits are a taskworker.Limits or a mapping as {{"wall_s": 5}}, not {value!r}')
-    given = {_LIMIT_NAMES.get(name, name): quantity for name, quantity in value.items()}
+    given = {LIMIT_NAMES.get(name, name): quantity for name, quantity in value.items()}
     if unknown := set(given) - set(_LIMIT_FIELDS):
         raise InvalidArgument(f"there is no limit {min(unknown)!r}; there are {', '.join(_LIMIT_FIELDS)}")
     try:
@@ -290,10 +291,10 @@ def limits_from_text(text: str, unnamed: Limits | None = None) -> Limits:
     given: dict[str, Any] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         name, _, quantity = item.partition("=")
-        field = _LIMIT_NAMES.get(name.strip())
+        field = LIMIT_NAMES.get(name.strip())
         matched = _QUANTITY.fullmatch(quantity.strip())
         if field is None:
-            raise InvalidArgument(f"there is no limit {name!r}; there are {', '.join(_LIMIT_NAMES)}")
+            raise InvalidArgument(f"there is no limit {name!r}; there are {', '.join(LIMIT_NAMES)}")
         unit = matched.group(2).lower() if matched else ""
         if matched is None or (unit not in _UNITS if field.endswith("bytes") else unit not in ("", "s")):
             raise InvalidArgument(f"limit {item!r}: write for example memory=128MiB, cpu=5 (seconds), threads=8")

@@ -26,7 +26,7 @@ from taskworker.bundles.archive import (
 )
 from taskworker.bundles.imports import hides_any, imports_any
 from taskworker.bundles.platform import best_of, own_platform
-from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, FunctionSpec
+from taskworker.bundles.spec import KEEP_MAX, LIMIT_NAMES, LIMITS_MAX, FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
@@ -447,7 +447,8 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
         case sandbox_errors.LimitExceeded():
             return FunctionLimitExceeded(f"function {spec.name}: {error}; {_way_out(error.limit)}")
         case sandbox_errors.CallDeadline():
-            return DeadlineExceeded(f"function {spec.name}: {error}")
+            way_out = "allow the call more time" if error.of_caller else _way_out("wall")
+            return DeadlineExceeded(f"function {spec.name}: {error}; {way_out}")
         case sandbox_errors.CallCancelled():
             return CallAbandoned(f"function {spec.name}: the call was cancelled, and its process ended")
         case sandbox_errors.FunctionBroken():
@@ -460,7 +461,8 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
 def _way_out(limit: str) -> str:
     if limit == "result":
         return "return worker.result_file(path), or the id of a file, or give it in parts by a generator"
-    return f"`deploy --limits {limit}=...`, or limits= where it is declared, allows more"
+    allow = f'`deploy --limits {limit}=...`, or limits={{"{LIMIT_NAMES[limit]}": ...}} where it is declared'
+    return f"{allow}, allows more, as far as the operator's --limits-max does"
 
 
 def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageError:

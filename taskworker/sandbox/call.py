@@ -93,7 +93,8 @@ class SandboxCall:
         self._begun = time.monotonic()
         wall_s = self._limits.wall_s
         self._deadline = min(deadline, self._begun + wall_s)
-        self._allowed_s = wall_s if self._begun + wall_s < deadline else timeout_s
+        of_caller = deadline <= self._begun + wall_s
+        self._too_late = CallDeadline(timeout_s if of_caller else wall_s, of_caller=of_caller)
         self._answering = Answering(answer, self._reply)
         self._output = output
         self._item = item
@@ -149,7 +150,7 @@ class SandboxCall:
     def watch(self) -> None:
         """End the call if it takes more than it may."""
         if time.monotonic() >= self._deadline:
-            self.stop(CallDeadline(self._allowed_s))
+            self.stop(self._too_late)
             return
         with self._lock:
             if self._closed or self._stopped is not None:

@@ -55,11 +55,14 @@ class CallDeadline(SandboxError):
 
     Attributes:
         wall_s: the time it had, in seconds.
+        of_caller: whether its caller waited no longer; else that was the function's limit.
     """
 
-    def __init__(self, wall_s: float) -> None:
-        super().__init__(f"wall time limit of {wall_s:g} s exceeded")
+    def __init__(self, wall_s: float, *, of_caller: bool) -> None:
+        whose = "caller's time" if of_caller else "wall time limit"
+        super().__init__(f"{whose} of {wall_s:g} s exceeded")
         self.wall_s = wall_s
+        self.of_caller = of_caller
 
 
 class CallCancelled(SandboxError):

@@ -229,7 +229,7 @@ class FunctionSandbox:
                         waited = True
                         self._target = min(SPARES_MAX, self._target + 1)
                     if not self._changed.wait(deadline - time.monotonic()):
-                        raise CallDeadline(timeout_s)
+                        raise CallDeadline(timeout_s, of_caller=True)
             finally:
                 self._waiting -= 1
 

@@ -66,6 +66,17 @@ def raises(text):
     inner()
 
 
+def wraps(text):
+    try:
+        {}[text]
+    except KeyError as error:
+        raise ValueError("wrapped") from error
+
+
+def imports_late():
+    import no_such_package
+
+
 def greedy():
     return len(bytearray(1 << 30))
 
@@ -317,6 +328,18 @@ def test_an_exception_comes_with_the_function_s_own_frames(pool: FunctionPool) -
         "app/app.py in inner: raise ValueError(text)",
     ]
     assert str(pool.directory) not in str(failed.value)
+
+
+def test_what_an_exception_was_raised_from_comes_too(pool: FunctionPool) -> None:
+    pool.deploy("wraps", "app:wraps", pool.directory)
+    with pytest.raises(FunctionFailed, match=r"(?s)^ValueError: wrapped\n.*\n  caused by KeyError: 'a key'$"):
+        pool.client.call("wraps", ["a key"], user_id=USER)
+
+
+def test_a_package_that_is_missing_amid_a_call_says_how_to_bring_it(pool: FunctionPool) -> None:
+    pool.deploy("imports_late", "app:imports_late", pool.directory)
+    with pytest.raises(FunctionFailed, match=r"no_such_package'; `deploy --include` .* `--requirements FILE`"):
+        pool.client.call("imports_late", user_id=USER)
 
 
 def test_modules_that_functions_do_not_have_are_told(pool: FunctionPool) -> None:
@@ -696,7 +719,7 @@ def test_limits_say_which_and_how_much(pool: FunctionPool) -> None:
     with pytest.raises(FunctionLimitExceeded, match="memory limit of 128 MiB"):
         pool.client.call("greedy", user_id=USER)
     pool.deploy("forever", "app:forever", pool.directory, limits=Limits(wall_s=0.5))
-    with pytest.raises(DeadlineExceeded, match=r"wall time limit of 0\.5 s"):
+    with pytest.raises(DeadlineExceeded, match=r'wall time limit of 0\.5 s.*--limits wall=.*"wall_s": .*--limits-max'):
         pool.client.call("forever", user_id=USER)
     with pytest.raises(DeadlineExceeded):
         pool.client.call("forever", user_id=USER, timeout_s=0.2)

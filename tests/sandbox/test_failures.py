@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import types
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
@@ -91,3 +93,62 @@ def test_a_module_that_does_not_give_its_source_costs_the_frames_alone() -> None
         module.f()
     frames = failures.frames_of(raised.value.__traceback__)
     assert frames == ["(its frames cannot be had: SystemExit)"]
+
+
+class _Uncaused(Exception):
+    @property
+    def __cause__(self) -> NoReturn:  # type: ignore[override]
+        raise SystemExit(3)
+
+
+def _caught(act: Callable[[], object]) -> BaseException:
+    try:
+        act()
+    except Exception as error:
+        return error
+    raise AssertionError("it raised nothing")
+
+
+def test_what_caused_an_exception_is_told_within_bounds() -> None:
+    def wraps(cause: BaseException, times: int = 1) -> NoReturn:
+        try:
+            raise cause
+        except Exception as error:
+            if times > 1:
+                wraps(RuntimeError(str(times)), times - 1)
+            raise ValueError("outer") from error
+
+    def handles() -> None:
+        try:
+            raise KeyError("k")
+        except KeyError:
+            raise ValueError("outer")  # noqa: B904 - that is what is told
+
+    def hides() -> None:
+        try:
+            raise KeyError("k")
+        except KeyError:
+            raise ValueError("outer") from None
+
+    assert failures.causes_of(ValueError("alone")) == []
+    assert failures.causes_of(_caught(hides)) == []
+    assert failures.causes_of(_caught(handles)) == ["while handling KeyError: 'k'"]
+    assert failures.causes_of(_caught(lambda: wraps(_Ends()))) == [
+        f"caused by {__name__}._Ends: (its text cannot be had: SystemExit)"
+    ]
+    long = failures.causes_of(_caught(lambda: wraps(_Huge(), times=9)))
+    assert len(long) == 4
+    assert all(len(line) < 600 for line in long)
+    loop = ValueError("loop")
+    loop.__cause__ = loop
+    assert failures.causes_of(loop) == ["caused by ValueError: loop"] * 4
+    assert failures.causes_of(_Uncaused()) == ["(what caused it cannot be had: SystemExit)"]
+
+
+def test_a_module_that_is_missing_amid_a_call_says_how_to_bring_it() -> None:
+    missing = failures.how_to_bring(_caught(lambda: importlib.import_module("no_such_module.inner")))
+    assert "--include" in missing
+    assert "--requirements" in missing
+    assert failures.how_to_bring(ModuleNotFoundError("none", name="tkinter.ttk")) == "; sandboxes have no such module"
+    assert failures.how_to_bring(ModuleNotFoundError("of no name")) == ""
+    assert failures.how_to_bring(ValueError("x")) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import traceback
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,6 +12,8 @@ CODE = "/code/"
 _TEXT_MAX = 4_000
 _FRAMES_MAX = 20
 _FRAME_CHARS_MAX = 400
+_CAUSES_MAX = 4
+_CAUSE_CHARS_MAX = 500
 _LIMITS: Mapping[int | None, str] = {errno.EFBIG: "disk", errno.ENOSPC: "disk", errno.EMFILE: "files"}
 _NAME_OF = type.__dict__["__qualname__"].__get__
 """Of a class, whatever its metaclass says."""
@@ -35,6 +38,15 @@ def text_of(error: BaseException) -> str:
     return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
 
 
+def how_to_bring(error: BaseException) -> str:
+    """What to do about a module that is imported amid a call and is not there; empty for other exceptions."""
+    if type(error) is not ModuleNotFoundError or type(error.name) is not str:
+        return ""
+    if error.name.partition(".")[0] in sys.stdlib_module_names:
+        return "; sandboxes have no such module"
+    return "; `deploy --include` brings modules of the function's directory, and `--requirements FILE` brings packages"
+
+
 def _of_class_str(text: str) -> str:
     """The beginning of a text, without surrogates; if it is of a class of the user's, its methods are not called."""
     beginning = str.__getitem__(text, slice(_TEXT_MAX + 1))
@@ -56,6 +68,25 @@ def frames_of(trace: TracebackType | None) -> list[str]:
         half = _FRAMES_MAX // 2
         frames = [*frames[:half], f"... {len(frames) - 2 * half} more ...", *frames[-half:]]
     return frames
+
+
+def causes_of(error: BaseException) -> list[str]:
+    """What led to an exception, the nearest first: what it was raised from, or was being handled."""
+    causes: list[str] = []
+    try:
+        for _ in range(_CAUSES_MAX):
+            how, cause = "caused by", error.__cause__
+            if cause is None and not error.__suppress_context__:
+                how, cause = "while handling", error.__context__
+            if not isinstance(cause, BaseException):
+                break
+            text = text_of(cause)
+            text = text if len(text) <= _CAUSE_CHARS_MAX else f"{text[:_CAUSE_CHARS_MAX]}..."
+            causes.append(f"{how} {type_name(cause)}: {text}")
+            error = cause
+    except BaseException as failure:  # classes of the user's may say anything of themselves
+        causes.append(f"(what caused it cannot be had: {_NAME_OF(type(failure))})")
+    return causes
 
 
 def _told(frame: traceback.FrameSummary) -> str:

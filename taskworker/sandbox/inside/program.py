@@ -49,7 +49,8 @@ class CannotLoad(Exception):
     """
 
     def __init__(self, error: BaseException) -> None:
-        lines = [f"{failures.type_name(error)}: {failures.text_of(error)}", *failures.frames_of(error.__traceback__)]
+        said = f"{failures.type_name(error)}: {failures.text_of(error)}"
+        lines = [said, *failures.frames_of(error.__traceback__), *failures.causes_of(error)]
         super().__init__(lines[0])
         self.broken_text = "\n  ".join(lines)
 
@@ -154,7 +155,8 @@ def run(request: bytes, channel: _Channel) -> bytes:
     except ArgumentRefused as error:
         raise CallFailure(Cause.ARGUMENTS, "", str(error)) from None
     except BaseException as error:
-        text = "\n  ".join((failures.text_of(error), *failures.frames_of(error.__traceback__)))
+        frames, causes = failures.frames_of(error.__traceback__), failures.causes_of(error)
+        text = "\n  ".join((f"{failures.text_of(error)}{failures.how_to_bring(error)}", *frames, *causes))
         raise CallFailure(Cause.EXCEPTION, failures.type_name(error), text) from None
     finally:
         facade.finish()
