@@ -18,6 +18,10 @@ class Patch:
     chunk_id: bytes
     data: bytes | None = None
 
+    def __repr__(self) -> str:
+        data = "" if self.data is None else f", data=<{len(self.data):,} bytes>"
+        return f"Patch(index={self.index}, chunk_id={self.chunk_id.hex()}{data})"
+
 
 @dataclass(frozen=True, slots=True)
 class ManifestDiff:

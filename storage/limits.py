@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 from collections.abc import Sequence
 from contextlib import suppress
@@ -142,3 +143,17 @@ def utf8(text: str, what: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidArgument(f"{what} has characters that UTF-8 cannot encode (lone surrogates)") from None
+
+
+def sought(offset: int, whence: int, position: int, size: int) -> int:
+    """The position, in bytes, to which a stream of ``size`` bytes at ``position`` is asked to move.
+
+    Raises:
+        ValueError: ``whence`` is none of the three that :mod:`io` has, or the position would be negative.
+    """
+    if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+        raise ValueError(f"invalid whence ({whence!r}): give io.SEEK_SET, io.SEEK_CUR or io.SEEK_END")
+    target = (0, position, size)[whence] + operator.index(offset)
+    if target < 0:
+        raise ValueError(f"negative seek position {target}")
+    return target

@@ -16,7 +16,7 @@ from storage.budget import Budget
 from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
 from storage.forks import HomeProcess
 from storage.keys import StripeKey
-from storage.limits import KIB, MIB, BytesLike
+from storage.limits import KIB, MIB, BytesLike, sought
 from storage.manifest import FAN_OUT, Manifest, RootNode
 from storage.stripes import StripeStore
 from storage.upload import chunk_stripe
@@ -107,12 +107,13 @@ class VersionStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; past the end is allowed and reads nothing."""
+        """Move the position; past the end is allowed and reads nothing.
+
+        Raises:
+            ValueError: see :func:`~storage.limits.sought`.
+        """
         self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek position")
-        self._position = base + offset
+        self._position = sought(offset, whence, self._position, self.size)
         return self._position
 
     def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]

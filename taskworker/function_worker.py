@@ -208,7 +208,7 @@ class HostedFunctions:
             self._refused = error
             self._taken.set()
         else:
-            log.warning("%s; it is waited for", error)
+            log.warning("%s; waiting for it", error)
 
     def _bring_up(self) -> None:
         """Have the sandbox ready before the first call."""

@@ -228,7 +228,7 @@ class VolumeWorker:
             except StorageUnavailable as error:
                 if time.monotonic() >= told_at_s + _TOLD_EVERY_S:
                     told_at_s = time.monotonic()
-                    log.warning("%s; it is waited for", error)
+                    log.warning("%s; waiting for it", error)
                 if self._stopping.wait(_RETRY_S):
                     raise
 

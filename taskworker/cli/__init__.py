@@ -26,6 +26,7 @@ def main() -> None:
     open_standard_streams()
     try:
         unwind_on_signals()
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is said in this program's own words, once
         gc.disable()  # until the command begins: what imports make is there to stay; looking through it takes a while
         from taskworker.cli.app import run
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from taskworker.cli.exits import ExitCode
+from taskworker.cli.help import Command, Group
 from taskworker.cli.plain import plain_command
 from taskworker.cli.session import (
     DebugOption,
@@ -84,11 +85,13 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
     value of an option, do no harm: a command more is declared.
     """
     app = typer.Typer(
+        cls=Group,
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 data loss, 6 unavailable.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 data loss, 6 unavailable, "
+        "130 interrupted, 141 the reader of the output went away, 143 terminated.",
     )
     app.callback()(_global_options)
     named = _ALL.intersection(arguments)
@@ -96,7 +99,7 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
     for panel, commands in _PANELS.items():
         for command in filter(meant.__contains__, commands):
             function = getattr(_module(_MODULES[command]), command)
-            app.command(rich_help_panel=panel)(with_session(function))
+            app.command(cls=Command, rich_help_panel=panel)(with_session(function))
     for group in filter(meant.__contains__, _GROUPS):
         app.add_typer(_module(_GROUPS[group]).app, name=group, rich_help_panel="Functions")
     return app

@@ -9,13 +9,16 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.text import one_line, size_text, time_text
 
 if TYPE_CHECKING:
     from taskworker.client.egress import EgressRecord, EgressRule
 
-app = typer.Typer(no_args_is_help=True, help="Say which functions may call which outside APIs, and see who did.")
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Say which functions may call which outside APIs, and see who did."
+)
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
 RuleText = Annotated[
@@ -139,4 +142,4 @@ def _private(rule: EgressRule) -> str:
 
 
 for _command in (allow, deny, rm, ls, log):
-    app.command()(with_session(_command))
+    app.command(cls=Command)(with_session(_command))

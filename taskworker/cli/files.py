@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -130,11 +131,12 @@ def get(
     session: Session,
     file: FileReference,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
-            help="Where to write: a file, a directory, or - for standard output (default: the file's name, here).",
+            help="Where to write: a file, a directory, DIR/ for one that is made if need be, or - for standard output "
+            "(default: the file's name, here).",
             metavar="OUT",
         ),
     ] = None,
@@ -153,7 +155,7 @@ def get(
         taskworker get photos.tar -o - | tar x
         taskworker get disk.img --range 0-511 -o sector
     """
-    to_stdout = output is not None and str(output) == STANDARD_STREAM
+    to_stdout = output == STANDARD_STREAM
     if to_stdout and session.terminal.as_json:
         raise Failure("--json and -o - cannot both have standard output", ExitCode.USAGE)
     if to_stdout:
@@ -168,14 +170,14 @@ def get(
             _save(session, backend, found, output, start, stop)
 
 
-def save_version(session: Session, file_id: str, version_id: str, output: Path) -> None:
+def save_version(session: Session, file_id: str, version_id: str, output: str) -> None:
     """Get one version of a file, whole, as `get -o` does."""
     with session.backend() as backend:
         found = backend.stat(file_id, version_id)
         _save(session, backend, found, output, 0, found.size)
 
 
-def _save(session: Session, backend: Backend, version: Version, output: Path | None, start: int, stop: int) -> None:
+def _save(session: Session, backend: Backend, version: Version, output: str | None, start: int, stop: int) -> None:
     started = time.monotonic()
     target = _target(output, version)
     with replacing(target) as part:
@@ -186,15 +188,19 @@ def _save(session: Session, backend: Backend, version: Version, output: Path | N
     )
 
 
-def _target(output: Path | None, version: Version) -> Path:
-    if output is not None and not output.is_dir():
-        return output
+def _target(output: str | None, version: Version) -> Path:
+    if output == "":
+        raise Failure("-o is given an empty name: say where to write", ExitCode.USAGE)
+    directory = Path(output or "")
+    if output is not None and not output.endswith(os.sep) and not directory.is_dir():
+        return directory
     name = PurePosixPath(version.filename).name
     if not name:
         raise Failure(f"'{visible(version.filename)}' names no file here: say where to write with -o", ExitCode.USAGE)
-    target = (output or Path()) / name
+    target = directory / name
     if output is None and target.exists():
         raise Failure(f"{one_line(str(target))} is already here; -o overwrites it or names another place")
+    directory.mkdir(parents=True, exist_ok=True)
     return target
 
 

@@ -49,11 +49,11 @@ def call(
         float | None, typer.Option(help="End the call after so many seconds.", metavar="SECONDS", min=0.001)
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
-            help="Get the file that it returns (worker.result_file), and write it to a file or directory.",
+            help="Get the file that it returns (worker.result_file), and write it to a file or a directory (DIR/).",
             metavar="OUT",
         ),
     ] = None,
@@ -416,6 +416,8 @@ def logs(
                 session.terminal.lines(json.dumps(document(line), ensure_ascii=False))
             else:
                 session.terminal.lines(*_log_lines(line))
+        if none and function and all(known.function != function for known in client.functions()):
+            raise Failure(f"there is no function {one_line(function)}, and no log of one", ExitCode.NOT_FOUND)
     if none:
         which = one_line(function) if function else "this id"
         session.terminal.note(f"no call of {which} printed or logged anything that is kept, or failed")

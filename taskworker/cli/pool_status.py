@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 _EVENTS_SHOWN = 8
 _NAME_MIN, _NAME_MAX = 10, 40
-_WATCH_S = 0.5
 
 
 def pool_status_lines(status: PoolStatus) -> list[str]:
@@ -82,18 +80,6 @@ def _worker_line(worker: WorkerStatus, width: int) -> str:
         f"{size_text(worker.bytes_free):>10}  {worker.share:>6.1%}  {worker.cpu:>4.0%}  "
         f"{'never' if seen is None else duration_text(seen):>6}  {one_line(worker.address)}"
     )
-
-
-def watch(look: Callable[[], list[str]]) -> None:
-    """Show what ``look`` gives anew twice a second until interrupted."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(console=Console(), screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(Text("\n".join(look())), refresh=True)
-            time.sleep(_WATCH_S)
 
 
 def layout(

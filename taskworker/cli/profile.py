@@ -11,8 +11,13 @@ from taskworker.cli.exits import ExitCode, Failure
 if TYPE_CHECKING:
     from storage import ErasureProfile
 
-K = Annotated[int | None, typer.Option("--k", help="Shards that suffice to read (default: 4, or the store's).", min=1)]
-N = Annotated[int | None, typer.Option("--n", help="Shards to store (default: 6, or the store's).", min=1)]
+K = Annotated[
+    int | None,
+    typer.Option("--k", help="Shards that suffice to read (default: 4, or the store's).", metavar="NUMBER", min=1),
+]
+N = Annotated[
+    int | None, typer.Option("--n", help="Shards to store (default: 6, or the store's).", metavar="NUMBER", min=1)
+]
 
 
 def profile_of(k: int | None, n: int | None) -> ErasureProfile | None:

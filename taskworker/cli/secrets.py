@@ -10,6 +10,7 @@ import typer
 
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.streams import check_input
 from taskworker.cli.text import one_line, plural
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _VALUE_BYTES_MAX = 64 << 10
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Secrets, granted to functions.")
+app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="Secrets, granted to functions.")
 
 SecretName = Annotated[str, typer.Argument(help="The secret's name.", metavar="NAME")]
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
@@ -198,10 +199,10 @@ def rotate_master(session: Session) -> None:
     )
 
 
-app.command("set")(with_session(set_secret))
-app.command("ls")(with_session(ls))
-app.command("rm")(with_session(rm))
-app.command("rotate")(with_session(rotate))
-app.command("grant")(with_session(grant))
-app.command("revoke")(with_session(revoke))
-app.command("rotate-master")(with_session(rotate_master))
+app.command("set", cls=Command)(with_session(set_secret))
+app.command("ls", cls=Command)(with_session(ls))
+app.command("rm", cls=Command)(with_session(rm))
+app.command("rotate", cls=Command)(with_session(rotate))
+app.command("grant", cls=Command)(with_session(grant))
+app.command("revoke", cls=Command)(with_session(revoke))
+app.command("rotate-master", cls=Command)(with_session(rotate_master))

@@ -9,7 +9,8 @@ import typer
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.functions import function_summary, host_summary
-from taskworker.cli.pool_status import pool_status_lines, watch
+from taskworker.cli.pool_status import pool_status_lines
+from taskworker.cli.screen import watch
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 

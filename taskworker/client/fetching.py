@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from storage import Version
-from storage.limits import BytesLike
+from storage.limits import BytesLike, sought
 from storage.reports import Progress
 from taskworker import store_pb2
 from taskworker.client.channel import Channel, Deadline, GetMessage, IncomingMessages
@@ -227,11 +227,12 @@ class _RemoteStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; past the end is allowed and reads nothing."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek position")
-        self._position = base + offset
+        """Move the position; past the end is allowed and reads nothing.
+
+        Raises:
+            ValueError: see :func:`~storage.limits.sought`.
+        """
+        self._position = sought(offset, whence, self._position, self.size)
         return self._position
 
     def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]  # typeshed's is any buffer

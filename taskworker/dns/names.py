@@ -234,11 +234,13 @@ def _lookup(name: Name, kind: RdataType, answer: Answer) -> Lookup:
     found = answer.records_of(kind)
     if found is None:
         raise NameNotFound(f"{shown(name)} exists, but has no {kind.name} records")
-    return Lookup(tuple(_text(record) for record in sorted(found)), int(found.ttl))
+    # Elsewhere the strings of a record are pieces of one text (RFC 7208, 3.3); in the pool's zone, notes of their own.
+    between = b" " if answer.authoritative else b""
+    return Lookup(tuple(_text(record, between) for record in sorted(found)), int(found.ttl))
 
 
-def _text(record: Rdata) -> str:
+def _text(record: Rdata, between: bytes) -> str:
     """A record as a program wants it: names without the dot at their end, texts without quotes."""
     if isinstance(record, TXT):
-        return b"".join(record.strings).decode(errors="backslashreplace")
+        return between.join(record.strings).decode(errors="backslashreplace")
     return record.to_text(style=_STYLE)

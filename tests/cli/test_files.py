@@ -187,3 +187,14 @@ def test_get_into_directories_links_and_devices(cli: Cli) -> None:
 def test_json_and_stdout_exclude_each_other(cli: Cli) -> None:
     cli.run("push", "-", "--name", "j", stdin=b"x")
     cli.error("get", "j", "-o", "-", "--json", code=2)
+
+
+def test_a_directory_to_write_to_is_made(cli: Cli) -> None:
+    cli.run("push", "-", "--name", "a/b.txt", stdin=b"x")
+    cli.run("get", "a/b.txt", "-o", "new/er/")
+    assert (cli.directory / "new/er/b.txt").read_bytes() == b"x"
+    cli.run("get", "a/b.txt", "-o", "new/er")
+    (cli.directory / "new/file").write_bytes(b"mine")
+    cli.error("get", "a/b.txt", "-o", "new/file/", code=1)
+    cli.error("get", "a/b.txt", "-o", "", code=2)
+    assert (cli.directory / "new/file").read_bytes() == b"mine"

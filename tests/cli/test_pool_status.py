@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from taskworker.cli.pool_status import layout_lines, pool_status_lines
+from taskworker.cli.screen import fitted
 from taskworker.client.pool import LayoutShare, LayoutStatus, PoolStatus, WorkerStatus, WorkStatus
 
 
@@ -77,3 +78,19 @@ def test_what_loss_is_survived(survivable: tuple[int, int, int], said: str) -> N
         1, 0, members, workers_survivable=workers, zones_survivable=zones, owners_survivable=owners, former=0
     )
     assert layout_lines(layout)[1] == said
+
+
+def test_a_small_screen_shows_health_and_workers_first() -> None:
+    workers = [worker(f"w{number}") for number in range(4)]
+    lines = pool_status_lines(PoolStatus("p", "fine", 2, 0, 0, 0, 0, 0, 4, 6, "zfec", 1, workers, [work("scrub")], []))
+    assert fitted(lines, len(lines)) == lines
+    table = lines[lines.index("", 2) + 1 :]
+    assert fitted(lines, 8) == ["fine", "", *table, "... 4 more; a larger window shows them"]
+    assert fitted(lines, 10) == ["fine", "", lines[2], "", *table, "... 3 more; a larger window shows them"]
+    assert fitted(lines, 4) == ["fine", "", table[0], "... 8 more; a larger window shows them"]
+
+
+def test_no_screen_is_too_small() -> None:
+    lines = ["fine", "", *("a line" for _ in range(30)), "", "WORKER  STATE", "w1"]
+    for height in range(1, 40):
+        assert len(fitted(lines, height)) <= height

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.models import CommandInfo
+from typer.testing import CliRunner
 
 from taskworker.cli import upkeep
 from taskworker.cli.app import app_for
@@ -19,16 +22,34 @@ from tests.cli.conftest import TIMEOUT_S, Cli
 
 COMMANDS = (
     "push", "get", "ls", "log", "stat", "revise", "sync", "rm", "status", "scrub", "repair", "collect", "rebuild",
-    "serve", "demo",
+    "call", "functions", "deploy", "undeploy", "logs", "secret", "egress", "layout", "drain", "forget", "resolve",
+    "up", "pool", "worker", "serve", "demo",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(embedded: Cli, command: str) -> None:
-    shown = embedded.text(command, "--help")
+def every_command() -> list[list[str]]:
+    """The words that name each command, those in groups included."""
+    app = app_for(())
+    named = [[name(one)] for one in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.name
+        assert group.typer_instance
+        named += [[group.name, name(one)] for one in group.typer_instance.registered_commands]
+    return named
+
+
+def name(command: CommandInfo) -> str:
+    assert command.callback
+    return command.name or command.callback.__name__
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_has_help_with_examples(words: list[str]) -> None:
+    shown = CliRunner().invoke(app_for(words), [*words, "--help"], env={"COLUMNS": "120"}).output
     assert "Examples:" in shown
-    assert f"taskworker {command}" in shown or f"taskworker --store ./data {command}" in shown
+    assert re.search(rf"taskworker (--\S+ \S+ )*{' '.join(words)}", shown)
     assert "--json" in shown
+    assert not re.search(r"<(bool|str|int|float|list)\b", shown)  # what Python calls a value tells a person nothing
     for line in shown.splitlines():
         assert not re.search(r"\[(default|env)\b", line) or "]" in line
 
@@ -74,6 +95,15 @@ def test_a_directory_that_is_no_store_stays_as_it_is(embedded: Cli, tmp_path: Pa
 def test_no_server(embedded: Cli) -> None:
     assert "127.0.0.1:9" in embedded.error("ls", "--pool", "127.0.0.1:9", code=6)
     embedded.error("ls", "--pool", "no address", code=2)
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(embedded: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        told = embedded.run("serve", "--listen", address, code=6).stderr.decode()
+    assert told.splitlines() == [
+        f"taskworker: cannot listen on {address}: is another server running there? Stop it, or choose another address"
+    ]
 
 
 def test_debug_shows_the_place_of_an_error(embedded: Cli, tmp_path: Path) -> None:

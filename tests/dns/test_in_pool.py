@@ -71,6 +71,7 @@ def test_the_pool_names_its_workers_and_functions(pool: FunctionPool) -> None:
     assert [str(one) for one in ask(pool, "W0.worker.hive", "SRV").answer[0]] == [f"0 0 {port} w0.worker.hive."]
     until(lambda: len(pool.client.resolve("look.function.hive", "SRV")) == 1)
     (node,) = pool.client.resolve("hive", "NS")
+    assert pool.client.resolve("w0.worker.hive", "TXT")[0].startswith("worker=w0 state=alive")
     assert pool.client.resolve(node, "SRV") == [f"0 0 {pool.address.rpartition(':')[2]} {node}"]
 
 

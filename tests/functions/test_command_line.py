@@ -122,6 +122,8 @@ def test_the_log_shows_what_was_printed_and_how_calls_ended(commands: Commands) 
     ]
     assert all(not line.startswith("taskworker") for line in shown)
     assert commands.run("logs", "add") == ([], [])
+    _, told = commands.run("logs", "nosuch", code=3)
+    assert told == ["taskworker: there is no function nosuch, and no log of one"]
 
 
 def test_a_deployment_that_fails_says_what_to_do(commands: Commands) -> None:

@@ -316,3 +316,10 @@ def test_a_hundred_gibibytes_by_arithmetic(root: Path) -> None:
                 reader.seek(place)
                 assert reader.read(10) == chunk[place % LARGE : place % LARGE + 10]
         assert store.scrub().clean
+
+
+def test_a_difference_shows_how_much_it_holds_and_not_what() -> None:
+    patches = (Patch(0, bytes(32), bytes(3_000_000)), Patch(1, bytes(32)))
+    shown = repr(ManifestDiff("0" * 64, 4_000_000, 1 << 20, patches))
+    assert "data=<3,000,000 bytes>" in shown
+    assert len(shown) < 500
