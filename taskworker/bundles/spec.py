@@ -229,7 +229,7 @@ _UNITS = {"": 1, "b": 1} | {
 }
 _BYTES_WITHOUT_UNIT_MIN = 64 << 10
 """Fewer are hardly meant: who writes ``memory=512`` thinks of MiB."""
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 LIMIT_NAMES: Mapping[str, str] = {
     "memory": "memory_bytes",
     "cpu": "cpu_s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from taskworker.client.pool import LayoutPreview, LayoutShare, LayoutStatus, PoolStatus, WorkerStatus, WorkStatus
 
 _EVENTS_SHOWN = 8
+_GIB = re.compile(r"[0-9]{1,9}")
 _NAME_MIN, _NAME_MAX = 10, 40
 
 
@@ -170,7 +172,7 @@ def _member(text: str, owner: str, usual_capacity: int) -> LayoutShare:
 
     name, _, rest = text.partition("@")
     zone, _, gib = rest.partition(":")
-    if not name or (gib and not gib.isdecimal()):
+    if not name or (gib and not _GIB.fullmatch(gib)):
         raise Failure(f"{text!r} is not NAME, NAME@ZONE or NAME@ZONE:GIB", ExitCode.USAGE)
     return LayoutShare(name, zone, int(gib) << 30 if gib else usual_capacity, 0.0, owner)
 

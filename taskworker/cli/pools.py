@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 _GRACE_S = 5.0
+_COUNT_DIGITS = 9
 
 LimitsMax = Annotated[
     str,
@@ -254,8 +255,8 @@ def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
     of_all, of_users = default, dict[str, int]()
     for item in items:
         user, separator, count = item.rpartition("=")
-        if not count.isdecimal():
-            raise ValueError(f"{count!r} is no number of calls")
+        if not (count.isascii() and count.isdecimal()) or len(count) > _COUNT_DIGITS:
+            raise ValueError(f"{count[:40]!r} is no number of calls")
         if separator:
             of_users[user] = int(count)
         else:

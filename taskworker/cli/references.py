@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _VERSION_ID = re.compile(r"[0-9a-f]{4,64}")
 _VERSION_ID_LENGTH = 64
-_RANGE = re.compile(r"(\d*)-(\d*)")
+_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")  # of files that can be
 
 
 def resolve_file(backend: Backend, reference: str) -> Version:

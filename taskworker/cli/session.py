@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec
@@ -171,6 +171,8 @@ def _login_name() -> str:
 
 
 P = ParamSpec("P")
+NUMBER_MAX = (1 << 31) - 1
+"""Of a command: in bytes, seconds, GiB or lines, more than there is, and no more than anything here can count."""
 _COMMON = {
     "store": (StoreOption, None),
     "pool": (PoolOption, None),
@@ -187,7 +189,12 @@ def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     def run(context: typer.Context, **arguments: object) -> None:
         here = Settings(**{name: arguments.pop(name) for name in _COMMON})  # type: ignore[arg-type]
         settings = (context.obj or Settings()).overridden_by(here)
-        run_with(settings, functools.partial(command, **arguments))  # type: ignore[arg-type]
+
+        def act(session: Session) -> None:
+            _require_numbers(arguments)
+            command(session, **arguments)  # type: ignore[arg-type, call-arg]
+
+        run_with(settings, act)
 
     original = inspect.signature(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -204,6 +211,18 @@ def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     run.__doc__ = _help_text(command.__doc__ or "")
     del run.__wrapped__
     return run
+
+
+def _require_numbers(arguments: Mapping[str, object]) -> None:
+    """Refuse numbers that no option means: what would come of them is another's error, or none at all.
+
+    Raises:
+        Failure: there is one.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, int | float) and not abs(value) <= NUMBER_MAX:
+            option = name.replace("_", "-")
+            raise Failure(f"--{option}: the number is too large; at most {NUMBER_MAX:,} is taken", ExitCode.USAGE)
 
 
 def _help_text(docstring: str) -> str:

@@ -47,7 +47,7 @@ from taskworker.client.pushing import PushOptions, push
 from taskworker.client.sources import Pushable
 from taskworker.errors import FunctionFailed, MessageTooLarge, ServerFault
 from taskworker.wire import convert
-from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, UNARY_BYTES_MAX
+from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, TAIL_MAX, UNARY_BYTES_MAX
 
 if TYPE_CHECKING:
     from taskworker.client.deploying import Deployment
@@ -74,7 +74,7 @@ _RULES = {
     "dry_run": anything,
     "call_id": text("call_id"),
     "since_ms": whole_number("since_ms", 0),
-    "tail": whole_number("tail", 0),
+    "tail": whole_number("tail", 0, TAIL_MAX),
     "follow": anything,
     "options": anything,  # checked by spec_from_options
 }

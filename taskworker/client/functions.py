@@ -6,11 +6,13 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from storage.arguments import whole_number
 from taskworker import functions_pb2
 from taskworker.client.channel import Deadline
 from taskworker.client.operators import OperatorClient
 from taskworker.functions_pb2_grpc import FunctionServiceStub
 from taskworker.wire.deployed import CANDIDATE_OWNER
+from taskworker.wire.limits import TAIL_MAX
 
 _TIMEOUT_S = 60.0
 DEPLOY_TIMEOUT_S = 300.0
@@ -213,8 +215,11 @@ class FunctionClient(OperatorClient):
             call_id: only of calls whose id begins so.
 
         Raises:
-            InvalidArgument: neither a function nor a call is given.
+            InvalidArgument: neither a function nor a call is given, or a number is out of range.
         """
+        whole_number("since_ms", 0)(since_ms)
+        if tail is not None:
+            whole_number("tail", 0, TAIL_MAX)(tail)
         request = functions_pb2.LogsRequest(
             function_name=function, follow=follow, since_ms=since_ms, tail=tail, call_id=call_id
         )

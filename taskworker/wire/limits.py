@@ -33,6 +33,9 @@ DELETE_MAX = 1000
 # A version takes at most 6 KiB on the wire, mostly note and filename; 500 fit into 4 MiB too.
 PAGE_MAX = 500
 
+# Of lines of a log that are asked for, as the message has them.
+TAIL_MAX = (1 << 32) - 1
+
 # gRPC drops a call whose headers exceed 8 KiB. A text is percent-encoded there, three bytes for one.
 STATUS_TEXT_BYTES_MAX = 1000
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import typer.main
 from typer.models import CommandInfo
 from typer.testing import CliRunner
 
@@ -253,3 +258,71 @@ def test_a_plain_command_loads_no_parser_of_values(embedded: Cli) -> None:
     asked = [sys.executable, "-c", program, "status", "--pool", "127.0.0.1:1"]
     ended = subprocess.run(asked, env=embedded.environment, capture_output=True, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == ExitCode.UNAVAILABLE, ended.stderr
+
+
+def _numeric_options() -> list[tuple[list[str], str, type]]:
+    """(command, option, kind) of all options that take a number."""
+    found = []
+
+    def walk(command: Any, words: list[str]) -> None:
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, [*words, name])
+        for parameter in command.params:
+            told = getattr(parameter, "type_descriptor", None)
+            if told is not None and told.annotation in (int, float):
+                found.append((words, parameter.opts[0], told.annotation))
+
+    walk(typer.main.get_command(app_for(["--help"])), [])
+    return found
+
+
+def _too_large() -> Iterator[list[str]]:
+    """Commands with numbers that nothing can count."""
+    needed = {
+        "push": ["-", "--name", "x"],
+        "call": ["f"],
+        "deploy": ["f", "app:f"],
+        "logs": ["f"],
+        "log": ["x"],
+        "resolve": ["a.b"],
+    }
+    for words, option, kind in _numeric_options():
+        yield [*words, *needed.get(words[-1], []), option, "inf" if kind is float else "9" * 20]
+    yield ["deploy", "f", "app:f", "--limits", f"memory={'9' * 400}MiB"]
+    yield ["deploy", "f", "app:f", "--limits", f"wall={'9' * 400}"]
+    yield ["pool", "--user-calls", "9" * 5000]
+    yield ["pool", "--user-weight", "ann=nan"]
+    yield ["logs", "f", "--since", f"{'9' * 400}d"]
+
+
+_RUN_ALL = """
+import contextlib, io, json, sys
+from taskworker.cli.app import run
+
+for arguments in json.load(sys.stdin):
+    sys.argv = ["taskworker", *arguments]
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        code = run()
+    print(json.dumps([code, told.getvalue()]), flush=True)
+"""
+
+
+def test_numbers_that_nothing_can_count_are_refused(tmp_path: Path) -> None:
+    """All in one process of their own; none gets as far as to do anything."""
+    commands = list(_too_large())
+    assert len(commands) > 35
+    (tmp_path / "app.py").write_text("def f():\n    return 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_ALL],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outcomes) == len(commands), done.stderr
+    for command, (code, told) in zip(commands, outcomes, strict=True):
+        assert code == ExitCode.USAGE, (command, told)
+        assert not re.search("Value out of range|infinity|string conversion|Traceback", told), (command, told)
