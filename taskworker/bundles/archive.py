@@ -47,12 +47,30 @@ _EXTENSION_BYTES_MAX = 4 * _BLOCK  # of a header that only says a long path
 
 
 @dataclass(frozen=True, slots=True)
+class PackedPackage:
+    """A package in a bundle.
+
+    Attributes:
+        package: ``name==version``.
+        platform: the tag of the one that it is for; empty: for all.
+        files: how many it has.
+        size: of these, in bytes.
+    """
+
+    package: str
+    platform: str
+    files: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class PackedFunction:
-    """A bundle, the document in it, and the sizes of its files by path."""
+    """A bundle, the document in it, the sizes of its files by path, and the packages that those of dependencies are."""
 
     spec: FunctionSpec
     bundle: bytes
     files: Mapping[str, int]
+    packages: tuple[PackedPackage, ...] = ()
 
 
 def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:

@@ -17,6 +17,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
+    from taskworker.bundles.archive import PackedPackage
     from taskworker.client.deploying import Deployment
     from taskworker.client.functions import (
         Deployed,
@@ -31,6 +32,7 @@ _ID_SHOWN = 12
 _SUMMARY_SHOWN = 8
 _SHOWN_CHARS = 200
 _LOG_INDENT = 29
+_OWN = "app/"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
@@ -160,6 +162,9 @@ def deploy(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would travel, and try to import it.", show_default=False)
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --dry-run: list the files of packages, too.", show_default=False)
+    ] = False,
 ) -> None:
     """Put a function, its module and its requirements into the pool as the newest version of NAME.
 
@@ -193,7 +198,7 @@ def deploy(
     with FunctionClient(session.pool_address()) as client:
         deployment = deploying.deploy(client, spec, source, user_id=session.user, dry_run=dry_run)
     if dry_run:
-        _show_dry_run(session, deployment)
+        _show_dry_run(session, deployment, all_files=verbose)
     else:
         _show_deployment(session, deployment)
     if deployment.not_imported:
@@ -201,15 +206,26 @@ def deploy(
         session.terminal.note(f"nobody has tried it: {why}; see `taskworker functions workers`")
 
 
-def _show_dry_run(session: Session, found: Deployment) -> None:
+def _show_dry_run(session: Session, found: Deployment, *, all_files: bool) -> None:
+    packages = () if all_files else found.packages
     session.terminal.result(
         document(found),
-        *(f"{size_text(size):>9}  {one_line(path)}" for path, size in found.files.items()),
+        *(
+            f"{size_text(size):>9}  {one_line(path)}"
+            for path, size in found.files.items()
+            if all_files or path.startswith(_OWN)
+        ),
+        *(f"{size_text(one.size):>9}  {_package_text(one)}" for one in packages),
         f"{one_line(found.function)} would be {plural(len(found.files), 'file')}, {size_text(found.size)}"
-        + (f", with {', '.join(found.requirements)}" if found.requirements else ""),
+        + (f", with {plural(len(found.packages), 'package')}" if found.packages else ""),
         *(f"worker.config has {one_line(key)}={one_line(value)}" for key, value in sorted(found.config.items())),
         *_where_lines(found),
     )
+
+
+def _package_text(one: PackedPackage) -> str:
+    what = f"package {one_line(one.package)}, {plural(one.files, 'file')}"
+    return f"{what}, for {one.platform}" if one.platform else what
 
 
 def _show_deployment(session: Session, found: Deployment) -> None:

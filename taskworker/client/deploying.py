@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskworker.bundles.archive import PackedFunction
+from taskworker.bundles.archive import PackedFunction, PackedPackage
 from taskworker.bundles.labels import meets
 from taskworker.bundles.platform import Platform, to_cover
 from taskworker.bundles.spec import FunctionSpec
@@ -47,6 +47,7 @@ class Deployment:
         changed: False if that was the newest already.
         size: of the bundle in bytes.
         files: sizes of its files, by path in the bundle.
+        packages: all packages in it, with the files and bytes that each has.
         requirements: the packages in it that are the same for all platforms, ``name==version``.
         imported_by: workers that imported it before it went live.
         not_imported: why no worker has; of a function's first version alone.
@@ -68,6 +69,7 @@ class Deployment:
     unable: Mapping[str, str]
     platforms: Mapping[str, tuple[str, ...]]
     config: Mapping[str, str]
+    packages: tuple[PackedPackage, ...] = ()
 
 
 def deploy(
@@ -139,4 +141,5 @@ def _deployment(deployed: Deployed, packed: PackedFunction) -> Deployment:
         unable=deployed.unable,
         platforms=packed.spec.platforms,
         config=packed.spec.config,
+        packages=packed.packages,
     )

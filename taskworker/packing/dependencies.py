@@ -11,7 +11,7 @@ from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 
 from storage.errors import InvalidArgument
-from taskworker.bundles.archive import BUNDLE_BYTES_MAX, DEPENDENCIES, PLATFORMS
+from taskworker.bundles.archive import BUNDLE_BYTES_MAX, DEPENDENCIES, PLATFORMS, PackedPackage
 from taskworker.bundles.platform import Platform, own_platform
 from taskworker.errors import PackagesNotFound
 
@@ -32,11 +32,13 @@ class Dependencies:
         files: of a bundle.
         locked: ``name==version`` of the packages that are the same for all platforms.
         platforms: of the others, by platform; empty: all of it runs anywhere.
+        packages: all of them, with what they take.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     locked: tuple[str, ...] = ()
     platforms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    packages: tuple[PackedPackage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class _Package:
     pinned: str
     native: bool
     files: Mapping[str, bytes]
+
+    def packed(self, platform: str) -> PackedPackage:
+        """What it takes in a bundle."""
+        return PackedPackage(self.pinned, platform, len(self.files), sum(map(len, self.files.values())))
 
 
 def installed(requirements: Path, platforms: Sequence[Platform]) -> Dependencies:
@@ -64,13 +70,15 @@ def installed(requirements: Path, platforms: Sequence[Platform]) -> Dependencies
     first = found[platforms[0].tag]
     same = [one for one in first if all(one in packages for packages in found.values())]
     files = {f"{DEPENDENCIES}/{path}": content for one in same for path, content in one.files.items()}
+    told = [one.packed("") for one in same]
     locked: dict[str, tuple[str, ...]] = {}
     for tag, packages in found.items():
         own = [one for one in packages if one not in same]
         files |= {f"{PLATFORMS}/{tag}/{path}": content for one in own for path, content in one.files.items()}
         locked[tag] = tuple(one.pinned for one in own)
+        told += (one.packed(tag) for one in own)
     anywhere = not any(one.native for packages in found.values() for one in packages) and not any(locked.values())
-    return Dependencies(files, tuple(one.pinned for one in same), {} if anywhere else locked)
+    return Dependencies(files, tuple(one.pinned for one in same), {} if anywhere else locked, tuple(told))
 
 
 def _this_machine() -> Platform:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -54,4 +55,4 @@ def pack_module(
     spec = msgspec.structs.replace(
         spec, entry=entry, requirements=dependencies.locked, platforms=dependencies.platforms
     ).checked()
-    return packed(spec, {**files, **dependencies.files})
+    return replace(packed(spec, {**files, **dependencies.files}), packages=dependencies.packages)

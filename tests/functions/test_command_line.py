@@ -14,6 +14,7 @@ import lmdb
 import pytest
 
 from tests.functions.processes import USER, WAIT_S, FunctionPool
+from tests.functions.wheels import made_wheel
 
 COLUMNS = 100
 MODULE = """
@@ -175,6 +176,16 @@ def test_own_modules_and_data_travel_and_a_dry_run_lists_them(commands: Commands
     listed, _ = commands.run(*words, "--dry-run")
     assert [line.split()[-1] for line in listed[:-1]] == ["app/own_sibling.py", "app/pages/title.txt", "app/words.py"]
     assert listed[-1].startswith("words would be 3 files, ")
+    wheel = made_wheel(home, "greeting", {"greeting/__init__.py": "", "greeting/one.py": "", "greeting/two.py": ""})
+    (home / "requirements.txt").write_text(f"{wheel}\n")
+    dry = (*words, "--requirements", str(home / "requirements.txt"), "--dry-run")
+    listed, _ = commands.run(*dry)
+    own, package, total = listed[:3], listed[3], listed[4]
+    assert all(" app/" in line for line in own)
+    assert package.split(maxsplit=2)[-1].startswith("package greeting==1.2, ")
+    assert total.endswith("with 1 package")
+    listed, _ = commands.run(*dry, "--verbose")
+    assert any(line.endswith(" dependencies/greeting/two.py") for line in listed)
     commands.run("call", "words", code=3)
     commands.run(*words)
     assert commands.run("call", "words")[0] == ["Title"]

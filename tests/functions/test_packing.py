@@ -11,7 +11,6 @@ import socket
 import sys
 import tarfile
 import threading
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ import blake3
 import pytest
 
 from storage.errors import InvalidArgument
+from taskworker.bundles.archive import PackedPackage
 from taskworker.bundles.platform import Platform, best_of, to_cover
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.packing.declared import pack_function
 from taskworker.packing.modules import pack_module
+from tests.functions.wheels import made_wheel
 
 SPEC = FunctionSpec(name="f", entry="pickle:unset")
 FACTOR = 3
@@ -195,33 +196,15 @@ def test_a_module_that_is_not_there_is_told(tmp_path: Path, entry: str) -> None:
         pack_module(entry, SPEC, root=tmp_path)
 
 
-def _wheel(
-    directory: Path, name: str, files: dict[str, str], tag: str = "py3-none-any", *, listed: Sequence[str] = ()
-) -> Path:
-    """A wheel made by hand, as no index is asked in tests; ``listed`` are paths that its RECORD has besides."""
-    import zipfile
-
-    path = directory / f"{name}-1.2-{tag}.whl"
-    info = f"{name}-1.2.dist-info"
-    contents = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    record = "".join(f"{file},,\n" for file in (*contents, *listed, f"{info}/RECORD"))
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, text in {**contents, f"{info}/RECORD": record}.items():
-            archive.writestr(file, text)
-    return path
-
-
 def test_requirements_are_installed_and_locked(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import greeting\n")
     requirements = tmp_path / "requirements.txt"
-    wheel = _wheel(tmp_path, "greeting", {"greeting/__init__.py": "WORD = 1", "greeting/bin/tool.py": "WORD = 2"})
+    wheel = made_wheel(tmp_path, "greeting", {"greeting/__init__.py": "WORD = 1", "greeting/bin/tool.py": "WORD = 2"})
     requirements.write_text(f"{wheel}\n")
     packed = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
     assert (packed.spec.requirements, packed.spec.platforms) == (("greeting==1.2",), {})
+    theirs = [size for path, size in packed.files.items() if path.startswith("dependencies/")]
+    assert packed.packages == (PackedPackage("greeting==1.2", "", len(theirs), sum(theirs)),)
     assert str(tmp_path).encode() not in packed.bundle
     assert files_of(packed.bundle)["dependencies/greeting/__init__.py"] == b"WORD = 1"
     assert files_of(packed.bundle)["dependencies/greeting/bin/tool.py"] == b"WORD = 2"
@@ -238,7 +221,7 @@ def test_a_package_brings_no_files_of_this_machine_whatever_its_record_says(tmp_
     private.write_text("a private key")
     outside = [str(private), f"sly/../../..{private}", f"/{private}"]
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text(f"{_wheel(tmp_path, 'sly', {'sly/__init__.py': 'WORD = 1'}, listed=outside)}\n")
+    requirements.write_text(f"{made_wheel(tmp_path, 'sly', {'sly/__init__.py': 'WORD = 1'}, listed=outside)}\n")
     packed = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
     assert files_of(packed.bundle)["dependencies/sly/__init__.py"] == b"WORD = 1"
     assert not [path for path in files_of(packed.bundle) if private.name in path]
@@ -248,10 +231,10 @@ def test_a_package_brings_no_files_of_this_machine_whatever_its_record_says(tmp_
 def test_compiled_packages_are_locked_for_each_platform(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import fast\n")
     old, new = Platform.of("3.11-x86_64-glibc2.28"), Platform.of("3.13-aarch64-musl1.2")
-    _wheel(tmp_path, "pure", {"pure.py": ""})
+    made_wheel(tmp_path, "pure", {"pure.py": ""})
     tags = ("cp311-cp311-manylinux_2_17_x86_64", "cp39-abi3-musllinux_1_1_aarch64", "cp311-cp311-manylinux_2_31_x86_64")
     for tag in tags:
-        _wheel(tmp_path, "fast", {"fast/core.so": tag, "fast/__init__.py": ""}, tag)
+        made_wheel(tmp_path, "fast", {"fast/core.so": tag, "fast/__init__.py": ""}, tag)
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"--no-index\n--find-links {tmp_path}\nfast\npure\n")
     one = pack_module("app:f", SPEC, root=tmp_path, requirements=requirements, platforms=[old])
@@ -265,6 +248,8 @@ def test_compiled_packages_are_locked_for_each_platform(tmp_path: Path) -> None:
     assert files[f"platforms/{old.tag}/fast/core.so"] == tags[0].encode()
     assert files[f"platforms/{new.tag}/fast/core.so"] == tags[1].encode()
     assert "dependencies/pure.py" in files
+    listed = [(one.package, one.platform) for one in both.packages]
+    assert listed == [("pure==1.2", ""), ("fast==1.2", old.tag), ("fast==1.2", new.tag)]
     other = Platform.of("3.12-x86_64-glibc2.28")
     with pytest.raises(InvalidArgument, match=r"for 3\.12-x86_64-glibc2\.28, from wheels alone"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements, platforms=[other])
@@ -288,7 +273,7 @@ def test_a_platform_runs_what_was_made_for_an_earlier_c_library() -> None:
 def test_other_versions_of_what_every_sandbox_has_are_refused(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import typing_extensions\n")
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text(f"{_wheel(tmp_path, 'typing_extensions', {'typing_extensions.py': 'OLD = 1'})}\n")
+    requirements.write_text(f"{made_wheel(tmp_path, 'typing_extensions', {'typing_extensions.py': 'OLD = 1'})}\n")
     own = re.escape(f"typing_extensions=={version('typing_extensions')}")
     with pytest.raises(InvalidArgument, match=f"every sandbox has .*{own}"):
         pack_module("app:f", SPEC, root=tmp_path, requirements=requirements)
