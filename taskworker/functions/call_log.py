@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.errors import StorageError
 from taskworker.functions import former_records
 from taskworker.functions.calls import Call, CallReport
+from taskworker.functions.large_reports import turn_for
 from taskworker.functions.records import CallRecords, Entry, LineQuery, LoggedLine, Position, RecordBounds
 from taskworker.functions.statistics import StatisticsByFunction
 
@@ -73,13 +74,10 @@ class CallLog:
 
     def finished(self, call: Call, worker: str, report: CallReport) -> None:
         """Keep what a call left behind; returns at once."""
-        lines = [(one.time_ms, one.stream, one.text) for one in report.output]
-        if report.error is not None:
-            text = f"{type(report.error).__name__}: {report.error}"
-            lines.append((time.time_ns() // 1_000_000, "event", text))
-        if not lines:
+        with turn_for(len(report.output)):
+            entries = _entries_of(call, worker, report)
+        if not entries:
             return
-        entries = Entry.all_of(call.function, call.call_id, worker, lines)
         with self._changed:
             self._pending.extend(entries)
             self._pending_bytes += sum(entry.kept_bytes for entry in entries)
@@ -172,6 +170,14 @@ class CallLog:
         else:
             self._failing = False
         return not self._failing
+
+
+def _entries_of(call: Call, worker: str, report: CallReport) -> list[Entry]:
+    lines = [(one.time_ms, one.stream, one.text) for one in report.output]
+    if report.error is not None:
+        text = f"{type(report.error).__name__}: {report.error}"
+        lines.append((time.time_ns() // 1_000_000, "event", text))
+    return Entry.all_of(call.function, call.call_id, worker, lines)
 
 
 def _opened(path: Path | None, bounds: RecordBounds | None) -> CallRecords:

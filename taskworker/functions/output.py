@@ -6,6 +6,7 @@ import threading
 import time
 
 from taskworker.functions.calls import LINE_CHARS_MAX, LINES_MAX, OutputLine
+from taskworker.functions.large_reports import turn_for
 from taskworker.functions.redaction import Redactor
 
 
@@ -40,11 +41,12 @@ class Output:
                 begun.clear()
             lines, self._lines = self._lines, []
             dropped, self._dropped = self._dropped, 0
-        texts = redactor.texts([line.decode("utf-8", "replace").rstrip("\r") for _, _, line in lines])
-        found = [
-            OutputLine(time_ms, stream, text if len(text) <= LINE_CHARS_MAX else f"{text[:LINE_CHARS_MAX]}...")
-            for (time_ms, stream, _), text in zip(lines, texts, strict=True)
-        ]
+        with turn_for(len(lines)):
+            texts = redactor.texts([line.decode("utf-8", "replace").rstrip("\r") for _, _, line in lines])
+            found = [
+                OutputLine(time_ms, stream, text if len(text) <= LINE_CHARS_MAX else f"{text[:LINE_CHARS_MAX]}...")
+                for (time_ms, stream, _), text in zip(lines, texts, strict=True)
+            ]
         if dropped:
             text = f"{dropped:,} lines more are not kept: of one call the first {LINES_MAX:,} are"
             found.append(OutputLine(now_ms, "event", text))

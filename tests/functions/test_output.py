@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from taskworker.functions.calls import LINE_CHARS_MAX, LINES_MAX, OutputLine
+from taskworker.functions.large_reports import turn_for
 from taskworker.functions.output import Output
 from taskworker.functions.redaction import MARK, Redactor
 
@@ -63,3 +66,23 @@ def test_secrets_are_taken_out_before_a_line_is_cut_and_of_each_line() -> None:
         output.add("stdout", piece)
     found = texts(output.lines(redactor))
     assert found == [MARK, "." * (LINE_CHARS_MAX - 4) + MARK, MARK, MARK]
+
+
+def test_reports_of_many_lines_are_converted_a_few_at_a_time_and_others_do_not_wait() -> None:
+    """Many threads at that would keep the interpreter from those that others wait for."""
+
+    def lines(count: int) -> int:
+        output = Output()
+        output.add("stdout", b"line\n" * count)
+        return len(output.lines(Redactor()))
+
+    with ThreadPoolExecutor(2) as threads, ExitStack() as held:
+        held.enter_context(turn_for(LINES_MAX))
+        assert threads.submit(lines, LINES_MAX).result(30) == LINES_MAX
+        held.enter_context(turn_for(LINES_MAX))
+        waiting = threads.submit(lines, LINES_MAX)
+        for _ in range(10):
+            assert threads.submit(lines, 100).result(30) == 100
+        assert not waiting.done()
+        held.close()
+        assert waiting.result(30) == LINES_MAX

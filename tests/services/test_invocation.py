@@ -13,7 +13,15 @@ import pytest
 
 from taskworker import functions_pb2, taskworker_pb2
 from taskworker.errors import CallAbandoned, FunctionBroken, FunctionCrashed, ServerBusy
-from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.calls import (
+    ERROR_CHARS_MAX,
+    LINE_CHARS_MAX,
+    LINES_MAX,
+    Call,
+    CallReport,
+    Items,
+    RunningCall,
+)
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions_pb2_grpc import InvocationServiceServicer, add_InvocationServiceServicer_to_server
 from taskworker.services.invocation import GrpcTransport
@@ -43,7 +51,13 @@ class Worker(InvocationServiceServicer):
     ) -> Iterator[functions_pb2.InvokeEvent]:
         for item in request.args:
             yield functions_pb2.InvokeEvent(item=item)
-        if request.call_id != "no outcome":
+        if request.call_id == "lies":
+            lie = functions_pb2.LogLine(time_ms=-1, stream="x" * 9_999, text="y" * 99_999)
+            yield functions_pb2.InvokeEvent(outcome=functions_pb2.InvokeResponse(output=[lie]))
+        elif request.call_id == "much":
+            lines = [functions_pb2.LogLine(stream="stdout", text="y")] * 20_000
+            yield functions_pb2.InvokeEvent(outcome=functions_pb2.InvokeResponse(output=lines))
+        elif request.call_id != "no outcome":
             yield functions_pb2.InvokeEvent(outcome=functions_pb2.InvokeResponse())
 
     def Prepare(  # noqa: N802
@@ -51,7 +65,7 @@ class Worker(InvocationServiceServicer):
     ) -> functions_pb2.PrepareResponse:
         match request.function_name:
             case "broken":
-                return functions_pb2.PrepareResponse(kind="FunctionBroken", text="no such module\n" * 200)
+                return functions_pb2.PrepareResponse(kind="FunctionBroken", text="no such module\n" * 9_000)
             case "old":
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         return functions_pb2.PrepareResponse()
@@ -108,10 +122,19 @@ def served() -> Iterator[Served]:
 
 def test_a_worker_imports_a_function_or_says_why_it_cannot(served: Served) -> None:
     served.prepare("f")
-    with pytest.raises(FunctionBroken, match="no such module"):
+    with pytest.raises(FunctionBroken, match="no such module") as raised:
         served.prepare("broken")
+    assert len(str(raised.value)) <= ERROR_CHARS_MAX
     with pytest.raises(ServerBusy, match="earlier release"):
         served.prepare("old")
+
+
+def test_what_a_worker_says_that_a_call_printed_is_bounded(served: Served) -> None:
+    _, report = served.stream(Call("f", call_id="lies"))
+    (line,) = report.output
+    assert (line.stream, len(line.text)) == ("event", LINE_CHARS_MAX + 3)
+    _, report = served.stream(Call("f", call_id="much"))
+    assert len(report.output) == LINES_MAX + 1
 
 
 def test_every_cancel_ends_its_call(served: Served) -> None:
