@@ -69,11 +69,10 @@ class Filling:
         return text
 
     def is_in(self, url: str) -> bool:
-        """Whether a value that was filled in is in a URL, however it is percent-encoded."""
-        forms = (url, unquote(url), unquote_plus(url))
-        return any(
-            value in form for value in self._values.values() if len(value) >= _HIDDEN_CHARS_MIN for form in forms
-        )
+        """Whether a value that was filled in is in a URL, however it is percent-encoded; hosts have no upper case."""
+        forms = [form.lower() for form in (url, unquote(url), unquote_plus(url))]
+        values = [value.lower() for value in self._values.values() if len(value) >= _HIDDEN_CHARS_MIN]
+        return any(value in form for value in values for form in forms)
 
     def _filled(self, places: re.Pattern[str], text: str, write: Callable[[str], str]) -> str:
         return places.sub(lambda place: write(self._value(place[1])), text)

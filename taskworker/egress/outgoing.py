@@ -163,7 +163,7 @@ def redirected(before: Outgoing, status: int, location: str, filling: Filling, c
         headers = tuple(header for header in headers if header.name.lower() not in _OF_A_BODY)
     if url.origin != before.url.origin:
         if filling.is_in(str(url.url)):
-            raise PermissionDenied(f"{place} redirects to {url.place}, which must not get the secret in the URL")
+            raise PermissionDenied(f"{place} redirects to another host, which must not get the secret in the URL")
         if body and before.body_filled:
             raise PermissionDenied(f"{place} redirects to {url.place}, which must not get the secret in the body")
         headers = tuple(header for header in headers if not header.is_credential)

@@ -276,7 +276,11 @@ def test_redirects_keep_or_change_the_method(egress: Egress, status: str, method
 def fill(function: str, host: str, text: str) -> str:
     if (function, host) != ("f", "127.0.0.1"):
         raise PermissionDenied(f"{text} is not for {host}")
-    return text.replace("{{secret:key}}", KEY).replace("{{secret:bad}}", "a\r\nX-Injected: b")
+    return (
+        text.replace("{{secret:key}}", KEY)
+        .replace("{{secret:word}}", "S3cr")
+        .replace("{{secret:bad}}", "a\r\nX-Injected: b")
+    )
 
 
 def test_secrets_are_filled_in_where_they_may_be(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,6 +341,10 @@ def test_secrets_do_not_cross_to_another_host(make: Make) -> None:
             behave.location = f"{url_of(second)}?k={written}"  # as a server repeats the query that it was asked with
             with pytest.raises(PermissionDenied, match="must not get the secret in the URL"):
                 egress.request(url_of(first, "/go?k={{secret:key}}"))
+        behave.location = "http://s3cr.other.example/"
+        with pytest.raises(PermissionDenied, match="must not get the secret in the URL") as raised:
+            egress.request(url_of(first, "/go"), headers=(("X-Mine", "{{secret:word}}"),))
+        assert "s3cr" not in str(raised.value)  # the function may have it filled in, and not see it
         assert len(second.received) == asked
         behave.location = "/there?k=s3cr%3At%2F%22value%22%26"
         response = egress.request(url_of(first, "/go"), headers=(("X-Mine", "{{secret:key}}"),))
