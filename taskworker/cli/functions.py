@@ -70,6 +70,7 @@ def call(
         taskworker call thumbnail cat.png -o small.png
     """
     from taskworker.client import Client
+    from taskworker.client.client import value_of
 
     named = dict(_pair("--kw", item, "NAME=VALUE") for item in kw or ())
     with Client(session.pool_address()) as client:
@@ -80,7 +81,7 @@ def call(
             save_version(session, *_returned_file(told), output)
             return
         for item in client.stream_texts(function, args or (), named, user_id=session.user, timeout_s=timeout):
-            value = json.loads(item)
+            value = value_of(item)
             if isinstance(value, str) and not session.terminal.as_json:
                 session.terminal.lines(value)
             else:
@@ -89,7 +90,9 @@ def call(
 
 def _returned_file(result: str) -> tuple[str, str]:
     """File and version that a function returned."""
-    told = json.loads(result)
+    from taskworker.client.client import value_of
+
+    told = value_of(result)
     if isinstance(told, dict):
         match told.get("file_id"), told.get("version_id"):
             case str(file_id), str(version_id):

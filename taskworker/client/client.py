@@ -611,7 +611,7 @@ class Client:
             others of ``taskworker.errors``; InvalidArgument: an argument does not fit its parameter.
         """
         texts, named = texts_of(args, kwargs)
-        return _value_of(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
+        return value_of(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
 
     @_arguments_checked
     def call_texts(
@@ -921,10 +921,10 @@ EventT = TypeVar("EventT", bound=_Event)
 def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
     with contextlib.closing(items):
         for item in items:
-            yield _value_of(item)
+            yield value_of(item)
 
 
-def _value_of(result: str) -> Any:
+def value_of(result: str) -> Any:
     """What a function gave, from JSON.
 
     Raises:

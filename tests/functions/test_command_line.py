@@ -64,6 +64,15 @@ def meets(limit):
         for _ in range(9):
             threading.Thread(target=time.sleep, args=(9,)).start()
         time.sleep(9)
+
+
+def lies(digits: int):
+    import struct
+    import sys
+
+    result = b"1" * digits
+    sys.modules["os"].write(3, struct.pack("!BI", 3, len(result)) + result)
+    time.sleep(3600)
 """
 
 
@@ -190,6 +199,16 @@ def test_own_modules_and_data_travel_and_a_dry_run_lists_them(commands: Commands
     commands.run(*words)
     assert commands.run("call", "words")[0] == ["Title"]
     commands.run("undeploy", "words")
+
+
+def test_a_result_that_python_cannot_read_is_told_as_such(commands: Commands) -> None:
+    """What comes from a sandbox is JSON, whoever wrote it, and no more is known of it."""
+    commands.run("deploy", "lies", "app:lies")
+    assert commands.run("call", "lies", "9")[0] == ["111111111"]
+    _, told = commands.run("call", "lies", "5000", code=1)
+    assert "a number of too many digits" in told[0]
+    assert "string conversion" not in told[0]
+    commands.run("undeploy", "lies")
 
 
 def test_a_function_is_configured_where_it_is_deployed(commands: Commands) -> None:
