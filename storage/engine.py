@@ -50,6 +50,7 @@ from storage.limits import (
 from storage.lineage import Lineage, agreement_quorum
 from storage.live import node_loader
 from storage.locking import StoreLock
+from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief
 from storage.maintenance.collect import collect, missed_stores
 from storage.maintenance.context import MaintenanceContext
@@ -783,9 +784,10 @@ class FileStorage:
         owners = {slot: self._volumes.owner(slot) for slot in self._volumes.slots}
         voice_of = voices(owners, self.profile.n - self.profile.k + 1)
         quorum = agreement_quorum(self.profile, len({*voice_of.values()})) if self._volumes.remote else 1
-        belief = Belief(self._authority, quorum, self._maintenance.scratch, voice_of)
+        belief = Belief(self._authority, Agreement(quorum, self._maintenance.scratch, voice_of))
         liars_max = self.profile.n - self.profile.k if self._volumes.remote else 0
-        report = rebuild(self._catalog, self._stripes, self._settings.n, belief, liars_max, progress)
+        copies, now_s = self._settings.n, self._runtime.monotonic_s
+        report = rebuild(self._catalog, self._stripes, copies, belief, liars_max, now_s, progress)
         if report.undecided:
             self._lineage.left_unfinished(report.undecided)  # before the settings: without them, it must be run anyway
         self._catalog.save_settings(self._settings)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction
-from storage.errors import FormatError, InsufficientWorkers, InvalidArgument
+from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StorageError
 from storage.fleet import Fleet
 from storage.keys import ID_BYTES, Kind
 from storage.limits import check_filename, check_user_id
 from storage.maintenance.belief import Belief
+from storage.maintenance.examined import Examined
+from storage.maintenance.turns import Turns
 from storage.manifest import object_id
 from storage.reports import Progress
-from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from storage.shards import Shard
 from storage.versions import decode_tombstone, decode_version
 
 _LISTED_MAX = 10_000
+_REFUSED_LISTED_MAX = 1_000
+_MALFORMED_LISTED_MAX = 100  # of each store
 _ROUNDS_MAX = 3  # of looks for stores that came while others were examined
-# Nodes are not asked for: they are read as versions that are believed name them, so that nobody can send any others.
-_SHOWN = frozenset({Kind.VERSION, Kind.TOMBSTONE})
 
 
 @dataclass(slots=True)
@@ -33,6 +37,7 @@ class Tally:
     done: int = 0
     skipped: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+    malformed: Counter[int] = field(default_factory=Counter)
 
     def step(self, count: int = 1) -> None:
         """So many more objects were dealt with."""
@@ -45,113 +50,112 @@ class Tally:
         if len(self.skipped) < _LISTED_MAX:
             self.skipped.append(text)
 
+    def skip_malformed(self, slot: int, text: str) -> None:
+        """A record that a store shows is malformed; none can fill the whole list with those."""
+        self.malformed[slot] += 1
+        if self.malformed[slot] <= _MALFORMED_LISTED_MAX:
+            self.skip(text)
+
     def leave_undecided(self, text: str) -> None:
         """Something cannot be decided before what is out of reach was examined."""
         if len(self.undecided) < _LISTED_MAX:
             self.undecided.append(text)
 
 
-class Examined:
-    """Which stores have shown all their records, and which may hold more than anybody has shown.
-
-    A store that is not trusted is examined by none, and waited for by none: honest stores have enough of everything
-    without those that lie, as long as these are no more than may lie at once.
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Takes what stores show into the catalog.
 
     Args:
+        catalog: what to fill.
         volumes: the stores.
-        liars_max: how many may lie at once.
+        belief: what to believe of them.
+        copies: how many there are of each object.
+        liars_max: how many stores may lie at once.
+        now_s: a clock, in seconds.
+        tally: how far it has come.
     """
 
-    def __init__(self, volumes: Fleet[Any], liars_max: int) -> None:
-        self._volumes = volumes
-        self._liars_max = liars_max
-        self._done: set[int] = set()
-        self._reasons: dict[int, str] = {}
+    catalog: Catalog
+    volumes: Fleet[Any]
+    belief: Belief
+    copies: int
+    liars_max: int
+    now_s: Callable[[], float]
+    tally: Tally
 
-    def note(self, slot: int) -> None:
-        """A store has shown everything."""
-        self._done.add(slot)
+    def run(self, examined: Examined) -> None:
+        """Copy every version and tombstone that is intact and believed; further copies change nothing.
 
-    def note_failed(self, slot: int, reason: str) -> None:
-        """A store has not."""
-        self._reasons[slot] = reason
+        A store that fails while it is asked, or is refused, holds up nobody: it counts as not examined.
 
-    def pending(self) -> list[tuple[int, ShardStore]]:
-        """Stores that are there, and were not asked yet."""
-        known = self._done | self._reasons.keys()
-        return [(slot, volume) for slot, volume in self._volumes.online() if slot not in known and self._counts(slot)]
+        Raises:
+            InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed.
+        """
+        turns = Turns(
+            self.volumes,
+            examined,
+            self.belief.agreement,
+            liars_max=self.liars_max,
+            believed_max=self._believed_max,
+            now_s=self.now_s,
+            take=self._take,
+        )
+        for _ in range(_ROUNDS_MAX):
+            turns.run()
+        for slot in self.volumes.slots:
+            if not self.volumes.trusts(slot):
+                self.belief.agreement.forget(slot)
+                self.tally.skip(f"all that {self.volumes.name(slot)} shows: it gave wrong answers")
+        _report_refused(self.belief, self.volumes, self.tally)
 
-    def lacking(self) -> list[tuple[int, str]]:
-        """The slots of stores that may hold what nobody has shown, and why each was not examined."""
-        slots = (slot for slot in self._volumes.slots if slot not in self._done and self._counts(slot))
-        return [(slot, self._reason(slot)) for slot in slots]
+    def _believed_max(self) -> int:
+        """How many records a store can show that the catalog has: each copy, and a former one that it replaced."""
+        objects = self.catalog.counters().versions + sum(1 for _ in self.catalog.tombstones())
+        return 2 * self.copies * objects
 
-    def may_come_back(self) -> bool:
-        """Whether what is not there now may be on a store that was not examined, or has gone since."""
-        away = any(self._volumes.volume(slot) is None for slot in self._volumes.slots if self._counts(slot))
-        return away or bool(self.lacking())
-
-    def _counts(self, slot: int) -> bool:
-        """Whether what a store may hold is waited for."""
-        distrusted = [other for other in self._volumes.slots if not self._volumes.trusts(other)]
-        return slot not in distrusted or len(distrusted) > self._liars_max
-
-    def _reason(self, slot: int) -> str:
-        if slot in self._reasons:
-            return self._reasons[slot]
-        if self._volumes.volume(slot) is not None:
-            return "it came, or was found to lie, while the others were examined"
-        return self._volumes.reason(slot) or "it is away"
-
-
-def take_in(catalog: Catalog, volumes: Fleet[Any], belief: Belief, tally: Tally, examined: Examined) -> None:
-    """Copy every version and tombstone that is intact and believed into the catalog; further copies change nothing.
-
-    A store that fails while it is asked holds up nobody: it counts as not examined.
-
-    Raises:
-        InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed.
-    """
-    for _ in range(_ROUNDS_MAX):
-        for slot, volume in examined.pending():
+    def _take(self, slot: int, page: list[Shard]) -> int:
+        """Take over what is believed of some records that a store shows; how many those are."""
+        believed: list[Shard] = []
+        questions: dict[bytes, Shard] = {}
+        for shard in page:
             try:
-                _examine(catalog, volume, slot, belief, tally)
-                examined.note(slot)
-            except (VolumeFailed, VolumeUnavailable) as error:
-                # A worker that answers nonsense, or is too slow, loses trust by it, in the end.
-                volumes.failed(slot, volume, error)
-                examined.note_failed(slot, str(error))
-    for slot in volumes.slots:
-        if not volumes.trusts(slot):
-            tally.skip(f"all that {volumes.name(slot)} shows: it gave wrong answers")
-    _report_refused(belief, volumes, tally)
-
-
-def _examine(catalog: Catalog, volume: ShardStore, slot: int, belief: Belief, tally: Tally) -> None:
-    for batch in volume.records(_SHOWN):
-        believed = [shard for shard in batch if _is_believed(catalog, shard, slot, belief, tally)]
+                question = self._question(shard)
+            except (FormatError, InvalidArgument) as error:
+                self._skip_malformed(shard, slot, error)
+                continue
+            if question is None:
+                believed.append(shard)
+            else:
+                questions[question] = shard
+        believed += [questions[question] for question in self.belief.agreed(list(questions), slot)]
         if believed:
-            catalog.transact(lambda txn, batch=believed: _take_all(txn, batch))  # type: ignore[misc]
-        tally.step(len(batch))
+            self.catalog.transact(lambda txn: _take_all(txn, believed))
+        self.tally.step(len(page))
+        return len(believed)
 
+    def _question(self, shard: Shard) -> bytes | None:
+        """None if an object is believed; otherwise what others are to agree on.
 
-def _is_believed(catalog: Catalog, shard: Shard, slot: int, belief: Belief, tally: Tally) -> bool:
-    """Whether an object is well formed, and the store's own."""
-    identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
-    try:
+        Raises:
+            FormatError, InvalidArgument: it is malformed.
+        """
+        identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
         if kind == Kind.VERSION:
             stored = decode_version(raw, identifier)
             check_filename(stored.record.filename)
             check_user_id(stored.record.user_id)
-            known = catalog.version(stored.record.file_id, identifier) is not None
-            return known or belief.in_version(stored, slot)
+            question = self.belief.about_version(stored)
+            known = question is not None and self.catalog.version(stored.record.file_id, identifier) is not None
+            return None if known else question
         if object_id(raw) != identifier:
             raise FormatError("does not match its id")
-        return belief.in_tombstone(identifier, raw, decode_tombstone(raw), slot)
-    except (FormatError, InvalidArgument) as error:
+        return self.belief.about_tombstone(identifier, raw, decode_tombstone(raw))
+
+    def _skip_malformed(self, shard: Shard, slot: int, error: StorageError) -> None:
+        kind = Kind(shard.key[ID_BYTES])
         lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
-        tally.skip(f"{Kind(kind).name.lower()} {identifier.hex()}: {error}{lost}")
-        return False
+        self.tally.skip_malformed(slot, f"{kind.name.lower()} {shard.key[:ID_BYTES].hex()}: {error}{lost}")
 
 
 def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
@@ -172,18 +176,23 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
 
 
 def _report_refused(belief: Belief, volumes: Fleet[Any], tally: Tally) -> None:
-    undecided = 0
+    undecided, count, quorum = 0, 0, belief.agreement.quorum
     for object_id_, kind, holders, unchecked in belief.refused():
         undecided += unchecked
+        count += 1
+        if count > _REFUSED_LISTED_MAX:
+            continue
         names = ", ".join(volumes.name(slot) for slot in holders)
         tally.skip(
             f"{kind.name.lower()} {object_id_.hex()} is not signed by this store, and {len(holders)} of the "
-            f"{belief.quorum} volumes that must agree on it then hold it ({names}); it is not believed"
+            f"{quorum} volumes that must agree on it then hold it ({names}); it is not believed"
         )
+    if count > _REFUSED_LISTED_MAX:
+        tally.skip(f"{count - _REFUSED_LISTED_MAX:,} more that are not signed, and that too few volumes agree on")
     if undecided:
         # To go on without them, and collect then, would destroy files that are there.
         raise InsufficientWorkers(
             f"{undecided:,} versions or deletions are signed, and whether by this store cannot be told: too few "
-            f"workers show their share of its secret, and fewer than {belief.quorum} agree; bring more workers back "
+            f"workers show their share of its secret, and fewer than {quorum} agree; bring more workers back "
             "and run rebuild again"
         )

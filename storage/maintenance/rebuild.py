@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -16,7 +16,8 @@ from storage.errors import DataLossError, FormatError, ShardsUnavailable
 from storage.keys import Kind, StripeKey
 from storage.limits import MIB
 from storage.maintenance.belief import Belief
-from storage.maintenance.intake import Examined, Tally, take_in
+from storage.maintenance.examined import Examined
+from storage.maintenance.intake import Intake, Tally
 from storage.manifest import Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
 from storage.stripes import StripeStore, metadata_stripe
@@ -36,6 +37,7 @@ def rebuild(
     metadata_copies: int,
     belief: Belief,
     liars_max: int,
+    now_s: Callable[[], float],
     progress: Progress | None,
 ) -> RebuildReport:
     """Enter every file, owner, name and version found on the volumes into a catalog that lacks them.
@@ -54,6 +56,7 @@ def rebuild(
         metadata_copies: copies of metadata objects.
         belief: what to believe of the volumes; closed at the end.
         liars_max: how many volumes may lie at once.
+        now_s: a clock, in seconds.
         progress: called with (metadata records and files taken in, 0).
 
     Raises:
@@ -63,7 +66,7 @@ def rebuild(
     tally = Tally(progress, sequence=catalog.counters().sequence)
     examined = Examined(stripes.volumes, liars_max)
     try:
-        take_in(catalog, stripes.volumes, belief, tally, examined)
+        Intake(catalog, stripes.volumes, belief, metadata_copies, liars_max, now_s, tally).run(examined)
     finally:
         belief.close()
     nodes = _Nodes(catalog, stripes, metadata_copies)

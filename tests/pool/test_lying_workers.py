@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count, cycle
 from random import Random
 
 import pytest
 
-from storage import ErasureProfile
+from storage import ErasureProfile, RebuildReport
+from storage.batching import batched
 from storage.errors import DataLossError, InvalidArgument
-from storage.keys import Kind, ShardKey, shard_key, stripe_key
+from storage.keys import ID_BYTES, Kind, ShardKey, shard_key, stripe_key
+from storage.maintenance.turns import RECORD_BYTES_MAX
+from storage.manifest import encode_node, encode_root, object_id
 from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
+from storage.stripes import metadata_stripe
+from storage.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
 from taskworker.pool.membership import WorkerLoad, WorkerState
 from taskworker.pool.trial import first_allowance
 from tests.simulation.catalog import Database
@@ -22,6 +28,7 @@ from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
+from tests.storage.helpers import digest
 
 OUT = {WorkerState.DRAINING, WorkerState.DRAINED}
 CONTENTS = {f"f{seed}": Random(seed).randbytes(150_000 + seed) for seed in range(6)}
@@ -508,3 +515,148 @@ def test_a_worker_that_cannot_be_reached_is_lost_however_often_it_says_that_it_i
         cluster.pool.mender.mend()
     assert state_of(cluster, worker) is WorkerState.LOST
     assert "survive the loss of any 2 workers" in cluster.pool.view().health
+
+
+class FloodingVolume(MemoryVolume):
+    """Shows what it has, and then what no honest worker has, for ever.
+
+    A copy of another volume. Each page takes it ten seconds.
+    """
+
+    def __init__(self, cluster: Cluster, worker: Worker, flood: Flood) -> None:
+        super().__init__(worker.volume.volume_id, cluster.wounds)
+        self.records_by_key, self.durable = worker.volume.records_by_key, worker.volume.durable
+        self._clock = cluster.clock
+        self._flood = flood
+        self.pages = 0
+
+    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
+        true = [shard for page in super().records(kinds) for shard in page]
+        yield true
+        for page in batched(self._flood(true), 50):
+            self.pages += 1
+            assert self.pages < 2_000, "it is listened to for ever"
+            self._clock.advance(10.0)
+            yield page
+
+
+Flood = Callable[[list[Shard]], Iterator[Shard]]
+
+
+def record_of(kind: Kind, raw: bytes, identifier: bytes = b"") -> Shard:
+    key = shard_key(metadata_stripe(kind, identifier or object_id(raw), 6), 0)
+    return Shard(key, len(raw), digest(raw), raw)
+
+
+def _ever_new_versions(true: list[Shard]) -> Iterator[Shard]:
+    """All right but for the MAC, which there was none of once."""
+    version = next(shard for shard in true if shard.key[ID_BYTES] == Kind.VERSION)
+    stored = read_version(bytes(version.payload), version.key[:ID_BYTES])
+    root_id, size = stored.record.root_id, stored.record.size
+    for number in count():
+        file_id, name = number.to_bytes(16, "big"), f"{number}"
+        record = VersionRecord(RECORD_FORMAT, file_id, None, root_id, size, "u", name, 0, number, None, "")
+        forged = seal(record, stored.root, encode_root(stored.root))
+        yield record_of(Kind.VERSION, forged.raw, forged.version_id)
+
+
+def _ever_new_tombstones(true: list[Shard]) -> Iterator[Shard]:
+    for number in count():
+        yield record_of(Kind.TOMBSTONE, encode_tombstone(Tombstone(RECORD_FORMAT, number.to_bytes(16, "big"), number)))
+
+
+def _again_and_again(true: list[Shard]) -> Iterator[Shard]:
+    return cycle(true)
+
+
+def _malformed(true: list[Shard]) -> Iterator[Shard]:
+    return (record_of(Kind.VERSION, b"%d" % number) for number in count())
+
+
+def _a_huge_one(true: list[Shard]) -> Iterator[Shard]:
+    yield record_of(Kind.TOMBSTONE, bytes(RECORD_BYTES_MAX + 1))
+
+
+def _of_another_kind(true: list[Shard]) -> Iterator[Shard]:
+    return (record_of(Kind.NODE, encode_node(0, number.to_bytes(32, "big"))) for number in count())
+
+
+def _start_without_catalog(cluster: Cluster) -> None:
+    former = cluster.pool.pool_id
+    cluster.crash_pool()
+    cluster.database = Database()
+    cluster.start_pool(rebuild=former)
+
+
+def _rebuild_until_finished(cluster: Cluster) -> list[RebuildReport]:
+    """As an operator does; workers that went offline come back meanwhile."""
+    reports: list[RebuildReport] = []
+    while not reports or reports[-1].undecided:
+        assert len(reports) < 5
+        cluster.pass_time(4.0)
+        reports.append(cluster.pool.store.rebuild())
+    return reports
+
+
+@pytest.mark.parametrize(
+    ("flood", "named"),
+    [
+        (_ever_new_versions, "more than fits"),
+        (_ever_new_tombstones, "more than fits"),
+        (_again_and_again, "comes to no end"),
+        (_malformed, "comes to no end"),
+        (_a_huge_one, "a record of 65,537 bytes"),
+        (_of_another_kind, "not asked for"),
+    ],
+)
+@pytest.mark.parametrize("liars_count", [1, 2])
+def test_workers_that_flood_a_rebuild_are_done_without(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, flood: Flood, named: str, liars_count: int
+) -> None:
+    """As many as may lie at once. They are named each time, and in the end not believed."""
+    monkeypatch.setattr("storage.maintenance.agreement.room_bytes", lambda _: 50_000)
+    monkeypatch.setattr("storage.maintenance.turns._SHOWING_MAX", liars_count)  # as if there were many more workers
+    files = push_all(cluster)
+    gone = cluster.pool.store.push(b"gone", filename="gone", user_id="u")
+    cluster.pool.store.delete(gone.file_id, user_id="u")
+    settle(cluster)
+    liars, floods = cluster.workers[1 : 1 + liars_count], list[FloodingVolume]()
+    for liar in liars:
+        liar.volume = FloodingVolume(cluster, liar, flood)
+        floods.append(liar.volume)
+        liar.listen()
+    _start_without_catalog(cluster)
+    first, *_, last = _rebuild_until_finished(cluster)
+    store = cluster.pool.store
+    for liar in liars:
+        assert any(liar.name in text and named in text for text in first.undecided)
+        assert any(liar.name in text for text in last.skipped)
+    assert not store.behind
+    assert len(last.skipped) < 1200
+    assert not [*store._catalog.nodes()]
+    store.collect(grace_s=0)
+    assert store.find("gone", user_id="u") is None
+    for name, file_id in files.items():
+        assert store.get(file_id, user_id="u") == CONTENTS[name]
+
+
+def test_what_a_liar_shows_takes_no_room_from_honest_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With two disks of a 2-of-4 pool lost, none of the others can be done without, and the secret is lost as well."""
+    monkeypatch.setattr("tests.simulation.disk._RECORDS_TOGETHER", 10)
+    monkeypatch.setattr("storage.maintenance.agreement.room_bytes", lambda _: 3_000)  # for 30 records
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(2, 4), 4, zones=1)
+        contents = {f"f{number}": b"content %d" % number for number in range(200)}
+        files = {name: cluster.pool.store.push(data, filename=name, user_id="u") for name, data in contents.items()}
+        settle(cluster)
+        for worker in cluster.workers[2:]:
+            worker.stop()
+            cluster.workers.remove(worker)
+        _start_without_catalog(cluster)
+        cluster.pass_time(4.0)
+        report = cluster.pool.store.rebuild()
+        assert (report.files, report.skipped, report.undecided) == (200, [], [])
+        for name, version in files.items():
+            assert cluster.pool.store.get(version.file_id, user_id="u") == contents[name]

@@ -11,7 +11,7 @@ from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
 from storage.lineage import Lineage
 from storage.maintenance.belief import Belief
-from storage.maintenance.intake import Examined
+from storage.maintenance.examined import Examined
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes import StripeStore
@@ -126,7 +126,7 @@ def believe_stale_volumes(patch: Patch) -> None:
 
 def believe_unsigned_records(patch: Patch) -> None:
     """Rebuild: versions and tombstones are believed without the store's MAC."""
-    patch.setattr(Belief, "_is_agreed", lambda belief, identifier, kind, volume: True)
+    patch.setattr(Belief, "agreed", lambda belief, questions, volume: set(questions))
 
 
 def ignore_owners(patch: Patch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from storage.authenticity import (
     sharing_threshold,
 )
 from storage.errors import FormatError
+from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief
 from storage.manifest import RootNode, encode_root, object_id
 from storage.versions import (
@@ -191,13 +193,40 @@ def test_an_owner_has_one_voice(owners: list[str], count: int) -> None:
     assert len({*voices(dict(enumerate(owners)), 3).values()}) == count
 
 
+def test_what_a_volume_has_shown_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the owner who shows the most that too few others do; what is agreed on stays so."""
+    monkeypatch.setattr("storage.maintenance.agreement.room_bytes", lambda _: 800)
+    keys = [bytes([number]) * 33 for number in range(10)]
+    with closing(Agreement(2, tmp_path, voices({0: "crowd", 1: "crowd", 2: "big", 3: "other"}, 2))) as agreement:
+        assert agreement.show(keys[:4], 0) == agreement.show(keys[3:7], 1) == set()
+        assert agreement.show(keys[5:], 2) == {*keys[5:7]}
+        assert not agreement.is_crowded()
+        assert agreement.show([b"x" * 33], 3) == set()
+        assert agreement.is_crowded()
+        assert agreement.fullest() == 0
+        agreement.forget(0)
+        assert not agreement.is_crowded()
+        assert {holders[0] for _, holders in agreement.rest()} == {1, 2, 3}
+        assert agreement.show(keys[3:7], 3) == {*keys[3:7]}
+        assert agreement.fullest() == 2
+        for volume in range(4):
+            agreement.forget(volume)
+        assert agreement.fullest() is None
+        assert list(agreement.rest()) == []
+        assert agreement.show(keys[3:7], 0) == {*keys[3:7]}
+
+
 def test_what_no_mac_vouches_for_is_believed_of_owners_not_of_ids(tmp_path: Path) -> None:
     tombstone = Tombstone(RECORD_FORMAT, bytes(16), 7)
     raw = encode_tombstone(tombstone)
-    belief = Belief(Authority(), 2, tmp_path, voices({0: "crowd", 1: "crowd", 2: "crowd", 3: "other"}, 2))
+    voice_of = voices({0: "crowd", 1: "crowd", 2: "crowd", 3: "other"}, 2)
+    belief = Belief(Authority(), Agreement(2, tmp_path, voice_of))
     try:
-        assert not any(belief.in_tombstone(object_id(raw), raw, tombstone, slot) for slot in (0, 1, 2))
+        question = belief.about_tombstone(object_id(raw), raw, tombstone)
+        assert question is not None
+        assert not any(belief.agreed([question], slot) for slot in (0, 1, 2))
         assert [refused.holders for refused in belief.refused()] == [[0, 1, 2]]
-        assert belief.in_tombstone(object_id(raw), raw, tombstone, 3)
+        assert belief.agreed([question], 3) == {question}
+        assert list(belief.refused()) == []
     finally:
         belief.close()
