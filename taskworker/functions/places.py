@@ -4,9 +4,10 @@ Calls wait for the calls that they make. If both took the same places, callers c
 calls that others made have places of their own: some that all depths share, and a few for each depth alone. The
 deepest calls make none, so their places come free; then those of the calls above them do, and so on.
 
-Places for calls that no other call made are shared among users by "dynamic thresholds" (Choudhury and Hahne, IEEE/ACM
-ToN 6(2), 1998): each may have so many times as many as are free. So however many users there are who want all that they
-can get, some places are left to who comes next, and one user alone may have most of them.
+Places for calls that no other call made, and those that all depths share, are shared among users by "dynamic
+thresholds" (Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998): each may have so many times as many as are free. So however
+many users there are who want all that they can get, some places are left to who comes next, and one user alone may have
+most of them.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Places:
         if min(outer, nested, of_depth) < 1:
             raise ValueError("calls of each depth need at least one place")
         self._lock = threading.Lock()
-        self._outer, self._nested = SharedAmount(outer, weight_of), nested
+        self._outer, self._nested = SharedAmount(outer, weight_of), SharedAmount(nested, weight_of)
         self._of_depth = [of_depth] * DEPTH_MAX
         self._whose = whose
         self.total = outer + nested + of_depth * (DEPTH_MAX - 1)
@@ -163,30 +164,26 @@ class Places:
                 if not depth:
                     self._outer.give_back(user)
                 elif shared:
-                    self._nested += 1
+                    self._nested.give_back(user)
                 else:
                     self._of_depth[depth] += 1
 
     def _take(self, depth: int, user: str | None) -> bool:
         """Take one; whether it is of those that all depths share."""
-        mine = 0
+        kind = "calls that functions make" if depth else "calls"
         with self._lock:
-            if not depth:
-                if self._outer.take(user):
-                    return False
-                mine = self._outer.of(user) if self._outer.free and user is not None else 0
-            elif self._nested:
-                self._nested -= 1
-                return True
-            elif self._of_depth[depth]:
+            places = self._nested if depth else self._outer
+            if places.take(user):
+                return depth > 0
+            if depth and self._of_depth[depth]:
                 self._of_depth[depth] -= 1
                 return False
+            mine = places.of(user) if places.free and user is not None else 0
         if mine:
             raise ServerBusy(
-                f"{self._whose} has {mine} calls of this user under way, as many as it allows beside others; try "
+                f"{self._whose} has {mine} {kind} of this user under way, as many as it allows beside others; try "
                 "again in a moment"
             )
-        kind = "calls that functions make" if depth else "calls"
         raise ServerBusy(f"{self._whose} has as many {kind} under way as it allows; try again in a moment")
 
 

@@ -317,7 +317,7 @@ class CallRouter:
                 call = parent.nested(call).checked()
                 if parent.turn is not None:
                     held.enter_context(parent.turn.waiting())
-                held.enter_context(self._places.one(len(call.chain)))
+                held.enter_context(self._places.one(len(call.chain), call.user_id))
             else:
                 call = replace(call.checked(), chain=())
                 held.enter_context(self._places.one(0, call.user_id))

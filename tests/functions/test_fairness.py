@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
@@ -238,6 +238,20 @@ def test_calls_that_calls_make_do_not_wait_in_line() -> None:
         nested = Call("g", parent=one.running()[0].token)
         one.calls.append(one._callers.submit(one.routes.call, nested, None))
         eventually(lambda: one.began == ["ann", "ann"])
+
+
+def test_the_calls_that_one_user_s_calls_make_leave_places_to_others() -> None:
+    places = Places(8, 16, 2, "this pool")
+    with ExitStack() as held:
+        for _ in range(14 + 2):  # seven eighths of those of all depths, and those of this depth
+            held.enter_context(places.one(1, "ann"))
+        with pytest.raises(ServerBusy, match="14 calls that functions make of this user"):
+            held.enter_context(places.one(1, "ann"))
+        held.enter_context(places.one(1, "bob"))
+        held.enter_context(places.one(2, "ann"))  # each depth has its own: callers never wait for themselves
+    with ExitStack() as held:
+        for _ in range(16):
+            held.enter_context(places.one(1, "ann"))  # all was given back
 
 
 class SlowOutside:

@@ -49,7 +49,7 @@ class Shapes:
         return {}
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
-        return self._places[worker].one(len(call.chain))
+        return self._places[worker].one(len(call.chain), call.user_id)
 
     def invoke(
         self,
