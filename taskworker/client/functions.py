@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,12 +11,16 @@ from storage.arguments import whole_number
 from taskworker import functions_pb2
 from taskworker.client.channel import Deadline
 from taskworker.client.operators import OperatorClient
+from taskworker.errors import ServerBusy
 from taskworker.functions_pb2_grpc import FunctionServiceStub
 from taskworker.wire.deployed import CANDIDATE_OWNER
 from taskworker.wire.limits import TAIL_MAX
 
 _TIMEOUT_S = 60.0
 DEPLOY_TIMEOUT_S = 300.0
+_TURN_S = 60.0
+"""How long a deployment waits for its turn."""
+_PAUSES_MAX = 5
 _SENT_WHOLE_BYTES_MAX = 4 << 20
 
 
@@ -146,13 +151,23 @@ class FunctionClient(OperatorClient):
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and there is an earlier version.
             FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
+            ServerBusy: for a minute, so many others were being deployed that this one had no turn.
         """
+        deadline = Deadline(timeout_s)
         request = functions_pb2.DeployRequest(user_id=user_id, dry_run=dry_run)
         if len(bundle) <= _SENT_WHOLE_BYTES_MAX:
             request.bundle = bundle
         else:
             request.file_id, request.version_id = self._pushed(bundle, timeout_s)
-        return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=Deadline(timeout_s).remaining_s())))
+        give_up, attempt = time.monotonic() + _TURN_S, 0
+        while True:
+            try:
+                return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=deadline.remaining_s())))
+            except ServerBusy:
+                if time.monotonic() > give_up:
+                    raise
+            attempt = min(attempt + 1, _PAUSES_MAX)
+            deadline.back_off(attempt)
 
     def _pushed(self, bundle: bytes, timeout_s: float | None) -> tuple[str, str]:
         """A bundle too large for a message, as a file: chunks that the pool has are not sent."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from taskworker import egress_pb2
+from taskworker.egress.audit import AuditRecord
 from taskworker.egress.proxy import EgressProxy
 from taskworker.egress.rules import Rule, parse_rule
 from taskworker.errors import CallAbandoned
+from taskworker.services.admission import Gate
 from taskworker.services.binding import Caller
+
+_FOLLOWERS_MAX = 16
+"""Each holds one of the calls that operators may have under way, for as long as somebody looks on."""
 
 
 class EgressService:
@@ -17,6 +23,9 @@ class EgressService:
     def __init__(self, proxy: EgressProxy) -> None:
         self._rules = proxy.rules
         self._audit = proxy.audit
+        self._followers = Gate(
+            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of outside requests are being followed, as many as may be"
+        )
 
     def Allow(  # noqa: N802 - the names are the contract's
         self, request: egress_pb2.AllowRequest, _caller: Caller
@@ -45,22 +54,27 @@ class EgressService:
         self, request: egress_pb2.AuditLogRequest, caller: Caller
     ) -> Iterator[egress_pb2.AuditRecord]:
         """Requests to outside hosts."""
-        for one in self._audit.read(request.function_name, follow=request.follow):
-            if not caller.is_active():
-                raise CallAbandoned("the caller went away")
-            if one is not None:
-                yield egress_pb2.AuditRecord(
-                    time_ms=one.time_ms,
-                    function_name=one.function,
-                    user_id=one.user_id,
-                    host=one.host,
-                    method=one.method,
-                    status=one.status,
-                    sent=one.sent,
-                    received=one.received,
-                    ms=one.ms,
-                    outcome=one.outcome,
-                )
+        with self._followers.place() if request.follow else contextlib.nullcontext():
+            for one in self._audit.read(request.function_name, follow=request.follow):
+                if not caller.is_active():
+                    raise CallAbandoned("the caller went away")
+                if one is not None:
+                    yield _record(one)
+
+
+def _record(one: AuditRecord) -> egress_pb2.AuditRecord:
+    return egress_pb2.AuditRecord(
+        time_ms=one.time_ms,
+        function_name=one.function,
+        user_id=one.user_id,
+        host=one.host,
+        method=one.method,
+        status=one.status,
+        sent=one.sent,
+        received=one.received,
+        ms=one.ms,
+        outcome=one.outcome,
+    )
 
 
 def _rule(function: str, rule: Rule) -> egress_pb2.Rule:

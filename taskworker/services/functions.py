@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from taskworker.bundles.spec import check_name, check_options
 from taskworker.client.endpoint import target_of
 from taskworker.errors import CallAbandoned
 from taskworker.functions.call_log import CallLog
+from taskworker.functions.places import TIMES_THE_FREE, UserPlaces
 from taskworker.functions.records import LineQuery
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.pool.deployed import DeployedFunctions, Deployment
@@ -23,6 +25,10 @@ from taskworker.services.binding import Caller
 
 _DEPLOYMENTS_MAX = 4
 """At once: a bundle is in memory meanwhile, and looked at entry by entry."""
+_DEPLOYMENTS_OF_USER = 3
+"""Of these, of one user: a module may take a minute to import, or to hang in it."""
+_FOLLOWERS_MAX = 32
+"""Each holds one of the calls that operators may have under way, for as long as somebody looks on."""
 _OFFERED_MAX = 1_000
 _REASON_CHARS_MAX = 500
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,15 +42,18 @@ class FunctionService:
         self._hosting = hosting
         self._router = router
         self._log = log
-        self._deployments = Gate(
-            _DEPLOYMENTS_MAX, f"{_DEPLOYMENTS_MAX} functions are being deployed, as many as may be"
+        self._deployments = UserPlaces(
+            _DEPLOYMENTS_MAX, "this pool", "deployments", lambda _user: _DEPLOYMENTS_OF_USER / TIMES_THE_FREE
+        )
+        self._followers = Gate(
+            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of functions are being followed, as many as may be"
         )
 
     def Deploy(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.DeployRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Take a bundle as the newest version of its function, if it can be imported."""
-        with self._deployments.place():
+        with self._deployments.one(request.user_id):
             if request.file_id:
                 deployment = self._deployed.deploy_pushed(
                     request.file_id, request.version_id, request.user_id, dry_run=request.dry_run
@@ -65,7 +74,7 @@ class FunctionService:
         self, request: functions_pb2.RollbackRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Make an earlier version the newest again."""
-        with self._deployments.place():
+        with self._deployments.one(request.user_id):
             return _deployment(self._deployed.roll_back(request.function_name, request.version_id, request.user_id))
 
     def FunctionHistory(  # noqa: N802
@@ -123,17 +132,18 @@ class FunctionService:
         if not query.function and not query.call_id:
             raise InvalidArgument("say of which function, or of which call, the log is wanted")
         tail = request.tail if request.HasField("tail") else None
-        for line in self._log.read(query, tail=tail, follow=request.follow):
-            if not caller.is_active():
-                raise CallAbandoned("the caller went away")
-            if line is not None:
-                yield functions_pb2.LogLine(
-                    time_ms=line.time_ms,
-                    call_id=line.call_id,
-                    worker_id=line.worker,
-                    stream=line.stream,
-                    text=line.text,
-                )
+        with self._followers.place() if request.follow else contextlib.nullcontext():
+            for line in self._log.read(query, tail=tail, follow=request.follow):
+                if not caller.is_active():
+                    raise CallAbandoned("the caller went away")
+                if line is not None:
+                    yield functions_pb2.LogLine(
+                        time_ms=line.time_ms,
+                        call_id=line.call_id,
+                        worker_id=line.worker,
+                        stream=line.stream,
+                        text=line.text,
+                    )
 
     def _function(self, function: RoutedFunction, head: Version | None) -> functions_pb2.Function:
         told = self._router.figures(function.name)

@@ -11,13 +11,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
-from taskworker import outside_pb2
+from taskworker import functions_pb2, outside_pb2
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
-from taskworker.functions.calls import Call, CallReport, Items, RunningCall
+from taskworker.functions.call_log import CallLog
+from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.functions.outside import ApiRequest, ApiResponse
 from taskworker.functions.places import Places, UserPlaces
 from taskworker.functions.routing import CallRouter, RoutedFunction
 from taskworker.functions.users import UserCalls, UserShares
+from taskworker.pool.deployed import Deployment
+from taskworker.services.functions import FunctionService
 from taskworker.services.outside import OutsideService
 
 WAIT_S = 60.0
@@ -254,6 +257,62 @@ def test_the_calls_that_one_user_s_calls_make_leave_places_to_others() -> None:
             held.enter_context(places.one(1, "ann"))  # all was given back
 
 
+class SlowDeployments:
+    """Deploys when it is let."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool) -> Deployment:
+        self.asked.release()
+        assert self.go_on.wait(WAIT_S)
+        return Deployment(user_id, "", changed=False)
+
+
+def test_one_user_s_slow_deployments_leave_a_turn_to_others() -> None:
+    """A module may take a minute to import."""
+    slow = SlowDeployments()
+    service = FunctionService(slow, None, None, None)  # type: ignore[arg-type]
+
+    def deploy(user: str) -> functions_pb2.DeployResponse:
+        return service.Deploy(functions_pb2.DeployRequest(user_id=user), Asking())
+
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            under_way = []
+            for user in ("ann", "ann", "ann"):
+                under_way.append(threads.submit(deploy, user))
+                assert slow.asked.acquire(timeout=WAIT_S)
+            with pytest.raises(ServerBusy, match="3 deployments of this user"):
+                deploy("ann")
+            under_way.append(threads.submit(deploy, "bob"))
+            assert slow.asked.acquire(timeout=WAIT_S)
+        finally:
+            slow.go_on.set()
+        assert [one.result().function_name for one in under_way] == ["ann", "ann", "ann", "bob"]
+
+
+def test_who_follows_a_log_leaves_calls_to_operators() -> None:
+    log = CallLog()
+    service = FunctionService(None, None, None, log)  # type: ignore[arg-type]
+
+    def follow() -> Iterator[functions_pb2.LogLine]:
+        lines = service.Logs(functions_pb2.LogsRequest(function_name="f", follow=True), Asking())
+        next(lines)
+        return lines
+
+    log.finished(Call("f", call_id="c"), "w", CallReport(output=[OutputLine(1, "stdout", "line")]))
+    following = deque(follow() for _ in range(32))
+    with pytest.raises(ServerBusy, match="32 logs of functions are being followed"):
+        follow()
+    assert len(list(service.Logs(functions_pb2.LogsRequest(function_name="f"), Asking()))) == 1
+    following.pop()  # which ends it, as the end of its caller does
+    following.append(follow())
+    following.clear()
+    log.close()
+
+
 class SlowOutside:
     """A world outside whose APIs do not answer until they are let (an ``Outside``)."""
 
@@ -276,7 +335,10 @@ class SlowOutside:
 
 
 class Asking:
-    """A caller without a deadline."""
+    """A caller without a deadline, who is there."""
+
+    def is_active(self) -> bool:
+        return True
 
     def time_remaining(self) -> None:
         return None
@@ -293,7 +355,7 @@ def test_a_user_whose_outside_does_not_answer_leaves_it_to_others(kind: str) -> 
         if kind == "requests":
             wanted = outside_pb2.ExternalApiRequest(token=user, method="GET", url="http://x/")
             return service.CallExternalApi(wanted, Asking())  # type: ignore[arg-type]
-        return service.Resolve(outside_pb2.ResolveRequest(token=user, name="x", type="A"), Asking())  # type: ignore[arg-type]
+        return service.Resolve(outside_pb2.ResolveRequest(token=user, name="x", type="A"), Asking())
 
     with ThreadPoolExecutor(16) as threads:
         try:
@@ -306,7 +368,7 @@ def test_a_user_whose_outside_does_not_answer_leaves_it_to_others(kind: str) -> 
             hanging.append(threads.submit(ask, "bob"))
             assert outside.asked.acquire(timeout=WAIT_S)
             for user in calls:
-                found = service.GetSecret(outside_pb2.GetSecretRequest(token=user, name="k"), Asking())  # type: ignore[arg-type]
+                found = service.GetSecret(outside_pb2.GetSecretRequest(token=user, name="k"), Asking())
                 assert found.value == "K"
         finally:
             outside.answers.set()
