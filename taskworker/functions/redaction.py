@@ -10,8 +10,8 @@ import base64
 import contextlib
 import json
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, quote_plus
 
@@ -23,6 +23,9 @@ MARK = "***"
 _ENCODED_BYTES_MIN = 4  # the encoded forms of less than that are found everywhere
 _EMBEDDED_CHARS_MIN = 6
 _LINE_CHARS_MIN = 8
+_FEW = 256
+"""Forms that are each replaced in a pass of their own, which takes a millisecond for a MiB."""
+_KEY_CHARS = 4
 
 
 class Redactor:
@@ -32,6 +35,7 @@ class Redactor:
         self._lock = threading.Lock()
         self._values: set[str] = set()
         self._forms: tuple[str, ...] = ()
+        self._many: _ManyForms | None = None
 
     def add(self, value: str) -> None:
         """A value that must not be seen."""
@@ -41,12 +45,22 @@ class Redactor:
             self._values.add(value)
             # The longest first: what is left of one whose middle was replaced would not be recognised.
             self._forms = tuple(sorted({*self._forms, *_forms(value)}, key=lambda form: (-len(form), form)))
+            self._many = None
 
     def text(self, text: str) -> str:
         """A text without them."""
-        for form in self._forms:
+        forms = self._forms
+        if len(forms) > _FEW:
+            return self._of_many().hidden_in(text)
+        for form in forms:
             text = text.replace(form, MARK)
         return text
+
+    def _of_many(self) -> _ManyForms:
+        with self._lock:
+            if self._many is None:  # made as late as can be: each value that is added changes it
+                self._many = _ManyForms(self._forms)
+            return self._many
 
     def texts(self, texts: list[str]) -> list[str]:
         """Several lines without them: all in one pass for each, as there may be many of both."""
@@ -69,6 +83,51 @@ class Redactor:
         report.output = [replace(line, text=text) for line, text in zip(report.output, texts, strict=True)]
         if report.error is not None:
             self.error(report.error)
+
+
+class _ManyForms:
+    """Many texts, found in another in one pass over it: a value of 300 lines has 4,000 forms.
+
+    A form is looked up by its first characters, and then by its length: for most places of a text, one look tells.
+
+    Args:
+        forms: the texts.
+    """
+
+    def __init__(self, forms: Collection[str]) -> None:
+        self._short = [form for form in forms if len(form) < _KEY_CHARS]
+        self._forms = frozenset(form for form in forms if len(form) >= _KEY_CHARS)
+        lengths: defaultdict[str, set[int]] = defaultdict(set)
+        for form in self._forms:
+            lengths[form[:_KEY_CHARS]].add(len(form))
+        self._lengths = {key: sorted(found, reverse=True) for key, found in lengths.items()}
+
+    def hidden_in(self, text: str) -> str:
+        """A text with `MARK` in place of all of them; those that overlap are one."""
+        parts: list[str] = []
+        kept_to = 0
+        for begin, end in self._found_in(text):
+            parts += (text[kept_to:begin], MARK)
+            kept_to = end
+        hidden = "".join((*parts, text[kept_to:]))
+        for form in self._short:
+            hidden = hidden.replace(form, MARK)
+        return hidden
+
+    def _found_in(self, text: str) -> Iterator[tuple[int, int]]:
+        forms, lengths_of = self._forms, self._lengths.get
+        begin = end = 0
+        for at in range(len(text) - _KEY_CHARS + 1):
+            for length in lengths_of(text[at : at + _KEY_CHARS], ()):
+                if text[at : at + length] in forms:
+                    if at >= end:
+                        if end:
+                            yield begin, end
+                        begin = at
+                    end = max(end, at + length)
+                    break
+        if end:
+            yield begin, end
 
 
 def _forms(value: str) -> set[str]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from storage import FileStorage
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.errors import FunctionFailed
+from taskworker.functions import redaction
 from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
 from taskworker.functions.host import FunctionHost
 from taskworker.functions.outside import NoOutside
@@ -77,6 +78,37 @@ def test_the_longer_of_two_goes_first_and_lines_go_alone() -> None:
     assert redactor.text(f"a {key} b") == "a *** b"
     assert redactor.text("it has MIIBVgIBADANBgkqhkiG in it") == "it has *** in it"
     assert redactor_of("x").text("axe 78 eA==") == "a***e 78 eA=="
+
+
+MANY = "\n".join(f"{number:05}/{SECRET}" for number in range(100))
+"""A value of many lines, whose forms are looked for all at once."""
+
+
+@pytest.mark.parametrize("line", MANY.split("\n")[::33])
+def test_each_line_of_a_long_value_goes_in_all_its_forms(line: str) -> None:
+    hidden = redactor_of(MANY, "x", "abc").text
+    for form in (line, base64.b64encode(line.encode()).decode(), urllib.parse.quote(line), line.encode().hex()):
+        assert hidden(f"before <{form}> after") == "before <***> after"
+        assert hidden(form) == "***"
+        assert hidden(f"{form}{form} {form}") == "****** ***"
+    assert hidden(f"{line}\n{line}") == "***\n***"
+    assert hidden(MANY) == "***"
+    assert hidden(f"abc, x: {line[:-1]}") == f"***, ***: {line[:-1]}"
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text("ab\n", min_size=1, max_size=12), min_size=1, max_size=8),
+    st.text("ab\n", max_size=60),
+)
+def test_one_pass_for_many_forms_hides_what_a_pass_for_each_does(values: list[str], text: str) -> None:
+    forms = {form for value in values for form in redaction._forms(value) if len(form) >= 4}
+    hidden = redaction._ManyForms(forms).hidden_in(text)
+    assert not any(form in hidden for form in forms)
+    kept = [part for part in hidden.split("***") if part]
+    assert all(part in text for part in kept)
+    if not any(form in text for form in forms):
+        assert hidden == text
 
 
 def test_a_report_keeps_its_result_and_loses_the_rest() -> None:
