@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from io import TextIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -27,7 +28,7 @@ from storage import (
     StoreStats,
     Version,
 )
-from storage.arguments import anything, checked, path_or_object, seconds, text, whole_number
+from storage.arguments import anything, checked, instance, path, seconds, text, whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
@@ -39,6 +40,7 @@ from taskworker.client.differences import (
     LocalDiff,
     LocalFile,
     RevisionOptions,
+    changed_places,
     revision_messages,
     version_of,
 )
@@ -56,6 +58,37 @@ if TYPE_CHECKING:
 ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
 _RETRIES = 3
+
+
+def _target(value: Any) -> Any:
+    """A path, or a file to write bytes to."""
+    if isinstance(value, str | os.PathLike):
+        return path(value)
+    if isinstance(value, TextIOBase) or not callable(getattr(value, "write", None)):
+        raise InvalidArgument(f"target must be a path or a writable binary file, not {type(value).__name__}")
+    return value
+
+
+def _args(value: Any) -> list[Any]:
+    if isinstance(value, str | bytes | bytearray):
+        raise InvalidArgument(f"args are the function's arguments in a list: write [{value[:40]!r}] for one")
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(f"args are the function's arguments in a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _kwargs(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"kwargs must be a mapping of names to values, not {type(value).__name__}")
+    return {text("a name in kwargs")(name): argument for name, argument in value.items()}
+
+
+def _include(value: Any) -> list[str]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"include must be a list of names or patterns, not {type(value).__name__}")
+    return [text("a name in include")(one) for one in value]
+
+
 _RULES = {
     "offset": whole_number("offset", 0),
     "length": whole_number("length", 0),
@@ -63,19 +96,19 @@ _RULES = {
     "function": text("function"),
     "name": text("name"),
     "type": text("type"),
-    "target": path_or_object,
-    "changed": anything,  # checked by LocalDiff as it is used
-    "args": anything,
-    "kwargs": anything,
+    "target": _target,
+    "changed": changed_places,
+    "args": _args,
+    "kwargs": _kwargs,
     "entry": text("entry"),
-    "directory": anything,
-    "include": anything,
-    "requirements": anything,
-    "dry_run": anything,
+    "directory": path,
+    "include": _include,
+    "requirements": path,
+    "dry_run": instance(bool, "dry_run"),
     "call_id": text("call_id"),
     "since_ms": whole_number("since_ms", 0),
     "tail": whole_number("tail", 0, TAIL_MAX),
-    "follow": anything,
+    "follow": instance(bool, "follow"),
     "options": anything,  # checked by spec_from_options
 }
 
@@ -94,11 +127,15 @@ def texts_of(args: Sequence[object], kwargs: Mapping[str, object] | None) -> tup
     """Arguments of a function, each as JSON.
 
     Raises:
-        InvalidArgument: ``args`` is a text, whose characters would be the arguments; or one has no JSON form.
+        InvalidArgument: one has no JSON form; or ``args`` is a text, whose characters would be the arguments.
     """
-    if isinstance(args, str | bytes | bytearray):
-        raise InvalidArgument(f"args are the function's arguments in a list: write [{args[:40]!r}] for one")
+    args = _args(args)
     return [_as_json(value) for value in args], {name: _as_json(value) for name, value in (kwargs or {}).items()}
+
+
+def _check_texts(args: Sequence[str], kwargs: Mapping[str, str]) -> None:
+    for value in (*args, *kwargs.values()):
+        text("an argument")(value)
 
 
 def _arguments_checked(
@@ -624,6 +661,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> str:
         """As :meth:`call`, with arguments as texts (JSON values, or bare words), and the result as JSON."""
+        _check_texts(args, kwargs)
         request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         return self._channel.unary(self._channel.rpc.CallFunction, request, self._deadline(timeout_s)).result
 
@@ -665,6 +703,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> Generator[str, None, None]:
         """As :meth:`stream`, with arguments as texts (JSON values, or bare words), and items as JSON."""
+        _check_texts(args, kwargs)
         request = functions_pb2.StreamFunctionRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         items = self._channel.receive(self._channel.streams.StreamFunction, request, self._deadline(timeout_s))
         return _items_of(items)

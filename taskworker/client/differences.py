@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from blake3 import blake3
 
 from storage import ConflictError, ManifestDiff, Patch, Version
+from storage.arguments import whole_number
 from storage.errors import InvalidArgument
-from storage.limits import BytesLike
+from storage.limits import BytesLike, shown
 from storage.reports import Progress
 from taskworker import store_pb2
 from taskworker.client.channel import Channel, Deadline
@@ -31,6 +32,27 @@ _ASK_BYTES = 16 * MIB
 
 Changed = Iterable[tuple[int, int]]
 """(offset, length) of the places known to have changed."""
+
+
+def changed_places(value: Any) -> list[tuple[int, int]]:
+    """The places known to have changed, in a list.
+
+    Raises:
+        InvalidArgument: they are none.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"changed must be a list of (offset, length), not {type(value).__name__}")
+    return [_changed_place(place) for place in value]
+
+
+def _changed_place(place: Any) -> tuple[int, int]:
+    if isinstance(place, str | bytes) or not isinstance(place, Sequence) or len(place) != 2:
+        raise InvalidArgument(f"a changed place is an offset and a length, not {shown(place)}")
+    offset, length = (
+        whole_number(f"the {what} of a changed place", 0)(number)
+        for what, number in zip(("offset", "length"), place, strict=True)
+    )
+    return offset, length
 
 
 class LocalDiff:
@@ -133,10 +155,6 @@ class LocalDiff:
         size, count = self._base.chunk_size, self._chunk_count()
         touched: set[int] = set()
         for offset, length in changed:
-            if type(offset) is not int or type(length) is not int:
-                raise InvalidArgument(f"changed range ({offset!r}, {length!r}): offset and length are whole numbers")
-            if offset < 0 or length < 0:
-                raise InvalidArgument(f"changed range ({offset}, {length}): offset and length cannot be negative")
             if length:
                 touched.update(range(offset // size, min(count, -(-(offset + length) // size))))
         if self._source.size != self._base.size:

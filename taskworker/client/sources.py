@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import TextIOBase
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -96,6 +97,8 @@ def opened(content: Pushable) -> Iterator[Source]:
             yield _of_path(file)
     elif isinstance(content, bytes | bytearray | memoryview):
         yield SeekableSource(content)
+    elif _gives_text(content):
+        raise InvalidArgument("the source gives text, not bytes; open files in binary mode")
     elif hasattr(content, "read"):
         stream = cast(BinaryIO, content)
         seekable = getattr(stream, "seekable", None)
@@ -119,6 +122,10 @@ def opened_seekable(content: BytesLike | str | os.PathLike[str] | BinaryIO) -> I
         if isinstance(source, StreamSource):
             raise InvalidArgument("differences need content that can be read anywhere; give a regular file, or push it")
         yield source
+
+
+def _gives_text(content: object) -> bool:
+    return isinstance(content, TextIOBase)
 
 
 def _bytes_of(piece: BytesLike) -> memoryview:
