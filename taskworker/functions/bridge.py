@@ -18,7 +18,7 @@ import msgspec
 
 from storage import Version
 from storage.errors import InvalidArgument, StorageError
-from taskworker.functions.calls import Call, RunningCall
+from taskworker.functions.calls import ARGUMENTS_MAX, Call, RunningCall
 from taskworker.functions.outside import REQUEST_BYTES_MAX, ApiRequest, Outside
 from taskworker.sandbox import Asked
 
@@ -28,6 +28,7 @@ PUSHES_MAX = 16
 """Pushes of one call under way at once."""
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES_MAX = 1 << 20
+_TEXTS_MAX = 2 * ARGUMENTS_MAX  # by name: each with its name
 _SPOOL_BYTES = 1 << 20
 
 
@@ -348,8 +349,11 @@ def _parsed(question: bytes) -> tuple[_Question, memoryview]:
 
 
 def _texts(data: memoryview) -> list[str]:
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at < len(data):
+        if len(texts) == _TEXTS_MAX:
+            raise InvalidArgument(f"a call with more than {ARGUMENTS_MAX:,} arguments: pass a list")
         begin = at + _LENGTH.size
         at = begin + (_LENGTH.unpack_from(data, at)[0] if begin <= len(data) else 1)
         if at > len(data):

@@ -13,6 +13,8 @@ from storage.errors import InvalidArgument, StorageError
 DEPTH_MAX = 16
 LOOPS_MAX = 4
 ARGUMENT_CHARS_MAX = 1 << 20
+ARGUMENTS_MAX = 1 << 16
+"""Each takes time wherever a call comes by, however short it is."""
 LINES_MAX = 16_384
 """Of what one call prints; the rest is dropped."""
 LINE_CHARS_MAX = 4_000
@@ -54,8 +56,11 @@ class Call:
         """Itself, if it may be made.
 
         Raises:
-            InvalidArgument: its arguments are too large, or functions call one another without end.
+            InvalidArgument: its arguments are too many or too large, or functions call one another without end.
         """
+        count = len(self.args) + len(self.kwargs)
+        if count > ARGUMENTS_MAX:
+            raise InvalidArgument(f"a call with {count:,} arguments: at most {ARGUMENTS_MAX:,} are taken; pass a list")
         size = sum(map(len, self.args)) + sum(len(name) + len(text) for name, text in self.kwargs.items())
         if size > ARGUMENT_CHARS_MAX:
             raise InvalidArgument(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from storage import FileStorage
 from taskworker.errors import FunctionFailed
 from taskworker.functions.bridge import PUSHES_MAX, READ_BYTES_MAX, Bridge
-from taskworker.functions.calls import Call, RunningCall
+from taskworker.functions.calls import ARGUMENTS_MAX, Call, RunningCall
 from taskworker.functions.outside import NoOutside
 from taskworker.functions.user_files import EmbeddedFiles
 from taskworker.sandbox import Asked
@@ -243,6 +243,26 @@ def test_other_functions_are_called_for_the_same_user(store: FileStorage) -> Non
     assert called == [Call("g", ("1", '"x"'), {"deep": '{"a":"AA=="}'}, "ann", "c1", ("outer", "f"))]
     with pytest.raises(WorkerError, match="ValueError: inner"):
         worker.call("broken")
+
+
+def test_arguments_without_number_are_refused_before_they_are_looked_at(store: FileStorage) -> None:
+    """A million empty ones are few bytes, and took a second of the worker."""
+    called: list[Call] = []
+    bridge = bridge_of(store, called)
+
+    def asked(args: int, by_name: int) -> dict[str, str]:
+        header = json.dumps({"op": "call", "name": "f", "args": args}).encode()
+        names = b"".join(struct.pack("<I", 8) + f"{number:08}".encode() + bytes(4) for number in range(by_name))
+        answer = bridge(struct.pack("<I", len(header)) + header + bytes(4 * args) + names, Asked())
+        (length,) = struct.unpack_from("<I", answer)
+        told: dict[str, str] = json.loads(answer[4 : 4 + length])
+        return told
+
+    for args, by_name in ((ARGUMENTS_MAX + 1, 0), (ARGUMENTS_MAX, 1), (1_200_000, 0), (0, 100_000)):
+        assert asked(args, by_name)["error"] == "InvalidArgument"
+    assert called == []
+    assert asked(ARGUMENTS_MAX, 0) == asked(0, ARGUMENTS_MAX // 2) == {}
+    assert [len(call.args) + len(call.kwargs) for call in called] == [ARGUMENTS_MAX, ARGUMENTS_MAX // 2]
 
 
 def test_what_is_not_to_be_had_is_told() -> None:
