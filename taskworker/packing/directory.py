@@ -104,6 +104,8 @@ class CodeDirectory:
     def _files_of(self, top: str) -> list[Path]:
         """The files of a top-level module or package, as an import would choose; none if it is not here."""
         package, single = self._root / top, self._root / f"{top}.py"
+        if not top.isidentifier():  # as of ".plugins": the name before the dot is the directory's own
+            return []
         if top in _LEFT_OUT or top in _LOADED_BEFORE:
             return []
         if (package / "__init__.py").is_file():

@@ -23,6 +23,7 @@ from taskworker.bundles.archive import PackedPackage
 from taskworker.bundles.platform import Platform, best_of, to_cover
 from taskworker.bundles.spec import FunctionSpec
 from taskworker.packing.declared import pack_function
+from taskworker.packing.directory import CodeDirectory
 from taskworker.packing.modules import pack_module
 from tests.functions.wheels import made_wheel
 
@@ -150,6 +151,24 @@ def test_a_module_brings_what_it_imports_of_its_directory(tmp_path: Path) -> Non
     assert _travelling("entry:f", tmp_path) == sorted(imported)
     assert _travelling("fourth:f", tmp_path, modules=["other"]) == ["fourth.py", "other.py"]
     assert _travelling("fourth:f", tmp_path, include=["data"]) == ["data/script.py", "fourth.py", "other.py"]
+
+
+@pytest.mark.parametrize("name", [".plugins", "..", "", "../other", ".env", "a-b"])
+def test_names_that_are_no_module_s_bring_nothing_of_the_directory(tmp_path: Path, name: str) -> None:
+    """Imported by such a name, or missing under it: that is said by code, that of packages among it."""
+    sources = {
+        "entry.py": "import package\n\n\ndef f(): ...\n",
+        "package/__init__.py": f"import importlib\nimportlib.import_module({name!r}, __name__)\n__import__({name!r})\n",
+        "package/plugins.py": "",
+        "stranger.py": "",
+        ".env": "PASSWORD=1",
+        "id_ed25519": "a private key",
+    }
+    _written(tmp_path, sources)
+    expected = ["app/entry.py", "app/package/__init__.py", "app/package/plugins.py"]
+    assert _travelling("entry:f", tmp_path) == expected
+    assert _travelling("entry:f", tmp_path, modules=[name]) == expected
+    assert not CodeDirectory(tmp_path).has(name)
 
 
 def test_data_files_travel_if_they_are_included(tmp_path: Path) -> None:
