@@ -165,7 +165,7 @@ def test_names_that_are_no_module_s_bring_nothing_of_the_directory(tmp_path: Pat
         "id_ed25519": "a private key",
     }
     _written(tmp_path, sources)
-    expected = ["app/entry.py", "app/package/__init__.py", "app/package/plugins.py"]
+    expected = ["entry.py", "package/__init__.py", "package/plugins.py"]
     assert _travelling("entry:f", tmp_path) == expected
     assert _travelling("entry:f", tmp_path, modules=[name]) == expected
     assert not CodeDirectory(tmp_path).has(name)
