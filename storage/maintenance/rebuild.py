@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import msgspec
 from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
-from storage.keys import Kind, StripeKey
+from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
@@ -21,12 +21,14 @@ from storage.maintenance.intake import Intake, Tally
 from storage.manifest import Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
 from storage.stripes import StripeStore, metadata_stripe
+from storage.survey import Whereabouts
 from storage.upload import chunk_stripe
 from storage.versions import StoredVersion, decode_tombstone, read_version
 
 _BATCH = 2000
 _BATCH_BYTES = 4 * MIB
 _LOCATED_TOGETHER = 256
+_SMALL_CHUNKS = 4
 _CLAIMED_TOGETHER = 4096
 _NODES_MAX = 256  # 8 MiB
 
@@ -204,6 +206,17 @@ class _Judge:
     nodes: _Nodes
     examined: Examined
     tally: Tally
+    looked_up: dict[StripeKey, Whereabouts] = field(default_factory=dict)
+
+    def look_up(self, files: Iterable[_Found]) -> None:
+        """Ask where the chunks of small files are, of many at once: each question costs a round trip to all stores."""
+        self.looked_up.clear()
+        for stripes in batched(_chunks_of_small(files), _LOCATED_TOGETHER):
+            self.looked_up.update(zip(stripes, self.stripes.whereabouts(stripes), strict=True))
+
+    def _whereabouts(self, chunks: list[StripeKey]) -> list[Whereabouts]:
+        known = [found for chunk in chunks if (found := self.looked_up.get(chunk)) is not None]
+        return known if len(known) == len(chunks) else self.stripes.whereabouts(chunks)
 
     def choose(self, file_id: bytes, versions: list[StoredVersion]) -> _File | None:
         """The head of a file and the chain below it; None if no version is whole.
@@ -212,7 +225,7 @@ class _Judge:
             _UndecidedError: a version that would come before may be whole.
         """
         by_id = {stored.version_id: stored for stored in versions}
-        for head in sorted(versions, key=lambda stored: stored.record.sequence, reverse=True):
+        for head in sorted(versions, key=_sequence, reverse=True):
             name = head.record.filename
             problem = self._problem(head)
             if problem is not None:
@@ -236,7 +249,7 @@ class _Judge:
         try:
             for chunk_ids in batched(Manifest(head.root, self.nodes.load).chunk_ids(), _LOCATED_TOGETHER):
                 chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
-                for chunk_id, where in zip(chunk_ids, self.stripes.whereabouts(chunks), strict=True):
+                for chunk_id, where in zip(chunk_ids, self._whereabouts(chunks), strict=True):
                     there = head.root.n - where.missing
                     if there < head.root.k:
                         lacks = f"chunk {chunk_id.hex()} has {there} shards left, {head.root.k} are needed"
@@ -258,6 +271,18 @@ class _Judge:
         return problem
 
 
+def _chunks_of_small(files: Iterable[_Found]) -> Iterator[StripeKey]:
+    for found in files:
+        root = max(found.versions, key=_sequence).root if found.versions and not found.buried else None
+        if root is not None and 0 < root.chunk_count <= _SMALL_CHUNKS:
+            for at in range(0, len(root.children), ID_BYTES):
+                yield chunk_stripe(root.children[at : at + ID_BYTES], root.profile)
+
+
+def _sequence(stored: StoredVersion) -> int:
+    return stored.record.sequence
+
+
 def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[StoredVersion]:
     current: StoredVersion | None = head
     while current is not None:
@@ -269,6 +294,7 @@ def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
     """Enter files that are whole, and drop those that are deleted or lost; those that are undecided stay as is."""
     entered: list[_File] = []
     dropped: list[_Found] = []
+    judge.look_up(batch)
     for found in batch:
         judge.tally.step()
         try:

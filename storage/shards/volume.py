@@ -56,7 +56,7 @@ from storage.shards.verification import LocalVerification
 
 log = logging.getLogger(__name__)
 
-_PAGE_OF_RECORDS_BYTES = 1 * MIB
+_PAGE_OF_RECORDS_BYTES = 256 * 1024  # whoever asks many volumes has a page or two of each
 _SCANNED_TOGETHER_BYTES = 16 * MIB
 _READ_TOGETHER = 64
 _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes

@@ -72,7 +72,7 @@ CALL_TIMEOUT_S = 5.0
 _LONG_TIMEOUT_S = 600.0
 # A worker that scans its disk for records shows what it found, if only that it goes on, every second or so.
 _SCAN_TIMEOUT_S = 60.0
-# A worker shows 1 MiB of records at a time; those of earlier releases did not count what goes with each.
+# A worker shows 256 KiB of records at a time; those of earlier releases 1 MiB, not counting what goes with each.
 _PAGE_OF_RECORDS_BYTES_MAX = 5 * MIB
 # What a worker may make a walk over its keys wait in all: so long, and longer the more keys it gives. An honest one
 # gives 4096 within milliseconds.
