@@ -362,6 +362,12 @@ class FunctionHost:
         items: Items | None,
     ) -> str:
         wall_s = function.spec.limits.wall_s
+        results: list[str] = []
+
+        def check(told: bytes) -> None:
+            if told or items is None:  # else all of it came in parts
+                results.append(_read(told, function.spec))
+
         request = msgspec.json.encode(
             {
                 "args": call.args,
@@ -381,20 +387,21 @@ class FunctionHost:
                 answer=bridge,
                 output=output.add,
                 item=None if items is None else _checked_items(items, function.spec),
+                check=check,
                 stopped=bridge.stop,
                 owner=call.user_id,
             )
             try:
                 with running.ended_by(sandboxed.cancel):
-                    told = sandboxed.result()
+                    sandboxed.result()
             finally:
                 report.cpu_s, report.memory_bytes = sandboxed.cpu_s, sandboxed.peak_rss_bytes
         except sandbox_errors.SandboxError as error:
             raise _translated(error, function.spec) from error
         if items is None:
-            return _read(told, function.spec)
-        if told:  # else all of it came in parts
-            items(_read(told, function.spec), lambda: False)
+            return results[0]
+        for result in results:
+            items(result, lambda: False)
         return ""
 
 

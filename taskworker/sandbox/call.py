@@ -34,6 +34,9 @@ Output = Callable[[str, bytes], None]
 Item = Callable[[bytes, Callable[[], bool]], None]
 """Takes a part of a result; told how to see that the call is over, after which it must wait for nothing."""
 
+Check = Callable[[bytes], object]
+"""Looks at a result; what it raises ends the call, and its process."""
+
 SAMPLE_S = 0.1
 """How often a running call's memory, threads and processor time are looked at."""
 CLOSE_TIMEOUT_S = 1.0
@@ -73,6 +76,7 @@ class SandboxCall:
         answer: Answer,
         output: Output,
         item: Item | None,
+        check: Check,
         ended: Callable[[SandboxCall], None],
         stopped: Callable[[], object],
         owner: str,
@@ -98,6 +102,7 @@ class SandboxCall:
         self._answering = Answering(answer, self._reply)
         self._output = output
         self._item = item
+        self._check = check
         self._ended = ended
         self._tell_stopped = stopped
         self._output_left = self._limits.output_bytes
@@ -266,6 +271,7 @@ class SandboxCall:
 
     def _judged(self, frame: Frame) -> bytes:
         if frame.kind is Kind.RESULT:
+            self._check(frame.payload)
             self._went_well = True
             return frame.payload
         failure = failure_of(frame)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from taskworker.sandbox import bubblewrap, ids
 from taskworker.sandbox.answering import Answer
 from taskworker.sandbox.base_process import BaseProcess
-from taskworker.sandbox.call import Item, Output, SandboxCall
+from taskworker.sandbox.call import Check, Item, Output, SandboxCall
 from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxFull, SandboxUnavailable
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
@@ -176,6 +176,7 @@ class SandboxHost:
         answer: Answer,
         output: Output,
         item: Item | None = None,
+        check: Check = lambda _result: None,
         stopped: Callable[[], object] = lambda: None,
         owner: str = "",
     ) -> SandboxCall:
@@ -191,6 +192,7 @@ class SandboxHost:
             output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
             item: gets the parts of a result that comes in parts, in the thread of `SandboxCall.result`; None: it
                 may not. What it raises ends the call.
+            check: looks at the result, in the same thread: what it raises is raised there, and ends the process.
             stopped: told when the call is ended before it is done, so that ``answer`` need not go on; in a
                 thread that it must not hold up.
             owner: whose processes may serve the call, where the image keeps processes.
@@ -214,6 +216,7 @@ class SandboxHost:
             answer=answer,
             output=output,
             item=item,
+            check=check,
             ended=self._calls.discard,
             stopped=stopped,
             owner=owner,

@@ -47,9 +47,17 @@ def begin(
     answer: Callable[[bytes], bytes] = bytes,
     output: Callable[[str, bytes], None] = lambda _name, _data: None,
     item: Callable[[bytes, Callable[[], bool]], None] | None = None,
+    check: Callable[[bytes], object] = lambda _result: None,
     owner: str = "",
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""
     return host.begin(
-        image, request, timeout_s=timeout_s, answer=lambda ask, _: answer(ask), output=output, item=item, owner=owner
+        image,
+        request,
+        timeout_s=timeout_s,
+        answer=lambda ask, _: answer(ask),
+        output=output,
+        item=item,
+        check=check,
+        owner=owner,
     )

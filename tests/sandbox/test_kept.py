@@ -350,3 +350,17 @@ def test_those_that_wait_are_bounded_in_all_functions_together(bundles: Path, co
         wait_until(lambda: sum(kept(host, image) for image in images) == left)
         assert told(host, images[1], owner="last")[0] == 2
         assert told(host, images[0], owner="first")[0] == 1
+
+
+def test_a_process_whose_result_is_refused_serves_no_further_call(bundles: Path, host: SandboxHost) -> None:
+    """It may have been written by code that goes on, and would have the next call wait for it."""
+    image = program(bundles, SOURCE, limits=LIMITS, keep=KEEP)
+
+    def check(result: bytes) -> None:
+        raise ValueError(f"unreadable: {result!r}")
+
+    assert told(host, image) == (1, 0)
+    with pytest.raises(ValueError, match="unreadable"):
+        begin(host, image, b"done_and()", owner="ann", check=check).result()
+    assert told(host, image) == (1, 0)
+    assert told(host, image) == (2, 0)
