@@ -6,6 +6,8 @@ import ipaddress
 import socket
 from collections.abc import Callable
 
+from taskworker.dns.addresses import SPECIAL, is_isatap
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str], list[Address]]
 """The addresses of a name, none if it has none; may block, and raise OSError."""
@@ -13,21 +15,6 @@ Resolve = Callable[[str], list[Address]]
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 """All of IPv6 that is assigned for use between networks."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Lists of special addresses in the standard library differ between Python's versions: what the oldest lacks is here.
-_SPECIAL = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "168.63.129.16/32",  # the metadata server of Azure, on an address like any other
-            "192.0.0.0/24",  # protocols' own; Oracle's metadata server among them
-            "192.88.99.0/24",  # relays of 6to4
-            "2001::/23",  # protocols' own, Teredo among them
-            "2001:db8::/32",
-            "2620:4f:8000::/48",  # reverse zones of private addresses
-            "3fff::/20",  # documentation
-        ),
-    )
-)
 _NEIGHBOURS = tuple(
     map(
         ipaddress.ip_network,
@@ -56,7 +43,6 @@ _METADATA = frozenset(
     )
 )
 """Metadata servers of clouds, which hand out the machine's credentials, on addresses of private networks."""
-_ISATAP = 0x5EFE
 
 
 def resolve_by_system(name: str) -> list[Address]:
@@ -67,7 +53,7 @@ def resolve_by_system(name: str) -> list[Address]:
 
 def is_public(address: Address) -> bool:
     """Whether an address, and the IPv4 address that it may stand for, is of the world outside."""
-    if any(address in network for network in _SPECIAL):
+    if any(address in network for network in SPECIAL):
         return False
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not address.is_multicast
@@ -97,6 +83,4 @@ def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
     last = ipaddress.IPv4Address(number & 0xFFFFFFFF)
     if address in _NAT64 or (number >> 32 == 0 and number > 1):
         return [last]
-    if (number >> 32) & 0xFFFF == _ISATAP and (number >> 48) & 0xFDFF == 0:
-        return [last]
-    return []
+    return [last] if is_isatap(address) else []
