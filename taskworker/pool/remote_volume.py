@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from operator import lt
 from typing import Any, TypeVar
@@ -22,11 +23,11 @@ from blake3 import blake3
 from storage.batching import batched
 from storage.errors import InvalidArgument, StorageError, StoreClosed, StoreFull
 from storage.keys import Kind, ShardKey
-from storage.limits import MIB
+from storage.limits import KIB, MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.client.endpoint import target_of
-from taskworker.errors import DeadlineExceeded, StorageUnavailable
+from taskworker.errors import DeadlineExceeded, MessageTooLarge, StorageUnavailable
 from taskworker.wire import status
 from taskworker.wire.limits import CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
 from taskworker.wire.shards import (
@@ -72,6 +73,7 @@ CALL_TIMEOUT_S = 5.0
 _LONG_TIMEOUT_S = 600.0
 # A worker that scans its disk for records shows what it found, if only that it goes on, every second or so.
 _SCAN_TIMEOUT_S = 60.0
+_SCAN_AHEAD_BYTES = 256 * KIB
 # A worker shows 256 KiB of records at a time; those of earlier releases 1 MiB, not counting what goes with each.
 _PAGE_OF_RECORDS_BYTES_MAX = 5 * MIB
 # What a worker may make a walk over its keys wait in all: so long, and longer the more keys it gives. An honest one
@@ -159,6 +161,7 @@ class RemoteVolume:
         self._sent: AppendFrame | None = None
         self._unreported: StorageError | None = None
         self._closing = False
+        self._further: set[grpc.Channel] = set()
         self._sender = threading.Thread(target=self._send_all, name=f"append-{name}", daemon=True)
         self._sender.start()
 
@@ -366,10 +369,26 @@ class RemoteVolume:
         """See :meth:`ShardStore.records`. How long they may take in all is for the caller to say."""
         self._await_delivery()
         most = MESSAGE_BYTES_MAX if Kind.CHUNK in kinds else _PAGE_OF_RECORDS_BYTES_MAX
-        for message in self._stream("Records", bytes(sorted(kinds)), each_s=_SCAN_TIMEOUT_S, all_s=None):
-            if len(message) > most:
-                raise self._broken(ValueError(f"a page of records of {len(message):,} bytes"))
-            yield self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
+        # Over a connection of its own that keeps little ready: many workers may be asked at once.
+        with self._connected(_scan_options(most)) as channel:
+            request = bytes(sorted(kinds))
+            for message in self._stream("Records", request, each_s=_SCAN_TIMEOUT_S, all_s=None, channel=channel):
+                if len(message) > most:
+                    raise self._broken(ValueError(f"a page of records of {len(message):,} bytes"))
+                yield self._checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
+
+    @contextmanager
+    def _connected(self, options: Sequence[tuple[str, int]]) -> Iterator[grpc.Channel]:
+        """A further connection to the worker, which ends with this one if not before."""
+        channel = grpc.insecure_channel(target_of(self._address), options=options)
+        with self._changed:
+            self._further.add(channel)
+        try:
+            yield channel
+        finally:
+            with self._changed:
+                self._further.discard(channel)
+            channel.close()
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
@@ -450,7 +469,9 @@ class RemoteVolume:
         """See :meth:`ShardStore.abandon`."""
         with self._changed:
             self._fail(VolumeFailed(reason))
-        self._channel.close()
+            further = list(self._further)
+        for channel in (self._channel, *further):
+            channel.close()
 
     def close(self) -> None:
         """Send what is queued, then disconnect."""
@@ -480,7 +501,7 @@ class RemoteVolume:
         method = self._methods.get(name)
         if method is None:
             make = self._channel.unary_stream if streamed else self._channel.unary_unary
-            method = self._methods[name] = make(f"/{SHARD_SERVICE}/{name}")
+            method = self._methods[name] = make(_path(name))
         return method
 
     def _call(
@@ -495,13 +516,19 @@ class RemoteVolume:
         return answer
 
     def _stream(
-        self, name: str, request: bytes, each_s: float = _LONG_TIMEOUT_S, all_s: float | None = _LONG_TIMEOUT_S
+        self,
+        name: str,
+        request: bytes,
+        each_s: float = _LONG_TIMEOUT_S,
+        all_s: float | None = _LONG_TIMEOUT_S,
+        channel: grpc.Channel | None = None,
     ) -> Iterator[bytes]:
         """The messages of a stream: for each at most ``each_s`` seconds are waited, for all together ``all_s``."""
         self._check_usable()
         overdue = threading.Event()
         try:
-            call = self._method(name, streamed=True)(request, timeout=all_s)
+            begin = self._method(name, streamed=True) if channel is None else channel.unary_stream(_path(name))
+            call = begin(request, timeout=all_s)
             try:
                 while (message := _next_within(call, each_s, overdue)) is not None:
                     yield message
@@ -525,6 +552,8 @@ class RemoteVolume:
         failure = status.decode(error, self._address)
         if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and name in _REFUSABLE):
             return failure
+        if isinstance(failure, MessageTooLarge):
+            return self._broken(failure)
         if isinstance(failure, VolumeUnavailable):  # for want of descriptors or the like; it remains in use
             return VolumeUnavailable(f"worker {self.name}: {failure}")
         if type(failure) is StorageUnavailable:
@@ -553,6 +582,16 @@ class RemoteVolume:
     def _broken(self, error: Exception) -> VolumeFailed:
         self.misbehaved = self.misbehaved or str(error)
         return VolumeFailed(f"worker {self.name} answers nonsense: {error}")
+
+
+def _path(method: str) -> str:
+    return f"/{SHARD_SERVICE}/{method}"
+
+
+def _scan_options(message_bytes_max: int) -> list[tuple[str, int]]:
+    """Those of a connection over which messages of up to this size come, of which none is fetched long before."""
+    others = {**dict(_CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": _SCAN_AHEAD_BYTES}
+    return [*(others | {"grpc.max_receive_message_length": message_bytes_max}).items()]
 
 
 def _next_within(call: Any, within_s: float, overdue: threading.Event) -> bytes | None:

@@ -111,12 +111,14 @@ def test_a_scan_for_records_that_stalls_ends(monkeypatch: pytest.MonkeyPatch) ->
         volume.abandon("end of the test")
 
 
-def test_a_page_of_records_is_not_large() -> None:
-    page = pack_shards([Shard(key(1), 6 << 20, bytes(32), bytes(6 << 20))])
+@pytest.mark.parametrize("size", [6 << 20, 12 << 20])
+def test_a_page_of_records_is_not_large(size: int) -> None:
+    page = pack_shards([Shard(key(1), size, bytes(32), bytes(size))])
     with streaming(iter([page]), "Records") as address:
         volume = RemoteVolume(address, "w")
-        with pytest.raises(VolumeFailed, match="page of records"):
+        with pytest.raises(VolumeFailed, match="nonsense"):
             list(volume.records(frozenset({Kind.VERSION, Kind.TOMBSTONE})))
+        assert volume.misbehaved
         volume.abandon("end of the test")
 
 
