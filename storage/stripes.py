@@ -645,8 +645,7 @@ class StripeStore:
         for slot, holder in enumerate(self.volumes.holders(stripe)):
             volume = self.volumes.volume(holder)
             if volume is None:
-                if holder not in self.volumes.vacant:
-                    survey.unreachable[slot] = self._cause(holder)
+                survey.unreachable[slot] = self._cause(holder)
                 continue
             key = shard_key(stripe, slot)
             place = self._locate(holder, key)

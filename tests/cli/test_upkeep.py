@@ -43,10 +43,12 @@ def test_three_volumes_lost(embedded: Cli) -> None:
     embedded.run("push", "-", "--name", "gone", stdin=random.Random(2).randbytes(3_000_000))
     for slot in (0, 2, 5):
         shutil.rmtree(f"{store_of(embedded)}/volumes/{slot}")
-    process = embedded.run("get", "gone", "-o", "out", code=5)
-    assert b"gone" in process.stderr
+    said = embedded.run("get", "gone", "-o", "out", code=6).stderr.decode()
+    assert "gone" in said
+    assert "mount its disk, or run repair to begin it anew" in said
     assert not list(embedded.directory.iterdir())
     assert embedded.json("repair", code=5)["lost_count"] > 0
+    assert "is lost" in embedded.error("get", "gone", "-o", "out", code=5)
 
 
 def test_collect_frees_what_was_deleted(embedded: Cli) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import DataLossError, FileStorage, StoreFull, Version
+from storage import DataLossError, FileStorage, ShardsUnavailable, StoreFull, Version
 from storage.keys import Kind, ShardKey, stripe_key
 from tests.storage.helpers import (
     CHUNK,
@@ -226,7 +226,7 @@ def test_a_volume_too_few_that_comes_back(root: Path, scratch: Path) -> None:
         pushed = push_many(store, SIZES)
     for slot in range(3):
         volume_dir(root, slot).rename(scratch / f"aside-{slot}")
-    with open_store(root) as store, pytest.raises(DataLossError):
+    with open_store(root) as store, pytest.raises(ShardsUnavailable, match="mount its disk"):
         check_all(store, pushed)
     assert not volume_dir(root, 1).exists()  # nothing is begun anew in their places unasked
     (scratch / "aside-1").rename(volume_dir(root, 1))

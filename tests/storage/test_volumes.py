@@ -199,6 +199,9 @@ def test_fewer_volumes_than_shards(scratch: Path) -> None:
     shutil.rmtree(disks[0])
     with open_store(root, volumes=disks) as store:
         version, _ = pushed["f1"]
+        with pytest.raises(ShardsUnavailable, match="mount its disk, or run repair to begin it anew"):
+            get(store, version)  # nobody but the operator knows that these disks are not just unmounted
+        assert not store.repair().complete
         with pytest.raises(DataLossError):
             get(store, version)
 
