@@ -99,14 +99,14 @@ class Intake:
             liars_max=self.liars_max,
             believed_max=self._believed_max,
             now_s=self.now_s,
-            take=self._take,
+            take=lambda slot, page: self._take(slot, page, unsigned=examined.counts(slot)),
         )
         for _ in range(_ROUNDS_MAX):
             turns.run()
         for slot in self.volumes.slots:
             if not self.volumes.trusts(slot):
                 self.belief.agreement.forget(slot)
-                self.tally.skip(f"all that {self.volumes.name(slot)} shows: it gave wrong answers")
+                self.tally.skip(f"what {self.volumes.name(slot)} shows and is not signed: it gave wrong answers")
         _report_refused(self.belief, self.volumes, self.tally)
 
     def _believed_max(self) -> int:
@@ -114,7 +114,7 @@ class Intake:
         objects = self.catalog.counters().versions + sum(1 for _ in self.catalog.tombstones())
         return 2 * self.copies * objects
 
-    def _take(self, slot: int, page: list[Shard]) -> int:
+    def _take(self, slot: int, page: list[Shard], *, unsigned: bool) -> int:
         """Take over what is believed of some records that a store shows; how many those are."""
         believed: list[Shard] = []
         questions: dict[bytes, Shard] = {}
@@ -126,7 +126,7 @@ class Intake:
                 continue
             if question is None:
                 believed.append(shard)
-            else:
+            elif unsigned:
                 questions[question] = shard
         believed += [questions[question] for question in self.belief.agreed(list(questions), slot)]
         if believed:

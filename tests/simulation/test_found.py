@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from random import Random
 
 import pytest
@@ -426,3 +427,30 @@ def test_a_push_between_a_liar_and_a_worker_that_goes_away_asks_for_more_workers
     with pytest.raises(InsufficientWorkers):
         upload.commit()
     assert cluster.pool.store.find("f", user_id="u") is None
+
+
+def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> None:
+    """Else it shows the same again once it is trusted, and the store is behind another time."""
+    cluster = cluster_of(4, 2, 4)
+    deleted = cluster.pool.store.push(CONTENT, filename="deleted", user_id="u")
+    copy = deepcopy(cluster.database)
+    for worker in cluster.workers[1:]:
+        cut_off(worker)
+    cluster.pool.store.delete(deleted.file_id, user_id="u")
+    for worker in cluster.workers:
+        cut_off(worker, cut=False)
+    cluster.crash_pool()
+    cluster.database = copy
+    cluster.start_pool("")
+    cluster.pass_time(4.0)
+    fleet, store = cluster.pool.fleet, cluster.pool.store
+    assert store.behind
+    (teller,) = (slot for slot in fleet.slots if fleet.name(slot) == cluster.workers[0].name)
+    while fleet.trusts(teller):
+        fleet.note_lie(teller, b"", "lies")
+    assert not store.rebuild().undecided
+    assert store.find("deleted", user_id="u") is None
+    cluster.crash_pool()
+    cluster.start_pool()
+    cluster.pass_time(4.0)
+    assert not cluster.pool.store.behind
