@@ -105,6 +105,7 @@ class Lineage:
         self._claims: dict[str, tuple[str, Shown]] = {}  # (owner, what it shows that nobody vouches for), by volume
         self.latest_shown = 0
         self._planting: set[ShardKey] = set()  # marks that are being put on volumes now
+        self._asked: frozenset[str] = frozenset()  # volumes that were to show all they have to the latest rebuild
         self._damage = ""  # why the catalog cannot be counted on to be current
         self._behind = self._read_behind()
         self._unexamined = (catalog.document(_UNFINISHED) or b"").decode(errors="replace")
@@ -166,7 +167,7 @@ class Lineage:
                 "not lost: run rebuild to take it in. Until then files can be read, but nothing is written or freed"
             )
 
-    def _compare(self, name: str, newest: Shard | None, owner: str = "") -> None:
+    def _compare(self, slot: int | None, name: str, newest: Shard | None, owner: str = "") -> None:
         """See whether a volume's newest record is of a commit that the catalog should know."""
         self._claims.pop(name, None)  # what it showed before counts no longer: the volume may be another one
         if newest is None:
@@ -185,6 +186,10 @@ class Lineage:
         # A version that a crash kept out of the catalog is no such sign. After a proper end there is none of those.
         # The catalog's sequence may have been raised to what volumes have shown before: that is not what it knows.
         if shown.committed > counters.reached or (counters.closed and shown.sequence > counters.sequence):
+            if slot is not None and name in self._asked:
+                # One store alone could stop all writing that way, after each rebuild anew.
+                self._volumes.note_lie(slot, b"", "shows a commit that it withheld when the catalog was made again")
+                return
             with self._lock:
                 self._behind = max(self._behind, shown.sequence)
             log.error("the catalog is older than volume %s: it must be rebuilt", name)
@@ -233,7 +238,7 @@ class Lineage:
             StorageError: the volume could not be asked.
         """
         newest = volume.newest()
-        self._compare(name, newest, owner)
+        self._compare(slot, name, newest, owner)
         expected = self._expected(slot) if slot is not None else []
         return bool(expected and volume.missing(expected))
 
@@ -436,6 +441,8 @@ class Lineage:
             self._behind, self._damage, self._unexamined = 0, "", ""
             self._claims.clear()
             self._known = {}
+            if self._volumes.remote:
+                self._asked = frozenset(self._volumes.name(slot) for slot, _ in self._volumes.online())
         self._catalog.save_documents({_BEHIND: b"", _UNFINISHED: b""})
         self.plant([slot for slot, _ in self._volumes.online()], anew=True)
 

@@ -116,7 +116,7 @@ def go_on_behind(patch: Patch) -> None:
 
 def overlook_older_catalogs(patch: Patch) -> None:
     """Copies put back: a catalog is taken for current, whatever the workers show."""
-    patch.setattr(Lineage, "_compare", lambda lineage, name, newest, owner="": None)
+    patch.setattr(Lineage, "_compare", lambda lineage, slot, name, newest, owner="": None)
 
 
 def believe_stale_volumes(patch: Patch) -> None:

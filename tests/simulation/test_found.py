@@ -454,3 +454,30 @@ def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> N
     cluster.start_pool()
     cluster.pass_time(4.0)
     assert not cluster.pool.store.behind
+
+
+def test_a_worker_that_withholds_a_commit_from_a_rebuild_does_not_stop_writing_by_showing_it_later() -> None:
+    cluster = cluster_of(4, 2, 4)
+    deleted = cluster.pool.store.push(CONTENT, filename="deleted", user_id="u")
+    copy = deepcopy(cluster.database)
+    for worker in cluster.workers[1:]:
+        cut_off(worker)
+    cluster.pool.store.delete(deleted.file_id, user_id="u")
+    for worker in cluster.workers:
+        cut_off(worker, cut=False)
+    cluster.crash_pool()
+    cluster.database = copy
+    cluster.start_pool("")
+    cluster.pass_time(4.0)
+    withholding = cluster.workers[0]
+    shown = withholding.volume.records
+    withholding.volume.records = lambda kinds: shown(kinds - {Kind.TOMBSTONE})  # type: ignore[method-assign]
+    assert not cluster.pool.store.rebuild().undecided
+    del withholding.volume.records
+    withholding.stop()
+    withholding.start()
+    cluster.pass_time(4.0)
+    assert withholding.joined
+    assert not cluster.pool.store.behind
+    cluster.pool.store.push(CONTENT, filename="new", user_id="u")
+    assert any(damage.kind == "lie" for damage in cluster.pool.fleet.recent_damage)
