@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from storage.limits import KIB, MIB
+from taskworker.client.pool import PoolStatus
 from tests.cluster.campaign.command import status_command
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.users import User, Users
@@ -168,10 +169,14 @@ def _replace(cluster: Cluster, name: str, module: str) -> None:
 
 def _await_whole(cluster: Cluster) -> None:
     """All are there, and every shard is in its place. Those shown to lie are not counted on for ten minutes."""
-    status = cluster.await_status(
-        lambda status: all(worker.state in ("alive", "distrusted") for worker in status.workers)
-    )
+
+    def is_whole(status: PoolStatus) -> bool:
+        there = all(worker.state in ("alive", "distrusted") for worker in status.workers)
+        # A lie may come to light while this waits: one worker less can be survived then.
+        liars = any(worker.state == "distrusted" for worker in status.workers)
+        return there and status.workers_survivable >= (1 if liars else 2) and not status.is_mending
+
+    status = cluster.await_status(is_whole)
     liars = {worker.worker_id for worker in status.workers if worker.state == "distrusted"}
     if not liars <= {_WRONG, _OTHER}:
         raise AssertionError(f"distrusted are {liars}, not only those that lied")
-    cluster.await_survivable(1 if liars else 2)
