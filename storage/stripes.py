@@ -593,7 +593,7 @@ class StripeStore:
                 if volume is None or place is None or survey.places[slot][0] == holder:
                     continue
                 shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, _Survey())
-                if shard is not None and all(shard.digest != known.digest for known, _ in copies[slot]):
+                if shard is not None and not any(_is_same(shard, known) for known, _ in copies[slot]):
                     copies[slot].append((shard, (holder, place)))
         for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
             shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
@@ -888,6 +888,11 @@ def _by_length(found: dict[int, Shard], k: int) -> list[_Survivors]:
     return sorted(
         (_Survivors(payloads, length) for length, payloads in groups.items()), key=lambda group: -len(group.payloads)
     )
+
+
+def _is_same(one: Shard, other: Shard) -> bool:
+    """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
+    return one.digest == other.digest and one.object_length == other.object_length
 
 
 def _is_object(parts: StripeParts, data: memoryview) -> bool:

@@ -481,3 +481,22 @@ def test_a_worker_that_withholds_a_commit_from_a_rebuild_does_not_stop_writing_b
     assert not cluster.pool.store.behind
     cluster.pool.store.push(CONTENT, filename="new", user_id="u")
     assert any(damage.kind == "lie" for damage in cluster.pool.fleet.recent_damage)
+
+
+def test_a_right_shard_under_a_wrong_length_of_its_object_hides_no_other_copy() -> None:
+    cluster = cluster_of(4, 2, 3)
+    version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
+    for stripe in chunks_of(CONTENT, cluster.profile):
+        fleet = cluster.pool.fleet
+        by_name = {worker.name: worker for worker in cluster.workers}
+        liar, _, away = (by_name[fleet.name(slot)] for slot in fleet.holders(stripe))
+        (other,) = (worker for name, worker in by_name.items() if name not in map(fleet.name, fleet.holders(stripe)))
+        first = liar.volume.records_by_key[shard_keys(stripe)[0]].shard
+        other.volume.append([first])
+        liar.volume.append([first._replace(object_length=first.object_length - 1)])
+        liar.volume.fetch = lambda key, length: None  # type: ignore[method-assign]
+        cut_off(away)
+        assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
+        del liar.volume.fetch
+        cut_off(away, cut=False)
+        cluster.pass_time(4.0)
