@@ -57,7 +57,6 @@ class Fleet(ABC, Generic[StoreT]):
 
     def __init__(self) -> None:
         self.incomplete: set[int] = set()
-        self.vacant: set[int] = set()  # those offline in whose place nothing was found, so that they hold nothing now
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
         self.witnesses: dict[int, ShardKey] = {}  # by slot, where they are kept: a version durable there, the latest
         self.on_attached: Callable[[int], None] = lambda slot: None  # told of each store that came back

@@ -46,6 +46,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
         super().__init__()
+        self.vacant: set[int] = set()  # offline, and nothing was found in their places when they were to be opened
         self._settings = settings
         self.store_id = settings.store_id
         self.paths = [root / path for path in settings.volumes]

@@ -429,8 +429,8 @@ def test_a_push_between_a_liar_and_a_worker_that_goes_away_asks_for_more_workers
     assert cluster.pool.store.find("f", user_id="u") is None
 
 
-def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> None:
-    """Else it shows the same again once it is trusted, and the store is behind another time."""
+def behind_a_delete() -> Cluster:
+    """A pool over a catalog from before the deletion of a file, which the first of its workers alone knows of."""
     cluster = cluster_of(4, 2, 4)
     deleted = cluster.pool.store.push(CONTENT, filename="deleted", user_id="u")
     copy = deepcopy(cluster.database)
@@ -443,6 +443,12 @@ def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> N
     cluster.database = copy
     cluster.start_pool("")
     cluster.pass_time(4.0)
+    return cluster
+
+
+def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> None:
+    """Else it shows the same again once it is trusted, and the store is behind another time."""
+    cluster = behind_a_delete()
     fleet, store = cluster.pool.fleet, cluster.pool.store
     assert store.behind
     (teller,) = (slot for slot in fleet.slots if fleet.name(slot) == cluster.workers[0].name)
@@ -457,18 +463,7 @@ def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> N
 
 
 def test_a_worker_that_withholds_a_commit_from_a_rebuild_does_not_stop_writing_by_showing_it_later() -> None:
-    cluster = cluster_of(4, 2, 4)
-    deleted = cluster.pool.store.push(CONTENT, filename="deleted", user_id="u")
-    copy = deepcopy(cluster.database)
-    for worker in cluster.workers[1:]:
-        cut_off(worker)
-    cluster.pool.store.delete(deleted.file_id, user_id="u")
-    for worker in cluster.workers:
-        cut_off(worker, cut=False)
-    cluster.crash_pool()
-    cluster.database = copy
-    cluster.start_pool("")
-    cluster.pass_time(4.0)
+    cluster = behind_a_delete()
     withholding = cluster.workers[0]
     shown = withholding.volume.records
     withholding.volume.records = lambda kinds: shown(kinds - {Kind.TOMBSTONE})  # type: ignore[method-assign]
