@@ -257,9 +257,7 @@ class _RangedReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
-            raise ValueError(f"invalid whence ({whence!r}): give io.SEEK_SET, io.SEEK_CUR or io.SEEK_END")
-        base = (0, self._position, self._file.size)[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
         if base + offset < 0:
             raise ValueError(f"seek to {base + offset}, before the beginning")
         self._position = base + offset
