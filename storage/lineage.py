@@ -29,7 +29,7 @@ from storage.authenticity import (
     recover_secret,
     sharing_threshold,
 )
-from storage.catalog import Catalog, CatalogTransaction
+from storage.catalog import COPIED_IN_USE, Catalog, CatalogTransaction
 from storage.erasure import ErasureProfile
 from storage.errors import CatalogBehind, FormatError, InsufficientWorkers, StorageError, StoreFull
 from storage.fleet import Fleet
@@ -113,6 +113,9 @@ class Lineage:
         self._known = _read_known(catalog)
 
     def _read_behind(self) -> int:
+        if self._catalog.document(COPIED_IN_USE):
+            self._damage = "the catalog was copied while it was in use, or after a crash, and may lack entries"
+            log.error("%s: run rebuild", self._damage)
         raw = self._catalog.document(_BEHIND) or b"0"
         if raw.isdigit():
             return int(raw)
@@ -443,7 +446,7 @@ class Lineage:
             self._known = {}
             if self._volumes.remote:
                 self._asked = frozenset(self._volumes.name(slot) for slot, _ in self._volumes.online())
-        self._catalog.save_documents({_BEHIND: b"", _UNFINISHED: b""})
+        self._catalog.save_documents({_BEHIND: b"", _UNFINISHED: b"", COPIED_IN_USE: b""})
         self.plant([slot for slot, _ in self._volumes.online()], anew=True)
 
     # -- the end ---------------------------------------------------------------------------------

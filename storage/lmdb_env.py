@@ -26,6 +26,7 @@ from storage.descriptors import occupy_standard_descriptors
 from storage.errors import FormatError, StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
 from storage.faults import Fault, fault_of, numbers_of
 from storage.forks import HomeProcess
+from storage.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,23 @@ class Environment:
         StoreFull: the disk is full (from writes).
     """
 
-    def __init__(self, path: Path, databases: tuple[str, ...], *, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        databases: tuple[str, ...],
+        *,
+        sync: bool = True,
+        note_doubt: Callable[[Transaction], object] | None = None,
+    ) -> None:
         self._home = HomeProcess(f"the database in {path}")
         occupy_standard_descriptors()
         self._path = path
         self._names = databases
         self._sync = sync
+        self._note_doubt = note_doubt
+        self._origin: Origin | None = None  # of the open file; None: no note is kept
+        self._note_due = False  # with the next transaction
+        self._doubtful = False
         self.databases: dict[str, Database] = {}
         self._gate = threading.Lock()
         self._idle = threading.Condition(self._gate)
@@ -101,6 +113,11 @@ class Environment:
     def trouble(self) -> str:
         """Why it cannot be written, or used, now; empty if it can."""
         return self._trouble
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is a copy that may lack entries, and that could not be written down yet."""
+        return self._doubtful
 
     def probe(self) -> str:
         """Like :attr:`trouble`, after trying again what failed, if it is time to."""
@@ -130,7 +147,7 @@ class Environment:
     def _open_writable(self, map_bytes: int) -> None:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            fresh = not (self._path / "data.mdb").exists()
+            fresh = not (self._path / DATA_FILE).exists()
         except OSError as error:
             raise unavailable(error, self._path) from error
         self._open_as(map_bytes, readonly=False)
@@ -144,11 +161,12 @@ class Environment:
                 raise unavailable(error, self._path) from error
 
     def _open_read_only(self, map_bytes: int) -> None:
-        if not (self._path / "data.mdb").exists():
+        if not (self._path / DATA_FILE).exists():
             raise StoreReadOnly(f"there is no database in {self._path}, and none can be made: its disk is read-only")
         self._open_as(map_bytes, readonly=True)
 
     def _open_as(self, map_bytes: int, *, readonly: bool) -> None:
+        past = self._look()
         try:
             self._env = lmdb.open(
                 str(self._path),
@@ -173,6 +191,54 @@ class Environment:
         except lmdb.Error as error:
             self._let_go()
             raise translated(error, self._path) from error
+        self._take_note(past, readonly=readonly)
+
+    def _look(self) -> Past:
+        try:
+            return past_of(self._path) if self._sync else Past.NONE
+        except OSError as error:
+            raise unavailable(error, self._path) from error
+
+    def _take_note(self, past: Past, *, readonly: bool) -> None:
+        """Note where this is written now: at once if it is a copy, so that it is not looked at again."""
+        try:
+            self._origin = origin_of(self._path) if self._sync else None
+        except OSError as error:
+            self._let_go()
+            raise unavailable(error, self._path) from error
+        self._doubtful = past is Past.COPIED_IN_USE and self._note_doubt is not None
+        self._note_due = self._sync and (past is not Past.SAME or self._note_doubt is not None)
+        if readonly or past in (Past.NONE, Past.SAME):
+            return
+        log.info("the database in %s: %s", self._path, past.value)
+        assert self._env is not None
+        try:
+            with self._env.begin(write=True) as txn:
+                self._write_note(txn)
+        except lmdb.Error as error:
+            log.warning("where the database in %s is kept could not be noted: %s", self._path, error)
+        else:
+            self._note_due = self._doubtful = False
+
+    def _write_note(self, txn: Transaction) -> None:
+        assert self._origin is not None
+        txn.put(ORIGIN_KEY, self._origin.encoded())
+        if self._doubtful and self._note_doubt is not None:
+            self._note_doubt(txn)
+
+    def _note_closed(self) -> None:
+        """Note that it is closed in good order, if it was noted to be in use."""
+        origin = self._origin
+        if self._note_doubt is None or origin is None or self._note_due or self._closed or self.read_only:
+            return
+
+        def work(txn: Transaction) -> None:
+            txn.put(ORIGIN_KEY, Origin(origin.inode, origin.born_ns, txn.id()).encoded())
+
+        try:
+            self.write(work)
+        except StorageError as error:
+            log.warning("a copy of the database in %s will count as one of a database in use: %s", self._path, error)
 
     def _let_go(self) -> None:
         env, self._env = self._env, None
@@ -267,8 +333,11 @@ class Environment:
             while True:
                 try:
                     with self._transaction() as txn:
+                        if self._note_due:
+                            self._write_note(txn)
                         outcome = work(txn)
                     self._trouble = ""
+                    self._note_due = self._doubtful = False
                     return outcome
                 except lmdb.MapFullError:
                     self._grow()
@@ -306,6 +375,7 @@ class Environment:
         """Close once running transactions have ended; later use raises StoreClosed. Does nothing in a forked child."""
         if not self._home.is_here:
             return
+        self._note_closed()
         with self._gate:
             if self._closed:
                 return
@@ -383,7 +453,7 @@ class Environment:
                 return
             if self._env is not None:
                 self._let_go()
-                _drop_cache(self._path / "data.mdb")
+                _drop_cache(self._path / DATA_FILE)
             log.warning("the database in %s is opened anew after an error of its disk", self._path)
             self._reopened()
 
@@ -444,7 +514,7 @@ def _drop_cache(file: Path) -> None:
 
 def _initial_map(path: Path) -> int:
     try:
-        used = (path / "data.mdb").stat().st_size
+        used = (path / DATA_FILE).stat().st_size
     except FileNotFoundError:
         used = 0
     except OSError as error:
@@ -488,7 +558,7 @@ def _is_full(path: Path) -> bool:
     """Whether a write may have come out short, which LMDB calls an I/O error."""
     try:
         status = os.statvfs(path)
-        size = (path / "data.mdb").stat().st_size
+        size = (path / DATA_FILE).stat().st_size
     except OSError:
         return False  # it is not known to be, and what failed is told as it is
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

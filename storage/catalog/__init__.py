@@ -2,6 +2,7 @@
 
 from storage.catalog.lmdb_catalog import LmdbCatalog
 from storage.catalog.port import (
+    COPIED_IN_USE,
     Catalog,
     CatalogTransaction,
     Counters,
@@ -13,6 +14,7 @@ from storage.catalog.port import (
 )
 
 __all__ = [
+    "COPIED_IN_USE",
     "Catalog",
     "CatalogTransaction",
     "Counters",

@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from storage.catalog.port import (
+    COPIED_IN_USE,
     LEASES_BEFORE,
     USER_KEY_BYTES,
     CatalogTransaction,
@@ -254,6 +255,10 @@ def _entry_or_problem(raw: bytes) -> tuple[FileEntry | None, str]:
         return None, str(error)
 
 
+def _note_doubt(txn: Transaction) -> None:
+    txn.put(_DOCUMENT + COPIED_IN_USE.encode(), b"1")
+
+
 class LmdbCatalog:
     """A :class:`~storage.catalog.port.Catalog` in one LMDB environment.
 
@@ -262,7 +267,7 @@ class LmdbCatalog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._environment = Environment(path, _TABLES)
+        self._environment = Environment(path, _TABLES, note_doubt=_note_doubt)
 
     def trouble(self) -> str:
         return self._environment.probe()
@@ -286,6 +291,8 @@ class LmdbCatalog:
         self._environment.write(lambda txn: txn.put(_SETTINGS, raw, db=self._environment.databases[ROOT]))
 
     def document(self, name: str) -> bytes | None:
+        if name == COPIED_IN_USE and self._environment.doubtful:
+            return b"1"
         return self._environment.get(ROOT, _DOCUMENT + name.encode())
 
     def save_document(self, name: str, raw: bytes) -> None:

@@ -18,6 +18,9 @@ from storage.keys import StripeKey
 T = TypeVar("T")
 
 USER_KEY_BYTES = 16
+COPIED_IN_USE = "catalog-copied-in-use"
+"""Document of a catalog that was copied while it was in use, so that it may lack entries; empty after a rebuild."""
+
 _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
 
 

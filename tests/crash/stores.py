@@ -15,6 +15,7 @@ from storage.flushing import ThreadFlusher
 from storage.shards.filesystem import FileSystem
 from storage.volumes import VolumeOptions
 from tests.crash.disk import Image, write_image
+from tests.same_disk import as_the_same_disk
 
 CHUNK_BYTES = 65536
 DATABASE = "data.mdb"
@@ -116,3 +117,4 @@ def write_state(image: Image, stored: Image, root: Path, *, keep_index: bool = T
         is_index = directory.endswith("/index")
         if not is_index or (keep_index and str(Path(directory).parent) in image):
             write_image({directory: files}, root)
+    as_the_same_disk(root)

@@ -31,6 +31,7 @@ from tests.crash.stores import (
     write_state,
 )
 from tests.crash.users import Generation, World
+from tests.same_disk import as_the_same_disk
 
 SETTING = Setting(ErasureProfile(1, 2), 256 * 1024, 8192)
 KEY = Key("ann", "file-0")
@@ -143,6 +144,7 @@ def test_a_segment_that_was_emptied_lends_nothing_to_its_successor(fast_director
         store = open_store(root, SETTING)
     push(store, CHUNKS[::-1])
     shutil.copytree(root, fast_directory / "killed")
+    as_the_same_disk(fast_directory / "killed")
     store.close()
     with open_store(fast_directory / "killed", SETTING) as store:
         assert get(store) == CHUNKS[::-1]

@@ -16,6 +16,7 @@ from tests.crash.ledger import KEYS, Key, Ledger, Operation, check
 from tests.crash.recording import ASKED, Asked
 from tests.crash.session import Session, fresh
 from tests.crash.stores import CHUNK_BYTES, Setting, open_store, plain_flushing, write_state
+from tests.same_disk import as_the_same_disk
 
 SETTING = Setting(ErasureProfile(4, 6), 256 * 1024, 8192)
 KEY = Key("ann", "file-0")
@@ -93,7 +94,7 @@ def test_a_disk_that_fails_when_the_store_is_opened_costs_nothing_but_itself(
         # The next opening finds a process that was killed: there is something to read in.
         shutil.copytree(world.root, fast_directory / "killed")
     shutil.rmtree(world.root)
-    (fast_directory / "killed").rename(world.root)
+    as_the_same_disk(fast_directory / "killed").rename(world.root)
     session.recorder.faults.start(directory(3), asked)
     with session.open() as store:
         check(store, ledger)
@@ -122,7 +123,7 @@ def test_what_cannot_be_read_for_a_while_is_not_thrown_away(fast_directory: Path
         check(store, ledger)
         shutil.copytree(world.root, fast_directory / "killed")
     shutil.rmtree(world.root)
-    (fast_directory / "killed").rename(world.root)
+    as_the_same_disk(fast_directory / "killed").rename(world.root)
     fail_to_read(session)
     with session.open() as store:
         mend(store, session)

@@ -147,6 +147,26 @@ def test_a_damaged_environment_is_put_aside(tmp_path: Path, caplog: pytest.LogCa
     assert "format 99" in caplog.text
 
 
+def test_a_torn_copy_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its headers are from before its other pages."""
+    data = tmp_path / "calls" / "data.mdb"
+    with opened(tmp_path / "calls") as log:
+        for number in range(400):
+            printed(log, str(number), call_id=str(number))
+    headers = data.read_bytes()[:8192]
+    for more in range(8):
+        with opened(tmp_path / "calls") as log:
+            printed(log, f"more {more}")
+    raw = headers + data.read_bytes()[8192:]
+    data.unlink()
+    data.write_bytes(raw)
+    with opened(tmp_path / "calls") as log:
+        printed(log, "anew")
+        assert texts(log) == ["anew"]
+    assert (tmp_path / "calls.damaged" / "data.mdb").read_bytes() == raw
+    assert "copied while it was in use" in caplog.text
+
+
 def test_damage_found_while_it_is_written_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path / "calls") as log:
         printed(log, "before")

@@ -96,6 +96,7 @@ class MemoryEnvironment:
         self._reach = reach
         self.writing = False  # whether a transaction is open for which others would wait
         self.databases: dict[str, Any] = {name: name for name in _TABLES}
+        self.doubtful = False
 
     def probe(self) -> str:
         self._reach("")

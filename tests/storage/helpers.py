@@ -20,6 +20,7 @@ from storage.shards.identity import read_identity
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
 from storage.shards.scan import ScannedRecord, scan_records
 from storage.volumes import VolumeOptions
+from tests.same_disk import as_the_same_disk
 
 CHUNK = 64 * 1024
 USER = "ada"
@@ -201,7 +202,7 @@ def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], v
 def copy_store(root: Path, target: Path) -> Path:
     """A copy of a store directory, as of a machine that lost power and whose disk was copied."""
     shutil.copytree(root, target)
-    return target
+    return as_the_same_disk(target)
 
 
 def python_environment() -> dict[str, str]:

@@ -27,6 +27,7 @@ from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.shards import LocalVolume, Shard
 from storage.shards.identity import read_identity
 from storage.volumes import VolumeOptions
+from tests.same_disk import as_the_same_disk
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import (
     CHUNK,
@@ -62,9 +63,11 @@ def backup(scratch: Path) -> Path:
     return scratch / "backup"
 
 
-def _restore(backup: Path, root: Path) -> None:
+def _restore(backup: Path, root: Path, *, same_disk: bool = False) -> None:
     lose_catalog(root)
     _copy(backup, root / "catalog")
+    if same_disk:
+        as_the_same_disk(root / "catalog")
 
 
 # -- an older catalog ------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def test_a_crash_between_volumes_and_catalog_is_no_older_catalog(root: Path, bac
         push(store, b"before", "before")
         _copy(root / "catalog", backup)
         lost = push(store, b"cut off", "cut off")
-    _restore(backup, root)
+    _restore(backup, root, same_disk=True)
     with open_store(root) as store:
         assert not store.behind
         assert push(store, b"next", "next").sequence > lost.sequence
@@ -184,7 +187,7 @@ def test_an_orphan_that_was_collected_does_not_hide_it(root: Path, backup: Path,
         push(store, b"new", "new")
         _copy(root / "catalog", scratch / "before the crash")
         push(store, b"cut off", "cut off")
-    _restore(scratch / "before the crash", root)
+    _restore(scratch / "before the crash", root, same_disk=True)
     with open_store(root) as store:
         assert not store.behind
         store.collect(grace_s=0)

@@ -1,0 +1,304 @@
+"""The pages of an LMDB data file, read without LMDB: do they belong together?
+
+LMDB writes a changed page to another place, and uses the former place again a few transactions later. So a copy of a
+file that is in use may have its header from before that and other pages from after it. LMDB has no checksums and opens
+such a copy, but entries are missing, pages are in use and free at once, and a write may destroy more; a walk over it
+may end the process by a failed assertion. So it is read here first, with every offset checked.
+
+The format is LMDB 0.9's, data version 1 (``mdb.c``: MDB_page, MDB_node, MDB_db, MDB_meta).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+_MAGIC = 0xBEEFC0DE
+_DATA_VERSION = 1
+_HEADER = struct.Struct("<QHHHH")  # page number, pad, flags, lower, upper
+_META = struct.Struct("<IIQQ48s48sQQ")  # magic, version, address, map size, free list, main tree, last page, txn
+_TREE = struct.Struct("<IHHQQQQQ")  # pad, flags, depth, branch, leaf and overflow pages, entries, root
+_NODE = struct.Struct("<HHHH")
+_NUMBER = struct.Struct("<Q")
+_RUN = struct.Struct("<I")  # pages of an overflow run, where other pages have lower and upper
+_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_BIG, _SUBTREE = 0x01, 0x02  # flags of a leaf's node: the value is on overflow pages; it is a tree
+_NO_PAGE = (1 << 64) - 1
+_METAS = 2
+_DEPTH_MAX = 32
+_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 65536
+_META_READ_BYTES = _HEADER.size + _META.size
+
+
+class TornPages(Exception):
+    """Pages that do not belong together; the text says which."""
+
+
+class _Tree(NamedTuple):
+    pad: int
+    flags: int
+    depth: int
+    branches: int
+    leaves: int
+    overflows: int
+    entries: int
+    root: int
+
+
+class _Meta(NamedTuple):
+    page_bytes: int
+    free: _Tree
+    main: _Tree
+    last_page: int
+    transaction: int
+
+
+class _Node(NamedTuple):
+    """A key of a page, with the page below (of a branch), or flags, length and place of the value (of a leaf)."""
+
+    key: bytes
+    below: int
+    flags: int
+    length: int
+    value_at: int
+
+
+class DataFile:
+    """The latest committed state of a data file that nobody writes to; see :meth:`opened`.
+
+    Attributes:
+        descriptor: of the open file.
+        pages_written: how many the file is long enough for; those after them were given back before they were written.
+        transaction: number of the latest transaction.
+    """
+
+    def __init__(self, descriptor: int, meta: _Meta) -> None:
+        self.descriptor = descriptor
+        self._meta = meta
+        self.pages_written = os.fstat(descriptor).st_size // meta.page_bytes
+        self.transaction = meta.transaction
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> Iterator[DataFile | None]:
+        """The file at a path; None if there is none, or none that LMDB takes for its own.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            meta = _newest_meta(descriptor)
+            yield None if meta is None else cls(descriptor, meta)
+        finally:
+            os.close(descriptor)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key of the main tree, if it is there and short.
+
+        Raises:
+            TornPages: what leads there is damaged.
+        """
+        number, depth = self._meta.main.root, self._meta.main.depth
+        for left in range(min(depth, _DEPTH_MAX) - 1, -1, -1):
+            page = self._page(number, _BRANCH if left else _LEAF)
+            nodes = self._nodes(page, number, leaf=not left)
+            if not left:
+                found = next((node for node in nodes if node.key == key), None)
+                return None if found is None or found.flags else page[found.value_at : found.value_at + found.length]
+            for at, node in enumerate(nodes):
+                if at and node.key > key:
+                    break
+                number = node.below
+        return None
+
+    def check(self) -> None:
+        """See that trees and free list are whole, in order, as large as they should be, and share no page.
+
+        It reads all of the file, and takes about three seconds for a million entries.
+
+        Raises:
+            TornPages: they are not.
+        """
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        _Check(self, self._meta).run()
+
+    def _page(self, number: int, kind: int) -> bytes:
+        page = self.read(number, 1)
+        found, _, flags, _, _ = _HEADER.unpack_from(page)
+        if found != number or flags != kind:
+            raise TornPages(f"page {number} is another one, or of another kind")
+        return page
+
+    def read(self, number: int, count: int) -> bytes:
+        """The bytes of so many pages."""
+        if number < _METAS or number + count > min(self._meta.last_page + 1, self.pages_written):
+            raise TornPages(f"page {number} is beyond the end")
+        return os.pread(self.descriptor, count * self._meta.page_bytes, number * self._meta.page_bytes)
+
+    def nodes(self, number: int, *, leaf: bool) -> tuple[bytes, list[_Node]]:
+        """A page of a tree, and what is on it."""
+        page = self._page(number, _LEAF if leaf else _BRANCH)
+        return page, self._nodes(page, number, leaf=leaf)
+
+    def _nodes(self, page: bytes, number: int, *, leaf: bool) -> list[_Node]:
+        _, _, _, lower, upper = _HEADER.unpack_from(page)
+        size = len(page)
+        if lower % 2 or not _HEADER.size < lower <= upper <= size:
+            raise TornPages(f"page {number} has no proper list of entries")
+        found: list[_Node] = []
+        for at in struct.unpack_from(f"<{(lower - _HEADER.size) // 2}H", page, _HEADER.size):
+            if not upper <= at <= size - _NODE.size:
+                raise TornPages(f"page {number} has an entry beyond its end")
+            low, high, flags, key_length = _NODE.unpack_from(page, at)
+            start = at + _NODE.size
+            end = start + key_length
+            below, length = (0, low | high << 16) if leaf else (low | high << 16 | flags << 32, 0)
+            held = (_NUMBER.size if flags & _BIG else length) if leaf else 0
+            if end + held > size or (leaf and flags not in (0, _BIG, _SUBTREE)):
+                raise TornPages(f"page {number} has an entry that cannot be")
+            found.append(_Node(page[start:end], below, flags if leaf else 0, length, end))
+        return found
+
+
+class _Check:
+    """One look at all pages.
+
+    Args:
+        file: has them.
+        meta: its header.
+    """
+
+    def __init__(self, file: DataFile, meta: _Meta) -> None:
+        self._file = file
+        self._meta = meta
+        self._seen = bytearray(min(meta.last_page + 1, file.pages_written))
+        self._counts = [0, 0, 0, 0]  # branch, leaf and overflow pages, and entries, of one tree
+
+    def run(self) -> None:
+        trees = self._walk(self._meta.main, "the main tree")
+        for name, tree in trees:
+            if self._walk(tree, name):
+                raise TornPages(f"{name} has a tree in it")
+        self._walk_free()
+
+    def _walk(self, tree: _Tree, name: str) -> list[tuple[str, _Tree]]:
+        """Check one tree; the trees that are its entries."""
+        below: list[tuple[str, _Tree]] = []
+        for page, nodes in self._leaves(tree, name, ordered=True):
+            for node in nodes:
+                if node.flags & _SUBTREE:
+                    raw = page[node.value_at : node.value_at + node.length]
+                    if node.length != _TREE.size:
+                        raise TornPages(f"{name} has an entry that is no tree")
+                    below.append((f"the tree {node.key.decode(errors='replace')!r}", _Tree(*_TREE.unpack(raw))))
+        return below
+
+    def _walk_free(self) -> None:
+        """Check the free list, and that what is in it is not in use."""
+        for page, nodes in self._leaves(self._meta.free, "the free list", ordered=False):
+            for node in nodes:
+                if len(node.key) != _NUMBER.size or _NUMBER.unpack(node.key)[0] > self._meta.transaction:
+                    raise TornPages("the free list has an entry of a later time")
+                raw = self._value(page, node)
+                count = _NUMBER.unpack_from(raw)[0] if len(raw) >= _NUMBER.size else -1
+                if not 0 <= count < len(raw) // _NUMBER.size:
+                    raise TornPages("the free list has an entry of the wrong length")
+                for number in struct.unpack_from(f"<{count}Q", raw, _NUMBER.size):
+                    self._take(number, 1)
+
+    def _value(self, page: bytes, node: _Node) -> bytes:
+        if not node.flags & _BIG:
+            return page[node.value_at : node.value_at + node.length]
+        (number,) = _NUMBER.unpack_from(page, node.value_at)
+        held = self._file.read(number, self._pages_of(node.length))
+        return held[_HEADER.size : _HEADER.size + node.length]
+
+    def _pages_of(self, length: int) -> int:
+        return (_HEADER.size - 1 + length) // self._meta.page_bytes + 1
+
+    def _leaves(self, tree: _Tree, name: str, *, ordered: bool) -> Iterator[tuple[bytes, list[_Node]]]:
+        """The leaves of a tree from left to right, while all of it is checked."""
+        self._counts = [0, 0, 0, 0]
+        if tree.root != _NO_PAGE:
+            if not 1 <= tree.depth <= _DEPTH_MAX:
+                raise TornPages(f"{name} has a depth that cannot be")
+            yield from self._below(tree.root, tree.depth, name, b"", None, ordered=ordered)
+        if self._counts != [tree.branches, tree.leaves, tree.overflows, tree.entries]:
+            raise TornPages(f"{name} has {self._counts[3]:,} entries in place of {tree.entries:,}, or other pages")
+
+    def _below(
+        self, number: int, depth: int, name: str, low: bytes, high: bytes | None, *, ordered: bool
+    ) -> Iterator[tuple[bytes, list[_Node]]]:
+        leaf = depth == 1
+        self._take(number, 1)
+        page, nodes = self._file.nodes(number, leaf=leaf)
+        self._counts[leaf] += 1
+        if ordered:
+            self._check_order(nodes, name, low, high, leaf=leaf)
+        if leaf:
+            self._counts[3] += len(nodes)
+            for node in nodes:
+                if node.flags & _BIG:
+                    self._take_run(_NUMBER.unpack_from(page, node.value_at)[0], node.length)
+            yield page, nodes
+            return
+        for at, node in enumerate(nodes):
+            above = nodes[at + 1].key if at + 1 < len(nodes) else high
+            yield from self._below(node.below, depth - 1, name, node.key if at else low, above, ordered=ordered)
+
+    def _check_order(self, nodes: list[_Node], name: str, low: bytes, high: bytes | None, *, leaf: bool) -> None:
+        keys = [node.key for node in nodes]
+        if not leaf:
+            keys[0] = low  # LMDB keeps none for the first page below
+        if keys[0] < low or (high is not None and keys[-1] >= high):
+            raise TornPages(f"{name} has entries in the wrong place")
+        if any(map(bytes.__ge__, keys, keys[1:])):
+            raise TornPages(f"{name} has entries out of order")
+
+    def _take_run(self, number: int, length: int) -> None:
+        count = self._pages_of(length)
+        header = self._file.read(number, 1)
+        found, _, flags, _, _ = _HEADER.unpack_from(header)
+        (pages,) = _RUN.unpack_from(header, _HEADER.size - _RUN.size)
+        if found != number or flags != _OVERFLOW or pages != count:
+            raise TornPages(f"page {number} does not have the value that it should")
+        self._counts[2] += count
+        self._take(number, count)
+
+    def _take(self, number: int, count: int) -> None:
+        if number < _METAS or number + count > self._meta.last_page + 1:
+            raise TornPages(f"page {number} is beyond the end")
+        if any(self._seen[number : number + count]):
+            raise TornPages(f"page {number} is used twice, or is free and used")
+        if number + count <= len(self._seen):
+            self._seen[number : number + count] = b"\1" * count
+
+
+def _newest_meta(descriptor: int) -> _Meta | None:
+    """The later of the two headers; None if they are not LMDB's, or of another version: it is LMDB's to refuse that."""
+    first = _meta(os.pread(descriptor, _META_READ_BYTES, 0))
+    if first is None or not _PAGE_BYTES_MIN <= first.page_bytes <= _PAGE_BYTES_MAX:
+        return None
+    second = _meta(os.pread(descriptor, _META_READ_BYTES, first.page_bytes))
+    if second is None:
+        return None
+    return max(first, second, key=lambda meta: meta.transaction)
+
+
+def _meta(raw: bytes) -> _Meta | None:
+    if len(raw) < _META_READ_BYTES:
+        return None
+    magic, version, _, _, free, main, last_page, transaction = _META.unpack_from(raw, _HEADER.size)
+    if magic != _MAGIC or version != _DATA_VERSION:
+        return None
+    lists = _Tree(*_TREE.unpack(free))
+    return _Meta(lists.pad, lists, _Tree(*_TREE.unpack(main)), last_page, transaction)
