@@ -49,6 +49,7 @@ from storage.wholeness import ROUNDS_MAX, make_whole, restless
 log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
+_TOO_FEW_STORES = (InsufficientWorkers, StoreFull)
 _RESERVE = 60_000_000  # sequences, of a microsecond each
 _ID_TIME_BYTES = 6
 _ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
@@ -245,11 +246,23 @@ class GroupCommit:
         self._reserve()
         pinned: list[StripeKey] = []
         try:
-            outcomes, self._reserved = self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+            outcomes, self._reserved = self._transact(batch, pinned)
         finally:
             self._pins.unpin(pinned)
         for pending, outcome in zip(batch, outcomes, strict=True):
             pending.settle(outcome)
+
+    def _transact(
+        self, batch: list[PendingVersion], pinned: list[StripeKey]
+    ) -> tuple[list[StoredVersion | BaseException], int]:
+        try:
+            return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+        except _TOO_FEW_STORES as error:
+            if len(batch) == 1 or self._stripes.volumes.stand_ins:
+                raise
+            log.info("%d commits are tried again, as some of them may do without some stores: %s", len(batch), error)
+        # Now it is known which refuse: what cannot do without them fails alone, before anything of it is written.
+        return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
 
     def _apply_all(
         self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
@@ -262,7 +275,7 @@ class GroupCommit:
             state.enter_last()
             try:
                 outcomes.append(self._apply(txn, pending, state))
-            except (ConflictError, FileNotFound, InsufficientWorkers, FormatError, AttendanceChanged) as error:
+            except (ConflictError, FileNotFound, *_TOO_FEW_STORES, FormatError, AttendanceChanged) as error:
                 outcomes.append(error)
 
         def finish() -> None:
@@ -276,9 +289,17 @@ class GroupCommit:
             volumes.append_and_sync(state.shards, finish)
             self._stripes.note_appended(state.shards, since)
             self._make_whole(batch, state)
-            for pending in batch:
-                volumes.require_writable(pending.root.profile, pending.attendance)
+            for pending, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, StoredVersion):  # the others have failed already
+                    volumes.require_writable(pending.root.profile, pending.attendance)
+        self._keep_incomplete(txn)
         return outcomes, state.reserved
+
+    def _keep_incomplete(self, txn: CatalogTransaction) -> None:
+        """Enter, with what is stored, which volumes lack some of it: a crash must not make them count as whole."""
+        volumes = self._stripes.volumes
+        if volumes.incomplete and not volumes.stand_ins:
+            txn.keep_incomplete(volumes.incomplete)
 
     def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
         """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
@@ -419,6 +440,7 @@ class GroupCommit:
                 committed=None,
             )
             txn.set_counters(counters)
+            self._keep_incomplete(txn)
             return tombstones
 
         try:

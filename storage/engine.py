@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from storage.catalog import (
     name_key,
     user_key,
 )
+from storage.catalog.port import DamagedSettings
 from storage.chunking import Source, feed, source_size
 from storage.commit import GroupCommit
 from storage.diffs import ManifestDiff
@@ -76,7 +77,7 @@ from storage.runtime import Runtime
 from storage.settings import keep_settings, load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import ShardStore, VolumeUsage
 from storage.stripes import StripeStore
-from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small
+from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small, survives_a_loss
 from storage.uploads import Uploads
 from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.voices import voices
@@ -408,9 +409,25 @@ class FileStorage:
         stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
         held = self._catalog.holds(user, stripes)
         ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
-        whole = [stripe for stripe, absent in zip(ours, self._stripes.absent(ours), strict=True) if not absent]
+        refusing = self._refusing()
+        whole = [
+            stripe
+            for stripe, absent in zip(ours, self._stripes.absent(ours), strict=True)
+            if not absent or (refusing and self._is_as_whole_as_can_be(stripe, absent, refusing))
+        ]
         usable = {stripe for stripe in whole if self._is_sound(stripe)}
         return [stripe not in usable for stripe in stripes]
+
+    def _refusing(self) -> set[int]:
+        """Volumes that take no writes now, if nobody stands in for them: sending content again brings none there."""
+        if self._volumes.stand_ins:
+            return set()
+        volumes = self._volumes
+        return {slot for slot in volumes.slots if volumes.volume(slot) is None or volumes.takes_no_writes(slot)}
+
+    def _is_as_whole_as_can_be(self, stripe: StripeKey, absent: Sequence[int], refusing: Collection[int]) -> bool:
+        holders = self._volumes.holders(stripe)
+        return survives_a_loss(stripe, absent) and all(holders[slot] in refusing for slot in absent)
 
     def _is_sound(self, stripe: StripeKey) -> bool:
         length = self._stripes.object_length(stripe)
@@ -910,6 +927,7 @@ class FileStorage:
             usage.bytes_free,
             usage.shards,
             self._volumes.reason(slot),
+            self._volumes.takes_no_writes(slot),
         )
 
     def _check_usable(self) -> None:
@@ -979,10 +997,15 @@ class FileStorage:
 
     def save_incomplete(self) -> None:
         """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
-        settings = with_incomplete(self._settings, self._volumes.incomplete)
-        if settings != self._settings:
-            self._catalog.save_settings(settings)
-            self._settings = settings
+        try:
+            kept = self._catalog.settings()
+        except DamagedSettings:
+            kept = None  # they were made again when the store was opened
+        if kept is None:
+            self._catalog.save_settings(with_incomplete(self._settings, self._volumes.incomplete))
+        elif kept.incomplete != sorted(self._volumes.incomplete):
+            # Looked at in there once more: a commit may enter another one just now, which must not be undone.
+            self._catalog.transact(lambda txn: txn.keep_incomplete(self._volumes.incomplete))
 
     def _push_target(
         self,

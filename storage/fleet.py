@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -125,6 +125,10 @@ class Fleet(ABC, Generic[StoreT]):
         """Why a store is offline or refuses; empty if nothing is known to be wrong with it."""
         return self._reasons.get(slot, "")
 
+    def takes_no_writes(self, slot: int) -> bool:
+        """Whether a store is there, and read-only or full, so that what it lacks cannot be put on it."""
+        return False
+
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """The slot of the store that each shard 0…n-1 of a stripe belongs to."""
         return self.placement.volumes(stripe, stripe[34] + 1)
@@ -236,6 +240,16 @@ class Fleet(ABC, Generic[StoreT]):
             )
         )
 
+    def note_whole(self, slots: Collection[int], since: tuple[int, ...]) -> None:
+        """All that belongs on these stores was on them, or was put there, in the time from that :meth:`attendance`.
+
+        One that came, went or refused something meanwhile may lack it all the same.
+        """
+        with self._lock:
+            now = self.attendance()
+            if now == since:
+                self.incomplete.difference_update(slots)
+
     def note_write_refused(self, slot: int, error: StorageError) -> None:
         """A store refused to make durable what it was given: whoever gave it something looks what is missing."""
 
@@ -268,11 +282,14 @@ class Fleet(ABC, Generic[StoreT]):
     # -- writing ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
-        """Append each store's shards; those that are offline are passed over (see :meth:`require_writable`).
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
+        """Append each store's shards. Those that are away, full or refuse are done without, or stood in for.
+
+        Returns:
+            The stores whose shards are on none (see :meth:`require_writable`).
 
         Raises:
-            StoreFull: a store has no space.
+            StoreFull: there are others to stand in, and too few of them have space.
         """
 
     @abstractmethod
@@ -314,13 +331,17 @@ class Fleet(ABC, Generic[StoreT]):
 
         Args:
             profile: how the data is coded.
-            since: the :meth:`attendance` when the first of it was written. A store that was away for
-                some of the time may lack shards; it waits for repair.
+            since: the :meth:`attendance` when the first of it was written. A store that was away, or refused
+                something, in that time may lack shards; it waits for repair.
 
         Raises:
-            InsufficientWorkers: too many stores are offline, or were.
+            InsufficientWorkers: too many stores are offline or refuse, or did.
+            StoreFull: likewise, and some of them have no space.
             StoreClosed: the stores are being closed: some may have passed the data over.
         """
+
+    def require_taken(self, profile: ErasureProfile, since: tuple[int, ...]) -> None:
+        """Refuse what :meth:`require_writable` would refuse to commit already, before more of it is taken in."""
 
     # -- closing ---------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.erasure import ErasureProfile
@@ -116,6 +116,7 @@ class RepairReport:
     lack shards that stores which are expected back may have: those were not made again yet.
     ``unavailable`` objects could not be read or looked for now, since volumes or workers are out of reach or do not
     answer; why, says ``unavailable_why`` of the first. They are not lost: repair again when those are back.
+    ``unwritable`` says of each volume that is full or read-only, and still lacks shards, why it takes none.
     """
 
     objects_examined: int
@@ -128,11 +129,12 @@ class RepairReport:
     deferred: int = 0
     unavailable: int = 0
     unavailable_why: str = ""
+    unwritable: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        """Whether every object has all its shards again."""
-        return not self.lost_count and not self.deferred and not self.unavailable
+        """Whether every object has all its shards again, as far as all volumes are there."""
+        return not (self.lost_count or self.deferred or self.unavailable or self.unwritable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ class VolumeStats:
     """One volume.
 
     ``state`` is ``"ok"``, ``"incomplete"`` (waits for repair), ``"read-only"``, ``"full"`` or ``"offline"``;
-    ``cause`` says why it is not ok, or what it could not do lately.
+    ``cause`` says why it is not ok, or what it could not do lately. ``takes_no_writes``: it is read-only or full,
+    whether it is incomplete or not.
     """
 
     slot: int
@@ -177,6 +180,7 @@ class VolumeStats:
     bytes_free: int
     shards: int
     cause: str = ""
+    takes_no_writes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

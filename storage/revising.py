@@ -143,6 +143,7 @@ class _Revision:
                 stripes.put_unsound(stripe, padded(patch.data, self._profile), len(patch.data))
             else:
                 continue
+            stripes.volumes.require_taken(self._profile, self._attendance)
             stored += len(patch.data)
         return stored
 

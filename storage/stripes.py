@@ -339,15 +339,18 @@ class StripeStore:
         ``targets`` are those by which it was looked what is absent.
 
         Returns:
-            The shards; their payloads are this thread's, and change with the next call.
+            The shards that were taken; their payloads are this thread's, and change with the next call.
         """
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
         shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
         batches, since = self.by_volume(stripe, shards, targets), self.volumes.attendance()
-        self.volumes.append(batches)
+        missed = self.volumes.append(batches)
         self.note_appended(batches, since)
+        if missed:
+            left_out = {shard.key for store in missed for shard in batches[store]}
+            return [shard for shard in shards if shard.key not in left_out]
         return shards
 
     def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
@@ -857,7 +860,7 @@ class StripeStore:
         size = -(-length // k)
         shards = self.put(stripe, padded, length, slots, targets)
         written = [Written(shard.key, size, shard.digest, targets[shard.key[STRIPE_KEY_BYTES]]) for shard in shards]
-        return written, len(slots) * size
+        return written, len(written) * size
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """The verified object, zero-padded to k whole shards, and its length."""

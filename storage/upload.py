@@ -144,7 +144,8 @@ class Upload:
 
         Raises:
             InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
-            StoreFull: a volume has no space; abort.
+            StoreFull: too few volumes have space; abort.
+            InsufficientWorkers: too few volumes are there, or take writes; abort.
         """
         try:
             view = memoryview(data).cast("B")
@@ -314,6 +315,7 @@ class Upload:
                 context.stripes.put_absent(stripe, data, length)
             elif not context.stripes.is_sound(stripe, length):
                 context.stripes.put_unsound(stripe, data, length)
+            context.stripes.volumes.require_taken(self._target.profile, self._target.attendance)
         except BaseException:
             context.pins.unpin([stripe])
             raise
@@ -642,11 +644,26 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
 
 
 def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
-    """Length of a chunk if this user has a claim on it and all its shards are there and sound, else None."""
-    if not context.catalog.holds(user, [stripe])[0] or context.stripes.absent_slots(stripe):
+    """Length of a chunk if this user has a claim on it and its shards are there and sound, else None.
+
+    A few that are missing are made again, where nobody stands in for stores that were away or full: those that their
+    stores do not take now either count as missing at the commit.
+    """
+    if not context.catalog.holds(user, [stripe])[0]:
         return None
-    length = context.stripes.object_length(stripe)
-    return length if length is not None and context.stripes.is_sound(stripe, length) else None
+    stripes = context.stripes
+    absent = stripes.absent_slots(stripe)
+    if absent:
+        is_enough = not stripes.volumes.stand_ins and survives_a_loss(stripe, absent)
+        if not is_enough or isinstance(stripes.heal_all([stripe], at_once=True)[0], StorageError):
+            return None
+    length = stripes.object_length(stripe)
+    return length if length is not None and stripes.is_sound(stripe, length) else None
+
+
+def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
+    """Whether a stripe without these shards can be read after the loss of one more."""
+    return stripe[34] + 1 - len(absent) > stripe[33] + 1
 
 
 def chunk_stripe(chunk_id: bytes, profile: ErasureProfile) -> StripeKey:

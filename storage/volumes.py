@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,14 @@ from pathlib import Path
 from storage.backoff import Backoff
 from storage.catalog import StoreSettings
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, StorageError, StoreClosed, StoreUnavailable
+from storage.errors import (
+    FormatError,
+    InsufficientWorkers,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+)
 from storage.fleet import Fleet
 from storage.flushing import Flusher, new_flusher
 from storage.keys import StripeKey
@@ -26,7 +33,8 @@ from storage.shards.volume import PendingSync
 log = logging.getLogger(__name__)
 
 _PRESENCE_CHECK_S = 1.0
-_PASSING = (VolumeFailed, StoreUnavailable)  # what opening a volume may meet that has nothing to do with the others
+# What opening a volume may meet that has nothing to do with the others.
+_PASSING = (VolumeFailed, StoreUnavailable, StoreFull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,8 @@ class VolumeSet(Fleet[LocalVolume]):
     """All volumes of a store on this machine, by slot.
 
     A slot that came up empty (a lost or swapped disk), or missed something that was acknowledged, is
-    ``incomplete``. A volume that failed is opened anew, with pauses between attempts.
+    ``incomplete``. A volume that failed is opened anew, with pauses between attempts. One that is full, or takes no
+    writes, is written around like one that is offline, and goes on being read; each write tries it again.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
@@ -55,6 +64,7 @@ class VolumeSet(Fleet[LocalVolume]):
         self._options = options
         self._stores = dict.fromkeys(range(len(self.paths)))
         self._moves = dict.fromkeys(range(len(self.paths)), 0)
+        self._full: set[int] = set()  # had no space for what they were to take last
         self._checked_s = 0.0
         self._attaching = threading.Lock()
         self._retries = {slot: Backoff() for slot in range(len(self.paths))}
@@ -166,7 +176,7 @@ class VolumeSet(Fleet[LocalVolume]):
             if identity is None and not may_be_new:
                 raise self._nothing_in(slot)
             self._open(slot, identity, expect_data=True)
-            self._moves[slot] += 1
+            self._note_move(slot)
             log.info("volume %s is back", self.name(slot))
             self.on_attached(slot)
         return self._stores[slot] is not None
@@ -216,6 +226,7 @@ class VolumeSet(Fleet[LocalVolume]):
         self._stores[slot] = volume
         self.vacant.discard(slot)
         self._reasons.pop(slot, None)
+        self._full.discard(slot)
         self._retries[slot].succeeded()
 
     def _make_directory(self, path: Path) -> None:
@@ -250,8 +261,10 @@ class VolumeSet(Fleet[LocalVolume]):
         for slot, volume in self.online():
             if not volume.present():
                 self.set_offline(slot, f"{self.paths[slot]} was removed or unmounted", volume)
-            elif volume.can_be_written() and self._reasons.pop(slot, None) is not None:
-                log.info("volume %s answers again", self.name(slot))
+            elif volume.can_be_written() and volume.state[0] == "ok":
+                self._full.discard(slot)
+                if self._reasons.pop(slot, None) is not None:
+                    log.info("volume %s answers again", self.name(slot))
         self.revive()
 
     def state(self, slot: int) -> str:
@@ -263,6 +276,11 @@ class VolumeSet(Fleet[LocalVolume]):
         own = volume.state[0]
         return own if own in ("read-only", "full") else "ok"
 
+    def takes_no_writes(self, slot: int) -> bool:
+        """See :meth:`Fleet.takes_no_writes`."""
+        volume = self._stores.get(slot)
+        return volume is not None and volume.state[0] in ("read-only", "full")
+
     def reason(self, slot: int) -> str:
         """See :meth:`Fleet.reason`."""
         volume = self._stores.get(slot)
@@ -270,28 +288,48 @@ class VolumeSet(Fleet[LocalVolume]):
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
-        """Append each volume's shards; offline volumes are passed over (see :meth:`require_writable`).
-
-        Raises:
-            StoreFull: a volume has no space.
-        """
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
+        """See :meth:`Fleet.append`. Nobody stands in for a volume: what it did not take waits for repair."""
+        missed = []
         for slot, shards in batches.items():
             volume = self._stores[slot]
             if volume is not None:
                 try:
                     volume.append(shards, urgent=urgent)
                     continue
-                except (VolumeFailed, VolumeUnavailable) as error:
+                except (VolumeFailed, VolumeUnavailable, StoreFull) as error:
                     self._missed(slot, volume, error)
-            if urgent:  # nobody asks afterwards whether enough volumes had it
-                self.incomplete.add(slot)
+            missed.append(slot)
+        if urgent and len(missed) < len(batches):  # nobody asks afterwards whether enough volumes had it
+            self.incomplete.update(missed)
+        return missed
 
-    def _missed(self, slot: int, volume: LocalVolume, error: VolumeFailed | VolumeUnavailable) -> None:
+    def _missed(self, slot: int, volume: LocalVolume, error: VolumeFailed | VolumeUnavailable | StoreFull) -> None:
         """A volume did not take what it was to keep: what is being stored must do without it."""
-        if isinstance(error, VolumeUnavailable):
+        if isinstance(error, StoreFull):
+            self._note_full(slot, str(error))
+        if not isinstance(error, VolumeFailed):
+            self._note_move(slot)
+        if not isinstance(error, StoreFull):
+            self.failed(slot, volume, error)
+
+    def _note_move(self, slot: int) -> None:
+        with self._lock:  # two threads that note the same must not undo each other's
             self._moves[slot] += 1
-        self.failed(slot, volume, error)
+
+    def _note_full(self, slot: int, reason: str) -> None:
+        """Say once that a volume is full, until it is not."""
+        if slot not in self._full:
+            self._full.add(slot)
+            log.warning("volume %s takes no writes for now; what it lacks, repair makes: %s", self.name(slot), reason)
+            self.report("full", b"", slot, reason)
+        self._reasons[slot] = reason
+
+    def note_whole(self, slots: Collection[int], since: tuple[int, ...]) -> None:
+        """See :meth:`Fleet.note_whole`. A volume that lacks something has refused it itself, whoever else did."""
+        with self._lock:
+            now = self.attendance()
+            self.incomplete.difference_update(slot for slot in slots if now[slot] == since[slot])
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Make all online volumes durable, at once.
@@ -355,28 +393,46 @@ class VolumeSet(Fleet[LocalVolume]):
         """See :meth:`Fleet.require_writable`."""
         if self._closed:
             raise StoreClosed("the store was closed during the push")
-        now = self.attendance()
         if since is None:
-            offline = [slot for slot, volume in self._stores.items() if volume is None or not volume.can_be_written()]
-        elif since == now and None not in self._stores.values():
-            return
+            lacking = [slot for slot, volume in self._stores.items() if volume is None or not volume.can_be_written()]
         else:
-            offline = [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
-        if not offline:
-            return
+            lacking = self._lacking(since)
+        if lacking:
+            self._require_bearable(profile, lacking)
+            if since is not None:
+                self.incomplete.update(lacking)
+
+    def require_taken(self, profile: ErasureProfile, since: tuple[int, ...]) -> None:
+        """See :meth:`Fleet.require_taken`."""
+        lacking = self._lacking(since)
+        if lacking:
+            self._require_bearable(profile, lacking)
+
+    def _lacking(self, since: tuple[int, ...]) -> list[int]:
+        """Volumes that may lack some of what was written since that attendance."""
+        now = self.attendance()
+        if since == now and None not in self._stores.values():
+            return []
+        return [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
+
+    def _require_bearable(self, profile: ErasureProfile, lacking: list[int]) -> None:
         per_volume = -(-profile.n // len(self._stores))
-        shards = profile.n - min(profile.n, len(offline) * per_volume)
-        if shards < min(profile.n, profile.k + 1):
-            raise InsufficientWorkers(
-                f"{len(offline)} of {len(self._stores)} volumes take no writes, or did not while this was stored "
-                f"({self._troubles(offline)}): the {profile} file would not survive one more loss; bring them back, "
-                "run repair and try again"
-            )
-        if since is not None:
-            self.incomplete.update(offline)
+        shards = profile.n - min(profile.n, len(lacking) * per_volume)
+        if shards >= min(profile.n, profile.k + 1):
+            return
+        full = [slot for slot in lacking if slot in self._full and self._stores[slot] is not None]
+        text = (
+            f"{len(lacking)} of {len(self._stores)} volumes take no writes, or did not while this was stored "
+            f"({self._troubles(lacking)}): the {profile} file would not survive one more loss"
+        )
+        if full:
+            room = ", ".join(str(self.paths[slot]) for slot in full)
+            others = ", and bring the others back" if len(full) < len(lacking) else ""
+            raise StoreFull(f"{text}; delete files and run collect, or add room to {room}{others}, then try again")
+        raise InsufficientWorkers(f"{text}; bring them back, run repair and try again")
 
     def _troubles(self, slots: list[int]) -> str:
-        return "; ".join(self.reason(slot) or str(self.paths[slot]) for slot in slots)
+        return "; ".join(self.reason(slot) or f"{self.paths[slot]} is well again by now" for slot in slots)
 
     # -- closing ---------------------------------------------------------------------------------
 

@@ -943,6 +943,7 @@ class VolumeStats(_message.Message):
     BYTES_FREE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    TAKES_NO_WRITES_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     path: _builtins.str
     state: _builtins.str
@@ -954,6 +955,8 @@ class VolumeStats(_message.Message):
     shards: _builtins.int
     cause: _builtins.str
     """why it is not ok, or what it could not do lately"""
+    takes_no_writes: _builtins.bool
+    """it is read-only or full, whether it is incomplete or not"""
     def __init__(
         self,
         *,
@@ -966,10 +969,11 @@ class VolumeStats(_message.Message):
         bytes_free: _builtins.int = ...,
         shards: _builtins.int = ...,
         cause: _builtins.str = ...,
+        takes_no_writes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cause", b"cause", "path", b"path", "segments", b"segments", "shards", b"shards", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_free", b"bytes_free", "bytes_live", b"bytes_live", "bytes_used", b"bytes_used", "cause", b"cause", "path", b"path", "segments", b"segments", "shards", b"shards", "slot", b"slot", "state", b"state", "takes_no_writes", b"takes_no_writes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,6 +1235,7 @@ class RepairReport(_message.Message):
     DEFERRED_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_WHY_FIELD_NUMBER: _builtins.int
+    UNWRITABLE_FIELD_NUMBER: _builtins.int
     objects_examined: _builtins.int
     shards_rebuilt: _builtins.int
     bytes_rebuilt: _builtins.int
@@ -1248,6 +1253,10 @@ class RepairReport(_message.Message):
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]:
         """the first of them"""
 
+    @_builtins.property
+    def unwritable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of each volume that is full or read-only, and lacks shards, why it takes none"""
+
     def __init__(
         self,
         *,
@@ -1261,10 +1270,11 @@ class RepairReport(_message.Message):
         deferred: _builtins.int = ...,
         unavailable: _builtins.int = ...,
         unavailable_why: _builtins.str = ...,
+        unwritable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "deferred", b"deferred", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt", "unavailable", b"unavailable", "unavailable_why", b"unavailable_why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_moved", b"bytes_moved", "bytes_rebuilt", b"bytes_rebuilt", "deferred", b"deferred", "lost", b"lost", "lost_count", b"lost_count", "objects_examined", b"objects_examined", "shards_moved", b"shards_moved", "shards_rebuilt", b"shards_rebuilt", "unavailable", b"unavailable", "unavailable_why", b"unavailable_why", "unwritable", b"unwritable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

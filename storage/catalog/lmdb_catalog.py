@@ -240,6 +240,16 @@ class _Transaction:
     def set_store_time(self, time: StoreTime) -> None:
         self._txn.put(_TIME, _encode(time), db=self._databases[ROOT])
 
+    def keep_incomplete(self, slots: Iterable[int]) -> None:
+        incomplete, raw = sorted(slots), self._txn.get(_SETTINGS, db=self._databases[ROOT])
+        try:
+            settings = None if raw is None else _settings.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if settings is not None and settings.incomplete != incomplete:
+            settings = msgspec.structs.replace(settings, incomplete=incomplete)
+            self._txn.put(_SETTINGS, msgspec.json.encode(settings), db=self._databases[ROOT])
+
     def counters(self) -> Counters:
         raw = self._txn.get(_COUNTERS, db=self._databases[ROOT])
         return Counters() if raw is None else _decode_counters(raw)

@@ -213,6 +213,9 @@ class CatalogTransaction(Protocol):
     def set_store_time(self, time: StoreTime) -> None:
         """Replace the store's time."""
 
+    def keep_incomplete(self, slots: Iterable[int]) -> None:
+        """Keep in the settings which volumes wait for repair. Damaged settings stay as they are: then all do."""
+
     def counters(self) -> Counters:
         """Current totals."""
 

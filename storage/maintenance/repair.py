@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage.batching import batched
 from storage.catalog import Catalog
 from storage.errors import DataLossError, ShardsUnavailable, StorageError
+from storage.fleet import Fleet
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.live import LiveObject, LiveRun, is_live, live_runs
@@ -61,7 +62,8 @@ def repair(
 
     Raises:
         FormatError: a volume directory holds somebody else's volume.
-        StoreFull: no space for the shards.
+        StoreFull: others stand in for stores that are full, and too few have space. Where none does, the others get
+            theirs, and the report names those that are full.
     """
     volumes = context.stripes.volumes
     volumes.reattach()
@@ -80,9 +82,15 @@ def repair(
             _settle(tally, new, *waiting.popleft())
         new.settle(volumes.sync)
     tally.finish()
-    if not tally.lost_count and not tally.unavailable and volumes.attendance() == attendance:
-        volumes.incomplete.difference_update(online)
-    return tally.report()
+    if not tally.lost_count and not tally.unavailable:
+        volumes.note_whole(online, attendance)
+    return tally.report(_unwritable(volumes))
+
+
+def _unwritable(volumes: Fleet[Any]) -> list[str]:
+    """Why stores that are there, and wait for what they lack, do not take it."""
+    waiting = (slot for slot, _ in volumes.online() if slot in volumes.incomplete)
+    return [volumes.reason(slot) for slot in waiting if volumes.takes_no_writes(slot)]
 
 
 _Made = tuple[int, int] | Unread | None
@@ -241,8 +249,8 @@ class _Tally:
                 )
             )
 
-    def report(self) -> RepairReport:
-        """The outcome."""
+    def report(self, unwritable: list[str]) -> RepairReport:
+        """The outcome; why stores that wait for some of it do not take it is told by them."""
         lost = [*self.lost, *self.set_aside.damage][:DAMAGE_LISTED_MAX]
         count = self.lost_count + self.set_aside.count
         return RepairReport(
@@ -256,6 +264,7 @@ class _Tally:
             self.deferred,
             self.unavailable,
             self.unavailable_why,
+            unwritable,
         )
 
 

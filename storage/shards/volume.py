@@ -50,6 +50,7 @@ from storage.shards.record import (
     pack_segment_header,
     parse_header,
 )
+from storage.shards.room import Room
 from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
 from storage.shards.verification import LocalVerification
@@ -62,10 +63,7 @@ _READ_TOGETHER = 64
 _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
-_RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and collecting can still write
-_RESERVE_BYTES_MIN = 4 * MIB
-_RESERVE_BYTES_MAX = 64 * MIB
-_SPACE_CHECK_BYTES = 4 * MIB
+_PROBE_BYTES = 4096
 _ZERO_AHEAD_BYTES = 1 * MIB
 _SMALL_APPEND_BYTES = 64 * 1024
 _DRAIN_S = 5.0
@@ -124,11 +122,11 @@ class LocalVolume:
         self._directory_dirty = False
         self._failure: Exception | None = None
         self._read_only = ""  # why it takes no writes
+        self._room = Room(path, self._space)
         self._refusal = ""  # why the last write, or look at the disk, could not be done
         self._retry = Backoff()
         self.shrank = False
         self._zeroed = 0
-        self._space_checked_at = 0
         self._dropped_segments: list[int] = []
         try:
             self._identify()
@@ -182,24 +180,25 @@ class LocalVolume:
         if self._read_only:
             return "read-only", self._read_only
         try:
-            total, free = self._space()
+            full = self._room.why_full()
         except StorageError as error:
             return "refusing", str(error)
-        if free < _reserve(total):
-            return "full", f"volume {self.path} has {free} bytes free, all of them kept for deleting and collecting"
+        if full:
+            return "full", full
         return ("refusing", self._refusal) if self._refusal else ("ok", "")
 
     def can_be_written(self) -> bool:
-        """Whether its disk takes writes, tried again from time to time if it did not."""
-        if not self._read_only:
+        """Whether its disk takes writes, tried again from time to time if it did not, and is not known to be full."""
+        if not self._read_only and not self._room.lacking:
             return True
         try:
             with self._lock:
                 self._check_writable()
+                self._look_for_room()
+                return not self._room.lacking or not self._room.is_used_up()
         except StorageError as error:
             log.debug("volume %s cannot be written: %s", self.path, error)
             return False
-        return True
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -210,9 +209,15 @@ class LocalVolume:
             self._check_usable()
             self._check_writable()
             start = 0
-            while start < len(shards):
-                start = self._append_run(shards, headers, start, urgent)
+            try:
+                while start < len(shards):
+                    start = self._append_run(shards, headers, start, urgent)
+            except StoreFull as error:
+                self._room.note_refused(error)
+                raise
             self._refusal = ""
+            if self._room.lacking and not urgent:
+                self._room.note_taken()
 
     def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
         """Append as many shards as the active segment takes (at least one); index of the next one."""
@@ -236,7 +241,7 @@ class LocalVolume:
             offset += length
             stop = index + 1
         if not urgent:
-            self._check_space(offset - size)
+            self._room.require(offset - size)
         self._write(buffers, size)
         if offset > self._zeroed:
             self._zero_ahead(offset, offset - size, urgent)
@@ -249,11 +254,11 @@ class LocalVolume:
         assert self._active is not None
         try:
             self._active.write(buffers, offset)
-        except StoreFull:
+        except StoreFull as error:
             self._cut(offset)
-            raise
+            raise self._room.found_none(error) from error
         except OSError as error:
-            if fault_of(error) is Fault.PASSING:
+            if fault_of(error) in (Fault.PASSING, Fault.FULL):
                 self._cut(offset)
             raise self._refused(error) from error
 
@@ -310,6 +315,8 @@ class LocalVolume:
             case Fault.PASSING:
                 self._refusal = f"volume {self.path} cannot be written now: {error}"
                 return VolumeUnavailable(self._refusal)
+            case Fault.FULL:
+                return self._room.found_none(error)
             case _:
                 return self._fail(error)
 
@@ -324,9 +331,7 @@ class LocalVolume:
         room = min(_ZERO_AHEAD_BYTES, self._segment_bytes_max - end)
         if written > _SMALL_APPEND_BYTES or room <= 0 or urgent:
             return
-        try:
-            self._check_space(room)
-        except StoreFull:
+        if not self._room.fits(room):
             return  # zeros are not what the reserve is kept for
         try:
             self._active.write([bytes(room)], end)
@@ -334,7 +339,7 @@ class LocalVolume:
         except StoreFull:
             self._cut(end)
         except OSError as error:
-            if fault_of(error) is not Fault.PASSING:
+            if fault_of(error) not in (Fault.PASSING, Fault.FULL):
                 raise self._refused(error) from error
             self._cut(end)
 
@@ -377,19 +382,21 @@ class LocalVolume:
         if state is not None:
             state.live -= HEADER_BYTES + location.payload_length
 
-    def _check_space(self, length: int) -> None:
-        """Refuse writes that would eat into the reserve that deleting and collecting need."""
-        self._space_checked_at -= length
-        if self._space_checked_at > 0:
+    def _look_for_room(self) -> None:
+        """Try, from time to time, whether there is space again where the space that is free does not tell."""
+        if not self._room.may_be_tried:
             return
-        total, free = self._space()
-        reserve = _reserve(total)
-        if free - length < reserve:
-            raise StoreFull(
-                f"volume {self.path} has {free} bytes free, of which {reserve} are kept for deleting and collecting; "
-                "delete files and run collect, or add room"
-            )
-        self._space_checked_at = min(_SPACE_CHECK_BYTES, (free - length - reserve) // 8)
+        try:
+            if self._active is None:
+                self._roll()
+            else:  # zeros behind all records, and behind the zeros that are there
+                end = max(self._zeroed, self._segments[self._active_number].size)
+                self._write([bytes(_PROBE_BYTES)], end)
+                self._zeroed = end + _PROBE_BYTES
+        except StoreFull as error:
+            self._room.note_refused(error)
+        else:
+            self._room.note_freed()
 
     # -- segments --------------------------------------------------------------------------------
 
@@ -416,15 +423,15 @@ class LocalVolume:
             file = self._filesystem.create(path)
         except FileExistsError as error:
             raise self._fail(error) from error  # somebody else writes here: what there is must be read again
+        except StoreFull as error:
+            raise self._room.found_none(error) from error
         except OSError as error:
             raise self._refused(error) from error
         try:
             file.write([pack_segment_header(header)], 0)
         except (StoreFull, OSError) as error:
             self._take_back(path)
-            if isinstance(error, StoreFull):
-                raise
-            raise self._refused(error) from error
+            raise (self._room.found_none(error) if isinstance(error, StoreFull) else self._refused(error)) from error
         self._active, self._active_number, self._zeroed = file, number, 0
         self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
         self._dirty[number] = file
@@ -1199,6 +1206,9 @@ class LocalVolume:
                         break
                     continue
                 compacted += 1
+            if freed:
+                with self._lock:
+                    self._room.note_freed()
             return compacted, freed
 
     def _recount(self) -> None:
@@ -1245,7 +1255,7 @@ class LocalVolume:
         before = self._segments[number]
         size = before.size
         # Also where no record counts as live: a wrong count must not cost data.
-        room = self._room()
+        room = self._bytes_free()
         if room > before.live + _ROOM_KEPT_BYTES:
             moved = self._move_live(number, before.size)
         else:
@@ -1414,7 +1424,7 @@ class LocalVolume:
                 shards=self._index.entries(),
             )
 
-    def _room(self) -> int:
+    def _bytes_free(self) -> int:
         return self._space().free
 
     def _space(self) -> Space:
@@ -1473,11 +1483,6 @@ class LocalVolume:
             log.error("volume %s failed: %s", self.path, error)
             self._failure = error
         return VolumeFailed(f"volume {self.path} failed: {error}; it is opened anew once its disk answers")
-
-
-def _reserve(total: int) -> int:
-    """Bytes of a file system that ordinary writes leave free."""
-    return min(max(total // _RESERVE_SHARE, _RESERVE_BYTES_MIN), _RESERVE_BYTES_MAX)
 
 
 def _is_whole(found: ScannedRecord) -> bool:

@@ -121,15 +121,18 @@ def _health(stats: StoreStats) -> str:
     if stats.behind:
         return "the catalog is older than the volumes, files can only be read: run `taskworker rebuild`"
     waiting = [volume for volume in stats.volumes if volume.state in ("incomplete", "offline")]
-    unwritable = [volume for volume in stats.volumes if volume.state in ("read-only", "full")]
+    unwritable = [volume for volume in stats.volumes if volume.takes_no_writes]
     more = "more " if waiting else ""
     survives = {
         0: f"survives no {more}loss of a volume",
         1: f"survives the loss of one {more}volume, whichever it is",
     }.get(max(0, stats.losses_survivable), f"survives the loss of any {stats.losses_survivable} {more}volumes")
     if unwritable:
-        survives += f"; {plural(len(unwritable), 'volume')} can only be read"
-    return f"{plural(len(waiting), 'volume')} not ok, {survives}; run `taskworker repair`" if waiting else survives
+        survives += f"; {plural(len(unwritable), 'volume')} can only be read, see below"
+    if not waiting:
+        return survives
+    then = "once these take writes, " if unwritable else ""
+    return f"{plural(len(waiting), 'volume')} not ok, {survives}; {then}run `taskworker repair`"
 
 
 def _volume_line(volume: VolumeStats) -> str:
@@ -194,6 +197,7 @@ def repair(session: Session) -> None:
     if report.unavailable:
         waiting = plural(report.unavailable, "object")
         lines.append(f"{waiting} cannot be read now ({one_line(report.unavailable_why)}); repair again later")
+    lines += [f"what this lacks was not made: {one_line(why)}; then repair again" for why in report.unwritable]
     if report.lost_count:
         lines += [f"{plural(report.lost_count, 'object')} lost:", *_damage_lines(report.lost, report.lost_count)]
     session.terminal.result(document(report) | {"complete": report.complete}, *lines)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -594,7 +594,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> None:
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
         """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
         while batches:
             left: list[Shard] = []
@@ -611,6 +611,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                         self.note_write_refused(slot, error)
                 left += shards
             batches = self._again(left)
+        return ()
 
     def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
         """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""

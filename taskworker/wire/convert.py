@@ -180,6 +180,7 @@ def repair_to_proto(report: RepairReport) -> store_pb2.RepairReport:
         deferred=report.deferred,
         unavailable=report.unavailable,
         unavailable_why=report.unavailable_why,
+        unwritable=report.unwritable,
     )
 
 
@@ -196,6 +197,7 @@ def repair_from_proto(message: store_pb2.RepairReport) -> RepairReport:
         deferred=message.deferred,
         unavailable=message.unavailable,
         unavailable_why=message.unavailable_why,
+        unwritable=list(message.unwritable),
     )
 
 
@@ -282,6 +284,7 @@ def _volume_to_proto(volume: VolumeStats) -> store_pb2.VolumeStats:
         bytes_free=volume.bytes_free,
         shards=volume.shards,
         cause=volume.cause,
+        takes_no_writes=volume.takes_no_writes,
     )
 
 
@@ -296,4 +299,5 @@ def _volume_from_proto(message: store_pb2.VolumeStats) -> VolumeStats:
         bytes_free=message.bytes_free,
         shards=message.shards,
         cause=message.cause,
+        takes_no_writes=message.takes_no_writes,
     )

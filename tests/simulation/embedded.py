@@ -25,6 +25,7 @@ from storage.errors import (
 )
 from storage.forks import forks
 from storage.shards.identity import SEGMENT_SUFFIX
+from storage.upload import chunk_stripe
 from storage.volumes import VolumeOptions
 from tests.crash.determinism import Clock, deterministic
 from tests.crash.stores import plain_flushing
@@ -103,7 +104,7 @@ class EmbeddedSimulation:
     def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
         actions: dict[Action, float] = {
             self.push_small: 10, self.push_large: 4, self.revise: 3, self.delete: 1.5, self.get: 14,
-            self.collect: 1.5, self.scrub: 1.5, self.repair: 1.5, self.reopen: 0.7,
+            self.collect: 1.5, self.scrub: 1.5, self.repair: 1.5, self.reopen: 0.7, self.count_losses: 2,
         }  # fmt: skip
         disturbances: dict[Action, float] = {
             self.begin_trouble: 30, self.end_troubles: 6, self.fork: 1, self.jump_clock: 1, self.rot: 0.5,
@@ -168,14 +169,51 @@ class EmbeddedSimulation:
         return self._write(name, content, work)
 
     def _write(self, name: Name, content: bytes, work: Callable[[], Version]) -> str:
+        ailing = self._ailing()
         try:
             version = work()
         except StorageError as error:
+            if type(error) in (InsufficientWorkers, StoreFull):
+                borne = self.profile.n - self.profile.k - 1
+                require(len(ailing) > borne, f"{name} is refused though only {sorted(ailing)} ail: {error!r}")
             return self._refused(name, error)
         file = self.files.setdefault(name, File(version.file_id))
         if not file.versions or file.head.version_id != version.version_id:
             file.versions.append(Kept(version.version_id, content, ()))
         return f"{name} {len(content)} bytes -> {version.version_id[:8]}"
+
+    def _ailing(self) -> set[int]:
+        """The volumes that may not take what is written now."""
+        everywhere = any(trouble.directory is None for trouble in self.machine.troubles)
+        struck = {trouble.directory for trouble in self.machine.troubles}
+        volumes = self.store._volumes
+        return {
+            slot
+            for slot in range(self.profile.n)
+            if everywhere
+            or self._volume(slot).name in struck
+            or volumes.volume(slot) is None
+            or volumes.takes_no_writes(slot)
+        }
+
+    def count_losses(self) -> str:
+        """What the store says it survives is no more than it does: of no file more shards are missing."""
+        if self.wounded or self.machine.troubles:
+            raise NothingToDo
+        told = self.store.stats().losses_survivable
+        if self.store._volumes.away():
+            raise NothingToDo
+        for name, file in self.files.items():
+            chunks = {
+                chunk
+                for kept in file.versions
+                for chunk in self.store.chunk_ids(file.file_id, user_id=name.user, version_id=kept.version_id)
+            }
+            stripes = [chunk_stripe(chunk, self.profile) for chunk in sorted(chunks)]
+            missing = max(map(len, self.store._stripes.absent(stripes)), default=0)
+            survives = self.profile.n - self.profile.k - missing
+            require(told <= max(0, survives), f"{name} survives {survives} losses, not {told}")
+        return f"{told} may be lost"
 
     def _refused(self, name: Name, error: StorageError) -> str:
         require(_may_pass(error), f"{name}: {error!r}")

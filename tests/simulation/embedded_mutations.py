@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from storage.errors import StoreFull
 from storage.shards import CorruptShard, LocalVolume
 from storage.shards.identity import VolumeIdentity, read_identity
 from storage.volumes import VolumeSet
@@ -34,8 +36,33 @@ def accept_swapped_volumes(patch: Patch) -> None:
     patch.setattr(VolumeSet, "_identify", identify)
 
 
+def let_a_full_volume_refuse_for_all(patch: Patch) -> None:
+    """Volumes: a push fails as soon as one of them has no space."""
+    missed = VolumeSet._missed
+
+    def refused(volumes: VolumeSet, slot: int, volume: LocalVolume, error: Any) -> None:
+        if isinstance(error, StoreFull):
+            raise error
+        missed(volumes, slot, volume, error)
+
+    patch.setattr(VolumeSet, "_missed", refused)
+
+
+def count_what_a_full_volume_refused(patch: Patch) -> None:
+    """Volumes: what one had no space for counts as written."""
+    missed = VolumeSet._missed
+
+    def refused(volumes: VolumeSet, slot: int, volume: LocalVolume, error: Any) -> None:
+        if not isinstance(error, StoreFull):
+            missed(volumes, slot, volume, error)
+
+    patch.setattr(VolumeSet, "_missed", refused)
+
+
 EMBEDDED_MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     take_refusals_for_rot,
     take_refusals_for_dead_disks,
     accept_swapped_volumes,
+    let_a_full_volume_refuse_for_all,
+    count_what_a_full_volume_refused,
 )

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+from storage.faults import Fault, fault_of
 from storage.limits import BytesLike
-from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
+from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile, raise_if_full
 
 OPENING = frozenset({"create", "open", "write_whole", "read_whole", "names", "sync_directory", "database"})
 WRITING = frozenset(
@@ -19,6 +20,7 @@ WRITING = frozenset(
      "sync_directory", "remove_tree"}
 )  # fmt: skip
 BY_NAME = OPENING | {"open for writing", "remove", "make_directory", "space", "remove_tree"}
+CLAIMING = frozenset({"create", "write", "write_whole"})
 ANY = BY_NAME | WRITING | {"read_into", "drop_cache", "size", "removed"}
 
 CALLS_BY_ERRNO: dict[int, frozenset[str]] = {
@@ -30,6 +32,8 @@ CALLS_BY_ERRNO: dict[int, frozenset[str]] = {
     errno.EIO: ANY,
     errno.EROFS: WRITING,
     errno.ETIMEDOUT: ANY,
+    errno.ENOSPC: CLAIMING | {"database", "datasync", "make_directory", "space"},
+    errno.EDQUOT: CLAIMING,
 }
 """What may fail with each error."""
 
@@ -93,10 +97,17 @@ class Machine:
         return None
 
     def ask(self, call: str, path: Path) -> None:
-        """Raise the failure of a call, if there is one."""
+        """Raise the failure of a call, if there is one, as the port does."""
         error = self.failure(call, path)
         if error is not None:
-            raise error
+            raise_as_told(error, call)
+
+
+def raise_as_told(error: OSError, call: str) -> NoReturn:
+    """Raise a failure of a call as the port does."""
+    if call in CLAIMING or call == "database":
+        raise_if_full(error)
+    raise error
 
 
 def unreliable(machine: Machine) -> FileSystem:
@@ -123,8 +134,10 @@ class _UnreliableFileSystem:
 
     def space(self, path: Path) -> Space:
         """What others on this machine leave room for is not decided by the seed."""
-        self._machine.ask("space", path)
-        return Space(total=1 << 40, free=1 << 39)
+        error = self._machine.failure("space", path)
+        if error is not None and fault_of(error) is not Fault.FULL:
+            raise error
+        return Space(total=1 << 40, free=1 << 39 if error is None else 0)
 
 
 class _UnreliableFile:
@@ -142,7 +155,7 @@ class _UnreliableFile:
             return
         data = b"".join(buffers)
         self._real.write([data[: len(data) // 2]], offset)
-        raise error
+        raise_as_told(error, "write")
 
     def descriptor(self) -> int:
         return -1
