@@ -26,7 +26,7 @@ from storage.descriptors import occupy_standard_descriptors
 from storage.errors import FormatError, StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
 from storage.faults import Fault, fault_of, numbers_of
 from storage.forks import HomeProcess
-from storage.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of
+from storage.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
 
 log = logging.getLogger(__name__)
 
@@ -232,11 +232,8 @@ class Environment:
         if self._note_doubt is None or origin is None or self._note_due or self._closed or self.read_only:
             return
 
-        def work(txn: Transaction) -> None:
-            txn.put(ORIGIN_KEY, Origin(origin.inode, origin.born_ns, txn.id()).encoded())
-
         try:
-            self.write(work)
+            self.write(lambda txn: write_closing_note(txn, origin))
         except StorageError as error:
             log.warning("a copy of the database in %s will count as one of a database in use: %s", self._path, error)
 
@@ -436,6 +433,7 @@ class Environment:
                 return  # opened anew by whoever enters next
             size = self._env.info()["map_size"]
             try:
+                self._env.reader_check()  # a snapshot that was killed keeps pages from being used again
                 self._env.set_mapsize(2 * size)
             except lmdb.Error as error:
                 # LMDB has let go of the old map by then, and cannot be used without one.

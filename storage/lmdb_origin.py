@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
+import lmdb
 import msgspec
 
 from storage.errors import FormatError
@@ -77,8 +78,17 @@ def origin_of(path: Path) -> Origin:
         os.close(descriptor)
 
 
-def past_of(path: Path) -> Past:
+def write_closing_note(txn: lmdb.Transaction[bytes], origin: Origin) -> None:
+    """Note that the environment is closed in good order with this transaction."""
+    txn.put(ORIGIN_KEY, Origin(origin.inode, origin.born_ns, txn.id()).encoded())
+
+
+def past_of(path: Path, *, thoroughly: bool = False) -> Past:
     """What the environment in this directory was before. All of it is read once, if it was not written here.
+
+    Args:
+        path: of the environment; nobody writes to it.
+        thoroughly: read all of it in any case.
 
     Raises:
         FormatError: its pages do not belong together.
@@ -89,9 +99,11 @@ def past_of(path: Path) -> Past:
             if file is None:
                 return Past.NONE
             noted = _decoded(file.get(ORIGIN_KEY))
-            if noted is not None and noted.is_of(_origin(file.descriptor)):
+            same = noted is not None and noted.is_of(_origin(file.descriptor))
+            if thoroughly or not same:
+                file.check()
+            if same:
                 return Past.SAME
-            file.check()
             if noted is None:
                 return Past.UNKNOWN
             return Past.COPIED if noted.closed_in == file.transaction else Past.COPIED_IN_USE

@@ -37,7 +37,8 @@ _PANELS = {
         "sync": "sync",
         "rm": "files",
     },
-    "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "upkeep"),
+    "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "upkeep")
+    | {"snapshot": "snapshots"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"},
     "Running": {"up": "pools", "pool": "pools", "worker": "pools", "serve": "serve", "demo": "demo"},

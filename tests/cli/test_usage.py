@@ -27,8 +27,8 @@ from tests.cli.conftest import TIMEOUT_S, Cli
 
 COMMANDS = (
     "push", "get", "ls", "log", "stat", "revise", "sync", "rm", "status", "scrub", "repair", "collect", "rebuild",
-    "call", "functions", "deploy", "undeploy", "logs", "secret", "egress", "layout", "drain", "forget", "resolve",
-    "up", "pool", "worker", "serve", "demo",
+    "snapshot", "call", "functions", "deploy", "undeploy", "logs", "secret", "egress", "layout", "drain", "forget",
+    "resolve", "up", "pool", "worker", "serve", "demo",
 )  # fmt: skip
 
 

@@ -1,0 +1,49 @@
+"""The command that copies a pool's or store's directory while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskworker.cli.documents import document
+from taskworker.cli.session import Session
+from taskworker.cli.text import size_text
+
+_KEY = "master.key"
+_CALLS = "calls"
+
+
+def snapshot(
+    session: Session,
+    directory: Annotated[Path, typer.Argument(help="The pool's --dir, or an embedded store.", metavar="DIR")],
+    target: Annotated[Path, typer.Argument(help="A directory that is not there yet.", metavar="TARGET")],
+    with_key: Annotated[
+        bool,
+        typer.Option(
+            "--with-key",
+            help=f"Copy {_KEY}, too. Who has both can read the pool's secrets.",
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    """Back up a pool's directory, or an embedded store's catalog, also while it is in use on this machine.
+
+    A copy made by cp, rsync or a backup program is good only if the pool is stopped. To restore a snapshot, stop the
+    pool, put a copy of it in place of DIR, start the pool, and run `taskworker rebuild` if status says that the catalog
+    is older than what the workers hold.
+
+    Examples:
+        taskworker snapshot ./pool /backups/monday
+        taskworker snapshot ./pool /backups/monday --with-key
+    """
+    from storage.settings import STORE_FILE
+    from storage.snapshot import take_snapshot
+
+    files = [STORE_FILE, *([_KEY] if with_key else [])]
+    taken = take_snapshot(directory, target, databases=[_CALLS], files=files)
+    lines = [f"{taken.path}: {', '.join([*taken.databases, *taken.files])} ({size_text(taken.bytes_used)})"]
+    if not with_key and (directory / _KEY).exists():
+        lines.append(f"{_KEY} is not in it: without it, the pool's secrets cannot be read; keep a copy of it elsewhere")
+    session.terminal.result(document(taken), *lines)
