@@ -259,9 +259,13 @@ class VolumeSet(Fleet[LocalVolume]):
             return
         self._checked_s = now
         for slot, volume in self.online():
-            if not volume.present():
+            is_there, takes_writes = volume.present(), volume.can_be_written()
+            state, cause = volume.state
+            if state == "failed":
+                self.set_offline(slot, cause, volume)
+            elif not is_there:
                 self.set_offline(slot, f"{self.paths[slot]} was removed or unmounted", volume)
-            elif volume.can_be_written() and volume.state[0] == "ok":
+            elif takes_writes and state == "ok":
                 self._full.discard(slot)
                 if self._reasons.pop(slot, None) is not None:
                     log.info("volume %s answers again", self.name(slot))

@@ -10,7 +10,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -31,8 +31,9 @@ SIZES = (10, 3000, 50_000, 200_000, 700_000)
 class Shelf:
     """A store and what is in it."""
 
-    def __init__(self, directory: Path, segment_bytes_max: int) -> None:
+    def __init__(self, directory: Path, segment_bytes_max: int, volumes: Sequence[Path] | None = None) -> None:
         self._options = VolumeOptions(segment_bytes_max=segment_bytes_max)
+        self._volumes = volumes
         self.root = directory / "store"
         self.rng = Random(1)
         self.contents: dict[str, bytes] = {}
@@ -44,6 +45,7 @@ class Shelf:
             self.root,
             profile=ErasureProfile(4, 6),
             chunk_size=CHUNK_BYTES,
+            volumes=self._volumes,
             volume_options=self._options,
         )
 
@@ -205,6 +207,33 @@ def others(shelf: Shelf) -> None:
     shelf.check_usable()
 
 
+def one_volume(shelf: Shelf) -> None:
+    """Only one of the volumes has a small disk: all goes on without it, and it gets what it lacks once it has room."""
+    small = shelf.store.volume_paths[0]
+    for number in range(60):
+        shelf.put(f"file-{number:05}", shelf.rng.randbytes(700_000))
+    for _ in range(2):
+        stats = shelf.store.stats()
+        assert [volume.state for volume in stats.volumes] == ["incomplete", *5 * ["ok"]], stats.volumes
+        assert stats.losses_survivable == 1
+        shelf.check()
+        shelf.reopen()
+    take_all(small.parent / "hog")
+    shelf.put("on", shelf.rng.randbytes(700_000))
+    shelf.drop("file-00001")
+    assert not shelf.store.repair().complete
+    assert shelf.store.stats().volumes[0].takes_no_writes
+    shelf.reopen()
+    shelf.put("and on", shelf.rng.randbytes(10))
+    shelf.check()
+    (small.parent / "hog").unlink()
+    shelf.free()
+    report = shelf.store.repair()
+    assert report.complete, report
+    assert shelf.store.stats().losses_survivable == 2
+    shelf.check_usable()
+
+
 def take_all(hog: Path) -> None:
     """Fill the file system to the last byte."""
     with hog.open("wb", buffering=0) as stream:
@@ -272,7 +301,8 @@ def check_given_back(shelf: Shelf, used: int) -> None:
 
 
 SCENARIOS = {
-    scenario.__name__: scenario for scenario in (push, names, large_segments, revise, repair, others, stream, cut_off)
+    scenario.__name__: scenario
+    for scenario in (push, names, large_segments, revise, repair, others, one_volume, stream, cut_off)
 }
 
 
@@ -281,7 +311,10 @@ def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
     if len(sys.argv) > 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-    shelf = Shelf(directory, SEGMENT_BYTES_MAX_OF.get(name, SEGMENT_BYTES_MAX))
+    elsewhere = directory.with_name(f"{directory.name}-elsewhere")
+    home = elsewhere if name == "one_volume" else directory
+    volumes = [directory / "volume", *(elsewhere / str(slot) for slot in range(1, 6))] if home is elsewhere else None
+    shelf = Shelf(home, SEGMENT_BYTES_MAX_OF.get(name, SEGMENT_BYTES_MAX), volumes)
     SCENARIOS[name](shelf)
     shelf.store.close()
     os.write(1, b"done\n")

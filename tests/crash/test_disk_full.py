@@ -52,6 +52,7 @@ def run(command: list[str], scenario: str, directory: Path, *arguments: str) -> 
         ("revise", "48m"),
         ("repair", "48m"),
         ("others", "48m"),
+        ("one_volume", "12m"),
         ("stream", "160m"),
     ],
 )

@@ -186,15 +186,15 @@ class EmbeddedSimulation:
         """The volumes that may not take what is written now."""
         everywhere = any(trouble.directory is None for trouble in self.machine.troubles)
         struck = {trouble.directory for trouble in self.machine.troubles}
-        volumes = self.store._volumes
         return {
             slot
             for slot in range(self.profile.n)
-            if everywhere
-            or self._volume(slot).name in struck
-            or volumes.volume(slot) is None
-            or volumes.takes_no_writes(slot)
+            if everywhere or self._volume(slot).name in struck or self._is_unusable(slot)
         }
+
+    def _is_unusable(self, slot: int) -> bool:
+        volume = self.store._volumes.volume(slot)
+        return volume is None or volume.state[0] in ("failed", "read-only", "full")
 
     def count_losses(self) -> str:
         """What the store says it survives is no more than it does: of no file more shards are missing."""
