@@ -33,6 +33,7 @@ from storage.shards.volume import PendingSync
 log = logging.getLogger(__name__)
 
 _PRESENCE_CHECK_S = 1.0
+_NAMED_MAX = 12  # volumes in a message
 # What opening a volume may meet that has nothing to do with the others.
 _PASSING = (VolumeFailed, StoreUnavailable, StoreFull)
 
@@ -420,23 +421,33 @@ class VolumeSet(Fleet[LocalVolume]):
         return [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
 
     def _require_bearable(self, profile: ErasureProfile, lacking: list[int]) -> None:
+        full = [slot for slot in lacking if slot in self._full and self._stores[slot] is not None]
+        short = self._next_to_full(full, lacking)
+        troubles = [self.reason(slot) or f"{self.paths[slot]} can be written now" for slot in lacking]
+        troubles += [f"{self.paths[slot]} has no space for it either" for slot in short]
+        full, lacking = full + short, lacking + short
         per_volume = -(-profile.n // len(self._stores))
         shards = profile.n - min(profile.n, len(lacking) * per_volume)
         if shards >= min(profile.n, profile.k + 1):
             return
-        full = [slot for slot in lacking if slot in self._full and self._stores[slot] is not None]
         text = (
-            f"{len(lacking)} of {len(self._stores)} volumes take no writes, or did not while this was stored "
-            f"({self._troubles(lacking)}): the {profile} file would not survive one more loss"
+            f"{len(lacking)} of {len(self._stores)} volumes take no writes now, or did not while this was stored "
+            f"({_listed(troubles, '; ')}): the {profile} file would not survive one more loss"
         )
         if full:
-            room = ", ".join(str(self.paths[slot]) for slot in full)
+            room = _listed([str(self.paths[slot]) for slot in full], ", ")
             others = ", and bring the others back" if len(full) < len(lacking) else ""
             raise StoreFull(f"{text}; delete files and run collect, or add room to {room}{others}, then try again")
         raise InsufficientWorkers(f"{text}; bring them back, run repair and try again")
 
-    def _troubles(self, slots: list[int]) -> str:
-        return "; ".join(self.reason(slot) or f"{self.paths[slot]} is well again by now" for slot in slots)
+    def _next_to_full(self, full: list[int], lacking: list[int]) -> list[int]:
+        """Other volumes that have no space either for what full ones refused: mostly, they share a disk.
+
+        Such a store is full. It refuses the push that does not fit any more rather than store it less safely.
+        """
+        wanted = max((volume.wanted for slot in full if (volume := self._stores[slot]) is not None), default=0)
+        others = [(slot, volume) for slot, volume in self.online() if slot not in lacking] if wanted else []
+        return [slot for slot, volume in others if not volume.has_room(wanted)]
 
     # -- closing ---------------------------------------------------------------------------------
 
@@ -445,6 +456,11 @@ class VolumeSet(Fleet[LocalVolume]):
         self._closed = True
         self._flusher.close()
         self._close_stores()
+
+
+def _listed(texts: list[str], separator: str) -> str:
+    more = len(texts) - _NAMED_MAX
+    return separator.join(texts[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 class _BegunSync:

@@ -32,6 +32,7 @@ class Room:
         self._space = space
         self._unchecked = 0  # bytes that fit without asking again
         self._until = 0  # bytes free from which on there may be space; 0 if the space that is free tells nothing
+        self._wanted = 0
         self._retry = Backoff()
         self.lacking = ""
 
@@ -43,7 +44,7 @@ class Room:
         """
         if not self.fits(length):
             space = self._space()
-            self._until = _reserve(space) + length
+            self._until, self._wanted = _reserve(space) + length, length
             raise StoreFull(self._text(space))
 
     def fits(self, length: int) -> bool:
@@ -59,7 +60,7 @@ class Room:
 
     def found_none(self, error: OSError | StoreFull) -> StoreFull:
         """What to raise for a write for which the file system, a quota or a limit has no space."""
-        self._until = 0
+        self._until = self._wanted = 0
         return StoreFull(f"volume {self._path} is full: {error.strerror if isinstance(error, OSError) else error}")
 
     def note_refused(self, error: StoreFull) -> None:
@@ -82,10 +83,19 @@ class Room:
         """Whether only a write can tell if there is space again, and it is time for one."""
         return bool(self.lacking) and not self._until and self._retry.due()
 
+    @property
+    def wanted(self) -> int:
+        """Bytes that the latest write was refused for want of, as its file system tells; 0 if nothing tells."""
+        return self._wanted if self.lacking else 0
+
+    def has(self, length: int) -> bool:
+        """Whether so much could be written now and leave that reserve, whatever quotas and limits there are."""
+        space = self._space()
+        return space.free - length >= _reserve(space)
+
     def is_used_up(self) -> bool:
         """Whether nothing at all can be written but by deleting and collecting."""
-        space = self._space()
-        return space.free < _reserve(space)
+        return not self.has(0)
 
     def why_full(self) -> str:
         """Why there is no space now; empty if there is, for all that is known."""

@@ -200,6 +200,19 @@ class LocalVolume:
             log.debug("volume %s cannot be written: %s", self.path, error)
             return False
 
+    @property
+    def wanted(self) -> int:
+        """Bytes for which its file system had no space when a write was refused last; 0 if there was, or is again."""
+        return self._room.wanted
+
+    def has_room(self, length: int) -> bool:
+        """Whether its file system has space for so many bytes; also if that cannot be told now."""
+        try:
+            return self._room.has(length)
+        except StorageError as error:
+            log.debug("the space of volume %s cannot be told: %s", self.path, error)
+            return True
+
     # -- writing ---------------------------------------------------------------------------------
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:

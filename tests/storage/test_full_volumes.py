@@ -46,10 +46,14 @@ class SmallDisk(FaultyDisk):
     def __init__(self) -> None:
         super().__init__()
         self.free: dict[str, int] = {}
+        self.shared: int | None = None  # bytes that all of them have together
 
     def space(self, path: Path) -> Space:
         """See :class:`storage.shards.filesystem.FileSystem`."""
         self.check("space", path)
+        if self.shared is not None:
+            used = sum(each.stat().st_size for each in path.parent.glob("*/*.seg"))
+            return Space(100 * MIB, self.shared - used)
         return Space(100 * MIB, self.free.get(path.name, 4 * MIB + CHUNK))  # of which 4 MiB are kept back
 
 
@@ -220,6 +224,21 @@ def test_more_full_volumes_than_can_be_borne(root: Path, disk: SmallDisk, fill: 
         pushed["new"] = push(store, content(5, size), "new"), content(5, size)
         check_all(store, pushed)
         assert store.scrub().clean
+
+
+@pytest.mark.parametrize("step", range(2, 11, 2))
+def test_volumes_that_share_a_full_disk_take_all_of_a_push_or_nothing(root: Path, disk: SmallDisk, step: int) -> None:
+    """Wherever in it the space ends: it is the store that is full, and nothing is stored less safely."""
+    with open_on(root, disk) as store:
+        push(store, content(1, CHUNK), "first")
+    used = sum(segment.stat().st_size for segment in root.glob("volumes/*/*.seg"))
+    disk.shared = 4 * MIB + used + step * (CHUNK // 4)
+    with open_on(root, disk) as store:
+        with pytest.raises(StoreFull, match="4 of 4 volumes"):
+            push_many(store, [CHUNK - 1] * 5)
+        assert "incomplete" not in states(store)
+        assert store.scrub().missing == 0
+        assert store.stats().losses_survivable == 2
 
 
 def test_full_and_offline_volumes_count_together(root: Path, disk: SmallDisk) -> None:
