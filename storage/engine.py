@@ -363,7 +363,10 @@ class FileStorage:
             progress: called with (bytes stored, bytes in all or 0).
 
         Raises:
-            InvalidArgument, StoreFull, InsufficientWorkers, and OSError from reading ``source``.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
         target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
@@ -457,7 +460,10 @@ class FileStorage:
         Raises:
             ConflictError: the diff's base is not the head.
             InvalidArgument: the diff is malformed; nothing was kept.
-            FileNotFound, VersionNotFound, StoreFull, InsufficientWorkers.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
             CatalogBehind: see :attr:`behind`.
         """
         self._check_open()
@@ -523,7 +529,7 @@ class FileStorage:
 
         Raises:
             FileNotFound: no such file, or another user's.
-            VersionNotFound.
+            VersionNotFound: the file has no such version.
             DataLossError: too few intact shards are left.
         """
         with self._stream(file_id, user_id, version_id) as stream:

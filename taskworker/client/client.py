@@ -249,7 +249,10 @@ class Client:
             timeout_s: seconds.
 
         Raises:
-            InvalidArgument, StoreFull, InsufficientWorkers, OSError from reading ``source``.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            OSError: ``source`` cannot be read.
         """
         options = PushOptions(
             filename=filename if filename is not None else _own_name(source),
@@ -294,7 +297,10 @@ class Client:
             timeout_s: seconds.
 
         Raises:
-            FileNotFound, VersionNotFound, DataLossError, InvalidArgument.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            DataLossError: too few intact shards are left.
+            InvalidArgument: an argument is malformed or out of bounds.
         """
         with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
             pieces: list[memoryview] = []
@@ -349,7 +355,8 @@ class Client:
         """A version as a seekable binary file; ``timeout_s`` is for each fetch it makes.
 
         Raises:
-            FileNotFound, VersionNotFound.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
         """
         return RemoteFile(
             self._channel,
@@ -413,7 +420,11 @@ class Client:
 
         Raises:
             ConflictError: the base is not the head any more.
-            FileNotFound, VersionNotFound, InvalidArgument, StoreFull, OSError.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            OSError: the local file cannot be read or written.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
@@ -437,7 +448,11 @@ class Client:
         """Apply a diff to the head it was made from; ``FileStorage.revise`` on a server.
 
         Raises:
-            ConflictError, FileNotFound, VersionNotFound, InvalidArgument, StoreFull.
+            ConflictError: the diff's base is not the head any more.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            InvalidArgument: the diff is malformed; nothing was kept.
+            StoreFull: a disk or quota is full; nothing was stored.
         """
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
         header = options.header(diff.base_version_id, diff.new_size, diff.chunk_size)
@@ -466,7 +481,10 @@ class Client:
         Raises:
             ConflictError: both sides moved.
             MessageTooLarge: the diff is too large for one call; :meth:`apply` takes any.
-            FileNotFound, VersionNotFound, InvalidArgument, StoreFull.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
         """
         state = store_pb2.SyncState(
             version_id=have_version_id,
@@ -505,7 +523,11 @@ class Client:
 
         Raises:
             ConflictError: both changed, differently; neither is touched.
-            FileNotFound, VersionNotFound, InvalidArgument, StoreFull, OSError.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            OSError: the local file cannot be read or written.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
@@ -525,7 +547,8 @@ class Client:
         """A version by its file's id, the head by default.
 
         Raises:
-            FileNotFound, VersionNotFound.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
         """
         return self._stat(file_id, user_id, version_id, self._deadline(timeout_s))
 
@@ -552,7 +575,8 @@ class Client:
         """Versions of a file, newest first: at most ``limit``, after version ``before``.
 
         Raises:
-            FileNotFound, VersionNotFound.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
         """
         deadline = self._deadline(timeout_s)
         versions: list[Version] = []
@@ -602,7 +626,7 @@ class Client:
         """End a file's chain; ``collect`` frees its space.
 
         Raises:
-            FileNotFound.
+            FileNotFound: there is no such file, or it is another user's.
         """
         request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
         self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
@@ -644,8 +668,13 @@ class Client:
             timeout_s: after that many seconds the call is ended wherever it runs.
 
         Raises:
-            FunctionNotFound, FunctionFailed, FunctionLimitExceeded, FunctionBusy, DeadlineExceeded, and the
-            others of ``taskworker.errors``; InvalidArgument: an argument does not fit its parameter.
+            FunctionNotFound: there is no such function.
+            FunctionFailed: it raised an exception; the text has its type, its message and its own frames.
+            FunctionLimitExceeded: the call used more than it may.
+            FunctionBusy: as many calls run and wait as are allowed; try again later.
+            DeadlineExceeded: the time is up.
+            InvalidArgument: an argument does not fit its parameter.
+            StorageError: one of the other errors of ``taskworker.errors``.
         """
         texts, named = texts_of(args, kwargs)
         return value_of(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))

@@ -1,0 +1,63 @@
+"""The tables of limits: of files and messages, and of functions."""
+
+from __future__ import annotations
+
+from docs_build.markdown import code, table
+from storage import limits
+from taskworker import Limits
+from taskworker.bundles.spec import LIMIT_NAMES, LIMITS_MAX
+from taskworker.wire import limits as wire
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+
+def size_text(size: int) -> str:
+    """A size as people write it: 256 MiB."""
+    for unit, factor in (("EiB", 1 << 60), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", _MIB), ("KiB", _KIB)):
+        if size >= factor and size % factor == 0:
+            return f"{size // factor:,} {unit}"
+    return f"{size:,} B"
+
+
+def storage_table() -> str:
+    """What the engine accepts."""
+    rows = [
+        ["size of a file", size_text(limits.FILE_SIZE_MAX)],
+        ["name of a file, in UTF-8", size_text(limits.FILENAME_BYTES_MAX)],
+        ["name of a user, in UTF-8", size_text(limits.USER_ID_BYTES_MAX)],
+        ["note of a version, in UTF-8", size_text(limits.NOTE_BYTES_MAX)],
+        ["size of a chunk, at least", size_text(limits.CHUNK_SIZE_MIN)],
+        ["size of a chunk, unless a push says otherwise", size_text(limits.CHUNK_SIZE_DEFAULT)],
+        ["size of a chunk, at most", size_text(limits.CHUNK_SIZE_MAX)],
+        ["changed chunks in one revision", f"{limits.DIFF_PATCHES_MAX:,}"],
+        ["size of a segment file of a volume", size_text(limits.SEGMENT_BYTES_MAX)],
+    ]
+    return table(["what", "limit"], rows)
+
+
+def message_table() -> str:
+    """What servers accept in one message."""
+    rows = [
+        ["a message of a call that is no stream, such as `Push` or `Get`", size_text(wire.UNARY_BYTES_MAX)],
+        ["a message of a stream, such as `PushStream`", size_text(wire.PART_BYTES_MAX)],
+        ["chunk ids in one question about what the store has already", f"{wire.CHUNK_IDS_MAX:,}"],
+        ["files deleted by one call", f"{wire.DELETE_MAX:,}"],
+        ["entries on one page of a listing", f"{wire.PAGE_MAX:,}"],
+    ]
+    return table(["what", "limit"], rows)
+
+
+def function_table() -> str:
+    """What one call of a function may use."""
+    default = Limits()
+    rows = [
+        [code(name), code(field), _amount(field, getattr(default, field)), _amount(field, getattr(LIMITS_MAX, field))]
+        for name, field in LIMIT_NAMES.items()
+    ]
+    return table(["`--limits`", "`taskworker.Limits`", "default", "at most"], rows)
+
+
+def _amount(field: str, value: float) -> str:
+    if field.endswith("_bytes"):
+        return size_text(int(value))
+    return f"{value:,.0f} s" if field.endswith("_s") else f"{value:,}"

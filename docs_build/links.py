@@ -1,0 +1,73 @@
+"""Text of the repository that pages take over as it stands, and links that work on the site as in the repository."""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "README.md": "index.md",
+    "ARCHITECTURE.md": "explanation/architecture.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples": "examples.md",
+    "examples/README.md": "examples.md",
+    "protos": "reference/protocol.md",
+}
+"""Pages of the site that show what is elsewhere in the repository."""
+_FENCE = re.compile(r"^\s*(```|~~~)")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_LANGUAGES = {".proto": "protobuf", ".py": "python", ".txt": "text"}
+
+
+def included(path: str, page: str) -> str:
+    """A Markdown file of the repository, as a part of the site's page ``page``."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return _with_links(text, lambda target: _on_site(str(PurePosixPath(path).parent / target), page))
+
+
+def shown(path: str) -> str:
+    """A file of the repository that is no Markdown, under its name."""
+    text = (ROOT / path).read_text(encoding="utf-8").rstrip("\n")
+    return f'```{_LANGUAGES[Path(path).suffix]} title="{path}"\n{text}\n```'
+
+
+def relinked(markdown: str, page: str) -> str:
+    """A page of ``docs/`` whose links that leave that directory lead to the site's page instead."""
+
+    def target_on_site(target: str) -> str | None:
+        path = os.path.normpath(f"docs/{PurePosixPath(page).parent}/{target}")
+        return target if path.startswith("docs/") else _on_site(path, page)
+
+    return _with_links(markdown, target_on_site)
+
+
+def _on_site(path: str, page: str) -> str | None:
+    """How ``page`` links to a path of the repository; None if the site has no page of it."""
+    path = os.path.normpath(path)
+    uri = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
+    return None if uri is None else os.path.relpath(uri, PurePosixPath(page).parent)
+
+
+def _with_links(markdown: str, on_site: Callable[[str], str | None]) -> str:
+    def replaced(link: re.Match[str]) -> str:
+        text, target, anchor = link.group(1), link.group(2), link.group(3) or ""
+        if ":" in target:
+            return link.group()
+        found = on_site(target)
+        return text if found is None else f"[{text}]({found}{anchor})"
+
+    return "\n".join(line if is_code else _LINK.sub(replaced, line) for line, is_code in _lines(markdown))
+
+
+def _lines(markdown: str) -> Iterator[tuple[str, bool]]:
+    """All lines, and whether each belongs to a block of code."""
+    fence = ""
+    for line in markdown.split("\n"):
+        mark = _FENCE.match(line)
+        yield line, bool(fence or mark)
+        if mark:
+            fence = "" if fence == mark.group(1) else fence or mark.group(1)
