@@ -111,7 +111,8 @@ def past_of(path: Path, *, thoroughly: bool = False) -> Past:
         raise FormatError(
             f"the database in {path} is damaged, as if it was copied while it was in use: its pages do not belong "
             f"together ({torn}). Nothing was written to it. Put back a copy that was made by snapshot, or after the "
-            "store or pool was closed; or move it away, so that rebuild can make it again"
+            "store or pool was closed; or move it away and run rebuild, which makes it again (a pool is started with "
+            "--rebuild first)"
         ) from torn
 
 

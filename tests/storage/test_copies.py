@@ -241,6 +241,8 @@ def _lived(path: Path, rng: random.Random) -> None:
                 for _ in range(40):
                     keys.append(rng.randbytes(rng.choice((4, 16, 300))))
                     txn.put(keys[-1], rng.randbytes(rng.choice((0, 60, 1900, 9000))), db=rng.choice(tables))
+                for size in (70_000, 9000):  # the pages of a value that was longer in the same transaction stay its own
+                    txn.put(b"shrunk", bytes(size), db=tables[0])
                 for key in rng.sample(keys, 15):
                     txn.delete(key, db=rng.choice(tables))
 
