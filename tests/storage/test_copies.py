@@ -180,6 +180,21 @@ def test_a_crash_needs_neither_a_look_at_everything_nor_a_rebuild(root: Path, re
         push(store, b"two", "file")
 
 
+def test_a_kernel_that_does_not_tell_when_files_were_made(
+    root: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.lmdb_origin._born_ns", lambda descriptor: 0)
+        with open_store(root) as store:
+            push(store, b"one", "file")
+    request.getfixturevalue("unread")
+    with open_store(root) as store:
+        push(store, b"two", "file")
+    monkeypatch.setattr("storage.lmdb_origin._born_ns", lambda descriptor: 0)
+    with open_store(root) as store:
+        assert not store.behind
+
+
 def test_a_store_of_an_older_version_is_read_once(root: Path, request: pytest.FixtureRequest) -> None:
     with open_store(root) as store:
         file = push(store, b"one", "file")
