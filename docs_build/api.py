@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 import storage
-from docs_build.errors import error_types
+from docs_build.errors import api_name, error_types
 
 
 def names(*wanted: str) -> str:
@@ -17,12 +17,7 @@ def names(*wanted: str) -> str:
 
 def errors() -> str:
     """All error types, by the names under which programs import them."""
-    return names(
-        *(
-            f"{'storage' if each.__module__.startswith('storage') else 'taskworker.errors'}.{each.__name__}"
-            for each in error_types()
-        )
-    )
+    return names(*map(api_name, error_types()))
 
 
 def rest(module: str, *shown: str) -> str:

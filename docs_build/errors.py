@@ -23,13 +23,19 @@ def error_types() -> list[type[storage.errors.StorageError]]:
     ]
 
 
+def api_name(each: type[storage.errors.StorageError]) -> str:
+    """The name under which programs import an error type."""
+    home = "storage" if each.__module__ == storage.errors.__name__ else taskworker.errors.__name__
+    return f"{home}.{each.__name__}"
+
+
 def error_table() -> str:
     """Every error type with its meaning, the code it travels with, and the exit code of a command that it ends."""
     rows = []
     for each in error_types():
         meaning = (inspect.getdoc(each) or "").split("\n\n")[0]
-        home = "storage" if each.__module__ == storage.errors.__name__ else "taskworker.errors"
-        rows.append([code(f"{home}.{each.__name__}"), escaped(meaning), code(grpc_code(each)), str(exit_code(each))])
+        name = f"[{code(each.__name__)}](python/errors.md#{api_name(each)})"
+        rows.append([name, escaped(meaning), code(grpc_code(each)), str(exit_code(each))])
     return table(["error", "meaning", "gRPC status code", "exit code"], rows)
 
 

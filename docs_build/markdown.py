@@ -12,19 +12,16 @@ _SPECIAL = re.compile(r"([\\*_<>|\[\]])")
 def escaped(text: str) -> str:
     """Plain text with ``code`` in backticks, as Markdown that shows it as it is, also within a table."""
     parts = _CODE.split(" ".join(text.replace("``", "`").split()))
-    return "".join(_in_table(part) if part.startswith("`") else _SPECIAL.sub(r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _SPECIAL.sub(r"\\\1", part) for part in parts)
 
 
 def code(text: str) -> str:
-    """Text in a fixed-width font, also within a table."""
-    return _in_table(f"`{text}`")
+    """Text in a fixed-width font; in a table, too, where Python-Markdown takes a bar in it for text."""
+    return f"`{text}`"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _in_table(text: str) -> str:
-    return text.replace("|", r"\|")
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f'<div class="generated" markdown>\n\n{text}\n\n</div>'

@@ -13,6 +13,7 @@ from typing import Protocol
 from docs_build import api, commands, errors, limits, links
 
 PLACE = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)
+_ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?=<code>)")
 PARTS: Mapping[str, Callable[..., str]] = {
     "commands": commands.overview,
     "commands-of": lambda *words: commands.sections(" ".join(words)),
@@ -36,11 +37,20 @@ class _File(Protocol):
 
 class _Page(Protocol):
     file: _File
+    meta: dict[str, object]
+    parent: object
 
 
 def on_page_markdown(markdown: str, *, page: _Page, config: object, files: object) -> str:
     """The page with all its parts; MkDocs calls this for each page."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])  # beside a page of no group there is nothing to navigate to
     return filled(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, *, page: _Page, config: object, files: object) -> str:
+    """The page without the roles of reStructuredText that docstrings have; MkDocs calls this for each page."""
+    return _ROLE.sub("", html)
 
 
 def filled(markdown: str, uri: str) -> str:
