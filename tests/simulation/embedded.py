@@ -24,6 +24,7 @@ from storage.errors import (
     UsedAfterFork,
 )
 from storage.forks import forks
+from storage.keys import StripeKey, shard_key
 from storage.shards.identity import SEGMENT_SUFFIX
 from storage.upload import chunk_stripe
 from storage.volumes import VolumeOptions
@@ -197,7 +198,10 @@ class EmbeddedSimulation:
         return volume is None or volume.state[0] in ("failed", "read-only", "full")
 
     def count_losses(self) -> str:
-        """What the store says it survives is no more than it does: of no file more shards are missing."""
+        """What the store says it survives is no more than it does: of no file were more shards never written.
+
+        Those that were set aside, as they could not be read, are told of as damage instead, and are found again.
+        """
         if self.wounded or self.machine.troubles:
             raise NothingToDo
         told = self.store.stats().losses_survivable
@@ -210,10 +214,18 @@ class EmbeddedSimulation:
                 for chunk in self.store.chunk_ids(file.file_id, user_id=name.user, version_id=kept.version_id)
             }
             stripes = [chunk_stripe(chunk, self.profile) for chunk in sorted(chunks)]
-            missing = max(map(len, self.store._stripes.absent(stripes)), default=0)
+            missing = max(map(self._unwritten, stripes), default=0)
             survives = self.profile.n - self.profile.k - missing
             require(told <= max(0, survives), f"{name} survives {survives} losses, not {told}")
         return f"{told} may be lost"
+
+    def _unwritten(self, stripe: StripeKey) -> int:
+        """How many shards of a stripe their volumes know nothing of."""
+        count = 0
+        for slot, holder in enumerate(self.store._volumes.holders(stripe)):
+            volume, key = self.store._volumes.volume(holder), shard_key(stripe, slot)
+            count += volume is None or (volume.locate(key) is None and volume._index.aside(key) is None)
+        return count
 
     def _refused(self, name: Name, error: StorageError) -> str:
         require(_may_pass(error), f"{name}: {error!r}")
