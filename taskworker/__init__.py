@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from taskworker.sandbox import Limits
     from taskworker.worker import TaskWorker
 
+__version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "FileStorage", "Limits", "TaskWorker"]
 
 _HOMES = {

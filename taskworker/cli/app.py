@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from taskworker import __version__
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.help import Command, Group
 from taskworker.cli.plain import plain_command
@@ -55,12 +56,7 @@ _HELP = frozenset(("-h", "--help"))
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"taskworker {version('taskworker')}")
-        except PackageNotFoundError:
-            typer.echo("taskworker, run from its source without being installed")
+        typer.echo(f"taskworker {__version__}")
         raise typer.Exit
 
 
