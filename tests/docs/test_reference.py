@@ -98,10 +98,26 @@ def test_every_part_is_used_and_known() -> None:
         filled("<!-- generated: nonsense -->", "index.md")
 
 
+def anchors(uri: str) -> set[str]:
+    """The headings of a page, and the Python names that it describes, as links write them."""
+    text = re.sub(r"```.*?```", "", SHOWN[uri], flags=re.DOTALL)
+    headings = (
+        re.sub(r"[^\w\s-]", "", title.strip().lower()) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    )
+    return {re.sub(r"[-\s]+", "-", title) for title in headings} | set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+
+
 @pytest.mark.parametrize("uri", PAGES)
 def test_links_between_pages_lead_somewhere(uri: str) -> None:
-    for target in re.findall(r"\]\(([^)#\s:]+\.md)(?:#[^)]*)?\)", SHOWN[uri]):
-        assert (DOCS / uri).parent.joinpath(target).resolve().is_file(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)(?:#([^)]+))?\)", SHOWN[uri]):
+        page = str((DOCS / uri).parent.joinpath(target).resolve().relative_to(DOCS)) if target else uri
+        assert page in PAGES, target
+        assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = (links.ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    assert sorted(re.findall(r"\S+\.md$", navigation, re.MULTILINE)) == sorted(PAGES)
 
 
 def texts_of(path: Path) -> Iterator[str]:
