@@ -5,9 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from importlib import import_module
+from typing import get_type_hints
 
 import storage
+import taskworker.inside
 from docs_build.errors import api_name, error_types
+
+_OBJECT = """::: {home}
+    options:
+      heading: {name}
+      toc_label: {name}
+      merge_init_into_class: false
+      show_symbol_type_heading: false"""
 
 
 def names(*wanted: str) -> str:
@@ -25,9 +34,19 @@ def rest(module: str, *shown: str) -> str:
     return names(*(f"{module}.{name}" for name in _public(module) if name not in shown))
 
 
+def objects_inside() -> str:
+    """What ``worker`` has for the code of functions: the classes of its objects, under the names that code uses."""
+    worker = taskworker.inside.worker
+    caller = get_type_hints(vars(type(worker))["caller"].fget)["return"]
+    known = {"worker": type(worker), "worker.storage": type(worker.storage), "worker.caller": caller}
+    return "\n\n".join(
+        _OBJECT.format(name=name, home=f"{one.__module__}.{one.__qualname__}") for name, one in known.items()
+    )
+
+
 def _public(module: str) -> Iterable[str]:
     loaded = import_module(module)
-    for name in loaded.__all__:
+    for name in sorted(loaded.__all__, key=lambda name: (not inspect.isclass(getattr(loaded, name)), name)):
         value = getattr(loaded, name)
         if not (inspect.isclass(value) and issubclass(value, storage.StorageError)):
             yield name

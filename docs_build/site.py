@@ -27,6 +27,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "api": api.names,
     "api-errors": api.errors,
     "api-rest": api.rest,
+    "api-inside": api.objects_inside,
     "file": links.shown,
 }
 
