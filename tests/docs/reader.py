@@ -16,7 +16,7 @@ from tests.docs.pages import Step, steps
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-TIMEOUT_S = 60.0  # against hanging; nothing here depends on speed
+TIMEOUT_S = 120.0  # against hanging; nothing here depends on speed
 
 
 class Reader:
