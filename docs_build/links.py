@@ -20,13 +20,14 @@ PAGES = {
 """Pages of the site that show what is elsewhere in the repository."""
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_ITEM = re.compile(r"(?:-|\d+\.) ")
 _LANGUAGES = {".proto": "protobuf", ".py": "python", ".txt": "text"}
 
 
 def included(path: str, page: str) -> str:
     """A Markdown file of the repository, as a part of the site's page ``page``."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    return _with_links(text, lambda target: _on_site(str(PurePosixPath(path).parent / target), page))
+    return _with_links(nested(text), lambda target: _on_site(str(PurePosixPath(path).parent / target), page))
 
 
 def shown(path: str) -> str:
@@ -61,6 +62,16 @@ def _with_links(markdown: str, on_site: Callable[[str], str | None]) -> str:
         return text if found is None else f"[{text}]({found}{anchor})"
 
     return "\n".join(line if is_code else _LINK.sub(replaced, line) for line, is_code in _lines(markdown))
+
+
+def nested(markdown: str) -> str:
+    """The text with lists within lists as Python-Markdown wants them: set in by four, where two will do elsewhere."""
+    within, lines = False, []
+    for line in markdown.split("\n"):
+        within = bool(_ITEM.match(line)) or (within and line.startswith(" "))
+        indent = len(line) - len(line.lstrip(" "))
+        lines.append(" " * indent + line if within else line)
+    return "\n".join(lines)
 
 
 def _lines(markdown: str) -> Iterator[tuple[str, bool]]:

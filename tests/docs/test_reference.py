@@ -122,6 +122,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(re.findall(r"\S+\.md$", navigation, re.MULTILINE)) == sorted(PAGES)
 
 
+def test_lists_within_lists_are_set_in_by_four() -> None:
+    assert links.nested("- a\n  - b\n    c\n\n    code") == "- a\n    - b\n        c\n\n    code"
+
+
 def texts_of(path: Path) -> Iterator[str]:
     """The texts of a module, with … for what is filled in."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
