@@ -24,4 +24,4 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     lines = [titles, ["---"] * len(titles), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f'<div class="generated" markdown>\n\n{text}\n\n</div>'
+    return f'<div class="reference" markdown>\n\n{text}\n\n</div>'
