@@ -10,8 +10,9 @@ import sys
 
 import grpc
 
-from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
-from taskworker.services.server import FileServer
+from taskworker.rpc.admission import DEFAULT_CALLS
+from taskworker.rpc.dialling import dial
+from taskworker.rpc.serving import Server
 
 SERVICE = "benchmarks.BareCalls"
 CALLS = 64
@@ -21,7 +22,7 @@ class BareClient:
     """Calls to a relay or an end; messages are bytes as they are."""
 
     def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._channel = dial(address)
         self.call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Call")
 
     def close(self) -> None:
@@ -44,7 +45,7 @@ def _serve(answer_bytes: int, forward_to: str, forward_bytes: int) -> None:
 
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(end if onward is None else relay)
     service = grpc.method_handlers_generic_handler(SERVICE, {"Call": handler})
-    server = FileServer(None, added={SERVICE: service}, added_calls=CALLS)
+    server = Server({SERVICE: service}, calls=DEFAULT_CALLS + CALLS)
     print(server.start("127.0.0.1:0"), flush=True)
     sys.stdin.read()
     server.stop(0.0)

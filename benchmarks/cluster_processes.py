@@ -25,8 +25,9 @@ from benchmarks.processes import (
     started_together,
 )
 from benchmarks.workload import USER, Discard, RandomContent
-from taskworker import Client, pool_pb2
-from taskworker.pool_pb2_grpc import PoolServiceStub
+from taskworker import Client
+from taskworker.protos import pool_pb2
+from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 
 WORKERS = 6
 CAPACITY = 1024 * GIB

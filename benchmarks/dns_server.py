@@ -10,10 +10,10 @@ import asyncio
 import sys
 from typing import cast
 
-from taskworker.dns.directory import Host, Listing
-from taskworker.dns.names import DnsOptions, Names
-from taskworker.dns.server import Listen
-from taskworker.dns.upstream import NameServer
+from taskworker.outbound.dns.directory import Host, Listing
+from taskworker.outbound.dns.names import DnsOptions, Names
+from taskworker.outbound.dns.server import Listen
+from taskworker.outbound.dns.upstream import NameServer
 
 WORKERS = 100
 

@@ -11,10 +11,10 @@ import sys
 import time
 
 from taskworker import TaskWorker
-from taskworker.egress.limits import EgressLimits
-from taskworker.egress.rules import parse_rule
+from taskworker.apps.pool_server import PoolServer
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.rules import parse_rule
 from taskworker.sandbox import Limits
-from taskworker.services.pool_server import PoolServer
 
 CAPACITY = 1 << 40
 FUNCTIONS = ("egress-timed", "egress-held")
@@ -65,7 +65,7 @@ def serve_pool(directory: str, outside_port: str) -> None:
     """Run a pool whose functions may call the outside."""
     pool = PoolServer(directory, egress=EgressLimits(rate=_RATE))
     for function in FUNCTIONS:
-        pool.outside.egress.rules.allow(function, parse_rule(f"127.0.0.1:{outside_port}", private=True))
+        pool.capabilities.egress.rules.allow(function, parse_rule(f"127.0.0.1:{outside_port}", private=True))
     print(pool.start("127.0.0.1:0"), flush=True)
     sys.stdin.read()
     pool.stop(0.0)

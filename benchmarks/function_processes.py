@@ -21,10 +21,11 @@ from benchmarks.function_servers import BALANCED, SKEWED
 from benchmarks.processes import ServerProcess, TaskFailed, started_together
 from benchmarks.workload import USER
 from storage.errors import StorageError
-from taskworker import Client, functions_pb2, taskworker_pb2
-from taskworker.bundles.spec import FunctionSpec
+from taskworker import Client
+from taskworker.calls.spec import FunctionSpec
 from taskworker.client.functions import FunctionClient
-from taskworker.packing.modules import pack_module
+from taskworker.functions.packing.modules import pack_module
+from taskworker.protos import functions_pb2, taskworker_pb2
 
 WORKERS = 3
 ADD = "add"

@@ -9,7 +9,7 @@ import time
 
 from storage import ErasureProfile
 from taskworker import TaskWorker
-from taskworker.services.pool_server import PoolServer
+from taskworker.apps.pool_server import PoolServer
 
 BALANCED, SKEWED = "balanced", "skewed"
 CAPACITY = 1 << 40

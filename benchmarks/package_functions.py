@@ -15,12 +15,12 @@ from benchmarks.workload import USER
 from storage import FileStorage
 from storage.errors import InvalidArgument
 from taskworker import Client
-from taskworker.bundles.archive import PackedFunction
-from taskworker.bundles.spec import FunctionSpec
-from taskworker.functions.calls import Call, RunningCall
-from taskworker.functions.host import FunctionHost
-from taskworker.functions.user_files import EmbeddedFiles
-from taskworker.packing.modules import pack_module
+from taskworker.calls.bundle import PackedFunction
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.spec import FunctionSpec
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.hosting.user_files import EmbeddedFiles
+from taskworker.functions.packing.modules import pack_module
 
 PLAIN = "plain"
 _SOURCES = {

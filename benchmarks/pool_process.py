@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 
-from taskworker import pool_pb2
 from taskworker.cli.allocator import keep_one_arena
 from taskworker.pool.node_pool import NodePool, PoolOptions
-from taskworker.services.binding import generic_handler
+from taskworker.protos import pool_pb2
+from taskworker.rpc.binding import generic_handler
+from taskworker.services.file_server import FileServer
 from taskworker.services.pool import PoolService
-from taskworker.services.server import FileServer
 
 _SERVICE = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
 

@@ -6,7 +6,7 @@ import logging
 import sys
 
 from taskworker.cli.allocator import keep_one_arena
-from taskworker.volume_worker import VolumeWorker
+from taskworker.worker.volume import VolumeWorker
 
 
 def serve(worker_id: str, pool_address: str, directory: str, capacity: int) -> None:

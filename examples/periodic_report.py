@@ -34,9 +34,9 @@ def main() -> None:
     import os  # which the function, whose module this is, could not import
 
     from taskworker import Client
-    from taskworker.bundles.spec import FunctionSpec
+    from taskworker.calls.spec import FunctionSpec
     from taskworker.client.functions import FunctionClient
-    from taskworker.packing.modules import pack_module
+    from taskworker.functions.packing.modules import pack_module
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=float, default=60.0, help="seconds")

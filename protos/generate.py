@@ -1,42 +1,57 @@
 """Makes the Python modules of the contracts in this folder: ``python protos/generate.py [DIRECTORY]``.
 
 The modules are checked in, so that using TaskWorker needs no compiler; a test tells when they are
-stale. They are written as ``taskworker/<name>_pb2.py`` and ``_pb2_grpc.py`` with typed stubs beside
-them, under DIRECTORY (default: this repository).
+stale. They are written as ``taskworker/protos/<name>_pb2.py`` and ``_pb2_grpc.py`` with typed stubs
+beside them, under DIRECTORY (default: this repository).
 """
 
 from __future__ import annotations
 
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
+_SIBLING = re.compile(r"^from taskworker import (\w+_pb2)", re.MULTILINE)
 CONTRACTS = ("taskworker", "store", "pool", "functions", "outside", "secrets", "egress")
 
 
 def generate(directory: Path) -> list[Path]:
-    """Writes all modules under ``directory / "taskworker"`` and returns their paths.
+    """Write all modules under ``directory / "taskworker/protos"`` and return their paths.
 
     Raises:
         RuntimeError: the protocol buffer compiler refused a contract.
     """
     from grpc_tools import protoc  # type: ignore[import-untyped]  # ships no types
 
-    # The virtual path makes both the import of the modules and the name in the process-wide pool of
-    # descriptors start with "taskworker/", which no other project's files can be mistaken for.
-    arguments = [
-        "protoc",
-        f"-Itaskworker={PROTOS}",
-        f"--python_out={directory}",
-        f"--grpc_python_out={directory}",
-        f"--mypy_out=quiet:{directory}",
-        f"--mypy_grpc_out=quiet:{directory}",
-        *(f"taskworker/{name}.proto" for name in CONTRACTS),
-    ]
-    if protoc.main(arguments) != 0:
-        raise RuntimeError("the protocol buffer compiler failed; what it said is above")
-    suffixes = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
-    return [directory / "taskworker" / f"{name}{suffix}" for name in CONTRACTS for suffix in suffixes]
+    # The virtual path makes the name in the process-wide pool of descriptors start with "taskworker/", which no
+    # other project's files can be mistaken for. The compiler derives the place of the modules from the same path.
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = [
+            "protoc",
+            f"-Itaskworker={PROTOS}",
+            f"--python_out={scratch}",
+            f"--grpc_python_out={scratch}",
+            f"--mypy_out=quiet:{scratch}",
+            f"--mypy_grpc_out=quiet:{scratch}",
+            *(f"taskworker/{name}.proto" for name in CONTRACTS),
+        ]
+        if protoc.main(arguments) != 0:
+            raise RuntimeError("the protocol buffer compiler failed; what it said is above")
+        package = directory / "taskworker" / "protos"
+        package.mkdir(parents=True, exist_ok=True)
+        return [_moved(file, package) for file in sorted((Path(scratch) / "taskworker").iterdir())]
+
+
+def _moved(file: Path, package: Path) -> Path:
+    """Write one module into the package, importing its siblings from there."""
+    text = re.sub(
+        r"^from taskworker import (\w+_pb2)", r"from taskworker.protos import \1", file.read_text(), flags=re.M
+    )
+    target = package / file.name
+    target.write_text(text)
+    return target
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from storage.lazily import loading
 
 if TYPE_CHECKING:
-    from storage.diffs import ManifestDiff, Patch
+    from storage.diff.manifest_diff import ManifestDiff, Patch
     from storage.engine import FileStorage
     from storage.erasure import ErasureProfile
     from storage.errors import (
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
         UsedAfterFork,
         VersionNotFound,
     )
+    from storage.formats.versions import Version
     from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
-    from storage.reading import FileReader
+    from storage.read.reader import FileReader
     from storage.reports import (
         CollectReport,
         Damage,
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
         StoreStats,
         VolumeStats,
     )
-    from storage.upload import Upload
-    from storage.versions import Version
+    from storage.write.upload import Upload
 
 __all__ = [
     "CHUNK_SIZE_DEFAULT",
@@ -106,14 +106,14 @@ __getattr__, __dir__ = loading(
         "DataLossError": "storage.errors",
         "ErasureProfile": "storage.erasure",
         "FileNotFound": "storage.errors",
-        "FileReader": "storage.reading",
+        "FileReader": "storage.read.reader",
         "FileStorage": "storage.engine",
         "FormatError": "storage.errors",
         "IncompletePush": "storage.errors",
         "InsufficientWorkers": "storage.errors",
         "InvalidArgument": "storage.errors",
-        "ManifestDiff": "storage.diffs",
-        "Patch": "storage.diffs",
+        "ManifestDiff": "storage.diff.manifest_diff",
+        "Patch": "storage.diff.manifest_diff",
         "PermissionDenied": "storage.errors",
         "Progress": "storage.reports",
         "RebuildReport": "storage.reports",
@@ -127,9 +127,9 @@ __getattr__, __dir__ = loading(
         "StoreReadOnly": "storage.errors",
         "StoreStats": "storage.reports",
         "StoreUnavailable": "storage.errors",
-        "Upload": "storage.upload",
+        "Upload": "storage.write.upload",
         "UsedAfterFork": "storage.errors",
-        "Version": "storage.versions",
+        "Version": "storage.formats.versions",
         "VersionNotFound": "storage.errors",
         "VolumeStats": "storage.reports",
     },

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from storage.diffs import ManifestDiff, Patch
+from storage.diff.manifest_diff import ManifestDiff, Patch
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.limits import (
@@ -246,7 +246,7 @@ RULES: Mapping[str, Rule] = {
     "create": instance(bool, "create"),
     "volume_options": anything,
     "runtime": anything,
-    "source": path_or_object,  # storage.chunking and taskworker.client.sources know what can be pushed
+    "source": path_or_object,  # storage.write.sources and taskworker.client.sources know what can be pushed
     "filename": _same_text(check_filename),
     "after": _same_text(check_filename),
     "user_id": _same_text(check_user_id),

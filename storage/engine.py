@@ -11,10 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from storage import revising
 from storage.activity import Activity
 from storage.arguments import checked
-from storage.authenticity import Authority
 from storage.budget import Budget
 from storage.catalog import (
     Catalog,
@@ -27,9 +25,7 @@ from storage.catalog import (
     user_key,
 )
 from storage.catalog.port import DamagedSettings
-from storage.chunking import Source, feed, source_size
-from storage.commit import GroupCommit
-from storage.diffs import ManifestDiff
+from storage.diff.manifest_diff import ManifestDiff
 from storage.erasure import ErasureProfile, accelerator_name, profile_for
 from storage.errors import (
     ConflictError,
@@ -42,27 +38,27 @@ from storage.errors import (
     StoreUnavailable,
     VersionNotFound,
 )
-from storage.fleet import Fleet
-from storage.forks import HomeProcess
+from storage.fleet.fleet import Fleet
+from storage.fleet.volumes import VolumeOptions, VolumeSet
+from storage.formats.authenticity import Authority
+from storage.formats.manifest import Manifest
+from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.formats.voices import voices
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import (
     MIB,
 )
-from storage.lineage import Lineage, agreement_quorum
-from storage.live import node_loader
-from storage.locking import StoreLock
 from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief
 from storage.maintenance.collect import collect, missed_stores
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer, Pace
+from storage.maintenance.live import node_loader
 from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
-from storage.manifest import Manifest
-from storage.pins import Pins, Readings
-from storage.reading import AHEAD_BYTES_ALL, FileReader, VersionStream
+from storage.read.reader import AHEAD_BYTES_ALL, FileReader, VersionStream
 from storage.reports import (
     CollectReport,
     HealingState,
@@ -76,12 +72,16 @@ from storage.reports import (
 from storage.runtime import Runtime
 from storage.settings import keep_settings, load_or_create_settings, looks_like_store, with_incomplete
 from storage.shards import ShardStore, VolumeUsage
-from storage.stripes import StripeStore
-from storage.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, chunk_stripe, push_small, survives_a_loss
-from storage.uploads import Uploads
-from storage.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
-from storage.voices import voices
-from storage.volumes import VolumeOptions, VolumeSet
+from storage.stripes.stripes import StripeStore, chunk_stripe
+from storage.system.forks import HomeProcess
+from storage.system.locking import StoreLock
+from storage.write import revising
+from storage.write.commit import GroupCommit
+from storage.write.lineage import Lineage, agreement_quorum
+from storage.write.pins import Pins, Readings
+from storage.write.registry import Uploads
+from storage.write.sources import Source, feed, source_size
+from storage.write.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, push_small, survives_a_loss
 
 log = logging.getLogger(__name__)
 
@@ -724,7 +724,7 @@ class FileStorage:
         self._volumes.check_present(at_once=True)
         self._volumes.reattach()
         if not self.behind:
-            self._context.commits.bury_leftovers()
+            self._context.commits.write_pending_tombstones()
         waiting = set(self._volumes.incomplete)
         report = repair(self._maintenance, progress, pace, watch)
         if self.behind:
@@ -999,7 +999,7 @@ class FileStorage:
     def _catch_up(self) -> None:
         if not self.behind:
             self._context.commits.catch_up(self._lineage.latest_shown)
-            self._context.commits.bury_leftovers()
+            self._context.commits.write_pending_tombstones()
 
     def save_incomplete(self) -> None:
         """Keep in the catalog which volumes wait for repair; for fleets whose stores come and go."""
@@ -1061,7 +1061,7 @@ class FileStorage:
             time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else time_ms,
             sha256=bytes.fromhex(sha256) if sha256 else None,
             note=note,
-            attendance=self._volumes.attendance(),
+            epoch=self._volumes.epoch(),
         )
 
     def _entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:

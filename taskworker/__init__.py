@@ -8,11 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from taskworker import former_names
+
 if TYPE_CHECKING:
     from storage import FileStorage
     from taskworker.client import AsyncClient, Client
     from taskworker.sandbox import Limits
-    from taskworker.worker import TaskWorker
+    from taskworker.worker.task_worker import TaskWorker
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "FileStorage", "Limits", "TaskWorker"]
@@ -22,8 +24,11 @@ _HOMES = {
     "Client": "taskworker.client",
     "FileStorage": "storage",
     "Limits": "taskworker.sandbox",
-    "TaskWorker": "taskworker.worker",
+    "TaskWorker": "taskworker.worker.task_worker",
 }
+
+
+former_names.install()
 
 
 # Not by way of storage.lazily: this package is loaded in sandboxes, too, which have no storage.

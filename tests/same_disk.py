@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lmdb
 
-from storage.lmdb_origin import DATA_FILE, ORIGIN_KEY, origin_of
+from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, origin_of
 
 
 def as_the_same_disk(root: Path) -> Path:

@@ -18,7 +18,7 @@ import threading
 
 import msgspec._utils
 
-from taskworker.bundles.spec import FunctionSpec, limits_of
+from taskworker.calls.spec import FunctionSpec, limits_of
 
 document = FunctionSpec(name="f", entry="app:f").to_json()
 looked, others_are_done = threading.Event(), threading.Event()

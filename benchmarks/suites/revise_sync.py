@@ -13,7 +13,7 @@ from benchmarks.session import Session, human_size, sampled, settle, times
 from benchmarks.suites.engine import PUSH_LIMIT
 from benchmarks.workload import USER, RandomContent
 from storage import FileStorage, ManifestDiff, Patch, Version
-from taskworker.wire.convert import diff_to_proto
+from taskworker.rpc.conversion import diff_to_proto
 
 STRIPE_BYTES = MIB * 3 // 2
 WIRE_OVERHEAD_BYTES = 8 * 1024

@@ -42,9 +42,9 @@ from storage.catalog.profiles import (
 )
 from storage.catalog.recount import recounted, time_from
 from storage.errors import FormatError
+from storage.formats.versions import FILE_ID_BYTES
 from storage.keys import STRIPE_KEY_BYTES, StripeKey
-from storage.lmdb_env import ROOT, Database, Environment, Transaction
-from storage.versions import FILE_ID_BYTES
+from storage.system.lmdb_env import ROOT, Database, Environment, Transaction
 
 T = TypeVar("T")
 
@@ -164,10 +164,10 @@ class _Transaction:
     def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
         self.forget_file(file_id)
         self._txn.delete(key, db=self._databases["names"])
-        self.bury(file_id, tombstone)
+        self.keep_tombstone(file_id, tombstone)
         self._txn.put(file_id, tombstone, db=self._databases["unburied"])
 
-    def bury(self, file_id: bytes, tombstone: bytes) -> None:
+    def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
         self._txn.put(file_id, tombstone, db=self._databases["tombstones"])
 
     def buried(self, file_ids: Iterable[bytes]) -> None:
@@ -416,7 +416,7 @@ class LmdbCatalog:
         for page in self._environment.pages("tombstones", b""):
             yield from page
 
-    def unburied(self) -> list[tuple[bytes, bytes]]:
+    def pending_tombstones(self) -> list[tuple[bytes, bytes]]:
         return [entry for page in self._environment.pages("unburied", b"") for entry in page]
 
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:

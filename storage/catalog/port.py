@@ -186,7 +186,7 @@ class CatalogTransaction(Protocol):
         Its versions stay until collected.
         """
 
-    def bury(self, file_id: bytes, tombstone: bytes) -> None:
+    def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
         """Keep a tombstone."""
 
     def buried(self, file_ids: Iterable[bytes]) -> None:
@@ -294,7 +294,7 @@ class Catalog(Protocol):
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
         """All tombstones: (file id, bytes)."""
 
-    def unburied(self) -> list[tuple[bytes, bytes]]:
+    def pending_tombstones(self) -> list[tuple[bytes, bytes]]:
         """Tombstones that may not be on the volumes yet: (file id, bytes)."""
 
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:

@@ -8,7 +8,7 @@ import msgspec
 
 from storage.catalog.port import FileEntry, ProfileCount, StoredEntry
 from storage.errors import FormatError
-from storage.versions import read_version
+from storage.formats.versions import read_version
 
 Profile = tuple[int, int]
 """(k, n)."""

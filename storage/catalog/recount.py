@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from storage.catalog.port import Counters, Holding, StoredEntry, StoreTime, UploadRecord
 from storage.errors import FormatError
-from storage.versions import decode_tombstone, read_version
+from storage.formats.versions import decode_tombstone, read_version
 
 
 def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, bytes]]) -> Counters:

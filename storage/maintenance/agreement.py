@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.formats.voices import Voice
 from storage.limits import MIB
-from storage.lmdb_env import Environment, Transaction
-from storage.voices import Voice
+from storage.system.lmdb_env import Environment, Transaction
 
 _TABLE = "holders"
 _AGREED = b""  # in place of the holders' bits
@@ -33,7 +33,7 @@ class Agreement:
     Args:
         quorum: how many voices must agree.
         scratch: for a temporary file, made when first needed.
-        voice_of: of each volume, see :func:`storage.voices.voices`; each speaks for itself by default.
+        voice_of: of each volume, see :func:`storage.formats.voices.voices`; each speaks for itself by default.
     """
 
     def __init__(self, quorum: int, scratch: Path, voice_of: Mapping[int, Voice] | None = None) -> None:

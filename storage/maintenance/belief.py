@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from storage.authenticity import Authority
+from storage.formats.authenticity import Authority
+from storage.formats.versions import SIGNED_FORMAT, StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
 from storage.keys import Kind
 from storage.maintenance.agreement import Agreement
-from storage.versions import SIGNED_FORMAT, StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
 
 _UNCHECKED = 0x80  # beside the kind in a question
 

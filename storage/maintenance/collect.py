@@ -27,14 +27,14 @@ from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from storage.limits import MIB
-from storage.live import live_objects
 from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.live import live_objects
+from storage.maintenance.set_aside import SetAside
 from storage.reports import CollectReport, Progress
-from storage.setaside import SetAside
 from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
-from storage.stripes import metadata_stripe
-from storage.uploads import KeptUploads
+from storage.stripes.stripes import metadata_stripe
+from storage.write.registry import KeptUploads
 
 log = logging.getLogger(__name__)
 

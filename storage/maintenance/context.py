@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.catalog import Catalog
-from storage.manifest import LoadNode
-from storage.pins import Pins, Readings
+from storage.formats.manifest import LoadNode
 from storage.runtime import Runtime
-from storage.stripes import StripeStore
-from storage.uploads import Uploads
+from storage.stripes.stripes import StripeStore
+from storage.write.pins import Pins, Readings
+from storage.write.registry import Uploads
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
 from storage.shards import ShardStore
 
 

@@ -14,7 +14,7 @@ from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey
 from storage.reports import HealingState
 from storage.runtime import Runtime
-from storage.stripes import StripeStore, Unread
+from storage.stripes.stripes import StripeStore, Unread
 
 log = logging.getLogger(__name__)
 

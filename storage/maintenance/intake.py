@@ -11,16 +11,16 @@ import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction
 from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StorageError
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
+from storage.formats.manifest import object_id
+from storage.formats.versions import decode_tombstone, decode_version
 from storage.keys import ID_BYTES, Kind
 from storage.limits import check_filename, check_user_id
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
-from storage.maintenance.turns import Turns
-from storage.manifest import object_id
+from storage.maintenance.round_robin import RoundRobin
 from storage.reports import Progress
 from storage.shards import Shard
-from storage.versions import decode_tombstone, decode_version
 
 _LISTED_MAX = 10_000
 _REFUSED_LISTED_MAX = 1_000
@@ -92,7 +92,7 @@ class Intake:
         Raises:
             InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed.
         """
-        turns = Turns(
+        shown = RoundRobin(
             self.volumes,
             examined,
             self.belief.agreement,
@@ -102,7 +102,7 @@ class Intake:
             take=lambda slot, page: self._take(slot, page, unsigned=examined.counts(slot)),
         )
         for _ in range(_ROUNDS_MAX):
-            turns.run()
+            shown.run()
         for slot in self.volumes.slots:
             if not self.volumes.trusts(slot):
                 self.belief.agreement.forget(slot)
@@ -163,7 +163,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
     for shard in batch:
         identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
         if kind == Kind.TOMBSTONE:
-            txn.bury(decode_tombstone(raw).file_id, raw)
+            txn.keep_tombstone(decode_tombstone(raw).file_id, raw)
         else:
             file_id = decode_version(raw).record.file_id
             known = txn.version(file_id, identifier)

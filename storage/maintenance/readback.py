@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 from blake3 import blake3
 
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreFull
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from storage.stripes import StripeStore, Written
+from storage.stripes.stripes import StripeStore, Written
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +66,19 @@ class ReadBack:
         self._is_collecting = is_collecting
         self._fleet: Fleet[Any] = stripes.volumes
 
-    def look(self, moved: Sequence[Moved], attendance: tuple[int, ...]) -> Looked:
+    def look(self, moved: Sequence[Moved], epoch: tuple[int, ...]) -> Looked:
         """Fetch shards that were written a moment ago, while they are in everybody's memory; accuses nobody.
 
         Args:
             moved: shards that were written.
-            attendance: the fleet's when it was decided where to put them.
+            epoch: the fleet's when it was decided where to put them.
         """
         good: list[Moved] = []
         rest: list[Moved] = []
         for store, written in by_store(moved).items():
             volume = self._fleet.volume(store)
             found: set[ShardKey] = set()
-            if volume is not None and self._fleet.attendance() == attendance:
+            if volume is not None and self._fleet.epoch() == epoch:
                 with self._fleet.guard(store, volume):
                     for one in self._given_back(volume, written):
                         found.add(one.shard.key)
@@ -86,21 +86,21 @@ class ReadBack:
                 (good if one.shard.key in found else rest).append(one)
         return Looked(good, rest)
 
-    def settle(self, looked: Looked, attendance: tuple[int, ...]) -> None:
+    def settle(self, looked: Looked, epoch: tuple[int, ...]) -> None:
         """All of it has been made durable since: drop the former copies of what is right, and look into the rest.
 
         Args:
             looked: what came of :meth:`look`.
-            attendance: as there; under another nothing is dropped, and nothing proves a lie.
+            epoch: as there; under another nothing is dropped, and nothing proves a lie.
         """
         good = list(looked.good)
         for store, written in by_store(looked.rest).items():
             volume = self._fleet.volume(store)
-            if volume is None or self._fleet.attendance() != attendance:
+            if volume is None or self._fleet.epoch() != epoch:
                 continue  # or it may be another process, which never was given these
             with self._fleet.guard(store, volume):
                 good += self._right_ones(store, volume, written)
-        if self._fleet.attendance() == attendance:
+        if self._fleet.epoch() == epoch:
             self._drop_former(good)
 
     def _given_back(self, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:

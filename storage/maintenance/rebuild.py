@@ -13,17 +13,16 @@ import msgspec
 from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
+from storage.formats.manifest import Manifest, differing_chunks, object_id
+from storage.formats.versions import StoredVersion, decode_tombstone, read_version
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import MIB
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
 from storage.maintenance.intake import Intake, Tally
-from storage.manifest import Manifest, differing_chunks, object_id
 from storage.reports import Progress, RebuildReport
-from storage.stripes import StripeStore, metadata_stripe
-from storage.survey import Whereabouts
-from storage.upload import chunk_stripe
-from storage.versions import StoredVersion, decode_tombstone, read_version
+from storage.stripes.shard_map import ShardMap
+from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
 
 _BATCH = 2000
 _BATCH_BYTES = 4 * MIB
@@ -206,17 +205,17 @@ class _Judge:
     nodes: _Nodes
     examined: Examined
     tally: Tally
-    looked_up: dict[StripeKey, Whereabouts] = field(default_factory=dict)
+    looked_up: dict[StripeKey, ShardMap] = field(default_factory=dict)
 
     def look_up(self, files: Iterable[_Found]) -> None:
         """Ask where the chunks of small files are, of many at once: each question costs a round trip to all stores."""
         self.looked_up.clear()
         for stripes in batched(_chunks_of_small(files), _LOCATED_TOGETHER):
-            self.looked_up.update(zip(stripes, self.stripes.whereabouts(stripes), strict=True))
+            self.looked_up.update(zip(stripes, self.stripes.shard_maps(stripes), strict=True))
 
-    def _whereabouts(self, chunks: list[StripeKey]) -> list[Whereabouts]:
+    def _shard_maps(self, chunks: list[StripeKey]) -> list[ShardMap]:
         known = [found for chunk in chunks if (found := self.looked_up.get(chunk)) is not None]
-        return known if len(known) == len(chunks) else self.stripes.whereabouts(chunks)
+        return known if len(known) == len(chunks) else self.stripes.shard_maps(chunks)
 
     def choose(self, file_id: bytes, versions: list[StoredVersion]) -> _File | None:
         """The head of a file and the chain below it; None if no version is whole.
@@ -249,7 +248,7 @@ class _Judge:
         try:
             for chunk_ids in batched(Manifest(head.root, self.nodes.load).chunk_ids(), _LOCATED_TOGETHER):
                 chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
-                for chunk_id, where in zip(chunk_ids, self._whereabouts(chunks), strict=True):
+                for chunk_id, where in zip(chunk_ids, self._shard_maps(chunks), strict=True):
                     there = head.root.n - where.missing
                     if there < head.root.k:
                         lacks = f"chunk {chunk_id.hex()} has {there} shards left, {head.root.k} are needed"

@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 from storage.batching import batched
 from storage.catalog import Catalog
 from storage.errors import DataLossError, ShardsUnavailable, StorageError
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
+from storage.fleet.placement import PARTITIONS, losses_survivable
+from storage.formats.manifest import object_id
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
 from storage.limits import MIB
-from storage.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
-from storage.manifest import object_id
-from storage.placement import PARTITIONS, losses_survivable
+from storage.maintenance.set_aside import SetAside
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
-from storage.setaside import SetAside
-from storage.stripes import Unread, Written
-from storage.survey import Whereabouts
+from storage.stripes.shard_map import ShardMap
+from storage.stripes.stripes import Unread, Written
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _READ_BACK_BYTES = 8 * MIB
@@ -67,13 +67,13 @@ def repair(
     """
     volumes = context.stripes.volumes
     volumes.reattach()
-    attendance, online = volumes.attendance(), [slot for slot, _ in volumes.online()]
+    epoch, online = volumes.epoch(), [slot for slot, _ in volumes.online()]
     expected = context.catalog.counters().versions + context.catalog.claims()
     tally = _Tally(expected, progress, watch, SetAside(volumes.report))
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[_UnderWay] = deque()
-        new = _New(context, pool, attendance)
+        new = _New(context, pool, epoch)
         for group in batched(_damaged(context, tally), context.stripes.mended_together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
@@ -83,7 +83,7 @@ def repair(
         new.settle(volumes.sync)
     tally.finish()
     if not tally.lost_count and not tally.unavailable:
-        volumes.note_whole(online, attendance)
+        volumes.note_whole(online, epoch)
     return tally.report(_unwritable(volumes))
 
 
@@ -105,8 +105,8 @@ class _Damaged(NamedTuple):
     """
 
     live: LiveObject
-    where: Whereabouts
-    attendance: tuple[int, ...]
+    where: ShardMap
+    epoch: tuple[int, ...]
     missing: bool
     spare: int
     endangered: bool
@@ -305,9 +305,9 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     runs = live_runs(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
     ready = (run for run in runs if not _is_being_written(context, run.stripes[0]))
     for batch in _batches(ready):
-        attendance = context.stripes.volumes.attendance()
-        for index, where in context.stripes.surveyor.whereabouts(batch.stripes).items():
-            damaged = _judged(context, batch.object(index), where, attendance)
+        epoch = context.stripes.volumes.epoch()
+        for index, where in context.stripes.shard_mapper.shard_maps(batch.stripes).items():
+            damaged = _judged(context, batch.object(index), where, epoch)
             tally.find(damaged)
             if damaged.due:
                 found.append(damaged)
@@ -325,7 +325,7 @@ def _is_being_written(context: MaintenanceContext, stripe: StripeKey) -> bool:
     return stripe[ID_BYTES] == Kind.TOMBSTONE and context.pins.pinned(stripe)
 
 
-def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, attendance: tuple[int, ...]) -> _Damaged:
+def _judged(context: MaintenanceContext, live: LiveObject, where: ShardMap, epoch: tuple[int, ...]) -> _Damaged:
     k = live.stripe[ID_BYTES + 1] + 1
     spare = _spare(where.holders, k)
     wanted = _spare(context.stripes.volumes.targets(live.stripe), k)
@@ -333,7 +333,7 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: Whereabouts, a
     missing = any(where.holders[slot] is None for slot in due)
     deferred = len(due) < len(where.absent)
     unanswered = _unanswered(context, live.stripe, where.unsure - set(due))
-    return _Damaged(live, replace(where, absent=due), attendance, missing, spare, spare < wanted, deferred, unanswered)
+    return _Damaged(live, replace(where, absent=due), epoch, missing, spare, spare < wanted, deferred, unanswered)
 
 
 def _unanswered(context: MaintenanceContext, stripe: StripeKey, slots: Collection[int]) -> str:
@@ -365,10 +365,10 @@ class _New:
     stores at once, and some time after they were written, so that nobody waits for what is on its way.
     """
 
-    def __init__(self, context: MaintenanceContext, threads: Executor, attendance: tuple[int, ...]) -> None:
+    def __init__(self, context: MaintenanceContext, threads: Executor, epoch: tuple[int, ...]) -> None:
         self._volumes = context.stripes.volumes
         self._threads = threads
-        self._attendance = attendance
+        self._epoch = epoch
         self._readback = ReadBack(context.stripes, context.collecting.locked)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
         self._unread: list[Moved] = []
@@ -399,11 +399,11 @@ class _New:
         self._unsynced_bytes = self._unsynced_shards = 0
         looks, self._looks = [look.result() for look in self._looks], []
         for looked in looks:
-            self._readback.settle(looked, self._attendance)
+            self._readback.settle(looked, self._epoch)
 
     def _look(self, moved: list[Moved]) -> None:
         for written in by_store(moved).values():
-            self._looks.append(self._threads.submit(self._readback.look, written, self._attendance))
+            self._looks.append(self._threads.submit(self._readback.look, written, self._epoch))
 
 
 def _made_by_store(moved: list[Moved]) -> Counter[int]:
@@ -418,8 +418,8 @@ def _made_by_store(moved: list[Moved]) -> Counter[int]:
 def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None) -> _Group:
     """Make the absent shards of a few objects."""
     began_s = time.perf_counter()
-    now = context.stripes.volumes.attendance()
-    known = [damaged.where for damaged in group] if all(damaged.attendance == now for damaged in group) else None
+    now = context.stripes.volumes.epoch()
+    known = [damaged.where for damaged in group] if all(damaged.epoch == now for damaged in group) else None
     written: list[Written] = []
     outcomes = context.stripes.heal_all([damaged.live.stripe for damaged in group], known, written.append)
     made = [

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.batching import batched
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
 from storage.keys import ShardKey, shard_key
-from storage.live import LiveObject, is_live, live_objects
 from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.live import LiveObject, is_live, live_objects
+from storage.maintenance.set_aside import SetAside
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
-from storage.setaside import SetAside
 from storage.shards.port import Verdict, Verification
 
 _BATCH = 512
@@ -122,7 +122,7 @@ def _check_objects(
     """See that every shard of these objects is there and good, asking each store once."""
     volumes = context.stripes.volumes
     wanted: dict[int, list[tuple[ShardKey, LiveObject]]] = {}
-    placed = context.stripes.surveyor.placed([live.stripe for live in batch])
+    placed = context.stripes.shard_mapper.placed([live.stripe for live in batch])
     for live, stores in zip(batch, placed, strict=True):
         for slot, holder in enumerate(stores):
             wanted.setdefault(holder, []).append((shard_key(live.stripe, slot), live))

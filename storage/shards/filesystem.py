@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from storage.errors import StoreFull
-from storage.faults import Fault, fault_of
 from storage.limits import BytesLike
-from storage.lmdb_env import Environment
+from storage.system.faults import Fault, fault_of
+from storage.system.lmdb_env import Environment
 
 _IOV_MAX = 1024  # Linux's UIO_MAXIOV
 

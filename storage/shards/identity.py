@@ -9,10 +9,10 @@ from typing import Annotated
 import msgspec
 
 from storage.errors import FormatError, StoreUnavailable
-from storage.faults import Fault, fault_of
 from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.record import SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_header
+from storage.system.faults import Fault, fault_of
 
 IDENTITY_FILE = "VOLUME"
 SEGMENT_SUFFIX = ".seg"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.errors import FormatError, StoreReadOnly, StoreUnavailable
-from storage.faults import Fault, fault_of
 from storage.keys import SHARD_KEY_BYTES, ShardKey
-from storage.lmdb_env import Database, Environment, Transaction
 from storage.shards.filesystem import FileSystem
 from storage.shards.port import Location, VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from storage.shards.record import HEADER_BYTES
+from storage.system.faults import Fault, fault_of
+from storage.system.lmdb_env import Database, Environment, Transaction
 
 log = logging.getLogger(__name__)
 

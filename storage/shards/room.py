@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from storage.backoff import Backoff
 from storage.errors import StoreFull
 from storage.limits import MIB
 from storage.shards.filesystem import Space
+from storage.system.backoff import Backoff
 
 _RESERVE_SHARE = 50  # keep 1/50 of the file system free, so that deleting and collecting can still write
 _RESERVE_BYTES_MIN = 4 * MIB

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.faults import Fault, fault_of
+from storage.system.faults import Fault, fault_of
 
 _PAGES_MAX = 1024  # given up at one opening, 4 MiB; a disk with more bad sectors is failing as a whole
 

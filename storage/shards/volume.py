@@ -12,13 +12,11 @@ from typing import NamedTuple
 from blake3 import blake3
 from cachetools import LRUCache
 
-from storage.backoff import Backoff
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
-from storage.faults import Fault, fault_of, never_flushed
+from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
-from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import (
     IDENTITY_FILE,
@@ -54,6 +52,8 @@ from storage.shards.room import Room
 from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
 from storage.shards.verification import LocalVerification
+from storage.system.backoff import Backoff
+from storage.system.faults import Fault, fault_of, never_flushed
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ _PANELS = {
         "sync": "sync",
         "rm": "files",
     },
-    "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "upkeep")
+    "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
     | {"snapshot": "snapshots"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"},

@@ -32,7 +32,7 @@ class Delta:
 
 
 class Backend(Protocol):
-    """Files of one user, and the upkeep of the store they are in.
+    """Files of one user, and the maintenance of the store they are in.
 
     Errors are those of ``storage``, or a ``Failure`` with its own exit code.
     """

@@ -19,7 +19,7 @@ def demo(session: Session) -> None:
     import tempfile
     from pathlib import Path
 
-    from taskworker.cli.demonstration import Demonstration
+    from taskworker.cli.demo_steps import Demo
 
     with tempfile.TemporaryDirectory(prefix="taskworker-demo-") as directory:
-        Demonstration(Path(directory)).run()
+        Demo(Path(directory)).run()

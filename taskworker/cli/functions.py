@@ -17,7 +17,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
-    from taskworker.bundles.archive import PackedPackage
+    from taskworker.calls.bundle import PackedPackage
     from taskworker.client.deploying import Deployment
     from taskworker.client.functions import (
         Deployed,
@@ -177,8 +177,8 @@ def deploy(
         taskworker deploy thumbnail images:thumbnail
         taskworker deploy report reports.monthly:make --requirements requirements.txt --limits memory=512MiB,wall=120
     """
-    from taskworker.bundles.labels import labels_from_texts
-    from taskworker.bundles.spec import FunctionSpec, limits_from_text
+    from taskworker.calls.labels import labels_from_texts
+    from taskworker.calls.spec import FunctionSpec, limits_from_text
     from taskworker.client import deploying
     from taskworker.client.deploying import Source
     from taskworker.client.functions import FunctionClient
@@ -316,7 +316,7 @@ def functions(
 
 
 def _host_lines(hosts: list[FunctionHost]) -> list[str]:
-    from taskworker.bundles.labels import text_of
+    from taskworker.calls.labels import text_of
 
     if not hosts:
         return ["no workers run functions; start one with `taskworker worker`"]

@@ -11,8 +11,8 @@ from taskworker.cli.session import Session
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
-    from taskworker.dns.names import DnsOptions
-    from taskworker.dns.server import Listen
+    from taskworker.outbound.dns.names import DnsOptions
+    from taskworker.outbound.dns.server import Listen
 
 _PANEL = "Names"
 
@@ -60,10 +60,10 @@ def dns_options(
     Raises:
         InvalidArgument: one of them cannot be.
     """
-    from taskworker.dns.names import DnsOptions
-    from taskworker.dns.policy import Policy, read_block_list
-    from taskworker.dns.server import Listen
-    from taskworker.dns.upstream import NameServer
+    from taskworker.outbound.dns.names import DnsOptions
+    from taskworker.outbound.dns.policy import Policy, read_block_list
+    from taskworker.outbound.dns.server import Listen
+    from taskworker.outbound.dns.upstream import NameServer
 
     return DnsOptions(
         listen=None if port is None else Listen.parse(port),

@@ -28,9 +28,9 @@ from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
-    from taskworker.function_worker import HostedFunctions
-    from taskworker.functions.users import UserShares
-    from taskworker.secrets.master_key import MasterKeySource
+    from taskworker.functions.routing.users import UserShares
+    from taskworker.outbound.secrets.master_key import MasterKeySource
+    from taskworker.worker.functions import HostedFunctions
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 _GRACE_S = 5.0
@@ -171,14 +171,14 @@ def pool(
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
     """
-    from taskworker.bundles.spec import LIMITS_MAX, limits_from_text
+    from taskworker.apps.pool_server import PoolServer
+    from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
-    from taskworker.functions.policy import FunctionPolicy
-    from taskworker.functions.records import RecordBounds
+    from taskworker.functions.routing.policy import FunctionPolicy
+    from taskworker.functions.routing.records import RecordBounds
+    from taskworker.outbound.secrets.process_memory import keep_private
     from taskworker.pool.node_pool import PoolOptions
-    from taskworker.secrets.process_memory import keep_private
-    from taskworker.services.pool_server import PoolServer
-    from taskworker.worker import default_store
+    from taskworker.worker.task_worker import default_store
 
     keep_one_arena()
     path = directory or default_store("pool")
@@ -208,7 +208,7 @@ def pool(
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
         _watch_parent(wanted=supervised)
-        names_at = server.outside.names.address
+        names_at = server.capabilities.names.address
         session.terminal.result(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()} | dns_document(names_at),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
@@ -234,7 +234,7 @@ def pool(
 
 def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:
     """What ``--user-calls``, ``--user-queue`` and ``--user-weight`` say."""
-    from taskworker.functions.users import USER_CALLS, UserShares
+    from taskworker.functions.routing.users import USER_CALLS, UserShares
 
     try:
         most, most_of = _counts(calls, USER_CALLS)
@@ -265,7 +265,7 @@ def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
 
 
 def _master_key(file: Path | None) -> MasterKeySource | None:
-    from taskworker.secrets.master_key import VARIABLE, GivenKeys, KeyFile
+    from taskworker.outbound.secrets.master_key import VARIABLE, GivenKeys, KeyFile
 
     given = os.environ.pop(VARIABLE, None)  # no child of this process needs it
     if file is not None:
@@ -359,19 +359,19 @@ def worker(
         taskworker worker app:worker
     """
     from taskworker.cli.allocator import keep_one_arena
-    from taskworker.secrets.process_memory import forbid_core_dumps
+    from taskworker.outbound.secrets.process_memory import forbid_core_dumps
 
     keep_one_arena()
     forbid_core_dumps()  # secrets pass through here on their way to functions
     if program is not None:
         run_program(session, program, listen)
         return
-    from taskworker.bundles.labels import labels_from_texts
-    from taskworker.bundles.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
-    from taskworker.function_worker import HostedFunctions
+    from taskworker.calls.labels import labels_from_texts
+    from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
     from taskworker.sandbox import Keep
-    from taskworker.volume_worker import VolumeWorker
-    from taskworker.worker import default_store
+    from taskworker.worker.functions import HostedFunctions
+    from taskworker.worker.task_worker import default_store
+    from taskworker.worker.volume import VolumeWorker
 
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
@@ -427,7 +427,7 @@ def worker(
 def _run_functions_only(
     session: Session, worker_id: str, path: Path, hosted: HostedFunctions, listen: str, *, supervised: bool
 ) -> None:
-    from taskworker.functions_only_worker import FunctionsOnlyWorker
+    from taskworker.worker.functions_only import FunctionsOnlyWorker
 
     runner = FunctionsOnlyWorker(worker_id, path, hosted)
     try:
@@ -473,7 +473,7 @@ def up(
         taskworker up --dir ./cluster --workers 8 --grace 5
     """
     from taskworker.cli.supervisor import Supervisor
-    from taskworker.worker import default_store
+    from taskworker.worker.task_worker import default_store
 
     profile = profile_of(k, n)
     supervisor = Supervisor(

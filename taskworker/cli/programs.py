@@ -13,7 +13,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.signals import Stopped, finish_regardless
 
 if TYPE_CHECKING:
-    from taskworker.worker import TaskWorker
+    from taskworker.worker.task_worker import TaskWorker
 
 
 def run_program(session: Session, place: str, listen: str) -> None:
@@ -48,7 +48,7 @@ async def _serve(session: Session, worker: TaskWorker, port: int) -> None:
 
 
 def _worker_at(place: str) -> TaskWorker:
-    from taskworker.worker import TaskWorker
+    from taskworker.worker.task_worker import TaskWorker
 
     module_name, separator, name = place.partition(":")
     if not separator:

@@ -43,7 +43,7 @@ def serve(
     """
     from storage import ErasureProfile, FileStorage
     from taskworker.cli.allocator import keep_one_arena
-    from taskworker.services.server import FileServer
+    from taskworker.services.file_server import FileServer
 
     keep_one_arena()
     path = session.store_path()

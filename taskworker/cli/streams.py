@@ -12,7 +12,7 @@ import sys
 from io import FileIO
 from typing import Literal, TextIO
 
-from storage.descriptors import STANDARD_DESCRIPTORS, occupy_standard_descriptors
+from storage.system.descriptors import STANDARD_DESCRIPTORS, occupy_standard_descriptors
 from taskworker.cli.exits import ExitCode, Failure
 
 _IN, _OUT, _ERROR = STANDARD_DESCRIPTORS

@@ -12,16 +12,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from storage.forks import HomeProcess
-from taskworker import store_pb2
-from taskworker.client.endpoint import CHANNEL_OPTIONS, STORE_SERVICE, target_of
+from storage.system.forks import HomeProcess
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.errors import CallAbandoned, DeadlineExceeded, StorageUnavailable
-from taskworker.functions_pb2_grpc import StreamServiceStub
-from taskworker.store_pb2_grpc import StoreServiceStub
-from taskworker.taskworker_pb2_grpc import DNSServiceStub, FileServiceStub, RPCServiceStub
-from taskworker.wire import status
-from taskworker.wire.frames import data_of_frame
+from taskworker.protos import store_pb2
+from taskworker.protos.functions_pb2_grpc import StreamServiceStub
+from taskworker.protos.store_pb2_grpc import StoreServiceStub
+from taskworker.protos.taskworker_pb2_grpc import DNSServiceStub, FileServiceStub, RPCServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.data_frames import data_of_frame
+from taskworker.rpc.dialling import STORE_SERVICE, dial
 
 ResponseT = TypeVar("ResponseT")
 
@@ -75,7 +75,7 @@ class Channel:
     def __init__(self, address: str) -> None:
         self.address = address
         self._home = HomeProcess(f"the connection to {address}")
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._channel = dial(address)
         self.files = FileServiceStub(self._channel)
         self.store = StoreServiceStub(self._channel)
         self.rpc = RPCServiceStub(self._channel)

@@ -32,7 +32,6 @@ from storage.arguments import anything, checked, instance, path, seconds, text, 
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
-from taskworker import functions_pb2, store_pb2, taskworker_pb2
 from taskworker.client import sources
 from taskworker.client.channel import Channel, Deadline, IncomingMessages, OutgoingMessages, retried
 from taskworker.client.differences import (
@@ -48,8 +47,9 @@ from taskworker.client.fetching import Fetch, RemoteFile, Wanted, replacing, wri
 from taskworker.client.pushing import PushOptions, push
 from taskworker.client.sources import Pushable
 from taskworker.errors import FunctionFailed, MessageTooLarge, ServerFault
-from taskworker.wire import convert
-from taskworker.wire.limits import DELETE_MAX, MIB, PAGE_MAX, TAIL_MAX, UNARY_BYTES_MAX
+from taskworker.protos import functions_pb2, store_pb2, taskworker_pb2
+from taskworker.rpc import conversion as convert
+from taskworker.rpc.limits import DELETE_MAX, MIB, PAGE_MAX, TAIL_MAX, UNARY_BYTES_MAX
 
 if TYPE_CHECKING:
     from taskworker.client.deploying import Deployment
@@ -772,7 +772,7 @@ class Client:
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and there is an earlier version.
         """
-        from taskworker.bundles.spec import spec_from_options
+        from taskworker.calls.spec import spec_from_options
         from taskworker.client.deploying import Source, deploy
         from taskworker.client.functions import FunctionClient
 
@@ -834,7 +834,7 @@ class Client:
         response = self._channel.unary(self._channel.dns.ResolveDomain, request, self._deadline(timeout_s))
         return list(response.answers)
 
-    # Upkeep of the store
+    # Maintenance of the store
 
     @_arguments_checked
     def stats(self, *, timeout_s: float | None = None) -> StoreStats:
@@ -845,13 +845,13 @@ class Client:
     @_arguments_checked
     def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
         """Verify all shards; ``progress`` gets (bytes done, bytes in all). Leaving early stops it."""
-        event = self._upkeep(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
+        event = self._maintenance(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
         return convert.scrub_from_proto(event.report)
 
     @_arguments_checked
     def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
         """Re-make missing and rotten shards; ``progress`` gets (objects done, objects in all)."""
-        event = self._upkeep(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
+        event = self._maintenance(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
         return convert.repair_from_proto(event.report)
 
     @_arguments_checked
@@ -860,13 +860,13 @@ class Client:
     ) -> CollectReport:
         """Drop what no version reaches and is older than ``grace_s`` seconds (default a day)."""
         request = store_pb2.CollectRequest(grace_s=grace_s)
-        event = self._upkeep(self._channel.store.Collect, request, progress, timeout_s)
+        event = self._maintenance(self._channel.store.Collect, request, progress, timeout_s)
         return convert.collect_from_proto(event.report)
 
     @_arguments_checked
     def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
         """Make the catalog again from the volumes."""
-        event = self._upkeep(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
+        event = self._maintenance(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
         return convert.rebuild_from_proto(event.report)
 
     # Inside
@@ -939,7 +939,7 @@ class Client:
         local.apply(diff, fetch)
         return SyncResult("pulled", head)
 
-    def _upkeep(
+    def _maintenance(
         self,
         method: grpc.UnaryStreamMultiCallable[Any, EventT],
         request: Message,
@@ -975,7 +975,7 @@ def _diff_in(response: taskworker_pb2.SynchronousResponse) -> ManifestDiff | Non
 
 
 class _Event(Protocol):
-    """An event of an upkeep call."""
+    """An event of an maintenance call."""
 
     @property
     def progress(self) -> store_pb2.Progress: ...

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskworker.bundles.archive import PackedFunction, PackedPackage
-from taskworker.bundles.labels import meets
-from taskworker.bundles.platform import Platform, to_cover
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls.bundle import PackedFunction, PackedPackage
+from taskworker.calls.labels import meets
+from taskworker.calls.platform import Platform, to_cover
+from taskworker.calls.spec import FunctionSpec
 from taskworker.client.functions import DEPLOY_TIMEOUT_S, Deployed, FunctionClient
 from taskworker.errors import FunctionBroken
-from taskworker.packing.directory import CodeDirectory
-from taskworker.packing.modules import pack_module
+from taskworker.functions.packing.directory import CodeDirectory
+from taskworker.functions.packing.modules import pack_module
 
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _TRIES = 20

@@ -16,12 +16,12 @@ from storage.arguments import whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike, shown
 from storage.reports import Progress
-from taskworker import store_pb2
 from taskworker.client.channel import Channel, Deadline
 from taskworker.client.fetching import replacing
 from taskworker.client.sources import SeekableSource
-from taskworker.wire.convert import patch_to_proto, profile_to_proto, version_from_proto
-from taskworker.wire.limits import CHUNK_IDS_MAX, KIB, MIB
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import patch_to_proto, profile_to_proto, version_from_proto
+from taskworker.rpc.limits import CHUNK_IDS_MAX, KIB, MIB
 
 # A patch takes about 45 bytes besides its data: so many make a message of a usual size.
 _PATCHES_PER_MESSAGE = 16 * KIB

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from taskworker import egress_pb2
 from taskworker.client.operators import OperatorClient
-from taskworker.egress_pb2_grpc import EgressServiceStub
+from taskworker.protos import egress_pb2
+from taskworker.protos.egress_pb2_grpc import EgressServiceStub
 
 _TIMEOUT_S = 60.0
 

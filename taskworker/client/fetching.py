@@ -14,11 +14,11 @@ from typing import BinaryIO, cast
 from storage import Version
 from storage.limits import BytesLike, sought
 from storage.reports import Progress
-from taskworker import store_pb2
 from taskworker.client.channel import Channel, Deadline, GetMessage, IncomingMessages
 from taskworker.errors import ServerFault, StorageUnavailable
-from taskworker.wire.convert import version_from_proto
-from taskworker.wire.limits import KIB, MIB
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import version_from_proto
+from taskworker.rpc.limits import KIB, MIB
 
 
 @dataclass(frozen=True, slots=True)

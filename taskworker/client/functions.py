@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from storage.arguments import whole_number
-from taskworker import functions_pb2
+from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.client.channel import Deadline
 from taskworker.client.operators import OperatorClient
 from taskworker.errors import ServerBusy
-from taskworker.functions_pb2_grpc import FunctionServiceStub
-from taskworker.wire.deployed import CANDIDATE_OWNER
-from taskworker.wire.limits import TAIL_MAX
+from taskworker.protos import functions_pb2
+from taskworker.protos.functions_pb2_grpc import FunctionServiceStub
+from taskworker.rpc.limits import TAIL_MAX
 
 _TIMEOUT_S = 60.0
 DEPLOY_TIMEOUT_S = 300.0

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-import grpc
-
-from storage.forks import HomeProcess
-from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
+from storage.system.forks import HomeProcess
 from taskworker.client.scope import CallScope, current_scope
-from taskworker.wire import status
+from taskworker.rpc import status
+from taskworker.rpc.dialling import dial
 
 ResponseT = TypeVar("ResponseT")
 ResponseT_co = TypeVar("ResponseT_co", covariant=True)
@@ -36,7 +34,7 @@ class OperatorClient:
     def __init__(self, address: str) -> None:
         self._address = address
         self._home = HomeProcess(f"the connection to {address}")
-        self._channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+        self._channel = dial(address)
 
     def close(self) -> None:
         """End the connection. Does nothing in a forked child."""

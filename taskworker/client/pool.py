@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
-from taskworker import pool_pb2
 from taskworker.client.operators import OperatorClient
-from taskworker.pool_pb2_grpc import PoolServiceStub
-from taskworker.wire import status
+from taskworker.protos import pool_pb2
+from taskworker.protos.pool_pb2_grpc import PoolServiceStub
+from taskworker.rpc import status
 
 _TIMEOUT_S = 10.0
 

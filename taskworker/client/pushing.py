@@ -11,14 +11,14 @@ from storage import ErasureProfile, Version
 from storage.errors import StorageError
 from storage.limits import BytesLike
 from storage.reports import Progress
-from taskworker import store_pb2
 from taskworker.client.channel import Channel, Deadline, OutgoingMessages
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import ServerBusy, StorageUnavailable
-from taskworker.wire.convert import profile_to_proto, version_from_proto
-from taskworker.wire.frames import data_frame
-from taskworker.wire.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import profile_to_proto, version_from_proto
+from taskworker.rpc.data_frames import data_frame
+from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
 _TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in one message
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from storage.errors import FileNotFound
-from storage.versions import Version
+from storage.formats.versions import Version
 
 _FILE_ID = re.compile(r"[0-9a-f]{32}")
 

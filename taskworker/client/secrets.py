@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskworker import secrets_pb2
 from taskworker.client.operators import OperatorClient
-from taskworker.secrets_pb2_grpc import SecretServiceStub
+from taskworker.protos import secrets_pb2
+from taskworker.protos.secrets_pb2_grpc import SecretServiceStub
 
 _TIMEOUT_S = 30.0
 

@@ -11,10 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from storage.chunking import NON_BLOCKING, iterated
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
-from taskworker.wire.limits import PUSH_DATA_BYTES
+from storage.write.sources import NON_BLOCKING, iterated
+from taskworker.rpc.limits import PUSH_DATA_BYTES
 
 Pushable = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
 

@@ -1,1 +1,1 @@
-"""Functions: what is declared and deployed, how it is packed, and how a worker runs it."""
+"""Functions: packed by their author, routed by the pool, hosted by workers."""

@@ -12,13 +12,13 @@ from typing import Protocol
 
 from storage import FileStorage, Version
 from storage.errors import FileNotFound, InvalidArgument, StorageError
-from taskworker.bundles.archive import ARCHIVE_BYTES_MAX, spec_of
-from taskworker.bundles.spec import LIMITS_MAX, FunctionSpec, check_name
+from taskworker.calls.bundle import ARCHIVE_BYTES_MAX, spec_of
+from taskworker.calls.owners import CANDIDATE_OWNER
+from taskworker.calls.owners import DEPLOYED_OWNER as OWNER
+from taskworker.calls.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
-from taskworker.functions.routing import RoutedFunction
+from taskworker.functions.routing.router import RoutedFunction
 from taskworker.sandbox import Limits
-from taskworker.wire.deployed import CANDIDATE_OWNER
-from taskworker.wire.deployed import DEPLOYED_OWNER as OWNER
 
 _CANDIDATE_S = 3600.0
 """No deployment takes longer."""

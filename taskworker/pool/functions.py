@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 
 from storage import FileStorage
-from taskworker.functions.call_log import CallLog
-from taskworker.functions.policy import FunctionPolicy
-from taskworker.functions.routing import CallRouter, RoutedFunction
-from taskworker.functions.statistics import StatisticsByFunction
+from taskworker.functions.routing.call_log import CallLog
+from taskworker.functions.routing.policy import FunctionPolicy
+from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.statistics import StatisticsByFunction
 from taskworker.pool.deployed import DeployedFunctions
 from taskworker.pool.hosting import Hosting, Transport
 from taskworker.pool.membership import Membership

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskworker.pool.mending import Endangered
-from taskworker.pool.work import WorkView
+from taskworker.pool.background.repair_scheduling import Endangered
+from taskworker.pool.background.work import WorkView
 
 _DOING = {"repair": "repairing", "rebalance": "moving shards"}
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from taskworker.bundles.labels import lacking, text_of
-from taskworker.bundles.platform import Platform, best_of
+from taskworker.calls.call import Call, CallReport, Items, RunningCall
+from taskworker.calls.concurrency import Places, worker_places
+from taskworker.calls.labels import lacking, text_of
+from taskworker.calls.platform import Platform, best_of
+from taskworker.calls.redaction import CallRedactors
 from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
-from taskworker.functions.calls import Call, CallReport, Items, RunningCall
-from taskworker.functions.places import Places, worker_places
-from taskworker.functions.redaction import CallRedactors
-from taskworker.functions.routing import RoutedFunction, WorkerGone
+from taskworker.functions.routing.router import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
 
 
@@ -93,7 +93,7 @@ class Transport(Protocol):
         running: RunningCall,
         items: Items | None = None,
     ) -> CallReport:
-        """As ``taskworker.functions.routing.Workers.invoke``."""
+        """As ``taskworker.functions.routing.router.Workers.invoke``."""
 
     def prepare(self, worker: str, address: str, function: RoutedFunction, timeout_s: float) -> None:
         """Have a worker import a function that is not deployed yet.
@@ -109,7 +109,7 @@ class Transport(Protocol):
 
 
 class Hosting:
-    """The workers as those who run calls (``taskworker.functions.routing.Workers``). Thread-safe.
+    """The workers as those who run calls (``taskworker.functions.routing.router.Workers``). Thread-safe.
 
     Args:
         membership: tells who is alive.

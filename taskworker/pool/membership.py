@@ -15,9 +15,9 @@ from enum import StrEnum
 import msgspec
 
 from storage.errors import InvalidArgument
-from storage.layout import MEMBERS_MAX, Member
+from storage.fleet.layout import MEMBERS_MAX, Member
 from taskworker.errors import WorkerRefused
-from taskworker.wire.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL
 
 
 class Standing(StrEnum):
@@ -88,7 +88,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
 class WorkerLoad(msgspec.Struct, frozen=True):
     """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started.
 
-    What begins with ``scrub`` is of its own scrub, see :class:`taskworker.self_scrub.ScrubState`.
+    What begins with ``scrub`` is of its own scrub, see :class:`taskworker.worker.self_scrub.ScrubState`.
     """
 
     cpu: float = 0.0

@@ -18,17 +18,19 @@ from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, ProfileCount, StoreSettings
 from storage.erasure import profile_for
 from storage.errors import FormatError, InvalidArgument, StorageError
-from storage.forks import HomeProcess
-from storage.layout import Layout, Member, Moves, by_owner, by_worker, by_zone
+from storage.fleet.layout import Layout, Member, Moves, by_owner, by_worker, by_zone
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
-from storage.locking import StoreLock
 from storage.runtime import Runtime
+from storage.system.forks import HomeProcess
+from storage.system.locking import StoreLock
 from taskworker.errors import WorkerRefused
-from taskworker.pool.auditing import AUDIT_BYTES_PER_S, Auditor
-from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
-from taskworker.pool.fleet import Domain, WorkerFleet
-from taskworker.pool.gathering import Gathering
-from taskworker.pool.healing import heal_view
+from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S, Auditor
+from taskworker.pool.background.collecting import COLLECT_EVERY_S, Collector
+from taskworker.pool.background.healing import heal_view
+from taskworker.pool.background.repair_scheduling import RepairScheduler
+from taskworker.pool.background.rot_reports import RotReports
+from taskworker.pool.background.scrubbing import scrub_view
+from taskworker.pool.background.work import WorkJournal, WorkView
 from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
@@ -39,14 +41,12 @@ from taskworker.pool.membership import (
     WorkerState,
     WorkerView,
 )
-from taskworker.pool.mending import Mender
-from taskworker.pool.port import Connect, Identify, WorkerVolume
-from taskworker.pool.remote_volume import RemoteVolume, identify_process
 from taskworker.pool.roster import Roster, RosterKeeper
-from taskworker.pool.rot_reports import RotReports
-from taskworker.pool.scrubbing import scrub_view
+from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.trial import first_allowance, next_allowance
-from taskworker.pool.work import WorkJournal, WorkView
+from taskworker.transport.port import Connect, Identify, WorkerVolume
+from taskworker.transport.remote_volume import RemoteVolume, identify_process
+from taskworker.transport.worker_fleet import Domain, WorkerFleet
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class PoolView:
 class PoolCore:
     """What a pool knows and does, without threads of its own.
 
-    Whoever drives it calls :meth:`tick`, ``mender`` and ``collector``.
+    Whoever drives it calls :meth:`tick`, ``repair_scheduler`` and ``collector``.
 
     Thread-safe. ``store`` is the engine that users' calls go to.
 
@@ -221,7 +221,7 @@ class PoolCore:
         self.store.on_closing = self._closed_in_good_order
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
         expected = [record.slot for record in self.membership.records if record.standing in _AWAITED]
-        self.gathering = Gathering(expected)
+        self.startup_barrier = StartupBarrier(expected)
         self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
         self._lock = threading.Lock()  # of changes of the roster
@@ -229,13 +229,15 @@ class PoolCore:
         self._told_liars: frozenset[int] = frozenset()
         self._rot_reports = RotReports(runtime.monotonic_s)
         tranquility = self._options.tranquility
-        self.mender = Mender(self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime)
-        self.store.pace_healing(self.mender.tranquility)
+        self.repair_scheduler = RepairScheduler(
+            self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime
+        )
+        self.store.pace_healing(self.repair_scheduler.tranquility)
         self.collector = Collector(
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
         self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
-        self.fleet.on_rot = self.mender.wake
+        self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._repair_bytes_max
 
     @property
@@ -250,8 +252,8 @@ class PoolCore:
         """
         if not self._home.is_here:
             return
-        self.gathering.end()
-        self.mender.close()
+        self.startup_barrier.end()
+        self.repair_scheduler.close()
         self.collector.close()
         self.auditor.close()
         self.store.close()
@@ -272,7 +274,7 @@ class PoolCore:
         application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
         self._check_profile(application)
         self._check_copy(application)
-        self._bury_dead_rival(application)
+        self._drop_dead_rival(application)
         self.membership.check(application)
         volume = self._connect(application.address, application.worker, application.instance)
         try:
@@ -286,7 +288,7 @@ class PoolCore:
         record = admission.record
         self.fleet.attach(record.slot, volume, record.owner)
         self.store.mark(record.slot, anew=stale)
-        self.gathering.came(record.slot)
+        self.startup_barrier.came(record.slot)
         if admission.emptied:
             self.fleet.note_emptied(record.slot)
             self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
@@ -298,7 +300,7 @@ class PoolCore:
             self._change_layout()  # one worker is enough to begin with
         elif admission.layout_changes:
             self._change_layout_soon()
-        self.mender.wake()
+        self.repair_scheduler.wake()
         return record
 
     def _allowance(self, application: Application) -> int:
@@ -362,9 +364,9 @@ class PoolCore:
         rest = f"; {self.store.unfinished}" if self.store.unfinished else ""
         self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}")
         self.fleet.note_unknown()
-        self.mender.wake()
+        self.repair_scheduler.wake()
 
-    def _bury_dead_rival(self, application: Application) -> None:
+    def _drop_dead_rival(self, application: Application) -> None:
         """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
         rival = self.membership.rival(application)
         if rival is None:
@@ -407,7 +409,7 @@ class PoolCore:
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
             self._note("left", f"worker {worker} was stopped")
-            self.mender.wake()  # it may be back in a moment
+            self.repair_scheduler.wake()  # it may be back in a moment
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
@@ -474,9 +476,9 @@ class PoolCore:
         self.membership.forget(worker)
         self._change_layout()
         self.fleet.remove(record.slot)
-        self.gathering.came(record.slot)
+        self.startup_barrier.came(record.slot)
         self._note("forgotten", f"worker {worker} is forgotten")
-        self.mender.wake(at_once=True)
+        self.repair_scheduler.wake(at_once=True)
 
     # -- the layout ------------------------------------------------------------------------------
 
@@ -524,7 +526,7 @@ class PoolCore:
             self._change_due_s = None
         if changes:
             self._note("layout", f"layout {layouts[0].version} over {len(members)} workers")
-            self.mender.wake(at_once=True)
+            self.repair_scheduler.wake(at_once=True)
 
     def _is_layout_due(self, members: list[Member]) -> bool:
         """Whether members have come to take part, or have ceased to, that the layout does not know of yet."""
@@ -579,7 +581,7 @@ class PoolCore:
     def tick(self) -> None:
         """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
         if self._runtime.monotonic_s() >= self._gathered_by_s:
-            self.gathering.end()
+            self.startup_barrier.end()
         expiry = self.membership.expire()
         for record in expiry.suspect:
             self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
@@ -588,7 +590,7 @@ class PoolCore:
             self._note("lost", f"worker {record.worker} is lost")
         self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
-            self.mender.wake(at_once=True)
+            self.repair_scheduler.wake(at_once=True)
         if self._change_due_s is None and self._is_layout_due(self.membership.members()):
             # Members and layout disagree: a crash, or a catalog that could not be written, came between them.
             self._change_layout_soon()
@@ -666,7 +668,7 @@ class PoolCore:
         layout = self._layouts[0] if self._layouts else None
         views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing in _AWAITED and view.state in _AWAY]
-        repair, rebalance = self.mender.views()
+        repair, rebalance = self.repair_scheduler.views()
         there = [view.load for view in views if view.state in _PRESENT]
         risks = self._risks()
         workers_survivable = min(risk.survivable for risk in risks)
@@ -674,7 +676,7 @@ class PoolCore:
             workers_survivable if layout is not None else None,
             min(risk.promised for risk in risks),
             stats.files,
-            self.mender.endangered(),
+            self.repair_scheduler.endangered(),
             risks,
             self._fatal(workers_survivable),
             sorted(view.record.worker for view in views if view.state is WorkerState.FULL),
@@ -736,7 +738,7 @@ class PoolCore:
 
     def _has_lost(self) -> bool:
         """Whether all is in its place but for objects that nothing known of can make again."""
-        return bool(self.mender.lost) and self.fleet.is_mended()
+        return bool(self.repair_scheduler.lost) and self.fleet.is_mended()
 
     def _survivable(self, domain: Domain) -> int:
         return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))
@@ -821,7 +823,7 @@ class NodePool(PoolCore):
         self.store.read_patience_s = _READ_PATIENCE_S
         self._closing = threading.Event()
         self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
-        self.mender.start()
+        self.repair_scheduler.start()
         self.collector.start()
         self.auditor.start()
         self._ticker.start()

@@ -14,7 +14,7 @@ import msgspec
 
 from storage.catalog import Catalog
 from storage.errors import FormatError
-from storage.layout import Layout, LayoutRecord
+from storage.fleet.layout import Layout, LayoutRecord
 from taskworker.pool.membership import MemberRecord
 
 _MEMBERS = "pool-members"

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 from taskworker.sandbox.answering import Answer, Answering
-from taskworker.sandbox.conversation import failure_of
 from taskworker.sandbox.errors import (
     CallCancelled,
     CallCrashed,
@@ -28,7 +27,8 @@ from taskworker.sandbox.errors import (
 from taskworker.sandbox.frames import Cause, Frame, Kind, split_number
 from taskworker.sandbox.function import FunctionSandbox
 from taskworker.sandbox.listening import Listening
-from taskworker.sandbox.spare import Spare
+from taskworker.sandbox.prewarmed import PrewarmedProcess
+from taskworker.sandbox.protocol import failure_of
 
 Output = Callable[[str, bytes], None]
 Item = Callable[[bytes, Callable[[], bool]], None]
@@ -69,7 +69,7 @@ class SandboxCall:
     def __init__(
         self,
         function: FunctionSandbox,
-        spare: Spare,
+        prewarmed: PrewarmedProcess,
         *,
         deadline: float,
         timeout_s: float,
@@ -83,9 +83,9 @@ class SandboxCall:
     ) -> None:
         self._owner = owner
         self._cpu_before_s = 0.0
-        if spare.served > 1:
-            self._cpu_before_s = spare.cpu_s()
-            spare.allow_cpu(function.image.limits.cpu_s)
+        if prewarmed.served > 1:
+            self._cpu_before_s = prewarmed.cpu_s()
+            prewarmed.allow_cpu(function.image.limits.cpu_s)
         self._went_well = False
         self.cpu_s = 0.0
         self.wall_s = 0.0
@@ -93,7 +93,7 @@ class SandboxCall:
         self.output_truncated = False
         self._function = function
         self._limits = function.image.limits
-        self._spare = spare
+        self._prewarmed = prewarmed
         self._begun = time.monotonic()
         wall_s = self._limits.wall_s
         self._deadline = min(deadline, self._begun + wall_s)
@@ -138,9 +138,9 @@ class SandboxCall:
 
     def send(self, frame: bytes) -> None:
         """Send the request's frame; a call that ended meanwhile is noticed by `result`."""
-        self._spare.conversation.requested()
+        self._prewarmed.protocol.requested()
         with contextlib.suppress(OSError):
-            self._spare.send(frame, self._left_s)
+            self._prewarmed.send(frame, self._left_s)
 
     def stop(self, reason: SandboxError) -> None:
         """End the call for a reason, which `result` raises; the first one counts."""
@@ -149,7 +149,7 @@ class SandboxCall:
                 return
             self._stopped = reason
             self._closes_by = time.monotonic() + CLOSE_TIMEOUT_S
-            self._spare.kill()
+            self._prewarmed.kill()
         self._tell_stopped()
 
     def watch(self) -> None:
@@ -160,8 +160,8 @@ class SandboxCall:
         with self._lock:
             if self._closed or self._stopped is not None:
                 return
-            threads, cpu_s = self._spare.threads(), self._spare.cpu_s() - self._cpu_before_s
-        if threads > self._limits.threads or self._spare.exceeded:
+            threads, cpu_s = self._prewarmed.threads(), self._prewarmed.cpu_s() - self._cpu_before_s
+        if threads > self._limits.threads or self._prewarmed.exceeded:
             self.stop(LimitExceeded("threads", self._limits.threads))
         elif cpu_s > self._limits.cpu_s:
             self.stop(LimitExceeded("cpu", self._limits.cpu_s))
@@ -172,8 +172,8 @@ class SandboxCall:
         Raises:
             ConnectionResetError: it was closed before.
         """
-        channel = self._spare.channel.fileno()
-        names = {self._spare.output: "stdout", self._spare.errors: "stderr"}
+        channel = self._prewarmed.channel.fileno()
+        names = {self._prewarmed.output: "stdout", self._prewarmed.errors: "stderr"}
         listening = Listening((channel, *names))
         while True:
             ready = listening.wait(max(0.0, min(SAMPLE_S, self._left_s())))
@@ -201,7 +201,7 @@ class SandboxCall:
             raise ConnectionResetError
 
     def _receive(self, listening: Listening) -> list[Frame]:
-        channel = self._spare.channel
+        channel = self._prewarmed.channel
         try:
             data = channel.recv(_RECEIVE_BYTES)
         except BlockingIOError:  # urgent data, which is none of the stream's
@@ -212,7 +212,7 @@ class SandboxCall:
         if self._stopped is not None:
             return []
         try:
-            frames = self._spare.conversation.feed(data)
+            frames = self._prewarmed.protocol.feed(data)
         except SandboxError as error:
             self.stop(error)
             raise
@@ -239,8 +239,8 @@ class SandboxCall:
         return False
 
     def _reply(self, number: int, reply: bytes) -> None:
-        self._spare.conversation.answered(number)
-        self._spare.send(reply, self._left_s)
+        self._prewarmed.protocol.answered(number)
+        self._prewarmed.send(reply, self._left_s)
 
     def _forward(self, descriptor: int, name: str, listening: Listening) -> None:
         read = self._pass_on(descriptor, name, _OUTPUT_BYTES)
@@ -275,7 +275,8 @@ class SandboxCall:
             self._went_well = True
             return frame.payload
         failure = failure_of(frame)
-        if self._spare.exceeded or (failure.cause is Cause.RAISED and self._spare.threads() > self._limits.threads):
+        too_many = failure.cause is Cause.RAISED and self._prewarmed.threads() > self._limits.threads
+        if self._prewarmed.exceeded or too_many:
             raise LimitExceeded("threads", self._limits.threads)
         if failure.cause is Cause.MEMORY:
             raise LimitExceeded("memory", self._limits.memory_bytes)
@@ -291,9 +292,9 @@ class SandboxCall:
             return self._stopped
         if self._function.failure is not None:
             return self._function.failure
-        if self._spare.exceeded:
+        if self._prewarmed.exceeded:
             return LimitExceeded("threads", self._limits.threads)
-        ending = self._function.ending_of(self._spare)
+        ending = self._function.ending_of(self._prewarmed)
         if ending is None:
             return CallCrashed("the function's process ended before it gave a result")
         status, peak_bytes = ending
@@ -314,14 +315,14 @@ class SandboxCall:
         with self._lock:
             self._closed = True
             self.wall_s = time.monotonic() - self._begun
-            self.cpu_s = max(0.0, self._spare.cpu_s() - self._cpu_before_s)
-            look = self._spare.look()
+            self.cpu_s = max(0.0, self._prewarmed.cpu_s() - self._cpu_before_s)
+            look = self._prewarmed.look()
             self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes
         well = self._went_well and not self.output_truncated and self._stopped is None
         # Only a process that took all answers can be kept: a thread would wait for the others to be taken.
         taken = self._answering.close(CLOSE_TIMEOUT_S if well and self._function.image.keep is not None else 0.0)
         if well and taken:
-            self._function.served(self._spare, self._owner, look)
+            self._function.served(self._prewarmed, self._owner, look)
         else:
-            self._function.dropped(self._spare)
+            self._function.dropped(self._prewarmed)
         self._ended(self)

@@ -36,17 +36,17 @@ from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.kept import KeptLoad, KeptProcesses
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.room import SCARCE, Room
-from taskworker.sandbox.spare import (
+from taskworker.sandbox.prewarmed import (
     FUNCTION_TASKS_MAX,
     CallLimits,
     Look,
-    Spare,
+    PrewarmedProcess,
     limit_calls,
     limit_zygote,
     processes_max,
     size_of,
 )
+from taskworker.sandbox.room import SCARCE, Room
 from taskworker.sandbox.starts import Starts
 
 SPARES_MAX = 8
@@ -118,15 +118,15 @@ class FunctionSandbox:
         self._ids = ids
         self._uid = ids.take()
         self._strangers: dict[int, float] = {}
-        self._calls: dict[int, Spare] = {}
+        self._calls: dict[int, PrewarmedProcess] = {}
         self._confined = False
         self._bounded = False
         self._changed = threading.Condition()
         self._failure: SandboxError | None = None
         self._warm = False
-        self._ready: deque[Spare] = deque()
+        self._ready: deque[PrewarmedProcess] = deque()
         self._kept = KeptProcesses(image.keep, image.limits)
-        self._pending: dict[str, Spare] = {}
+        self._pending: dict[str, PrewarmedProcess] = {}
         self._mounted: list[str] = []
         self._numbers = itertools.count()
         self._waiting = 0
@@ -195,7 +195,7 @@ class FunctionSandbox:
                 self._changed.wait()
             self._replaced = False
 
-    def take(self, deadline: float, timeout_s: float, owner: str) -> Spare:
+    def take(self, deadline: float, timeout_s: float, owner: str) -> PrewarmedProcess:
         """Take a process for a call; another one is forked in its place when the call has ended, or one is missed.
 
         Args:
@@ -217,12 +217,12 @@ class FunctionSandbox:
                     if self._failure is not None:
                         raise self._failure
                     self._replaced = False
-                    spare = self._kept.take(owner) or self._ready_one()
-                    if spare is not None:
-                        spare.begin_call()
-                        self._calls[spare.pid] = spare
+                    prewarmed = self._kept.take(owner) or self._ready_one()
+                    if prewarmed is not None:
+                        prewarmed.begin_call()
+                        self._calls[prewarmed.pid] = prewarmed
                         self.used, self._used_s = time.time(), time.monotonic()
-                        return spare
+                        return prewarmed
                     self._room.require(begun)
                     self._loop.call_soon_threadsafe(self.refill)
                     if not waited:
@@ -233,23 +233,23 @@ class FunctionSandbox:
             finally:
                 self._waiting -= 1
 
-    def _ready_one(self) -> Spare | None:
+    def _ready_one(self) -> PrewarmedProcess | None:
         """A process forked ahead; the lock is held."""
         while self._ready:
-            spare = self._ready.pop()  # the latest: the caches know it best
-            if spare.alive:
-                return spare
-            self._loop.call_soon_threadsafe(self._end, spare)
+            prewarmed = self._ready.pop()  # the latest: the caches know it best
+            if prewarmed.alive:
+                return prewarmed
+            self._loop.call_soon_threadsafe(self._end, prewarmed)
         return None
 
-    def served(self, spare: Spare, owner: str, look: Look) -> None:
+    def served(self, prewarmed: PrewarmedProcess, owner: str, look: Look) -> None:
         """Take back the process of a call that ended well: it may serve the owner's next one, if it still can."""
-        timers = 0 if self._starts is None else self._starts.timers_of(spare.pid)
+        timers = 0 if self._starts is None else self._starts.timers_of(prewarmed.pid)
         with self._changed:
-            self._calls.pop(spare.pid, None)
-            kept = self._failure is None and not self._replaced and self._kept.put(owner, spare, look, timers)
+            self._calls.pop(prewarmed.pid, None)
+            kept = self._failure is None and not self._replaced and self._kept.put(owner, prewarmed, look, timers)
         if not kept:
-            self.dropped(spare)
+            self.dropped(prewarmed)
 
     def keep_none(self) -> None:
         """There is another version in its place: no process serves a further call, unless there is one after all."""
@@ -267,29 +267,29 @@ class FunctionSandbox:
         with self._changed:
             return bool(self._calls) or self._waiting > 0
 
-    def dropped(self, spare: Spare) -> None:
+    def dropped(self, prewarmed: PrewarmedProcess) -> None:
         """Take back the process of a call that has ended: it and its scratch files go, and one is made anew."""
         with self._changed:
-            self._calls.pop(spare.pid, None)
-            self._endings.pop(spare.name, None)
+            self._calls.pop(prewarmed.pid, None)
+            self._endings.pop(prewarmed.name, None)
         try:
-            self._loop.call_soon_threadsafe(self._replace, spare)
+            self._loop.call_soon_threadsafe(self._replace, prewarmed)
         except RuntimeError:  # the host is closed
-            spare.close()
+            prewarmed.close()
 
-    def ending_of(self, spare: Spare) -> tuple[int, int] | None:
+    def ending_of(self, prewarmed: PrewarmedProcess) -> tuple[int, int] | None:
         """Ask the zygote how a call's process ended: its wait status and peak bytes; None if it does not say."""
         deadline = time.monotonic() + ENDING_TIMEOUT_S
         with self._changed:
             while self._failure is None and time.monotonic() < deadline:
                 self._endings_asked += 1  # first: the loop's thread may have the answer before this one goes on
                 try:
-                    self._zygote.send(zygote.STATUS + spare.name.encode(), socket.MSG_NOSIGNAL)
+                    self._zygote.send(zygote.STATUS + prewarmed.name.encode(), socket.MSG_NOSIGNAL)
                 except OSError:
                     self._endings_asked -= 1
                 # What others are told wakes this one up, too, which must not ask again for that.
-                if self._changed.wait_for(lambda: self._failure or spare.name in self._endings, _ASK_AGAIN_S):
-                    said = self._endings.pop(spare.name, None)
+                if self._changed.wait_for(lambda: self._failure or prewarmed.name in self._endings, _ASK_AGAIN_S):
+                    said = self._endings.pop(prewarmed.name, None)
                     return None if said is None else zygote.ENDING.unpack(said)
         return None
 
@@ -311,9 +311,9 @@ class FunctionSandbox:
             if not self._warm or self._failure is not None:
                 return None
             pids = (self._init_pid, self._zygote_pid)
-            running, spares, kept = len(self._calls), len(self._ready), len(self._kept)
+            running, prewarmed_processes, kept = len(self._calls), len(self._ready), len(self._kept)
         pss = sum(_pss_bytes(pid) for pid in pids)
-        return WarmView(self.image.key, pids, running, spares, kept, pss, self.started, self.used)
+        return WarmView(self.image.key, pids, running, prewarmed_processes, kept, pss, self.started, self.used)
 
     # In the loop's thread.
 
@@ -324,18 +324,18 @@ class FunctionSandbox:
         self._ended(self)  # first, so that who gets the failure finds another one when coming again
         with self._changed:
             self._failure = failure
-            spares = [*self._ready, *self._pending.values(), *self._kept.drop_all()]
+            prewarmed_processes = [*self._ready, *self._pending.values(), *self._kept.drop_all()]
             self._ready.clear()
             self._changed.notify_all()
         self._timer.cancel()
         self.kill()
         if self._starts is not None:
             self._starts.close()
-        for spare in self._pending.values():
-            self._loop.remove_reader(spare.channel.fileno())
+        for prewarmed in self._pending.values():
+            self._loop.remove_reader(prewarmed.channel.fileno())
         self._pending.clear()
-        for spare in spares:
-            self._end(spare)
+        for prewarmed in prewarmed_processes:
+            self._end(prewarmed)
         for connection in (self._init, self._zygote):
             self._loop.remove_reader(connection)
             connection.close()
@@ -354,7 +354,8 @@ class FunctionSandbox:
         if not self._warm or self._failure is not None:
             return
         with self._changed:
-            known = {spare.pid for spare in self._ready} | self._kept.pids() | {self._init_pid, self._zygote_pid}
+            ready = {prewarmed.pid for prewarmed in self._ready}
+            known = ready | self._kept.pids() | {self._init_pid, self._zygote_pid}
         try:
             strangers = proof.processes_below(self._init_pid) - known - set(self._calls)
             proof.require_one_thread(self._zygote_pid)
@@ -402,8 +403,8 @@ class FunctionSandbox:
         """End the processes that were kept and have served for long enough."""
         with self._changed:
             spent = self._kept.drop_all() if self._replaced else self._kept.drop_spent()
-        for spare in spent:
-            self._end(spare)
+        for prewarmed in spent:
+            self._end(prewarmed)
 
     @property
     def kept_load(self) -> KeptLoad:
@@ -421,11 +422,11 @@ class FunctionSandbox:
     def rest(self) -> None:
         """End the processes that wait for calls; the zygote stays warm."""
         with self._changed:
-            spares = list(self._ready)
+            prewarmed_processes = list(self._ready)
             self._ready.clear()
             self._target = 0
-        for spare in spares:
-            self._end(spare)
+        for prewarmed in prewarmed_processes:
+            self._end(prewarmed)
 
     def _init_readable(self) -> None:
         try:
@@ -523,16 +524,16 @@ class FunctionSandbox:
     def _exceeded(self, pid: int) -> None:
         """End a process that started more threads than it may; if it is the zygote, that is refused, and no more."""
         with self._changed:
-            spare = self._calls.get(pid) or next((one for one in self._ready if one.pid == pid), None)
-        if spare is not None:
-            spare.exceeded = True
-            spare.kill()
+            prewarmed = self._calls.get(pid) or next((one for one in self._ready if one.pid == pid), None)
+        if prewarmed is not None:
+            prewarmed.exceeded = True
+            prewarmed.kill()
 
-    def _end(self, spare: Spare) -> None:
+    def _end(self, prewarmed: PrewarmedProcess) -> None:
         """End a process for good."""
         if self._starts is not None:
-            self._starts.forget(spare.pid)
-        spare.close()
+            self._starts.forget(prewarmed.pid)
+        prewarmed.close()
 
     def _broken(self, text: str) -> SandboxError:
         if not self._warm:
@@ -599,28 +600,28 @@ class FunctionSandbox:
         with self._changed:
             self._endings_asked -= 1
             known = len(content) == init.NAME_CHARS + zygote.ENDING.size
-            if known and any(spare.name == name for spare in self._calls.values()):
+            if known and any(prewarmed.name == name for prewarmed in self._calls.values()):
                 self._endings[name] = content[init.NAME_CHARS :]
             self._changed.notify_all()
 
     def _mount(self) -> None:
-        """Begin to make a spare: first its root directory."""
+        """Begin to make a prewarmed: first its root directory."""
         try:
-            spare = Spare(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
+            prewarmed = PrewarmedProcess(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
         except OSError as error:
             self._refused("", str(error))
             return
-        self._pending[spare.name] = spare
-        self._ask_for_root(spare.name)
+        self._pending[prewarmed.name] = prewarmed
+        self._ask_for_root(prewarmed.name)
 
     def _mounted_for(self, name: str, root: int) -> None:
         """Take a root directory; its process is forked as soon as the code is imported."""
-        spare = self._pending.get(name)
-        if spare is None:
+        prewarmed = self._pending.get(name)
+        if prewarmed is None:
             os.close(root)
             return
         try:
-            spare.rooted(root, watched=self.image.keep is not None)
+            prewarmed.rooted(root, watched=self.image.keep is not None)
         except OSError as error:
             self._refused(name, str(error))
             return
@@ -630,60 +631,60 @@ class FunctionSandbox:
             self._mounted.append(name)
 
     def _fork(self, name: str) -> None:
-        spare = self._pending.get(name)
-        if spare is None:  # refused meanwhile
+        prewarmed = self._pending.get(name)
+        if prewarmed is None:  # refused meanwhile
             return
         try:
-            socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], spare.theirs, socket.MSG_NOSIGNAL)
+            socket.send_fds(self._zygote, [zygote.SPAWN + name.encode()], prewarmed.theirs, socket.MSG_NOSIGNAL)
         except BlockingIOError:  # it is told much at once, and gets no time
             self._loop.call_later(_RETRY_S, self._fork, name)
             return
         except OSError:
             self.close(self._lost_zygote())
             return
-        spare.handed_over()
+        prewarmed.handed_over()
         self._refusable.append(name)
-        self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, spare)
-        self._await_hello(spare)
+        self._loop.call_later(SPAWN_TIMEOUT_S, self._spawn_too_long, prewarmed)
+        self._await_hello(prewarmed)
 
-    def _await_hello(self, spare: Spare) -> None:
-        if self._pending.get(spare.name) is spare:
-            self._loop.add_reader(spare.channel.fileno(), self._greet, spare)
+    def _await_hello(self, prewarmed: PrewarmedProcess) -> None:
+        if self._pending.get(prewarmed.name) is prewarmed:
+            self._loop.add_reader(prewarmed.channel.fileno(), self._greet, prewarmed)
 
-    def _greet(self, spare: Spare) -> None:
+    def _greet(self, prewarmed: PrewarmedProcess) -> None:
         try:
-            if not spare.greet(self._call_limits, self._pid_namespace, self._zygote_pid, self._filters + 1):
+            if not prewarmed.greet(self._call_limits, self._pid_namespace, self._zygote_pid, self._filters + 1):
                 return
         except BlockingIOError:
-            self._loop.remove_reader(spare.channel.fileno())
-            self._loop.call_later(_RETRY_S, self._await_hello, spare)
+            self._loop.remove_reader(prewarmed.channel.fileno())
+            self._loop.call_later(_RETRY_S, self._await_hello, prewarmed)
             return
         except SandboxError as error:
             _log.warning("a call's process was refused: %s", error)
             self.close(error)
             return
         except OSError as error:
-            self._ended_early(spare, error)
+            self._ended_early(prewarmed, error)
             return
-        self._loop.remove_reader(spare.channel.fileno())
-        del self._pending[spare.name]
+        self._loop.remove_reader(prewarmed.channel.fileno())
+        del self._pending[prewarmed.name]
         self._stillborn = 0
         with self._changed:
             self._room.given()
-            self._ready.append(spare)
+            self._ready.append(prewarmed)
             self._changed.notify()
         self.refill()
 
-    def _ended_early(self, spare: Spare, error: OSError) -> None:
+    def _ended_early(self, prewarmed: PrewarmedProcess, error: OSError) -> None:
         """Note that a process ended, or could not be taken, before its call began."""
         for _ in range(PENDING_MAX):  # if it was refused, its zygote has said so
-            if spare.name in self._pending and self._zygote_has_spoken():
+            if prewarmed.name in self._pending and self._zygote_has_spoken():
                 self._zygote_readable()
-        if spare.name not in self._pending:
+        if prewarmed.name not in self._pending:
             return
         self._stillborn += 1
         if self._stillborn < STILLBORN_MAX or error.errno in SCARCE:
-            self._refused(spare.name, str(error))
+            self._refused(prewarmed.name, str(error))
         else:
             _log.warning("processes of calls end before they begin: %s", error)
             self.close(self._lost_zygote())
@@ -695,22 +696,22 @@ class FunctionSandbox:
 
     def _refused(self, name: str, why: str) -> None:
         """Give a process up that there was no room for; others are tried after a pause."""
-        spare = self._pending.pop(name, None)
-        if spare is not None:
-            self._loop.remove_reader(spare.channel.fileno())
-            self._end(spare)
+        prewarmed = self._pending.pop(name, None)
+        if prewarmed is not None:
+            self._loop.remove_reader(prewarmed.channel.fileno())
+            self._end(prewarmed)
         with self._changed:
             pause_s = self._room.refused(why)
             self._changed.notify_all()
         self._scarce()
         self._loop.call_later(pause_s, self.refill)
 
-    def _spawn_too_long(self, spare: Spare) -> None:
-        if self._pending.get(spare.name) is spare:
+    def _spawn_too_long(self, prewarmed: PrewarmedProcess) -> None:
+        if self._pending.get(prewarmed.name) is prewarmed:
             self.close(CallCrashed(f"the function's zygote did not fork a call within {SPAWN_TIMEOUT_S:g} s"))
 
-    def _replace(self, spare: Spare) -> None:
-        self._end(spare)
+    def _replace(self, prewarmed: PrewarmedProcess) -> None:
+        self._end(prewarmed)
         self._target = max(1, self._target)
         self.refill()
 

@@ -27,8 +27,8 @@ from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
 from taskworker.sandbox.kept import KeptLoad
 from taskworker.sandbox.pids_cgroup import PidsCgroup
+from taskworker.sandbox.prewarmed import PrewarmedProcess
 from taskworker.sandbox.room import PATIENCE_S, memory_bytes
-from taskworker.sandbox.spare import Spare
 
 SPARES_IDLE_S = 60.0
 """How long processes wait for calls that do not come; the zygote stays."""
@@ -207,10 +207,10 @@ class SandboxHost:
         timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         until = min(deadline, time.monotonic() + PATIENCE_S)
-        function, spare = self._patiently(until, lambda: self._taken(image, deadline, timeout_s, owner))
+        function, prewarmed = self._patiently(until, lambda: self._taken(image, deadline, timeout_s, owner))
         call = SandboxCall(
             function,
-            spare,
+            prewarmed,
             deadline=deadline,
             timeout_s=timeout_s,
             answer=answer,
@@ -261,7 +261,7 @@ class SandboxHost:
 
     def _taken(
         self, image: FunctionImage, deadline: float, timeout_s: float, owner: str
-    ) -> tuple[FunctionSandbox, Spare]:
+    ) -> tuple[FunctionSandbox, PrewarmedProcess]:
         """Take a process for a call; a sandbox that ended before the call began is started again."""
         for _ in range(_ATTEMPTS - 1):
             function = self._function(image)

@@ -77,7 +77,7 @@ class WarmView:
         key: the image's.
         pids: of its init and its zygote, on this machine.
         running: calls under way.
-        spares: processes forked ahead.
+        prewarmed_processes: processes forked ahead.
         kept: processes that wait for the next call of whom they served.
         pss_bytes: memory of init and zygote, shared pages counted by their share.
         started: when, in seconds since the epoch.
@@ -87,7 +87,7 @@ class WarmView:
     key: str
     pids: tuple[int, ...]
     running: int
-    spares: int
+    prewarmed_processes: int
     kept: int
     pss_bytes: int
     started: float

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from taskworker.sandbox.image import Keep, Limits
-from taskworker.sandbox.spare import Look, Spare
+from taskworker.sandbox.prewarmed import Look, PrewarmedProcess
 
 KEPT_MAX = 64
 """Of one function; the one that waits longest makes room."""
@@ -50,32 +50,32 @@ class KeptProcesses:
         self._keep = keep
         self._limits = limits
         self.imported_bytes = 0
-        self._waiting: OrderedDict[Spare, str] = OrderedDict()  # the one that came last is the last
+        self._waiting: OrderedDict[PrewarmedProcess, str] = OrderedDict()  # the one that came last is the last
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, owner: str) -> Spare | None:
+    def take(self, owner: str) -> PrewarmedProcess | None:
         """Take the owner's process that came last, if one is fit for another call; it is waiting no more."""
-        for spare in reversed(self._waiting):
-            if self._waiting[spare] == owner and self._is_fit(spare):
-                del self._waiting[spare]
-                return spare
+        for prewarmed in reversed(self._waiting):
+            if self._waiting[prewarmed] == owner and self._is_fit(prewarmed):
+                del self._waiting[prewarmed]
+                return prewarmed
         return None
 
-    def put(self, owner: str, spare: Spare, look: Look, timers: int) -> bool:
+    def put(self, owner: str, prewarmed: PrewarmedProcess, look: Look, timers: int) -> bool:
         """Keep a process whose call has ended well; False if it has served for long enough, or left too much behind.
 
         Args:
             owner: of the call.
-            spare: its process.
+            prewarmed: its process.
             look: at it, after the result came.
             timers: that it ever made (timer_create(2)): one may expire amid a later call.
         """
         if self._keep is None or look.threads != 1 or timers:
             return False
         try:
-            leavings = spare.leavings()
+            leavings = prewarmed.leavings()
         except OSError:
             return False
         own_bytes = look.data_bytes - self.imported_bytes
@@ -86,31 +86,31 @@ class KeptProcesses:
             or leavings.scratch_share > LEFT_SHARE_MAX
         ):
             return False
-        spare.rests(max(0, own_bytes) + leavings.scratch_bytes)
-        if not self._is_fit(spare):
+        prewarmed.rests(max(0, own_bytes) + leavings.scratch_bytes)
+        if not self._is_fit(prewarmed):
             return False
-        self._waiting[spare] = owner
+        self._waiting[prewarmed] = owner
         return True
 
-    def drop_spent(self) -> list[Spare]:
+    def drop_spent(self) -> list[PrewarmedProcess]:
         """Give those that are to end: they have served or waited for long enough, are not quiet, or are too many."""
         idle_since = time.monotonic() - IDLE_S
         spent = [one for one in self._waiting if one.rests_since < idle_since or not self._is_fit(one)]
-        for spare in spent:
-            del self._waiting[spare]
+        for prewarmed in spent:
+            del self._waiting[prewarmed]
         while len(self._waiting) > KEPT_MAX:
             spent.append(self._waiting.popitem(last=False)[0])
         return spent
 
-    def drop_oldest(self) -> Spare | None:
+    def drop_oldest(self) -> PrewarmedProcess | None:
         """Give the one that waits for longest, to end; None if none does."""
         return self._waiting.popitem(last=False)[0] if self._waiting else None
 
-    def drop_all(self) -> list[Spare]:
+    def drop_all(self) -> list[PrewarmedProcess]:
         """Give all of them, to end."""
-        spares = list(self._waiting)
+        prewarmed_processes = list(self._waiting)
         self._waiting.clear()
-        return spares
+        return prewarmed_processes
 
     @property
     def load(self) -> KeptLoad:
@@ -118,16 +118,16 @@ class KeptProcesses:
         first = next(iter(self._waiting), None)
         return KeptLoad(
             len(self._waiting),
-            sum(spare.holds_bytes for spare in self._waiting),
+            sum(prewarmed.holds_bytes for prewarmed in self._waiting),
             math.inf if first is None else first.rests_since,
         )
 
     def pids(self) -> set[int]:
         """Of those that wait."""
-        return {spare.pid for spare in self._waiting}
+        return {prewarmed.pid for prewarmed in self._waiting}
 
-    def _is_fit(self, spare: Spare) -> bool:
+    def _is_fit(self, prewarmed: PrewarmedProcess) -> bool:
         keep = self._keep
-        if keep is None or spare.served >= keep.calls:
+        if keep is None or prewarmed.served >= keep.calls:
             return False
-        return time.monotonic() - spare.first_used < keep.seconds and spare.quiet
+        return time.monotonic() - prewarmed.first_used < keep.seconds and prewarmed.quiet

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taskworker import taskworker_pb2
-from taskworker.dns.names import Names
+from taskworker.outbound.dns.names import Names
+from taskworker.protos import taskworker_pb2
 from taskworker.services.rpc import CallerWithDeadline
 
 

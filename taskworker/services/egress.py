@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from taskworker import egress_pb2
-from taskworker.egress.audit import AuditRecord
-from taskworker.egress.proxy import EgressProxy
-from taskworker.egress.rules import Rule, parse_rule
 from taskworker.errors import CallAbandoned
-from taskworker.services.admission import Gate
-from taskworker.services.binding import Caller
+from taskworker.outbound.egress.audit import AuditRecord
+from taskworker.outbound.egress.proxy import EgressProxy
+from taskworker.outbound.egress.rules import Rule, parse_rule
+from taskworker.protos import egress_pb2
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.binding import Caller
 
 _FOLLOWERS_MAX = 16
 """Each holds one of the calls that operators may have under way, for as long as somebody looks on."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Version
-from taskworker import store_pb2, taskworker_pb2
 from taskworker.errors import MessageTooLarge
-from taskworker.services.binding import Caller, InProcess, require_active, stop_when_abandoned
-from taskworker.wire.convert import diff_from_proto, diff_to_proto, parsed
-from taskworker.wire.limits import KIB, MIB, UNARY_BYTES_MAX
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.binding import Caller, InProcess, require_active, stop_when_abandoned
+from taskworker.rpc.conversion import diff_from_proto, diff_to_proto, parsed
+from taskworker.rpc.limits import KIB, MIB, UNARY_BYTES_MAX
 
 # A patch without data takes about 45 bytes; the rest of a response is small.
 _FRAME_BYTES = 64 * KIB

@@ -8,20 +8,20 @@ from collections.abc import Iterator
 
 from storage import Version
 from storage.errors import InvalidArgument
-from taskworker import functions_pb2
-from taskworker.bundles.labels import check_labels
-from taskworker.bundles.platform import Platform
-from taskworker.bundles.spec import check_name, check_options
-from taskworker.client.endpoint import target_of
+from taskworker.calls.concurrency import TIMES_THE_FREE, UserPlaces
+from taskworker.calls.labels import check_labels
+from taskworker.calls.platform import Platform
+from taskworker.calls.spec import check_name, check_options
 from taskworker.errors import CallAbandoned
-from taskworker.functions.call_log import CallLog
-from taskworker.functions.places import TIMES_THE_FREE, UserPlaces
-from taskworker.functions.records import LineQuery
-from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions.routing.call_log import CallLog
+from taskworker.functions.routing.records import LineQuery
+from taskworker.functions.routing.router import CallRouter, RoutedFunction
 from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
-from taskworker.services.admission import Gate
-from taskworker.services.binding import Caller
+from taskworker.protos import functions_pb2
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.binding import Caller
+from taskworker.rpc.dialling import target_of
 
 _DEPLOYMENTS_MAX = 4
 """At once: a bundle is in memory meanwhile, and looked at entry by entry."""

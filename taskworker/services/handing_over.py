@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from taskworker.calls.call import Items, RunningCall
 from taskworker.errors import CallAbandoned
-from taskworker.functions.calls import Items, RunningCall
 
 _AHEAD_CHARS = 1 << 20
 """What the call may be ahead of who takes its items, if that is more than one of them; then it waits."""

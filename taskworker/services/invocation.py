@@ -15,10 +15,7 @@ import msgspec
 from cachetools import TTLCache
 
 from storage.errors import StorageError
-from taskworker import functions_pb2
-from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
-from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
-from taskworker.functions.calls import (
+from taskworker.calls.call import (
     ERROR_CHARS_MAX,
     LINE_CHARS_MAX,
     LINES_MAX,
@@ -28,15 +25,18 @@ from taskworker.functions.calls import (
     OutputLine,
     RunningCall,
 )
-from taskworker.functions.host import FunctionHost, HostedFunction
-from taskworker.functions.large_reports import turn_for
-from taskworker.functions.places import worker_places
-from taskworker.functions.routing import RoutedFunction, WorkerGone, WorkerUnable
-from taskworker.functions_pb2_grpc import InvocationServiceStub
+from taskworker.calls.concurrency import worker_places
+from taskworker.calls.large_reports import conversion_permit
+from taskworker.calls.owners import CANDIDATE_OWNER, DEPLOYED_OWNER
+from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
+from taskworker.functions.hosting.host import FunctionHost, HostedFunction
+from taskworker.functions.routing.router import RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.protos import functions_pb2
+from taskworker.protos.functions_pb2_grpc import InvocationServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.dialling import dial
 from taskworker.services.handing_over import handed_over
 from taskworker.services.rpc import CallerWithDeadline, running_for, time_left_s
-from taskworker.wire import status
-from taskworker.wire.deployed import CANDIDATE_OWNER, DEPLOYED_OWNER
 
 Fetch = Callable[[str, str, str], bytes]
 """(owner, file id, version id) → the bundle."""
@@ -180,7 +180,7 @@ def _report_to_proto(report: CallReport) -> functions_pb2.InvokeResponse:
         memory_bytes=report.memory_bytes,
     )
     add = response.output.add  # three times as quick as messages of one's own, which are copied
-    with turn_for(len(report.output)):
+    with conversion_permit(len(report.output)):
         for line in report.output:
             add(time_ms=line.time_ms, stream=line.stream, text=line.text)
     return response
@@ -216,7 +216,7 @@ def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool
         error = status.error_of(response.kind, response.text[:ERROR_CHARS_MAX])
     elif not in_parts and not _is_json(response.result):
         error = _no_json()
-    with turn_for(len(response.output)):
+    with conversion_permit(len(response.output)):
         output = [
             OutputLine(
                 line.time_ms, stream if (stream := line.stream) in _STREAMS else "event", line.text[:_TEXT_CHARS_MAX]
@@ -350,7 +350,7 @@ class GrpcTransport:
         self._addresses[worker].add(address)
         known = self._stubs.get(address)
         if known is None:
-            channel = grpc.insecure_channel(target_of(address), options=CHANNEL_OPTIONS)
+            channel = dial(address)
             known = self._stubs[address] = (InvocationServiceStub(channel), channel)
         return known[0]
 

@@ -8,16 +8,16 @@ from typing import TypeVar
 import msgspec
 
 from storage.errors import InvalidArgument
-from storage.layout import Layout, Member, by_owner, by_worker, by_zone
-from taskworker import pool_pb2
+from storage.fleet.layout import Layout, Member, by_owner, by_worker, by_zone
 from taskworker.errors import NotJoined, WorkerRefused
-from taskworker.pool.fleet import Domain
+from taskworker.pool.background.work import WorkView
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView
-from taskworker.pool.work import WorkView
-from taskworker.services.binding import Caller
-from taskworker.wire.protocol import PROTOCOL
-from taskworker.wire.shards import COUNT_MAX
+from taskworker.protos import pool_pb2
+from taskworker.rpc.binding import Caller
+from taskworker.rpc.protocol import PROTOCOL
+from taskworker.transport.frames import COUNT_MAX
+from taskworker.transport.worker_fleet import Domain
 
 NumberT = TypeVar("NumberT", int, float)
 

@@ -9,9 +9,9 @@ from blake3 import blake3
 
 from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Patch, StorageError, Upload, Version
 from storage.limits import DIFF_PATCHES_MAX
-from taskworker import store_pb2
-from taskworker.wire.convert import patch_from_proto
-from taskworker.wire.limits import MIB
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import patch_from_proto
+from taskworker.rpc.limits import MIB
 
 _HELD_BYTES_MAX = 8 * MIB
 

@@ -9,13 +9,13 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from taskworker import functions_pb2, taskworker_pb2
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.chains import read_chain
 from taskworker.errors import CallAbandoned
-from taskworker.functions.calls import Call, RunningCall
-from taskworker.functions.routing import CallRouter
-from taskworker.services.binding import Caller
+from taskworker.functions.routing.router import CallRouter
+from taskworker.protos import functions_pb2, taskworker_pb2
+from taskworker.rpc.binding import Caller
 from taskworker.services.handing_over import handed_over
-from taskworker.wire.chains import read_chain
 
 AnswerT = TypeVar("AnswerT")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from taskworker import secrets_pb2
-from taskworker.secrets.store import Secrets, SecretView
-from taskworker.services.binding import Caller
+from taskworker.outbound.secrets.store import Secrets, SecretView
+from taskworker.protos import secrets_pb2
+from taskworker.rpc.binding import Caller
 
 
 class SecretService:

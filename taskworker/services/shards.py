@@ -19,9 +19,9 @@ from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.port import Verification
 from taskworker.errors import WorkerReadOnly, WorkerRestarted
-from taskworker.services.binding import Caller, raw_handler, require_active
+from taskworker.rpc.binding import Caller, raw_handler, require_active
 from taskworker.services.running import Run
-from taskworker.wire.shards import (
+from taskworker.transport.frames import (
     CORRUPT,
     FLAG_SYNC,
     FLAG_URGENT,

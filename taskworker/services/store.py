@@ -1,4 +1,4 @@
-"""StoreService: files of any size by stream, diffs, listings; and the upkeep calls of its base class."""
+"""StoreService: files of any size by stream, diffs, listings; and the maintenance calls of its base class."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from itertools import chain
 from typing import TypeVar
 
 from storage import FileNotFound, FileReader, FileStorage, InvalidArgument, Upload
-from taskworker import store_pb2
-from taskworker.services.admission import Gate, ServerLimits
-from taskworker.services.binding import Caller, Codec
-from taskworker.services.revision import Revision
-from taskworker.services.upkeep import UpkeepService
-from taskworker.wire.convert import profile_from_proto, profile_to_proto, version_to_proto
-from taskworker.wire.frames import data_frame, data_of_frame
-from taskworker.wire.limits import (
+from taskworker.protos import store_pb2
+from taskworker.rpc.admission import Gate, ServerLimits
+from taskworker.rpc.binding import Caller, Codec
+from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, version_to_proto
+from taskworker.rpc.data_frames import data_frame, data_of_frame
+from taskworker.rpc.limits import (
     CHUNK_IDS_MAX,
     DELETE_MAX,
     GET_DATA_BYTES,
@@ -23,6 +21,8 @@ from taskworker.wire.limits import (
     PART_BYTES_MAX,
     UNARY_BYTES_MAX,
 )
+from taskworker.services.maintenance import MaintenanceService
+from taskworker.services.revision import Revision
 
 MessageT = TypeVar("MessageT")
 PushMessage = memoryview | store_pb2.PushPart
@@ -45,7 +45,7 @@ CODECS = {"PushStream": Codec(deserialize=_read_push_message), "GetStream": Code
 """Methods whose messages carry the bulk of the data: a push as views, a get as plain bytes."""
 
 
-class StoreService(UpkeepService):
+class StoreService(MaintenanceService):
     """Serves a store through the messages of ``store.proto``; thread-safe.
 
     Methods raise the engine's errors; turning them into status codes is the binding's part.

@@ -18,7 +18,7 @@ import typer.main
 from typer.models import CommandInfo
 from typer.testing import CliRunner
 
-from taskworker.cli import upkeep
+from taskworker.cli import maintenance as maintenance
 from taskworker.cli.app import app_for
 from taskworker.cli.exits import ExitCode
 from taskworker.cli.plain import plain_command
@@ -220,7 +220,7 @@ def test_a_plain_command_means_what_it_does_to_the_whole_parser(
 
     arguments = [*before, "status", *after]
     plain = plain_command(arguments)
-    monkeypatch.setattr(upkeep, "status", status)
+    monkeypatch.setattr(maintenance, "status", status)
     app_for(arguments)(arguments, standalone_mode=False)
     assert plain is None or [plain.settings] == met
     assert (plain is None) == ("status" in before)

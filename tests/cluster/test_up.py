@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from taskworker import Client, TaskWorker, taskworker_pb2
+from taskworker import Client, TaskWorker
+from taskworker.protos import taskworker_pb2
 from tests.cluster.processes import WAIT_S, Cluster
 
 Start = Callable[..., tuple[subprocess.Popen[bytes], dict[str, object]]]

@@ -18,8 +18,8 @@ from pathlib import Path
 from random import Random
 
 from storage import ErasureProfile, FileStorage, StoreFull
-from storage.manifest import FAN_OUT
-from storage.volumes import VolumeOptions
+from storage.fleet.volumes import VolumeOptions
+from storage.formats.manifest import FAN_OUT
 
 USER = "ann"
 CHUNK_BYTES = 65536

@@ -17,9 +17,9 @@ from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
 from storage.limits import BytesLike
-from storage.lmdb_env import Environment
 from storage.shards.filesystem import LocalFile, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import SEGMENT_SUFFIX
+from storage.system.lmdb_env import Environment
 from tests.crash.disk import Disk
 from tests.crash.events import (
     CacheDropped,
@@ -247,7 +247,7 @@ class Faults:
 
 
 class Handles:
-    """Stand-ins for descriptors, and the flusher (``storage.flushing.Flusher``) that takes them."""
+    """Stand-ins for descriptors, and the flusher (``storage.system.flushing.Flusher``) that takes them."""
 
     def __init__(self) -> None:
         self._files: WeakValueDictionary[int, RecordedFile] = WeakValueDictionary()

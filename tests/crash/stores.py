@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from storage import ErasureProfile, FileStorage
-from storage.flushing import ThreadFlusher
+from storage.fleet.volumes import VolumeOptions
 from storage.shards.filesystem import FileSystem
-from storage.volumes import VolumeOptions
+from storage.system.flushing import ThreadFlusher
 from tests.crash.disk import Image, write_image
 from tests.same_disk import as_the_same_disk
 
@@ -67,7 +67,7 @@ def open_store(root: Path, setting: Setting, filesystem: FileSystem | None = Non
 def plain_flushing() -> Iterator[None]:
     """Inside, stores flush by threads: letting go of the kernel's flushing takes 30 ms a store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.volumes.new_flusher", ThreadFlusher)
+        patch.setattr("storage.fleet.volumes.new_flusher", ThreadFlusher)
         yield
 
 

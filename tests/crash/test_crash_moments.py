@@ -12,9 +12,9 @@ import lmdb
 import pytest
 
 from storage import DataLossError, ErasureProfile, FileStorage
-from storage.lmdb_env import Environment
 from storage.shards.identity import SEGMENT_SUFFIX
 from storage.shards.record import SEGMENT_HEADER_BYTES
+from storage.system.lmdb_env import Environment
 from tests.crash.determinism import Clock, deterministic
 from tests.crash.disk import Disk, PowerLoss
 from tests.crash.ledger import Key, Ledger, check

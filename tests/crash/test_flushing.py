@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.flushing import Flusher, FlushError, KernelFlusher, ThreadFlusher
+from storage.system.flushing import Flusher, FlushError, KernelFlusher, ThreadFlusher
 
 
 @pytest.fixture(params=["kernel", "threads"])

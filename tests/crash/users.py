@@ -88,7 +88,7 @@ class Generation:
 
     def _open(self) -> FileStorage:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("storage.volumes.new_flusher", lambda parallel: self.recorder.handles)
+            patch.setattr("storage.fleet.volumes.new_flusher", lambda parallel: self.recorder.handles)
             store = open_store(self.recorder.root, self._setting, self.recorder)
         self.recorder.mark("opened")
         return store

@@ -24,7 +24,7 @@ from hashlib import blake2b
 from random import Random
 
 from storage import ErasureProfile, FileStorage
-from storage.volumes import VolumeOptions
+from storage.fleet.volumes import VolumeOptions
 
 USER = "ann"
 THREADS = 4

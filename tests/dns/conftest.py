@@ -16,9 +16,9 @@ import pytest
 from dns.message import Message
 from dns.rcode import Rcode
 
-from taskworker.dns.directory import Listing
-from taskworker.dns.names import DnsOptions, Names
-from taskworker.dns.server import Listen
+from taskworker.outbound.dns.directory import Listing
+from taskworker.outbound.dns.names import DnsOptions, Names
+from taskworker.outbound.dns.server import Listen
 from tests.dns.upstream import TestNameServer
 
 TIMEOUT_S = 20.0

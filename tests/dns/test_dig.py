@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from taskworker.dns.directory import Host, Listing
+from taskworker.outbound.dns.directory import Host, Listing
 from tests.dns.conftest import Served
 
 pytestmark = pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed (Debian: dnsutils)")

@@ -13,8 +13,8 @@ from dns.message import Message
 from dns.rcode import Rcode
 
 from storage.errors import InvalidArgument, PermissionDenied
-from taskworker.dns.upstream import NameServer
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
+from taskworker.outbound.dns.upstream import NameServer
 from tests.dns.conftest import TIMEOUT_S, Serve, Served
 from tests.dns.upstream import TestNameServer
 

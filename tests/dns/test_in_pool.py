@@ -16,10 +16,10 @@ import pytest
 from dns.message import Message
 
 from storage.errors import InvalidArgument, PermissionDenied
-from taskworker import taskworker_pb2
 from taskworker.cli.exits import ExitCode
 from taskworker.errors import FunctionFailed, NameNotFound, NameServersUnavailable
-from taskworker.taskworker_pb2_grpc import DNSServiceStub
+from taskworker.protos import taskworker_pb2
+from taskworker.protos.taskworker_pb2_grpc import DNSServiceStub
 from tests.dns.upstream import TestNameServer
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument, PermissionDenied
-from taskworker.dns.addresses import is_public
-from taskworker.dns.policy import Policy, read_block_list
+from taskworker.outbound.addresses import is_public
+from taskworker.outbound.dns.policy import Policy, read_block_list
 from tests.dns.conftest import Serve, Served
 
 PRIVATE = [

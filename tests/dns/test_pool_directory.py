@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from storage import ErasureProfile, FileStorage
-from taskworker.functions.routing import RoutedFunction
+from taskworker.apps.pool_names import PoolDirectory
+from taskworker.calls.owners import DEPLOYED_OWNER
+from taskworker.functions.routing.router import RoutedFunction
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.hosting import Offer
 from taskworker.pool.membership import Application, Membership, Standing, WorkerLoad
-from taskworker.pool.names import PoolDirectory
+from taskworker.rpc.protocol import PROTOCOL
 from taskworker.services.invocation import GrpcTransport
-from taskworker.wire.deployed import DEPLOYED_OWNER
-from taskworker.wire.protocol import PROTOCOL
 
 
 class Members:

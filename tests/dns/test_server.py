@@ -21,14 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument
-from taskworker.dns import messages
-from taskworker.dns.budget import ReplyBudget, network_of
-from taskworker.dns.directory import Host, Listing
-from taskworker.dns.names import DnsOptions, Names
-from taskworker.dns.server import Listen
-from taskworker.dns.tcp import CLIENTS_MAX
-from taskworker.dns.upstream import UDP_BYTES, NameServer
 from taskworker.errors import NameServersUnavailable, StorageUnavailable
+from taskworker.outbound.dns import messages
+from taskworker.outbound.dns.budget import ReplyBudget, network_of
+from taskworker.outbound.dns.directory import Host, Listing
+from taskworker.outbound.dns.names import DnsOptions, Names
+from taskworker.outbound.dns.server import Listen
+from taskworker.outbound.dns.tcp import CLIENTS_MAX
+from taskworker.outbound.dns.upstream import UDP_BYTES, NameServer
 from tests.dns.conftest import Pool, Serve, Served, framed
 
 FUZZED = 12_000

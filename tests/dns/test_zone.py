@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument
-from taskworker.dns.directory import Host, Listing, NamedFunction
-from taskworker.dns.names import parse_name
-from taskworker.dns.zone import TTL_S, Zone, named
 from taskworker.errors import NameNotFound
+from taskworker.outbound.dns.directory import Host, Listing, NamedFunction
+from taskworker.outbound.dns.names import parse_name
+from taskworker.outbound.dns.zone import TTL_S, Zone, named
 from tests.dns.conftest import Pool, Served
 
 LISTING = Listing(

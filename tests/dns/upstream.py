@@ -20,7 +20,7 @@ from dns.rdataclass import RdataClass
 from dns.rdatatype import RdataType
 from dns.rrset import RRset
 
-from taskworker.dns.upstream import NameServer
+from taskworker.outbound.dns.upstream import NameServer
 
 SOA = "example. 900 IN SOA ns.example. hostmaster.example. 1 7200 900 1209600 60"
 

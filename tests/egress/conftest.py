@@ -8,13 +8,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from taskworker.egress.addresses import Address
-from taskworker.egress.audit import AuditLog
-from taskworker.egress.filling import Fill, no_secrets
-from taskworker.egress.limits import EgressLimits
-from taskworker.egress.proxy import EgressProxy
-from taskworker.egress.rules import RuleBook, parse_rule
-from taskworker.functions.outside import ApiRequest, ApiResponse
+from taskworker.calls.capabilities import ApiRequest, ApiResponse
+from taskworker.outbound.egress.addresses import Address
+from taskworker.outbound.egress.audit import AuditLog
+from taskworker.outbound.egress.filling import Fill, no_secrets
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.proxy import EgressProxy
+from taskworker.outbound.egress.rules import RuleBook, parse_rule
 
 ANN = "ann"
 

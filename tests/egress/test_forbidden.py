@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument, PermissionDenied, StorageError
-from taskworker.egress.addresses import is_neighbour
-from taskworker.egress.limits import EgressLimits
-from taskworker.egress.rules import parse_rule
-from taskworker.egress.urls import parse_url
 from taskworker.errors import ApiLimitExceeded, ApiUnreachable
+from taskworker.outbound.egress.addresses import is_neighbour
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.rules import parse_rule
+from taskworker.outbound.egress.urls import parse_url
 from tests.egress.conftest import Egress, Make
 from tests.egress.corpus import LOCATIONS, NAMES, URLS
 from tests.egress.servers import Received, Server, Writer, answer, canary

@@ -19,13 +19,13 @@ import pytest
 from h2.connection import H2Connection
 
 from storage.errors import StorageError
-from taskworker.egress.addresses import Address, Resolve
-from taskworker.egress.audit import AuditLog
-from taskworker.egress.filling import no_secrets
-from taskworker.egress.limits import EgressLimits
-from taskworker.egress.proxy import EgressProxy
+from taskworker.calls.capabilities import ApiRequest
 from taskworker.errors import ApiBusy, ApiLimitExceeded, ApiUnreachable, CallAbandoned, DeadlineExceeded
-from taskworker.functions.outside import ApiRequest
+from taskworker.outbound.egress.addresses import Address, Resolve
+from taskworker.outbound.egress.audit import AuditLog
+from taskworker.outbound.egress.filling import no_secrets
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.proxy import EgressProxy
 from tests.egress.conftest import ANN, Egress, Make
 from tests.egress.servers import Behave2, Http2Server, Received, Server, Writer, answer, contexts, plain
 

@@ -207,8 +207,8 @@ EXPLORED = {
 
 
 def test_the_log_is_followed(tmp_path: Path) -> None:
-    from taskworker.functions.outside import ApiRequest
-    from taskworker.services.pool_server import PoolServer
+    from taskworker.apps.pool_server import PoolServer
+    from taskworker.calls.capabilities import ApiRequest
 
     pool = PoolServer(tmp_path)
     address = f"127.0.0.1:{pool.start('127.0.0.1:0')}"
@@ -217,7 +217,7 @@ def test_the_log_is_followed(tmp_path: Path) -> None:
             lines = client.log("f", follow=True)
             for number in range(3):
                 with pytest.raises(InvalidArgument):
-                    pool.outside.egress.request(
+                    pool.capabilities.egress.request(
                         "f" if number != 1 else "g", "ann", ApiRequest("GET", f"ftp://x{number}/")
                     )
             assert [next(lines).outcome, next(lines).outcome] == ["InvalidArgument"] * 2

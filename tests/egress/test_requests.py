@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument, PermissionDenied, StoreClosed
-from taskworker.dns.names import parse_name, shown
-from taskworker.egress.audit import AuditLog
-from taskworker.egress.limits import EgressLimits
-from taskworker.egress.rules import RuleBook, parse_rule
-from taskworker.egress.turns import Turns
+from taskworker.calls.capabilities import ApiRequest
 from taskworker.errors import ApiBusy, ApiUnreachable, CallAbandoned
-from taskworker.functions.outside import ApiRequest
+from taskworker.outbound.dns.names import parse_name, shown
+from taskworker.outbound.egress.audit import AuditLog
+from taskworker.outbound.egress.concurrency import RequestLimiter
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.rules import RuleBook, parse_rule
 from tests.egress.conftest import ANN, Documents, Egress, Make
 from tests.egress.servers import Http2Server, Received, Server, Writer, answer, contexts, plain
 
@@ -138,7 +138,7 @@ def test_requests_are_bounded(egress: Egress, server: Server) -> None:
     ],
 )  # fmt: skip
 def test_rules_mean_what_they_say(rule: str, allowed: list[str], refused: list[str]) -> None:
-    from taskworker.egress.urls import parse_url
+    from taskworker.outbound.egress.urls import parse_url
 
     parsed = parse_rule(rule)
     assert [url for url in allowed if not parsed.allows(parse_url(url))] == []
@@ -540,10 +540,10 @@ def test_other_requests_are_not(egress: Egress) -> None:
 
 def test_each_function_has_its_rate() -> None:
     now = [0.0]
-    turns = Turns(EgressLimits(rate=2, burst=3), lambda: now[0])
+    limiter = RequestLimiter(EgressLimits(rate=2, burst=3), lambda: now[0])
 
     def take(function: str = "f") -> None:
-        with turns.turn(function, ANN):
+        with limiter.permit(function, ANN):
             pass
 
     for _ in range(3):
@@ -565,24 +565,24 @@ def test_each_function_has_its_rate() -> None:
 def test_one_user_leaves_something_of_a_function_to_others() -> None:
     """Of how often, of how many at once, and of how many bytes at once."""
 
-    def taken(turns: Turns, user: str, count: int, held: ExitStack, size: int = 0) -> int:
+    def taken(limiter: RequestLimiter, user: str, count: int, held: ExitStack, size: int = 0) -> int:
         for number in range(count):
             try:
-                held.enter_context(turns.turn("f", user)).hold(size)
+                held.enter_context(limiter.permit("f", user)).hold(size)
             except ApiBusy:
                 return number
         return count
 
-    often = Turns(EgressLimits(rate=80, burst=80), lambda: 0.0)
+    often = RequestLimiter(EgressLimits(rate=80, burst=80), lambda: 0.0)
     with ExitStack() as held:
         assert taken(often, ANN, 100, held) == 70
         assert taken(often, "bob", 100, held) == 10
-    many = Turns(EgressLimits(concurrency=80))
+    many = RequestLimiter(EgressLimits(concurrency=80))
     with ExitStack() as held:
         assert taken(many, ANN, 100, held) == 70
         assert taken(many, "bob", 100, held) >= 8
         assert taken(many, "cat", 1, held) == 1
-    large = Turns(EgressLimits(function_bytes=80 << 20, concurrency=200))
+    large = RequestLimiter(EgressLimits(function_bytes=80 << 20, concurrency=200))
     with ExitStack() as held:
         assert taken(large, ANN, 100, held, 1 << 20) == 70
         assert taken(large, "bob", 1, held, 1 << 20) == 1
@@ -594,7 +594,7 @@ def test_one_user_leaves_something_of_a_function_to_others() -> None:
 
 
 def test_every_request_is_told_and_none_of_its_values(make: Make, tmp_path: Path) -> None:
-    from taskworker.egress.proxy import EgressProxy
+    from taskworker.outbound.egress.proxy import EgressProxy
 
     log = AuditLog(tmp_path / "egress.log")
     made = make()

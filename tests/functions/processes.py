@@ -9,11 +9,11 @@ from types import TracebackType
 
 from storage.errors import DataLossError, InsufficientWorkers
 from taskworker import Client
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls.spec import FunctionSpec
 from taskworker.client.functions import FunctionClient, FunctionStatus
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import StorageUnavailable
-from taskworker.packing.modules import pack_module
+from taskworker.functions.packing.modules import pack_module
 from tests.cluster.processes import Process
 
 WAIT_S = 60.0

@@ -15,7 +15,6 @@ import grpc
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker import AsyncClient
-from taskworker.client.endpoint import CHANNEL_OPTIONS, target_of
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
@@ -26,11 +25,12 @@ from taskworker.errors import (
     FunctionLimitExceeded,
     FunctionNotFound,
 )
-from taskworker.functions_pb2 import StreamFunctionRequest
-from taskworker.functions_pb2_grpc import StreamServiceStub
-from taskworker.taskworker_pb2 import FunctionCallRequest
-from taskworker.taskworker_pb2_grpc import RPCServiceStub
-from taskworker.wire import status
+from taskworker.protos.functions_pb2 import StreamFunctionRequest
+from taskworker.protos.functions_pb2_grpc import StreamServiceStub
+from taskworker.protos.taskworker_pb2 import FunctionCallRequest
+from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.dialling import dial
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 from tests.functions.soak_deployments import Deployments
 
@@ -54,7 +54,7 @@ class Callers:
         self.violations: list[str] = []
         self._pool = pool
         self._lock = threading.Lock()
-        self._channel = grpc.insecure_channel(target_of(pool.address), options=CHANNEL_OPTIONS)
+        self._channel = dial(pool.address)
         self._stub = RPCServiceStub(self._channel)
         self._streams = StreamServiceStub(self._channel)
         self._kinds = self._of_calls() | self._of_streams() | self._of_deployments()

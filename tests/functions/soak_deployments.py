@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import threading
 
-from taskworker.bundles.archive import packed
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls.bundle import packed
+from taskworker.calls.spec import FunctionSpec
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 from tests.functions.soaked import BROKEN, KEPT_S, VERSIONED
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage
+from taskworker.calls.call import ARGUMENTS_MAX, Call, RunningCall
+from taskworker.calls.capabilities import NoCapabilities
 from taskworker.errors import FunctionFailed
-from taskworker.functions.bridge import PUSHES_MAX, READ_BYTES_MAX, Bridge
-from taskworker.functions.calls import ARGUMENTS_MAX, Call, RunningCall
-from taskworker.functions.outside import NoOutside
-from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.functions.hosting.bridge import PUSHES_MAX, READ_BYTES_MAX, Bridge
+from taskworker.functions.hosting.user_files import EmbeddedFiles
 from taskworker.sandbox import Asked
 from taskworker.sandbox.inside.facade import FunctionWorker, WorkerError
 
@@ -73,7 +73,7 @@ def bridge_of(store: FileStorage, called: list[Call] | None = None) -> Bridge:
         return json.dumps([call.args, dict(call.kwargs)])
 
     files = EmbeddedFiles(store, "ann")
-    return Bridge(ANN, files, call_function, NoOutside(), disk_bytes=3 << 20, asking=RunningCall())
+    return Bridge(ANN, files, call_function, NoCapabilities(), disk_bytes=3 << 20, asking=RunningCall())
 
 
 def worker_of(bridge: Bridge) -> FunctionWorker:

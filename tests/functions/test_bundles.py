@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument, StorageError
-from taskworker.bundles.archive import BundleCache, key_of, packed, spec_of
-from taskworker.bundles.spec import KEEP_MAX, FunctionSpec, limits_from_text
+from taskworker.calls.bundle import BundleCache, key_of, packed, spec_of
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.spec import KEEP_MAX, FunctionSpec, limits_from_text
 from taskworker.errors import FunctionsUnavailable
-from taskworker.functions.calls import Call, RunningCall
-from taskworker.functions.host import FunctionHost
-from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.hosting.user_files import EmbeddedFiles
 from taskworker.sandbox import Keep, Limits
 
 SPEC = FunctionSpec(name="f", entry="app:f")

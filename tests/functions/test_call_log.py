@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from storage.lmdb_env import Environment
+from storage.system.lmdb_env import Environment
+from taskworker.calls.call import Call, CallReport, OutputLine
 from taskworker.errors import FunctionFailed
-from taskworker.functions.call_log import CallLog
-from taskworker.functions.calls import Call, CallReport, OutputLine
-from taskworker.functions.records import CallRecords, Entry, LineQuery, RecordBounds
-from taskworker.functions.statistics import StatisticsByFunction
+from taskworker.functions.routing.call_log import CallLog
+from taskworker.functions.routing.records import CallRecords, Entry, LineQuery, RecordBounds
+from taskworker.functions.routing.statistics import StatisticsByFunction
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ import pytest
 
 from storage import FileStorage
 from storage.errors import FormatError, InvalidArgument, StorageError
-from taskworker.bundles.archive import packed
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls.bundle import packed
+from taskworker.calls.owners import CANDIDATE_OWNER
+from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
-from taskworker.functions.routing import RoutedFunction
-from taskworker.functions.statistics import CallStatistics
+from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.statistics import CallStatistics
 from taskworker.pool.deployed import DeployedFunctions
-from taskworker.wire.deployed import CANDIDATE_OWNER
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
-from taskworker import functions_pb2, outside_pb2
+from taskworker.calls.call import Call, CallReport, Items, OutputLine, RunningCall
+from taskworker.calls.capabilities import ApiRequest, ApiResponse
+from taskworker.calls.concurrency import Places, UserPlaces
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
-from taskworker.functions.call_log import CallLog
-from taskworker.functions.calls import Call, CallReport, Items, OutputLine, RunningCall
-from taskworker.functions.outside import ApiRequest, ApiResponse
-from taskworker.functions.places import Places, UserPlaces
-from taskworker.functions.routing import CallRouter, RoutedFunction
-from taskworker.functions.users import UserCalls, UserShares
+from taskworker.functions.routing.call_log import CallLog
+from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.users import UserCalls, UserShares
 from taskworker.pool.deployed import Deployment
+from taskworker.protos import functions_pb2, outside_pb2
+from taskworker.services.capabilities import OutsideService
 from taskworker.services.functions import FunctionService
-from taskworker.services.outside import OutsideService
 
 WAIT_S = 60.0
 

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from storage.errors import InvalidArgument, StorageError
-from taskworker.bundles.labels import labels_from_texts
+from taskworker.calls.labels import labels_from_texts
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import FunctionsUnavailable
 from taskworker.sandbox import Limits

@@ -13,15 +13,15 @@ from google.protobuf.descriptor import MethodDescriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskworker import functions_pb2, taskworker_pb2
-from taskworker.bundles.archive import packed
-from taskworker.bundles.spec import FunctionSpec
-from taskworker.functions_pb2_grpc import FunctionServiceStub, HostingServiceStub, InvocationServiceStub
+from taskworker.apps.pool_server import PoolServer
+from taskworker.calls.bundle import packed
+from taskworker.calls.chains import CALL_KEY, CHAIN_KEY
+from taskworker.calls.spec import FunctionSpec
 from taskworker.pool.node_pool import PoolOptions
-from taskworker.services.pool_server import PoolServer
-from taskworker.taskworker_pb2_grpc import RPCServiceStub
-from taskworker.volume_worker import VolumeWorker
-from taskworker.wire.chains import CALL_KEY, CHAIN_KEY
+from taskworker.protos import functions_pb2, taskworker_pb2
+from taskworker.protos.functions_pb2_grpc import FunctionServiceStub, HostingServiceStub, InvocationServiceStub
+from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.worker.volume import VolumeWorker
 from tests.functions.processes import USER, FunctionPool
 
 OK = grpc.StatusCode.OK

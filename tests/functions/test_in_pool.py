@@ -16,10 +16,12 @@ import grpc
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker import AsyncClient, Client, functions_pb2, taskworker_pb2
-from taskworker.bundles import archive
-from taskworker.bundles.platform import own_platform
-from taskworker.bundles.spec import FunctionSpec
+from taskworker import AsyncClient, Client
+from taskworker.calls import bundle as archive
+from taskworker.calls.concurrency import WORKER_CALLS
+from taskworker.calls.owners import DEPLOYED_OWNER
+from taskworker.calls.platform import own_platform
+from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import (
     CallUncertain,
     DeadlineExceeded,
@@ -29,11 +31,10 @@ from taskworker.errors import (
     FunctionNotFound,
     FunctionsUnavailable,
 )
-from taskworker.functions.places import WORKER_CALLS
-from taskworker.functions_pb2_grpc import InvocationServiceStub
+from taskworker.protos import functions_pb2, taskworker_pb2
+from taskworker.protos.functions_pb2_grpc import InvocationServiceStub
+from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.sandbox import Limits
-from taskworker.taskworker_pb2_grpc import RPCServiceStub
-from taskworker.wire.deployed import DEPLOYED_OWNER
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
 MODULE = """

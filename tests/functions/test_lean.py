@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker.bundles.archive import packed
-from taskworker.bundles.imports import BYTES_MAX, imports_any
-from taskworker.bundles.spec import FunctionSpec
-from taskworker.functions.bridge import UserFiles
-from taskworker.functions.calls import Call, RunningCall
-from taskworker.functions.host import FunctionHost
+from taskworker.calls.bundle import packed
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.imports import BYTES_MAX, imports_any
+from taskworker.calls.spec import FunctionSpec
+from taskworker.functions.hosting.bridge import UserFiles
+from taskworker.functions.hosting.host import FunctionHost
 
 DEAR = frozenset({"asyncio", "pydantic"})
 LOADED = "[name for name in ('asyncio', 'pydantic', 'datetime') if name in sys.modules]"

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from taskworker.calls.call import DEPTH_MAX, LOOPS_MAX, Call, CallReport, Items, RunningCall
+from taskworker.calls.concurrency import Places
+from taskworker.calls.nested import patiently
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
-from taskworker.functions import routing
-from taskworker.functions.calls import DEPTH_MAX, LOOPS_MAX, Call, CallReport, Items, RunningCall
-from taskworker.functions.nested import patiently
-from taskworker.functions.places import Places
-from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions.routing import router as routing
+from taskworker.functions.routing.router import CallRouter, RoutedFunction
 
 WAIT_S = 60.0
 """For what takes milliseconds, unless it waits for itself."""
@@ -100,8 +100,8 @@ class Shapes:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "_LOOK_AGAIN_S", 0.002)
-    monkeypatch.setattr("taskworker.functions.nested._AGAIN_S", 0.002)
-    monkeypatch.setattr("taskworker.functions.nested._AGAIN_S_MAX", 0.004)
+    monkeypatch.setattr("taskworker.calls.nested._AGAIN_S", 0.002)
+    monkeypatch.setattr("taskworker.calls.nested._AGAIN_S_MAX", 0.004)
 
 
 NAMES = ("a", "b", "c", "d")

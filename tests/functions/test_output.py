@@ -8,10 +8,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from taskworker.functions.calls import LINE_CHARS_MAX, LINES_MAX, OutputLine
-from taskworker.functions.large_reports import turn_for
-from taskworker.functions.output import Output
-from taskworker.functions.redaction import MARK, Redactor
+from taskworker.calls.call import LINE_CHARS_MAX, LINES_MAX, OutputLine
+from taskworker.calls.large_reports import conversion_permit
+from taskworker.calls.redaction import MARK, Redactor
+from taskworker.functions.hosting.output import Output
 
 
 def texts(lines: list[OutputLine], stream: str = "stdout") -> list[str]:
@@ -77,9 +77,9 @@ def test_reports_of_many_lines_are_converted_a_few_at_a_time_and_others_do_not_w
         return len(output.lines(Redactor()))
 
     with ThreadPoolExecutor(2) as threads, ExitStack() as held:
-        held.enter_context(turn_for(LINES_MAX))
+        held.enter_context(conversion_permit(LINES_MAX))
         assert threads.submit(lines, LINES_MAX).result(30) == LINES_MAX
-        held.enter_context(turn_for(LINES_MAX))
+        held.enter_context(conversion_permit(LINES_MAX))
         waiting = threads.submit(lines, LINES_MAX)
         for _ in range(10):
             assert threads.submit(lines, 100).result(30) == 100

@@ -1,8 +1,8 @@
-"""Paces: who is slower than others, and for how long that is believed."""
+"""Latencies: who is slower than others, and for how long that is believed."""
 
 from __future__ import annotations
 
-from taskworker.functions.paces import Paces
+from taskworker.functions.routing.latency import Latencies
 
 
 class Clock:
@@ -16,39 +16,39 @@ class Clock:
 
 
 def test_one_that_takes_five_times_as_long_is_five_times_as_slow() -> None:
-    paces = Paces(Clock())
-    assert paces.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}
+    latencies = Latencies(Clock())
+    assert latencies.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}
     for _ in range(50):
-        paces.took("f", "a", 0.1)
-        paces.took("f", "b", 0.5)
-    assert paces.slowness("f", ["a", "b", "new"]) == {"a": 1.0, "b": 5.0, "new": 1.0}
-    assert paces.slowness("g", ["a", "b"]) == {"a": 1.0, "b": 1.0}
+        latencies.took("f", "a", 0.1)
+        latencies.took("f", "b", 0.5)
+    assert latencies.slowness("f", ["a", "b", "new"]) == {"a": 1.0, "b": 5.0, "new": 1.0}
+    assert latencies.slowness("g", ["a", "b"]) == {"a": 1.0, "b": 1.0}
 
 
 def test_workers_about_as_fast_are_alike() -> None:
-    paces = Paces(Clock())
-    paces.took("f", "a", 0.10)
-    paces.took("f", "b", 0.19)
-    assert paces.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}
+    latencies = Latencies(Clock())
+    latencies.took("f", "a", 0.10)
+    latencies.took("f", "b", 0.19)
+    assert latencies.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}
 
 
 def test_a_cold_start_is_not_held_against_a_worker_for_long() -> None:
     clock = Clock()
-    paces = Paces(clock)
-    paces.took("f", "b", 2.0)
+    latencies = Latencies(clock)
+    latencies.took("f", "b", 2.0)
     for _ in range(60):
         clock.s += 0.1
-        paces.took("f", "a", 0.01)
-    assert paces.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}  # it is tried again
-    paces.took("f", "b", 0.01)
-    assert paces.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}  # and was quick
+        latencies.took("f", "a", 0.01)
+    assert latencies.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}  # it is tried again
+    latencies.took("f", "b", 0.01)
+    assert latencies.slowness("f", ["a", "b"]) == {"a": 1.0, "b": 1.0}  # and was quick
 
 
 def test_a_flood_of_names_is_bounded() -> None:
-    paces = Paces(Clock())
+    latencies = Latencies(Clock())
     for number in range(20_000):
-        paces.took(f"f{number}", "a", 1.0)
-    paces.took("f", "a", 1.0)
-    paces.took("f", "b", 9.0)
-    assert paces.slowness("f", ["a", "b"])["b"] == 9.0
-    assert len(paces._paces) <= 4096
+        latencies.took(f"f{number}", "a", 1.0)
+    latencies.took("f", "a", 1.0)
+    latencies.took("f", "b", 9.0)
+    assert latencies.slowness("f", ["a", "b"])["b"] == 9.0
+    assert len(latencies._latencies) <= 4096

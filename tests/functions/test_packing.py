@@ -19,12 +19,12 @@ import blake3
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker.bundles.archive import PackedPackage
-from taskworker.bundles.platform import Platform, best_of, to_cover
-from taskworker.bundles.spec import FunctionSpec
-from taskworker.packing.declared import pack_function
-from taskworker.packing.directory import CodeDirectory
-from taskworker.packing.modules import pack_module
+from taskworker.calls.bundle import PackedPackage
+from taskworker.calls.platform import Platform, best_of, to_cover
+from taskworker.calls.spec import FunctionSpec
+from taskworker.functions.packing.declared import pack_function
+from taskworker.functions.packing.directory import CodeDirectory
+from taskworker.functions.packing.modules import pack_module
 from tests.functions.wheels import made_wheel
 
 SPEC = FunctionSpec(name="f", entry="pickle:unset")

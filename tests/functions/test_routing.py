@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from storage.errors import InvalidArgument, StorageError
+from taskworker.calls.call import DEPTH_MAX, Call, CallReport, Items, RunningCall
 from taskworker.errors import (
     CallAbandoned,
     CallUncertain,
@@ -24,11 +25,10 @@ from taskworker.errors import (
     FunctionsUnavailable,
     ServerBusy,
 )
-from taskworker.functions.calls import DEPTH_MAX, Call, CallReport, Items, RunningCall
-from taskworker.functions.paces import Paces
-from taskworker.functions.routing import CallRouter, RoutedFunction, WorkerGone, WorkerUnable
-from taskworker.functions.statistics import CallFigures, CallStatistics, StatisticsByFunction
-from taskworker.functions.users import UserShares
+from taskworker.functions.routing.latency import Latencies
+from taskworker.functions.routing.router import CallRouter, RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.routing.statistics import CallFigures, CallStatistics, StatisticsByFunction
+from taskworker.functions.routing.users import UserShares
 
 Behaviour = Callable[[Call], CallReport]
 
@@ -178,7 +178,7 @@ def test_the_deadline_bounds_the_wait_for_workers() -> None:
 
 
 def test_a_worker_that_cannot_run_a_call_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskworker.functions.tried.WAIT_FOR_WORKERS_S", 0.5)
+    monkeypatch.setattr("taskworker.functions.routing.tried.WAIT_FOR_WORKERS_S", 0.5)
     fleet = Fleet(a=fails(WorkerUnable("it has no sandbox")), b=fails(WorkerGone("b", may_have_run=False)))
     with pytest.raises(
         FunctionsUnavailable, match=r"a cannot run it: it has no sandbox; b was lost; blind has no eyes"
@@ -513,8 +513,8 @@ def test_figures_are_of_the_latest_calls() -> None:
 @pytest.fixture
 def all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call takes as long: workers that answer at once differ by what the machine does beside them."""
-    took = Paces.took
-    monkeypatch.setattr(Paces, "took", lambda self, function, worker, _seconds: took(self, function, worker, 0.01))
+    took = Latencies.took
+    monkeypatch.setattr(Latencies, "took", lambda self, function, worker, _seconds: took(self, function, worker, 0.01))
 
 
 @pytest.mark.usefixtures("all_alike")

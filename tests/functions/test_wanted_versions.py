@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from storage import FileStorage
-from taskworker.bundles.archive import packed
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls.bundle import packed
+from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import FunctionBroken
-from taskworker.functions.host import FunctionHost
-from taskworker.functions.user_files import EmbeddedFiles
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.hosting.user_files import EmbeddedFiles
 
 WAIT_S = 30.0
 CODE = b"def f(): return 1\n"

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker import AsyncClient, Limits, TaskWorker, taskworker_pb2
+from taskworker import AsyncClient, Limits, TaskWorker
 from taskworker.errors import FunctionFailed, FunctionNotFound
+from taskworker.protos import taskworker_pb2
 from tests.functions.processes import USER, FunctionPool
 
 FACTOR = 10
@@ -169,7 +170,8 @@ def test_a_pool_s_worker_brings_functions_and_runs_deployed_ones(tmp_path: Path)
 USAGE = """
 import asyncio
 import grpc
-from taskworker import TaskWorker, taskworker_pb2, taskworker_pb2_grpc
+from taskworker import TaskWorker
+from taskworker.protos import taskworker_pb2, taskworker_pb2_grpc
 
 worker = TaskWorker("worker_001", node_pool_address="{address}")
 

@@ -14,9 +14,9 @@ from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard
 from storage.shards.filesystem import FileSystem
 from storage.shards.identity import VolumeIdentity
-from taskworker.services.server import FileServer
+from taskworker.rpc.serving import Server
 from taskworker.services.shards import STREAMS, UNARY, shard_handler
-from taskworker.wire.shards import SHARD_SERVICE
+from taskworker.transport.frames import SHARD_SERVICE
 from tests.storage.helpers import content, digest
 
 IDENTITY = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
@@ -42,7 +42,7 @@ def open_volume(path: Path, filesystem: FileSystem | None = None) -> LocalVolume
 @contextmanager
 def served(volume: LocalVolume, instance: str = "", port: int = 0) -> Iterator[str]:
     """The address of a server that offers a volume as a worker does."""
-    server = FileServer(None, added={SHARD_SERVICE: shard_handler(volume, instance)})
+    server = Server({SHARD_SERVICE: shard_handler(volume, instance)})
     port = server.start(f"127.0.0.1:{port}")
     try:
         yield f"127.0.0.1:{port}"

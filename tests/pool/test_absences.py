@@ -12,8 +12,8 @@ from storage import ErasureProfile
 from storage.errors import ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey
 from storage.shards import ShardStore, VolumeUnavailable
-from taskworker.pool.absences import Absences
-from taskworker.pool.work import WorkView
+from taskworker.pool.background.work import WorkView
+from taskworker.transport.absences import Absences
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
 from tests.simulation.network import Connection
@@ -95,7 +95,7 @@ def stored(count: int, k: int = 4, n: int = 6) -> Cluster:
 def settle(cluster: Cluster) -> None:
     for _ in range(3):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def go(cluster: Cluster, worker: Worker) -> None:
@@ -121,7 +121,7 @@ def test_short_absences_write_nothing() -> None:
     before = held(cluster)
     for _ in range(6):
         go(cluster, cluster.workers[0])
-        assert cluster.pool.mender.mend()
+        assert cluster.pool.repair_scheduler.mend()
         view = repair_of(cluster)
         assert (view.state, view.errors) == ("waiting", 0)
         assert view.note.startswith("waits for worker w0, ")
@@ -137,7 +137,7 @@ def test_short_absences_write_nothing() -> None:
 def test_after_the_grace_what_is_missing_is_made_again() -> None:
     cluster = stored(6)
     go(cluster, cluster.workers[0])
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     (stripe, *_) = chunks_of(CONTENT, cluster.profile)
     assert copies(cluster, stripe, among=cluster.workers[1:]) == 5
     cluster.pass_time(GRACE_S)
@@ -150,7 +150,7 @@ def test_repair_that_is_about_to_begin_is_not_said_to_be_done() -> None:
     """The grace is over, and the next pass has not begun."""
     cluster = stored(6)
     go(cluster, cluster.workers[0])
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert cluster.workers[0].name in repair_of(cluster).note
     cluster.pass_time(GRACE_S)
     waiting = repair_of(cluster)
@@ -167,7 +167,7 @@ def test_what_is_in_danger_does_not_wait() -> None:
     for worker in cluster.workers[:2]:
         worker.stop()
     cluster.pass_time(LEASE_S + 1)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     for stripe in chunks_of(CONTENT, cluster.profile):
         assert copies(cluster, stripe, among=cluster.workers[2:]) == 6
     assert repair_of(cluster).state == "waiting"
@@ -176,7 +176,7 @@ def test_what_is_in_danger_does_not_wait() -> None:
 def test_a_profile_without_a_margin_never_waits() -> None:
     cluster = stored(5, 2, 3)
     go(cluster, cluster.workers[0])
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     for stripe in chunks_of(CONTENT, cluster.profile):
         assert copies(cluster, stripe, among=cluster.workers[1:]) == 3
 
@@ -186,10 +186,10 @@ def test_what_cannot_be_made_is_not_lost_while_workers_may_come_back() -> None:
     for worker in cluster.workers[:3]:
         worker.stop()
     cluster.pass_time(LEASE_S + 1)
-    assert cluster.pool.mender.mend()
+    assert cluster.pool.repair_scheduler.mend()
     assert (repair_of(cluster).state, repair_of(cluster).errors) == ("waiting", 0)
     cluster.pass_time(GRACE_S)
-    assert not cluster.pool.mender.mend()
+    assert not cluster.pool.repair_scheduler.mend()
     assert "too few shards left" in repair_of(cluster).error
 
 
@@ -199,7 +199,7 @@ def test_only_what_was_written_meanwhile_is_given_to_a_worker_that_comes_back() 
     # Its mark is written anew whenever it joins.
     kept = {key: record for key, record in worker.volume.records_by_key.items() if key[ID_BYTES] != Kind.MARK}
     go(cluster, worker)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     other = Random(8).randbytes(200_000)
     cluster.pool.store.push(other, filename="g", user_id="u")
     stripes = chunks_of(other, cluster.profile)
@@ -221,7 +221,7 @@ def test_rot_is_mended_while_others_are_waited_for() -> None:
     lost = [key for key in victim.volume.records_by_key if key[:35] == stripe]
     victim.volume.remove(lost)
     cluster.pool.fleet.note_rot(1, 1)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert all(key in victim.volume.records_by_key for key in lost)
     assert copies(cluster, stripe, among=cluster.workers[1:]) == 6
 
@@ -234,7 +234,7 @@ def test_a_pool_that_was_started_again_waits_for_its_workers() -> None:
     cluster.crash_pool()
     cluster.start_pool()
     cluster.pass_time(LEASE_S + 2)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert repair_of(cluster).note.startswith("waits for worker w0, ")
     away.start()
     settle(cluster)
@@ -258,7 +258,7 @@ def test_what_a_reader_had_made_while_a_repair_went_on_is_not_made_again() -> No
     (worker, *_) = cluster.workers
     worker.volume.remove([key for key in worker.volume.records_by_key if key[:35] in stripes])
     store = cluster.pool.store._stripes
-    found = store.whereabouts(stripes)  # by the repair
+    found = store.shard_maps(stripes)  # by the repair
     assert [made for made in store.heal_all(stripes) if isinstance(made, tuple) and made[0] == 1]
     store.volumes.sync_each()
     assert store.heal_all(stripes, found) == [(0, 0)] * len(stripes)

@@ -116,7 +116,7 @@ def test_n_minus_k_workers_that_answer_anything_lose_and_change_nothing(seed: in
             _one_step(cluster, rng, files, number)
             cluster.pass_time(rng.choice((0.5, 2.0)))
             if rng.random() < 0.6:
-                cluster.pool.mender.mend()
+                cluster.pool.repair_scheduler.mend()
         for file_id, data in files.items():
             assert cluster.pool.store.get(file_id, user_id="u") == data
 

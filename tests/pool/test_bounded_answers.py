@@ -18,14 +18,14 @@ import pytest
 
 from storage.keys import Kind, ShardKey
 from storage.shards import Shard, ShardStore, VolumeFailed
-from taskworker import pool_pb2
+from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.membership import WorkerLoad
-from taskworker.pool.remote_volume import RemoteVolume
-from taskworker.pool.rot_reports import RotReports
-from taskworker.pool.slowness import Slowness
-from taskworker.pool.trust import Trust
+from taskworker.protos import pool_pb2
 from taskworker.services.pool import told
-from taskworker.wire.shards import SHARD_SERVICE, join_keys, pack_shards
+from taskworker.transport.frames import SHARD_SERVICE, join_keys, pack_shards
+from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.slowness import Slowness
+from taskworker.transport.trust import Trust
 from tests.pool.helpers import made_up_server
 from tests.pool.test_fleet import attach, batches_of, manned, stripe_of
 from tests.storage.helpers import digest
@@ -64,7 +64,7 @@ def test_a_listing_that_is_none_fails_the_walk(page: bytes, start: bytes, stop: 
 
 @pytest.mark.timeout(20)
 def test_an_endless_listing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskworker.pool.remote_volume._KEYS_HELD_MAX", 10_000)
+    monkeypatch.setattr("taskworker.transport.remote_volume._KEYS_HELD_MAX", 10_000)
     with streaming(one_page(number) for number in count()) as address:
         volume = RemoteVolume(address, "w")
         with pytest.raises(VolumeFailed, match="endless"):
@@ -102,7 +102,7 @@ def test_a_scan_for_records_shows_that_it_goes_on() -> None:
 
 @pytest.mark.timeout(20)
 def test_a_scan_for_records_that_stalls_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskworker.pool.remote_volume._SCAN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("taskworker.transport.remote_volume._SCAN_TIMEOUT_S", 0.3)
     with streaming(iter(lambda: None, 0), "Records") as address:
         volume = RemoteVolume(address, "w")
         with pytest.raises(VolumeFailed, match="took longer than"):

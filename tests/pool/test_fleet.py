@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
+from storage.fleet.layout import Layout, Member, by_owner
+from storage.fleet.placement import PARTITIONS, partition_of
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
-from storage.layout import Layout, Member, by_owner
-from storage.placement import PARTITIONS, partition_of
 from storage.shards import LocalVolume, Shard, VolumeFailed
-from taskworker.pool.fleet import WorkerFleet
-from taskworker.pool.remote_volume import RemoteVolume, SyncTicket
-from taskworker.services.server import FileServer
+from taskworker.rpc.serving import Server
 from taskworker.services.shards import shard_handler
-from taskworker.wire.shards import SHARD_SERVICE
+from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.transport.remote_volume import RemoteVolume, SyncTicket
+from taskworker.transport.worker_fleet import WorkerFleet
 from tests.pool.helpers import open_volume
 from tests.storage.helpers import content, digest
 
@@ -423,12 +423,12 @@ def test_others_take_what_is_new_for_a_full_worker_that_goes_on_serving() -> Non
     waiting = shards_of(stripe_of(3))[0]
     volume.append([waiting])  # of another push, not durable yet
     volume.full = True
-    since = fleet.attendance()
+    since = fleet.epoch()
     fleet.append_and_sync(batches_of(fleet, [stripe]))
     assert durable_in(fleet, stripe) == Counter(range(6))
     assert len(fleet.online()) == 7
     assert fleet.full() == {full}
-    assert fleet.attendance() != since  # whoever else appended to it looks what is missing
+    assert fleet.epoch() != since  # whoever else appended to it looks what is missing
     assert waiting.key in volume.durable  # what it took before it was full
     assert full not in fleet.targets(stripe)
     assert fleet.places(before) == fleet.holders(before)  # what it has is in its place
@@ -572,10 +572,10 @@ def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on()
     full = fleet.holders(stripe)[0]
     volume = volumes_of(fleet)[full]
     volume.full = volume.cannot_sync = True
-    before = fleet.attendance()
+    before = fleet.epoch()
     fleet.append_and_sync(batches_of(fleet, [stripe]))
     assert fleet.volume(full) is not None  # what it holds can be read
-    assert fleet.attendance() != before
+    assert fleet.epoch() != before
     assert durable_in(fleet, stripe) == Counter(range(6))
     fleet.is_pinned = lambda pinned: pinned == stripe
     assert full not in fleet.places(stripe)
@@ -696,9 +696,9 @@ def test_mending_is_woken_when_others_stand_in_for_a_worker_and_when_they_need_n
     assert woken.is_set()
 
 
-def test_attendance_tells_of_every_coming_and_going() -> None:
+def test_epoch_tells_of_every_coming_and_going() -> None:
     fleet = manned(6)
-    seen = {fleet.attendance()}
+    seen = {fleet.epoch()}
     for change in (
         lambda: fleet.set_offline(2, "gone"),
         lambda: attach(fleet, 2),
@@ -707,10 +707,10 @@ def test_attendance_tells_of_every_coming_and_going() -> None:
         lambda: fleet.use_layouts(Layout.first(members_of(7), 6)),
     ):
         change()
-        assert fleet.attendance() not in seen
-        seen.add(fleet.attendance())
+        assert fleet.epoch() not in seen
+        seen.add(fleet.epoch())
     fleet.set_offline(2, "was gone already")
-    assert fleet.attendance() in seen
+    assert fleet.epoch() in seen
 
 
 def test_a_volume_set_offline_or_replaced_is_let_go() -> None:
@@ -826,14 +826,14 @@ class Crew:
         self.fleet = WorkerFleet()
         self.fleet.use_layouts(Layout.first(members_of(count), 6))
         self.volumes: dict[int, LocalVolume] = {}
-        self.servers: dict[int, FileServer] = {}
+        self.servers: dict[int, Server] = {}
         exits.callback(self.close)
         for slot in range(count):
             self.volumes[slot] = open_volume(directory / str(slot))
             self.start(slot)
 
     def start(self, slot: int) -> None:
-        server = FileServer(None, added={SHARD_SERVICE: shard_handler(self.volumes[slot])})
+        server = Server({SHARD_SERVICE: shard_handler(self.volumes[slot])})
         port = server.start("127.0.0.1:0")
         self.servers[slot] = server
         self.fleet.attach(slot, RemoteVolume(f"127.0.0.1:{port}", f"w{slot}"))

@@ -28,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 def settle(cluster: Cluster) -> None:
     for _ in range(4):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def states(cluster: Cluster) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_what_is_said_while_a_worker_is_full_is_true_at_every_moment(cluster: Cl
         assert cluster.pool.view().health.startswith("all files survive the loss of any 1 worker")
         cluster.pass_time(1.0)
         assert cluster.pool.view().health.startswith("all files survive the loss of any 1 worker")
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
     full.volume.full = False
     cluster.pass_time(60.0)
     settle(cluster)
@@ -231,7 +231,7 @@ def test_a_worker_that_cannot_answer_for_long_holds_up_no_mending(
     cluster.pool.drain("w5")
     for _ in range(60):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
     assert states(cluster)["w5"] == "drained"
     assert store.get(before.file_id, user_id="u") == data
     assert store.push(data + b"more", filename="more", user_id="u").size == len(data) + 4

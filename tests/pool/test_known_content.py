@@ -12,7 +12,7 @@ from blake3 import blake3
 from storage import ErasureProfile
 from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, VolumeUnavailable
-from storage.stripes import StripeStore
+from storage.stripes.stripes import StripeStore
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
 from tests.simulation.network import Connection

@@ -12,13 +12,13 @@ import pytest
 from storage import ErasureProfile, RebuildReport
 from storage.batching import batched
 from storage.errors import DataLossError, InvalidArgument
+from storage.formats.manifest import encode_node, encode_root, object_id
+from storage.formats.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
 from storage.keys import ID_BYTES, Kind, ShardKey, shard_key, stripe_key
-from storage.maintenance.turns import RECORD_BYTES_MAX
-from storage.manifest import encode_node, encode_root, object_id
+from storage.maintenance.round_robin import RECORD_BYTES_MAX
 from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from storage.stripes import metadata_stripe
-from storage.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
+from storage.stripes.stripes import metadata_stripe
 from taskworker.pool.membership import WorkerLoad, WorkerState
 from taskworker.pool.trial import first_allowance
 from tests.simulation.catalog import Database
@@ -86,7 +86,7 @@ def add(cluster: Cluster, volume: type[MemoryVolume]) -> Worker:
 def settle(cluster: Cluster, rounds: int = 6) -> None:
     for _ in range(rounds):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def honest_slots(cluster: Cluster, liars: list[Worker], data: bytes) -> list[int]:
@@ -433,7 +433,7 @@ def test_a_worker_whose_lists_never_end_holds_up_no_mending_and_no_collect(clust
         connection = cluster.pool.fleet.volume(slot)
         assert connection is not None
         connection.misbehaved = "endless"  # as the client side of the transport notes it
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
     assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
     assert cluster.pool.fleet.is_mended()
     gone = next(iter(files.values()))
@@ -512,7 +512,7 @@ def test_a_worker_that_cannot_be_reached_is_lost_however_often_it_says_that_it_i
         for _ in range(5):
             cluster.pass_time(2.0)
             cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
     assert state_of(cluster, worker) is WorkerState.LOST
     assert "survive the loss of any 2 workers" in cluster.pool.view().health
 
@@ -615,7 +615,7 @@ def test_workers_that_flood_a_rebuild_are_done_without(
 ) -> None:
     """As many as may lie at once. They are named each time, and in the end not believed."""
     monkeypatch.setattr("storage.maintenance.agreement.room_bytes", lambda _: 50_000)
-    monkeypatch.setattr("storage.maintenance.turns._SHOWING_MAX", liars_count)  # as if there were many more workers
+    monkeypatch.setattr("storage.maintenance.round_robin._SHOWING_MAX", liars_count)  # as if there were many more
     files = push_all(cluster)
     gone = cluster.pool.store.push(b"gone", filename="gone", user_id="u")
     cluster.pool.store.delete(gone.file_id, user_id="u")

@@ -23,7 +23,7 @@ from taskworker.pool.membership import (
     WorkerLoad,
     WorkerState,
 )
-from taskworker.wire.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL
 
 POOL = "00" * 16
 LEASE_S = 10.0

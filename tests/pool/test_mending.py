@@ -11,8 +11,8 @@ from storage import ErasureProfile, FileStorage
 from storage.catalog import Counters
 from storage.keys import ID_BYTES, Kind, ShardKey, shard_key
 from storage.shards import Shard, VolumeUnavailable
-from taskworker.pool.fleet import WorkerFleet
 from taskworker.pool.membership import MemberRecord, Membership, Standing, WorkerState
+from taskworker.transport.worker_fleet import WorkerFleet
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
 from tests.simulation.pool import Cluster
@@ -56,7 +56,7 @@ def cluster() -> Iterator[Cluster]:
 def settle(cluster: Cluster) -> None:
     for _ in range(6):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def state_of(cluster: Cluster, worker: str) -> WorkerState:
@@ -73,11 +73,11 @@ def test_a_drain_does_not_end_while_some_of_what_it_moves_cannot_be_read(cluster
     cluster.pool.drain(drained.name)
     for _ in range(6):
         cluster.pass_time(2.0)
-        assert not cluster.pool.mender.mend(), "it is to be tried again"
+        assert not cluster.pool.repair_scheduler.mend(), "it is to be tried again"
     assert state_of(cluster, drained.name) is WorkerState.DRAINING
     assert not cluster.pool.fleet.is_mended()
     assert len(cluster.pool.layouts) == 2
-    repair, _ = cluster.pool.mender.views()
+    repair, _ = cluster.pool.repair_scheduler.views()
     assert "cannot be read now" in repair.error
     assert "repair waits" in cluster.pool.view().health
 
@@ -122,13 +122,13 @@ def test_while_a_worker_is_away_nothing_is_lost_for_good(cluster: Cluster) -> No
     cluster.pool.drain(drained.name)
     for _ in range(4):
         cluster.pass_time(2.0)
-        assert not cluster.pool.mender.mend()
+        assert not cluster.pool.repair_scheduler.mend()
     assert state_of(cluster, drained.name) is WorkerState.DRAINING
     for worker in others[:3]:
         worker.start()
     settle(cluster)
     assert state_of(cluster, drained.name) is WorkerState.DRAINED
-    assert cluster.pool.mender.lost == 0
+    assert cluster.pool.repair_scheduler.lost == 0
 
 
 @pytest.mark.parametrize("moment", ["mended", "standing set"])
@@ -151,13 +151,13 @@ def test_a_drain_that_begins_as_mending_ends_does_not_end_with_it(
         record = set_standing(membership, worker, standing)
         monkeypatch.undo()
         pool.fleet.note_unknown()
-        pool.mender.mend()
+        pool.repair_scheduler.mend()
         return record
 
     if moment == "mended":
         monkeypatch.setattr(WorkerFleet, "note_mended", drain_then)
         pool.fleet.note_unknown()
-        pool.mender.mend()
+        pool.repair_scheduler.mend()
     else:
         monkeypatch.setattr(Membership, "set_standing", mend_then)
         pool.drain(drained.name)

@@ -12,11 +12,11 @@ import pytest
 from storage import ErasureProfile
 from storage.catalog import LmdbCatalog
 from storage.errors import FormatError, InvalidArgument
-from storage.layout import Layout
+from storage.fleet.layout import Layout
 from taskworker.errors import WorkerRefused
 from taskworker.pool.membership import Application, MemberRecord, Standing
 from taskworker.pool.roster import Roster, RosterKeeper
-from taskworker.wire.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -34,7 +34,7 @@ def cluster_of(count: int) -> Cluster:
 def settle(cluster: Cluster) -> None:
     for _ in range(4):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def states(cluster: Cluster) -> dict[str, str]:

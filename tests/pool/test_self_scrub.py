@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from storage.shards import LocalVolume
-from taskworker.pool.fleet import WorkerFleet
-from taskworker.self_scrub import SelfScrub
+from taskworker.transport.worker_fleet import WorkerFleet
+from taskworker.worker.self_scrub import SelfScrub
 from tests.pool.helpers import key_of, open_volume, shard_of
 from tests.storage.helpers import flip, records
 

@@ -35,10 +35,10 @@ from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
 from taskworker.errors import WorkerReadOnly
-from taskworker.pool.remote_volume import RemoteVolume, identify_process
-from taskworker.store_pb2 import ErrorDetail
-from taskworker.wire import status
-from taskworker.wire.shards import KEYS_MAX, MESSAGE_BYTES_MAX
+from taskworker.protos.store_pb2 import ErrorDetail
+from taskworker.rpc import status
+from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
+from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from tests.pool.helpers import key_of, made_up_server, noise, open_volume, served, shard_of
 from tests.storage.helpers import flip, records
 

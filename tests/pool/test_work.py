@@ -15,12 +15,12 @@ from storage.catalog import LmdbCatalog, ProfileCount
 from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import ID_BYTES, Kind
 from storage.runtime import Runtime
-from taskworker.pool.collecting import COLLECT_EVERY_S, Collector
+from taskworker.pool.background.collecting import COLLECT_EVERY_S, Collector
+from taskworker.pool.background.repair_scheduling import Endangered
+from taskworker.pool.background.scrubbing import scrub_view
+from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
 from taskworker.pool.health import Risk, Safety, health_line
 from taskworker.pool.membership import WorkerLoad
-from taskworker.pool.mending import Endangered
-from taskworker.pool.scrubbing import scrub_view
-from taskworker.pool.work import Tranquility, WorkJournal, WorkView
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.storage.test_clocks import Clocks
@@ -52,7 +52,7 @@ def work(cluster: Cluster, name: str) -> WorkView:
 def settle(cluster: Cluster) -> None:
     for _ in range(4):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 # -- collect ---------------------------------------------------------------------------------------
@@ -240,13 +240,13 @@ def test_repair_and_rebalance_are_told_apart(cluster: Cluster) -> None:
     settle(cluster)
     assert work(cluster, "rebalance").ended_ms == 0
     cluster.pool.drain("w2")
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert work(cluster, "rebalance").note.startswith("moved ")
     assert not work(cluster, "repair").note.startswith("made ")
     gone = cluster.workers.pop(4)
     gone.stop()
     cluster.pass_time(GRACE_S + 5)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert work(cluster, "repair").note.startswith("made ")
 
 
@@ -255,11 +255,11 @@ def test_a_pass_that_left_all_in_its_place_is_not_followed_by_another(cluster: C
     settle(cluster)
     cluster.pool.drain("w2")
     assert len(cluster.pool.layouts) == 2
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert len(cluster.pool.layouts) == 1
     assert cluster.pool.fleet.is_mended()
     calls = cluster.network.calls
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert cluster.network.calls == calls
 
 
@@ -271,7 +271,7 @@ def test_objects_that_are_lost_are_an_error_until_they_are_back(cluster: Cluster
         worker.stop()
     cluster.pass_time(GRACE_S + 5)
     for tries in (1, 2):
-        assert not cluster.pool.mender.mend()
+        assert not cluster.pool.repair_scheduler.mend()
         view = work(cluster, "repair")
         assert (view.state, view.errors) == ("waiting", tries)
         assert "too few shards left" in view.error
@@ -402,7 +402,7 @@ def test_health_names_the_files_that_lack_shards(cluster: Cluster) -> None:
     seen: list[str] = []
     for calls in range(1, 60):
         cluster.network.after_calls(calls, lambda: seen.append(cluster.pool.view().health))
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     least = "1 of 5 files can be read, but might not after one more loss; the others survive 2 more losses"
     assert any(line.startswith(least) for line in seen), seen
     assert cluster.pool.view().health == "all files survive the loss of any 2 workers"

@@ -1,4 +1,4 @@
-"""What comes out of a sandbox is hostile: the decoder, the conversation, and a live host fed with anything."""
+"""What comes out of a sandbox is hostile: the decoder, the protocol, and a live host fed with anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taskworker.sandbox import FunctionImage, LimitExceeded, Limits, ProtocolViolation, SandboxError, SandboxHost
-from taskworker.sandbox.conversation import Conversation, failure_of
 from taskworker.sandbox.frames import (
     ASK_BYTES_MAX,
     ASKS_MAX,
@@ -33,6 +32,7 @@ from taskworker.sandbox.frames import (
     encode_failure,
     split_number,
 )
+from taskworker.sandbox.protocol import CallProtocol, failure_of
 from tests.sandbox.bundles import begin, program
 
 HEADS = st.builds(
@@ -108,15 +108,15 @@ def test_failures_that_are_none_are_violations(payload: bytes) -> None:
 
 @given(FROM_INSIDE, st.booleans())
 def test_a_conversation_takes_nothing_but_what_may_come(chunks: list[bytes], greeted: bool) -> None:
-    conversation = Conversation(result_bytes=100)
+    protocol = CallProtocol(result_bytes=100)
     if greeted:
-        assert conversation.feed(GREETING)
-        conversation.requested()
+        assert protocol.feed(GREETING)
+        protocol.requested()
     try:
         for chunk in chunks:
-            for frame in conversation.feed(chunk):
+            for frame in protocol.feed(chunk):
                 if frame.kind is Kind.ASK:
-                    conversation.answered(split_number(frame.payload)[0])
+                    protocol.answered(split_number(frame.payload)[0])
                     continue
                 if frame.kind is Kind.WITHDRAW:
                     continue
@@ -134,33 +134,33 @@ def withdrawn(number: int) -> bytes:
 
 
 def test_an_ask_may_be_withdrawn_while_its_answer_is_on_its_way() -> None:
-    conversation = Conversation(result_bytes=100)
-    conversation.feed(GREETING)
-    conversation.requested()
-    conversation.feed(asked(1) + asked(2))
-    conversation.answered(1)
-    assert conversation.feed(withdrawn(1)) == [Frame(Kind.WITHDRAW, NUMBER.pack(1))]
-    conversation.feed(withdrawn(2))
-    conversation.answered(2)
-    assert conversation.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
+    protocol = CallProtocol(result_bytes=100)
+    protocol.feed(GREETING)
+    protocol.requested()
+    protocol.feed(asked(1) + asked(2))
+    protocol.answered(1)
+    assert protocol.feed(withdrawn(1)) == [Frame(Kind.WITHDRAW, NUMBER.pack(1))]
+    protocol.feed(withdrawn(2))
+    protocol.answered(2)
+    assert protocol.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
 
 
 def test_what_comes_out_of_turn_is_refused() -> None:
-    conversation = Conversation(result_bytes=100)
+    protocol = CallProtocol(result_bytes=100)
     with pytest.raises(ProtocolViolation, match="before the hello"):
-        conversation.feed(encode(Kind.RESULT, b""))
-    conversation = Conversation(result_bytes=100)
-    conversation.feed(GREETING)
+        protocol.feed(encode(Kind.RESULT, b""))
+    protocol = CallProtocol(result_bytes=100)
+    protocol.feed(GREETING)
     with pytest.raises(ProtocolViolation, match="before the request"):
-        conversation.feed(b"\x03")
-    conversation.requested()
-    assert conversation.feed(asked(7) + asked(8)) == [Frame(Kind.ASK, NUMBER.pack(7)), Frame(Kind.ASK, NUMBER.pack(8))]
-    conversation.answered(8)
-    assert conversation.feed(encode(Kind.ITEM, b"part")) == [Frame(Kind.ITEM, b"part")]
-    conversation.answered(7)
-    assert conversation.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
+        protocol.feed(b"\x03")
+    protocol.requested()
+    assert protocol.feed(asked(7) + asked(8)) == [Frame(Kind.ASK, NUMBER.pack(7)), Frame(Kind.ASK, NUMBER.pack(8))]
+    protocol.answered(8)
+    assert protocol.feed(encode(Kind.ITEM, b"part")) == [Frame(Kind.ITEM, b"part")]
+    protocol.answered(7)
+    assert protocol.feed(encode(Kind.RESULT, b"r")) == [Frame(Kind.RESULT, b"r")]
     with pytest.raises(ProtocolViolation, match="after the end"):
-        conversation.feed(b"\x03")
+        protocol.feed(b"\x03")
 
 
 @pytest.mark.parametrize(
@@ -183,25 +183,25 @@ def test_what_comes_out_of_turn_is_refused() -> None:
     ],
 )
 def test_asks_are_counted_and_told_apart(sent: Callable[[], bytes], why: str) -> None:
-    conversation = Conversation(result_bytes=100)
-    conversation.feed(GREETING)
-    conversation.requested()
+    protocol = CallProtocol(result_bytes=100)
+    protocol.feed(GREETING)
+    protocol.requested()
     with pytest.raises(ProtocolViolation, match=why):
-        conversation.feed(sent())
+        protocol.feed(sent())
 
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ProtocolViolation, match="version"):
-        Conversation(result_bytes=1).feed(encode(Kind.HELLO, HELLO.pack(VERSION + 1)))
+        CallProtocol(result_bytes=1).feed(encode(Kind.HELLO, HELLO.pack(VERSION + 1)))
 
 
 @pytest.mark.parametrize("kind", [Kind.RESULT, Kind.ITEM])
 def test_a_result_is_judged_before_its_bytes_come(kind: Kind) -> None:
-    conversation = Conversation(result_bytes=100)
-    conversation.feed(GREETING)
-    conversation.requested()
+    protocol = CallProtocol(result_bytes=100)
+    protocol.feed(GREETING)
+    protocol.requested()
     with pytest.raises(LimitExceeded, match="result limit of 100 bytes"):
-        conversation.feed(HEADER.pack(kind, 101))
+        protocol.feed(HEADER.pack(kind, 101))
 
 
 BABBLE = """

@@ -171,13 +171,13 @@ def leave_nothing(host: SandboxHost, bundles: Path) -> None:
         """Count with exactly the processes that wait for calls."""
         view = view_of(host, image.key)
         return (
-            descriptors() - 4 * view.spares,
+            descriptors() - 4 * view.prewarmed_processes,
             mounts(),
-            len(proof.processes_below(view.pids[0])) - view.spares,
+            len(proof.processes_below(view.pids[0])) - view.prewarmed_processes,
         )
 
     host.warm(image)
-    eventually(lambda: view_of(host, image.key).spares == 1)
+    eventually(lambda: view_of(host, image.key).prewarmed_processes == 1)
     pids = view_of(host, image.key).pids
     before = settled()
     with ThreadPoolExecutor(4) as pool:

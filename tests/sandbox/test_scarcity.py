@@ -30,7 +30,9 @@ from taskworker.sandbox import (
     WarmView,
     proof,
     room,
-    spare,
+)
+from taskworker.sandbox import (
+    prewarmed as prewarmed,
 )
 from taskworker.sandbox.filters import Filters
 from taskworker.sandbox.inside import init, zygote
@@ -83,7 +85,7 @@ def limited(pid: int, kind: int, most: int) -> Iterator[None]:
 
 def refused(host: SandboxHost, image: FunctionImage) -> None:
     """Have calls begin until one is refused: those before found processes that were forked ahead."""
-    for _ in range(spare.processes_max(image.limits)):
+    for _ in range(prewarmed.processes_max(image.limits)):
         begin(host, image, b"x").result()
 
 
@@ -111,7 +113,7 @@ def test_calls_have_all_their_threads_at_the_same_time(host: SandboxHost, bundle
 def test_calls_that_would_have_no_share_wait_for_one(
     host: SandboxHost, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spare, "FUNCTION_TASKS_MAX", 96 + 3 * 32)
+    monkeypatch.setattr(prewarmed, "FUNCTION_TASKS_MAX", 96 + 3 * 32)
     image = program(bundles, WAITS, document=b"three at once")
     more = threading.Semaphore(0)
     waiting = threading.Semaphore(0)
@@ -133,7 +135,7 @@ def test_calls_that_would_have_no_share_wait_for_one(
 def test_kept_processes_make_room_for_others_calls(
     host: SandboxHost, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spare, "FUNCTION_TASKS_MAX", 96 + 3 * 32)
+    monkeypatch.setattr(prewarmed, "FUNCTION_TASKS_MAX", 96 + 3 * 32)
     image = program(bundles, ECHO, keep=Keep(calls=100, seconds=100.0))
     for number in range(8):
         assert begin(host, image, b"x", owner=f"user {number}").result() == b"x"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from taskworker.sandbox import Limits, SandboxHost, WarmView, launcher, proof
-from taskworker.sandbox.spare import FUNCTION_TASKS_MAX, KILLED_FIRST, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
+from taskworker.sandbox.prewarmed import FUNCTION_TASKS_MAX, KILLED_FIRST, NO_CORE_BYTES, SIGNALS_MAX, STACK_BYTES
 from taskworker.sandbox.starts import TIMERS_MAX
 from tests.sandbox.attacks.corpus import ATTACKS, prepare
 from tests.sandbox.bundles import ECHO, begin, program

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.catalog import LmdbCatalog
-from taskworker.secrets.master_key import KeyFile, MasterKeySource
-from taskworker.secrets.store import Secrets
+from taskworker.outbound.secrets.master_key import KeyFile, MasterKeySource
+from taskworker.outbound.secrets.store import Secrets
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import pytest
 from storage.catalog import LmdbCatalog
 from storage.errors import InvalidArgument
 from taskworker.errors import SecretsUnavailable
-from taskworker.secrets.master_key import GivenKeys, KeyFile, MasterKey
-from taskworker.secrets.vault import DOCUMENT
+from taskworker.outbound.secrets.master_key import GivenKeys, KeyFile, MasterKey
+from taskworker.outbound.secrets.vault import DOCUMENT
 from tests.secrets.kept import secrets_in
 
 FIRST, SECOND = MasterKey.new().text(), MasterKey.new().text()

@@ -19,7 +19,7 @@ from taskworker import Client
 from taskworker.client.pool import PoolClient
 from taskworker.client.secrets import SecretClient
 from taskworker.errors import SecretDamaged, SecretsUnavailable
-from taskworker.secrets.vault import DOCUMENT
+from taskworker.outbound.secrets.vault import DOCUMENT
 from tests.cluster.processes import Process
 from tests.secrets.kept import secrets_in
 
@@ -110,7 +110,7 @@ def test_a_key_from_the_environment_is_on_no_disk(tmp_path: Path) -> None:
 
 def test_a_process_that_keeps_secrets_is_closed_to_others() -> None:
     program = (
-        "import ctypes, resource; from taskworker.secrets.process_memory import keep_private; keep_private();"
+        "import ctypes, resource; from taskworker.outbound.secrets.process_memory import keep_private; keep_private();"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
     )
     said = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)

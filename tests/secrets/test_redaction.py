@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage
-from taskworker.bundles.spec import FunctionSpec
+from taskworker.calls import redaction
+from taskworker.calls.call import Call, CallReport, OutputLine, RunningCall
+from taskworker.calls.capabilities import NoCapabilities
+from taskworker.calls.redaction import CallRedactors, Redactor
+from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import FunctionFailed
-from taskworker.functions import redaction
-from taskworker.functions.calls import Call, CallReport, OutputLine, RunningCall
-from taskworker.functions.host import FunctionHost
-from taskworker.functions.outside import NoOutside
-from taskworker.functions.redaction import CallRedactors, Redactor
-from taskworker.functions.user_files import EmbeddedFiles
-from taskworker.packing.modules import pack_module
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.hosting.user_files import EmbeddedFiles
+from taskworker.functions.packing.modules import pack_module
 
 SECRET = 'p4ss/wörd+ "quoted"?&=%'
 
@@ -171,7 +171,7 @@ def leaks():
 """
 
 
-class Giving(NoOutside):
+class Giving(NoCapabilities):
     def secret(self, name: str) -> str:
         return f"value-of-{name}"
 

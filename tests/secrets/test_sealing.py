@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskworker.errors import SecretDamaged, SecretsUnavailable
-from taskworker.secrets.document import SealedSecret, opened, rewrapped_all, sealed
-from taskworker.secrets.master_key import KeyRing, MasterKey
-from taskworker.secrets.sealing import Grant, Terms, rewrapped, seal, unseal
+from taskworker.outbound.secrets.document import SealedSecret, opened, rewrapped_all, sealed
+from taskworker.outbound.secrets.master_key import KeyRing, MasterKey
+from taskworker.outbound.secrets.sealing import Grant, Terms, rewrapped, seal, unseal
 
 KEY = MasterKey(bytes(range(32)))
 OTHER = MasterKey(bytes(32))

@@ -11,13 +11,13 @@ import pytest
 
 from storage.catalog import LmdbCatalog
 from storage.errors import InvalidArgument, PermissionDenied
+from taskworker.calls.call import Call
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
-from taskworker.functions.calls import Call
-from taskworker.secrets.calls import CallSecrets, RequestSecrets
-from taskworker.secrets.master_key import KeyFile
-from taskworker.secrets.sealing import Grant
-from taskworker.secrets.store import VALUE_BYTES_MAX, Secrets
-from taskworker.secrets.vault import DOCUMENT
+from taskworker.outbound.secrets.calls import CallSecrets, RequestSecrets
+from taskworker.outbound.secrets.master_key import KeyFile
+from taskworker.outbound.secrets.sealing import Grant
+from taskworker.outbound.secrets.store import VALUE_BYTES_MAX, Secrets
+from taskworker.outbound.secrets.vault import DOCUMENT
 from tests.secrets.kept import secrets_in
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from storage import ErasureProfile, FileStorage
 from taskworker import Client
-from taskworker.services.admission import DEFAULT_LIMITS, ServerLimits
-from taskworker.services.server import FileServer
-from taskworker.store_pb2_grpc import StoreServiceStub
-from taskworker.taskworker_pb2_grpc import FileServiceStub
+from taskworker.protos.store_pb2_grpc import StoreServiceStub
+from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
+from taskworker.rpc.admission import DEFAULT_LIMITS, ServerLimits
+from taskworker.rpc.serving import Server
+from taskworker.services.file_server import FileServer
 
 CHUNK = 64 * 1024
 RECEIVE_MAX = 256 * 1024 * 1024
@@ -50,7 +51,7 @@ def serve() -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(store: FileStorage | None, limits: ServerLimits = DEFAULT_LIMITS) -> str:
-            server = FileServer(store, limits=limits)
+            server = Server({}) if store is None else FileServer(store, limits=limits)
             port = server.start("127.0.0.1:0")
             stack.callback(server.stop, 1.0)
             return f"127.0.0.1:{port}"

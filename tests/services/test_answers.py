@@ -10,9 +10,10 @@ import grpc
 import pytest
 
 from storage import FileNotFound, FileStorage, ManifestDiff
-from taskworker import Client, store_pb2, taskworker_pb2
+from taskworker import Client
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.limits import UNARY_BYTES_MAX
 from taskworker.services.files import FileService
-from taskworker.wire.limits import UNARY_BYTES_MAX
 from tests.services.conftest import Raw
 
 USER = "ada"

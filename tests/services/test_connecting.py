@@ -11,8 +11,8 @@ import pytest
 from storage.errors import StorageError
 from storage.shards import VolumeFailed
 from taskworker import Client
-from taskworker.pool.remote_volume import RemoteVolume
-from taskworker.wire.shards import SHARD_SERVICE
+from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.transport.remote_volume import RemoteVolume
 
 
 class SlowToGreet:

@@ -10,9 +10,10 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from storage import FileStorage, ManifestDiff, Patch
-from taskworker import TaskWorker, store_pb2, taskworker_pb2
+from taskworker import TaskWorker
+from taskworker.apps.pool_server import PoolServer
 from taskworker.pool.node_pool import PoolOptions
-from taskworker.services.pool_server import PoolServer
+from taskworker.protos import store_pb2, taskworker_pb2
 from tests.services.conftest import CHUNK, Raw
 
 REPOSITORY = Path(__file__).parents[2]
@@ -128,7 +129,7 @@ def test_push_of_an_existing_name_makes_a_version_of_the_same_file(raw: Raw) -> 
 
 
 def revise(raw: Raw, file_id: str, diff: ManifestDiff, time: int) -> taskworker_pb2.ReviseResponse:
-    from taskworker.wire.convert import diff_to_proto
+    from taskworker.rpc.conversion import diff_to_proto
 
     request = taskworker_pb2.ReviseRequest(
         file_id=file_id, user_id="u1", difference=diff_to_proto(diff).SerializeToString(), time=time

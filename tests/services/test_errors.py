@@ -25,7 +25,7 @@ from storage import (
     StoreLocked,
     VersionNotFound,
 )
-from taskworker import Client, store_pb2, taskworker_pb2
+from taskworker import Client
 from taskworker.errors import (
     CallAbandoned,
     DeadlineExceeded,
@@ -34,7 +34,8 @@ from taskworker.errors import (
     ServerFault,
     StorageUnavailable,
 )
-from taskworker.wire import status
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc import status
 from tests.services.conftest import Raw, Serve, text_of
 
 CODE = grpc.StatusCode

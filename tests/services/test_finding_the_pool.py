@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InvalidArgument
-from taskworker.client.endpoint import target_of
+from taskworker.apps.pool_server import PoolServer
 from taskworker.errors import StorageUnavailable
 from taskworker.pool.node_pool import PoolOptions
-from taskworker.services.pool_server import PoolServer
-from taskworker.volume_worker import VolumeWorker
+from taskworker.rpc.dialling import target_of
+from taskworker.worker.volume import VolumeWorker
 
 _WAIT_S = 30.0
 

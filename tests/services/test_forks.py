@@ -16,7 +16,7 @@ CLIENT_AND_SERVER = """
 import os, sys, gc
 from storage import FileStorage, UsedAfterFork
 from taskworker import Client
-from taskworker.services.server import FileServer
+from taskworker.services.file_server import FileServer
 
 def refused(use):
     try:
@@ -75,7 +75,7 @@ LOCKS_HELD = """
 import gc, os, sys, threading
 from storage import FileStorage, UsedAfterFork
 from taskworker import Client
-from taskworker.services.server import FileServer
+from taskworker.services.file_server import FileServer
 
 store = FileStorage.open(sys.argv[1], chunk_size=65536)
 server = FileServer(store)
@@ -139,8 +139,8 @@ import os, sys, time
 from storage import ErasureProfile, UsedAfterFork
 from taskworker import Client
 from taskworker.client.pool import PoolClient
-from taskworker.services.pool_server import PoolServer
-from taskworker.volume_worker import VolumeWorker
+from taskworker.apps.pool_server import PoolServer
+from taskworker.worker.volume import VolumeWorker
 
 def refused(use):
     try:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import FileStorage
-from taskworker import Client, store_pb2
-from taskworker.wire.frames import data_frame, data_of_frame
+from taskworker import Client
+from taskworker.protos import store_pb2
+from taskworker.rpc.data_frames import data_frame, data_of_frame
 from tests.services.conftest import CHUNK, Raw
 
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import ErasureProfile, FileStorage, Version
-from taskworker import store_pb2, taskworker_pb2
-from taskworker.services.server import FileServer
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.services.file_server import FileServer
 from tests.services.conftest import CHUNK
 
 USER = "u1"

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import grpc
 import pytest
 
-from taskworker import functions_pb2
+from taskworker.calls.call import Call, CallReport, Items, RunningCall
 from taskworker.errors import DeadlineExceeded
-from taskworker.functions.calls import Call, CallReport, Items, RunningCall
-from taskworker.functions.routing import CallRouter, RoutedFunction
+from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.protos import functions_pb2
+from taskworker.rpc.binding import generic_handler
 from taskworker.services import handing_over
-from taskworker.services.binding import generic_handler
 from taskworker.services.handing_over import Outcome, handed_over
 from taskworker.services.rpc import StreamService
 

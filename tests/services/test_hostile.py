@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from storage import FileStorage, Version
-from taskworker import store_pb2, taskworker_pb2
+from taskworker.protos import store_pb2, taskworker_pb2
 from tests.services.conftest import CHUNK, Raw, text_of
 
 CODE = grpc.StatusCode

@@ -14,8 +14,9 @@ import grpc
 import pytest
 
 from storage import FileStorage, StorageError
-from taskworker import Client, store_pb2
+from taskworker import Client
 from taskworker.errors import DeadlineExceeded, StorageUnavailable
+from taskworker.protos import store_pb2
 from tests.services.conftest import CHUNK, Raw
 from tests.services.proxy import Proxy
 

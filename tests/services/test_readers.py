@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from storage import FileReader, FileStorage
-from storage.reading import VersionStream
+from storage.read.reader import VersionStream
 from taskworker import Client
 from taskworker.client.fetching import RemoteFile, _RemoteStream
 

@@ -9,17 +9,17 @@ import pytest
 
 from storage.shards import LocalVolume, VolumeFailed
 from storage.shards.identity import VolumeIdentity, new_volume_key
-from taskworker.pool.remote_volume import RemoteVolume
-from taskworker.services.server import FileServer
+from taskworker.rpc.serving import Server
 from taskworker.services.shards import shard_handler
-from taskworker.wire.shards import SHARD_SERVICE
+from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.transport.remote_volume import RemoteVolume
 
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[RemoteVolume]:
     (tmp_path / "volume").mkdir()
     local = LocalVolume(tmp_path / "volume", VolumeIdentity("ab" * 16, 0, 1, new_volume_key(), 4, 6, 65536))
-    server = FileServer(None, added={SHARD_SERVICE: shard_handler(local)})
+    server = Server({SHARD_SERVICE: shard_handler(local)})
     server.start(f"unix:{tmp_path}/s")
     volume = RemoteVolume(f"unix:{tmp_path}/s", "w")
     yield volume

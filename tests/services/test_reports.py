@@ -1,4 +1,4 @@
-"""Reports of upkeep: a client is told all that the store reports."""
+"""Reports of maintenance: a client is told all that the store reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from storage.reports import CollectReport, Damage, RepairReport, ScrubReport
-from taskworker.wire.convert import (
+from taskworker.rpc.conversion import (
     collect_from_proto,
     collect_to_proto,
     repair_from_proto,

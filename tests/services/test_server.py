@@ -1,4 +1,4 @@
-"""The server: where it listens, health, reflection, bounds, stopping, upkeep."""
+"""The server: where it listens, health, reflection, bounds, stopping, maintenance."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from storage import FileStorage, InvalidArgument, StoreUnavailable
 from storage.catalog import Counters
-from taskworker import Client, store_pb2
+from taskworker import Client
 from taskworker.errors import ServerBusy, StorageUnavailable
-from taskworker.services.admission import ServerLimits
-from taskworker.services.server import FileServer
-from taskworker.store_pb2_grpc import StoreServiceStub
+from taskworker.protos import store_pb2
+from taskworker.protos.store_pb2_grpc import StoreServiceStub
+from taskworker.rpc.admission import ServerLimits
+from taskworker.rpc.serving import Server
+from taskworker.services.file_server import FileServer
 from tests.services.conftest import CHUNK, Raw, Serve
 
 USER = "u1"
@@ -34,7 +36,7 @@ Part = store_pb2.PushPart
     ["0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:0", "8.8.8.8:50051", "[2001:db8::1]:0", "no.such.host.invalid:0"],
 )
 def test_addresses_others_can_reach_are_refused(address: str) -> None:
-    server = FileServer(None)
+    server = Server({})
     with pytest.raises(InvalidArgument, match=r"authentication|no known host"):
         server.start(address)
     server.stop(0)
@@ -42,7 +44,7 @@ def test_addresses_others_can_reach_are_refused(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:port", "127.0.0.1:99999", "unix:"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    server = FileServer(None)
+    server = Server({})
     with pytest.raises(InvalidArgument, match="address"):
         server.start(address)
     server.stop(0)
@@ -72,7 +74,7 @@ def test_a_socket_file_is_its_owners_and_goes_with_the_server(store: FileStorage
 
 
 def test_a_taken_port_is_told(address: str) -> None:
-    server = FileServer(None)
+    server = Server({})
     with pytest.raises(StorageUnavailable, match="another server"):
         server.start(address)
     server.stop(0)
@@ -309,8 +311,8 @@ def test_a_store_without_catalog_says_to_rebuild_and_can_be(store: FileStorage, 
 
 def test_a_server_whose_catalog_stays_unusable_ends(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever supervises it starts it anew; a failure that passes is no reason to."""
-    monkeypatch.setattr("taskworker.services.server._LOOK_S", 0.01)
-    monkeypatch.setattr("taskworker.services.server._GIVE_UP_S", 0.1)
+    monkeypatch.setattr("taskworker.rpc.serving._LOOK_S", 0.01)
+    monkeypatch.setattr("taskworker.rpc.serving._GIVE_UP_S", 0.1)
     failures: Iterator[bool] = itertools.chain([True, False] * 20, itertools.repeat(True))
     looks = itertools.count()
     counts = store.counts

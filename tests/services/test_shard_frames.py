@@ -18,9 +18,9 @@ from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Location, Shard
 from storage.shards.identity import VolumeIdentity
 from taskworker.errors import WorkerRestarted
-from taskworker.services.binding import InProcess
+from taskworker.rpc.binding import InProcess
 from taskworker.services.shards import STREAMS, UNARY, ShardService
-from taskworker.wire.shards import (
+from taskworker.transport.frames import (
     ABSENT,
     CORRUPT,
     FLAG_SYNC,

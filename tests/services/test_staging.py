@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from storage import ErasureProfile, FileStorage, ManifestDiff, Version
+from taskworker.protos.store_pb2 import Patch, ReviseHeader
+from taskworker.services.file_server import FileServer
 from taskworker.services.revision import Revision
-from taskworker.services.server import FileServer
-from taskworker.store_pb2 import Patch, ReviseHeader
 from tests.storage.helpers import CHUNK, copy_store, digest
 
 CHUNKS = [random.Random(seed).randbytes(CHUNK) for seed in range(130)]  # more than is held in memory

@@ -11,9 +11,10 @@ import pytest
 
 import storage
 from storage import ConflictError, FileNotFound, FileStorage, InvalidArgument, StoreLocked
-from taskworker import Client, TaskWorker, store_pb2, taskworker_pb2
+from taskworker import Client, TaskWorker
 from taskworker.errors import StorageUnavailable
-from taskworker.worker import default_store
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.worker.task_worker import default_store
 
 PUSH = taskworker_pb2.PushRequest(file_data=b"content", filename="a.txt", user_id="u1")
 

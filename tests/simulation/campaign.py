@@ -13,7 +13,7 @@ from functools import partial
 from random import Random
 
 from storage import ErasureProfile
-from storage.layout import Layout
+from storage.fleet.layout import Layout
 from taskworker.pool.membership import Standing
 from tests.simulation.copies import Copies
 from tests.simulation.embedded import EmbeddedSimulation
@@ -33,16 +33,16 @@ _ROUNDS_MAX = 12
 _DISTURBED = (0, 1, 1, 2)  # how often a step is followed by so many disturbances
 
 _THREADS = {
-    "mend": {"mender"},
+    "mend": {"repair_scheduler"},
     "heal": {"healer"},
     "collect": {"collector"},
     "collect_if_due": {"collector"},
     "pass_some_time": {"membership"},
     "pass_much_time": {"membership"},
     "upload_beside_collects": {"collector"},
-    "restore_catalog": {"mender", "healer", "collector", "membership"},
-    "lose_catalog": {"mender", "healer", "collector", "membership"},
-    "restart_pool": {"mender", "healer", "collector", "membership"},  # they end before the pool is closed
+    "restore_catalog": {"repair_scheduler", "healer", "collector", "membership"},
+    "lose_catalog": {"repair_scheduler", "healer", "collector", "membership"},
+    "restart_pool": {"repair_scheduler", "healer", "collector", "membership"},  # they end before the pool is closed
 }
 
 Action = Callable[[], str]

@@ -84,7 +84,7 @@ class _Transaction:
 
 
 class MemoryEnvironment:
-    """Stands in for :class:`storage.lmdb_env.Environment`.
+    """Stands in for :class:`storage.system.lmdb_env.Environment`.
 
     Args:
         database: what is committed.

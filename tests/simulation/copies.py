@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from random import Random
 
 from storage import CatalogBehind, FileStorage, RebuildReport, Version
-from storage.authenticity import sharing_threshold
 from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
+from storage.formats.authenticity import sharing_threshold
+from storage.formats.versions import decode_tombstone
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
-from storage.versions import decode_tombstone
 from tests.simulation.catalog import Database
 from tests.simulation.invariants import can_do_without, require, shard_keys, spare
 from tests.simulation.model import NAMES, File, Model, Name, NothingToDo, chunks_of

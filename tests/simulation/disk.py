@@ -12,8 +12,8 @@ from blake3 import blake3
 
 from storage.batching import batched
 from storage.errors import StoreFull
+from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import ID_BYTES, Kind, ShardKey
-from storage.sequences import bears_sequence, is_own, sequence_in
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
 

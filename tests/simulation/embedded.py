@@ -23,11 +23,11 @@ from storage.errors import (
     StoreUnavailable,
     UsedAfterFork,
 )
-from storage.forks import forks
+from storage.fleet.volumes import VolumeOptions
 from storage.keys import StripeKey, shard_key
 from storage.shards.identity import SEGMENT_SUFFIX
-from storage.upload import chunk_stripe
-from storage.volumes import VolumeOptions
+from storage.stripes.stripes import chunk_stripe
+from storage.system.forks import forks
 from tests.crash.determinism import Clock, deterministic
 from tests.crash.stores import plain_flushing
 from tests.simulation.invariants import require
@@ -42,7 +42,7 @@ _CENTURY_S = 100 * 365 * 86400
 _CLOCK_JUMPS_S = (0, 25 * 3600, -25 * 3600, _CENTURY_S, -_CENTURY_S)
 _MEMORY = Path("/dev/shm")
 _ROUNDS_MAX = 5
-_PAUSE_S_MAX = 11.0  # longer than any pause of storage.backoff
+_PAUSE_S_MAX = 11.0  # longer than any pause of storage.system.backoff
 
 Action = Callable[[], str]
 
@@ -275,22 +275,22 @@ class EmbeddedSimulation:
         told, is_there = known and known.head.version_id, head and head.version_id
         require(told == is_there, f"the head of {name} is {is_there}, not {told}")
 
-    # -- upkeep ----------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     def collect(self) -> str:
-        return self._upkeep(lambda: self.store.collect(grace_s=self.rng.choice((0.0, 86400.0))))
+        return self._maintenance(lambda: self.store.collect(grace_s=self.rng.choice((0.0, 86400.0))))
 
     def scrub(self) -> str:
-        return self._upkeep(self.store.scrub)
+        return self._maintenance(self.store.scrub)
 
     def repair(self) -> str:
-        return self._upkeep(self.store.repair)
+        return self._maintenance(self.store.repair)
 
-    def _upkeep(self, work: Callable[[], object]) -> str:
+    def _maintenance(self, work: Callable[[], object]) -> str:
         try:
             return str(work())[:100]
         except StorageError as error:
-            require(_may_pass(error), f"upkeep failed: {error!r}")
+            require(_may_pass(error), f"maintenance failed: {error!r}")
             return f"{type(error).__name__}: {error}"
 
     def reopen(self) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from storage.errors import StoreFull
+from storage.fleet.volumes import VolumeSet
 from storage.shards import CorruptShard, LocalVolume
 from storage.shards.identity import VolumeIdentity, read_identity
-from storage.volumes import VolumeSet
 
 Patch = pytest.MonkeyPatch
 

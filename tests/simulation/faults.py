@@ -10,8 +10,8 @@ from random import Random
 from typing import TypeVar
 
 from storage.errors import InvalidArgument, UsedAfterFork
-from storage.forks import forks
 from storage.keys import ShardKey
+from storage.system.forks import forks
 from taskworker.pool.membership import Standing
 from tests.simulation.invariants import (
     bearable,
@@ -176,7 +176,7 @@ class Faults:
 
     def mend_meanwhile(self) -> str:
         calls = self.rng.randint(1, _CALLS_AHEAD)
-        self.meanwhile.after_calls(calls, "mender", self.users.mend)
+        self.meanwhile.after_calls(calls, "repair_scheduler", self.users.mend)
         return f"in {calls} calls"
 
     def heal_meanwhile(self) -> str:

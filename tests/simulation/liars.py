@@ -7,14 +7,10 @@ from random import Random
 
 from blake3 import blake3
 
-from storage.authenticity import Authority, new_secret
 from storage.errors import FormatError, StoreFull
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, shard_key
-from storage.manifest import encode_root, object_id
-from storage.shards import CorruptShard, Location, Shard, VolumeUsage
-from storage.shards.port import Verdict
-from storage.stripes import metadata_stripe
-from storage.versions import (
+from storage.formats.authenticity import Authority, new_secret
+from storage.formats.manifest import encode_root, object_id
+from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
@@ -27,7 +23,11 @@ from storage.versions import (
     seal_signed,
     sign_tombstone,
 )
-from taskworker.wire.shards import OBJECT_BYTES_MAX
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, shard_key
+from storage.shards import CorruptShard, Location, Shard, VolumeUsage
+from storage.shards.port import Verdict
+from storage.stripes.stripes import metadata_stripe
+from taskworker.transport.frames import OBJECT_BYTES_MAX
 from tests.simulation.disk import MemoryVerification, MemoryVolume
 
 _HUGE = 1 << 62
@@ -128,7 +128,7 @@ class LyingVolume(MemoryVolume):
             return true
         return self._rng.choice([true, *forgeries(true)])
 
-    # -- upkeep ----------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     def remove(self, keys: Iterable[ShardKey]) -> int:
         doomed = list(keys)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from storage.faults import Fault, fault_of
 from storage.limits import BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile, raise_if_full
+from storage.system.faults import Fault, fault_of
 
 OPENING = frozenset({"create", "open", "write_whole", "read_whole", "names", "sync_directory", "database"})
 WRITING = frozenset(

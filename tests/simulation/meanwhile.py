@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tests.simulation.pool import Cluster
 
 _TRIES = 60
-_MAKERS = frozenset({"mender", "healer"})  # they make stripes whole, of which one thread makes each
+_MAKERS = frozenset({"repair_scheduler", "healer"})  # they make stripes whole, of which one thread makes each
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ from blake3 import blake3
 
 from storage import ErasureProfile
 from storage.keys import Kind, StripeKey
-from storage.stripes import metadata_stripe
-from storage.upload import chunk_stripe
+from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from tests.simulation.pool import CHUNK_BYTES
 
 _BLOCKS = [Random(f"block {number}").randbytes(CHUNK_BYTES) for number in range(8)]

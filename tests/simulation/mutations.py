@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from storage.commit import GroupCommit, PendingVersion
-from storage.forks import HomeProcess
 from storage.keys import ShardKey, StripeKey
-from storage.lineage import Lineage
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
 from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
-from storage.stripes import StripeStore
-from storage.uploads import KeptUploads
-from taskworker.pool.fleet import WorkerFleet
+from storage.stripes.stripes import StripeStore
+from storage.system.forks import HomeProcess
+from storage.write.commit import GroupCommit, PendingVersion
+from storage.write.lineage import Lineage
+from storage.write.registry import KeptUploads
+from taskworker.transport.worker_fleet import WorkerFleet
 
 Patch = pytest.MonkeyPatch
 
@@ -60,7 +60,7 @@ def skip_make_whole(patch: Patch) -> None:
     def make_whole(
         stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...]
     ) -> tuple[int, ...]:
-        return stripes.volumes.attendance()
+        return stripes.volumes.epoch()
 
     for module in ("wholeness", "commit"):
         patch.setattr(f"storage.{module}.make_whole", make_whole)
@@ -69,7 +69,7 @@ def skip_make_whole(patch: Patch) -> None:
 def drop_too_early(patch: Patch) -> None:
     """Repair: former copies are dropped whether or not the new ones are there and durable."""
 
-    def look(readback: ReadBack, moved: Sequence[Moved], attendance: tuple[int, ...]) -> Looked:
+    def look(readback: ReadBack, moved: Sequence[Moved], epoch: tuple[int, ...]) -> Looked:
         readback._drop_former(moved)
         return Looked([], [])
 
@@ -131,7 +131,7 @@ def believe_unsigned_records(patch: Patch) -> None:
 
 def ignore_owners(patch: Patch) -> None:
     """Layout: that workers are all of one owner makes no difference."""
-    patch.setattr("storage.layout.by_owner", lambda member: "")
+    patch.setattr("storage.fleet.layout.by_owner", lambda member: "")
 
 
 def collect_beside_uploads(patch: Patch) -> None:

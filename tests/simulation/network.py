@@ -84,12 +84,12 @@ class Process:
         return work(volume)
 
     def connect(self, address: str, name: str, instance: str) -> Connection:
-        """See :data:`taskworker.pool.port.Connect`."""
+        """See :data:`taskworker.transport.port.Connect`."""
         return Connection(self, address, name, instance)
 
 
 class Ticket:
-    """See :class:`taskworker.pool.port.Ticket`."""
+    """See :class:`taskworker.transport.port.Ticket`."""
 
     def __init__(self, work: Callable[[], StorageError | None]) -> None:
         self._work = work
@@ -109,7 +109,7 @@ class Ticket:
 
 
 class Connection:
-    """See :class:`taskworker.pool.port.WorkerVolume`; as lazy as the real one in sending what is appended.
+    """See :class:`taskworker.transport.port.WorkerVolume`; as lazy as the real one in sending what is appended.
 
     A frame that is on its way when the worker goes away may have been taken or not.
     """
@@ -260,7 +260,7 @@ class Connection:
     def newest(self) -> Shard | None:
         return self.call(lambda volume: volume.newest())
 
-    # -- upkeep ----------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     def remove(self, keys: Iterable[ShardKey]) -> int:
         doomed = list(keys)

@@ -9,7 +9,7 @@ from random import Random
 from storage import FileStorage, Version
 from storage.errors import DataLossError, FileNotFound, InsufficientWorkers, StorageError, StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, StripeKey
-from storage.upload import Upload
+from storage.write.upload import Upload
 from tests.simulation.invariants import check_durable, check_in_place, check_spread, enough, require
 from tests.simulation.model import (
     NAMES,
@@ -242,7 +242,7 @@ class Users:
             raise NothingToDo
         return self.rng.choice(list(self.model.files.items()))
 
-    # -- upkeep ----------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     def scrub(self) -> str:
         try:
@@ -252,14 +252,14 @@ class Users:
         return f"{report.rotten} rotten, {report.missing} missing"
 
     def mend(self) -> str:
-        """What the mender's thread does when woken."""
+        """What the repair_scheduler's thread does when woken."""
         pool = self.cluster.pool
         try:
-            done = pool.mender.mend()
+            done = pool.repair_scheduler.mend()
         except StorageError as error:
             return self._upkeep_failed(error)
         self.check_kept()
-        return f"{done}, {len(pool.layouts)} layouts, {pool.mender.views()[0].note}"
+        return f"{done}, {len(pool.layouts)} layouts, {pool.repair_scheduler.views()[0].note}"
 
     def repair(self) -> str:
         try:
@@ -295,7 +295,7 @@ class Users:
         return self.model.stripes(flying.name if flying is not None and flying.content is None else None)
 
     def _upkeep_failed(self, error: StorageError) -> str:
-        require(isinstance(error, InsufficientWorkers | StoreFull), f"upkeep failed: {error!r}")
+        require(isinstance(error, InsufficientWorkers | StoreFull), f"maintenance failed: {error!r}")
         self.check_kept()
         return f"{type(error).__name__}: {error}"
 

@@ -7,8 +7,8 @@ from random import Random
 
 from storage import ErasureProfile
 from storage.keys import ShardKey
-from storage.locking import StoreLock
 from storage.shards import VolumeFailed
+from storage.system.locking import StoreLock
 from taskworker.pool.node_pool import PoolCore, PoolOptions
 from tests.simulation.catalog import Database, MemoryCatalog, MemoryEnvironment
 from tests.simulation.clock import Clock

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import pytest
 
-from storage import authenticity
+from storage.formats import authenticity
 
 PARTITIONS = 32
 _REAL_AT_ZERO = authenticity._at_zero
@@ -28,13 +28,13 @@ def simulated_surroundings() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("storage.layout.PARTITIONS", PARTITIONS)
-            patch.setattr("storage.layout.partition_of", _partition_of)
-            patch.setattr("taskworker.pool.fleet.partition_of", _partition_of)
-            patch.setattr("storage.authenticity._at_zero", _at_zero)
+            patch.setattr("storage.fleet.layout.PARTITIONS", PARTITIONS)
+            patch.setattr("storage.fleet.layout.partition_of", _partition_of)
+            patch.setattr("taskworker.transport.worker_fleet.partition_of", _partition_of)
+            patch.setattr("storage.formats.authenticity._at_zero", _at_zero)
             patch.setattr("storage.maintenance.collect._SWEEP_KEYS", SWEEP_KEYS)
-            patch.setattr("storage.upload.FAN_OUT", CHECKPOINT_CHUNKS)
-            patch.setattr("storage.upload._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
+            patch.setattr("storage.write.upload.FAN_OUT", CHECKPOINT_CHUNKS)
+            patch.setattr("storage.write.upload._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
             yield
     finally:
         logging.disable(before)

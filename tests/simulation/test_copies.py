@@ -12,12 +12,9 @@ import pytest
 from blake3 import blake3
 
 from storage import CatalogBehind, ErasureProfile, FormatError, InsufficientWorkers, RebuildReport, Version
-from storage.authenticity import Authority, new_secret
-from storage.keys import ID_BYTES, Kind, shard_key
-from storage.manifest import RootNode, encode_root, object_id
-from storage.shards import Shard
-from storage.stripes import metadata_stripe
-from storage.versions import (
+from storage.formats.authenticity import Authority, new_secret
+from storage.formats.manifest import RootNode, encode_root, object_id
+from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
@@ -30,6 +27,9 @@ from storage.versions import (
     seal_signed,
     sign_tombstone,
 )
+from storage.keys import ID_BYTES, Kind, shard_key
+from storage.shards import Shard
+from storage.stripes.stripes import metadata_stripe
 from tests.simulation.catalog import Database
 from tests.simulation.network import PoolCrashed
 from tests.simulation.pool import LEASE_S, Cluster
@@ -53,7 +53,7 @@ def cluster_of(count: int) -> Cluster:
 def settle(cluster: Cluster) -> None:
     for _ in range(4):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def restart(cluster: Cluster, database: Database | None = None, rebuild: str = "") -> None:
@@ -489,6 +489,6 @@ def test_a_volume_that_missed_a_collect_is_no_older_one() -> None:
         for _ in range(3):
             worker.start()
             cluster.pass_time(2.0)
-            cluster.pool.mender.mend()
+            cluster.pool.repair_scheduler.mend()
             store.collect(grace_s=0)
         assert "stale" not in [event.kind for event in cluster.pool.view().events]

@@ -13,7 +13,7 @@ from storage.errors import FormatError, InsufficientWorkers
 from storage.keys import ID_BYTES, Kind, StripeKey, shard_key
 from storage.reports import RepairState
 from storage.shards import VolumeFailed
-from storage.stripes import metadata_stripe
+from storage.stripes.stripes import metadata_stripe
 from taskworker.pool.membership import WorkerLoad
 from tests.simulation.catalog import Database
 from tests.simulation.invariants import check_spread, shard_keys
@@ -44,7 +44,7 @@ def cut_off(worker: Worker, *, cut: bool = True) -> None:
 def settle(cluster: Cluster) -> None:
     for _ in range(4):
         cluster.pass_time(2.0)
-        cluster.pool.mender.mend()
+        cluster.pool.repair_scheduler.mend()
 
 
 def test_a_delete_that_no_worker_can_be_told_of_holds() -> None:
@@ -141,7 +141,7 @@ def test_a_stand_in_keeps_its_copy_while_the_proper_one_is_rotten() -> None:
     holder.volume.rot(key, Random(1))
     cut_off(holder, cut=False)
     cluster.pass_time(2.0)
-    cluster.pool.mender.mend()
+    cluster.pool.repair_scheduler.mend()
     assert any(worker.volume.is_durable(key) for worker in cluster.workers), "the only good copy was dropped"
     settle(cluster)
     assert [worker.name for worker in cluster.workers if key in worker.volume.records_by_key] == [holder.name]
@@ -156,7 +156,7 @@ def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None
     (stripe,) = chunks_of(data, cluster.profile)
     for slot in cluster.pool.fleet.holders(stripe):
         cluster.pool.drain(cluster.pool.fleet.name(slot))
-    Meanwhile(cluster).after_calls(calls, "mender", cluster.pool.mender.mend)
+    Meanwhile(cluster).after_calls(calls, "repair_scheduler", cluster.pool.repair_scheduler.mend)
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
 
 
@@ -168,8 +168,8 @@ def test_a_mender_in_the_midst_of_a_repair_comes_to_its_turn(calls: int) -> None
     cut_off(cluster.workers[0])
     cluster.pass_time(GRACE_S + 5)
     mended: list[bool] = []
-    mender = cluster.pool.mender
-    Meanwhile(cluster).after_calls(calls, "mender", lambda: mended.append(mender.mend()))
+    repair_scheduler = cluster.pool.repair_scheduler
+    Meanwhile(cluster).after_calls(calls, "repair_scheduler", lambda: mended.append(repair_scheduler.mend()))
     cluster.pool.store.repair()
     settle(cluster)
     assert mended

@@ -10,7 +10,7 @@ from storage.errors import StorageError
 from taskworker.errors import WorkerRefused
 from taskworker.pool.membership import Application, WorkerLoad
 from taskworker.pool.node_pool import PoolCore
-from taskworker.wire.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.liars import LyingVolume
 from tests.simulation.network import Network

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storage.errors import StoreUnavailable
-from storage.faults import Fault, fault_of
 from storage.limits import BytesLike
-from storage.lmdb_env import Environment
 from storage.shards.filesystem import LocalFile, LocalFileSystem, Space
+from storage.system.faults import Fault, fault_of
+from storage.system.lmdb_env import Environment
 
 CALLS = (
     "create", "open", "open_writable", "write_whole", "remove", "sync_directory", "names", "read_whole", "space",

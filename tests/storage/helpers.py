@@ -12,14 +12,14 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from storage import ErasureProfile, FileStorage, ManifestDiff, Patch, Version
+from storage.fleet.placement import FixedLayout
+from storage.fleet.volumes import VolumeOptions
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
-from storage.placement import FixedLayout
 from storage.shards import LocalVolume, Shard
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import read_identity
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
 from storage.shards.scan import ScannedRecord, scan_records
-from storage.volumes import VolumeOptions
 from tests.same_disk import as_the_same_disk
 
 CHUNK = 64 * 1024

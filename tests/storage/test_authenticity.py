@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.authenticity import (
+from storage.errors import FormatError
+from storage.formats.authenticity import (
     Authority,
     Mark,
     StoreSecret,
@@ -23,11 +24,8 @@ from storage.authenticity import (
     recover_secret,
     sharing_threshold,
 )
-from storage.errors import FormatError
-from storage.maintenance.agreement import Agreement
-from storage.maintenance.belief import Belief
-from storage.manifest import RootNode, encode_root, object_id
-from storage.versions import (
+from storage.formats.manifest import RootNode, encode_root, object_id
+from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
@@ -42,7 +40,9 @@ from storage.versions import (
     seal_signed,
     sign_tombstone,
 )
-from storage.voices import voices
+from storage.formats.voices import voices
+from storage.maintenance.agreement import Agreement
+from storage.maintenance.belief import Belief
 from tests.storage.helpers import CHUNK
 
 NONCE = bytes(range(16))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from storage.backoff import Backoff
+from storage.system.backoff import Backoff
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("storage.backoff.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("storage.system.backoff.time.monotonic", lambda: self.now_s)
 
     def until_due(self, backoff: Backoff) -> float:
         """How long it takes until it is time, in seconds."""

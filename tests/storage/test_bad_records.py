@@ -1,4 +1,4 @@
-"""One record that cannot be read: it is reported and set aside, and stops the upkeep of no other file."""
+"""One record that cannot be read: it is reported and set aside, and stops the maintenance of no other file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ import msgspec
 import pytest
 
 from storage import FileStorage, FormatError
-from storage.authenticity import Authority
 from storage.catalog import FileEntry, LmdbCatalog
-from storage.manifest import RootNode, object_id
-from storage.versions import RECORD_FORMAT, SignedRecord, StoredVersion, VersionObject, VersionRecord, seal_signed
+from storage.formats.authenticity import Authority
+from storage.formats.manifest import RootNode, object_id
+from storage.formats.versions import (
+    RECORD_FORMAT,
+    SignedRecord,
+    StoredVersion,
+    VersionObject,
+    VersionRecord,
+    seal_signed,
+)
 from tests.storage.helpers import CHUNK, USER, content, digest, lose, lose_catalog, open_store, push
 
 BAD_DATA = content(7, CHUNK)
@@ -59,7 +66,7 @@ def kept_as_they_come(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> Iterator
         return StoredVersion(object_id(raw), unsigned, root, _encode(VersionObject(raw, _encode(spoilt))))
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.commit.seal_signed", seal)
+        patch.setattr("storage.write.commit.seal_signed", seal)
         yield
 
 
@@ -207,7 +214,7 @@ def test_rebuild_of_a_catalog_that_is_behind_goes_past_entries_and_tombstones(ro
     broken: Any = FileEntry(USER, "bad", b"", "no size")  # type: ignore[arg-type]
     key = next(key for key, file_id in catalog.names(b"", b"", None, 10) if file_id == bad)
     catalog.transact(lambda txn: txn.set_file(bad, broken, key))
-    catalog.transact(lambda txn: txn.bury(gone, b"\xc1"))
+    catalog.transact(lambda txn: txn.keep_tombstone(gone, b"\xc1"))
     catalog.close()
     shutil.copytree(root / "catalog", scratch / "older")
     with open_store(root) as later:

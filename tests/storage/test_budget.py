@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from storage import engine, upload
+from storage import engine
 from storage.budget import Budget
 from storage.runtime import Runtime
+from storage.write import upload
 from tests.storage.helpers import CHUNK, USER, content, get, open_store, push
 
 T = TypeVar("T")

@@ -146,12 +146,12 @@ class Worker:
             assert self.store.history(version.file_id, user_id=self.user)[0] == version
 
 
-def _everything_at_once(root: Path, rounds: int, upkeep: int) -> None:
+def _everything_at_once(root: Path, rounds: int, maintenance: int) -> None:
     with open_store(root, k=2, n=3, segment_bytes_max=200_000) as store:
         workers = [Worker(store, number, rounds) for number in range(4)]
 
         def keeper(action: Callable[[], object]) -> Callable[[], object]:
-            return lambda: [action() for _ in range(upkeep)]
+            return lambda: [action() for _ in range(maintenance)]
 
         upkeepers = [keeper(lambda: store.collect(grace_s=0)), keeper(store.scrub), keeper(store.repair)]
         assert at_once(*workers, *upkeepers) == []
@@ -168,14 +168,14 @@ def _everything_at_once(root: Path, rounds: int, upkeep: int) -> None:
 
 @pytest.mark.parametrize("run", range(4))
 def test_users_and_upkeep_at_once(root: Path, run: int) -> None:
-    _everything_at_once(root, rounds=100, upkeep=15)
+    _everything_at_once(root, rounds=100, maintenance=15)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("run", range(20))
 def test_users_and_upkeep_at_once_at_length(root: Path, run: int) -> None:
-    _everything_at_once(root, rounds=300, upkeep=40)
+    _everything_at_once(root, rounds=300, maintenance=40)
 
 
 @pytest.mark.parametrize("size", [100, 3 * CHUNK])

@@ -18,9 +18,9 @@ import lmdb
 import pytest
 
 from storage import CatalogBehind, FileStorage, FormatError
-from storage.lmdb_env import Environment
-from storage.lmdb_origin import DATA_FILE, ORIGIN_KEY
-from storage.lmdb_pages import DataFile, TornPages
+from storage.system.lmdb_env import Environment
+from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY
+from storage.system.lmdb_pages import DataFile, TornPages
 from tests.storage.helpers import USER, content, open_store, push, python_environment
 
 HEADERS_BYTES = 2 * 4096

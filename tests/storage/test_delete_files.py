@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage import FileNotFound, FileStorage
-from storage.volumes import VolumeSet
+from storage.fleet.volumes import VolumeSet
 from tests.storage.helpers import USER, lose_catalog, open_store, push
 
 

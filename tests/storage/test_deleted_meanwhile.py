@@ -1,4 +1,4 @@
-"""Files that are deleted and collected while upkeep goes over the store are not reported as damage."""
+"""Files that are deleted and collected while maintenance goes over the store are not reported as damage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage import FileStorage
-from storage.live import LiveObject, live_objects
+from storage.maintenance.live import LiveObject, live_objects
 from tests.storage.helpers import CHUNK, USER, check_all, content, get, lose, open_store, push, push_many, volume_dir
 
 

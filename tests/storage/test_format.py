@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from storage import FileStorage, Version
+from storage.fleet.placement import FixedLayout
+from storage.formats.manifest import RootNode, decode_node, decode_root, encode_node, encode_root, object_id
+from storage.formats.versions import Tombstone, VersionRecord, decode_tombstone, decode_version, encode_tombstone, seal
 from storage.keys import Kind, shard_key, stripe_key
-from storage.manifest import RootNode, decode_node, decode_root, encode_node, encode_root, object_id
-from storage.placement import FixedLayout
 from storage.shards import Shard
 from storage.shards.record import (
     Header,
@@ -23,14 +24,6 @@ from storage.shards.record import (
     pack_segment_header,
     parse_header,
     parse_segment_header,
-)
-from storage.versions import (
-    Tombstone,
-    VersionRecord,
-    decode_tombstone,
-    decode_version,
-    encode_tombstone,
-    seal,
 )
 from tests.storage.helpers import CHUNK, USER, content, digest, open_store, push, push_many, volume_dir
 

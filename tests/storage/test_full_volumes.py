@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from storage import ErasureProfile, FileStorage, InsufficientWorkers, StoreFull, Version
+from storage.fleet.volumes import VolumeOptions
 from storage.limits import MIB
 from storage.shards.filesystem import Space
-from storage.volumes import VolumeOptions
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import (
     CHUNK,

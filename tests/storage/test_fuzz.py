@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage, ManifestDiff, Patch, StorageError, Version
+from storage.formats.manifest import Manifest, RootNode, decode_node, decode_root, encode_node, encode_root, object_id
+from storage.formats.versions import Tombstone, VersionRecord, decode_tombstone, decode_version, encode_tombstone, seal
 from storage.keys import Kind, shard_key, stripe_key
-from storage.manifest import Manifest, RootNode, decode_node, decode_root, encode_node, encode_root, object_id
 from storage.shards import Shard
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import read_identity
@@ -27,7 +28,6 @@ from storage.shards.record import (
     parse_segment_header,
 )
 from storage.shards.scan import ScannedRecord, scan_records
-from storage.versions import Tombstone, VersionRecord, decode_tombstone, decode_version, encode_tombstone, seal
 from tests.storage.helpers import CHUNK, USER, content, digest, get, open_store, push
 
 VOLUME_KEY = bytes(range(32))

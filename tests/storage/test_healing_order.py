@@ -12,7 +12,7 @@ from storage.errors import DataLossError
 from storage.keys import Kind, StripeKey, stripe_key
 from storage.maintenance.heal import Healer
 from storage.runtime import Runtime
-from storage.stripes import StripeStore
+from storage.stripes.stripes import StripeStore
 
 
 def stripe(number: int) -> StripeKey:

@@ -12,10 +12,10 @@ import zfec  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import hedging
-from storage.hedging import HedgedReader
 from storage.keys import Kind, ShardKey, StripeKey, stripe_key
 from storage.runtime import Runtime
+from storage.stripes import hedging
+from storage.stripes.hedging import HedgedReader
 from tests.storage.helpers import content
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.fleet.placement import PARTITIONS, partition_of, start_of
 from storage.keys import Kind, PackedKeys, ShardKey, StripeKey, packed_keys, packed_shard_keys, shard_key, stripe_key
-from storage.placement import PARTITIONS, partition_of, start_of
 
 
 def stripe_of(number: int) -> StripeKey:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument
-from storage.layout import MEMBERS_MAX, Layout, LayoutRecord, Member, by_owner, by_zone
-from storage.placement import PARTITIONS, partition_of
+from storage.fleet.layout import MEMBERS_MAX, Layout, LayoutRecord, Member, by_owner, by_zone
+from storage.fleet.placement import PARTITIONS, partition_of
 
 TIB = 1 << 40
 SOME = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,7 @@ import pytest
 
 from storage import ErasureProfile, FileStorage, Upload
 from storage.errors import IncompletePush, InvalidArgument
-from storage.uploads import KeptUploads
+from storage.write.registry import KeptUploads
 from tests.storage.helpers import CHUNK, USER, content, copy_store, digest, get, open_store, push
 from tests.storage.test_clocks import YEAR_S, Clocks
 

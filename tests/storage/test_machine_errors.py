@@ -29,15 +29,15 @@ from storage import (
     StoreUnavailable,
     Version,
 )
-from storage.faults import Fault, fault_of
+from storage.fleet.volumes import VolumeOptions
 from storage.keys import Kind, shard_key, stripe_key
-from storage.lmdb_env import Environment
 from storage.shards import CorruptShard, LocalVolume, Shard, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.index import Aside, ShardIndex
 from storage.shards.port import Location, Verdict
-from storage.volumes import VolumeOptions
+from storage.system.faults import Fault, fault_of
+from storage.system.lmdb_env import Environment
 from tests.storage.faulty_disk import CALLS, FaultyDisk
 from tests.storage.helpers import (
     CHUNK,
@@ -161,9 +161,9 @@ def test_every_call_may_fail_on_all_volumes_for_a_while(root: Path, disk: Faulty
             for version, data in list(pushed.values()):
                 with suppress(ShardsUnavailable):
                     assert get(store, version) == data
-        for upkeep in (store.scrub, lambda: store.collect(grace_s=0)):
+        for maintenance in (store.scrub, lambda: store.collect(grace_s=0)):
             with suppress(StoreUnavailable, VolumeFailed, InsufficientWorkers):
-                upkeep()
+                maintenance()
         disk.heal()
         all_well(store, pushed)
 
@@ -322,7 +322,7 @@ def test_descriptors_used_up(root: Path) -> None:
     program = f"""
         import os, resource
         from storage import *
-        from storage.volumes import VolumeOptions
+        from storage.fleet.volumes import VolumeOptions
         options = VolumeOptions(segment_bytes_max=1 << 16)
         with FileStorage.open({str(root)!r}, chunk_size=1 << 16, volume_options=options) as store:
             data = os.urandom(3 << 20)

@@ -10,8 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage import ErasureProfile, FormatError
-from storage.limits import CHUNK_SIZE_MIN, FILE_SIZE_MAX
-from storage.manifest import (
+from storage.formats.manifest import (
     FAN_OUT,
     HEIGHT_MAX,
     Manifest,
@@ -24,6 +23,7 @@ from storage.manifest import (
     height_for,
     object_id,
 )
+from storage.limits import CHUNK_SIZE_MIN, FILE_SIZE_MAX
 from tests.storage.helpers import digest
 
 SIZE = CHUNK_SIZE_MIN
@@ -224,7 +224,7 @@ def test_chunk_lengths() -> None:
 @pytest.mark.parametrize("children", [b"", bytes(31), bytes(32 * 1023), bytes(32 * 1025)])
 def test_a_node_with_the_wrong_number_of_children_is_found_out(children: bytes) -> None:
     """A volume that lies may hold a node that is well named, but not of this tree's shape."""
-    from storage.manifest import encode_node
+    from storage.formats.manifest import encode_node
 
     raw = encode_node(0, children)
     root = RootNode(1, 2 * FAN_OUT * SIZE, SIZE, 4, 6, 0, 1, object_id(raw) * 2)

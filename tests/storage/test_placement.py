@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.placement import PARTITIONS, FixedLayout, losses_survivable
+from storage.fleet.placement import PARTITIONS, FixedLayout, losses_survivable
 
 
 def _id(partition: int, rest: bytes = bytes(30)) -> bytes:

@@ -23,9 +23,9 @@ from storage import (
     Version,
 )
 from storage.catalog import LmdbCatalog
+from storage.formats.manifest import FAN_OUT, Manifest, RootNode, encode_node, encode_root, object_id
+from storage.formats.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
 from storage.keys import Kind, stripe_key
-from storage.manifest import FAN_OUT, Manifest, RootNode, encode_node, encode_root, object_id
-from storage.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
 from tests.storage.helpers import (
     CHUNK,
     USER,
@@ -89,7 +89,7 @@ def _check(store: FileStorage, past: Past) -> None:
 
 
 def _rebuilt(root: Path, past: Past) -> RebuildReport:
-    """Rebuild, and see that it is as it was, now and after all kinds of upkeep."""
+    """Rebuild, and see that it is as it was, now and after all kinds of maintenance."""
     with open_store(root) as store:
         assert store.needs_rebuild
         assert store.stats().needs_rebuild

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage import CatalogBehind, FileNotFound, FileStorage, RebuildReport, Version
-from storage.volumes import VolumeOptions
+from storage.fleet.volumes import VolumeOptions
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import CHUNK, USER, content, get, lose, lose_catalog, open_store, push, volume_dir
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from storage import FormatError, InvalidArgument
-from storage.lmdb_env import Environment
-from storage.lmdb_origin import DATA_FILE, Past, past_of
 from storage.snapshot import take_snapshot
+from storage.system.lmdb_env import Environment
+from storage.system.lmdb_origin import DATA_FILE, Past, past_of
 from tests.storage.helpers import USER, content, open_store, push, python_environment
 
 WRITER = """

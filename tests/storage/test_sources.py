@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import pytest
 
 from storage import FileStorage, IncompletePush, InvalidArgument, Upload, Version
-from storage.chunking import Source
+from storage.write.sources import Source
 from tests.storage.helpers import CHUNK, USER, content, get, open_store
 
 MIB = 1 << 20

@@ -200,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         upload.write(data)
         upload.abort(keep_chunks=keep)
 
-    # -- upkeep ----------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     @rule(reopened=st.booleans())
     def collect(self, reopened: bool) -> None:

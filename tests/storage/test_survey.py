@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from storage.fleet import Fleet
+from storage.fleet.fleet import Fleet
+from storage.fleet.placement import FixedLayout
 from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key, stripe_key
-from storage.placement import FixedLayout
 from storage.shards import Location
-from storage.survey import Surveyor
+from storage.stripes.shard_map import ShardMapper
 
 _STORES = 7
 
@@ -46,7 +46,7 @@ class Stores:
     def trusts(self, slot: int) -> bool:
         return 0 <= slot < _STORES
 
-    def attendance(self) -> tuple[int, ...]:
+    def epoch(self) -> tuple[int, ...]:
         return ()
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
@@ -63,8 +63,8 @@ class Stores:
         return tuple(range(_STORES))
 
 
-def surveyor(fleet: Stores) -> Surveyor:
-    return Surveyor(cast(Fleet[Any], fleet), None)
+def shard_mapper(fleet: Stores) -> ShardMapper:
+    return ShardMapper(cast(Fleet[Any], fleet), None)
 
 
 @pytest.mark.parametrize("keeping", [False, True])
@@ -82,7 +82,7 @@ def test_what_is_missing_of_many_stripes_coded_in_several_ways(keeping: bool) ->
                 gone.setdefault(stripe, set()).add(slot)
             else:
                 fleet.stores[store].held.add(shard_key(stripe, slot))
-    found = surveyor(fleet).lacking(stripes)
+    found = shard_mapper(fleet).lacking(stripes)
     assert list(found) == [index for index, stripe in enumerate(stripes) if stripe in gone]
     assert all(found[index] == sorted(gone[stripes[index]]) for index in found)
 
@@ -91,7 +91,7 @@ def test_each_shard_is_asked_for_once_and_in_the_order_of_ids() -> None:
     rng = Random(6)
     fleet = Stores(keeping=False)
     stripes = [stripe_key(Kind.CHUNK, rng.randbytes(32), 4, 6) for _ in range(500)]
-    surveyor(fleet).lacking([*stripes, *stripes])
+    shard_mapper(fleet).lacking([*stripes, *stripes])
     asked = [store.asked for store in fleet.stores]
     expected = {shard_key(stripe, slot) for stripe in stripes for slot in range(6)}
     assert sum(map(len, asked)) == len(expected)
@@ -108,7 +108,7 @@ def test_a_shard_found_elsewhere_has_a_holder() -> None:
         for slot, store in enumerate(fleet.targets(stripe)):
             place = _STORES - 1 if stripe == moved and slot == 2 else store
             fleet.stores[place].held.add(shard_key(stripe, slot))
-    found = surveyor(fleet).whereabouts([whole, moved])
+    found = shard_mapper(fleet).shard_maps([whole, moved])
     assert list(found) == [1]
     assert found[1].absent == [2]
     assert found[1].missing == 0

@@ -129,7 +129,7 @@ class UploadsMachine(RuleBasedStateMachine):
         self.store.delete(version.file_id, user_id=version.user_id)
         del self.model[version]
 
-    # -- upkeep, time and ends -------------------------------------------------------------------
+    # -- maintenance, time and ends -------------------------------------------------------------------
 
     @rule(grace_s=st.sampled_from((0.0, 3600.0, DAY_S)))
     def collect(self, grace_s: float) -> None:

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import ErasureProfile, FormatError
-from storage.keys import Kind
-from storage.limits import FILE_SIZE_MAX
-from storage.manifest import RootNode, encode_root, height_for, object_id
-from storage.versions import (
+from storage.formats.manifest import RootNode, encode_root, height_for, object_id
+from storage.formats.versions import (
     RECORD_FORMAT,
     Tombstone,
     VersionRecord,
@@ -23,6 +21,8 @@ from storage.versions import (
     read_version,
     seal,
 )
+from storage.keys import Kind
+from storage.limits import FILE_SIZE_MAX
 from tests.storage.helpers import CHUNK, USER, content, digest, lose_catalog, open_store, push, records, volume_dir
 
 ids = st.binary(min_size=32, max_size=32)

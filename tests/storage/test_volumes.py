@@ -20,11 +20,11 @@ from storage import (
     ShardsUnavailable,
     Version,
 )
-from storage.flushing import ThreadFlusher
 from storage.keys import Kind, shard_key, stripe_key
 from storage.reports import RepairState
 from storage.shards import LocalVolume, Shard
 from storage.shards.identity import VolumeIdentity
+from storage.system.flushing import ThreadFlusher
 from tests.storage.helpers import (
     CHUNK,
     USER,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from storage import FileStorage
-from storage.commit import GroupCommit
+from storage.formats.manifest import FAN_OUT
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
-from storage.manifest import FAN_OUT
+from storage.write.commit import GroupCommit
 from tests.storage.helpers import CHUNK, USER, content, diff_of, digest, lose, open_store, push, records, volume_dir
 
 LOST = 1
@@ -73,15 +73,15 @@ def test_a_repair_leaves_a_tombstone_that_is_being_written_to_its_delete(
     root: Path, store: FileStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doomed = push(store, SMALL)
-    bury = GroupCommit._bury
+    bury = GroupCommit._write_tombstones
 
     def later(commits: GroupCommit, tombstones: list[tuple[bytes, bytes]]) -> None:
-        monkeypatch.setattr(GroupCommit, "_bury", bury)
+        monkeypatch.setattr(GroupCommit, "_write_tombstones", bury)
         assert store.repair().complete  # the catalog has it, the volumes have not
         assert _tombstones(root, 0) == 0
         bury(commits, tombstones)
 
-    monkeypatch.setattr(GroupCommit, "_bury", later)
+    monkeypatch.setattr(GroupCommit, "_write_tombstones", later)
     store.delete(doomed.file_id, user_id=USER)
     assert _tombstones(root, 0) == 1
     assert store.repair().shards_rebuilt == 0
@@ -95,7 +95,7 @@ def test_two_that_find_the_same_shards_missing_make_them_once(root: Path) -> Non
     with open_store(root) as store, ThreadPoolExecutor(4) as threads:
         stripes = [StripeKey(record.key[:STRIPE_KEY_BYTES]) for record in records(volume_dir(root, 0))]
         stripes = [stripe for stripe in stripes if stripe[ID_BYTES] == Kind.CHUNK]
-        known = store._stripes.whereabouts(stripes)
+        known = store._stripes.shard_maps(stripes)
         for healed in [threads.submit(store._stripes.heal_all, stripes, known) for _ in range(4)]:
             healed.result()
         push(store, SMALL, "again")

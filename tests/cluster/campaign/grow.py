@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
+from storage.fleet.placement import PARTITIONS
 from storage.keys import ShardKey
 from storage.limits import KIB, MIB
-from storage.placement import PARTITIONS
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.shards import keys_at
 from tests.cluster.campaign.users import User, Users

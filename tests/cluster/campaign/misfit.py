@@ -24,8 +24,8 @@ from blake3 import blake3
 
 from storage.keys import Kind, ShardKey
 from storage.shards import LocalVolume, Shard
-from taskworker import pool_pb2
-from taskworker.volume_worker import VolumeWorker
+from taskworker.protos import pool_pb2
+from taskworker.worker.volume import VolumeWorker
 from tests.cluster.campaign.line import Line
 
 _FLIPPED = bytes(byte ^ 0x5A for byte in range(256))

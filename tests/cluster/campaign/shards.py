@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from storage.keys import ShardKey
 from storage.shards import Location
-from taskworker.pool.remote_volume import RemoteVolume
+from taskworker.transport.remote_volume import RemoteVolume
 
 
 @contextmanager

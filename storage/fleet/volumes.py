@@ -1,0 +1,476 @@
+"""The volumes of a store as one: which are usable, writing to and syncing all of them at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.catalog import StoreSettings
+from storage.erasure import ErasureProfile
+from storage.errors import (
+    FormatError,
+    InsufficientWorkers,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+)
+from storage.fleet.fleet import Fleet
+from storage.fleet.placement import FixedLayout
+from storage.keys import StripeKey
+from storage.shards import LocalVolume, Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from storage.shards.filesystem import FileSystem, LocalFileSystem
+from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
+from storage.shards.volume import PendingSync
+from storage.system.backoff import Backoff
+from storage.system.flushing import Flusher, new_flusher
+
+log = logging.getLogger(__name__)
+
+_PRESENCE_CHECK_S = 1.0
+_NAMED_MAX = 12  # volumes in a message
+# What opening a volume may meet that has nothing to do with the others.
+_PASSING = (VolumeFailed, StoreUnavailable, StoreFull)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """How volumes are opened; tests inject faults here."""
+
+    filesystem: FileSystem | None = None
+    segment_bytes_max: int | None = None
+
+
+class VolumeSet(Fleet[LocalVolume]):
+    """All volumes of a store on this machine, by slot.
+
+    A slot that came up empty (a lost or swapped disk), or missed something that was acknowledged, is
+    ``incomplete``. A volume that failed is opened anew, with pauses between attempts. One that is full, or takes no
+    writes, is written around like one that is offline, and goes on being read; each write tries it again.
+    """
+
+    def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
+        super().__init__()
+        self.vacant: set[int] = set()  # offline, and nothing was found in their places when they were to be opened
+        self._settings = settings
+        self.store_id = settings.store_id
+        self.paths = [root / path for path in settings.volumes]
+        self.layout = FixedLayout(len(self.paths))
+        self.incomplete = set(settings.incomplete)
+        self._options = options
+        self._stores = dict.fromkeys(range(len(self.paths)))
+        self._moves = dict.fromkeys(range(len(self.paths)), 0)
+        self._full: set[int] = set()  # had no space for what they were to take last
+        self._checked_s = 0.0
+        self._attaching = threading.Lock()
+        self._retries = {slot: Backoff() for slot in range(len(self.paths))}
+        self._flusher: Flusher
+
+    @property
+    def placement(self) -> FixedLayout:
+        """Fixed when the store was made."""
+        return self.layout
+
+    def holders(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.holders`."""
+        return self.layout.volumes(stripe, stripe[34] + 1)
+
+    def name(self, slot: int) -> str:
+        """Slot and directory."""
+        return f"{slot} at {self.paths[slot]}"
+
+    def place(self, slot: int) -> str:
+        """The volume's directory."""
+        return str(self.paths[slot])
+
+    def directories(self) -> list[Path]:
+        """All volumes' directories, by slot."""
+        return list(self.paths)
+
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """See :meth:`Fleet.losses_survivable`."""
+        absent = sum(self.state(slot) in ("incomplete", "offline") for slot in self.slots)
+        return max(0, self.layout.losses_survivable(profile.k, profile.n) - absent)
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def open_all(self, *, expect_data: bool, is_in_use: Callable[[], bool] = lambda: False) -> None:
+        """Open every volume; create those that are missing or empty.
+
+        Of a store that is in use, so many may be missing that it cannot be read without them. They are more likely not
+        mounted than lost, and what was stored in their places would be hidden once they are: they stay offline, and
+        so nothing is stored, until they are there or a repair begins them anew.
+
+        Args:
+            expect_data: the store has been used: a volume made now waits for repair, and one whose disk
+                fails stays offline.
+            is_in_use: whether there are files.
+
+        Raises:
+            FormatError: a directory holds a volume of another store or slot. Nothing is changed.
+        """
+        tolerate = _PASSING if expect_data else ()
+        identities: dict[int, VolumeIdentity | None] = {}
+        try:
+            for slot in range(len(self.paths)):
+                with self._unusable(slot, tolerate):
+                    identities[slot] = self._identify(slot)
+            self._find_vacant([slot for slot, identity in identities.items() if identity is None], is_in_use)
+            for slot, identity in identities.items():
+                with self._unusable(slot, tolerate):
+                    if slot in self.vacant:
+                        raise self._nothing_in(slot)
+                    self._open(slot, identity, expect_data=expect_data)
+        except BaseException:
+            self._close_stores()
+            raise
+        self._flusher = new_flusher(len(self.paths))
+
+    def _find_vacant(self, absent: list[int], is_in_use: Callable[[], bool]) -> None:
+        if len(absent) > self.layout.losses_survivable(self._settings.k, self._settings.n) and is_in_use():
+            self.vacant.update(absent)
+
+    def _nothing_in(self, slot: int) -> VolumeUnavailable:
+        return VolumeUnavailable(
+            f"there is no volume in {self.paths[slot]}; mount its disk, or run repair to begin it anew"
+        )
+
+    def reattach(self) -> list[int]:
+        """Open again the volumes that went offline, empty where there is none; returns the slots brought back."""
+        with self._attaching:
+            return [slot for slot in self._offline() if self._attach(slot, may_be_new=True)]
+
+    def revive(self) -> bool:
+        """Open anew the volumes that went offline and are there again, those that it is time to try.
+
+        A directory without a volume may be a mount point whose disk is missing: nothing is made in it.
+        """
+        if not self._offline() or not self._attaching.acquire(blocking=False):
+            return False
+        try:
+            due = [slot for slot in self._offline() if self._retries[slot].due()]
+            back = [slot for slot in due if self._attach(slot, may_be_new=False)]
+            return bool(back)
+        finally:
+            self._attaching.release()
+
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """See :meth:`Fleet.set_offline`. One that was opened anew only just is not tried again at once."""
+        was_open = self._stores.get(slot) is not None
+        super().set_offline(slot, reason, failed)
+        if was_open and self._stores.get(slot) is None:
+            self._retries[slot].relapsed()
+
+    def _offline(self) -> list[int]:
+        return [slot for slot, volume in self._stores.items() if volume is None]
+
+    def _attach(self, slot: int, *, may_be_new: bool) -> bool:
+        if self._closed:
+            return False
+        with self._unusable(slot, _PASSING):
+            identity = self._identify(slot)
+            if identity is None and not may_be_new:
+                raise self._nothing_in(slot)
+            self._open(slot, identity, expect_data=True)
+            self._note_move(slot)
+            log.info("volume %s is back", self.name(slot))
+            self.on_attached(slot)
+        return self._stores[slot] is not None
+
+    @contextmanager
+    def _unusable(self, slot: int, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+        """A volume whose disk fails like this while it is being opened stays offline; the others carry on."""
+        try:
+            yield
+        except errors as error:
+            self._retries[slot].failed()
+            if self._reasons.get(slot) != str(error):
+                log.error("volume %d at %s cannot be opened: %s", slot, self.paths[slot], error)
+                self._reasons[slot] = str(error)
+                self.report("offline", b"", slot, str(error))
+
+    def _identify(self, slot: int) -> VolumeIdentity | None:
+        path = self.paths[slot]
+        identity = read_identity(path, self._options.filesystem)
+        if identity is None:
+            return None
+        if identity.store_id != self.store_id:
+            raise FormatError(
+                f"{path} holds a volume of another store ({identity.store_id}, slot {identity.slot}); "
+                f"put slot {slot} of store {self.store_id} there, or an empty directory to have it made again"
+            )
+        if identity.slot != slot or identity.volumes != len(self.paths):
+            raise FormatError(
+                f"{path} holds slot {identity.slot} of {identity.volumes} of this store, but slot {slot} of "
+                f"{len(self.paths)} belongs there; put the directories back in order"
+            )
+        return identity
+
+    def _open(self, slot: int, identity: VolumeIdentity | None, *, expect_data: bool) -> None:
+        path = self.paths[slot]
+        if identity is None:
+            self._make_directory(path)
+            identity = self._new_identity(slot)
+            if expect_data:
+                log.warning("volume %d at %s is empty; run repair to make its shards again", slot, path)
+                self.incomplete.add(slot)
+        options = self._options
+        keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
+        volume = LocalVolume(path, identity, filesystem=options.filesystem, **keywords)
+        if volume.shrank:
+            self.incomplete.add(slot)
+        self._stores[slot] = volume
+        self.vacant.discard(slot)
+        self._reasons.pop(slot, None)
+        self._full.discard(slot)
+        self._retries[slot].succeeded()
+
+    def _make_directory(self, path: Path) -> None:
+        try:
+            (self._options.filesystem or LocalFileSystem()).make_directory(path)
+        except OSError as error:
+            raise VolumeUnavailable(f"volume {path} cannot be made: {error}") from error
+
+    def _new_identity(self, slot: int) -> VolumeIdentity:
+        settings = self._settings
+        return VolumeIdentity(
+            store_id=settings.store_id,
+            slot=slot,
+            volumes=len(self.paths),
+            key=new_volume_key(),
+            k=settings.k,
+            n=settings.n,
+            chunk_size=settings.chunk_size,
+        )
+
+    # -- access ----------------------------------------------------------------------------------
+
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Notice, at most once a second unless ``at_once``, volumes taken away, and those that are back.
+
+        Also those that take writes again: with nothing to store, nobody else would try.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
+            return
+        self._checked_s = now
+        for slot, volume in self.online():
+            is_there, takes_writes = volume.present(), volume.can_be_written()
+            state, cause = volume.state
+            if state == "failed":
+                self.set_offline(slot, cause, volume)
+            elif not is_there:
+                self.set_offline(slot, f"{self.paths[slot]} was removed or unmounted", volume)
+            elif takes_writes and state == "ok":
+                self._full.discard(slot)
+                if self._reasons.pop(slot, None) is not None:
+                    log.info("volume %s answers again", self.name(slot))
+        self.revive()
+
+    def state(self, slot: int) -> str:
+        """See :meth:`Fleet.state`; also ``"read-only"`` and ``"full"``."""
+        volume = self._stores.get(slot)
+        found = super().state(slot)
+        if volume is None or found != "ok":
+            return found
+        own = volume.state[0]
+        return own if own in ("read-only", "full") else "ok"
+
+    def takes_no_writes(self, slot: int) -> bool:
+        """See :meth:`Fleet.takes_no_writes`."""
+        volume = self._stores.get(slot)
+        return volume is not None and volume.state[0] in ("read-only", "full")
+
+    def reason(self, slot: int) -> str:
+        """See :meth:`Fleet.reason`."""
+        volume = self._stores.get(slot)
+        return (volume.state[1] if volume is not None else "") or super().reason(slot)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
+        """See :meth:`Fleet.append`. Nobody stands in for a volume: what it did not take waits for repair."""
+        missed = []
+        for slot, shards in batches.items():
+            volume = self._stores[slot]
+            if volume is not None:
+                try:
+                    volume.append(shards, urgent=urgent)
+                    continue
+                except (VolumeFailed, VolumeUnavailable, StoreFull) as error:
+                    self._missed(slot, volume, error)
+            missed.append(slot)
+        if urgent and len(missed) < len(batches):  # nobody asks afterwards whether enough volumes had it
+            self.incomplete.update(missed)
+        return missed
+
+    def _missed(self, slot: int, volume: LocalVolume, error: VolumeFailed | VolumeUnavailable | StoreFull) -> None:
+        """A volume did not take what it was to keep: what is being stored must do without it."""
+        if isinstance(error, StoreFull):
+            self._note_full(slot, str(error))
+        if not isinstance(error, VolumeFailed):
+            self._note_move(slot)
+        if not isinstance(error, StoreFull):
+            self.failed(slot, volume, error)
+
+    def _note_move(self, slot: int) -> None:
+        with self._lock:  # two threads that note the same must not undo each other's
+            self._moves[slot] += 1
+
+    def _note_full(self, slot: int, reason: str) -> None:
+        """Say once that a volume is full, until it is not."""
+        if slot not in self._full:
+            self._full.add(slot)
+            log.warning("volume %s takes no writes for now; what it lacks, repair makes: %s", self.name(slot), reason)
+            self.report("full", b"", slot, reason)
+        self._reasons[slot] = reason
+
+    def note_whole(self, slots: Collection[int], since: tuple[int, ...]) -> None:
+        """See :meth:`Fleet.note_whole`. A volume that lacks something has refused it itself, whoever else did."""
+        with self._lock:
+            now = self.epoch()
+            self.incomplete.difference_update(slot for slot in slots if now[slot] == since[slot])
+
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Make all online volumes durable, at once.
+
+        Args:
+            meanwhile: work to do while the disks are at it; it must not count on the outcome.
+        """
+        begun: list[_BegunSync] = []
+        failures: list[StorageError] = []
+        try:
+            for slot, volume in self.online():
+                self._begin_sync(slot, volume, begun)
+            self._flush_together(begun, meanwhile)
+        finally:
+            # Ending is owed to every volume, whatever happens to the others.
+            for sync in begun:
+                self._end_sync(sync, failures)
+        if failures:
+            raise failures[0]
+
+    def _begin_sync(self, slot: int, volume: LocalVolume, begun: list[_BegunSync]) -> None:
+        try:
+            pending = volume.begin_sync()
+        except (VolumeFailed, VolumeUnavailable) as error:
+            self._missed(slot, volume, error)
+            return
+        if pending is not None:
+            begun.append(_BegunSync(slot, volume, pending))
+
+    def _end_sync(self, sync: _BegunSync, failures: list[StorageError]) -> None:
+        try:
+            if sync.flushed:
+                sync.volume.end_sync(sync.pending, sync.error)
+            else:
+                sync.volume.cancel_sync(sync.pending)
+        except (VolumeFailed, VolumeUnavailable) as error:
+            self._missed(sync.slot, sync.volume, error)
+        except StorageError as error:
+            failures.append(error)
+
+    def _flush_together(self, begun: list[_BegunSync], meanwhile: Callable[[], None] | None) -> None:
+        """Flush files that have descriptors all at once, then the rest (directories, after a new segment)."""
+        files = [(sync, file.descriptor()) for sync in begun for file in sync.pending.files.values()]
+        together = [(sync, descriptor) for sync, descriptor in files if descriptor >= 0]
+        outcomes = self._flusher.flush([descriptor for _, descriptor in together], meanwhile)
+        for (sync, _), outcome in zip(together, outcomes, strict=True):
+            sync.error = sync.error or outcome
+        for sync in begun:
+            sync.error = sync.error or sync.volume.flush(sync.pending, files=len(together) < len(files))
+            sync.flushed = True
+
+    def sync_each(self) -> None:
+        """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
+        for slot, volume in self.online():
+            try:
+                volume.sync()
+            except (VolumeFailed, VolumeUnavailable) as error:
+                self._missed(slot, volume, error)
+
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
+        """See :meth:`Fleet.require_writable`."""
+        if self._closed:
+            raise StoreClosed("the store was closed during the push")
+        if since is None:
+            lacking = [slot for slot, volume in self._stores.items() if volume is None or not volume.can_be_written()]
+        else:
+            lacking = self._lacking(since)
+        if lacking:
+            self._require_bearable(profile, lacking)
+            if since is not None:
+                self.incomplete.update(lacking)
+
+    def require_taken(self, profile: ErasureProfile, since: tuple[int, ...]) -> None:
+        """See :meth:`Fleet.require_taken`."""
+        lacking = self._lacking(since)
+        if lacking:
+            self._require_bearable(profile, lacking)
+
+    def _lacking(self, since: tuple[int, ...]) -> list[int]:
+        """Volumes that may lack some of what was written since that epoch."""
+        now = self.epoch()
+        if since == now and None not in self._stores.values():
+            return []
+        return [slot for slot, volume in self._stores.items() if volume is None or now[slot] != since[slot]]
+
+    def _require_bearable(self, profile: ErasureProfile, lacking: list[int]) -> None:
+        full = [slot for slot in lacking if slot in self._full and self._stores[slot] is not None]
+        short = self._next_to_full(full, lacking)
+        troubles = [self.reason(slot) or f"{self.paths[slot]} can be written now" for slot in lacking]
+        troubles += [f"{self.paths[slot]} has no space for it either" for slot in short]
+        full, lacking = full + short, lacking + short
+        per_volume = -(-profile.n // len(self._stores))
+        shards = profile.n - min(profile.n, len(lacking) * per_volume)
+        if shards >= min(profile.n, profile.k + 1):
+            return
+        text = (
+            f"{len(lacking)} of {len(self._stores)} volumes take no writes now, or did not while this was stored "
+            f"({_listed(troubles, '; ')}): the {profile} file would not survive one more loss"
+        )
+        if full:
+            room = _listed([str(self.paths[slot]) for slot in full], ", ")
+            others = ", and bring the others back" if len(full) < len(lacking) else ""
+            raise StoreFull(f"{text}; delete files and run collect, or add room to {room}{others}, then try again")
+        raise InsufficientWorkers(f"{text}; bring them back, run repair and try again")
+
+    def _next_to_full(self, full: list[int], lacking: list[int]) -> list[int]:
+        """Other volumes that have no space either for what full ones refused: mostly, they share a disk.
+
+        Such a store is full. It refuses the push that does not fit any more rather than store it less safely.
+        """
+        wanted = max((volume.wanted for slot in full if (volume := self._stores[slot]) is not None), default=0)
+        others = [(slot, volume) for slot, volume in self.online() if slot not in lacking] if wanted else []
+        return [slot for slot, volume in others if not volume.has_room(wanted)]
+
+    # -- closing ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all volumes and end the flush threads."""
+        self._closed = True
+        self._flusher.close()
+        self._close_stores()
+
+
+def _listed(texts: list[str], separator: str) -> str:
+    more = len(texts) - _NAMED_MAX
+    return separator.join(texts[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+class _BegunSync:
+    """A volume's sync between its two halves."""
+
+    __slots__ = ("error", "flushed", "pending", "slot", "volume")
+
+    def __init__(self, slot: int, volume: LocalVolume, pending: PendingSync) -> None:
+        self.slot = slot
+        self.volume = volume
+        self.pending = pending
+        self.error: Exception | None = None
+        self.flushed = False

@@ -1,0 +1,1 @@
+"""The formats of what is stored: pure functions over bytes."""

@@ -1,0 +1,154 @@
+"""What is live: every object that some version of some existing file needs, from the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from typing import NamedTuple
+
+from storage.batching import batched
+from storage.catalog import Catalog, FileEntry
+from storage.catalog.port import StoredEntry
+from storage.errors import DataLossError, FormatError
+from storage.formats.manifest import FAN_OUT, LoadNode, Manifest, differing_chunks, object_id
+from storage.formats.versions import StoredVersion, read_version
+from storage.keys import ID_BYTES, Kind, StripeKey
+from storage.maintenance.set_aside import SetAside
+from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
+
+
+class LiveObject(NamedTuple):
+    """An object and the file it was met in (file_id empty for tombstones)."""
+
+    stripe: StripeKey
+    user_id: str
+    filename: str
+    file_id: bytes
+
+
+class LiveRun(NamedTuple):
+    """Objects that were met in one file one after another; few thousand at most."""
+
+    stripes: list[StripeKey]
+    user_id: str
+    filename: str
+    file_id: bytes
+
+    def object(self, index: int) -> LiveObject:
+        """One of them."""
+        return LiveObject(self.stripes[index], self.user_id, self.filename, self.file_id)
+
+
+def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode:
+    """Loads manifest nodes from the catalog, or from the volumes where it has lost one."""
+
+    def load(node_id: bytes) -> bytes:
+        raw = catalog.node(node_id)
+        return stripes.read(metadata_stripe(Kind.NODE, node_id, copies)) if raw is None else raw
+
+    return load
+
+
+def live_objects(
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    set_aside: SetAside,
+    seen_version: Callable[[], None] = lambda: None,
+    in_use: Container[bytes] = (),
+) -> Iterator[LiveObject]:
+    """Every live object at least once; what a version shares with its parent is not told again. Bounded memory.
+
+    Deleted files whose id is ``in_use`` count as live and nobody's. Of a version that cannot be read, or whose
+    manifest cannot, only what is known is told, and it is set aside.
+    """
+    for run in live_runs(catalog, load_node, copies, set_aside, seen_version, in_use):
+        for index in range(len(run.stripes)):
+            yield run.object(index)
+
+
+def live_runs(
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    set_aside: SetAside,
+    seen_version: Callable[[], None] = lambda: None,
+    in_use: Container[bytes] = (),
+) -> Iterator[LiveRun]:
+    """Like :func:`live_objects`, many at a time: there are millions, and few of them are looked at by themselves."""
+    for kept in catalog.versions():
+        yield from _live_in(catalog, load_node, copies, set_aside, kept, in_use)
+        seen_version()
+    for _, raw in catalog.tombstones():
+        yield LiveRun([metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies)], "", "", b"")
+
+
+def _live_in(
+    catalog: Catalog,
+    load_node: LoadNode,
+    copies: int,
+    set_aside: SetAside,
+    kept: StoredEntry,
+    in_use: Container[bytes],
+) -> Iterator[LiveRun]:
+    """The live objects of one version."""
+    entry, stripe = kept.entry, metadata_stripe(Kind.VERSION, kept.version_id, copies)
+    if entry is None and not kept.problem and kept.file_id not in in_use:
+        return  # the file was deleted
+    try:
+        if kept.problem:
+            raise FormatError(kept.problem)
+        stored = read_version(kept.raw, kept.version_id)
+        if entry is None:
+            entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
+        yield from _objects_of(catalog, load_node, copies, entry, stored)
+    except (DataLossError, FormatError) as error:
+        if entry is not None and catalog.file(kept.file_id) is None:
+            return  # it was deleted, and its nodes collected, during the walk: nothing of it is live
+        name = "a file" if entry is None else f"{entry.filename!r} of {entry.user_id!r}"
+        set_aside.add(
+            stripe,
+            None if entry is None else entry.user_id,
+            f"version {kept.version_id.hex()} of {name} ({kept.file_id.hex()}) cannot be used: {error}; "
+            "delete the file if this does not pass",
+        )
+
+
+def is_live(catalog: Catalog, live: LiveObject) -> bool:
+    """Whether the file that an object was met in is still there; what else needs the object meets it as well.
+
+    To be asked once an object was found to be missing: its file may have been deleted, and what only that
+    one needed collected, since the walk met it.
+    """
+    return not live.file_id or catalog.file(live.file_id) is not None
+
+
+def _objects_of(
+    catalog: Catalog, load_node: LoadNode, copies: int, entry: FileEntry, stored: StoredVersion
+) -> Iterator[LiveRun]:
+    def run(stripes: list[StripeKey]) -> LiveRun:
+        return LiveRun(stripes, entry.user_id, entry.filename, stored.record.file_id)
+
+    yield run([metadata_stripe(Kind.VERSION, stored.version_id, copies)])
+    manifest = Manifest(stored.root, load_node)
+    for node_id in manifest.node_ids():
+        yield run([metadata_stripe(Kind.NODE, node_id, copies)])
+    code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, not for each of millions
+    for chunk_ids in _new_chunks(catalog, load_node, stored, manifest):
+        yield run([StripeKey(chunk_id + code) for chunk_id in chunk_ids])
+
+
+def _new_chunks(
+    catalog: Catalog, load_node: LoadNode, stored: StoredVersion, manifest: Manifest
+) -> Iterator[list[bytes]]:
+    parent = stored.record.parent
+    raw = catalog.version(stored.record.file_id, parent) if parent is not None else None
+    if parent is None or raw is None:
+        return manifest.leaves()
+    try:
+        before = read_version(raw, parent).root
+    except FormatError:
+        return manifest.leaves()  # the parent is set aside when the walk comes to it
+    after = stored.root
+    if (before.k, before.n, before.chunk_size) != (after.k, after.n, after.chunk_size):
+        return manifest.leaves()
+    return batched((chunk_id for _, chunk_id in differing_chunks(Manifest(before, load_node), manifest)), FAN_OUT)

@@ -1,0 +1,1 @@
+"""Reading: versions as files whose every byte was verified."""

@@ -1,0 +1,374 @@
+"""Reading a version: a seekable file whose every byte was verified."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import NoReturn, TypeVar
+
+from cachetools import LRUCache
+
+from storage.activity import Activity
+from storage.budget import Budget
+from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
+from storage.formats.manifest import FAN_OUT, Manifest, RootNode
+from storage.formats.versions import Version
+from storage.keys import StripeKey
+from storage.limits import KIB, MIB, BytesLike, sought
+from storage.stripes.stripes import StripeStore, chunk_stripe
+from storage.system.forks import HomeProcess
+
+T = TypeVar("T")
+
+_AHEAD_BYTES = 4 * MIB
+_AHEAD_MAX = 4
+_LEAVES_CACHED = 4
+_BUFFER_BYTES = 64 * KIB  # reads of lines and the like take 0.1 ms for each; larger reads go past it
+_BUFFER_BYTES_MIN = 8 * KIB
+AHEAD_BYTES_ALL = 16 * MIB  # of all readers together; those that find it used up read when they are asked
+
+
+class _Share:
+    """A part of a budget, had as soon as there is enough, and from then on."""
+
+    def __init__(self, budget: Budget, count: int) -> None:
+        self._budget = budget
+        self._count = count
+        self._had = False
+
+    def had(self) -> bool:
+        """Whether it is had, now if not before."""
+        self._had = self._had or self._budget.try_take(self._count)
+        return self._had
+
+    def give_back(self) -> None:
+        """End it."""
+        if self._had:
+            self._budget.give_back(self._count)
+
+
+class VersionStream(io.RawIOBase):
+    """A version's bytes, unbuffered: every read goes to the chunks. :class:`FileReader` is what users have.
+
+    Not for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        stripes: StripeStore,
+        workers: Executor,
+        version: Version,
+        manifest: Manifest,
+        done: Callable[[], None],
+        activity: Activity,
+        ahead: Budget,
+        patience_s: float,
+    ) -> None:
+        super().__init__()
+        self._home = HomeProcess(f"the reader of {version.filename!r}")
+        self._patience_s = patience_s
+        self._ahead_budget = ahead
+        self._done = done
+        self._activity = activity
+        self.version = version
+        self._stripes = stripes
+        self._workers = workers
+        self._manifest = manifest
+        self._root: RootNode = manifest.root
+        self._leaves: LRUCache[int, list[bytes]] = LRUCache(_LEAVES_CACHED)
+        self._position = 0
+        self._cached: tuple[int, memoryview] | None = None
+        self._ahead: dict[int, Future[memoryview]] = {}
+        self._last_index = -2
+        self._depth = max(1, min(_AHEAD_MAX, _AHEAD_BYTES // self._root.chunk_size))
+        self._together = stripes.together(self._root.chunk_size)
+        self._lookahead = self._depth if self._together == 1 else self._together
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self._root.size
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; past the end is allowed and reads nothing.
+
+        Raises:
+            ValueError: see :func:`~storage.limits.sought`.
+        """
+        self._check_open()
+        self._position = sought(offset, whence, self._position, self.size)
+        return self._position
+
+    def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]
+        """Fill ``buffer`` from the position on; the number of bytes read, 0 at the end.
+
+        A buffer that spans whole chunks is read into directly, several chunks at a time.
+
+        Raises:
+            DataLossError: a chunk is lost; names file and chunk.
+            ShardsUnavailable: too many volumes, or workers, are out of reach for now.
+        """
+        self._check_open()
+        target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        done = 0
+        while done < len(target):
+            rest = target[done:]
+            whole = self._whole_chunks(len(rest))
+            done += self._read_whole(rest, whole) if whole >= 2 else self._read_part(rest)
+        return done
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end, in memory."""
+        self._check_open()
+        # A BytesIO gives up its buffer as bytes without a copy.
+        content = io.BytesIO(bytes(max(0, self.size - self._position)))
+        with content.getbuffer() as view:
+            self.readinto(view)
+        return content.getvalue()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to ``size`` bytes from the position on, all that is left by default; b"" at the end."""
+        if size is None or size < 0:
+            return self.readall()
+        self._check_open()
+        content = io.BytesIO(bytes(min(size, max(0, self.size - self._position))))
+        with content.getbuffer() as view:
+            self.readinto(view)
+        return content.getvalue()
+
+    def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
+        """Bytes start…stop piece by piece, each piece at most a chunk, read ahead.
+
+        Args:
+            start: first byte wanted.
+            stop: end of the range, default the end of the file.
+            recycled: a piece is valid only until the next one is asked for; its buffer then serves again,
+                which spares the system handing out and clearing fresh memory for every chunk.
+        """
+        stop = self.size if stop is None else min(stop, self.size)
+        if start >= stop:
+            return
+        ahead = _Share(self._ahead_budget, self._lookahead * self._root.chunk_size)
+        try:
+            yield from self._pieces(start, stop, ahead, recycled=recycled)
+        finally:
+            if self._home.is_here:
+                ahead.give_back()
+
+    def _pieces(self, start: int, stop: int, ahead: _Share, *, recycled: bool) -> Iterator[memoryview]:
+        size = self._root.chunk_size
+        first, last = start // size, (stop - 1) // size
+        free: list[memoryview] = []
+        pending: deque[tuple[list[memoryview], Future[list[memoryview]]]] = deque()
+        upcoming = index = first
+        while index <= last:
+            while upcoming <= min(last, index + (self._lookahead if ahead.had() else 0)):
+                count = min(self._together, last + 1 - upcoming)
+                buffers = [free.pop() if free else memoryview(bytearray(size)) for _ in range(count)]
+                pending.append((buffers, self._submit(self._load_all, self._stripes_of(upcoming, buffers))))
+                upcoming += count
+            buffers, loading = pending.popleft()
+            for buffer, piece in zip(buffers, loading.result(), strict=True):
+                yield piece[max(start - index * size, 0) : min(stop - index * size, len(piece))]
+                self._home.check()
+                index += 1
+                if recycled:
+                    free.append(buffer)
+
+    def close(self) -> None:
+        """Let go of buffers. Reading afterwards raises ValueError."""
+        self._cached = None
+        self._ahead.clear()
+        if self._home.is_here:
+            self._done()
+        super().close()
+
+    # -- whole chunks straight into the caller's buffer --------------------------------------------
+
+    def _whole_chunks(self, room: int) -> int:
+        """How many whole chunks from the position on fit into ``room`` bytes."""
+        size = self._root.chunk_size
+        if self._position % size:
+            return 0
+        if self._position + room >= self.size:
+            return -(-(self.size - self._position) // size)
+        return room // size
+
+    def _read_whole(self, target: memoryview, count: int) -> int:
+        first = self._position // self._root.chunk_size
+        futures: list[Future[None]] = []
+        reads: list[tuple[StripeKey, memoryview]] = []
+        done = 0
+        for index in range(first, first + count):
+            length = self._root.chunk_length(index)
+            reads.append((self._stripe(index), target[done : done + length]))
+            done += length
+            if len(reads) == self._together or index == first + count - 1:
+                futures.append(self._submit(self._read_all, reads))
+                reads = []
+        for future in futures:
+            future.exception()  # the caller's buffer must not be written to after an error has been raised
+        for future in futures:
+            future.result()
+        self._position += done
+        self._last_index = first + count - 1
+        return done
+
+    # -- one chunk at a time, reading ahead when the reads are sequential --------------------------
+
+    def _read_part(self, target: memoryview) -> int:
+        index, offset = divmod(self._position, self._root.chunk_size)
+        length = self._root.chunk_length(index)
+        if offset == 0 and len(target) >= length and self._root.chunk_count == 1:
+            self._read_chunk(self._stripe(index), target[:length])
+            self._position += length
+            return length
+        chunk = self._chunk(index)
+        count = min(len(target), length - offset)
+        target[:count] = chunk[offset : offset + count]
+        self._position += count
+        return count
+
+    def _chunk(self, index: int) -> memoryview:
+        if self._cached is not None and self._cached[0] == index:
+            return self._cached[1]
+        sequential = index == self._last_index + 1
+        self._last_index = index
+        future = self._ahead.pop(index, None)
+        if not sequential:
+            self._ahead.clear()
+        else:
+            self._read_ahead(index + 1)
+        chunk = future.result() if future is not None else self._load(index, self._stripe(index))
+        self._cached = (index, chunk)
+        return chunk
+
+    def _read_ahead(self, first: int) -> None:
+        for index in range(first, min(first + self._depth, self._root.chunk_count)):
+            if index not in self._ahead:
+                self._ahead[index] = self._submit(self._load, index, self._stripe(index))
+
+    def _load(self, index: int, stripe: StripeKey, into: memoryview | None = None) -> memoryview:
+        length = self._root.chunk_length(index)
+        buffer = memoryview(bytearray(length)) if into is None else into[:length]
+        self._read_chunk(stripe, buffer)
+        return buffer
+
+    def _stripes_of(self, first: int, buffers: list[memoryview]) -> list[tuple[StripeKey, memoryview]]:
+        """The stripes of the chunks from ``first`` on, each with room for it in one of the buffers."""
+        return [
+            (self._stripe(index), buffer[: self._root.chunk_length(index)])
+            for index, buffer in enumerate(buffers, first)
+        ]
+
+    def _load_all(self, reads: list[tuple[StripeKey, memoryview]]) -> list[memoryview]:
+        self._read_all(reads)
+        return [target for _, target in reads]
+
+    def _read_chunk(self, stripe: StripeKey, target: memoryview) -> None:
+        self._read_all([(stripe, target)])
+
+    def _read_all(self, reads: list[tuple[StripeKey, memoryview]]) -> None:
+        self._activity.note()
+        volumes, give_up_s = self._stripes.volumes, time.monotonic() + 2 * self._patience_s
+        while True:
+            epoch = volumes.epoch()
+            try:
+                return self._stripes.read_all(reads)
+            except ShardsUnavailable as error:
+                waits = time.monotonic() < give_up_s
+                if not waits or not volumes.await_change(epoch, self._patience_s):
+                    self._fail(error)
+            except DataLossError as error:
+                self._fail(error)
+
+    def _fail(self, error: DataLossError | ShardsUnavailable) -> NoReturn:
+        """Say of a chunk that cannot be read which file is concerned."""
+        if isinstance(error, ShardsUnavailable):
+            raise ShardsUnavailable(
+                error.chunk,
+                error.found,
+                error.needed,
+                away=error.away,
+                causes=error.causes,
+                filename=self.version.filename,
+                file_id=self.version.file_id,
+            ) from error
+        raise DataLossError(
+            error.chunk,
+            error.found,
+            error.needed,
+            filename=self.version.filename,
+            file_id=self.version.file_id,
+        ) from error
+
+    def _submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
+        self._home.check()
+        try:
+            return self._workers.submit(work, *arguments)
+        except RuntimeError as error:  # the executor was shut down
+            raise StoreClosed("the store was closed while a file was being read") from error
+
+    def _stripe(self, index: int) -> StripeKey:
+        """Stripe of a chunk, by way of the leaves read last."""
+        leaf, position = divmod(index, FAN_OUT)
+        ids = self._leaves.get(leaf)
+        if ids is None:
+            ids = self._leaves[leaf] = list(self._manifest.chunk_ids(leaf * FAN_OUT, (leaf + 1) * FAN_OUT))
+        return chunk_stripe(ids[position], self._root.profile)
+
+    def _check_open(self) -> None:
+        self._home.check()
+        if self.closed:
+            raise ValueError("the file is closed")
+
+
+class FileReader(io.BufferedReader):
+    """A version's content as a seekable binary stream; reads see this version whatever happens to the file.
+
+    It does all that a file opened by ``open(path, "rb")`` does: ``peek``, lines, ``io.TextIOWrapper`` around it. Large
+    reads go past its buffer, straight into what they return. Not for use by several threads at once; open one per
+    thread.
+
+    Raises:
+        DataLossError: (from reads) a chunk is lost; names file and chunk.
+        InsufficientWorkers: (from reads) too many of a pool's workers are away for now.
+    """
+
+    def __init__(self, stream: VersionStream) -> None:
+        super().__init__(stream, buffer_size=_BUFFER_BYTES if stream.size > _BUFFER_BYTES_MIN else _BUFFER_BYTES_MIN)
+        self._stream = stream
+
+    @property
+    def version(self) -> Version:
+        """The version read."""
+        return self._stream.version
+
+    @property
+    def size(self) -> int:
+        """Bytes of the version."""
+        return self._stream.size
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end, in memory."""
+        return self.read()
+
+    def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
+        """See :meth:`VersionStream.iter_chunks`; the position has nothing to do with it."""
+        return self._stream.iter_chunks(start, stop, recycled=recycled)

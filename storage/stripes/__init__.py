@@ -1,0 +1,1 @@
+"""Stripes: objects to shards and back, from whatever k shards are left."""

@@ -1,0 +1,288 @@
+"""Where the shards of many stripes are: few questions to each store, and little work for a stripe that is whole.
+
+To see that a million stripes have all their shards takes the time of its innermost loop. So what is asked
+first is which shards are missing; where those that were found elsewhere are, only of the others.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from storage.errors import StorageError
+from storage.fleet.fleet import Fleet
+from storage.fleet.placement import partition_of, start_of
+from storage.keys import (
+    BYTE,
+    ID_BYTES,
+    STRIPE_KEY_BYTES,
+    PackedKeys,
+    ShardKey,
+    StripeKey,
+    packed_shard_keys,
+)
+from storage.shards import Location
+
+_SLOT_BITS = 8
+_LOOKS_MAX = 3  # at the same stripes, while stores that are asked come and go
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMap:
+    """Where the shards of a stripe are.
+
+    Attributes:
+        holders: the store that has each shard, None for those that none has.
+        absent: slots whose shard is not where it should be put now, had elsewhere or not.
+        length: of the object in bytes; None if no shard tells, or nothing is absent.
+        told_by: the store that tells the length.
+        unsure: absent slots whose store is there and did not answer: it may well have the shard.
+    """
+
+    holders: tuple[int | None, ...]
+    absent: list[int]
+    length: int | None
+    told_by: int | None = None
+    unsure: frozenset[int] = frozenset()
+
+    @property
+    def missing(self) -> int:
+        """How many shards no store is known to have."""
+        return self.holders.count(None)
+
+    @property
+    def lost(self) -> int:
+        """How many shards no store has, those aside of which that cannot be told now."""
+        return sum(holder is None and slot not in self.unsure for slot, holder in enumerate(self.holders))
+
+
+class _Answer(NamedTuple):
+    """What a store says of the keys that it was asked for.
+
+    ``absent``: positions of those that it has not. ``answered``: that is its word; it is all of them otherwise.
+    """
+
+    store: int
+    absent: Sequence[int]
+    answered: bool
+
+
+class _Together(NamedTuple):
+    """Stripes whose shards are in their place on the same stores, ``stores`` by slot."""
+
+    stores: tuple[int, ...]
+    stripes: list[StripeKey]
+
+
+class _Lacking(NamedTuple):
+    """The stripes with shards that are not in their place, by index, ascending.
+
+    ``placed``: the store on which each of their shards belongs. ``unsure``: as in ShardMap.
+    """
+
+    slots: dict[int, list[int]]
+    placed: dict[int, tuple[int, ...]]
+    unsure: dict[int, list[int]]
+
+
+class ShardMapper:
+    """Looks for shards in a fleet. Thread-safe.
+
+    Args:
+        fleet: the stores.
+        askers: asks stores that cost a round trip, all at once; None: one after the other.
+    """
+
+    def __init__(self, fleet: Fleet[Any], askers: Executor | None) -> None:
+        self._fleet = fleet
+        self._askers = askers
+
+    def placed(self, stripes: Sequence[StripeKey]) -> list[tuple[int, ...]]:
+        """The store on which each shard of the stripes is in its place; where it should be put now, if on none."""
+        targets_of, places_of = self._fleet.targets, self._fleet.places
+        placed = [targets_of(stripe) for stripe in stripes]
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        codes: defaultdict[int, list[int]] = defaultdict(list)
+        for index, stripe in enumerate(stripes):
+            places = places_of(stripe)
+            if places is not placed[index]:
+                for slot, (place, target) in enumerate(zip(places, placed[index], strict=True)):
+                    if place != target:
+                        keys[place].append(stripe + BYTE[slot])
+                        codes[place].append(index << _SLOT_BITS | slot)
+        for place, positions, answered in self._missing(keys):
+            gone = set(positions) if answered else set()  # who does not answer is asked again for what it should have
+            for position, code in enumerate(codes[place]):
+                if position not in gone:
+                    index, slot = divmod(code, 1 << _SLOT_BITS)
+                    placed[index] = (*placed[index][:slot], place, *placed[index][slot + 1 :])
+        return placed
+
+    def lacking(self, stripes: Sequence[StripeKey]) -> dict[int, list[int]]:
+        """The stripes with shards that are not known to be in their place.
+
+        Returns:
+            Their indexes, ascending, each with the slots of those shards, ascending.
+        """
+
+        def look() -> tuple[dict[int, list[int]], bool]:
+            found = self._lacking(stripes)
+            return found.slots, not found.unsure
+
+        return self._steady(look)
+
+    def _lacking(self, stripes: Sequence[StripeKey]) -> _Lacking:
+        together = list(self._together(stripes))
+        pieces: defaultdict[int, list[bytes]] = defaultdict(list)
+        for stores, alike in together:
+            for slot, store in enumerate(stores):
+                pieces[store].append(packed_shard_keys(alike, slot))
+        keys = {store: PackedKeys(b"".join(piece)) for store, piece in pieces.items()}
+        absent: defaultdict[StripeKey, list[int]] = defaultdict(list)
+        unsure: defaultdict[StripeKey, list[int]] = defaultdict(list)
+        for store, positions, answered in self._missing(keys):
+            for position in positions:
+                key = keys[store][position]
+                stripe, slot = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+                absent[stripe].append(slot)
+                if not answered:
+                    unsure[stripe].append(slot)
+        if not absent:
+            return _Lacking({}, {}, {})
+        placed = {stripe: stores for stores, alike in together for stripe in alike if stripe in absent}
+        indexes = [(index, stripe) for index, stripe in enumerate(stripes) if stripe in absent]
+        return _Lacking(
+            {index: sorted(absent[stripe]) for index, stripe in indexes},
+            {index: placed[stripe] for index, stripe in indexes},
+            {index: unsure[stripe] for index, stripe in indexes if stripe in unsure},
+        )
+
+    def _together(self, stripes: Sequence[StripeKey]) -> Iterator[_Together]:
+        """All of these stripes, each once, in the order of their ids as far as that may be: so they lie in stores."""
+        if self._fleet.places_differ():
+            by_stores: defaultdict[tuple[int, ...], dict[StripeKey, None]] = defaultdict(dict)
+            for stripe, stores in zip(stripes, self.placed(stripes), strict=True):
+                by_stores[stores][stripe] = None
+            for stores, alike in by_stores.items():
+                yield _Together(stores, sorted(alike))
+            return
+        by_code: defaultdict[bytes, list[StripeKey]] = defaultdict(list)
+        for stripe in dict.fromkeys(stripes):
+            by_code[stripe[ID_BYTES:]].append(stripe)
+        for coded_alike in by_code.values():
+            coded_alike.sort()
+            first = 0
+            while first < len(coded_alike):
+                stripe = coded_alike[first]
+                end = bisect_left(coded_alike, start_of(partition_of(stripe) + 1), first)
+                yield _Together(self._fleet.targets(stripe), coded_alike[first:end])
+                first = end
+
+    def shard_maps(self, stripes: Sequence[StripeKey]) -> dict[int, ShardMap]:
+        """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
+        return self._steady(lambda: self._shard_maps(stripes))
+
+    def _shard_maps(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, ShardMap], bool]:
+        lacking, placed, unsure = self._lacking(stripes)
+        holders = self._holders(stripes, placed, lacking)
+        lengths = self._lengths(stripes, holders)
+        found = {}
+        for index, absent in lacking.items():
+            length, told_by = lengths.get(index, (None, None))
+            there = (slot for slot in unsure.get(index, ()) if self._fleet.volume(placed[index][slot]) is not None)
+            found[index] = ShardMap(tuple(holders[index]), absent, length, told_by, frozenset(there))
+        return found, not unsure
+
+    def _steady(self, look: Callable[[], tuple[ResultT, bool]]) -> ResultT:
+        """What is found with everybody there answering; looked again where one who was asked came or went meanwhile.
+
+        Who goes has its shards put elsewhere from then on, and who comes back has them still.
+        """
+        for _ in range(_LOOKS_MAX):
+            epoch = self._fleet.epoch()
+            found, all_answered = look()
+            if all_answered or self._fleet.epoch() == epoch:
+                break
+        return found
+
+    def _holders(
+        self, stripes: Sequence[StripeKey], placed: Mapping[int, tuple[int, ...]], lacking: Mapping[int, list[int]]
+    ) -> dict[int, list[int | None]]:
+        """By index, who has the shard of each slot."""
+        holders: dict[int, list[int | None]] = {}
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        codes: defaultdict[int, list[int]] = defaultdict(list)
+        for index, absent in lacking.items():
+            stripe, stores = stripes[index], placed[index]
+            known = holders[index] = list[int | None](stores)
+            for slot in absent:
+                known[slot] = None
+            for store in self._fleet.elsewhere(stripe):
+                if not self._fleet.trusts(store):
+                    continue
+                for slot in absent:
+                    if stores[slot] != store:
+                        keys[store].append(stripe + BYTE[slot])
+                        codes[store].append(index << _SLOT_BITS | slot)
+        for store, positions, _ in self._missing(keys):
+            gone = set(positions)
+            for position, code in enumerate(codes[store]):
+                if position not in gone:
+                    index, slot = divmod(code, 1 << _SLOT_BITS)
+                    holders[index][slot] = store
+        return holders
+
+    def _lengths(
+        self, stripes: Sequence[StripeKey], holders: Mapping[int, Sequence[int | None]]
+    ) -> dict[int, tuple[int, int]]:
+        """By index, the length of the object, as one store tells it, and which that is."""
+        keys: defaultdict[int, list[ShardKey]] = defaultdict(list)
+        indexes: defaultdict[int, list[int]] = defaultdict(list)
+        for index, known in holders.items():
+            for slot, store in enumerate(known):
+                if store is not None and self._fleet.trusts(store):
+                    keys[store].append(ShardKey(stripes[index] + BYTE[slot]))
+                    indexes[store].append(index)
+                    break
+        found: dict[int, tuple[int, int]] = {}
+        places = self._map(lambda store: self.locate(store, keys[store]), keys)
+        for store, located in zip(keys, places, strict=True):
+            if located is None:
+                continue
+            for index, place in zip(indexes[store], located, strict=True):
+                if place is not None:
+                    found[index] = place.object_length, store
+        return found
+
+    def _missing(self, keys: Mapping[int, Sequence[Any]]) -> Iterator[_Answer]:
+        """Of each store, which of its keys it has not."""
+
+        def ask(store: int) -> _Answer:
+            volume = self._fleet.volume(store)
+            if volume is not None:
+                try:
+                    return _Answer(store, volume.missing(keys[store]), answered=True)
+                except StorageError as error:
+                    self._fleet.failed(store, volume, error)
+            return _Answer(store, range(len(keys[store])), answered=False)
+
+        return self._map(ask, keys)
+
+    def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None] | None:
+        """Where a store has shards; None if it is away, or does not answer."""
+        volume = self._fleet.volume(store)
+        if volume is not None:
+            try:
+                return list(volume.locate_all(keys))
+            except StorageError as error:
+                self._fleet.failed(store, volume, error)
+        return None
+
+    def _map(self, ask: Any, stores: Mapping[int, object]) -> Iterator[Any]:
+        return map(ask, stores) if self._askers is None else self._askers.map(ask, stores)

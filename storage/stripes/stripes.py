@@ -1,0 +1,918 @@
+"""Stripes: objects to shards on volumes, and back, whatever k volumes are left.
+
+Chunks are coded (k, n) as their file's profile says. Metadata (manifest nodes, versions,
+tombstones) is coded (1, n), which zfec makes plain copies, so that any one volume tells all of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, islice, product
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+from cachetools import LRUCache
+
+from storage.erasure import ErasureProfile, code_for_key
+from storage.errors import DataLossError, FormatError, ShardsUnavailable, StorageError, StoreClosed
+from storage.fleet.fleet import Fleet
+from storage.formats.versions import decode_version
+from storage.keys import (
+    BYTE,
+    ID_BYTES,
+    STRIPE_KEY_BYTES,
+    Kind,
+    ShardKey,
+    StripeKey,
+    StripeParts,
+    shard_key,
+    split_stripe_key,
+    stripe_key,
+)
+from storage.limits import MIB, BytesLike
+from storage.runtime import Runtime
+from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
+from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
+from storage.stripes.making import Making
+from storage.stripes.shard_map import ShardMap, ShardMapper
+from storage.stripes.soundness import Soundness
+
+# Read together from stores that cost a round trip: several shards a message, in bounded memory. Measured on a
+# pool of six workers: 8 MiB are a tenth faster than 4. 16 are another tenth faster for one reader, but not for
+# eight, who take 50 MiB more then.
+_TOGETHER_BYTES = 8 * MIB
+_MENDED_TOGETHER = 4  # usual chunks of 1 MiB; readers wait for so much at most
+_TOGETHER_MAX = 64
+_LATELY_KEPT = 4096  # more than lie between two leases of a push
+
+_COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
+_COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
+
+_ASKERS = 16  # threads that ask stores where shards are
+_LOOKS_MAX = 3  # at a stripe, while stores that are asked come and go
+
+
+HealRequest = Callable[[StripeKey], None]
+
+Unread = DataLossError | ShardsUnavailable
+"""Why an object cannot be read: shards of it are gone, or out of reach for now."""
+
+
+_Places = dict[int, tuple[int, Location | None]]
+"""Where shards of a stripe were found, by stripe slot: store slot and place in it."""
+
+
+class Absent(NamedTuple):
+    """Shards of a stripe that are not known to be where they should be put now.
+
+    ``slots``: theirs. ``unsure``: those of which that cannot be told, see :class:`ShardMap`. ``targets``: the store
+    to put each shard on, by the same look: one that came since, which may have them, was not asked.
+    """
+
+    slots: list[int]
+    unsure: frozenset[int]
+    targets: tuple[int, ...]
+
+
+class Written(NamedTuple):
+    """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
+
+    key: ShardKey
+    length: int
+    digest: bytes
+    store: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Survivors:
+    """Intact-looking shards of a stripe by slot, and the object's length they agree on."""
+
+    payloads: dict[int, memoryview]
+    length: int
+
+
+@dataclass(slots=True)
+class _ShardReads:
+    """What was found when all stores were asked for the shards of a stripe.
+
+    Attributes:
+        found: the intact-looking shards.
+        places: where each was.
+        rotten: where those were that do not match their digests.
+        unreachable: why the others could not be read, where that is not for being gone.
+    """
+
+    found: dict[int, Shard] = field(default_factory=dict)
+    places: _Places = field(default_factory=dict)
+    rotten: _Places = field(default_factory=dict)
+    unreachable: dict[int, str] = field(default_factory=dict)
+
+
+class StripeStore:
+    """Writes and reads whole objects over a :class:`~storage.fleet.fleet.Fleet`. Thread-safe.
+
+    ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard, ``on_missing``
+    when a store had not got its shard.
+    """
+
+    def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
+        self.volumes = volumes
+        self.on_damage: HealRequest = lambda stripe: None
+        self.on_missing: HealRequest = lambda stripe: None
+        self._scratch = threading.local()
+        self._closed = False
+        self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
+        self._lately_lock = threading.Lock()
+        self._making = Making()
+        self._soundness = Soundness(remembers_reads=volumes.remote)
+        self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
+        self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
+        self.shard_mapper = ShardMapper(volumes, self._askers)
+
+    def close(self) -> None:
+        """From now on, what cannot be read is said to be closed, not lost."""
+        self._closed = True
+        if self._hedged is not None:
+            self._hedged.close()
+        if self._askers is not None:
+            self._askers.shutdown()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def shards_of(
+        self,
+        stripe: StripeKey,
+        data: BytesLike,
+        length: int,
+        scratch: bytearray | None = None,
+        slots: Collection[int] | None = None,
+    ) -> list[Shard]:
+        """Shards of an object; data shards are views of ``data``.
+
+        Args:
+            stripe: its key.
+            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
+            length: its length in bytes.
+            scratch: buffer for the parity shards, a new one otherwise.
+            slots: those wanted; default all.
+        """
+        k, n = stripe[33] + 1, stripe[34] + 1
+        wanted = range(n) if slots is None else sorted(slots)
+        if k == 1:
+            digest = blake3(data).digest()
+            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in wanted]
+        shard_length = -(-length // k)
+        view = memoryview(data)
+        coded = any(slot >= k for slot in wanted)
+        parity = code_for_key(k, n).encode(data, shard_length, scratch) if coded else view
+        shards = []
+        for slot in wanted:
+            payload = (
+                view[slot * shard_length : (slot + 1) * shard_length]
+                if slot < k
+                else parity[(slot - k) * shard_length : (slot - k + 1) * shard_length]
+            )
+            shards.append(Shard(ShardKey(stripe + BYTE[slot]), length, blake3(payload).digest(), payload))
+        return shards
+
+    def is_new(self, stripe: StripeKey) -> bool:
+        """Whether nothing of a stripe is stored, judged by its first shard alone where all volumes are whole.
+
+        May be wrong for a stripe that has just lost that shard; writing it again does no harm.
+        """
+        if self.volumes.incomplete:
+            return False
+        holder = self.volumes.holders(stripe)[0]
+        return self._lacks(holder, ShardKey(stripe + BYTE[0])) is True
+
+    def was_put_lately(self, stripe: StripeKey) -> bool:
+        """Whether :meth:`put` had this stripe among the last few thousand."""
+        with self._lately_lock:
+            return stripe in self._lately
+
+    def absent_slots(self, stripe: StripeKey) -> list[int]:
+        """Slots whose shard is not known to be where it should be put now; empty means the stripe is whole.
+
+        A stripe that could not be read lacks all of them until it was written anew.
+        """
+        return self.look_for(stripe).slots
+
+    def look_for(self, stripe: StripeKey) -> Absent:
+        """:meth:`absent_slots`, and the stores to put them on."""
+        for _ in range(_LOOKS_MAX):
+            epoch = self.volumes.epoch()
+            if self._soundness.is_doubted(stripe, epoch):
+                return Absent(list(range(stripe[34] + 1)), frozenset(), self.volumes.targets(stripe))
+            found = self._look_now(stripe)
+            if not found.slots or self.volumes.epoch() == epoch:
+                break
+        return found
+
+    def _look_now(self, stripe: StripeKey) -> Absent:
+        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
+        absent, unsure = [], []
+        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
+            key = ShardKey(stripe + BYTE[slot])
+            lacks = self._lacks(target, key)
+            if lacks is not False and place != target:
+                there = self._lacks(place, key)
+                lacks = there and lacks
+            if lacks is not False:
+                absent.append(slot)
+                unsure += [slot] if lacks is None else []
+        return Absent(absent, frozenset(unsure), targets)
+
+    def _lacks(self, store: int, key: ShardKey) -> bool | None:
+        """Whether a store has not got a shard; None if it does not answer, and was not known to be away."""
+        volume: ShardStore | None = self.volumes.volume(store)
+        if volume is None:
+            return True
+        try:
+            return volume.locate(key) is None
+        except StorageError as error:
+            self.volumes.failed(store, volume, error)
+        return None
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """:meth:`absent_slots` of many stripes, asking each store once."""
+        lacking = self.shard_mapper.lacking(stripes)
+        now = self.volumes.epoch()
+        return [
+            list(range(stripe[34] + 1)) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
+            for index, stripe in enumerate(stripes)
+        ]
+
+    def is_sound(self, stripe: StripeKey, length: int) -> bool:
+        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew.
+
+        Where stores are others' machines, it is read for that, once since there was last reason to doubt it.
+        """
+        if self._soundness.was_read(stripe):
+            return True
+        try:
+            self.read_into(stripe, memoryview(bytearray(length)))
+        except (DataLossError, ShardsUnavailable):
+            return False
+        return True
+
+    def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
+        """The slots to write anew of a stripe that is not sound, when its content is at hand.
+
+        That is all of one that proved undecodable. Of one that is out of reach for now, what a store gives back right
+        stays, what is wrong or gone is written anew, and what cannot be read for the moment stays where enough others
+        are right: its store said that it has it.
+
+        Args:
+            stripe: that cannot be counted on, see :meth:`is_sound`.
+            shards: all of them, as they should be.
+        """
+        if self._soundness.is_doubted(stripe, self.volumes.epoch()):
+            return list(range(len(shards)))
+        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
+        reads = _ShardReads()
+        right = []
+        for shard, *stores in zip(shards, targets, places, strict=True):
+            if any(self._gives_back(store, shard, reads) for store in dict.fromkeys(stores)):
+                right.append(shard.key[STRIPE_KEY_BYTES])
+        kept = set(right)
+        if len(right) >= stripe[33] + 1 + self.volumes.margin:
+            kept |= reads.unreachable.keys() - reads.rotten.keys()
+        return [slot for slot in range(len(shards)) if slot not in kept]
+
+    def _gives_back(self, store: int, shard: Shard, reads: _ShardReads) -> bool:
+        volume = self.volumes.volume(store)
+        if volume is None:
+            return False
+        found = self._read_checked(store, volume, shard.key, None, reads)
+        return found is not None and (found.digest, found.object_length) == (shard.digest, shard.object_length)
+
+    def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
+        """:meth:`put` what is to be written anew of a stripe that is not sound; arguments as there."""
+        with self._making.of([stripe]):
+            slots = self.unsound_slots(stripe, self.shards_of(stripe, data, length, self._parity(stripe, length)))
+            if slots:
+                self.put(stripe, data, length, slots)
+
+    def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
+        """Shards were put on their stores; what all shards of were among them is not to be doubted any more.
+
+        Args:
+            batches: the shards, by store.
+            since: the stores' epoch before: one that failed meanwhile has not got its shards.
+        """
+        if self._soundness.doubts_any:
+            written = Counter(shard.key[:STRIPE_KEY_BYTES] for shards in batches.values() for shard in shards)
+            for stripe, count in written.items():
+                if count == stripe[34] + 1:
+                    self._soundness.note_written(StripeKey(stripe), since)
+
+    def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
+        """Where the shards of many stripes are, in their places and elsewhere."""
+        found = self.shard_mapper.shard_maps(stripes)
+        return [
+            found.get(index) or ShardMap(self.volumes.targets(stripe), [], None) for index, stripe in enumerate(stripes)
+        ]
+
+    def _locate(self, holder: int, key: ShardKey) -> Location | None:
+        volume: ShardStore | None = self.volumes.volume(holder)
+        if volume is not None:
+            try:
+                return volume.locate(key)
+            except StorageError as error:
+                self.volumes.failed(holder, volume, error)
+        return None
+
+    def put(
+        self,
+        stripe: StripeKey,
+        data: BytesLike,
+        length: int,
+        slots: Collection[int] | None = None,
+        targets: Sequence[int] | None = None,
+    ) -> list[Shard]:
+        """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable.
+
+        ``targets`` are those by which it was looked what is absent.
+
+        Returns:
+            The shards that were taken; their payloads are this thread's, and change with the next call.
+        """
+        if self.volumes.remote:
+            with self._lately_lock:
+                self._lately[stripe] = None
+        shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
+        batches, since = self.by_volume(stripe, shards, targets), self.volumes.epoch()
+        missed = self.volumes.append(batches)
+        self.note_appended(batches, since)
+        if missed:
+            left_out = {shard.key for store in missed for shard in batches[store]}
+            return [shard for shard in shards if shard.key not in left_out]
+        return shards
+
+    def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
+        """:meth:`put` those of its shards that are absent still, once nobody else makes them."""
+        with self._making.of([stripe]):
+            absent = self.look_for(stripe)
+            if absent.slots:
+                self.put(stripe, data, length, absent.slots, absent.targets)
+
+    def _parity(self, stripe: StripeKey, length: int) -> bytearray:
+        """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
+        needed = (stripe[34] - stripe[33]) * -(-length // (stripe[33] + 1))
+        parity: bytearray | None = getattr(self._scratch, "parity", None)
+        if parity is None or len(parity) < needed:
+            parity = self._scratch.parity = bytearray(needed)
+        return parity
+
+    def by_volume(
+        self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
+    ) -> dict[int, list[Shard]]:
+        """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
+        holders = self.volumes.targets(stripe) if targets is None else targets
+        batches: dict[int, list[Shard]] = {}
+        for shard in shards:
+            holder = holders[shard[0][35]]
+            if holder in batches:
+                batches[holder].append(shard)
+            else:
+                batches[holder] = [shard]
+        return batches
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read_into(self, stripe: StripeKey, target: memoryview) -> None:
+        """Fill ``target`` (exactly the object's length) with the verified object.
+
+        The healthy path reads the k data shards straight into their places and hashes once.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
+        """
+        read = self._read_data_shards if self._hedged is None else self._read_hedged
+        if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+            self._soundness.note_read(stripe)
+            return
+        data = self._recover(stripe, expect=len(target))
+        target[:] = data[: len(target)]
+
+    def read(self, stripe: StripeKey) -> bytes:
+        """The verified object, its length taken from its shards.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
+        """
+        return bytes(self._recover(stripe, expect=None))
+
+    def object_length(self, stripe: StripeKey) -> int | None:
+        """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
+        for slot, holder in enumerate(self.volumes.holders(stripe)):
+            location = self._locate(holder, shard_key(stripe, slot))
+            if location is not None:
+                return location.object_length
+        return None
+
+    def _read_data_shards(self, stripe: StripeKey, target: memoryview, *, look_into: bool = True) -> bool:
+        k = stripe[33] + 1
+        length = len(target)
+        shard_length = -(-length // k)
+        holders = self.volumes.holders(stripe)
+        missing: list[int] = []
+        for slot in range(k):
+            part = target[slot * shard_length : (slot + 1) * shard_length]
+            buffers = [part] if len(part) == shard_length else [part, self._padding(shard_length - len(part))]
+            if not self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), buffers, shard_length):
+                missing.append(slot)
+        if not missing:
+            return True
+        whole = self._fill_from_parity(stripe, target, shard_length, missing)
+        if whole and look_into:
+            self._look_into(stripe, missing, len(target))
+        return whole
+
+    def _read_hedged(self, stripe: StripeKey, target: memoryview) -> bool:
+        """Fill ``target`` from the k fastest shards; stores that say they lack theirs get the stripe healed."""
+        assert self._hedged is not None
+        holders = self.volumes.places(stripe)
+        missing = self._hedged.read_into(stripe, holders, target)
+        if missing is None:
+            return False
+        self._note_missing(stripe, holders, missing)
+        return True
+
+    def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
+        stores = (holders[slot] for slot in missing)
+        if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
+            self.on_missing(stripe)
+
+    def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
+        """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
+
+        Raises:
+            DataLossError: fewer than k intact shards of one of them are left.
+            ShardsUnavailable: too many shards of one of them are out of reach for now.
+        """
+        if self._hedged is None:
+            for stripe, target in reads:
+                self.read_into(stripe, target)
+            return
+        wanted = [StripeRead(stripe, self.volumes.places(stripe), target) for stripe, target in reads]
+        for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
+            good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            if not good:
+                self.read_into(read.stripe, read.target)
+                continue
+            self._soundness.note_read(read.stripe)
+            if missing:
+                self._note_missing(read.stripe, read.holders, missing)
+
+    def together(self, object_bytes: int) -> int:
+        """How many objects of this size :meth:`read_all` should best be given at a time."""
+        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
+
+    @property
+    def mended_together(self) -> int:
+        """How many stripes :meth:`heal_all` should best be given at a time."""
+        return 1 if self._hedged is None else _MENDED_TOGETHER
+
+    def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
+        volume: ShardStore | None = self.volumes.volume(holder)
+        if volume is None:
+            return [None] * len(wanted)
+        try:
+            return volume.fetch_all(wanted)
+        except (StorageError, OSError) as error:
+            self._note_unreadable(holder, volume, wanted[0][0], error)
+            return [None] * len(wanted)
+
+    def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
+        """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
+        holders = self.volumes.holders(stripe)
+        for slot in slots:
+            key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
+            if volume is None or holders[slot] in self.volumes.incomplete:
+                continue
+            place = self._locate(holders[slot], key)
+            reads = _ShardReads()
+            shard = self._read_checked(holders[slot], volume, key, place, reads)
+            if shard is not None and shard.object_length != length:
+                self._recover(stripe, expect=length)  # which tells from the whole object who is wrong
+                return
+            if shard is None and not reads.rotten and slot not in reads.unreachable:
+                self.on_damage(stripe)
+            if reads.rotten:
+                self._set_aside(stripe, reads.rotten, "does not match its digest")
+
+    def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
+        volume: ShardStore | None = self.volumes.volume(holder)
+        if volume is None:
+            return False
+        try:
+            return volume.read_into(key, buffers, length)
+        except (StorageError, OSError) as error:
+            return self._note_unreadable(holder, volume, key, error)
+
+    def _note_unreadable(self, holder: int, volume: ShardStore, key: ShardKey, error: Exception) -> bool:
+        """A store could not give a shard: that says nothing about the shard."""
+        if isinstance(error, VolumeFailed):
+            self.volumes.set_offline(holder, str(error), volume)
+        else:
+            self.volumes.note_unavailable(holder, str(error))
+        return False
+
+    def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
+        """Compute missing data shards in place from parity; False if there is not enough of it."""
+        k, n = stripe[33] + 1, stripe[34] + 1
+        if len(target) != k * shard_length:
+            return False  # padded objects take the careful path: their last shards have no room in target
+        holders = self.volumes.holders(stripe)
+        extra: dict[int, memoryview] = {}
+        for slot in range(k, n):
+            if len(extra) == len(missing):
+                break
+            block = self._block(len(extra), shard_length)
+            if self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), [block], shard_length):
+                extra[slot] = block
+        if len(extra) < len(missing):
+            return False
+        cut = {slot: target[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)}
+        have = {slot: block for slot, block in cut.items() if slot not in missing} | extra
+        slots = sorted(have)
+        code_for_key(k, n).decode_into([have[s] for s in slots], slots, missing, [cut[s] for s in missing])
+        return True
+
+    def _padding(self, length: int) -> memoryview:
+        return memoryview(bytearray(length))
+
+    def _block(self, index: int, length: int) -> memoryview:
+        """A reusable buffer of this thread for the index-th parity shard of a read."""
+        blocks: dict[int, bytearray] = self._scratch.__dict__.setdefault("blocks", {})
+        block = blocks.get(index)
+        if block is None or len(block) < length:
+            block = blocks[index] = bytearray(length)
+        return memoryview(block)[:length]
+
+    # -- recovery --------------------------------------------------------------------------------
+
+    def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
+        """The careful path: check every shard, decode from the intact ones, quarantine the rest.
+
+        Where shards move between stores, one may go from where was not looked yet to where was looked
+        already: it is looked again as long as that brings up others than before.
+        """
+        seen: set[int] | None = None
+        while True:
+            if self._closed:
+                raise StoreClosed("the store was closed while it was being read")
+            reads = self._read_all(stripe)
+            data = self._recover_from(stripe, expect, reads)
+            if data is not None:
+                self._soundness.note_read(stripe)
+                return data
+            if self.volumes.revive():
+                continue
+            if not self.volumes.stand_ins or (seen is not None and reads.found.keys() <= seen):
+                data = self._recover_from_copies(stripe, expect, reads)
+                if data is not None:
+                    return data
+                raise self._unread(stripe, reads)
+            seen = (seen or set()) | reads.found.keys()
+
+    def _recover_from_copies(self, stripe: StripeKey, expect: int | None, reads: _ShardReads) -> memoryview | None:
+        """The object from other copies of its shards: a store's wrong shard may have hidden the right one of another.
+
+        None if no choice of copies gives the object.
+        """
+        copies = {slot: [(shard, reads.places[slot])] for slot, shard in reads.found.items()}
+        for holder in self.volumes.elsewhere(stripe):
+            volume = self.volumes.volume(holder)
+            locations = self.shard_mapper.locate(holder, [shard_key(stripe, slot) for slot in copies])
+            for slot, place in zip(copies, locations or [None] * len(copies), strict=True):
+                if volume is None or place is None or reads.places[slot][0] == holder:
+                    continue
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, _ShardReads())
+                if shard is not None and not any(_is_same(shard, known) for known, _ in copies[slot]):
+                    copies[slot].append((shard, (holder, place)))
+        for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
+            shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
+            where = dict(zip(copies, (place for _, place in chosen), strict=True))
+            data = self._recover_from(stripe, expect, _ShardReads(shards, where))
+            if data is not None:
+                return data
+        return None
+
+    def _unread(self, stripe: StripeKey, reads: _ShardReads) -> Unread:
+        """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
+        k = stripe[33] + 1
+        most = max((len(group.payloads) for group in _by_length(reads.found, k)), default=0)
+        sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
+        away = len(reads.unreachable.keys() - reads.found.keys())
+        if sound + away < k or most > sound:
+            self._soundness.note_unreadable(stripe)
+        if sound + away < k:
+            return DataLossError(stripe[:ID_BYTES].hex(), most if most == sound else 0, k)
+        causes = tuple(dict.fromkeys(reads.unreachable.values()))
+        return ShardsUnavailable(stripe[:ID_BYTES].hex(), sound, k, away=away, causes=causes)
+
+    def _recover_from(self, stripe: StripeKey, expect: int | None, reads: _ShardReads) -> memoryview | None:
+        """The object from what was read; None if that is not enough of it."""
+        parts = split_stripe_key(stripe)
+        found, places = reads.found, reads.places
+        if reads.rotten:
+            self._set_aside(stripe, reads.rotten, "digest differs")
+        groups = _by_length(found, parts.k)
+        if expect is not None:
+            groups = [group for group in groups if group.length == expect]
+        for survivors in groups:
+            data = self._solve(parts, survivors)
+            if data is not None:
+                liars = self._liars(stripe, survivors.length, data, found)
+                if liars:
+                    self._set_aside(
+                        stripe,
+                        {slot: places[slot] for slot in liars},
+                        "content differs from what the stripe decodes to",
+                        wrong=True,
+                    )
+                return data[: survivors.length]
+        return None
+
+    def _read_all(self, stripe: StripeKey) -> _ShardReads:
+        """Read all shards with their digests checked."""
+        reads = _ShardReads()
+        for slot, holder in enumerate(self.volumes.holders(stripe)):
+            volume = self.volumes.volume(holder)
+            if volume is None:
+                reads.unreachable[slot] = self._cause(holder)
+                continue
+            key = shard_key(stripe, slot)
+            place = self._locate(holder, key)
+            reads.places[slot] = (holder, place)
+            shard = self._read_checked(holder, volume, key, place, reads)
+            if shard is not None:
+                reads.found[slot] = shard
+        if len(reads.found) < stripe[34] + 1:
+            self._read_elsewhere(stripe, reads)
+        return reads
+
+    def _cause(self, holder: int) -> str:
+        """Where shards are that are out of reach, and why, for people."""
+        place, reason = self.volumes.place(holder), self.volumes.reason(holder)
+        if not reason:
+            return f"{place} is away"
+        return reason if place in reason else f"{place}: {reason}"
+
+    def _read_elsewhere(self, stripe: StripeKey, reads: _ShardReads) -> None:
+        """Look for the shards that are not where they belong on stores that may have them all the same."""
+        for holder in self.volumes.elsewhere(stripe):
+            slots = [slot for slot in range(stripe[34] + 1) if slot not in reads.found]
+            if not slots:
+                return
+            locations = self.shard_mapper.locate(holder, [shard_key(stripe, slot) for slot in slots])
+            if locations is None:
+                reads.unreachable |= {slot: self._cause(holder) for slot in slots if slot not in reads.unreachable}
+                continue
+            for slot, place in zip(slots, locations, strict=True):
+                volume = self.volumes.volume(holder)
+                if place is None or volume is None:
+                    continue
+                other = _ShardReads(unreachable=reads.unreachable)
+                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, other)
+                if shard is not None:
+                    reads.found[slot], reads.places[slot] = shard, (holder, place)
+
+    def _read_checked(
+        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, reads: _ShardReads
+    ) -> Shard | None:
+        try:
+            return volume.read(key)
+        except CorruptShard:
+            reads.rotten[key[35]] = (holder, place)
+        except (StorageError, OSError) as error:
+            self._note_unreadable(holder, volume, key, error)
+            reads.unreachable[key[35]] = self._cause(holder)
+        return None
+
+    def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
+        """Decode; if intact-looking shards give a wrong object, find the combination that does not."""
+        slots = sorted(survivors.payloads)
+        for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
+            data = self._decode(parts.k, parts.n, survivors, chosen)
+            # The padding, too: what a liar put there would make liars of the shards that are coded from it.
+            if _is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
+                return data
+        return None
+
+    def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
+        """Slots whose shard is not what the verified object encodes to."""
+        truth = self.shards_of(stripe, data, length)
+        return [
+            slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
+        ]
+
+    @staticmethod
+    def _decode(k: int, n: int, survivors: _Survivors, chosen: tuple[int, ...]) -> memoryview:
+        """The padded object (k * shard length bytes) from k shards."""
+        shard_length = -(-survivors.length // k)
+        data = memoryview(bytearray(k * shard_length))
+        cut = [data[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)]
+        for slot in chosen:
+            if slot < k:
+                cut[slot][:] = survivors.payloads[slot]
+        missing = [slot for slot in range(k) if slot not in chosen]
+        code_for_key(k, n).decode_into(
+            [survivors.payloads[s] for s in chosen], list(chosen), missing, [cut[s] for s in missing]
+        )
+        return data
+
+    def _set_aside(self, stripe: StripeKey, places: _Places, why: str, *, wrong: bool = False) -> None:
+        """Have bad shards read by nobody any more, and ask for the stripe to be healed.
+
+        Nothing is deleted by this: the stores keep the bytes until they have a good record of the same shard, or
+        no file needs it. Shards that were collected and written anew meanwhile are others, and stay; so do those
+        that their store reads well, unless they were proved to be ``wrong``.
+        """
+        self._soundness.note_damaged(stripe)
+        for slot, (holder, place) in places.items():
+            key = shard_key(stripe, slot)
+            volume = self.volumes.volume(holder)
+            if volume is not None and place is not None:
+                with self.volumes.guard(holder, volume):
+                    volume.discard(key, place, wrong=wrong)
+            self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
+        self.on_damage(stripe)
+
+    def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
+        """The absent slots whose shards are to be made now.
+
+        Those of stores that are expected back can wait, and of stores that do not answer for the moment.
+        """
+        return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
+
+    def _due(self, stripe: StripeKey, absent: list[int], unsure: frozenset[int], there: int) -> list[int]:
+        waiting = self.volumes.awaited(stripe, there)
+        if not self.volumes.is_in_danger(stripe, there):
+            waiting |= unsure
+        return [slot for slot in absent if slot not in waiting]
+
+    def heal_all(
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[ShardMap] | None = None,
+        note: Callable[[Written], None] | None = None,
+        *,
+        at_once: bool = False,
+    ) -> list[tuple[int, int] | Unread]:
+        """Make the absent shards of several stripes again, which are read together.
+
+        Of each, (shards, bytes) appended, not yet durable, or why it cannot be read.
+
+        Args:
+            stripes: to be made whole.
+            known: their :meth:`shard_maps` a short while ago, under the same epoch; looked up otherwise, and
+                where some of them were made lately.
+            note: told of each shard that was appended.
+            at_once: wait for no store that is expected back, see :meth:`due`.
+        """
+        with self._making.of(stripes) as lately:
+            return self._heal_all(stripes, None if lately else known, note, at_once=at_once)
+
+    def _heal_all(
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[ShardMap] | None,
+        note: Callable[[Written], None] | None,
+        *,
+        at_once: bool,
+    ) -> list[tuple[int, int] | Unread]:
+        epoch = self.volumes.epoch()
+        looked = self.shard_maps(stripes) if known is None else known
+        if not at_once:
+            looked = [
+                replace(where, absent=self.due(stripe, where)) if where.absent else where
+                for stripe, where in zip(stripes, looked, strict=True)
+            ]
+        objects = self._read_together(
+            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
+        )
+        made: list[tuple[int, int] | Unread] = []
+        for stripe, where in zip(stripes, looked, strict=True):
+            try:
+                content = objects.get(stripe)
+                if not where.absent:
+                    made.append((0, 0))
+                    continue
+                written, size = self._make_absent(stripe, where, content, epoch, at_once=at_once)
+                made.append((len(written), size))
+                if note is not None:
+                    for one in written:
+                        note(one)
+            except (DataLossError, ShardsUnavailable) as error:
+                made.append(error)
+        return made
+
+    def _read_together(self, wanted: list[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
+        """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
+        if self._hedged is None:
+            return {}
+        reads: list[StripeRead] = []
+        for stripe, where in wanted:
+            if where.length is not None:
+                k = stripe[33] + 1
+                target = memoryview(bytearray(k * -(-where.length // k)))[: where.length]
+                reads.append(StripeRead(stripe, where.holders, target))
+        outcomes = self._hedged.read_all(reads)
+        return {
+            read.stripe: read.target
+            for read, missing in zip(reads, outcomes, strict=True)
+            if missing is not None and _is_object(split_stripe_key(read.stripe), read.target)
+        }
+
+    def _make_absent(
+        self,
+        stripe: StripeKey,
+        where: ShardMap,
+        content: memoryview | None,
+        epoch: tuple[int, ...],
+        *,
+        at_once: bool,
+    ) -> tuple[list[Written], int]:
+        k, absent, targets = stripe[33] + 1, where.absent, self.volumes.targets(stripe)
+        if content is None:
+            padded, length = self._whole(stripe)
+            if where.told_by is not None and where.length != length:
+                self.volumes.note_lie(where.told_by, stripe, f"says that an object has {where.length} bytes")
+        else:
+            length = len(content)
+            assert isinstance(content.obj, bytearray)
+            padded = memoryview(content.obj)
+        if content is None or self.volumes.epoch() != epoch:
+            # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
+            absent, unsure, targets = self.look_for(stripe)
+            if not at_once:
+                absent = self._due(stripe, absent, unsure, stripe[34] + 1 - len(absent))
+        slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
+        size = -(-length // k)
+        shards = self.put(stripe, padded, length, slots, targets)
+        written = [Written(shard.key, size, shard.digest, targets[shard.key[STRIPE_KEY_BYTES]]) for shard in shards]
+        return written, len(written) * size
+
+    def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
+        """The verified object, zero-padded to k whole shards, and its length."""
+        k = stripe[33] + 1
+        length = self.object_length(stripe)
+        if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+            padded = memoryview(bytearray(k * -(-length // k)))
+            target = padded[:length]
+            whole = (
+                self._read_data_shards(stripe, target, look_into=False)
+                if self._hedged is None
+                else self._hedged.read_into(stripe, self.volumes.places(stripe), target) is not None
+            )
+            if whole and blake3(target).digest() == stripe[:ID_BYTES]:
+                return padded, length
+        data = self._recover(stripe, expect=None)
+        padded = memoryview(bytearray(k * -(-len(data) // k)))
+        padded[: len(data)] = data
+        return padded, len(data)
+
+
+def _by_length(found: dict[int, Shard], k: int) -> list[_Survivors]:
+    """Shards grouped by the object length they claim, the largest group first."""
+    groups: dict[int, dict[int, memoryview]] = {}
+    for slot, shard in found.items():
+        if len(shard.payload) == -(-shard.object_length // k):
+            groups.setdefault(shard.object_length, {})[slot] = memoryview(shard.payload)
+    return sorted(
+        (_Survivors(payloads, length) for length, payloads in groups.items()), key=lambda group: -len(group.payloads)
+    )
+
+
+def _is_same(one: Shard, other: Shard) -> bool:
+    """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
+    return one.digest == other.digest and one.object_length == other.object_length
+
+
+def _is_object(parts: StripeParts, data: memoryview) -> bool:
+    """Whether these bytes are what the id names. A version's id is the hash of the record in its object."""
+    if parts.kind is not Kind.VERSION:
+        return blake3(data).digest() == parts.object_id
+    try:
+        decode_version(bytes(data), parts.object_id)
+    except FormatError:
+        return False
+    return True
+
+
+def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:
+    """Key of a metadata object, kept in ``copies`` copies."""
+    return stripe_key(kind, object_id, 1, copies)
+
+
+def chunk_stripe(chunk_id: bytes, profile: ErasureProfile) -> StripeKey:
+    """Stripe key of a chunk under a profile."""
+    return stripe_key(Kind.CHUNK, chunk_id, profile.k, profile.n)

@@ -1,0 +1,1 @@
+"""What the engine takes from the operating system: locks, forks, errors of the machine, databases, flushing."""

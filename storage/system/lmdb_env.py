@@ -1,0 +1,565 @@
+"""LMDB environments whose map grows by itself, shared by many threads.
+
+LMDB wants its map resized only while no transaction of the process is open; a small gate keeps
+readers and the (single) writer out for that moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from operator import lt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import lmdb
+
+from storage.errors import FormatError, StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
+from storage.system.backoff import Backoff
+from storage.system.descriptors import occupy_standard_descriptors
+from storage.system.faults import Fault, fault_of, numbers_of
+from storage.system.forks import HomeProcess
+from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
+
+log = logging.getLogger(__name__)
+
+_MAP_BYTES_START = 64 << 20
+_READERS_MAX = 1024
+_SHORT_WRITE_BYTES_MAX = 4 << 20  # LMDB writes up to 64 pages at a time, or one value of a few MiB
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.InvalidError,
+    lmdb.IncompatibleError,
+    lmdb.BadValsizeError,
+    lmdb.InvalidParameterError,
+)
+_PROBE = b"probe"  # a key written to see whether writing works again
+ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
+T = TypeVar("T")
+
+
+class _GaveUp(lmdb.PanicError):
+    """An environment met an error that it does not recover from."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        super().__init__("MDB_PANIC: it must be closed and opened anew")
+        self.env = env
+
+
+Database = Any  # lmdb._Database has no public name
+if TYPE_CHECKING:
+    # Without buffers=True, keys and values are bytes.
+    Transaction = lmdb.Transaction[bytes]
+    Cursor = lmdb.Cursor[bytes]
+else:
+    Transaction = lmdb.Transaction
+    Cursor = lmdb.Cursor
+
+
+class Environment:
+    """One LMDB environment with named databases; thread-safe.
+
+    Where its file system takes no writes, it is opened for reading; databases that were not made before read as
+    empty then. After an error that LMDB does not recover
+    from, it is opened anew: by the next use, with pauses between attempts.
+
+    Raises:
+        FormatError: the file is not LMDB's, or damaged.
+        StoreUnavailable: it cannot be opened now for want of descriptors, memory, or the directory.
+        StoreReadOnly: it is not there, and cannot be made (also from writes).
+        StoreFull: the disk is full (from writes).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        databases: tuple[str, ...],
+        *,
+        sync: bool = True,
+        note_doubt: Callable[[Transaction], object] | None = None,
+    ) -> None:
+        self._home = HomeProcess(f"the database in {path}")
+        occupy_standard_descriptors()
+        self._path = path
+        self._names = databases
+        self._sync = sync
+        self._note_doubt = note_doubt
+        self._origin: Origin | None = None  # of the open file; None: no note is kept
+        self._note_due = False  # with the next transaction
+        self._doubtful = False
+        self.databases: dict[str, Database] = {}
+        self._gate = threading.Lock()
+        self._idle = threading.Condition(self._gate)
+        self._active = 0
+        self._growing = False
+        self._closed = False
+        self._write_lock = threading.Lock()
+        self._env: lmdb.Environment | None = None
+        self._trouble = ""
+        self._retry = Backoff()
+        self.read_only = False
+        self._open(_initial_map(path))
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be written, or used, now; empty if it can."""
+        return self._trouble
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is a copy that may lack entries, and that could not be written down yet."""
+        return self._doubtful
+
+    def probe(self) -> str:
+        """Like :attr:`trouble`, after trying again what failed, if it is time to."""
+        if self._trouble:
+            try:
+                if ROOT in self._names:
+                    self.write(lambda txn: txn.put(_PROBE, b"", db=self.databases[ROOT]))
+                else:
+                    with self._write_lock:
+                        self._make_writable()
+                    self.read(lambda txn: None)
+                    self._trouble = ""
+            except StorageError as error:
+                return str(error)
+        return self._trouble
+
+    def _open(self, map_bytes: int) -> None:
+        """Open the environment, for reading alone if its file system takes no writes."""
+        try:
+            self._open_writable(map_bytes)
+        except StoreReadOnly as error:
+            self._open_read_only(map_bytes)
+            self.read_only, self._trouble = True, str(error)
+        else:
+            self.read_only, self._trouble = False, ""
+
+    def _open_writable(self, map_bytes: int) -> None:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            fresh = not (self._path / DATA_FILE).exists()
+        except OSError as error:
+            raise unavailable(error, self._path) from error
+        self._open_as(map_bytes, readonly=False)
+        if fresh:
+            # LMDB makes its pages durable, but not the names of a new database's files.
+            try:
+                _sync_names(self._path)
+                _sync_names(self._path.parent)
+            except OSError as error:
+                self._let_go()
+                raise unavailable(error, self._path) from error
+
+    def _open_read_only(self, map_bytes: int) -> None:
+        if not (self._path / DATA_FILE).exists():
+            raise StoreReadOnly(f"there is no database in {self._path}, and none can be made: its disk is read-only")
+        self._open_as(map_bytes, readonly=True)
+
+    def _open_as(self, map_bytes: int, *, readonly: bool) -> None:
+        past = self._look()
+        try:
+            self._env = lmdb.open(
+                str(self._path),
+                map_size=map_bytes,
+                max_dbs=len(self._names),
+                max_readers=_READERS_MAX,
+                readahead=False,
+                sync=self._sync,
+                mode=0o640,
+                readonly=readonly,
+                lock=not readonly,  # nobody writes to what cannot be written
+            )
+            if not readonly:
+                self._env.reader_check()
+            for name in self._names:
+                try:
+                    self.databases[name] = self._env.open_db(
+                        None if name == ROOT else name.encode(), create=not readonly
+                    )
+                except lmdb.NotFoundError:
+                    self.databases.pop(name, None)  # made by an older version, which had no such database
+        except lmdb.Error as error:
+            self._let_go()
+            raise translated(error, self._path) from error
+        self._take_note(past, readonly=readonly)
+
+    def _look(self) -> Past:
+        try:
+            return past_of(self._path) if self._sync else Past.NONE
+        except OSError as error:
+            raise unavailable(error, self._path) from error
+
+    def _take_note(self, past: Past, *, readonly: bool) -> None:
+        """Note where this is written now: at once if it is a copy, so that it is not looked at again."""
+        try:
+            self._origin = origin_of(self._path) if self._sync else None
+        except OSError as error:
+            self._let_go()
+            raise unavailable(error, self._path) from error
+        self._doubtful = past is Past.COPIED_IN_USE and self._note_doubt is not None
+        self._note_due = self._sync and (past is not Past.SAME or self._note_doubt is not None)
+        if readonly or past in (Past.NONE, Past.SAME):
+            return
+        log.info("the database in %s: %s", self._path, past.value)
+        assert self._env is not None
+        try:
+            with self._env.begin(write=True) as txn:
+                self._write_note(txn)
+        except lmdb.Error as error:
+            log.warning("where the database in %s is kept could not be noted: %s", self._path, error)
+        else:
+            self._note_due = self._doubtful = False
+
+    def _write_note(self, txn: Transaction) -> None:
+        assert self._origin is not None
+        txn.put(ORIGIN_KEY, self._origin.encoded())
+        if self._doubtful and self._note_doubt is not None:
+            self._note_doubt(txn)
+
+    def _note_closed(self) -> None:
+        """Note that it is closed in good order, if it was noted to be in use."""
+        origin = self._origin
+        if self._note_doubt is None or origin is None or self._note_due or self._closed or self.read_only:
+            return
+
+        try:
+            self.write(lambda txn: write_closing_note(txn, origin))
+        except StorageError as error:
+            log.warning("a copy of the database in %s will count as one of a database in use: %s", self._path, error)
+
+    def _let_go(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """One value, from the latest committed state."""
+        return self.read(lambda txn: txn.get(key, db=self.databases[database]) if database in self.databases else None)
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one read transaction (keep it short: it holds up growth) and return its result."""
+        try:
+            return self._read(work)
+        except _GaveUp as error:
+            self._open_anew(error.env)
+        except lmdb.Error as error:
+            raise translated(error, self._path) from error
+        try:
+            return self._read(work)
+        except lmdb.Error as error:
+            raise translated(error, self._path) from error
+
+    def _read(self, work: Callable[[Transaction], T]) -> T:
+        env = self._enter()
+        try:
+            with env.begin() as txn:
+                return work(txn)
+        except lmdb.PanicError as error:
+            raise _GaveUp(env) from error
+        finally:
+            self._leave()
+
+    def pages(
+        self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Walk start <= key < stop in pages, each from its own short transaction, so that writers go on."""
+
+        def page(cursor: Cursor) -> list[tuple[bytes, bytes]]:
+            found: list[tuple[bytes, bytes]] = []
+            for key, value in cursor:
+                if found and key <= found[-1][0]:
+                    raise lmdb.CorruptedError("keys out of order")
+                if (stop is not None and key >= stop) or len(found) == size:
+                    break
+                found.append((key, value))
+            return found
+
+        return self._walk(database, start, size, page, lambda last: last[0])
+
+    def key_pages(
+        self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
+    ) -> Iterator[list[bytes]]:
+        """Like :meth:`pages`, of keys alone."""
+
+        def page(cursor: Cursor) -> list[bytes]:
+            found = list(islice(cursor.iternext(values=False), size))
+            if not all(map(lt, found, islice(found, 1, None))):
+                raise lmdb.CorruptedError("keys out of order")
+            return found if stop is None else found[: bisect_left(found, stop)]
+
+        return self._walk(database, start, size, page, lambda last: last)
+
+    def _walk(
+        self, database: str, start: bytes, size: int, page: Callable[[Cursor], list[T]], key_of: Callable[[T], bytes]
+    ) -> Iterator[list[T]]:
+        """Pages of at most ``size``, each read by a cursor at the first key behind the page before."""
+
+        def read(txn: Transaction) -> list[T]:
+            if database not in self.databases:
+                return []
+            cursor = txn.cursor(self.databases[database])
+            return page(cursor) if (cursor.set_range(start) if start else cursor.first()) else []
+
+        while True:
+            found = self.read(read)
+            if found:
+                yield found
+            if len(found) < size:
+                return
+            start = key_of(found[-1]) + b"\0"
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in a write transaction and commit it durably; run again with a larger map if it was full.
+
+        ``work`` must be repeatable. If it raises, nothing is kept.
+        """
+        self._home.check()  # before the lock, which may have been held when this process was forked
+        with self._write_lock:
+            self._make_writable()
+            panics = 0
+            while True:
+                try:
+                    with self._transaction() as txn:
+                        if self._note_due:
+                            self._write_note(txn)
+                        outcome = work(txn)
+                    self._trouble = ""
+                    self._note_due = self._doubtful = False
+                    return outcome
+                except lmdb.MapFullError:
+                    self._grow()
+                except _GaveUp as error:
+                    panics += 1
+                    if panics > 1:
+                        raise self._noted(error) from error
+                    self._open_anew(error.env)
+                except lmdb.Error as error:
+                    raise self._noted(error) from error
+
+    def _noted(self, error: lmdb.Error) -> StorageError:
+        failure = translated(error, self._path)
+        self._trouble = str(failure) if isinstance(failure, StoreUnavailable) else ""
+        return failure
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        env = self._enter()
+        try:
+            with env.begin(write=True) as txn:
+                yield txn
+        except lmdb.PanicError as error:
+            raise _GaveUp(env) from error
+        finally:
+            self._leave()
+
+    def entries(self, database: str) -> int:
+        """Number of keys in a database."""
+        return self.read(
+            lambda txn: int(txn.stat(self.databases[database])["entries"]) if database in self.databases else 0
+        )
+
+    def close(self) -> None:
+        """Close once running transactions have ended; later use raises StoreClosed. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
+        self._note_closed()
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+            while self._active:
+                self._idle.wait()
+            self._let_go()
+
+    def _enter(self) -> lmdb.Environment:
+        """Count this thread in; the environment it may use until :meth:`_leave`."""
+        self._home.check()
+        with self._gate:
+            while self._growing:
+                self._idle.wait()
+            if self._closed:
+                raise StoreClosed(f"{self._path} is closed")
+            env = self._env or self._reopened()
+            self._active += 1
+            return env
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._active -= 1
+            if (self._growing or self._closed) and not self._active:
+                self._idle.notify_all()
+
+    @contextmanager
+    def _alone(self, failed: lmdb.Environment | None = None) -> Iterator[bool]:
+        """Keep everybody out of the environment for a moment; with no transaction of this thread's own.
+
+        Args:
+            failed: do so only if this is still the one in use. Others may use the one that took its place, and wait
+                for each other: a writer that reads while it writes must not be held up half-way.
+
+        Yields:
+            Whether nobody else is in; False if another environment is in use.
+        """
+        with self._gate:
+            while self._growing:
+                self._idle.wait()
+            if failed is not None and self._env is not failed:
+                yield False
+                return
+            self._growing = True
+            while self._active:
+                self._idle.wait()
+            try:
+                if self._closed:
+                    raise StoreClosed(f"{self._path} is closed")
+                yield True
+            finally:
+                self._growing = False
+                self._idle.notify_all()
+
+    def _grow(self) -> None:
+        with self._alone():
+            if self._env is None:
+                return  # opened anew by whoever enters next
+            size = self._env.info()["map_size"]
+            try:
+                self._env.reader_check()  # a snapshot that was killed keeps pages from being used again
+                self._env.set_mapsize(2 * size)
+            except lmdb.Error as error:
+                # LMDB has let go of the old map by then, and cannot be used without one.
+                self._let_go()
+                self._reopened(size)
+                raise translated(error, self._path) from error
+
+    def _open_anew(self, failed: lmdb.Environment) -> None:
+        """After an error that LMDB does not recover from; what is in memory only must not be taken for durable.
+
+        Does nothing if another thread has done so already.
+        """
+        with self._alone(failed) as alone:
+            if not alone:
+                return
+            if self._env is not None:
+                self._let_go()
+                _drop_cache(self._path / DATA_FILE)
+            log.warning("the database in %s is opened anew after an error of its disk", self._path)
+            self._reopened()
+
+    def _reopened(self, map_bytes: int = 0) -> lmdb.Environment:
+        """Open what is closed, unless that failed a moment ago; with the gate held.
+
+        Raises:
+            StoreUnavailable: it still cannot be.
+        """
+        if not self._retry.due():
+            raise StoreUnavailable(self._trouble)
+        try:
+            self._open(map_bytes or _initial_map(self._path))
+        except (StorageError, OSError) as error:
+            self._trouble = f"the database in {self._path} cannot be opened: {error}"
+            self._retry.failed()
+            raise StoreUnavailable(self._trouble) from error
+        self._retry.succeeded()
+        assert self._env is not None
+        return self._env
+
+    def _make_writable(self) -> None:
+        """Open for writing what could only be opened for reading, unless that failed a moment ago.
+
+        Raises:
+            StoreReadOnly: it still cannot be written.
+        """
+        if not self.read_only:
+            return
+        with self._alone():
+            if self._retry.due():
+                self._let_go()
+                self._reopened()
+                if self.read_only:
+                    self._retry.failed()
+            if self.read_only:
+                raise StoreReadOnly(self._trouble)
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _drop_cache(file: Path) -> None:
+    """Have reads give what is on the disk; pages that are still to be written stay, see posix_fadvise(2)."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        log.warning("the cache of %s could not be dropped: %s", file, error)
+    finally:
+        os.close(descriptor)
+
+
+def _initial_map(path: Path) -> int:
+    try:
+        used = (path / DATA_FILE).stat().st_size
+    except FileNotFoundError:
+        used = 0
+    except OSError as error:
+        raise unavailable(error, path) from error
+    size = _MAP_BYTES_START
+    while size < 2 * used:
+        size *= 2
+    return size
+
+
+def unavailable(error: OSError, path: Path) -> StorageError:
+    """The engine's error for one of the operating system's about a database."""
+    match fault_of(error):
+        case Fault.FULL:
+            return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
+        case Fault.READ_ONLY:
+            return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
+        case _:
+            return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
+
+
+def translated(error: lmdb.Error, path: Path) -> StorageError:
+    """The engine's error for one of LMDB's. Only what LMDB says of its own pages is damage."""
+    if isinstance(error, _DAMAGE):
+        return FormatError(f"the database in {path} cannot be used: {error}")
+    text = str(error)  # what py-lmdb tells of the error number
+    if isinstance(error, lmdb.DiskError) or _tells(text, Fault.FULL):
+        return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
+    if os.strerror(errno.EIO) in text and _is_full(path):
+        return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
+    if _tells(text, Fault.READ_ONLY):
+        return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
+    return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
+
+
+def _tells(text: str, fault: Fault) -> bool:
+    return any(os.strerror(number) in text for number in numbers_of(fault))
+
+
+def _is_full(path: Path) -> bool:
+    """Whether a write may have come out short, which LMDB calls an I/O error."""
+    try:
+        status = os.statvfs(path)
+        size = (path / DATA_FILE).stat().st_size
+    except OSError:
+        return False  # it is not known to be, and what failed is told as it is
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    room = _SHORT_WRITE_BYTES_MAX
+    limited = limit != resource.RLIM_INFINITY and size + room > limit
+    return limited or status.f_bavail * status.f_frsize < room

@@ -1,0 +1,1 @@
+"""Writing: uploads, revisions and the commit that makes versions visible."""

@@ -1,0 +1,622 @@
+"""Group commit: many versions made durable by one flush of the volumes and one catalog transaction.
+
+Order on disk: shards and version objects on all volumes, then the catalog. A version is visible
+exactly when its catalog transaction has committed; a crash before leaves only unreachable shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import msgspec
+
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
+from storage.errors import (
+    ConflictError,
+    FileNotFound,
+    FormatError,
+    InsufficientWorkers,
+    InvalidArgument,
+    StorageError,
+    StoreFull,
+)
+from storage.formats.authenticity import Authority
+from storage.formats.manifest import RootNode, object_id
+from storage.formats.sequences import SEQUENCE_MAX
+from storage.formats.versions import (
+    FILE_ID_BYTES,
+    NO_MAC,
+    SIGNED_FORMAT,
+    SignedRecord,
+    StoredVersion,
+    read_version,
+    root_id,
+    seal_signed,
+    sign_tombstone,
+)
+from storage.keys import Kind, StripeKey
+from storage.runtime import Runtime
+from storage.shards import Shard
+from storage.stripes.stripes import StripeStore, metadata_stripe
+from storage.write.lineage import Lineage
+from storage.write.pins import Pins
+from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
+
+log = logging.getLogger(__name__)
+
+_BATCH_MAX = 256
+_TOO_FEW_STORES = (InsufficientWorkers, StoreFull)
+_RESERVE = 60_000_000  # sequences, of a microsecond each
+_ID_TIME_BYTES = 6
+_ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
+_ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class PendingVersion:
+    """A version whose chunks are written (or ride along in ``shards``) and that waits for its commit.
+
+    Attributes:
+        user_id: the owner.
+        user: key of the owner.
+        filename: the file's name.
+        name: key of the name.
+        root: manifest root.
+        nodes: manifest nodes the catalog has not got yet, (id, bytes).
+        stripes: chunk stripes the user gets a claim on.
+        shards: shards not yet appended, by volume slot.
+        file_id: the file to revise; None finds it by name, or makes a new one.
+        base: version the head must be; None takes whatever the head is.
+        time_ms: author's clock.
+        sha256: digest given by the author.
+        note: free text.
+        epoch: of the volumes when the first of it was written.
+        upload: number of the upload that has claims, which ends with the commit; None if there is none.
+        written: gives every stripe the push counts on; None: they are ``stripes``, and in ``shards``.
+    """
+
+    user_id: str
+    user: bytes
+    filename: str
+    name: bytes
+    root: RootNode
+    nodes: list[tuple[bytes, bytes]]
+    stripes: list[StripeKey]
+    shards: dict[int, list[Shard]]
+    file_id: bytes | None
+    base: bytes | None
+    time_ms: int
+    sha256: bytes | None
+    note: str
+    epoch: tuple[int, ...]
+    upload: int | None = None
+    written: Callable[[], Iterable[StripeKey]] | None = None
+    _wake: threading.Lock = field(default_factory=threading.Lock)
+    _outcome: StoredVersion | BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self._wake.acquire()
+
+    def settle(self, outcome: StoredVersion | BaseException) -> None:
+        """Set what :meth:`result` gives."""
+        self._outcome = outcome
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is an outcome."""
+        return self._outcome is not None
+
+    def wait(self) -> None:
+        """Sleep until woken."""
+        self._wake.acquire()
+
+    def wake(self) -> None:
+        """Wake the waiting thread."""
+        self._wake.release()
+
+    def result(self) -> StoredVersion:
+        """The committed version, or the error that kept it from being committed."""
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+
+class EpochChanged(StorageError):
+    """Stores came or went since what a push counts on was made whole: it is to be made whole again, then committed."""
+
+
+class GroupCommit:
+    """Commits pending versions in batches. The first thread to come leads; the rest wait.
+
+    Args:
+        catalog: where heads live.
+        stripes: where objects go.
+        pins: keeps a collect off version objects that it has not seen in the catalog.
+        metadata_copies: copies kept of each version object.
+        runtime: the clock, and the random part of file ids.
+        lineage: refuses commits to a catalog that is older than its volumes.
+        authority: signs versions and tombstones.
+    """
+
+    def __init__(
+        self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime,
+        lineage: Lineage, authority: Authority,
+    ) -> None:  # fmt: skip
+        self._catalog = catalog
+        self._stripes = stripes
+        self._pins = pins
+        self._copies = metadata_copies
+        self._runtime = runtime
+        self._lineage = lineage
+        self._authority = authority
+        self._mutex = threading.Lock()
+        self._queue: list[PendingVersion] = []
+        self._leader: PendingVersion | None = None
+        self._buried: list[bytes] = []
+        counters = catalog.counters()
+        self._reserved = counters.reserved
+        self._sequence = 0 if counters.closed else counters.reserved
+
+    def commit_whole(self, made_whole: Callable[[], PendingVersion]) -> StoredVersion:
+        """Make a version whole and commit it; once more if stores came or went between.
+
+        Args:
+            made_whole: has what the version counts on put where it belongs now, and describes the version.
+
+        Raises:
+            InsufficientWorkers: besides, stores come and go all the time.
+        """
+        for _ in range(ROUNDS_MAX):
+            try:
+                return self.commit(made_whole())
+            except EpochChanged:
+                continue
+        raise restless()
+
+    def commit(self, pending: PendingVersion) -> StoredVersion:
+        """Make a version durable and visible.
+
+        Returns:
+            the new head; the present head, ``unchanged``, if its content is the same and there is no new note.
+
+        Raises:
+            ConflictError: the head is not ``base``.
+            FileNotFound: there is no ``file_id``, or it is another user's.
+            StoreFull, InsufficientWorkers: it could not be stored.
+            EpochChanged: what it counts on is to be made whole for the stores that are there now.
+        """
+        with self._mutex:
+            self._queue.append(pending)
+            if self._leader is None:
+                self._leader = pending
+            lead = self._leader is pending
+        if not lead:
+            self._await_turn(pending)
+            if pending.settled:
+                return pending.result()
+        self._lead(pending)
+        return pending.result()
+
+    def _await_turn(self, pending: PendingVersion) -> None:
+        """Sleep until settled by another leader, or made the leader; an interrupted sleeper passes that on."""
+        try:
+            pending.wait()
+        except BaseException:
+            with self._mutex:
+                if pending in self._queue:
+                    self._queue.remove(pending)
+                successor = self._succeed() if self._leader is pending else None
+            if successor is not None:
+                successor.wake()
+            raise
+
+    def _succeed(self) -> PendingVersion | None:
+        """Make the first in the queue the leader; call with the mutex held, and wake it afterwards."""
+        self._leader = self._queue[0] if self._queue else None
+        return self._leader
+
+    def _lead(self, leader: PendingVersion) -> None:
+        with self._mutex:
+            batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
+        try:
+            self._commit_batch(batch)
+        except BaseException as error:
+            outcome = error if isinstance(error, Exception) else StorageError("the commit was interrupted; try again")
+            for pending in batch:
+                if not pending.settled:
+                    pending.settle(outcome)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._mutex:
+                successor = self._succeed()
+            for pending in batch:
+                if pending is not leader:
+                    pending.wake()
+            if successor is not None:
+                successor.wake()
+
+    def _commit_batch(self, batch: list[PendingVersion]) -> None:
+        self._lineage.begin()
+        self._reserve()
+        pinned: list[StripeKey] = []
+        try:
+            outcomes, self._reserved = self._transact(batch, pinned)
+        finally:
+            self._pins.unpin(pinned)
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.settle(outcome)
+
+    def _transact(
+        self, batch: list[PendingVersion], pinned: list[StripeKey]
+    ) -> tuple[list[StoredVersion | BaseException], int]:
+        try:
+            return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+        except _TOO_FEW_STORES as error:
+            if len(batch) == 1 or self._stripes.volumes.stand_ins:
+                raise
+            log.info("%d commits are tried again, as some of them may do without some stores: %s", len(batch), error)
+        # Now it is known which refuse: what cannot do without them fails alone, before anything of it is written.
+        return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+
+    def _apply_all(
+        self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
+    ) -> tuple[list[StoredVersion | BaseException], int]:
+        """What became of each, and up to which sequence the transaction reserves."""
+        state = _BatchState(txn.counters(), pinned)
+        outcomes: list[StoredVersion | BaseException] = []
+        for pending in batch:
+            # The next one must see this one's head; the last has the time of the flush to be entered.
+            state.enter_last()
+            try:
+                outcomes.append(self._apply(txn, pending, state))
+            except (ConflictError, FileNotFound, *_TOO_FEW_STORES, FormatError, EpochChanged) as error:
+                outcomes.append(error)
+
+        def finish() -> None:
+            state.enter_last()
+            state.reserved = max(state.reserved, state.sequence + _RESERVE)  # it costs nothing here
+            txn.set_counters(state.counters())
+
+        if state.shards or state.restored:
+            volumes = self._stripes.volumes
+            since = volumes.epoch()
+            volumes.append_and_sync(state.shards, finish)
+            self._stripes.note_appended(state.shards, since)
+            self._make_whole(batch, state)
+            for pending, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, StoredVersion):  # the others have failed already
+                    volumes.require_writable(pending.root.profile, pending.epoch)
+        self._keep_incomplete(txn)
+        return outcomes, state.reserved
+
+    def _keep_incomplete(self, txn: CatalogTransaction) -> None:
+        """Enter, with what is stored, which volumes lack some of it: a crash must not make them count as whole."""
+        volumes = self._stripes.volumes
+        if volumes.incomplete and not volumes.stand_ins:
+            txn.keep_incomplete(volumes.incomplete)
+
+    def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
+        """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
+
+        def written() -> Iterable[StripeKey]:
+            stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
+            for pending in batch:
+                stripes.update(dict.fromkeys(pending.stripes))
+            yield from stripes
+            for pending in batch:  # those of large files are many, and stores seldom come and go during a flush
+                if pending.written is not None:
+                    yield from pending.written()
+
+        present = self._stripes.volumes.epoch()
+        since = next((pending.epoch for pending in batch if pending.epoch != present), present)
+        make_whole(self._stripes, written, since)
+
+    def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
+        """Check one pending version against the heads and enter it; raises before it changes anything."""
+        volumes = self._stripes.volumes
+        if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
+            raise EpochChanged("stores came or went before the commit; push again")  # no others wait for it here
+        file_id = pending.file_id or txn.find(pending.name)
+        entry = txn.file(file_id) if file_id is not None else None
+        if pending.file_id is not None:
+            entry = _revisable(entry, pending)
+        identifier, root_raw = root_id(pending.root)
+        if entry is not None and file_id is not None:
+            head = self._head(txn, file_id, entry)
+            # The same content with something new said of it is a version of its own.
+            if head.record.root_id == identifier and pending.note in ("", head.record.note):
+                state.restore(pending.shards)
+                if pending.upload is not None:
+                    txn.end_upload(pending.upload)
+                return replace(head, unchanged=True)
+        else:
+            file_id = self._new_file_id()
+        # Asked again once all is flushed; here, one that lasted through failures fails alone.
+        volumes.require_writable(pending.root.profile, pending.epoch)
+        state.sequence = self._next_sequence(state.sequence, self._reserved - _BATCH_MAX)
+        stored = self._seal(pending, file_id, entry, identifier, root_raw, state)
+        state.add(stored, entry, partial(self._enter, txn, pending, stored))
+        state.add_shards(pending.shards)
+        stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
+        self._pins.pin(stripe)
+        state.pinned.append(stripe)
+        state.add_shards(self._stripes.by_volume(stripe, self._stripes.shards_of(stripe, stored.raw, len(stored.raw))))
+        return stored
+
+    @staticmethod
+    def _head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> StoredVersion:
+        raw = txn.version(file_id, entry.head)
+        try:
+            if raw is None:
+                raise FormatError("it is not in the catalog")
+            return read_version(raw, entry.head)
+        except FormatError as error:
+            raise FormatError(
+                f"the newest version of {entry.filename!r} ({file_id.hex()}) cannot be read: {error}; delete the file, "
+                "then push it again"
+            ) from error
+
+    def _seal(
+        self,
+        pending: PendingVersion,
+        file_id: bytes,
+        entry: FileEntry | None,
+        identifier: bytes,
+        root_raw: bytes,
+        state: _BatchState,
+    ) -> StoredVersion:
+        record = SignedRecord(
+            SIGNED_FORMAT,
+            file_id,
+            entry.head if entry is not None else None,
+            identifier,
+            pending.root.size,
+            pending.user_id,
+            pending.filename,
+            pending.time_ms,
+            state.sequence,
+            pending.sha256,
+            pending.note,
+            state.committed,
+            NO_MAC,
+        )
+        return seal_signed(record, pending.root, root_raw, self._authority)
+
+    @staticmethod
+    def _enter(txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion) -> None:
+        file_id = stored.record.file_id
+        txn.put_version(file_id, stored.version_id, stored.raw)
+        txn.put_nodes(pending.nodes)
+        txn.hold(pending.user, pending.stripes, None)
+        if pending.upload is not None:
+            txn.end_upload(pending.upload)
+        entry = FileEntry(pending.user_id, pending.filename, stored.version_id, stored.record.size)
+        txn.set_file(file_id, entry, pending.name)
+
+    def delete(
+        self,
+        file_ids: Sequence[bytes],
+        check: Callable[[bytes, FileEntry | None], FileEntry],
+        name: Callable[[str], bytes],
+    ) -> None:
+        """End the chains of files, durably: all of them or none, by one transaction and one flush of the volumes.
+
+        Args:
+            file_ids: the files, each once.
+            check: given an id and its entry, returns the entry if the caller may delete it, raises otherwise.
+            name: makes the key of a filename.
+        """
+        self._lineage.begin()
+        with self._mutex:
+            buried, self._buried = self._buried, []
+        pinned: list[StripeKey] = []
+
+        def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
+            tombstones: list[tuple[bytes, bytes]] = []
+            counters = txn.counters()
+            logical_bytes, sequence = counters.logical_bytes, counters.sequence
+            for file_id in file_ids:
+                entry = check(file_id, txn.file(file_id))
+                sequence = self._next_sequence(sequence)
+                raw = sign_tombstone(file_id, sequence, self._authority)
+                txn.delete_file(file_id, name(entry.filename), raw)
+                pinned.append(self._tombstone_stripe(raw))
+                self._pins.pin(pinned[-1])
+                logical_bytes -= entry.size
+                tombstones.append((file_id, raw))
+            txn.buried(buried)
+            counters = msgspec.structs.replace(
+                counters,
+                files=counters.files - len(tombstones),
+                logical_bytes=logical_bytes,
+                sequence=sequence,
+                closed=False,
+                committed=None,
+            )
+            txn.set_counters(counters)
+            self._keep_incomplete(txn)
+            return tombstones
+
+        try:
+            self._write_tombstones(self._enter_deletes(work, buried))
+        finally:
+            self._pins.unpin(pinned)
+
+    def _enter_deletes(
+        self, work: Callable[[CatalogTransaction], list[tuple[bytes, bytes]]], buried: list[bytes]
+    ) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._catalog.transact(work)
+        except BaseException:
+            with self._mutex:
+                self._buried += buried
+            raise
+
+    def _tombstone_stripe(self, raw: bytes) -> StripeKey:
+        return metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
+
+    def _reserve(self) -> None:
+        """Note in the catalog how far sequences may go, before any of them goes to the volumes.
+
+        A commit that a crash undid may have left its version on volumes that are away when the store is opened
+        again. Should the clock have been set back meanwhile, only the catalog knows which sequences are used.
+        Each commit reserves those of the next minute, so that this takes a transaction only after a pause.
+        """
+        at_least = max(self._sequence, self._clock_us()) + _BATCH_MAX
+        if at_least <= self._reserved:
+            return
+
+        def work(txn: CatalogTransaction) -> int:
+            counters = txn.counters()
+            reserved = max(at_least, counters.sequence, counters.reserved) + _RESERVE
+            txn.set_counters(msgspec.structs.replace(counters, reserved=reserved))
+            return reserved
+
+        self._reserved = self._catalog.transact(work)
+
+    def _next_sequence(self, last: int, most: int = SEQUENCE_MAX) -> int:
+        """The store's clock in microseconds, but ``most``, or the next number where the clock did not advance.
+
+        Greater than any that a failed commit has put on the volumes; within a transaction.
+        """
+        self._sequence = max(last + 1, self._sequence + 1, min(self._clock_us(), most))
+        return self._sequence
+
+    def _clock_us(self) -> int:
+        return self._runtime.wall_ns() // 1000
+
+    def _new_file_id(self) -> bytes:
+        """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
+        milliseconds = min(max(self._runtime.wall_ns() // 1_000_000, 0), _ID_TIME_MAX)
+        return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
+
+    @property
+    def sequence(self) -> int:
+        """The last one that was given to anything."""
+        return self._sequence
+
+    def catch_up(self, sequence: int) -> None:
+        """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
+
+        Otherwise a rebuild would take that one for the newer, should the clock have been set back.
+        """
+        self._sequence = max(self._sequence, sequence)
+        if self._catalog.counters().sequence >= sequence:
+            return
+        try:
+            self._catalog.transact(lambda txn: _raise_sequence(txn, sequence))
+        except StoreFull:
+            log.warning("no space to note the latest sequence number; the next commit does")
+
+    def write_pending_tombstones(self) -> None:
+        """Bring to the volumes what tombstones a crash or a full disk kept from them. Call before any delete."""
+        leftovers = [
+            (file_id, raw)
+            for file_id, raw in self._catalog.pending_tombstones()
+            if not self._pins.pinned(self._tombstone_stripe(raw))  # or a delete is just about to write it
+        ]
+        if leftovers:
+            self._write_tombstones(leftovers)
+
+    def _write_tombstones(self, tombstones: list[tuple[bytes, bytes]]) -> None:
+        """Put tombstones on the volumes, where a rebuild finds them.
+
+        After the catalog, not before: a tombstone of a delete that never happened would have a later
+        rebuild drop the file. One that cannot be written now is written by a repair, or when the store is
+        opened again.
+        """
+        stripes = [self._tombstone_stripe(raw) for _, raw in tombstones]
+        for stripe in stripes:
+            self._pins.pin(stripe)
+        try:
+            batches: dict[int, list[Shard]] = {}
+            for stripe, (_, raw), absent in zip(stripes, tombstones, self._stripes.absent(stripes), strict=True):
+                shards = self._stripes.shards_of(stripe, raw, len(raw), slots=absent)
+                for slot, batch in self._stripes.by_volume(stripe, shards).items():
+                    batches.setdefault(slot, []).extend(batch)
+            self._stripes.volumes.append(batches, urgent=True)
+            self._stripes.volumes.sync()
+        except (StoreFull, InsufficientWorkers) as error:
+            log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
+        else:
+            told = [
+                file_id
+                for (file_id, _), absent in zip(tombstones, self._stripes.absent(stripes), strict=True)
+                if len(absent) < self._copies  # not every volume is offline
+            ]
+            with self._mutex:
+                self._buried += told
+        finally:
+            self._pins.unpin(stripes)
+
+
+def _raise_sequence(txn: CatalogTransaction, sequence: int) -> None:
+    counters = txn.counters()
+    txn.set_counters(msgspec.structs.replace(counters, sequence=sequence, committed=counters.reached))
+
+
+class _BatchState:
+    """What a batch adds up to."""
+
+    def __init__(self, before: Counters, pinned: list[StripeKey]) -> None:
+        self.pinned = pinned
+        self._files = before.files
+        self._versions = before.versions
+        self._logical_bytes = before.logical_bytes
+        self.sequence = before.sequence
+        self.reserved = before.reserved
+        self.committed = before.reached
+        self._latest = before.latest
+        self._enter: Callable[[], None] | None = None
+        self.shards: dict[int, list[Shard]] = {}
+        self.restored = False
+
+    def enter_last(self) -> None:
+        """Write what the last version added puts into the catalog."""
+        enter, self._enter = self._enter, None
+        if enter is not None:
+            enter()
+
+    def add(self, stored: StoredVersion, replaced: FileEntry | None, enter: Callable[[], None]) -> None:
+        self._enter = enter
+        self._latest = stored.record.file_id + stored.version_id
+        self._versions += 1
+        self._files += replaced is None
+        self._logical_bytes += stored.record.size - (replaced.size if replaced is not None else 0)
+
+    def add_shards(self, shards: dict[int, list[Shard]]) -> None:
+        for slot, batch in shards.items():
+            self.shards.setdefault(slot, []).extend(batch)
+
+    def restore(self, shards: dict[int, list[Shard]]) -> None:
+        """Content that is the head already: what was missing of it has been sent again."""
+        self.add_shards(shards)
+        self.restored = True
+
+    def counters(self) -> Counters:
+        return Counters(
+            self._files, self._versions, self._logical_bytes, self.sequence, self._latest, reserved=self.reserved
+        )
+
+
+def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
+    if entry is None:
+        raise FileNotFound("the file was deleted meanwhile")
+    if entry.user_id != pending.user_id:
+        raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
+    if entry.filename != pending.filename:
+        raise InvalidArgument(f"the file is called {entry.filename!r}; a version of it cannot have another name")
+    if pending.base is not None and entry.head != pending.base:
+        raise ConflictError(
+            f"head is {entry.head.hex()}, the change was made against {pending.base.hex()}; "
+            "synchronize, make the change again and retry",
+            head=entry.head.hex(),
+            base=pending.base.hex(),
+        )
+    return entry

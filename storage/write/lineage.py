@@ -1,0 +1,494 @@
+"""Whether catalog and volumes have the same past: each tells by the other whether it was put back from a copy.
+
+- Records of the newest commits on the volumes tell how far the catalog had come when they were made. A catalog that
+  has not come that far is older than its volumes: what was stored since is on them, and unknown to it.
+- The catalog knows of each volume a shard that it must have: its mark, and the version committed last. A volume that
+  has them not is older than the catalog: it lacks shards, and waits for repair.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from storage.catalog import COPIED_IN_USE, Catalog, CatalogTransaction
+from storage.erasure import ErasureProfile
+from storage.errors import CatalogBehind, FormatError, InsufficientWorkers, StorageError, StoreFull
+from storage.fleet.fleet import Fleet
+from storage.formats.authenticity import (
+    NONCE_BYTES,
+    Authority,
+    Mark,
+    decode_mark,
+    decode_secret,
+    encode_mark,
+    new_mark,
+    new_secret,
+    recover_secret,
+    sharing_threshold,
+)
+from storage.formats.manifest import object_id
+from storage.formats.versions import (
+    FILE_ID_BYTES,
+    SignedRecord,
+    decode_tombstone,
+    decode_version,
+    is_signed_tombstone,
+    is_signed_version,
+)
+from storage.formats.voices import Voice, voices
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key
+from storage.runtime import Runtime
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
+from storage.stripes.stripes import metadata_stripe
+
+log = logging.getLogger(__name__)
+
+_SECRET = "store-secret"
+_MARKS = "volume-marks"
+_BEHIND = "catalog-behind"
+_UNFINISHED = "rebuild-unfinished"
+# Ids of marks begin with zeros, so that they are found without a look at everything; no hash begins so.
+_MARK_PREFIX = bytes(ID_BYTES - NONCE_BYTES)
+_MARK_IDS = (_MARK_PREFIX, bytes(ID_BYTES - NONCE_BYTES - 1) + b"\1")
+_UNDECIDED_NAMED = 10
+_MARKS_READ_MAX = 64  # a volume has one, and one more for a moment while it gets another
+
+
+class Shown(NamedTuple):
+    """What a record proves: its sequence, and up to which one the catalog had committed when it was made."""
+
+    sequence: int
+    committed: int
+
+
+class _Known(msgspec.Struct, array_like=True, frozen=True):
+    """What the catalog keeps of a volume: the key of its mark, and of a version it must have (or nothing)."""
+
+    mark: bytes
+    witness: bytes = b""
+
+
+_known_by_slot = msgspec.msgpack.Decoder(dict[int, _Known])
+
+
+class Lineage:
+    """Compares a store's catalog with its volumes. Thread-safe.
+
+    Args:
+        catalog: the store's.
+        volumes: the store's.
+        profile: the store's own.
+        authority: vouches for what the store has signed; it gets its secret here.
+        runtime: random bytes.
+
+    Attributes:
+        latest_shown: the highest sequence that volumes have proved; commits are to be later.
+    """
+
+    def __init__(
+        self, catalog: Catalog, volumes: Fleet[Any], profile: ErasureProfile, authority: Authority, runtime: Runtime
+    ) -> None:
+        self._catalog = catalog
+        self._volumes = volumes
+        self._profile = profile
+        self._authority = authority
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._begun = False
+        self._claims: dict[str, tuple[str, Shown]] = {}  # (owner, what it shows that nobody vouches for), by volume
+        self.latest_shown = 0
+        self._planting: set[ShardKey] = set()  # marks that are being put on volumes now
+        self._asked: frozenset[str] = frozenset()  # volumes that were to show all they have to the latest rebuild
+        self._damage = ""  # why the catalog cannot be counted on to be current
+        self._behind = self._read_behind()
+        self._unexamined = (catalog.document(_UNFINISHED) or b"").decode(errors="replace")
+        self._use_secret()
+        self._known = _read_known(catalog)
+
+    def _read_behind(self) -> int:
+        if self._catalog.document(COPIED_IN_USE):
+            self._damage = "the catalog was copied while it was in use, or after a crash, and may lack entries"
+            log.error("%s: run rebuild", self._damage)
+        raw = self._catalog.document(_BEHIND) or b"0"
+        if raw.isdigit():
+            return int(raw)
+        self._damage = "the catalog's note of what only the volumes know is damaged"
+        log.error("%s: run rebuild", self._damage)
+        return 0
+
+    def _use_secret(self) -> None:
+        raw = self._catalog.document(_SECRET)
+        try:
+            if raw is not None:
+                self._authority.use(decode_secret(raw))
+        except FormatError as error:
+            self._damage = str(error)
+            log.error("%s: run rebuild", self._damage)
+
+    # -- a catalog that is older than the volumes ------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        """Whether the volumes have commits that the catalog knows nothing of."""
+        return bool(self._behind or self._damage)
+
+    @property
+    def unfinished(self) -> str:
+        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        if not self._unexamined:
+            return ""
+        if self._volumes.remote:
+            back = "start the workers that are away again, or give those up that are gone for good (forget)"
+        else:
+            back = "bring the volumes that are away back, or give those up that are gone for good (repair)"
+        return f"the latest rebuild is not finished ({self._unexamined}): {back}, then run rebuild again"
+
+    def check_current(self) -> None:
+        """Refuse what would lose commits that only the volumes know.
+
+        Raises:
+            CatalogBehind: there are some.
+        """
+        if self._unexamined:
+            raise CatalogBehind(f"{self.unfinished}. Until then files can be read, but nothing is written or freed")
+        if self._damage:
+            raise CatalogBehind(
+                f"{self._damage}: run rebuild, which learns it from the volumes. Until then files can be read, but "
+                "nothing is written or freed"
+            )
+        if self._behind:
+            raise CatalogBehind(
+                "the catalog is older than the volumes, as if it were restored from a backup: they hold commits up to "
+                f"{self._behind}, the catalog ends at {self._catalog.counters().sequence}; what was stored since is "
+                "not lost: run rebuild to take it in. Until then files can be read, but nothing is written or freed"
+            )
+
+    def _compare(self, slot: int | None, name: str, newest: Shard | None, owner: str = "") -> None:
+        """See whether a volume's newest record is of a commit that the catalog should know."""
+        self._claims.pop(name, None)  # what it showed before counts no longer: the volume may be another one
+        if newest is None:
+            return
+        shown, vouched = self._read(newest)
+        if shown is None:
+            return
+        if not vouched and self._volumes.remote:
+            self._claims[name] = owner, shown
+            agreed = self._agreed()
+            if agreed is None:
+                return
+            shown = Shown(agreed, agreed)
+        counters = self._catalog.counters()
+        self.latest_shown = max(self.latest_shown, shown.sequence)
+        # A version that a crash kept out of the catalog is no such sign. After a proper end there is none of those.
+        # The catalog's sequence may have been raised to what volumes have shown before: that is not what it knows.
+        if shown.committed > counters.reached or (counters.closed and shown.sequence > counters.sequence):
+            if slot is not None and name in self._asked:
+                # One store alone could stop all writing that way, after each rebuild anew.
+                self._volumes.note_lie(slot, b"", "shows a commit that it withheld when the catalog was made again")
+                return
+            with self._lock:
+                self._behind = max(self._behind, shown.sequence)
+            log.error("the catalog is older than volume %s: it must be rebuilt", name)
+            try:
+                self._catalog.save_document(_BEHIND, b"%d" % self._behind)
+            except StorageError as error:
+                log.warning("it is noticed anew when the store is opened again: %s", error)
+
+    def _agreed(self) -> int | None:
+        """Up to which sequence enough owners say that the catalog has come, None if too few say anything."""
+        quorum = self._profile.n - self._profile.k + 1  # one more than may lie at once
+        by_voice: dict[Voice, int] = {}
+        owners = {self._volumes.name(slot): self._volumes.owner(slot) for slot in self._volumes.slots}
+        voice_of = voices(owners | {name: owner for name, (owner, _) in self._claims.items()}, quorum)
+        for name, (_, shown) in self._claims.items():
+            by_voice[voice_of[name]] = max(by_voice.get(voice_of[name], 0), shown.committed)
+        agreeing = sorted(by_voice.values(), reverse=True)
+        return agreeing[quorum - 1] if len(agreeing) >= quorum else None
+
+    def _read(self, shard: Shard) -> tuple[Shown | None, bool]:
+        """What a version or tombstone shows, and whether the store's MAC vouches for that."""
+        raw, identifier = bytes(shard.payload), shard.key[:ID_BYTES]
+        try:
+            if shard.key[ID_BYTES] == Kind.VERSION:
+                stored = decode_version(raw, identifier)
+                committed = stored.record.committed if isinstance(stored.record, SignedRecord) else 0
+                return Shown(stored.record.sequence, committed), is_signed_version(stored, self._authority)
+            if shard.key[ID_BYTES] == Kind.TOMBSTONE and object_id(raw) == identifier:
+                tombstone = decode_tombstone(raw)
+                # It is written once the catalog has committed it.
+                shown = Shown(tombstone.sequence, tombstone.sequence)
+                return shown, is_signed_tombstone(raw, tombstone, self._authority)
+        except FormatError:
+            pass  # rot, or a lie: no proof of anything
+        return None, False
+
+    # -- volumes that are older than the catalog -------------------------------------------------
+
+    def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
+        """Compare a volume that was opened, or joined, with the catalog; ``slot`` is None for one never seen before.
+
+        Returns:
+            Whether it is an older copy: it lacks what the catalog knows to be on it.
+
+        Raises:
+            StorageError: the volume could not be asked.
+        """
+        newest = volume.newest()
+        self._compare(slot, name, newest, owner)
+        expected = self._expected(slot) if slot is not None else []
+        return bool(expected and volume.missing(expected))
+
+    def meet_all(self) -> None:
+        """Compare all volumes that are online; those that are older copies wait for repair from now on."""
+        for slot, _ in self._volumes.online():
+            self.meet_again(slot)
+
+    def meet_again(self, slot: int) -> None:
+        """Like :meth:`meet_all`, of one that has just been opened."""
+        volume = self._volumes.volume(slot)
+        if volume is None:
+            return
+        with self._volumes.guard(slot, volume):
+            name, owner = self._volumes.name(slot), self._volumes.owner(slot)
+            if self.meet(slot, volume, name, owner) and slot not in self._volumes.incomplete:
+                self._volumes.incomplete.add(slot)
+                what = "lacks what the catalog expects" if self.behind else "is an older copy of itself"
+                then = "rebuild, then repair" if self.behind else "repair to make it whole"
+                text = f"volume {self._volumes.name(slot)} {what}; run {then}"
+                log.warning("%s", text)
+                self._volumes.report("stale", b"", slot, text)
+
+    def _expected(self, slot: int) -> list[ShardKey]:
+        """Shards that a volume must have."""
+        known = self._known.get(slot, _Known(b""))
+        witnesses = [ShardKey(known.mark), self._volumes.witnesses.get(slot, ShardKey(known.witness))]
+        latest = self._latest_on(slot)
+        if latest is not None:
+            witnesses.append(latest)
+        return [key for key in witnesses if key and self._belongs(slot, key)]
+
+    def _belongs(self, slot: int, key: ShardKey) -> bool:
+        """Whether a shard is meant to be on this volume: the layout may be another one by now."""
+        if key[ID_BYTES] == Kind.MARK:
+            return True
+        try:
+            return self._volumes.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] == slot
+        except InsufficientWorkers:
+            return False  # nobody has a part in any layout yet
+
+    def renew_witnessed(self) -> None:
+        """Give another mark to volumes of which a version is known that may go now, as a collect begins.
+
+        From those that are away nothing goes: what is known of them stays known.
+        """
+        slots = set(self._volumes.witnesses) | {slot for slot, known in self._known.items() if known.witness}
+        there = {slot for slot in slots if self._volumes.volume(slot) is not None}
+        for slot in there:
+            self._volumes.witnesses.pop(slot, None)
+        if there:
+            self.plant(there, anew=True)
+
+    def _latest_on(self, slot: int) -> ShardKey | None:
+        """The shard of the version committed last, if it was put on this volume and no collect has removed it."""
+        latest = self._catalog.counters().latest
+        file_id, version_id = latest[:FILE_ID_BYTES], latest[FILE_ID_BYTES:]
+        if self._volumes.stand_ins or not latest or self._catalog.file(file_id) is None:
+            return None
+        stripe = metadata_stripe(Kind.VERSION, version_id, self._profile.n)
+        holders = self._volumes.holders(stripe)
+        return shard_key(stripe, holders.index(slot)) if slot in holders else None
+
+    # -- marks -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Before a commit: see that the catalog is current, and, for the first one, that volumes are marked.
+
+        Raises:
+            CatalogBehind: it is not.
+        """
+        self.check_current()
+        if self._begun:
+            return
+        self._ensure_secret()
+        self.plant(slot for slot, _ in self._volumes.online())
+        if self._catalog.counters().closed:
+            self._catalog.transact(_reopen)
+        self._begun = True
+
+    def _ensure_secret(self) -> None:
+        with self._lock:
+            if self._authority.secret is None:
+                threshold = sharing_threshold(self._profile.k, self._profile.n, remote=self._volumes.remote)
+                secret = new_secret(threshold, self._runtime.token_bytes)
+                self._catalog.save_document(_SECRET, secret.encoded())
+                self._authority.use(secret)
+
+    def plant(self, slots: Iterable[int], *, anew: bool = False) -> None:
+        """Put a mark on volumes that have none; ``anew``: also in place of the one they have, as after a repair.
+
+        Several threads may do so at the same time: none removes what another has just put there.
+        """
+        self._ensure_secret()
+        marks = {
+            slot: self._new_mark(slot)
+            for slot in slots
+            if self._volumes.volume(slot) is not None and (anew or slot not in self._known)
+        }
+        with self._lock:
+            self._planting.update(mark.key for mark in marks.values())
+        try:
+            self._plant({slot: mark for slot, mark in marks.items() if self._put(slot, mark)}, anew=anew)
+        finally:
+            with self._lock:
+                self._planting.difference_update(mark.key for mark in marks.values())
+
+    def _plant(self, marks: Mapping[int, Shard], *, anew: bool) -> None:
+        if marks:
+            with self._lock:
+                for slot, mark in marks.items():
+                    self._known[slot] = _Known(mark.key)
+                    self._volumes.witnesses.pop(slot, None)
+                self._catalog.save_document(_MARKS, msgspec.msgpack.encode(self._known))
+        if anew:
+            self._remove_former(marks)
+
+    def _put(self, slot: int, mark: Shard) -> bool:
+        """Make a mark durable on a volume; False if it cannot take one now."""
+        volume = self._volumes.volume(slot)
+        if volume is None:
+            return False
+        taken = False
+        with self._volumes.guard(slot, volume):
+            try:
+                volume.append([mark], urgent=True)
+                volume.sync()
+                taken = True
+            except (StoreFull, VolumeUnavailable) as error:
+                log.warning("volume %s gets no mark yet: %s", self._volumes.name(slot), error)
+                self._volumes.note_write_refused(slot, error)  # what it refused may be a push's
+        return taken and self._volumes.volume(slot) is volume
+
+    def _remove_former(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            volume = self._volumes.volume(slot)
+            if volume is not None and self._volumes.trusts(slot):  # one that lies may list its marks for ever
+                with self._volumes.guard(slot, volume):
+                    found = [*islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)]
+                    with self._lock:
+                        kept = {self._known.get(slot, _Known(b"")).mark, *self._planting}
+                    volume.remove([key for key in found if key[ID_BYTES] == Kind.MARK and key not in kept])
+
+    def restore_marks(self) -> None:
+        """Put marks on volumes again that have lost theirs by rot."""
+        lacking: list[int] = []
+        for slot, volume in self._volumes.online():
+            known = self._known.get(slot)
+            if known is not None and self._volumes.trusts(slot):
+                with self._volumes.guard(slot, volume):
+                    lacking += [slot] if volume.missing([ShardKey(known.mark)]) else []
+        self.plant(lacking, anew=True)
+
+    def _new_mark(self, slot: int) -> Shard:
+        secret = self._authority.secret
+        assert secret is not None
+        nonce = self._runtime.token_bytes(NONCE_BYTES)
+        raw = encode_mark(new_mark(slot, secret, nonce))
+        key = shard_key(metadata_stripe(Kind.MARK, _MARK_PREFIX + nonce, 1), 0)
+        return Shard(key, len(raw), blake3(raw).digest(), raw)
+
+    # -- rebuild ---------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Find the store's secret for a rebuild: in the catalog, or else by the shares on the volumes."""
+        if self._authority.secret is not None:
+            return
+        marks = [(slot, mark) for slot, volume in self._volumes.online() for mark in self._marks_on(slot, volume)]
+        threshold_min = sharing_threshold(self._profile.k, self._profile.n, remote=self._volumes.remote)
+        owners = {slot: self._volumes.owner(slot) for slot, _ in self._volumes.online()}
+        secret = recover_secret(marks, threshold_min=threshold_min, voice_of=voices(owners, threshold_min))
+        if secret is not None:
+            self._catalog.save_document(_SECRET, secret.encoded())
+            self._authority.use(secret)
+
+    def _marks_on(self, slot: int, volume: ShardStore) -> list[Mark]:
+        found: list[Mark] = []
+        with self._volumes.guard(slot, volume):
+            for key in islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX):
+                try:
+                    shard = volume.read(key) if key[ID_BYTES] == Kind.MARK else None
+                    if shard is not None:
+                        found.append(decode_mark(bytes(shard.payload)))
+                except (CorruptShard, FormatError) as error:
+                    log.warning("a mark on volume %s is passed over: %s", self._volumes.name(slot), error)
+        return found
+
+    def left_unfinished(self, undecided: Sequence[str]) -> None:
+        """A rebuild could not examine everything: volumes may have commits that the catalog knows nothing of."""
+        more = len(undecided) - _UNDECIDED_NAMED
+        text = "; ".join(undecided[:_UNDECIDED_NAMED]) + (f"; {more:,} more" if more > 0 else "")
+        with self._lock:
+            self._behind = max(self._behind, self._catalog.counters().sequence, 1)
+            self._unexamined = text
+        self._catalog.save_documents({_BEHIND: b"%d" % self._behind, _UNFINISHED: text.encode()})
+
+    def rebuilt(self) -> None:
+        """The catalog was made again from the volumes: it knows all they know."""
+        with self._lock:
+            self._behind, self._damage, self._unexamined = 0, "", ""
+            self._claims.clear()
+            self._known = {}
+            if self._volumes.remote:
+                self._asked = frozenset(self._volumes.name(slot) for slot, _ in self._volumes.online())
+        self._catalog.save_documents({_BEHIND: b"", _UNFINISHED: b"", COPIED_IN_USE: b""})
+        self.plant([slot for slot, _ in self._volumes.online()], anew=True)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def end(self, sequence: int) -> None:
+        """The store is closed in good order; ``sequence`` is the last one that was given to anything."""
+        if not self._begun or self.behind:
+            return
+
+        def work(txn: CatalogTransaction) -> None:
+            counters = txn.counters()
+            closed = msgspec.structs.replace(counters, sequence=max(counters.sequence, sequence), closed=True)
+            txn.set_counters(closed)
+
+        try:
+            with self._lock:
+                witnesses = self._volumes.witnesses
+                self._known |= {
+                    slot: _Known(known.mark, witnesses.get(slot, known.witness)) for slot, known in self._known.items()
+                }
+                if witnesses:
+                    self._catalog.save_document(_MARKS, msgspec.msgpack.encode(self._known))
+            self._catalog.transact(work)
+        except StorageError as error:
+            log.warning("that the store was closed in good order could not be noted: %s", error)
+
+
+def agreement_quorum(profile: ErasureProfile, count: int) -> int:
+    """How many of so many voices must agree on what no MAC vouches for: one more than may lie at once, or all."""
+    return max(1, min(profile.n - profile.k + 1, count))
+
+
+def _reopen(txn: CatalogTransaction) -> None:
+    txn.set_counters(msgspec.structs.replace(txn.counters(), closed=False))
+
+
+def _read_known(catalog: Catalog) -> dict[int, _Known]:
+    raw = catalog.document(_MARKS)
+    try:
+        return {} if raw is None else _known_by_slot.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning(
+            "what the catalog knows of its volumes is damaged, and is made again with the next commit: %s", error
+        )
+        return {}

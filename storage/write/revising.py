@@ -1,0 +1,243 @@
+"""Revisions: applying diffs to versions, and making the diffs."""
+
+from __future__ import annotations
+
+import hashlib
+
+from storage.diff.manifest_diff import ManifestDiff, Patch, check_diff, expected_length
+from storage.erasure import ErasureProfile
+from storage.errors import InvalidArgument
+from storage.formats.manifest import LoadNode, Manifest, RootNode, differing_chunks, edited, object_id
+from storage.formats.versions import StoredVersion, Version
+from storage.keys import Kind, StripeKey
+from storage.limits import FILE_SIZE_MAX, BytesLike
+from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.write.commit import PendingVersion
+from storage.write.redundancy import settle
+from storage.write.sources import Source, check_filled, feed
+from storage.write.upload import PushContext, PushTarget, held_length
+
+_BULK_BYTES = 64 * 1024
+
+
+def revise(
+    context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadNode
+) -> Version:
+    """Apply a diff to its base and commit the result as the file's next version.
+
+    Nothing of the diff is stored before all of it has been checked.
+
+    Raises:
+        InvalidArgument: the diff is malformed, or the result's SHA-256 is not the one given.
+        ConflictError: the base is not the head any more.
+    """
+    check_diff(diff, base.root)
+    return _Revision(context, target, base, diff, load_node).run()
+
+
+class _Revision:
+    def __init__(
+        self, context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadNode
+    ) -> None:
+        self._context = context
+        self._target = target
+        self._base = base
+        self._diff = diff
+        self._manifest = Manifest(base.root, load_node)
+        self._profile = base.root.profile
+        self._pinned: list[StripeKey] = []
+        self._removals = context.pins.removals
+        self._epoch = target.epoch
+        self._nodes: list[tuple[bytes, bytes]] = []
+
+    def run(self) -> Version:
+        try:
+            self._check_references()
+            if self._target.sha256 is not None:
+                self._check_sha256(self._target.sha256)
+            stored_bytes = self._store_chunks()
+            changes = [(patch.index, patch.chunk_id) for patch in self._diff.patches]
+            root = edited(self._manifest, self._diff.new_size, changes, self._store_node)
+            volumes = self._context.stripes.volumes
+            if stored_bytes > _BULK_BYTES or volumes.stand_ins:
+                volumes.sync()
+            return self._context.commits.commit_whole(lambda: self._made_whole(root)).public()
+        finally:
+            self._context.pins.unpin(self._pinned)
+
+    def _made_whole(self, root: RootNode) -> PendingVersion:
+        removals = self._context.pins.removals != self._removals
+        self._epoch = settle(self._context.stripes, lambda: self._pinned, self._epoch, removals=removals)
+        return self._pending(root)
+
+    def _pending(self, root: RootNode) -> PendingVersion:
+        return PendingVersion(
+            user_id=self._target.user_id,
+            user=self._target.user,
+            filename=self._target.filename,
+            name=self._target.name,
+            root=root,
+            nodes=self._nodes,
+            stripes=[self._stripe(patch) for patch in self._diff.patches],
+            shards={},
+            file_id=self._base.record.file_id,
+            base=self._base.version_id,
+            time_ms=self._target.time_ms,
+            sha256=self._target.sha256,
+            note=self._target.note,
+            epoch=self._epoch,
+            written=lambda: self._pinned,
+        )
+
+    def _stripe(self, patch: Patch) -> StripeKey:
+        return chunk_stripe(patch.chunk_id, self._profile)
+
+    def _pin(self, stripe: StripeKey) -> None:
+        self._context.pins.pin(stripe)
+        self._pinned.append(stripe)
+
+    def _check_references(self) -> None:
+        """Chunks named without data must be this user's, with the length their place asks for."""
+        given = {patch.chunk_id: len(patch.data) for patch in self._diff.patches if patch.data is not None}
+        for patch in self._diff.patches:
+            stripe = self._stripe(patch)
+            self._pin(stripe)
+            if patch.data is not None:
+                continue
+            length = given.get(patch.chunk_id) or held_length(self._context, self._target.user, stripe)
+            expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
+            # One text for "not stored", "not yours" and "of another length": others' chunks must not show.
+            if length != expected:
+                raise InvalidArgument(
+                    f"patch {patch.index}: chunk {patch.chunk_id.hex()} of {expected} bytes is not among this user's "
+                    "chunks; send its data"
+                )
+
+    def _check_sha256(self, expected: bytes) -> None:
+        digest = hashlib.sha256()
+        patches = {patch.index: patch for patch in self._diff.patches}
+        given = {patch.chunk_id: patch.data for patch in self._diff.patches if patch.data is not None}
+        size = self._base.root.chunk_size
+        for index in range(-(-self._diff.new_size // size)):
+            patch = patches.get(index)
+            chunk_id = self._manifest.chunk_id(index) if patch is None else patch.chunk_id
+            data = given.get(chunk_id)
+            if data is None:
+                data = self._context.stripes.read(chunk_stripe(chunk_id, self._profile))
+            digest.update(data)
+        if digest.digest() != expected:
+            raise InvalidArgument(
+                f"the resulting content has SHA-256 {digest.hexdigest()}, not the one given; nothing was stored"
+            )
+
+    def _store_chunks(self) -> int:
+        stored = 0
+        for patch in self._diff.patches:
+            if patch.data is None:
+                continue
+            stripe = self._stripe(patch)
+            stripes = self._context.stripes
+            if stripes.absent_slots(stripe):
+                stripes.put_absent(stripe, padded(patch.data, self._profile), len(patch.data))
+            elif not stripes.is_sound(stripe, len(patch.data)):
+                stripes.put_unsound(stripe, padded(patch.data, self._profile), len(patch.data))
+            else:
+                continue
+            stripes.volumes.require_taken(self._profile, self._epoch)
+            stored += len(patch.data)
+        return stored
+
+    def _store_node(self, node_id: bytes, raw: bytes) -> None:
+        stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        self._pin(stripe)
+        self._context.stripes.put_absent(stripe, raw, len(raw))
+        self._nodes.append((node_id, raw))
+
+
+def padded(data: bytes, profile: ErasureProfile) -> bytes:
+    """Data with zeros up to k whole shards."""
+    whole = profile.k * profile.shard_length(len(data))
+    return data if whole == len(data) else data + bytes(whole - len(data))
+
+
+def diff_source(base: StoredVersion, load_node: LoadNode, source: Source) -> ManifestDiff:
+    """The diff that takes ``base`` to the content of ``source``; it carries each new chunk's bytes once."""
+    differ = _Differ(base, Manifest(base.root, load_node))
+    feed(source, differ, in_order=True)
+    return differ.finish()
+
+
+class _Differ:
+    """A sink that keeps only what differs from a manifest."""
+
+    def __init__(self, base: StoredVersion, manifest: Manifest) -> None:
+        self._base = base
+        self._ids = manifest.chunk_ids()
+        self._buffer = bytearray(base.root.chunk_size)
+        self._filled = 0
+        self._index = 0
+        self._size = 0
+        self._patches: list[Patch] = []
+        self._sent: set[bytes] = set()
+
+    def write(self, data: BytesLike) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):
+            count = min(len(view), len(self.free_space()))
+            self._buffer[self._filled : self._filled + count] = view[:count]
+            self.filled(count)
+            view = view[count:]
+
+    def write_file(self, fd: int, size: int) -> None:
+        raise NotImplementedError("diffs read their source in order")
+
+    def free_space(self) -> memoryview:
+        return memoryview(self._buffer)[self._filled :]
+
+    def filled(self, count: int) -> None:
+        count = check_filled(count, len(self._buffer) - self._filled)
+        self._filled += count
+        self._size += count
+        if self._size > FILE_SIZE_MAX:
+            raise InvalidArgument(f"a file has at most {FILE_SIZE_MAX} bytes")
+        if self._filled == len(self._buffer):
+            self._chunk()
+
+    def _chunk(self) -> None:
+        content = memoryview(self._buffer)[: self._filled]
+        chunk_id = object_id(content)
+        if next(self._ids, None) != chunk_id:
+            data = None if chunk_id in self._sent else bytes(content)
+            self._sent.add(chunk_id)
+            self._patches.append(Patch(self._index, chunk_id, data))
+        self._index += 1
+        self._filled = 0
+
+    def finish(self) -> ManifestDiff:
+        if self._filled:
+            self._chunk()
+        return ManifestDiff(self._base.version_id.hex(), self._size, self._base.root.chunk_size, tuple(self._patches))
+
+
+def diff_versions(
+    context: PushContext, old: StoredVersion, new: StoredVersion, load_node: LoadNode, data_bytes_max: int
+) -> ManifestDiff:
+    """The diff from one version of a file to another; chunks past ``data_bytes_max`` come without data.
+
+    Raises:
+        InvalidArgument: the versions have different chunk sizes; get the file instead.
+    """
+    if old.root.chunk_size != new.root.chunk_size:
+        raise InvalidArgument("the file was stored anew with another chunk size; get it instead of synchronizing")
+    patches: list[Patch] = []
+    carried = 0
+    for index, chunk_id in differing_chunks(Manifest(old.root, load_node), Manifest(new.root, load_node)):
+        length = new.root.chunk_length(index)
+        data = None
+        if carried + length <= data_bytes_max:
+            buffer = bytearray(length)
+            context.stripes.read_into(chunk_stripe(chunk_id, new.root.profile), memoryview(buffer))
+            data = bytes(buffer)
+            carried += length
+        patches.append(Patch(index, chunk_id, data))
+    return ManifestDiff(old.version_id.hex(), new.root.size, new.root.chunk_size, tuple(patches), new.version_id.hex())

@@ -1,0 +1,657 @@
+"""Uploads: a push in progress, from the first byte to the commit, in bounded memory.
+
+Chunks are hashed, coded and appended by a few worker threads while the caller reads on. Every so
+many bytes the volumes are synced in the background, so that little is left to wait for at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from blake3 import blake3
+
+from storage.activity import Activity
+from storage.batching import batched
+from storage.budget import Budget
+from storage.catalog import Catalog, CatalogTransaction
+from storage.erasure import ErasureProfile
+from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
+from storage.formats.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, Manifest, ManifestBuilder, RootNode
+from storage.formats.versions import FILE_ID_BYTES, Version
+from storage.keys import BYTE, ID_BYTES, Kind, StripeKey
+from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
+from storage.reports import Progress
+from storage.runtime import Runtime
+from storage.shards import Shard
+from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
+from storage.system.forks import HomeProcess
+from storage.write.commit import GroupCommit, PendingVersion
+from storage.write.pins import Pins
+from storage.write.redundancy import settle
+from storage.write.registry import Uploads
+from storage.write.sources import check_filled
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
+_IN_FLIGHT_BYTES = 8 * MIB
+_IN_FLIGHT_MAX = 6
+IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
+_SYNC_EVERY_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class PushContext:
+    """The parts of a store that uploads work with."""
+
+    catalog: Catalog
+    stripes: StripeStore
+    pins: Pins
+    uploads: Uploads
+    commits: GroupCommit
+    workers: Executor
+    flusher: Executor
+    metadata_copies: int
+    runtime: Runtime
+    activity: Activity
+    in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """What is being pushed: whose, named how, coded how, and what goes into its version record."""
+
+    user_id: str
+    user: bytes
+    filename: str
+    name: bytes
+    profile: ErasureProfile
+    chunk_size: int
+    time_ms: int
+    sha256: bytes | None
+    note: str
+    epoch: tuple[int, ...]
+
+
+class Upload:
+    """A push in progress. Not for use by several threads at once.
+
+    Use as a context manager: leaving it without :meth:`commit` aborts it.
+    """
+
+    def __init__(
+        self, context: PushContext, target: PushTarget, progress: Progress | None = None, size_hint: int = 0
+    ) -> None:
+        self._home = HomeProcess(f"the upload of {target.filename!r}")
+        self._context = context
+        self._target = target
+        self._progress = progress
+        self._total = size_hint
+        self._suffix = BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1]
+        self._capacity = target.profile.k * target.profile.shard_length(target.chunk_size)
+        self._depth = max(2, min(_IN_FLIGHT_MAX, _IN_FLIGHT_BYTES // target.chunk_size))
+        self._free: list[bytearray] = []
+        self._small = bytearray()
+        self._buffer: bytearray | None = None
+        self._filled = 0
+        self._in_flight: deque[Future[tuple[StripeKey, int]]] = deque()
+        self._builder = ManifestBuilder(self._store_node)
+        self._stripes: list[StripeKey] = []
+        self._node_stripes: list[StripeKey] = []
+        self._nodes: list[tuple[bytes, bytes]] = []
+        self._number: int | None = None  # once there are claims
+        self._removals = context.pins.removals
+        self._size = 0
+        self._accepted = 0
+        self._unsynced = 0
+        self._flushing: Future[None] | None = None
+        self._digest = hashlib.sha256() if target.sha256 is not None else None
+        self._ended = False
+        self._short = False
+        self._epoch = target.epoch
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of each chunk but the last."""
+        return self._target.chunk_size
+
+    @property
+    def size(self) -> int:
+        """Bytes taken in so far, reused chunks included."""
+        return self._size
+
+    # -- input -----------------------------------------------------------------------------------
+
+    def write(self, data: BytesLike) -> None:
+        """Append bytes.
+
+        Args:
+            data: any amount of bytes. Those of a ``bytes`` object, which nobody can change, are not copied.
+
+        Raises:
+            InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
+            StoreFull: too few volumes have space; abort.
+            InsufficientWorkers: too few volumes are there, or take writes; abort.
+        """
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError:
+            raise InvalidArgument(f"only bytes can be written, not {type(data).__name__}") from None
+        self._take(len(view))
+        if self._digest is not None:
+            self._digest.update(view)
+        if self._buffer is None and self._nothing_submitted() and len(self._small) + len(view) <= INLINE_BYTES_MAX:
+            self._small += view
+            return
+        self._spill_small()
+        stable = isinstance(view.obj, bytes)  # a view that is read-only may be of what others write to
+        while len(view):
+            if stable and self._filled == 0 and len(view) >= self.chunk_size == self._capacity:
+                self._submit(self._store_chunk, view[: self.chunk_size], self.chunk_size, None)
+                view = view[self.chunk_size :]
+                continue
+            view = view[self._fill(view) :]
+
+    def write_file(self, fd: int, size: int) -> None:
+        """Append ``size`` bytes of a regular file, read by the workers in parallel from offset 0."""
+        self._take(size)
+        for offset in range(0, size, self.chunk_size):
+            length = min(self.chunk_size, size - offset)
+            self._submit(self._read_chunk, fd, offset, length)
+        self._drain(0)  # the caller closes the file
+
+    def free_space(self) -> memoryview:
+        """The unfilled rest of the current chunk, to be read into; then call :meth:`filled`."""
+        self._home.check()
+        self._spill_small()
+        if self._buffer is None:
+            self._buffer = self._take_buffer()
+        return memoryview(self._buffer)[self._filled : self.chunk_size]
+
+    def filled(self, count: int) -> None:
+        """Say that ``count`` bytes were read into :meth:`free_space`."""
+        room = 0 if self._buffer is None else self.chunk_size - self._filled
+        count = check_filled(count, room)
+        if self._buffer is None or count == 0:
+            return
+        self._take(count)
+        if self._digest is not None:
+            self._digest.update(memoryview(self._buffer)[self._filled : self._filled + count])
+        self._filled += count
+        if self._filled == self.chunk_size:
+            self._submit_buffer()
+
+    def reuse(self, chunk_ids: Sequence[bytes]) -> None:
+        """Append chunks that this user already has, without their bytes.
+
+        Raises:
+            InvalidArgument: not at a chunk boundary, or a chunk must be sent (unknown to this user, or damaged).
+        """
+        self._home.check()
+        self._spill_small()
+        if self._filled:
+            raise InvalidArgument(f"reuse is possible at multiples of {self.chunk_size} bytes only")
+        for chunk_id in check_chunk_ids(chunk_ids):
+            self._reuse_one(chunk_id)
+
+    def _reuse_one(self, chunk_id: bytes) -> None:
+        stripe = StripeKey(chunk_id + self._suffix)
+        context = self._context
+        context.pins.pin(stripe)
+        try:
+            length = held_length(context, self._target.user, stripe)
+            if length is None or length > self.chunk_size:
+                raise InvalidArgument(f"chunk {chunk_id.hex()} is not here for this user; send its bytes")
+            self._take(length)
+            self._short = length < self.chunk_size
+            if self._digest is not None:
+                self._digest.update(context.stripes.read(stripe))
+        except BaseException:
+            context.pins.unpin([stripe])
+            raise
+        self._drain(0)
+        self._accept(stripe, length)
+
+    def _take(self, count: int) -> None:
+        self._home.check()
+        if self._ended:
+            raise InvalidArgument("this upload has ended")
+        if self._short and count:
+            raise InvalidArgument("a chunk shorter than the chunk size can only be the last")
+        if self._size + count > FILE_SIZE_MAX:
+            raise InvalidArgument(f"a file has at most {FILE_SIZE_MAX} bytes")
+        self._size += count
+
+    def _nothing_submitted(self) -> bool:
+        return not self._accepted and not self._in_flight
+
+    def _spill_small(self) -> None:
+        if self._small:
+            small, self._small = self._small, bytearray()
+            self._fill(memoryview(small))
+
+    def _fill(self, view: memoryview) -> int:
+        """Copy as much of ``view`` as the current chunk takes; how much that was."""
+        if self._buffer is None:
+            self._buffer = self._take_buffer()
+        count = min(len(view), self.chunk_size - self._filled)
+        self._buffer[self._filled : self._filled + count] = view[:count]
+        self._filled += count
+        if self._filled == self.chunk_size:
+            self._submit_buffer()
+        return count
+
+    # -- the pipeline ----------------------------------------------------------------------------
+
+    def _take_buffer(self) -> bytearray:
+        return self._free.pop() if self._free else bytearray(self._capacity)
+
+    def _submit_buffer(self) -> None:
+        buffer, length = self._buffer, self._filled
+        assert buffer is not None
+        self._buffer, self._filled = None, 0
+        self._submit(self._store_chunk, _padded(buffer, length, self._target.profile), length, buffer)
+
+    def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
+        self._drain(self._depth - 1)
+        budget = self._context.in_flight
+        budget.take(self._capacity)
+        try:
+            future = self._context.workers.submit(work, *arguments)
+        except RuntimeError as error:  # the executor was shut down
+            budget.give_back(self._capacity)
+            raise StoreClosed("the store was closed during the push") from error
+        future.add_done_callback(lambda _: budget.give_back(self._capacity))
+        self._in_flight.append(future)
+
+    def _drain(self, most: int) -> None:
+        """Take in finished chunks, in order, until at most ``most`` are under way."""
+        while len(self._in_flight) > most:
+            stripe, length = self._in_flight.popleft().result()
+            self._accept(stripe, length)
+
+    def _read_chunk(self, fd: int, offset: int, length: int) -> tuple[StripeKey, int]:
+        buffer = self._take_buffer_shared()
+        view, got = memoryview(buffer), 0
+        while got < length:
+            count = os.preadv(fd, [view[got:length]], offset + got)
+            if count == 0:
+                raise InvalidArgument(
+                    f"the file became shorter while it was read (at byte {offset + got}); push it again"
+                )
+            got += count
+        return self._store_chunk(_padded(buffer, length, self._target.profile), length, buffer)
+
+    def _take_buffer_shared(self) -> bytearray:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(self._capacity)
+
+    def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
+        """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
+        stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
+        context = self._context
+        context.activity.note()
+        context.pins.pin(stripe)
+        try:
+            if _is_new(context, stripe):
+                context.stripes.put(stripe, data, length)
+            elif context.stripes.absent_slots(stripe):
+                context.stripes.put_absent(stripe, data, length)
+            elif not context.stripes.is_sound(stripe, length):
+                context.stripes.put_unsound(stripe, data, length)
+            context.stripes.volumes.require_taken(self._target.profile, self._target.epoch)
+        except BaseException:
+            context.pins.unpin([stripe])
+            raise
+        if buffer is not None:
+            self._free.append(buffer)
+        return stripe, length
+
+    def _accept(self, stripe: StripeKey, length: int) -> None:
+        self._stripes.append(stripe)
+        self._builder.add(stripe[:32])
+        self._accepted += length
+        self._unsynced += length
+        if self._progress is not None:
+            self._progress(self._accepted, self._total)
+        if len(self._stripes) >= FAN_OUT:
+            self._checkpoint()
+        if self._unsynced >= _SYNC_EVERY_BYTES:
+            self._start_sync()
+
+    def _start_sync(self) -> None:
+        self._wait_for_sync()
+        self._unsynced = 0
+        self._flushing = self._context.flusher.submit(self._context.stripes.volumes.sync_each)
+
+    def _wait_for_sync(self) -> None:
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            flushing.result()
+
+    def _store_node(self, node_id: bytes, raw: bytes) -> None:
+        stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        self._context.pins.pin(stripe)
+        self._node_stripes.append(stripe)
+        self._context.stripes.put_absent(stripe, raw, len(raw))
+        self._nodes.append((node_id, raw))
+
+    def claim(self) -> None:
+        """Enter the user's claims on what was taken in so far: other calls may name it while this upload goes on.
+
+        Raises:
+            InvalidArgument: not at a chunk boundary.
+        """
+        self._take(0)
+        self._spill_small()
+        if self._filled:
+            raise InvalidArgument(f"claims are possible at multiples of {self.chunk_size} bytes only")
+        self._drain(0)
+        if self._stripes:
+            self._checkpoint()
+
+    def _checkpoint(self, *, interrupted: bool = False) -> None:
+        """Claim what was taken in for the user, so that neither pins nor nodes pile up in memory."""
+        uploads, first = self._context.uploads, self._number is None
+        number = self._number = uploads.begin() if self._number is None else self._number
+
+        def work(txn: CatalogTransaction) -> None:
+            if interrupted:
+                uploads.interrupt(txn, number)
+            elif first:
+                uploads.enter(txn, number)
+            txn.hold(self._target.user, self._stripes, number)
+            txn.put_nodes(self._nodes)
+
+        self._context.catalog.transact(work)
+        if interrupted:
+            uploads.interrupted(number)
+        self._context.pins.unpin(self._stripes)
+        self._stripes, self._nodes = [], []
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def commit(self, size: int | None = None, *, file_id: bytes | None = None, base: bytes | None = None) -> Version:
+        """Make everything durable and the version visible.
+
+        Args:
+            size: what the sender says the whole size is; checked.
+            file_id: commit as a new version of this very file instead of finding it by name.
+            base: version the head must be (with ``file_id``).
+
+        Raises:
+            InvalidArgument: another size or SHA-256 than announced, or ``file_id`` has another name than this upload.
+            StoreFull, InsufficientWorkers, ConflictError: see :class:`~storage.write.commit.GroupCommit`.
+        """
+        self._take(0)
+        if size is not None:
+            size = as_int(size, "size")
+        check_bytes(file_id, FILE_ID_BYTES, "file_id")
+        check_bytes(base, ID_BYTES, "base")
+        if base is not None and file_id is None:
+            raise InvalidArgument("a base is of a file; say its file_id as well")
+        try:
+            shards = self._finish_input()
+            self._check(size)
+            root = self._builder.root(self._size, self.chunk_size, self._target.profile)
+
+            def made_whole() -> PendingVersion:
+                if not shards:  # those that ride along are put where they belong by the commit itself
+                    self._make_durable(root)
+                return self._pending(root, shards, file_id, base)
+
+            stored = self._context.commits.commit_whole(made_whole)
+        except BaseException:
+            self.abort(keep_chunks=False)
+            raise
+        self._end()
+        return stored.public()
+
+    def _make_durable(self, root: RootNode) -> None:
+        """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
+        volumes = self._context.stripes.volumes
+        self._wait_for_sync()
+        if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
+            volumes.sync_each()
+        removals = self._context.pins.removals != self._removals
+        if removals:
+            self._require_claims(root)
+        self._epoch = settle(self._context.stripes, lambda: self._written(root), self._epoch, removals=removals)
+
+    def _require_claims(self, root: RootNode) -> None:
+        """See that a collect which ran meanwhile has left the claims of this upload."""
+        pinned = set(self._stripes)
+        claimed = (stripe for stripe in self._written(root) if stripe[ID_BYTES] == Kind.CHUNK and stripe not in pinned)
+        for batch in batched(claimed, FAN_OUT):
+            if not all(self._context.catalog.holds(self._target.user, batch)):
+                raise IncompletePush("a part of this push was collected before its commit; push again")
+
+    def _written(self, root: RootNode) -> Iterator[StripeKey]:
+        """Every stripe of what was pushed but its version."""
+        own = dict(self._nodes)
+        manifest = Manifest(root, lambda node_id: own.get(node_id) or self._node(node_id))
+        for node_id in manifest.node_ids():
+            yield metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        for chunk_id in manifest.chunk_ids():
+            yield chunk_stripe(chunk_id, root.profile)
+
+    def _node(self, node_id: bytes) -> bytes:
+        raw = self._context.catalog.node(node_id)
+        if raw is None:
+            raise IncompletePush("a part of this push was collected before its commit; push again")
+        return raw
+
+    def _finish_input(self) -> dict[int, list[Shard]]:
+        """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
+        if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= INLINE_BYTES_MAX:
+            self._small, self._filled = bytearray(memoryview(self._buffer)[: self._filled]), 0
+        if self._small and self._nothing_submitted():
+            return self._inline()
+        self._spill_small()
+        if self._filled:
+            self._submit_buffer()
+        self._drain(0)
+        return {}
+
+    def _inline(self) -> dict[int, list[Shard]]:
+        data, self._small = self._small, bytearray()
+        stripe = inline_stripe(data, self._suffix)
+        self._context.pins.pin(stripe)
+        self._stripes.append(stripe)
+        self._builder.add(stripe[:32])
+        self._accepted += len(data)
+        return inline_shards(self._context, stripe, data)
+
+    def _check(self, size: int | None) -> None:
+        if size is not None and size != self._size:
+            raise InvalidArgument(f"{shown(size)} bytes were announced, {self._size} arrived; send the file again")
+        if self._accepted != self._size or self._builder.count != -(-self._size // self.chunk_size):
+            raise IncompletePush("a part of this push could not be taken in, so nothing was stored; push again")
+        if self._digest is not None and self._digest.digest() != self._target.sha256:
+            raise InvalidArgument(
+                f"the content's SHA-256 is {self._digest.hexdigest()}, not the one given; nothing was stored"
+            )
+
+    def _pending(
+        self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
+    ) -> PendingVersion:
+        target = self._target
+        return PendingVersion(
+            user_id=target.user_id,
+            user=target.user,
+            filename=target.filename,
+            name=target.name,
+            root=root,
+            nodes=self._nodes,
+            stripes=self._stripes,
+            shards=shards,
+            file_id=file_id,
+            base=base,
+            time_ms=target.time_ms,
+            sha256=target.sha256,
+            note=target.note,
+            epoch=self._epoch,
+            upload=self._number,
+            written=None if shards else lambda: self._written(root),
+        )
+
+    def abort(self, *, keep_chunks: bool = True) -> None:
+        """End without a version.
+
+        Args:
+            keep_chunks: keep what arrived for the user for a day, so that a resumed push can reuse it.
+        """
+        if self._ended or not self._home.is_here:
+            return
+        self._settle_in_flight()
+        try:
+            if keep_chunks and (self._stripes or self._number is not None):
+                self._checkpoint(interrupted=True)
+            elif self._number is not None:
+                number = self._number
+                self._context.catalog.transact(lambda txn: txn.end_upload(number))
+        except StorageError as error:
+            # The upload fails for a reason of its own; claims only spare a resumed push some sending.
+            log.warning("what became of an aborted upload could not be noted: %s", error)
+        self._end()
+
+    def _settle_in_flight(self) -> None:
+        while self._in_flight:
+            try:
+                stripe, _ = self._in_flight.popleft().result()
+            except Exception as error:
+                log.debug("a chunk of an aborted upload failed: %s", error)
+                continue
+            self._stripes.append(stripe)
+        try:
+            self._wait_for_sync()
+        except StorageError as error:
+            log.debug("a sync of an aborted upload failed: %s", error)
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._number is not None:
+            self._context.uploads.ended(self._number)
+        self._context.pins.unpin(self._stripes)
+        self._context.pins.unpin(self._node_stripes)
+        self._stripes, self._node_stripes, self._free, self._buffer = [], [], [], None
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Bad input and a full disk leave nothing; a sender that went away may come back.
+        self.abort(keep_chunks=not isinstance(error, StorageError))
+
+
+def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryview:
+    """The first k * shard length bytes of a buffer, what follows the content zeroed."""
+    whole = profile.k * profile.shard_length(length)
+    if whole > length:
+        buffer[length:whole] = bytes(whole - length)
+    return memoryview(buffer)[:whole]
+
+
+def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
+    """Push up to 64 KiB in one go: like an :class:`Upload`, without what only large files need."""
+    stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
+    root = RootNode(
+        ROOT_FORMAT,
+        len(data),
+        target.chunk_size,
+        target.profile.k,
+        target.profile.n,
+        TRANSFORM_IDENTITY,
+        0,
+        stripe[:32],
+    )
+    context.activity.note()
+    context.pins.pin(stripe)
+    try:
+        shards = inline_shards(context, stripe, data)
+        pending = PendingVersion(
+            user_id=target.user_id,
+            user=target.user,
+            filename=target.filename,
+            name=target.name,
+            root=root,
+            nodes=[],
+            stripes=[stripe],
+            shards=shards,
+            file_id=None,
+            base=None,
+            time_ms=target.time_ms,
+            sha256=target.sha256,
+            note=target.note,
+            epoch=target.epoch,
+        )
+        return context.commits.commit(pending).public()
+    finally:
+        context.pins.unpin([stripe])
+
+
+def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
+    """Stripe key of a chunk that is this data."""
+    return StripeKey(blake3(data).digest() + suffix)
+
+
+def _is_new(context: PushContext, stripe: StripeKey) -> bool:
+    """Whether a stripe is not stored; it may be all the same, and writing it again does no harm.
+
+    Where asking the stores costs a round trip, the catalog tells: what nobody has a claim on is not
+    counted on to be there, unless it was put there a moment ago.
+    """
+    if not context.stripes.volumes.remote:
+        return context.stripes.is_new(stripe)
+    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
+
+
+def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
+    """Those shards of a small chunk that are not stored yet, by volume slot."""
+    stripes = context.stripes
+    known = None if _is_new(context, stripe) else stripes.look_for(stripe)
+    absent, targets = (None, None) if known is None else (known.slots, known.targets)
+    unsound = absent == [] and not stripes.is_sound(stripe, len(data))
+    if absent == [] and not unsound:
+        return {}
+    k, length = stripe[33] + 1, len(data)
+    whole = k * -(-length // k)
+    padded = data if whole == length else bytes(data) + bytes(whole - length)
+    shards = stripes.shards_of(stripe, padded, length)
+    if unsound:
+        absent, targets = stripes.unsound_slots(stripe, shards), None
+    return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent], targets)
+
+
+def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
+    """Length of a chunk if this user has a claim on it and its shards are there and sound, else None.
+
+    A few that are missing are made again, where nobody stands in for stores that were away or full: those that their
+    stores do not take now either count as missing at the commit.
+    """
+    if not context.catalog.holds(user, [stripe])[0]:
+        return None
+    stripes = context.stripes
+    absent = stripes.absent_slots(stripe)
+    if absent:
+        is_enough = not stripes.volumes.stand_ins and survives_a_loss(stripe, absent)
+        if not is_enough or isinstance(stripes.heal_all([stripe], at_once=True)[0], StorageError):
+            return None
+    length = stripes.object_length(stripe)
+    return length if length is not None and stripes.is_sound(stripe, length) else None
+
+
+def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
+    """Whether a stripe without these shards can be read after the loss of one more."""
+    return stripe[34] + 1 - len(absent) > stripe[33] + 1

@@ -1,0 +1,1 @@
+"""Processes put together from their parts: a pool, a file server."""

@@ -1,0 +1,164 @@
+"""A node pool and the gRPC server in front of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+
+from storage import ErasureProfile
+from storage.system.forks import HomeProcess
+from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.calls.concurrency import UserPlaces, pool_places
+from taskworker.errors import ApiBusy
+from taskworker.functions.routing.policy import FunctionPolicy
+from taskworker.outbound.dns.names import DnsOptions
+from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
+from taskworker.outbound.secrets.master_key import MasterKeySource
+from taskworker.pool.functions import PoolFunctions
+from taskworker.pool.node_pool import NodePool, PoolOptions
+from taskworker.protos import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.binding import generic_handler
+from taskworker.services.capabilities import OutsideService
+from taskworker.services.dns import DnsService
+from taskworker.services.egress import EgressService
+from taskworker.services.file_server import FileServer
+from taskworker.services.functions import FunctionService, HostingService
+from taskworker.services.invocation import GrpcTransport
+from taskworker.services.pool import PoolService
+from taskworker.services.rpc import RpcService, StreamService
+from taskworker.services.secrets import SecretService
+
+_POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+_HOSTING = functions_pb2.DESCRIPTOR.services_by_name["HostingService"]
+_FUNCTIONS = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"]
+_OUTSIDE = outside_pb2.DESCRIPTOR.services_by_name["OutsideService"]
+_EGRESS = egress_pb2.DESCRIPTOR.services_by_name["EgressService"]
+_SECRETS = secrets_pb2.DESCRIPTOR.services_by_name["SecretService"]
+_DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
+_STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
+_RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
+
+_CALLS = pool_places().total  # of functions at once, waiting ones included: a thread each
+_OPERATORS_CALLS = 64  # that manage functions and what they reach; a thread each
+_OUTSIDE_CALLS = 256  # what those ask of the world outside, a thread each; secrets, which take no time, among them
+_OUTSIDE_REQUESTS = 192  # of these, to outside APIs
+_OUTSIDE_LOOKUPS = 32  # likewise, of names
+_LOOKUPS = 32  # of names at once: each holds a thread while name servers are waited for
+
+
+class PoolServer:
+    """Runs the pool in a directory. ``start`` and ``stop`` may be called once each.
+
+    Args:
+        directory: of the pool's catalog, made if absent.
+        profile: default (k, n) of a new pool: 4-of-6.
+        chunk_size: default chunk size of a new pool, bytes.
+        options: how to run it.
+        master_key: where the key of the pool's secrets is; default: the file ``master.key`` in ``directory``. Where it
+            cannot be used, the pool has no secrets, says so in its log, and does all else.
+        egress: bounds on calls of outside APIs.
+        dns: how to resolve names, and where to serve them.
+        functions: what the operator sets for functions.
+
+    Raises:
+        StoreLocked: another process runs it.
+        FormatError: the directory is something else's.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        options: PoolOptions | None = None,
+        master_key: MasterKeySource | None = None,
+        egress: EgressLimits = DEFAULT_LIMITS,
+        dns: DnsOptions | None = None,
+        functions: FunctionPolicy | None = None,
+    ) -> None:
+        self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
+        self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
+        self._transport = GrpcTransport()
+        self.functions = PoolFunctions(
+            self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
+        )
+        try:
+            self.capabilities = PoolCapabilities(
+                self.pool, self.functions, directory, master_key=master_key, egress=egress, dns=dns
+            )
+        except BaseException:
+            self.functions.close()
+            self.pool.close()
+            raise
+        self._server = FileServer(
+            self.pool.store,
+            added=self._services((str(directory),)),
+            added_calls=_CALLS + _OPERATORS_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
+            ready=self.pool.startup_barrier.wait,
+        )
+
+    def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
+        functions, capabilities = self.functions, self.capabilities
+        gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
+        # Calls under way hold places of their own gate while they ask: with one gate, they could fill it and fail.
+        asking = Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are asking for what is outside")
+        lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool does at once")
+        management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
+        hosting = HostingService(functions.hosting, functions.deployed)
+        asked = OutsideService(
+            functions.hosting.call_of,
+            capabilities.of,
+            UserPlaces(
+                _OUTSIDE_REQUESTS, "this pool", "requests to outside APIs", functions.weight_of, refusal=ApiBusy
+            ),
+            UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", functions.weight_of),
+        )
+        return {
+            _POOL.full_name: generic_handler(
+                _POOL, PoolService(self.pool, functions.hosting.is_without_volume), hide=hide
+            ),
+            _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
+            _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
+            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide),
+            _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking),
+            _EGRESS.full_name: generic_handler(_EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate),
+            _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets)),
+            _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups),
+        }
+
+    def start(self, address: str) -> int:
+        """Listen; see :meth:`taskworker.services.file_server.FileServer.start`. On failure the pool is closed."""
+        try:
+            self.capabilities.start()
+            port = self._server.start(address)
+        except BaseException:
+            self.capabilities.close()
+            self.functions.close()
+            self.pool.close()
+            raise
+        self.functions.start()
+        self.capabilities.began(address if port == 0 else f"{address.rpartition(':')[0]}:{port}")
+        return port
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the server has stopped; False if ``timeout_s`` ran out first."""
+        return self._server.wait(timeout_s)
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Give calls under way ``grace_s`` seconds, then close the pool. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
+        self.pool.startup_barrier.end()
+        ending = self.capabilities.ending(grace_s)
+        self._server.stop(grace_s)
+        ending.cancel()
+        ending.join()
+        self.capabilities.close()
+        self.functions.close()
+        self._transport.close()
+        self.pool.close()

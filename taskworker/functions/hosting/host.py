@@ -1,0 +1,478 @@
+"""A worker's functions: bundles to sandboxes, calls to reports."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import msgspec
+from cachetools import LRUCache
+
+from storage.errors import InvalidArgument, StorageError
+from taskworker.calls.bundle import (
+    DEPENDENCIES,
+    PLATFORMS,
+    BundleCache,
+    PackedFunction,
+    key_of,
+    own_modules_of,
+    spec_of,
+)
+from taskworker.calls.call import Call, CallReport, Items, RunningCall
+from taskworker.calls.capabilities import Capabilities, NoCapabilities
+from taskworker.calls.imports import hides_any, imports_any
+from taskworker.calls.platform import best_of, own_platform
+from taskworker.calls.redaction import RedactedCapabilities, Redactor
+from taskworker.calls.spec import KEEP_MAX, LIMIT_NAMES, LIMITS_MAX, FunctionSpec
+from taskworker.errors import (
+    CallAbandoned,
+    DeadlineExceeded,
+    FunctionBroken,
+    FunctionCrashed,
+    FunctionFailed,
+    FunctionLimitExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
+)
+from taskworker.functions.hosting.bridge import Bridge, UserFiles
+from taskworker.functions.hosting.output import Output as _Output
+from taskworker.sandbox import FunctionImage, Keep, Limits, SandboxHost
+from taskworker.sandbox import errors as sandbox_errors
+from taskworker.sandbox.frames import Cause
+from taskworker.sandbox.inside.base import DEAR
+from taskworker.sandbox.runtime_root import PACKAGE_NAMES
+
+_ARRIVALS_MAX = 2
+"""Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
+_HOSTED_MAX = 1_024
+"""Versions whose documents are kept in memory: more than are kept unpacked."""
+_WANTED_PER_FUNCTION_MAX = 16
+"""Versions of the same code that are told to the pool."""
+_REDACTORS_MAX = 4_096
+"""Of users of functions whose processes serve several calls: more than have such processes at once."""
+
+FilesOf = Callable[[str, float | None], UserFiles]
+"""The files of a user, for operations that take at most so many seconds."""
+
+CapabilitiesOf = Callable[[Call, float | None, RunningCall], Capabilities]
+"""The world outside as a call may use it, for requests that take at most so many seconds, and can be ended."""
+
+CallFunction = Callable[[Call, float | None, RunningCall], str]
+"""Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
+
+
+_LOADED_LATE = sys.stdlib_module_names | frozenset(PACKAGE_NAMES)
+"""What may be imported for a lean function after its own modules can be."""
+_json = msgspec.json.Decoder(msgspec.Raw)  # reads all of a document, and builds nothing of it
+
+
+@dataclass(frozen=True, slots=True)
+class HostedFunction:
+    """A function ready to be sandboxed."""
+
+    spec: FunctionSpec
+    image: FunctionImage
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A function of this worker's own program, and its bundle, which no pool has."""
+
+    hosted: HostedFunction
+    bundle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A function's processes on this worker, and the versions that it was called for, or tried before a deployment."""
+
+    name: str
+    processes: int
+    memory_bytes: int
+    versions: tuple[str, ...] = ()
+
+
+class FunctionHost:
+    """Runs calls of functions in sandboxes. Thread-safe.
+
+    Args:
+        directory: for unpacked bundles; made if absent.
+        files_of: the files of a call's user.
+        call_function: calls another function for a call under way.
+        capabilities_of: what a call may use of the world outside.
+        limits_max: what a function may ask for at most.
+        keep_max: how long a process may serve calls of one user at most, whatever its function asks for.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        files_of: FilesOf,
+        call_function: CallFunction,
+        capabilities_of: CapabilitiesOf = lambda _call, _timeout_s, _asking: NoCapabilities(),
+        limits_max: Limits = LIMITS_MAX,
+        keep_max: Keep = KEEP_MAX,
+    ) -> None:
+        self._keep_max = keep_max
+        self._limits_max = limits_max
+        self._capabilities_of = capabilities_of
+        self._bundles = BundleCache(directory, in_use=self._in_use)
+        self._sandbox = SandboxHost(directory)
+        self._files_of = files_of
+        self._call_function = call_function
+        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._started = False
+        self._arriving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # by bundle
+        self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
+        self._own: dict[str, _Own] = {}
+        self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
+        self._wanted: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # versions called or tried → keys of their images
+        self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
+
+    def start(self) -> None:
+        """Bring up the sandbox; again does nothing. The first call does it, too.
+
+        Raises:
+            SandboxUnavailable: this machine does not isolate processes as it must; the text says what to turn on.
+        """
+        with self._starting:
+            if not self._started:
+                try:
+                    self._sandbox.start()
+                except sandbox_errors.SandboxUnavailable:
+                    self._sandbox = SandboxHost(self._bundles.directory)  # to be tried again: this one is closed
+                    raise
+                self._started = True
+
+    def close(self) -> None:
+        """End all calls and processes."""
+        self._sandbox.close()
+
+    # -- functions ---------------------------------------------------------------------------------
+
+    def register(self, function: PackedFunction) -> None:
+        """Host a function of this worker's own program, in place of one of the same name.
+
+        Raises:
+            InvalidArgument: it asks for more than this worker allows.
+        """
+        hosted = self._host(function.bundle)
+        with self._lock:
+            before = self._own.get(hosted.spec.name)
+            self._own[hosted.spec.name] = _Own(hosted, function.bundle)
+        if before is not None and before.hosted.image.key != hosted.image.key:
+            self._sandbox.end_when_idle(before.hosted.image.key)
+
+    @property
+    def own(self) -> Mapping[str, HostedFunction]:
+        """The functions of this worker's own program, by name."""
+        with self._lock:
+            return {name: own.hosted for name, own in self._own.items()}
+
+    def own_function(self, name: str) -> HostedFunction:
+        """A function of this worker's own program; unpacked again if somebody removed it from the disk.
+
+        Raises:
+            FunctionNotFound: it has no such function.
+        """
+        with self._lock:
+            own = self._own.get(name)
+        if own is None:
+            raise FunctionNotFound(f"this worker has no function {name!r}")
+        if not self._bundles.keep(own.hosted.image.key):
+            self._bundles.add(own.bundle)
+        return own.hosted
+
+    def _in_use(self) -> set[str]:
+        """The bundles that calls need: of functions that have processes, and of those that no pool has."""
+        with self._lock:
+            return {own.hosted.image.key for own in self._own.values()} | self._sandbox.keys()
+
+    def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        """The function of a bundle that is deployed, or to be; fetched if it is not here yet.
+
+        Its processes are wanted until :meth:`end_versions` says otherwise.
+
+        Args:
+            bundle_id: names the bundle: one version of a file.
+            fetch: reads it.
+
+        Raises:
+            FormatError, InvalidArgument: it is no bundle.
+            FunctionsUnavailable: it asks for more than this worker allows, or has no room; others may have it.
+            StorageError: it cannot be read.
+        """
+        found = self._here(bundle_id) or self._awaited(bundle_id, fetch)
+        with self._lock:
+            self._wanted[bundle_id] = found.image.key
+        return found
+
+    def _awaited(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        with self._lock:
+            arriving = self._arriving.setdefault(bundle_id, threading.Lock())
+        with arriving:  # of all who want it, one fetches it
+            return self._here(bundle_id) or self._arrived(bundle_id, fetch)
+
+    def end_versions(self, bundle_ids: Iterable[str]) -> None:
+        """Versions are not called any more, or were not deployed: end their processes, once calls under way are over.
+
+        Another version of the same code keeps them.
+        """
+        for bundle_id in bundle_ids:
+            with self._lock:
+                key = self._wanted.pop(bundle_id, None)
+                needed = {*self._wanted.values(), *(own.hosted.image.key for own in self._own.values())}
+            if key is not None and key not in needed:
+                self._sandbox.end_when_idle(key)
+
+    def _here(self, bundle_id: str) -> HostedFunction | None:
+        with self._lock:
+            hosted = self._hosted.get(bundle_id)
+        return hosted if hosted is not None and self._bundles.keep(hosted.image.key) else None
+
+    def _arrived(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
+        with self._arrivals:
+            bundle = fetch()
+            try:
+                hosted = self._host(bundle)
+            except InvalidArgument as error:
+                raise FunctionsUnavailable(str(error)) from None
+            except OSError as error:
+                raise FunctionsUnavailable(f"its bundle cannot be unpacked: {error.strerror or error}") from error
+        with self._lock:
+            self._hosted[bundle_id] = hosted
+        return hosted
+
+    def _host(self, bundle: bytes) -> HostedFunction:
+        spec = spec_of(bundle).within(self._limits_max)
+        packages = _packages(spec)
+        root = self._bundles.add(bundle)
+        document = msgspec.json.encode(
+            {"entry": spec.entry, "own_modules": spec.own_modules, "config": spec.config, "packages": packages}
+        )
+        keep = None if spec.keep is None else spec.keep.within(self._keep_max)
+        image = FunctionImage(key_of(bundle), root, document, spec.limits, keep, lean=_is_lean(spec, bundle))
+        return HostedFunction(spec, image)
+
+    def prepare(self, function: HostedFunction) -> None:
+        """Import a function's code in its sandbox, and look its entry up.
+
+        Raises:
+            FunctionBroken: it cannot be; the text is of what it raised.
+            FunctionsUnavailable: there is no sandbox here.
+        """
+        try:
+            self.start()
+            self._sandbox.warm(function.image)
+        except sandbox_errors.SandboxError as error:
+            raise _translated(error, function.spec) from error
+
+    def views(self) -> list[Warm]:
+        """The functions that have processes here."""
+        versions: defaultdict[str, list[str]] = defaultdict(list)
+        with self._lock:
+            names = {one.image.key: one.spec.name for one in self._all()}
+            for bundle_id, key in self._wanted.items():
+                versions[key].append(bundle_id)
+        return [
+            Warm(
+                names.get(view.key, view.key),
+                len(view.pids),
+                view.pss_bytes,
+                tuple(versions[view.key][-_WANTED_PER_FUNCTION_MAX:]),
+            )
+            for view in self._sandbox.views()
+        ]
+
+    def _all(self) -> list[HostedFunction]:
+        """All functions that are known here; the lock is held."""
+        return [*self._hosted.values(), *(own.hosted for own in self._own.values())]
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        function: HostedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
+    ) -> CallReport:
+        """Run one call to its end, whatever end that is.
+
+        Args:
+            function: of this host.
+            call: what it is called with.
+            timeout_s: how long the caller waits.
+            running: lets others end it.
+            items: gets what a generator gives as it comes, each as JSON; None: all of it is the result.
+        """
+        report, output, asking = CallReport(), _Output(), RunningCall()
+        redactor = self._redactor(function, call)
+        started = time.monotonic()
+        until = None if timeout_s is None else started + timeout_s
+
+        def left_s() -> float | None:
+            return None if until is None else max(0.001, until - time.monotonic())
+
+        wall_s = function.spec.limits.wall_s
+        files = self._files_of(call.user_id, wall_s if timeout_s is None else min(wall_s, timeout_s))
+        bridge = Bridge(
+            call,
+            files,
+            lambda nested, by: self._call_function(nested, left_s(), by),
+            RedactedCapabilities(self._capabilities_of(call, timeout_s, asking), redactor),
+            disk_bytes=function.spec.limits.disk_bytes,
+            asking=asking,
+        )
+        try:
+            report.result = self._result(function, call, left_s(), bridge, output, running, report, items)
+        except StorageError as error:
+            redactor.error(error)
+            report.error = error
+        finally:
+            bridge.close()
+        report.wall_s = time.monotonic() - started
+        report.output = output.lines(redactor)
+        return report
+
+    def _redactor(self, function: HostedFunction, call: Call) -> Redactor:
+        """What takes the secrets out that a call's process may know: also those of calls that it served before."""
+        if function.spec.keep is None:
+            return Redactor()
+        with self._lock:
+            return self._redactors.setdefault((function.image.key, call.user_id), Redactor())
+
+    def _result(
+        self,
+        function: HostedFunction,
+        call: Call,
+        timeout_s: float | None,
+        bridge: Bridge,
+        output: _Output,
+        running: RunningCall,
+        report: CallReport,
+        items: Items | None,
+    ) -> str:
+        wall_s = function.spec.limits.wall_s
+        results: list[str] = []
+
+        def check(told: bytes) -> None:
+            if told or items is None:  # else all of it came in parts
+                results.append(_read(told, function.spec))
+
+        request = msgspec.json.encode(
+            {
+                "args": call.args,
+                "kwargs": call.kwargs,
+                "user_id": call.user_id,
+                "call_id": call.call_id,
+                "left_s": wall_s if timeout_s is None else min(wall_s, timeout_s),
+                "in_parts": items is not None,
+            }
+        )
+        try:
+            self.start()
+            sandboxed = self._sandbox.begin(
+                function.image,
+                request,
+                timeout_s=timeout_s,
+                answer=bridge,
+                output=output.add,
+                item=None if items is None else _checked_items(items, function.spec),
+                check=check,
+                stopped=bridge.stop,
+                owner=call.user_id,
+            )
+            try:
+                with running.ended_by(sandboxed.cancel):
+                    sandboxed.result()
+            finally:
+                report.cpu_s, report.memory_bytes = sandboxed.cpu_s, sandboxed.peak_rss_bytes
+        except sandbox_errors.SandboxError as error:
+            raise _translated(error, function.spec) from error
+        if items is None:
+            return results[0]
+        for result in results:
+            items(result, lambda: False)
+        return ""
+
+
+def _is_lean(spec: FunctionSpec, bundle: bytes) -> bool:
+    """Whether a function uses little of what the sandboxes' base can have loaded for it."""
+    if spec.entry.startswith("pickle:"):
+        return False
+    modules = own_modules_of(bundle)
+    if modules is None or hides_any(modules, _LOADED_LATE):
+        return False
+    return not imports_any(modules.values(), DEAR)
+
+
+def _packages(spec: FunctionSpec) -> list[str]:
+    """The directories of a bundle that packages are imported from here.
+
+    Raises:
+        FunctionsUnavailable: it has none for this machine; others may run it.
+    """
+    if not spec.platforms:
+        return [DEPENDENCIES]
+    here = own_platform()
+    tag = None if here is None else best_of(spec.platforms, here)
+    if tag is None:
+        raise FunctionsUnavailable(
+            f"function {spec.name} has packages for {', '.join(spec.platforms)}, and this worker is "
+            f"{here.tag if here is not None else 'of an unknown platform'}"
+        )
+    return [f"{PLATFORMS}/{tag}", DEPENDENCIES]
+
+
+def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes, Callable[[], bool]], None]:
+    return lambda item, over: items(_read(item, spec), over)
+
+
+def _read(told: bytes, spec: FunctionSpec) -> str:
+    """A result, or an item of one, as JSON; code in the sandbox may have written it itself."""
+    try:
+        _json.decode(told)
+        return told.decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FunctionCrashed(f"function {spec.name} answered with something unreadable ({error})") from None
+
+
+def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> StorageError:
+    """The sandbox's errors in the words of the family that callers know."""
+    match error:
+        case sandbox_errors.CallRefused():
+            return _refused(error, spec)
+        case sandbox_errors.LimitExceeded():
+            return FunctionLimitExceeded(f"function {spec.name}: {error}; {_way_out(error.limit)}")
+        case sandbox_errors.CallDeadline():
+            way_out = "allow the call more time" if error.of_caller else _way_out("wall")
+            return DeadlineExceeded(f"function {spec.name}: {error}; {way_out}")
+        case sandbox_errors.CallCancelled():
+            return CallAbandoned(f"function {spec.name}: the call was cancelled, and its process ended")
+        case sandbox_errors.FunctionBroken():
+            return FunctionBroken(f"function {spec.name} cannot be loaded: {error}")
+        case sandbox_errors.SandboxUnavailable():
+            return FunctionsUnavailable(str(error))
+    return FunctionCrashed(f"function {spec.name}: {error}")
+
+
+def _way_out(limit: str) -> str:
+    if limit == "result":
+        return "return worker.result_file(path), or the id of a file, or give it in parts by a generator"
+    allow = f'`deploy --limits {limit}=...`, or limits={{"{LIMIT_NAMES[limit]}": ...}} where it is declared'
+    return f"{allow}, allows more, as far as the operator's --limits-max does"
+
+
+def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageError:
+    if error.cause is Cause.ARGUMENTS:
+        return InvalidArgument(f"function {spec.name}: {error}")
+    return FunctionFailed(str(error) if error.cause is Cause.EXCEPTION else f"function {spec.name}: {error}")

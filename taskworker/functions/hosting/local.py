@@ -1,0 +1,47 @@
+"""Functions of one process that is its own pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from taskworker.calls.call import Call, CallReport, Items, RunningCall
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.routing.router import RoutedFunction
+
+
+class LocalWorkers:
+    """This process as the one worker (``taskworker.functions.routing.router.Workers``)."""
+
+    def __init__(self, name: str, host: FunctionHost) -> None:
+        self._name = name
+        self._host = host
+
+    def find(self, name: str) -> RoutedFunction | None:
+        """A function of this program by its name."""
+        hosted = self._host.own.get(name)
+        return None if hosted is None else RoutedFunction.of(hosted.spec, hosted.image.key)
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        """See ``Workers``."""
+        return [self._name] if function.name in self._host.own else []
+
+    def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
+        """See ``Workers``."""
+        return {} if self.able(function) else {self._name: "has no such function"}
+
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        """See ``Workers``; the router's own places are all there are."""
+        return nullcontext()
+
+    def invoke(
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
+    ) -> CallReport:
+        """See ``Workers``."""
+        return self._host.run(self._host.own_function(function.name), call, timeout_s, running, items)

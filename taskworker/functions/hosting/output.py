@@ -1,0 +1,58 @@
+"""What a call prints, from bytes as they come to lines as they are kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from taskworker.calls.call import LINE_CHARS_MAX, LINES_MAX, OutputLine
+from taskworker.calls.large_reports import conversion_permit
+from taskworker.calls.redaction import Redactor
+
+
+class Output:
+    """Gathers what one call prints; each byte is looked at once. How many there are, the sandbox bounds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: list[tuple[int, str, bytes]] = []
+        self._begun: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self._dropped = 0
+
+    def add(self, stream: str, piece: bytes) -> None:
+        """Take what was written to ``stdout`` or ``stderr``."""
+        now_ms = time.time_ns() // 1_000_000
+        with self._lock:
+            begun = self._begun[stream]
+            *complete, rest = piece.split(b"\n")
+            if complete:
+                complete[0] = bytes(begun) + complete[0]
+                begun.clear()
+                self._keep(now_ms, stream, complete)
+            begun += rest
+
+    def lines(self, redactor: Redactor) -> list[OutputLine]:
+        """Give and forget all of it: in order, without secrets, long lines cut, and saying what was dropped."""
+        now_ms = time.time_ns() // 1_000_000
+        with self._lock:
+            for stream, begun in self._begun.items():
+                if begun:
+                    self._keep(now_ms, stream, [bytes(begun)])
+                begun.clear()
+            lines, self._lines = self._lines, []
+            dropped, self._dropped = self._dropped, 0
+        with conversion_permit(len(lines)):
+            texts = redactor.texts([line.decode("utf-8", "replace").rstrip("\r") for _, _, line in lines])
+            found = [
+                OutputLine(time_ms, stream, text if len(text) <= LINE_CHARS_MAX else f"{text[:LINE_CHARS_MAX]}...")
+                for (time_ms, stream, _), text in zip(lines, texts, strict=True)
+            ]
+        if dropped:
+            text = f"{dropped:,} lines more are not kept: of one call the first {LINES_MAX:,} are"
+            found.append(OutputLine(now_ms, "event", text))
+        return found
+
+    def _keep(self, time_ms: int, stream: str, complete: list[bytes]) -> None:
+        room = LINES_MAX - len(self._lines)
+        self._lines += ((time_ms, stream, line) for line in complete[:room])
+        self._dropped += max(0, len(complete) - room)

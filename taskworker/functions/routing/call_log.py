@@ -1,0 +1,196 @@
+"""What calls printed and logged, as far as is kept, for those who want to read it, or to follow it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from storage.errors import StorageError
+from taskworker.calls.call import Call, CallReport
+from taskworker.calls.large_reports import conversion_permit
+from taskworker.functions.routing import former_records
+from taskworker.functions.routing.records import CallRecords, Entry, LineQuery, LoggedLine, Position, RecordBounds
+from taskworker.functions.routing.statistics import StatisticsByFunction
+
+log = logging.getLogger(__name__)
+
+_WRITE_AFTER_S = 0.05
+"""Lines that come within it are written together."""
+_WRITE_AFTER_S_MAX = 1.0
+_OF_DISK_TIME = 10
+"""Between writes, so many times as long as one takes is waited: others want the disk as well."""
+_PENDING_BYTES_MAX = 32 << 20
+"""Of what waits to be written; where the disk is slower than that, the oldest is dropped, and that is told."""
+_FIGURES_EVERY_S = 1.0
+_DROP_OLD_EVERY_S = 60.0
+_WAKE_S = 0.5
+_PAGE = 500
+
+
+class CallLog:
+    """The lines of all functions, and, with them, how their calls do, kept over restarts. Thread-safe.
+
+    Args:
+        path: of the directory that keeps them; None: one that goes with this object.
+        bounds: how much is kept.
+        statistics: what is kept of figures; restored here.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        bounds: RecordBounds | None = None,
+        statistics: StatisticsByFunction | None = None,
+    ) -> None:
+        self._records = _opened(path, bounds)
+        self._statistics = statistics or StatisticsByFunction()
+        self._restore()
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._arrived = threading.Event()
+        self._pending: deque[Entry] = deque()
+        self._pending_bytes = 0
+        self._dropped = 0
+        self._written = 0
+        self._closing = threading.Event()
+        self._failing = False
+        self._writer = threading.Thread(target=self._write_on, name="call log", daemon=True)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what is to be written, and close the file; again does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._arrived.set()
+        self._writer.join()
+        self._flush()
+        self._save_figures()
+        self._records.close()
+
+    def finished(self, call: Call, worker: str, report: CallReport) -> None:
+        """Keep what a call left behind; returns at once."""
+        with conversion_permit(len(report.output)):
+            entries = _entries_of(call, worker, report)
+        if not entries:
+            return
+        with self._changed:
+            self._pending.extend(entries)
+            self._pending_bytes += sum(entry.kept_bytes for entry in entries)
+            while self._pending_bytes > _PENDING_BYTES_MAX:
+                gone = self._pending.popleft()
+                self._pending_bytes -= gone.kept_bytes
+                self._dropped += gone.lines
+        self._arrived.set()
+
+    def read(self, query: LineQuery, *, tail: int | None = None, follow: bool = False) -> Iterator[LoggedLine | None]:
+        """The lines kept, then, if asked to follow, those that come; None every so often while none does.
+
+        Args:
+            query: which.
+            tail: of those kept, the last so many.
+            follow: whether to go on.
+        """
+        self._flush()
+        at = Position() if tail is None else self._records.position_before(query, tail)
+        while True:
+            with self._changed:
+                seen = self._written
+            page = self._records.page(query, at, _PAGE)
+            at = page.following
+            yield from page.lines
+            if page.more:
+                yield None
+            elif not follow:
+                return
+            else:
+                yield None
+                with self._changed:
+                    self._changed.wait_for(lambda seen=seen: self._written != seen, _WAKE_S)  # type: ignore[misc]
+
+    def _restore(self) -> None:
+        try:
+            for function, document in self._records.figures():
+                self._statistics.restore(function, document)
+        except StorageError as error:
+            log.warning("the figures of functions begin anew: %s", error)
+
+    def _write_on(self) -> None:
+        old_at, pause_s = time.monotonic(), _WRITE_AFTER_S
+        figures_at = time.monotonic() + _FIGURES_EVERY_S
+        while not self._closing.is_set():
+            self._arrived.wait(_FIGURES_EVERY_S)
+            if self._closing.wait(pause_s):
+                return
+            begun = time.monotonic()
+            self._flush()
+            if begun >= figures_at:
+                self._save_figures()
+                figures_at = begun + _FIGURES_EVERY_S
+            pause_s = min(_WRITE_AFTER_S_MAX, max(_WRITE_AFTER_S, _OF_DISK_TIME * (time.monotonic() - begun)))
+            if begun >= old_at:
+                self._try(self._records.drop_old)
+                old_at = begun + _DROP_OLD_EVERY_S
+
+    def _flush(self) -> None:
+        with self._writing:  # a reader must find what another thread is just writing
+            with self._changed:
+                self._arrived.clear()
+                entries, dropped = list(self._pending), self._dropped
+                self._pending.clear()
+                self._pending_bytes = self._dropped = 0
+            if dropped:
+                log.warning("lines of functions come faster than they can be written: %d are dropped", dropped)
+            if not entries:
+                return
+            self._try(lambda: self._records.add(entries))
+        with self._changed:
+            self._written += len(entries)
+            self._changed.notify_all()
+
+    def _save_figures(self) -> None:
+        changed = self._statistics.changed()
+        if not changed.documents and not changed.gone:
+            return
+        if self._try(lambda: self._records.save_figures(changed.documents, changed.gone)):
+            self._statistics.saved(changed)
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        """Write; where the disk fails, go on without: calls do not wait for their log."""
+        try:
+            write()
+        except StorageError as error:
+            if not self._failing:
+                log.warning("what functions print and how they do cannot be kept: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
+        return not self._failing
+
+
+def _entries_of(call: Call, worker: str, report: CallReport) -> list[Entry]:
+    lines = [(one.time_ms, one.stream, one.text) for one in report.output]
+    if report.error is not None:
+        text = f"{type(report.error).__name__}: {report.error}"
+        lines.append((time.time_ns() // 1_000_000, "event", text))
+    return Entry.all_of(call.function, call.call_id, worker, lines)
+
+
+def _opened(path: Path | None, bounds: RecordBounds | None) -> CallRecords:
+    if path is None:
+        return CallRecords(None, bounds)
+    try:
+        records = CallRecords(path, bounds)
+    except (StorageError, OSError) as error:
+        log.warning("what functions print and how they do is kept until this process ends only: %s: %s", path, error)
+        return CallRecords(None, bounds)
+    former = path.with_name("calls.sqlite")
+    try:
+        former_records.take_over(former, records)
+    except (StorageError, OSError) as error:
+        log.warning("%s cannot be taken over now: %s", former, error)
+    return records

@@ -1,0 +1,162 @@
+"""Places at workers: one that comes free goes to a call that waits for it, of the user who is next (``fair_order``).
+
+Who asks for a place and who gives one back look for all who wait, in order; so nobody gets a place past a call that
+could have had it and was before. A call that finds none keeps nobody else from one: those after it are looked for, too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+from taskworker.functions.routing.fair_order import FairOrder
+
+_LOOKS_S = 0.002
+"""For each call that waits, between looks at what changed by itself, such as which workers there are."""
+
+Found = tuple[str, ExitStack]
+"""A worker, and what gives the place there back."""
+
+
+class _Waiting:
+    """A call that wants a place."""
+
+    __slots__ = ("found", "look", "number", "user", "woken")
+
+    def __init__(self, number: int, user: str, look: Callable[[], Found | None]) -> None:
+        self.number = number
+        self.user = user
+        self.look = look
+        self.found: Found | None = None
+        self.woken = threading.Event()
+
+
+class Dispatch:
+    """Thread-safe.
+
+    Args:
+        weight_of: of a user: who has twice the weight gets twice as many places, where users compete.
+    """
+
+    def __init__(self, weight_of: Callable[[str], float]) -> None:
+        self._lock = threading.Lock()
+        self._order = FairOrder(weight_of)
+        self._waiting: list[_Waiting] = []
+        self._came = 0
+        self._looked_at = 0.0
+
+    @contextmanager
+    def place(
+        self,
+        user: str,
+        look: Callable[[], Found | None],
+        again: Callable[[], None],
+        pause_s: Callable[[], float],
+        meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[str]:
+        """Hold a place at a worker, whose name this gives, after waiting for one if need be.
+
+        Args:
+            user: on whose behalf.
+            look: finds a place that is free for this call, at once; not called by two threads at a time.
+            again: called every so often while there is none; raises what is to end the wait.
+            pause_s: for how long to wait until then.
+            meanwhile: entered while the call waits.
+        """
+        worker, held = self._at_once(user, look) or self._after_a_wait(user, look, again, pause_s, meanwhile)
+        try:
+            with held:
+                yield worker
+        finally:
+            with self._lock:
+                self._order.gives_back(user)
+                self._forget_if_gone(user)
+                if self._waiting:
+                    self._hand_out()
+
+    def _at_once(self, user: str, look: Callable[[], Found | None]) -> Found | None:
+        """If nobody waits: the shorter way."""
+        with self._lock:
+            if self._waiting or (found := look()) is None:
+                return None
+            self._order.comes(user)
+            self._order.takes(user)
+            return found
+
+    def _after_a_wait(
+        self,
+        user: str,
+        look: Callable[[], Found | None],
+        again: Callable[[], None],
+        pause_s: Callable[[], float],
+        meanwhile: Callable[[], AbstractContextManager[None]],
+    ) -> Found:
+        mine = self._come(user, look)
+        try:
+            if mine.found is None:
+                with meanwhile():
+                    self._wait(mine, again, pause_s)
+        except BaseException:
+            self._leave(mine)
+            raise
+        assert mine.found is not None
+        return mine.found
+
+    def _come(self, user: str, look: Callable[[], Found | None]) -> _Waiting:
+        with self._lock:
+            self._came += 1
+            mine = _Waiting(self._came, user, look)
+            self._order.comes(user)
+            self._waiting.append(mine)
+            try:
+                while self._hand_out(mine):
+                    pass
+            except BaseException:
+                self._waiting.remove(mine)
+                self._forget_if_gone(user)
+                raise
+            return mine
+
+    def _wait(self, mine: _Waiting, again: Callable[[], None], pause_s: Callable[[], float]) -> None:
+        while not mine.woken.wait(pause_s()):
+            with self._lock:
+                if mine.found is not None:
+                    return
+                again()
+                if time.monotonic() - self._looked_at > _LOOKS_S * len(self._waiting):
+                    while self._hand_out():
+                        pass
+
+    def _leave(self, mine: _Waiting) -> None:
+        with self._lock:
+            if mine.found is None:
+                self._waiting.remove(mine)
+                self._forget_if_gone(mine.user)
+                return
+            mine.found[1].close()  # it came in the same moment
+            self._order.gives_back(mine.user)
+            self._forget_if_gone(mine.user)
+            self._hand_out()
+
+    # The lock is held.
+
+    def _hand_out(self, until: _Waiting | None = None) -> bool:
+        """Give a place to who is the first for whom there is one, up to ``until``; whether another may have one."""
+        if until is None:
+            self._looked_at = time.monotonic()
+        for one in sorted(self._waiting, key=lambda waiting: (*self._order.rank(waiting.user), waiting.number)):
+            one.found = one.look()
+            if one.found is not None:
+                self._waiting.remove(one)
+                self._order.takes(one.user)
+                one.woken.set()
+                return one is not until
+            if one is until:
+                return False
+        return False
+
+    def _forget_if_gone(self, user: str) -> None:
+        if all(one.user != user for one in self._waiting):
+            self._order.goes(user)

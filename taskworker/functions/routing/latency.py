@@ -1,0 +1,60 @@
+"""How fast each worker runs each function, as its latest calls tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_WEIGHT = 0.2
+_ALIKE = 2.0
+"""Times that differ by less are chance: so are those of one worker."""
+_FRESH_S = 1.0
+_KEPT = 4096
+
+
+@dataclass(slots=True)
+class _Pace:
+    seconds: float
+    at: float
+
+
+class Latencies:
+    """Moving averages of call times by function and worker. To be used under one lock.
+
+    A worker that has not run the function lately counts as quick, so that it is tried again.
+
+    Args:
+        now: the clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._latencies: dict[tuple[str, str], _Pace] = {}
+
+    def took(self, function: str, worker: str, seconds: float) -> None:
+        """A call came to a good end after so long."""
+        known = self._fresh(function, worker)
+        if known is None:
+            self._latencies.pop((function, worker), None)  # what is newest stands last
+            self._latencies[function, worker] = _Pace(seconds, self._now())
+            while len(self._latencies) > _KEPT:
+                del self._latencies[next(iter(self._latencies))]
+        else:
+            known.seconds += _WEIGHT * (seconds - known.seconds)
+            known.at = self._now()
+
+    def slowness(self, function: str, workers: Sequence[str]) -> dict[str, float]:
+        """How many times longer each takes than the quickest of them; 1 while it is about the same."""
+        known = {worker: pace.seconds for worker in workers if (pace := self._fresh(function, worker)) is not None}
+        quickest = min(known.values(), default=0.0)
+        if quickest <= 0.0:
+            return dict.fromkeys(workers, 1.0)
+        ratios = {worker: known.get(worker, quickest) / quickest for worker in workers}
+        return {worker: ratio if ratio >= _ALIKE else 1.0 for worker, ratio in ratios.items()}
+
+    def _fresh(self, function: str, worker: str) -> _Pace | None:
+        pace = self._latencies.get((function, worker))
+        if pace is None or self._now() - pace.at > _FRESH_S + 2 * pace.seconds:
+            return None
+        return pace

@@ -1,0 +1,640 @@
+"""Routing calls: a turn, a worker, another one if that is lost.
+
+A worker is chosen as the less busy of two taken at random ("the power of two choices", Mitzenmacher,
+IEEE TPDS 12(10), 2001): nearly as good as asking all, without all callers running to the same one. Busy
+is how long a call would take there: the calls it has, times how slow it lately was beside the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from cachetools import LRUCache, TLRUCache
+
+from storage.errors import DataLossError, InsufficientWorkers
+from taskworker.calls.call import Call, CallReport, Items, RunningCall
+from taskworker.calls.concurrency import Places, pool_places
+from taskworker.calls.spec import FunctionSpec
+from taskworker.errors import (
+    CallAbandoned,
+    CallUncertain,
+    DeadlineExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
+    ServerBusy,
+    StorageUnavailable,
+)
+from taskworker.functions.routing.concurrency import ConcurrencyLimiter, Permit
+from taskworker.functions.routing.dispatch import Dispatch, Found
+from taskworker.functions.routing.latency import Latencies
+from taskworker.functions.routing.statistics import CallFigures, CallStatistics, StatisticsByFunction
+from taskworker.functions.routing.tried import WAIT_FOR_WORKERS_S, Tried
+from taskworker.functions.routing.users import UserCalls, UserShares
+
+_CACHE_BYTES = 64 << 20
+_CACHED_RESULT_BYTES_MAX = 1 << 20
+_LOOK_AGAIN_S = 0.05
+_HOMES_MAX = 4_096
+_HOME_BUSIER = 2.0
+"""How many times busier than another one a worker may be that has a user's process: starting one takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedFunction:
+    """What routing knows of a function.
+
+    Attributes:
+        name: its name.
+        version: names its code: of a deployed one the version's id, else the bundle's key.
+        file_id: of the deployed bundle; empty: of workers' own programs.
+        idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
+        wall_s: how long a call of it may take.
+        platforms: tags of those that it can run on; none: on any.
+        keeps: whether its processes serve several calls of one user.
+    """
+
+    name: str
+    version: str
+    file_id: str = ""
+    idempotent: bool = True
+    cache_ttl_s: float = 0.0
+    concurrency: int = 32
+    queue: int = 256
+    needs: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[str, ...] = ()
+    wall_s: float = math.inf
+    keeps: bool = False
+
+    @classmethod
+    def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
+        """Of a function's document."""
+        return cls(
+            spec.name,
+            version,
+            file_id,
+            spec.idempotent,
+            spec.cache_ttl_s,
+            spec.concurrency,
+            spec.queue,
+            spec.needs,
+            tuple(spec.platforms),
+            spec.limits.wall_s,
+            spec.keep is not None,
+        )
+
+
+class WorkerGone(Exception):
+    """A worker was lost before it answered.
+
+    Attributes:
+        worker: its name.
+        may_have_run: whether the call may have reached it.
+    """
+
+    def __init__(self, worker: str, *, may_have_run: bool) -> None:
+        super().__init__(f"worker {worker} was lost amid a call")
+        self.worker = worker
+        self.may_have_run = may_have_run
+
+
+class WorkerUnable(ServerBusy):
+    """A worker says that it cannot run a function; the call has not run there, and others may run it."""
+
+
+class Workers(Protocol):
+    """Those who run calls."""
+
+    def able(self, function: RoutedFunction) -> list[str]:
+        """Names of the workers that can run the function now."""
+
+    def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
+        """Why the others that are alive cannot, by worker: as in ``{"w1": "has no label gpu=none"}``."""
+
+    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
+        """Hold a place for a call at a worker.
+
+        Raises:
+            ServerBusy: when entered: as many calls are under way there as may be.
+        """
+
+    def invoke(
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        timeout_s: float | None,
+        running: RunningCall,
+        items: Items | None = None,
+    ) -> CallReport:
+        """Run a call that has a place there.
+
+        With ``items``, what it gives goes to them as it comes, and the report has no result.
+
+        Raises:
+            WorkerGone: it was lost.
+            WorkerUnable: it cannot run it.
+            ServerBusy: it takes no more calls now; the call has not run.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFigures:
+    """A function's calls as they are now."""
+
+    figures: CallFigures
+    running: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class _Cached:
+    function: str
+    items: tuple[str, ...]
+    ttl_s: float
+
+
+class CallRouter:
+    """Takes calls to workers. Thread-safe.
+
+    Args:
+        find: a function by its name, None if there is none.
+        workers: who runs them.
+        finished: told of each call that ran: who ran it, and what became of it.
+        statistics: count the calls.
+        shares: how much of it each user gets.
+        places: how many calls may be under way.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], RoutedFunction | None],
+        workers: Workers,
+        finished: Callable[[Call, str, CallReport], None] = lambda _call, _worker, _report: None,
+        statistics: StatisticsByFunction | None = None,
+        shares: UserShares | None = None,
+        places: Places | None = None,
+    ) -> None:
+        self._shares = shares or UserShares()
+        self._places = places or pool_places(self._shares.weight_of)
+        self._dispatch = Dispatch(self._shares.weight_of)
+        self._users = UserCalls(self._shares)
+        self._find = find
+        self._workers = workers
+        self._finished = finished
+        self._lock = threading.Lock()
+        self._outstanding: Counter[str] = Counter()
+        self._latencies = Latencies()
+        self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # where a user's last call of one ran
+        self._limiters: WeakValueDictionary[str, ConcurrencyLimiter] = WeakValueDictionary()  # while there are calls
+        self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
+        self._statistics = statistics or StatisticsByFunction()
+        self._cache: TLRUCache[object, _Cached] = TLRUCache(
+            maxsize=_CACHE_BYTES,
+            ttu=lambda _key, cached, now: now + cached.ttl_s,
+            getsizeof=lambda cached: sum(map(_item_bytes, cached.items)) + 512,
+        )
+
+    def call(self, call: Call, timeout_s: float | None, running: RunningCall | None = None) -> str:
+        """The result, as JSON.
+
+        Args:
+            call: what is called.
+            timeout_s: how long all of it may take; None: the function's own limits.
+            running: lets another thread end it.
+
+        Raises:
+            FunctionNotFound: no such function.
+            FunctionBusy: as many calls of it run and wait as may.
+            ServerBusy: as many calls are under way as may be; a nested one is to be made again (``nested.patiently``).
+            FunctionsUnavailable: no worker can run it.
+            CallUncertain: its worker was lost, and it must not run twice.
+            CallAbandoned: ``running`` was ended.
+            StorageError: what the call itself ended with.
+        """
+        deadline, running = _Until(timeout_s), running or RunningCall()
+        with self._admitted(call, deadline, running) as mine:
+            function = self._found(mine.function, deadline)
+            key = _cache_key(function, mine) if function.cache_ttl_s else None
+            if key is not None and (found := self._cached(key)) is not None:
+                self._statistics_of(function.name).from_cache()
+                return found[0]
+            with self._permit(function, mine, deadline, running) as permit:
+                report = self._run(function, mine, deadline, running, permit)
+        if report.error is not None:
+            raise report.error
+        if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
+            self._keep(function, key, (report.result,))
+        return report.result
+
+    def stream(self, call: Call, timeout_s: float | None, running: RunningCall, items: Items) -> None:
+        """Call a function, and hand over what it gives as it comes: of a generator its items, else its result.
+
+        A call that has given something is not run again elsewhere.
+
+        Args:
+            call: what is called.
+            timeout_s: how long all of it may take; None: the function's own limits.
+            running: lets another thread end it.
+            items: get what it gives, as JSON.
+
+        Raises:
+            StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
+        """
+        deadline = _Until(timeout_s)
+        with self._admitted(call, deadline, running) as mine:
+            function = self._found(mine.function, deadline)
+            given = _Given(items, function)
+            key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
+            if key is not None and (found := self._cached(key)) is not None:
+                self._statistics_of(function.name).from_cache()
+                for item in found:
+                    items(item, lambda: False)  # what is cached is no more than may be ahead
+                return
+            with self._permit(function, mine, deadline, running) as permit:
+                report = self._run(function, mine, deadline, running, permit, given)
+        if report.error is not None:
+            raise report.error
+        given.require_all()
+        if key is not None and given.kept is not None:
+            self._keep(function, key, tuple(given.kept))
+
+    def figures(self, name: str) -> FunctionFigures:
+        """How the calls of a function do."""
+        with self._lock:
+            limiter = self._limiters.get(name)
+        running, waiting = (0, 0) if limiter is None else limiter.counts()
+        return FunctionFigures(self._statistics.figures(name), running, waiting)
+
+    def forget(self, name: str) -> None:
+        """There is no such function any more: drop what is known of its calls."""
+        self._statistics.forget(name)
+        with self._lock:
+            for key in [key for key, cached in self._cache.items() if cached.function == name]:
+                del self._cache[key]
+
+    def outstanding(self) -> dict[str, int]:
+        """Calls under way by worker."""
+        with self._lock:
+            return dict(self._outstanding)
+
+    def _found(self, name: str, deadline: _Until) -> RoutedFunction:
+        """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
+        give_up = time.monotonic() + WAIT_FOR_WORKERS_S
+        while True:
+            try:
+                function = self._find(name)
+            except (DataLossError, InsufficientWorkers, StorageUnavailable):
+                if time.monotonic() > give_up:
+                    raise
+            else:
+                if function is None:
+                    raise FunctionNotFound(f"there is no function {name!r}; `taskworker functions` lists them")
+                return function
+            time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
+
+    # -- turns and the cache -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _admitted(self, call: Call, deadline: _Until, running: RunningCall) -> Iterator[Call]:
+        """Hold a place for a call, while the one that makes it, if one does, waits; what is known of it then.
+
+        Who makes it is believed for the sake of its token alone.
+        """
+        with ExitStack() as held:
+            if call.parent:
+                parent = self._parent_of(call)
+                call = parent.nested(call).checked()
+                if parent.permit is not None:
+                    held.enter_context(parent.permit.waiting())
+                held.enter_context(self._places.one(len(call.chain), call.user_id))
+            else:
+                call = replace(call.checked(), chain=())
+                held.enter_context(self._places.one(0, call.user_id))
+                # Not of nested ones, which are part of a call of the user: it would wait for itself.
+                held.enter_context(self._users.one(call.user_id, deadline.left_s(), running))
+            yield call
+
+    def _parent_of(self, call: Call) -> _Running:
+        with self._lock:
+            parent = self._running.get(call.parent)
+        if parent is None:
+            raise CallAbandoned("the call that asked is over")
+        return parent
+
+    def _permit(
+        self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall
+    ) -> AbstractContextManager[Permit | None]:
+        if function.name in call.chain:
+            # It waits for itself: a turn of its own could never come.
+            return contextlib.nullcontext()
+        return self._limiter_of(function.name).permit(
+            function.concurrency,
+            function.queue,
+            deadline.left_s(),
+            running,
+            call.user_id,
+            nested=bool(call.parent),
+        )
+
+    def _limiter_of(self, name: str) -> ConcurrencyLimiter:
+        with self._lock:
+            return self._limiters.setdefault(name, ConcurrencyLimiter(name, self._shares.weight_of))
+
+    def _statistics_of(self, name: str) -> CallStatistics:
+        return self._statistics.of(name)
+
+    def _cached(self, key: object) -> tuple[str, ...] | None:
+        with self._lock:
+            found = self._cache.get(key)
+        return None if found is None else found.items
+
+    def _keep(self, function: RoutedFunction, key: object, items: tuple[str, ...]) -> None:
+        with self._lock:
+            self._cache[key] = _Cached(function.name, items, function.cache_ttl_s)
+
+    # -- workers -------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        permit: Permit | None,
+        given: _Given | None = None,
+    ) -> CallReport:
+        statistics = self._statistics_of(function.name)
+        started = time.monotonic()
+        failed = True
+        try:
+            report = self._run_somewhere(function, call, deadline, running, permit, statistics, given)
+            failed = report.error is not None
+            return report
+        finally:
+            statistics.ended(time.monotonic() - started, failed=failed)
+
+    def _run_somewhere(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        permit: Permit | None,
+        statistics: CallStatistics,
+        given: _Given | None,
+    ) -> CallReport:
+        tried = Tried(deadline.left_s())
+        while True:
+            try:
+                with self._placed(function, call, tried, deadline, running, permit) as worker:
+                    report = self._invoke(worker, function, call, deadline, running, permit, given)
+            except WorkerGone as gone:
+                tried.lost(gone.worker, may_have_run=gone.may_have_run)
+                _require_repeatable(function, gone, given, tried)
+                statistics.was_moved()
+            except WorkerUnable as error:
+                tried.unable(worker, f"cannot run it: {error}")
+            except ServerBusy:
+                tried.full(worker)
+            else:
+                self._finished(call, worker, report)
+                return report
+
+    def _invoke(
+        self,
+        worker: str,
+        function: RoutedFunction,
+        call: Call,
+        deadline: _Until,
+        running: RunningCall,
+        permit: Permit | None,
+        given: _Given | None,
+    ) -> CallReport:
+        with self._counted(function, call.user_id, worker) as ended, self._with_token(call, permit) as run:
+            report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
+            ended(report)
+            return report
+
+    def _placed(
+        self,
+        function: RoutedFunction,
+        call: Call,
+        tried: Tried,
+        deadline: _Until,
+        running: RunningCall,
+        permit: Permit | None,
+    ) -> AbstractContextManager[str]:
+        """A worker that can run it, best not one that failed it before, and a place there.
+
+        Waits for one to come, or to come back, or for a place to come free.
+
+        Raises:
+            FunctionsUnavailable: there was none for too long; the text says why.
+        """
+
+        def look() -> Found | None:
+            tried.look_again()
+            return None if running.cancelled else self._place_now(function, call, tried)
+
+        def again() -> None:
+            if running.cancelled:
+                raise CallAbandoned(f"the call of {function.name} was cancelled")
+            if tried.is_enough() or (tried.in_vain and deadline.is_over):
+                obstacles = self._workers.obstacles(function)
+                raise FunctionsUnavailable(tried.told(function.name, function.needs, obstacles))
+            tried.again()
+
+        if running.cancelled:
+            raise CallAbandoned(f"the call of {function.name} was cancelled")
+        return self._dispatch.place(
+            call.user_id,
+            look,
+            again,
+            lambda: min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S),
+            contextlib.nullcontext if permit is None else permit.waiting,
+        )
+
+    def _place_now(self, function: RoutedFunction, call: Call, tried: Tried) -> Found | None:
+        while fresh := tried.fresh(self._workers.able(function)):
+            worker, place = self._less_busy(function, call.user_id, fresh), ExitStack()
+            try:
+                place.enter_context(self._workers.place(worker, call))
+            except ServerBusy:
+                tried.full(worker)
+            else:
+                return worker, place
+        return None
+
+    @contextlib.contextmanager
+    def _with_token(self, call: Call, permit: Permit | None) -> Iterator[Call]:
+        """A call as it goes to a worker: with a token, by which what it makes there is known meanwhile."""
+        call = replace(call, token=secrets.token_hex(16))
+        with self._lock:
+            self._running[call.token] = _Running(call, permit)
+        try:
+            yield call
+        finally:
+            with self._lock:
+                del self._running[call.token]
+
+    def _less_busy(self, function: RoutedFunction, user: str, workers: list[str]) -> str:
+        """Choose of two; one is where the user's process is, if it is somewhere."""
+        if len(workers) == 1:
+            return workers[0]
+        two = random.sample(workers, 2)
+        with self._lock:
+            home = self._homes.get((function.name, user)) if function.keeps else None
+            if home in workers and home not in two:
+                two[0] = home
+            slowness = self._latencies.slowness(function.name, two)
+
+            def busy(worker: str) -> float:
+                calls = (self._outstanding[worker] + 1) * slowness[worker]
+                return calls / _HOME_BUSIER if worker == home else calls
+
+            return min(two, key=busy)
+
+    @contextlib.contextmanager
+    def _counted(self, function: RoutedFunction, user: str, worker: str) -> Iterator[Callable[[CallReport], None]]:
+        """Count a call as under way at a worker; what is yielded is told what became of it."""
+        started = time.monotonic()
+
+        def ended(report: CallReport) -> None:
+            with self._lock:
+                if function.keeps:
+                    self._homes[function.name, user] = worker
+                if report.error is None:  # one that fails at once is not quick
+                    self._latencies.took(function.name, worker, time.monotonic() - started)
+
+        with self._lock:
+            self._outstanding[worker] += 1
+        try:
+            yield ended
+        finally:
+            with self._lock:
+                self._outstanding[worker] -= 1
+                if not self._outstanding[worker]:
+                    del self._outstanding[worker]
+
+
+def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None, tried: Tried) -> None:
+    """Raise CallUncertain if a call whose worker was lost must not run again."""
+    if gone.may_have_run and not function.idempotent:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, which is not idempotent: it may "
+            "have run, or not; see what it did before calling it again"
+        ) from gone
+    if given is not None and given.any:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, some of whose results were handed "
+            "over already; call it again for all of them"
+        ) from gone
+    if tried.too_many_lost:
+        raise CallUncertain(
+            f"worker {gone.worker} was lost amid a call of {function.name}, and others before: it may be this call "
+            "that ends them; see their logs before calling it again"
+        ) from gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A call that runs at a worker, and its turn, if it has one of its own."""
+
+    call: Call
+    permit: Permit | None
+
+    def nested(self, call: Call) -> Call:
+        """A call that it makes."""
+        mine = self.call
+        return replace(call, chain=(*mine.chain, mine.function), user_id=mine.user_id, call_id=mine.call_id)
+
+
+def _item_bytes(item: str) -> int:
+    return len(item) + 64  # and about so much for the text's own head
+
+
+class _Given:
+    """Hands over items; knows whether there were any, and which, if they are small enough to be cached.
+
+    A call has ended when its function's time is over; whoever takes its items may then hold nothing up any more. So
+    those that are not taken by then are dropped, until the worker tells how the call ended.
+    """
+
+    def __init__(self, items: Items, function: RoutedFunction) -> None:
+        self._items = items
+        self._function = function
+        self._over_at = math.inf
+        self._bytes = 0
+        self._late = False
+        self.any = False
+        self.kept: list[str] | None = []
+
+    def __call__(self, item: str, over: Callable[[], bool]) -> None:
+        if not self.any:
+            self._over_at = time.monotonic() + self._function.wall_s
+        self.any = True
+        self._bytes += _item_bytes(item)
+        if self._bytes > _CACHED_RESULT_BYTES_MAX:
+            self.kept = None
+        elif self.kept is not None:
+            self.kept.append(item)
+        if not self._late:
+            self._items(item, lambda: over() or self._is_late())
+
+    def _is_late(self) -> bool:
+        """Asked while an item waits to be taken, and then it is dropped."""
+        self._late = time.monotonic() >= self._over_at
+        return self._late
+
+    def require_all(self) -> None:
+        """Return if all that was given was handed over.
+
+        Raises:
+            DeadlineExceeded: it was not, as it was not taken in time.
+        """
+        if self._late:
+            raise DeadlineExceeded(
+                f"function {self._function.name}: what it gave was not taken within its time limit of "
+                f"{self._function.wall_s:g} s"
+            )
+
+
+class _Until:
+    """A point in time by which a call must have ended."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come."""
+        return self._at is not None and time.monotonic() >= self._at
+
+    def left_s(self) -> float | None:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: none are.
+        """
+        if self._at is None:
+            return None
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"the call did not end within {self._timeout_s:.3g} s")
+        return left
+
+
+def _cache_key(function: RoutedFunction, call: Call) -> object:
+    return function.name, function.version, call.user_id, call.args, tuple(sorted(call.kwargs.items()))

@@ -1,0 +1,107 @@
+"""What one call's search for a worker came to: who is full, who cannot run it and why, and when that is enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from taskworker.calls.labels import text_of
+
+WAIT_FOR_WORKERS_S = 10.0
+"""How long a worker that can run a call is waited for."""
+_OF_DEADLINE = 0.75
+"""Of a call's time, if that is less: its caller is to hear why, and does not once its time is over."""
+_LOSSES_MAX = 10
+"""Workers that may be lost while they run a call: it may be what ends them."""
+_AGAIN_S = 0.1
+_AGAIN_S_MAX = 2.0
+_NAMED_MAX = 8
+
+
+class Tried:
+    """Belongs to one call.
+
+    Args:
+        timeout_s: how long the call may take; None: for ever.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._wait_s = WAIT_FOR_WORKERS_S if timeout_s is None else min(WAIT_FOR_WORKERS_S, _OF_DEADLINE * timeout_s)
+        self._skipped: set[str] = set()
+        self._full: set[str] = set()
+        self._none_since: float | None = None
+        self._unable: dict[str, str] = {}
+        self._again: dict[str, tuple[float, float]] = {}  # when to try one that was unable, and the pause before that
+        self._lost: dict[str, str] = {}
+        self._losses = 0
+
+    def fresh(self, able: list[str]) -> list[str]:
+        """Those of them that are to be tried in this round."""
+        now = time.monotonic()
+        return [
+            one for one in able if one not in self._skipped | self._full and self._again.get(one, (0.0, 0.0))[0] <= now
+        ]
+
+    def full(self, worker: str) -> None:
+        """It has as many calls as it may: a place will come free."""
+        self._full.add(worker)
+
+    def unable(self, worker: str, reason: str) -> None:
+        """It cannot run the call, which it says itself."""
+        pause_s = min(_AGAIN_S_MAX, 2 * self._again.get(worker, (0.0, _AGAIN_S / 2))[1])
+        self._again[worker] = time.monotonic() + pause_s, pause_s
+        self._unable[worker] = reason
+
+    def lost(self, worker: str, *, may_have_run: bool) -> None:
+        """It was lost amid the call, or before."""
+        self._skipped.add(worker)
+        self._lost[worker] = "was lost"
+        if may_have_run:
+            self._losses += 1
+            self._none_since = None
+
+    @property
+    def too_many_lost(self) -> bool:
+        """Whether the call is better not run again."""
+        return self._losses >= _LOSSES_MAX
+
+    def look_again(self) -> None:
+        """A place may have come free where there was none."""
+        self._full.clear()
+
+    def again(self) -> None:
+        """After a pause: those that were lost may be back."""
+        self._skipped.clear()
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether nobody could take the call in this round, not even later."""
+        return not self._full
+
+    def is_enough(self) -> bool:
+        """At the end of a round: whether it has been in vain for so long that nobody is waited for any more."""
+        if not self.in_vain:
+            self._none_since = None
+            return False
+        self._none_since = self._none_since or time.monotonic()
+        return time.monotonic() - self._none_since > self._wait_s
+
+    def told(self, name: str, needs: Mapping[str, str], obstacles: Mapping[str, str]) -> str:
+        """Why a function cannot be called, and what to do.
+
+        Args:
+            name: of the function.
+            needs: the labels that it needs.
+            obstacles: why workers that are there cannot run it, by worker.
+        """
+        reasons = {**self._lost, **obstacles, **self._unable}
+        some = [f"{worker} {reason}" for worker, reason in sorted(reasons.items())[:_NAMED_MAX]]
+        if len(reasons) > _NAMED_MAX:
+            some.append(f"{len(reasons) - _NAMED_MAX} more likewise")
+        needed = f", which needs one with {text_of(needs)}" if needs else ""
+        options = "".join(f" --label {key}={value}" for key, value in sorted(needs.items()))
+        return (
+            f"no worker can run function {name}{needed}: "
+            + ("; ".join(some) or "there is none that runs functions")
+            + f"; start one that can with `taskworker worker{options}`, or try again later"
+        )

@@ -1,0 +1,128 @@
+"""What is not answered: names that are blocked, and private addresses for names of the world outside.
+
+A stranger's name that suddenly means 127.0.0.1 is how DNS rebinding gets a client to attack its own network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import dns.exception
+import dns.name
+from dns.edns import EDECode
+from dns.name import Name
+from dns.rcode import Rcode
+from dns.rdatatype import RdataType
+
+from storage.errors import InvalidArgument
+from taskworker.outbound.addresses import addresses_in, is_public
+from taskworker.outbound.dns.answers import Answer, refusal
+from taskworker.outbound.dns.text import from_text
+
+_BLOCKED_TTL_S = 60
+_HOSTS_FILE_OWN = {"localhost", "localhost.localdomain", "local", "broadcasthost", "ip6-localhost", "ip6-loopback"}
+
+
+class Suffixes:
+    """A set of names, each with all that is under it.
+
+    Raises:
+        InvalidArgument: one of them is no name.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        # As bytes: lists of blocked names have hundreds of thousands, and Name objects are ten times as large.
+        self._suffixes = frozenset(b"".join(_labels(parse_suffix(text))) for text in names)
+
+    def __contains__(self, name: Name) -> bool:
+        if not self._suffixes:
+            return False
+        labels = _labels(name)
+        return any(b"".join(labels[first:]) in self._suffixes for first in range(len(labels)))
+
+
+def parse_suffix(text: str) -> Name:
+    """A name in an option or a file.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    try:
+        name = from_text(text.strip())
+    except (dns.exception.DNSException, UnicodeError) as error:
+        raise InvalidArgument(f"{text!r} is no domain name: {error}") from None
+    if name == dns.name.root:
+        raise InvalidArgument(f"{text!r} is no domain name: give one such as example.com")
+    return name
+
+
+def _labels(name: Name) -> list[bytes]:
+    """Each behind its length: a label may have a dot in it."""
+    return [bytes((len(label),)) + label.lower() for label in name.labels if label]
+
+
+def read_block_list(path: Path) -> list[str]:
+    """The names in a file: one a line, or the form of a hosts file; ``#`` begins a remark.
+
+    Raises:
+        InvalidArgument: it cannot be read, or a line is neither; the text names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"the block list {path} cannot be read: {error}") from None
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        listed = words[1:] if len(words) > 1 else words
+        try:
+            names += (str(parse_suffix(name)) for name in listed if name.lower() not in _HOSTS_FILE_OWN)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{path}, line {number}: {error}") from None
+    return names
+
+
+class Policy:
+    """Judges names and what came back for them.
+
+    Args:
+        blocked: names that do not exist here, with all under them.
+        private_allowed: names that may mean private addresses, with all under them.
+
+    Raises:
+        InvalidArgument: a name is none.
+    """
+
+    def __init__(self, blocked: Iterable[str] = (), private_allowed: Iterable[str] = ()) -> None:
+        self._blocked = Suffixes(blocked)
+        self._private_allowed = Suffixes(private_allowed)
+
+    def refusal_of(self, name: Name) -> Answer | None:
+        """Why a name is not looked up at all."""
+        if name not in self._blocked:
+            return None
+        text = f"{name.to_text(omit_final_dot=True)} is blocked by this pool's block list"
+        return refusal(Rcode.NXDOMAIN, EDECode.BLOCKED, text, _BLOCKED_TTL_S)
+
+    def judged(self, name: Name, found: Answer) -> Answer:
+        """What came back for a name, or the refusal in its place."""
+        for rrset in found.answer:
+            blocked = self._alias_refusal(rrset.rdtype, [str(record) for record in rrset])
+            if blocked is not None:
+                return blocked
+        if name in self._private_allowed:
+            return found
+        private = [one for rrset in found.answer for one in addresses_in(rrset) if not is_public(one)]
+        if not private:
+            return found
+        shown = name.to_text(omit_final_dot=True)
+        text = f"{shown} means {private[0]}, which is not public; --dns-allow-private {shown} lets it through"
+        return refusal(Rcode.REFUSED, EDECode.FILTERED, text, found.ttl_s)
+
+    def _alias_refusal(self, kind: RdataType, targets: list[str]) -> Answer | None:
+        """A blocked name hidden behind an alias is blocked, too."""
+        if kind not in (RdataType.CNAME, RdataType.DNAME):
+            return None
+        found = (self.refusal_of(dns.name.from_text(target)) for target in targets)
+        return next((one for one in found if one is not None), None)

@@ -1,0 +1,81 @@
+"""One way to any name: the pool's own zone, names that never leave a machine, policy, cache, name servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dns.name
+import dns.rdata
+from dns.name import Name
+from dns.rcode import Rcode
+from dns.rdataclass import RdataClass
+from dns.rdatatype import RdataType
+from dns.rrset import RRset
+
+from taskworker.outbound.dns.answers import Answer, Resolved
+from taskworker.outbound.dns.cache import AnswerCache
+from taskworker.outbound.dns.policy import Policy
+from taskworker.outbound.dns.upstream import Upstream
+from taskworker.outbound.dns.zone import APEX, Zone
+
+_LOCALHOST = dns.name.from_text("localhost.")
+_NEVER_ASKED = (dns.name.from_text("invalid."), dns.name.from_text("onion."))  # RFC 6761, RFC 7686
+_FIXED_TTL_S = 3_600
+_FIXED = {RdataType.A: "127.0.0.1", RdataType.AAAA: "::1"}
+
+
+class Resolver:
+    """Resolves names; for one event loop.
+
+    Args:
+        zone: the pool's own.
+        policy: what is not answered.
+        upstream: who knows all else.
+        clock_s: monotonic seconds.
+        stale_after_s: see ``AnswerCache``.
+    """
+
+    def __init__(
+        self, zone: Zone, policy: Policy, upstream: Upstream, *, clock_s: Callable[[], float], stale_after_s: float
+    ) -> None:
+        self._zone = zone
+        self._policy = policy
+        self._upstream = upstream
+        self._cache = AnswerCache(self._ask, clock_s=clock_s, stale_after_s=stale_after_s)
+
+    def at_hand(self, name: Name, kind: RdataType) -> Resolved | None:
+        """The answer, if nobody need be asked for it."""
+        if name.is_subdomain(APEX):
+            return self._zone.answer(name, kind)
+        fixed = _fixed(name, kind) or self._policy.refusal_of(name)
+        if fixed is not None:
+            return Resolved(fixed, 1.0)
+        return self._cache.at_hand(name, kind)
+
+    async def resolve(self, name: Name, kind: RdataType) -> Resolved:
+        """The answer; where there is none, it says why."""
+        return self.at_hand(name, kind) or await self._cache.get(name, kind)
+
+    def close(self) -> None:
+        """Give up what is being asked."""
+        self._cache.close()
+
+    async def _ask(self, name: Name, kind: RdataType) -> Answer:
+        return self._policy.judged(name, await self._upstream.ask(name, kind))
+
+
+def is_internal(name: Name) -> bool:
+    """Whether a name is of the pool's own zone."""
+    return name.is_subdomain(APEX)
+
+
+def _fixed(name: Name, kind: RdataType) -> Answer | None:
+    if name.is_subdomain(_LOCALHOST):
+        if kind not in _FIXED:
+            return Answer(Rcode.NOERROR)
+        rrset = RRset(name, RdataClass.IN, kind)
+        rrset.add(dns.rdata.from_text(RdataClass.IN, kind, _FIXED[kind]), _FIXED_TTL_S)
+        return Answer(Rcode.NOERROR, (rrset,), ttl_s=_FIXED_TTL_S)
+    if any(name.is_subdomain(reserved) for reserved in _NEVER_ASKED):
+        return Answer(Rcode.NXDOMAIN)
+    return None

@@ -1,0 +1,162 @@
+"""How often, how many at once, and how much at once: of each function, which its users share, and of all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from taskworker.calls.concurrency import SharedAmount
+from taskworker.errors import ApiBusy
+from taskworker.outbound.egress.limits import EgressLimits
+
+_FUNCTIONS_KEPT = 4096
+_USERS_KEPT = 1024
+"""Of a function; who has made no request for longest is forgotten, and begins anew."""
+_SHARED_FROM = 8
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Tokens, of which so many come each second until there are ``most``."""
+
+    rate: float
+    most: float
+    tokens: float
+    at: float
+
+    def filled(self, now: float) -> float:
+        """The tokens that there are now."""
+        self.tokens = min(self.most, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        return self.tokens
+
+
+class _Function:
+    def __init__(self, limits: EgressLimits, now: float) -> None:
+        self.bucket = _Bucket(limits.rate, limits.burst, limits.burst, now)
+        self.running = SharedAmount(limits.concurrency)
+        self.held = SharedAmount(limits.function_bytes)
+        self._part = _users_part(limits.rate), _users_part(limits.burst)
+        self._of_users: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def bucket_of(self, user: str, now: float) -> _Bucket:
+        """A user's part of the function's bucket."""
+        rate, most = self._part
+        bucket = self._of_users.setdefault(user, _Bucket(rate, most, most, now))
+        self._of_users.move_to_end(user)
+        if len(self._of_users) > _USERS_KEPT:
+            self._of_users.popitem(last=False)
+        return bucket
+
+
+def _users_part(most: float) -> float:
+    """What one user may have, so that something is left to who comes next."""
+    return most if most < _SHARED_FROM else most - most / _SHARED_FROM
+
+
+class Permit:
+    """One request under way; tells how many bytes it holds."""
+
+    def __init__(self, limiter: RequestLimiter, function: _Function, user: str) -> None:
+        self._limiter = limiter
+        self._function = function
+        self._user = user
+        self.held = 0
+
+    def hold(self, count: int) -> None:
+        """Take note of bytes that are kept until the turn's end.
+
+        Raises:
+            ApiBusy: too many are held.
+        """
+        self._limiter.hold(self._function, self._user, count)
+        self.held += count
+
+    def let_go(self) -> None:
+        """Nothing is held any more."""
+        held, self.held = self.held, 0
+        self._limiter.let_go(self._function, self._user, held)
+
+
+class RequestLimiter:
+    """A token bucket, a count of requests and a count of bytes for each function. Thread-safe.
+
+    One user has seven eighths of what a function has at most: the rest is left to who comes next.
+
+    Args:
+        limits: how much.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, limits: EgressLimits, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._functions: OrderedDict[str, _Function] = OrderedDict()
+        self._held = 0
+
+    @contextmanager
+    def permit(self, name: str, user: str) -> Iterator[Permit]:
+        """A request's turn.
+
+        Args:
+            name: of the function.
+            user: for whom it runs.
+
+        Raises:
+            ApiBusy: the function, or the user by it, has made too many lately, or has too many under way.
+        """
+        function = self._begin(name, user)
+        permit = Permit(self, function, user)
+        try:
+            yield permit
+        finally:
+            permit.let_go()
+            with self._lock:
+                function.running.give_back(user)
+
+    def hold(self, function: _Function, user: str, count: int) -> None:
+        """See ``Permit.hold``."""
+        with self._lock:
+            if self._held + count > self._limits.held_bytes or not function.held.take(user, count):
+                raise ApiBusy("too many bytes of outside answers are under way; ask for less at once, or later again")
+            self._held += count
+
+    def let_go(self, function: _Function, user: str, count: int) -> None:
+        """See ``Permit.let_go``."""
+        with self._lock:
+            function.held.give_back(user, count)
+            self._held -= count
+
+    def _begin(self, name: str, user: str) -> _Function:
+        limits, now = self._limits, self._clock_s()
+        with self._lock:
+            function = self._functions.setdefault(name, _Function(limits, now))
+            self._functions.move_to_end(name)
+            self._forget()
+            mine = function.bucket_of(user, now)
+            if min(function.bucket.filled(now), mine.filled(now)) < 1:
+                raise ApiBusy(
+                    f"function {name} calls outside APIs more than {limits.rate:g} times a second, or one user by it "
+                    f"more than {mine.rate:g} times; try again later"
+                )
+            if not function.running.take(user):
+                raise ApiBusy(
+                    f"function {name} has {function.running.of(user)} requests of this user to outside APIs under way, "
+                    f"of {limits.concurrency} that all its users may have; try again in a moment"
+                )
+            function.bucket.tokens -= 1
+            mine.tokens -= 1
+            return function
+
+    def _forget(self) -> None:
+        """Drop functions that have not asked for long; of those under way nothing is forgotten."""
+        while len(self._functions) > _FUNCTIONS_KEPT:
+            name, function = next(iter(self._functions.items()))
+            if function.running.free < self._limits.concurrency:
+                return
+            del self._functions[name]

@@ -1,0 +1,97 @@
+"""Pooled connections, each function's apart: what one does to a connection is no other's to suffer."""
+
+from __future__ import annotations
+
+import ssl
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import httpx
+
+from taskworker.outbound.egress.addresses import Resolve
+from taskworker.outbound.egress.connecting import PinnedBackend, PinnedTransport
+from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.outbound.egress.sharing import FunctionShares
+
+_RESOLVER_THREADS = 128
+"""Started as they are needed. A name that takes long holds one for as long as the system's resolver tries."""
+
+
+class _Connections:
+    """The connections of a function, to private or to public addresses."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.transport = transport
+        self.users = 0
+        self.retired = False
+
+
+class ConnectionPools:
+    """Transports by function. Used by one event loop.
+
+    Args:
+        resolve: name → addresses; blocking.
+        tls: which authorities are trusted, and by what versions.
+        limits: of the pool.
+    """
+
+    def __init__(self, resolve: Resolve, tls: ssl.SSLContext, limits: EgressLimits) -> None:
+        self._resolve = resolve
+        self._tls = tls
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="egress-resolve")
+        self._shares = FunctionShares(self._threads)
+        self._open: OrderedDict[tuple[str, bool], _Connections] = OrderedDict()
+
+    @asynccontextmanager
+    async def transport(self, function: str, *, private: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """The transport of a function, while a request uses it.
+
+        After a request that was cut off, others get new connections: over HTTP/2, the peer would go on sending, and
+        count the request as one under way.
+        """
+        connections = await self._find((function, private))
+        connections.users += 1
+        try:
+            yield connections.transport
+        except BaseException:
+            self._retire((function, private), connections)
+            raise
+        finally:
+            connections.users -= 1
+            if connections.retired and connections.users == 0:
+                await connections.transport.aclose()
+
+    async def aclose(self) -> None:
+        """Close all."""
+        for connections in self._open.values():
+            await connections.transport.aclose()
+        self._open.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _find(self, key: tuple[str, bool]) -> _Connections:
+        found = self._open.get(key)
+        if found is None:
+            found = self._open[key] = _Connections(self._new(*key))
+        self._open.move_to_end(key)
+        while len(self._open) > self._limits.functions:
+            await self._close(*next(iter(self._open.items())))
+        return found
+
+    def _new(self, function: str, private: bool) -> PinnedTransport:
+        share = self._shares.of(function)
+        backend = PinnedBackend(self._resolve, share, private=private, connect_s=self._limits.connect_s)
+        return PinnedTransport(backend, self._tls, self._limits.concurrency)
+
+    async def _close(self, key: tuple[str, bool], connections: _Connections) -> None:
+        self._retire(key, connections)
+        if connections.users == 0:
+            await connections.transport.aclose()
+
+    def _retire(self, key: tuple[str, bool], connections: _Connections) -> None:
+        """Let no further request use them; the last one that does closes them."""
+        connections.retired = True
+        if self._open.get(key) is connections:
+            del self._open[key]

@@ -1,0 +1,168 @@
+"""The pool's one way to the outside: a function's request, from the checks to the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+
+import httpx
+
+from storage.errors import StorageError, StoreClosed
+from taskworker.calls.capabilities import ApiRequest, ApiResponse
+from taskworker.errors import CallAbandoned, DeadlineExceeded
+from taskworker.outbound.egress.addresses import Resolve, resolve_by_system
+from taskworker.outbound.egress.audit import AuditLog, AuditRecord
+from taskworker.outbound.egress.concurrency import Permit, RequestLimiter
+from taskworker.outbound.egress.connections import ConnectionPools
+from taskworker.outbound.egress.filling import Fill, Filling, no_secrets
+from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
+from taskworker.outbound.egress.outgoing import prepare
+from taskworker.outbound.egress.requesting import Exchange, Sender
+from taskworker.outbound.egress.rules import RuleBook
+from taskworker.outbound.egress.urls import parse_url, place_of
+
+_TALKATIVE = ("httpx", "httpcore", "hpack", "hishel")
+"""Libraries whose lines below WARNING show URLs and headers, secrets included."""
+_CLOSE_S = 5.0
+_LOOK_S = 0.25
+"""How often a request that takes long is asked whether anybody still waits for it."""
+
+
+class EgressProxy:
+    """Calls outside APIs for functions. Thread-safe; connections are kept by an event loop in a thread of its own.
+
+    Args:
+        rules: who may call what.
+        audit: told of every request.
+        limits: how much.
+        resolve: name → addresses.
+        fill: secrets.
+        tls: which authorities are trusted; None: those of certifi.
+    """
+
+    def __init__(
+        self,
+        rules: RuleBook,
+        audit: AuditLog,
+        *,
+        limits: EgressLimits = DEFAULT_LIMITS,
+        resolve: Resolve = resolve_by_system,
+        fill: Fill = no_secrets,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.rules = rules
+        self.audit = audit
+        self._limits = limits
+        self._fill = fill
+        self._limiter = RequestLimiter(limits)
+        self._loop = asyncio.new_event_loop()
+        tls = tls or httpx.create_ssl_context(trust_env=False)
+        self._sender = Sender(ConnectionPools(resolve, tls, limits), rules, audit, limits)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="egress", daemon=True)
+        self._closed = False
+        self._starting = threading.Lock()
+
+    def request(
+        self, function: str, user: str, request: ApiRequest, is_wanted: Callable[[], bool] = lambda: True
+    ) -> ApiResponse:
+        """Call an outside API for a function and a user.
+
+        Args:
+            function: its name.
+            user: on whose behalf it runs.
+            request: what it asks for.
+            is_wanted: asked now and then; False ends the request.
+
+        Raises:
+            InvalidArgument: the request is none, or larger than may be.
+            PermissionDenied: the function may not, or the host is none of the outside.
+            ApiBusy: too often, or too many at once.
+            ApiLimitExceeded: the answer is too large, or redirects do not end.
+            ApiUnreachable: there is no answer to be had.
+            DeadlineExceeded: not within the time allowed.
+            CallAbandoned: it is not wanted any more.
+            StoreClosed: the pool is being stopped.
+        """
+        with self._limiter.permit(function, user) as permit:
+            exchange = self._prepared(function, user, request, permit)
+            return self._run(exchange, self._allowed_s(request), is_wanted)
+
+    def close(self) -> None:
+        """End requests under way, and all connections."""
+        with self._starting:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        if self._thread.is_alive():
+            try:
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_CLOSE_S)
+            except TimeoutError:
+                logging.getLogger(__name__).warning("connections to outside APIs did not close within %g s", _CLOSE_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+        self.audit.close()
+
+    def _allowed_s(self, request: ApiRequest) -> float:
+        allowed_s = self._limits.total_s
+        return allowed_s if request.timeout_s is None else min(allowed_s, request.timeout_s)
+
+    def _prepared(self, function: str, user: str, request: ApiRequest, permit: Permit) -> Exchange:
+        """What can be said without asking anybody outside is said here; refusals are audited, too."""
+        host = ""
+        try:
+            url = parse_url(request.url, self._limits.url_chars)
+            host = place_of(url.host, url.port)
+            self.rules.require(function, url)
+            filling = Filling(self._fill, function, url.host)
+            outgoing = prepare(request, url, filling, self._limits)
+        except StorageError as error:
+            method = request.method[:20]
+            now, kind = time.time_ns() // 1_000_000, type(error).__name__
+            self.audit.add(AuditRecord(now, function, user, host, method, 0, len(request.body), 0, 0.0, kind))
+            raise
+        return Exchange(
+            self._sender, function, user, outgoing, filling, permit, request.cache, request.follow_redirects
+        )
+
+    async def _within(self, total_s: float, exchange: Exchange) -> ApiResponse:
+        try:
+            async with asyncio.timeout(total_s):
+                return await exchange.run()
+        except TimeoutError:
+            raise DeadlineExceeded(f"{exchange.place} did not answer in full within {total_s:g} s") from None
+
+    def _run(self, exchange: Exchange, total_s: float, is_wanted: Callable[[], bool]) -> ApiResponse:
+        with self._starting:
+            if self._closed:
+                raise StoreClosed("the pool is being stopped")
+            if not self._thread.is_alive():
+                self._thread.start()
+            future = asyncio.run_coroutine_threadsafe(self._within(total_s, exchange), self._loop)
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return future.result(_LOOK_S)
+                if not is_wanted():
+                    exchange.abandoned = True
+                    future.cancel()
+                    raise CallAbandoned("the call that asked for an outside API is over")
+        except CancelledError:
+            raise StoreClosed("the pool is being stopped") from None
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sender.aclose()
+        await self._loop.shutdown_asyncgens()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next turn

@@ -1,0 +1,147 @@
+"""URLs of outside APIs: read once, by httpx, and refused where two readers could disagree."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+import httpx
+import idna
+
+from storage.errors import InvalidArgument
+from taskworker.outbound.egress.addresses import Address
+
+_PORTS = {"http": 80, "https": 443}
+_SHAPE = re.compile(r"(https?)://([^/?#]+)(?:[/?#].*)?", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@%]+)(?::([1-9][0-9]{0,4}))?")
+# Spaces, controls and what some readers take for a slash or a dot, in ASCII and beyond.
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\xa0\\\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]")
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_NAME_CHARS_MAX = 253
+_PORT_MAX = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalUrl:
+    """A URL that has one meaning only.
+
+    Attributes:
+        url: as it is sent, without a fragment.
+        scheme: ``http`` or ``https``.
+        host: a name in its A-form, or an address in its canonical form, without brackets.
+        port: given or the scheme's.
+        address: if the host is one.
+    """
+
+    url: httpx.URL
+    scheme: str
+    host: str
+    port: int
+    address: Address | None
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Who is asked: credentials are for no other."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def place(self) -> str:
+        """Who is asked, as a text that may be told to anyone: no path, no query."""
+        return f"{self.scheme}://{place_of(self.host, self.port)}"
+
+    @property
+    def path(self) -> str:
+        """The path, percent-encoded."""
+        return self.url.raw_path.partition(b"?")[0].decode("ascii")
+
+
+def place_of(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_url(text: str, chars_max: int = 8192) -> ExternalUrl:
+    """Read a URL.
+
+    Raises:
+        InvalidArgument: it is none of http or https, or could be read in more ways than one.
+    """
+    if len(text) > chars_max:
+        raise InvalidArgument(f"a URL of {len(text):,} characters: at most {chars_max:,} are taken")
+    if _AMBIGUOUS.search(text):
+        raise InvalidArgument("the URL has a space, a backslash or a control character: percent-encode it")
+    shape = _SHAPE.fullmatch(text)
+    if shape is None:
+        raise InvalidArgument("the URL is not http://host/... or https://host/...")
+    scheme, authority = shape[1].lower(), shape[2]
+    if "@" in authority:
+        raise InvalidArgument("the URL has a user name or password (or an '@' before its path): send a header instead")
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise InvalidArgument("the URL's host or port is not to be understood: write host or host:port")
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        raise InvalidArgument("the URL cannot be read") from None
+    port = url.port or _PORTS[scheme]
+    if port > _PORT_MAX or (parts[2] is not None and int(parts[2]) != port):
+        raise InvalidArgument(f"the URL's port is none of 1 to {_PORT_MAX}")
+    host, address = _host(parts[1], url)
+    canonical = url.copy_with(host=host, fragment=None)
+    return ExternalUrl(canonical, scheme, host, port, address)
+
+
+def _host(written: str, url: httpx.URL) -> tuple[str, Address | None]:
+    """The host in its one form, checked against what was written."""
+    host = url.raw_host.decode("ascii")
+    if written.startswith("["):
+        address: Address = ipaddress.IPv6Address(host)
+        return str(address), address
+    if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", written, re.ASCII):
+        address = ipaddress.IPv4Address(host)
+        return str(address), address
+    if written.isascii() and host != written.lower():
+        raise InvalidArgument("the URL's host is not to be understood")
+    return checked_name(host), None
+
+
+def checked_name(host: str) -> str:
+    """A host's name in its A-form.
+
+    Raises:
+        InvalidArgument: it is no such name, or an address in disguise.
+    """
+    if host.endswith("."):
+        raise InvalidArgument("the host's name ends in a dot: leave it away")
+    labels = host.split(".")
+    if len(host) > _NAME_CHARS_MAX or not all(map(_LABEL.fullmatch, labels)):
+        raise InvalidArgument("the host is no name of letters, digits, hyphens and dots")
+    if _NUMBER.fullmatch(labels[-1]):
+        raise InvalidArgument("the host is a number: write an IPv4 address as four decimal numbers")
+    for label in labels:
+        if label.startswith("xn--"):
+            _check_a_label(label)
+    return host
+
+
+def _check_a_label(label: str) -> None:
+    try:
+        known = idna.encode(idna.decode(label)).decode("ascii") == label
+    except (idna.IDNAError, UnicodeError):
+        known = False
+    if not known:
+        raise InvalidArgument("the host's name has an xn-- label that stands for nothing")
+
+
+def mapped_name(name: str) -> str:
+    """A name as a person writes it, in its A-form.
+
+    Raises:
+        InvalidArgument: it has none.
+    """
+    try:
+        return name.lower() if name.isascii() else idna.encode(name, uts46=True, std3_rules=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        raise InvalidArgument(f"{name!r} is no host's name") from None

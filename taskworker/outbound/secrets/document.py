@@ -1,0 +1,192 @@
+"""All sealed secrets as one document of the catalog: each in a record of its own, and a table of them.
+
+The table says which record is the newest of which secret, and carries a tag that only the master key makes. So an
+older record put in place of a newer one, a record under another's name, or one left out, is found, and a
+damaged record does not keep the others from being read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from taskworker.errors import SecretDamaged, SecretsUnavailable
+from taskworker.outbound.secrets.master_key import KeyRing, MasterKey
+from taskworker.outbound.secrets.sealing import Grant, Terms, claimed_terms, rewrapped, unseal
+
+_FORMAT = 1
+_DAMAGED = (
+    "the pool's sealed secrets were changed in its catalog, or are damaged: nothing of them is used or overwritten; "
+    "restore the catalog from a copy, or give them up with `taskworker secret rm --all`"
+)
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    name: str
+    version: int
+    serial: bytes
+
+
+class _Document(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    format: int
+    key_id: str
+    table: tuple[_Entry, ...]
+    tag: bytes
+    records: tuple[bytes, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_documents = msgspec.msgpack.Decoder(_Document)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A secret as the document has it.
+
+    Attributes:
+        name: its name, by the table.
+        version: of its value, by the table.
+        serial: of its record, by the table.
+        record: its sealed record.
+        key: the master key that wraps its data key.
+        terms: what the record says of itself; None if that cannot be read.
+        damaged: whether the record does not open, or is another than the table says.
+    """
+
+    name: str
+    version: int
+    serial: bytes
+    record: bytes
+    key: MasterKey
+    terms: Terms | None
+    damaged: bool = False
+
+    def value(self) -> str:
+        """The value.
+
+        Raises:
+            SecretDamaged: it was changed.
+        """
+        if self.damaged:
+            raise SecretDamaged(
+                f"secret {self.name} was changed in the pool's catalog, or is damaged, and is not used: restore the "
+                f"catalog from a copy, or remove it (`taskworker secret rm {self.name}`) and set it anew"
+            )
+        return unseal(self.record, self.key)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecrets:
+    """What a document holds: secrets by name, and grants by secret's and function's name."""
+
+    key: MasterKey
+    by_name: Mapping[str, SealedSecret]
+    grants: Mapping[tuple[str, str], tuple[SealedSecret, Grant]]
+
+
+def key_id_of(raw: bytes) -> str:
+    """The id of the master key that a document is sealed under.
+
+    Raises:
+        SecretDamaged: it cannot be read.
+    """
+    return _read(raw).key_id
+
+
+def opened(raw: bytes, ring: KeyRing, source: str) -> SealedSecrets:
+    """Read a document and check all that is in it.
+
+    Args:
+        raw: the document; empty: no secrets.
+        ring: the keys that are there.
+        source: where they are, for texts.
+
+    Raises:
+        SecretsUnavailable: the key that it is sealed under is not among them.
+        SecretDamaged: the table was changed.
+    """
+    if not raw:
+        return SealedSecrets(ring.current, {}, {})
+    document = _read(raw)
+    key = ring.find(document.key_id)
+    if key is None:
+        raise SecretsUnavailable(
+            f"the pool's secrets are sealed under master key {document.key_id}, but {source} holds "
+            f"{ring.current.id}: put the right key there; if it is lost, so are the values, and `taskworker secret rm "
+            "--all` makes room for new ones"
+        )
+    tag = _tag(document.key_id, document.table, key)
+    if not hmac.compare_digest(tag, document.tag) or len(document.table) != len(document.records):
+        raise SecretDamaged(_DAMAGED)
+    found = [_checked(entry, record, key) for entry, record in zip(document.table, document.records, strict=True)]
+    return SealedSecrets(key, {one.name: one for one in found}, _grants(found))
+
+
+def sealed(secrets: Iterable[SealedSecret], key: MasterKey) -> bytes:
+    """The document of secrets whose records are all wrapped by ``key``; empty if there are none."""
+    kept = sorted(secrets, key=lambda one: one.name)
+    if not kept:
+        return b""
+    table = tuple(_Entry(one.name, one.version, one.serial) for one in kept)
+    return _encode(
+        _Document(_FORMAT, key.id, table, _tag(key.id, table, key), tuple(one.record for one in kept)),
+    )
+
+
+def rewrapped_all(found: SealedSecrets, new: MasterKey) -> bytes:
+    """The document under another master key.
+
+    Raises:
+        SecretDamaged: a record does not open; the text names it.
+    """
+    damaged = [one.name for one in found.by_name.values() if one.damaged]
+    if damaged:
+        raise SecretDamaged(
+            f"the master key cannot be changed while there are damaged secrets ({', '.join(damaged)}): restore the "
+            "catalog from a copy, or remove them with `taskworker secret rm NAME`"
+        )
+    return sealed(
+        (
+            SealedSecret(one.name, one.version, one.serial, rewrapped(one.record, found.key, new), new, one.terms)
+            for one in found.by_name.values()
+        ),
+        new,
+    )
+
+
+def _read(raw: bytes) -> _Document:
+    try:
+        document = _documents.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise SecretDamaged(_DAMAGED) from None
+    if document.format > _FORMAT:
+        raise SecretsUnavailable(
+            f"the pool's secrets have format {document.format}; this version reads format {_FORMAT}: upgrade"
+        )
+    if document.format != _FORMAT or _encode(document) != raw:
+        raise SecretDamaged(_DAMAGED)
+    return document
+
+
+def _tag(key_id: str, table: tuple[_Entry, ...], key: MasterKey) -> bytes:
+    return hmac.digest(key.table, _encode((_FORMAT, key_id, table)), "sha256")
+
+
+def _checked(entry: _Entry, record: bytes, key: MasterKey) -> SealedSecret:
+    terms: Terms | None = None
+    try:
+        terms = claimed_terms(record)
+        unseal(record, key)
+        damaged = (terms.name, terms.version, terms.serial) != (entry.name, entry.version, entry.serial)
+    except SecretDamaged:
+        damaged = True
+    return SealedSecret(entry.name, entry.version, entry.serial, record, key, terms, damaged)
+
+
+def _grants(found: Iterable[SealedSecret]) -> dict[tuple[str, str], tuple[SealedSecret, Grant]]:
+    return {
+        (one.name, grant.function): (one, grant) for one in found if one.terms is not None for grant in one.terms.grants
+    }

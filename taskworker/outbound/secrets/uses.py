@@ -1,0 +1,76 @@
+"""When secrets were last used: kept in memory, and in the catalog about once a minute."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from storage.errors import StorageError
+from taskworker.outbound.secrets.vault import Documents
+
+log = logging.getLogger(__name__)
+
+_DOCUMENT = "pool-secret-uses"
+_counts = msgspec.msgpack.Decoder(dict[str, int])
+_KEEP_EVERY_S = 60.0  # a use must not cost a durable write
+
+
+class LastUses:
+    """Last uses by secret's name, ms since 1970. Thread-safe.
+
+    Args:
+        documents: where they are kept.
+        now_ms: the time.
+    """
+
+    def __init__(self, documents: Documents, now_ms: Callable[[], int]) -> None:
+        self._documents = documents
+        self._now_ms = now_ms
+        self._lock = threading.Lock()
+        self._uses = _kept(documents)
+        self._changed = False
+        self._kept_at_s = time.monotonic()
+
+    def note(self, name: str) -> None:
+        """A secret is used now."""
+        with self._lock:
+            self._uses[name] = self._now_ms()
+            self._changed = True
+            due = time.monotonic() - self._kept_at_s >= _KEEP_EVERY_S
+        if due:
+            self.keep()
+
+    def of(self, name: str) -> int | None:
+        """When a secret was last used; None: never."""
+        with self._lock:
+            return self._uses.get(name)
+
+    def forget(self, name: str) -> None:
+        """A secret is gone."""
+        with self._lock:
+            self._changed = self._uses.pop(name, None) is not None or self._changed
+
+    def keep(self) -> None:
+        """Write down what is new; where that fails, a secret is used all the same."""
+        with self._lock:
+            self._kept_at_s = time.monotonic()
+            if not self._changed:
+                return
+            try:
+                self._documents.save_document(_DOCUMENT, msgspec.msgpack.encode(self._uses))
+                self._changed = False
+            except StorageError as error:
+                log.warning("the times of the last uses of secrets cannot be kept: %s", error)
+
+
+def _kept(documents: Documents) -> dict[str, int]:
+    raw = documents.document(_DOCUMENT)
+    try:
+        return _counts.decode(raw) if raw else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        log.warning("the times of the last uses of secrets are damaged; they begin anew")
+        return {}

@@ -1,1 +1,0 @@
-"""The author's side: makes bundles of functions, of a program that runs here or of modules on disk."""

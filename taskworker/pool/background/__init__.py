@@ -1,0 +1,1 @@
+"""The pool's background work: repair, rebalance, healing, scrub, collect and audit."""

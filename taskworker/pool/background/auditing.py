@@ -1,0 +1,107 @@
+"""Auditing: shards chosen at random are fetched whole and compared with what their stripe decodes to.
+
+A worker that keeps nothing, or something else than it was given, is found out by this even if nobody reads the files.
+What it costs is bounded by a rate in bytes a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import NamedTuple
+
+from storage import FileStorage
+from storage.errors import StorageError
+from storage.runtime import Runtime
+from taskworker.errors import CallAbandoned
+from taskworker.pool.background.work import WorkView
+
+log = logging.getLogger(__name__)
+
+AUDIT = "audit"
+AUDIT_BYTES_PER_S = 512 * 1024
+_PAUSE_S_MIN = 0.5
+_PAUSE_S_MAX = 60.0
+_SLOWER_BUSY = 8  # beside users: audits cost them little, and without any a busy pool would never find a liar
+
+
+class AuditTally(NamedTuple):
+    """What audits found since the pool started: shards, their bytes, and how many were not what they should be."""
+
+    shards: int = 0
+    bytes: int = 0
+    wrong: int = 0
+
+
+class Auditor:
+    """A thread that audits one stripe after another.
+
+    Args:
+        store: what to audit.
+        bytes_per_s: how much to read; 0: none.
+        runtime: clocks and random bytes.
+    """
+
+    def __init__(self, store: FileStorage, *, bytes_per_s: int, runtime: Runtime) -> None:
+        self._store = store
+        self._readback = store.read_back()
+        self._bytes_per_s = bytes_per_s
+        self._runtime = runtime
+        self._closed = threading.Event()
+        self._tally = AuditTally()
+        self._ended_ms = 0
+        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        if self._bytes_per_s:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the stripe at hand."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def view(self) -> WorkView:
+        """What it is at. Its counts begin with the pool's process."""
+        tally = self._tally
+        note = (
+            f"{tally.shards:,} shards of {tally.bytes / 1e6:,.1f} MB were fetched and compared since the pool started"
+        )
+        if tally.wrong:
+            note += f"; {tally.wrong:,} were not what they should be"
+        return WorkView(AUDIT, "idle", note=note if tally.shards else "", ended_ms=self._ended_ms)
+
+    def _run(self) -> None:
+        pause_s = _PAUSE_S_MIN
+        while not self._closed.wait(pause_s):
+            try:
+                pause_s = self.audit_at_pace()
+            except CallAbandoned:
+                return
+            except StorageError as error:
+                log.warning("an audit failed: %s", error)
+                pause_s = _PAUSE_S_MAX
+            except Exception:
+                log.exception("an audit failed unexpectedly")
+                pause_s = _PAUSE_S_MAX
+
+    def audit_at_pace(self) -> float:
+        """Audit a stripe; how many seconds to wait before the next one."""
+        busy = self._store.is_busy()
+        read_s = self.audit() / self._bytes_per_s
+        return min(_PAUSE_S_MAX, max(_PAUSE_S_MIN, read_s) * (_SLOWER_BUSY if busy else 1))
+
+    def audit(self) -> int:
+        """Audit a stripe chosen at random; how many bytes were fetched for it."""
+        if self._store.needs_rebuild:
+            return 0
+        stripe = self._store.any_stripe(self._runtime.token_bytes(32))
+        if stripe is None:
+            return 0
+        found = self._readback.audit(stripe)
+        before = self._tally
+        self._tally = AuditTally(before.shards + found.shards, before.bytes + found.bytes, before.wrong + found.wrong)
+        self._ended_ms = self._runtime.wall_ns() // 1_000_000
+        return found.bytes

@@ -1,0 +1,196 @@
+"""Collecting: the pool frees what no file needs any more on a schedule, which outlasts its restarts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from storage import FileStorage
+from storage.errors import StorageError
+from storage.reports import CollectReport
+from storage.runtime import Runtime
+from taskworker.errors import CallAbandoned
+from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
+
+log = logging.getLogger(__name__)
+
+COLLECT = "collect"
+COLLECT_EVERY_S = 86400.0
+_RETRY_S = 300.0
+_LOOK_S_MAX = 60.0
+_LOOK_WAITING_S = 1.0
+_WAIT_S_MAX = 3600.0  # for workers that are away; then what the others hold is freed
+_CLOCK_OFF_MS = 60_000  # the wall clock was set: when it is next is told anew
+
+
+class Collector:
+    """A thread that collects when it is time to; see :meth:`storage.FileStorage.collect`.
+
+    What operators have collected counts as well. One that is due waits for workers that are away, up to an
+    hour; one that a worker missed is made up for as soon as that worker is back. The time until the next is
+    measured by the monotonic clock: the wall clock only says how much of it passed while the pool was stopped.
+
+    Args:
+        store: what to collect.
+        journal: where the schedule and outcomes are kept.
+        every_s: from one to the next; 0: only when told.
+        tranquility: while users are at work, how long to rest after each step, in multiples of the time that
+            it took.
+        runtime: clocks.
+    """
+
+    def __init__(
+        self, store: FileStorage, journal: WorkJournal, *, every_s: float, tranquility: float, runtime: Runtime
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._every_s = every_s
+        self._runtime = runtime
+        self._closed = threading.Event()
+        self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self._running: tuple[float, int, int] | None = None  # since when, done, total
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._due_s = math.inf  # by the monotonic clock
+        self._ended_s = -math.inf
+        self._kept_s = runtime.monotonic_s()
+        store.on_collected = self._note
+        self._plan()
+
+    def _plan(self) -> None:
+        """Stick to what was planned, unless the setting is another now, or the clock can't be right."""
+        now_s, now_ms = self._runtime.monotonic_s(), self._journal.now_ms()
+        planned_ms, latest_ms = self._journal.record(COLLECT).next_ms, self._after_ms(self._every_s)
+        if not self._every_s:
+            self._journal.plan(COLLECT, 0)
+            return
+        if not planned_ms or planned_ms > latest_ms:
+            planned_ms = latest_ms
+            self._journal.plan(COLLECT, planned_ms)
+        self._due_s = now_s + max(0, planned_ms - now_ms) / 1000
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop at the next sign of progress, and wait for that."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def view(self) -> WorkView:
+        """What it is at."""
+        record, running = self._journal.record(COLLECT), self._running
+        if running is None:
+            waits = bool(record.error) and not record.errors
+            view = record.view(COLLECT, "failed" if record.errors else "waiting" if waits else "idle")
+            return replace(view, note=record.error, error="") if waits else view
+        began_s, done, total = running
+        left_s = (self._runtime.monotonic_s() - began_s) * (total - done) / done if done else -1.0
+        return WorkView(
+            COLLECT,
+            "running",
+            done,
+            total,
+            "freeing what no file needs",
+            left_s,
+            errors=record.errors,
+            error=record.error,
+            ended_ms=record.ended_ms,
+            unit="steps",
+        )
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._pause_s()):
+            try:
+                self.collect_if_due()
+                self._keep_time()
+            except CallAbandoned:
+                return
+            except StorageError as error:
+                log.warning("collecting failed and is tried again: %s", error)
+            except Exception:
+                log.exception("collecting failed unexpectedly")
+
+    def _pause_s(self) -> float:
+        left_s = self._due_s - self._runtime.monotonic_s()
+        return min(_LOOK_S_MAX, max(_LOOK_WAITING_S if left_s <= 0 else 0.0, left_s))
+
+    def _keep_time(self) -> None:
+        """Have kept how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
+        now_s = self._runtime.monotonic_s()
+        if now_s - self._kept_s >= _LOOK_S_MAX:
+            self._kept_s = now_s
+            self._store.keep_time()
+
+    def collect_if_due(self) -> bool:
+        """Collect if it is time to; whether it was. A failure is kept in the journal, and is tried again later."""
+        began_s = self._runtime.monotonic_s()
+        if self._due_s > began_s and self._is_owed(began_s):
+            self._due_s = began_s
+        if self._due_s > began_s:
+            self._correct_plan(began_s)
+            return False
+        why = self._awaits(began_s)
+        if why:
+            self._journal.waits(COLLECT, why)
+            return False
+        self._running = (began_s, 0, 0)
+        try:
+            self._store.collect(progress=self._progress(began_s), pace=self._tranquility.rest)
+        except CallAbandoned:
+            raise  # begun anew by the next pool: it is still due
+        except Exception as error:
+            unforeseen = None if isinstance(error, StorageError) else error
+            log.warning("collecting failed and is tried again: %s", error, exc_info=unforeseen)
+            text = str(error) if isinstance(error, StorageError) else repr(error)
+            self._due_s = self._runtime.monotonic_s() + _RETRY_S
+            self._journal.failed(COLLECT, text, self._after_ms(_RETRY_S))
+        finally:
+            self._running = None
+        return True
+
+    def _is_owed(self, now_s: float) -> bool:
+        """Whether one is to be made up for: not at once, as the worker that missed it may come and go."""
+        rested = now_s - self._ended_s >= _RETRY_S
+        return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.is_collect_owed()
+
+    def _awaits(self, now_s: float) -> str:
+        """What one that is due waits for; empty: nothing."""
+        away = self._store.stores_away()
+        if away is None:
+            return "no worker is there yet"
+        if away and now_s - self._due_s < _WAIT_S_MAX:
+            return f"worker {', '.join(away)} is away" if len(away) == 1 else f"workers {', '.join(away)} are away"
+        return ""
+
+    def _correct_plan(self, now_s: float) -> None:
+        """If the wall clock was set, say when the next is by the clock as it is now."""
+        next_ms = self._after_ms(self._due_s - now_s) if self._every_s else 0
+        if abs(next_ms - self._journal.record(COLLECT).next_ms) > _CLOCK_OFF_MS:
+            self._journal.plan(COLLECT, next_ms)
+
+    def _progress(self, began_s: float) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            if self._closed.is_set():
+                raise CallAbandoned("the pool is shutting down")
+            self._running = (began_s, done, total)
+
+        return progress
+
+    def _note(self, report: CollectReport) -> None:
+        """One has ended, whoever wanted it."""
+        result = f"removed {report.objects_removed:,} objects, freed {report.bytes_freed / 1e6:,.1f} MB"
+        if report.stores_missed:
+            missed = "1 worker" if report.stores_missed == 1 else f"{report.stores_missed} workers"
+            result += f"; {missed} missed it, and one is made up for when all are back"
+        self._ended_s = self._runtime.monotonic_s()
+        if self._every_s:
+            self._due_s = self._ended_s + self._every_s
+        self._journal.ended(COLLECT, result, self._after_ms(self._every_s) if self._every_s else 0)
+
+    def _after_ms(self, seconds: float) -> int:
+        return self._journal.now_ms() + int(seconds * 1000)

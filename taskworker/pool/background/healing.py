@@ -1,0 +1,28 @@
+"""Healing: the engine mends what users' reads find damaged; here is what it tells of that."""
+
+from __future__ import annotations
+
+from storage.reports import HealingState
+from taskworker.pool.background.work import WorkView
+
+HEAL = "heal"
+
+
+def heal_view(state: HealingState) -> WorkView:
+    """What reads have found damaged, as a piece of background work. Its counts begin with the pool's process."""
+    return WorkView(
+        HEAL,
+        "running" if state.waiting else "idle",
+        note=_note(state),
+        queue=state.waiting,
+        ended_ms=state.ended_ms,
+    )
+
+
+def _note(state: HealingState) -> str:
+    if not state.ended_ms:
+        return ""
+    made = f"{state.healed_shards:,} shards that reads found missing or rotten were made anew since the pool started"
+    if not state.failed_stripes:
+        return made
+    return f"{made}; {state.failed_stripes:,} stripes could not be healed then, and are left to repair"

@@ -1,0 +1,402 @@
+"""Mending: the pool's background work that brings every shard to where it belongs, in full number.
+
+One pass over all objects (:func:`storage.maintenance.repair.repair`) makes what is missing, which is called
+repair, then what is in the wrong place, which is called rebalance. Once every shard is in its place, the
+copies that were left elsewhere by stand-ins and former layouts are dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from storage import FileStorage
+from storage.batching import batched
+from storage.errors import StorageError, StoreFull
+from storage.fleet.placement import partition_of, start_of
+from storage.keys import ID_BYTES, SHARD_KEY_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, packed_keys
+from storage.maintenance.collect import LIVE_RATIO_MAX
+from storage.reports import RepairReport, RepairState
+from storage.runtime import Runtime
+from taskworker.errors import CallAbandoned
+from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
+from taskworker.transport.port import WorkerVolume
+from taskworker.transport.worker_fleet import WorkerFleet
+
+log = logging.getLogger(__name__)
+
+REPAIR, REBALANCE = "repair", "rebalance"
+_SETTLE_S = 0.5  # workers of one site come back within moments of each other
+_RETRY_S = 5.0
+_LOOK_S = 0.1
+_NAMED_MAX = 5
+_PRESSING = 5  # a disk of which less than one part in so many is free
+_DEAD = 10  # a volume of which at least one part in so many is dead
+_BATCH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Endangered:
+    """Files that are less safe than they will be once all is mended, by how many more workers they may lose.
+
+    ``all_known`` is whether all objects have been looked at since workers last came or went.
+    """
+
+    files: Mapping[int, int]
+    all_known: bool
+
+
+class RepairScheduler:
+    """A thread that mends whenever it is told that something changed.
+
+    Args:
+        store: the engine over ``fleet``.
+        fleet: the workers.
+        settled: called after a pass that left everything in its place, under one and the same epoch.
+        journal: where outcomes are kept.
+        tranquility: while users are at work, how long to rest after each object, in multiples of the time
+            that it took.
+        runtime: clocks.
+
+    Attributes:
+        tranquility: how its work, and what else is of that kind, makes way for users.
+        lost: how many objects the last pass found to have too few shards left on all workers.
+    """
+
+    def __init__(
+        self,
+        store: FileStorage,
+        fleet: WorkerFleet,
+        settled: Callable[[], None],
+        journal: WorkJournal,
+        *,
+        tranquility: float,
+        runtime: Runtime,
+    ) -> None:
+        self._store = store
+        self._readback = store.read_back()
+        self._fleet = fleet
+        self._settled = settled
+        self._journal = journal
+        self._runtime = runtime
+        self._wanted = threading.Event()
+        self._at_once = threading.Event()
+        self._closed = threading.Event()
+        self.tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self._pass: _Pass | None = None
+        self._state = "idle"
+        self.lost = 0
+        self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
+        self._endangered: tuple[tuple[int, ...], Endangered] | None = None
+        self._thread = threading.Thread(target=self._run, name="repair_scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self, *, at_once: bool = False) -> None:
+        """Something changed: mend soon; ``at_once`` if shards are missing that nobody is about to bring back."""
+        if at_once:
+            self._at_once.set()
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Stop at the next sign of progress, and wait for that."""
+        self._closed.set()
+        self.wake(at_once=True)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def views(self) -> list[WorkView]:
+        """What repair and rebalance are at."""
+        repair = self._journal.record(REPAIR).view(REPAIR, self._state)
+        rebalance = self._journal.record(REBALANCE).view(REBALANCE)
+        under_way, awaited = self._pass, self._fleet.awaited_workers()
+        if self._deferred and not repair.errors:
+            # Nobody is waited for: the wait is over, and the next pass has not begun.
+            note = _waiting_for(awaited) if awaited else "is about to begin"
+            repair = replace(repair, state="waiting", queue=self._deferred, note=note)
+        if under_way is None:
+            return [repair, rebalance]
+        return [under_way.repair(repair), under_way.rebalance(rebalance)]
+
+    def endangered(self) -> Endangered | None:
+        """What the last pass, or the one under way, knows; None if workers came or went since it began."""
+        found = self._endangered
+        return found[1] if found is not None and found[0] == self._fleet.epoch() else None
+
+    # -- working ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause_s: float | None = None
+        while not self._closed.is_set():
+            self._wanted.wait(pause_s)
+            self._wanted.clear()
+            if not self._at_once.wait(_SETTLE_S) and self._wanted.is_set():
+                continue
+            self._at_once.clear()
+            if self._closed.is_set():
+                return
+            pause_s = None
+            try:
+                if not self.mend():
+                    pause_s = _RETRY_S
+                elif self._deferred:
+                    pause_s = max(_LOOK_S, min(self._fleet.awaited_workers().values(), default=0.0))
+            except CallAbandoned:
+                return
+            except StorageError as error:
+                log.warning("repair failed and is tried again: %s", error)
+                pause_s = _RETRY_S
+                self._fail("failed", str(error))
+            except Exception as error:
+                log.exception("repair failed unexpectedly")
+                pause_s = _RETRY_S
+                self._fail("failed", repr(error))
+
+    def _fail(self, state: str, error: str) -> None:
+        self._state = state
+        self._journal.failed(REPAIR, error, self._journal.now_ms() + int(_RETRY_S * 1000))
+
+    def mend(self) -> bool:
+        """One pass; False if not all could be mended, for now, for another reason than that workers are waited for.
+
+        Raises:
+            StorageError: it came to no end; what was made stays.
+        """
+        if not self._needed():
+            self._state, self._deferred = "failed" if self.lost else "idle", 0
+            return True
+        if self._fleet.full():
+            self._free_space()
+        epoch, mark = self._fleet.epoch(), self._fleet.mark()
+        self._pass = under_way = _Pass(self._runtime.monotonic_s)
+        try:
+            report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, epoch))
+            self.lost = report.lost_count
+            if self.lost and self._fleet.awaits_any():
+                self._fail("waiting", f"{self.lost:,} objects have too few shards left; bring lost workers back")
+                return False
+            self._deferred = report.deferred
+            if report.unavailable:
+                objects = f"{report.unavailable:,} object{'s' if report.unavailable > 1 else ''}"
+                self._fail("waiting", f"{objects} cannot be read now: {report.unavailable_why}")
+                return False
+            if report.deferred:
+                self._note_deferred(report, under_way)
+                return True
+            if self._fleet.epoch() != epoch:
+                self.wake()
+                return True
+            if self._store.behind:
+                # What is in the wrong place by an older catalog may be in the right one, and stays until a rebuild.
+                self._fleet.note_mended(mark)
+                return True
+            self._conclude(report, under_way, mark)
+            return True
+        finally:
+            self._pass = None
+
+    def _conclude(self, report: RepairReport, under_way: _Pass, mark: tuple[int, ...]) -> None:
+        """All that can be made has been: drop what is in the wrong place, and let drains and trials go on."""
+        under_way.tidying = True
+        self._tidy()
+        self._free_space()
+        if self._fleet.note_mended(mark):
+            self._settled()
+        if self.lost:
+            self._note_lost(report)
+        else:
+            self._note_done(report, under_way)
+
+    def _needed(self) -> bool:
+        online = [slot for slot, _ in self._fleet.online()]
+        return bool(online) and not self._store.needs_rebuild and not self._fleet.is_mended()
+
+    def _watch(self, under_way: _Pass, epoch: tuple[int, ...]) -> Callable[[RepairState], None]:
+        def watch(state: RepairState) -> None:
+            if self._closed.is_set():
+                raise CallAbandoned("the pool is shutting down")
+            under_way.note(state)
+            self._endangered = (epoch, Endangered(state.endangered, state.all_examined))
+
+        return watch
+
+    def _note_deferred(self, report: RepairReport, under_way: _Pass) -> None:
+        """What was in danger has been made; the rest waits for workers that may come back."""
+        self._state = "idle"
+        if report.shards_rebuilt or self._journal.record(REPAIR).errors:
+            made = _summary("made", report.shards_rebuilt, report.bytes_rebuilt, under_way.taken_s())
+            self._journal.ended(REPAIR, made)
+
+    def _note_lost(self, report: RepairReport) -> None:
+        """Some objects cannot be made again by anything that is known of: all others are whole, and go on without."""
+        named = f", such as: {report.lost[0].text}" if report.lost else ""
+        self._fail("failed", f"{self.lost:,} objects are lost: too few shards are left on all workers{named}")
+
+    def _note_done(self, report: RepairReport, under_way: _Pass) -> None:
+        self._state = "idle"
+        taken_s = under_way.taken_s()
+        made, size = report.shards_rebuilt - report.shards_moved, report.bytes_rebuilt - report.bytes_moved
+        if made or not report.shards_moved:
+            whole = f"all {report.objects_examined:,} objects have all their shards"
+            self._journal.ended(REPAIR, _summary("made", made, size, taken_s) if made else whole)
+        elif self._journal.record(REPAIR).errors:
+            self._journal.ended(REPAIR, self._journal.record(REPAIR).result)
+        if report.shards_moved:
+            self._journal.ended(REBALANCE, _summary("moved", report.shards_moved, report.bytes_moved, taken_s))
+
+    def _free_space(self) -> None:
+        """Compact where dead records take much of a disk that is nearly full."""
+        for slot, volume in self._fleet.online():
+            if not self._fleet.trusts(slot):
+                continue
+            with self._fleet.guard(slot, volume):
+                usage = volume.usage()
+                dead = usage.bytes_used - usage.bytes_live
+                presses = _PRESSING * usage.bytes_free < usage.bytes_used + usage.bytes_free
+                if presses and _DEAD * dead >= usage.bytes_used > 0:
+                    try:
+                        _, freed = volume.compact(LIVE_RATIO_MAX)
+                    except StoreFull as error:
+                        log.warning("worker %s has not even the space to compact: %s", self._fleet.name(slot), error)
+                    else:
+                        log.info("compacted worker %s: %.1f MB freed", self._fleet.name(slot), freed / 1e6)
+
+    # -- shards that are in the wrong place --------------------------------------------------------
+
+    def _tidy(self) -> None:
+        for slot, volume in self._fleet.online():
+            if not self._fleet.trusts(slot):
+                continue  # its copies are no reason for anything
+            with self._fleet.guard(slot, volume):
+                places = _Places(self._fleet, slot)
+                for batch in batched(volume.keys(), _BATCH):
+                    if self._closed.is_set():
+                        raise CallAbandoned("the pool is shutting down")
+                    self._drop_misplaced(slot, volume, places.misplaced(batch))
+
+    def _drop_misplaced(self, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
+        """Remove shards that another store holds as it should: both copies are fetched and compared first."""
+        for proper, misplaced in by_holder.items():
+            began_s = self._runtime.monotonic_s()
+            volume.remove(self._readback.alike(misplaced, former, proper))
+            self.tranquility.rest(self._runtime.monotonic_s() - began_s)
+
+
+_Place = tuple[int, ...]
+"""All of a shard key that says where it belongs: its partition, as first bytes of an id, and what follows the id."""
+_OF_PARTITION = bytes(start_of(partition_of(bytes((0, second))))[1] for second in range(256))
+
+
+class _Places:
+    """Which of a store's shards belong on another one. Remembered by partition and slot: there are millions."""
+
+    def __init__(self, fleet: WorkerFleet, slot: int) -> None:
+        self._fleet = fleet
+        self._slot = slot
+        self._epoch: tuple[int, ...] = ()
+        self._proper: dict[_Place, int] = {}
+
+    def misplaced(self, keys: Sequence[ShardKey]) -> dict[int, list[ShardKey]]:
+        """Those that neither belong here nor are to be put here now, by the store that should hold them."""
+        epoch = self._fleet.epoch()
+        if self._epoch != epoch:
+            self._epoch, self._proper = epoch, {}
+        places = _places_of(keys)
+        different = set(places)
+        unknown = different - self._proper.keys()
+        if unknown:
+            example = dict(zip(places, keys, strict=True))
+            self._proper.update((place, self._holder(example[place])) for place in unknown)
+        found: dict[int, list[ShardKey]] = {}
+        stray = {place: holder for place in different if (holder := self._proper[place]) != self._slot}
+        if stray:
+            for place, key in zip(places, keys, strict=True):
+                if place in stray:
+                    found.setdefault(stray[place], []).append(key)
+        return found
+
+    def _holder(self, key: ShardKey) -> int:
+        """The store that should have a shard; this one, if it is to be put here now."""
+        if key[ID_BYTES] == Kind.MARK:
+            return self._slot  # each store's own
+        stripe, index = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+        return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
+
+
+def _places_of(keys: Sequence[ShardKey]) -> list[_Place]:
+    packed = packed_keys(keys)
+    first, second, *ends = (packed[at::SHARD_KEY_BYTES] for at in (0, 1, *range(ID_BYTES, SHARD_KEY_BYTES)))
+    return list(zip(first, second.translate(_OF_PARTITION), *ends, strict=True))
+
+
+class _Pass:
+    """A pass under way, as it looks from outside."""
+
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
+        self._began_s = clock_s()
+        self._moving_s = self._began_s  # since when nothing is missing any more
+        self._state = RepairState(0, 0, 0, 0, 0, 0, 0, {})
+        self.tidying = False
+
+    def note(self, state: RepairState) -> None:
+        """How far it is."""
+        if state.missing or not state.all_examined:
+            self._moving_s = self._clock_s()
+        self._state = state
+
+    def taken_s(self) -> float:
+        """Since it began."""
+        return self._clock_s() - self._began_s
+
+    def repair(self, idle: WorkView) -> WorkView:
+        """Its first part: all objects are looked at, and what is missing is made."""
+        state = self._state
+        if state.all_examined and state.expected and not state.missing:
+            return idle
+        done = state.examined - state.missing
+        left_s = self.taken_s() * (state.expected - done) / done if done else -1.0
+        note = "looking for missing shards" if state.examined < state.expected else "making missing shards"
+        return replace(
+            idle, state="running", done=done, total=state.expected, note=note, seconds_left=left_s, queue=state.missing
+        )
+
+    def rebalance(self, idle: WorkView) -> WorkView:
+        """Its second part: what is in the wrong place is brought to its own."""
+        state = self._state
+        if self.tidying:
+            return replace(idle, state="running", done=state.moved, total=state.moved, note="dropping former copies")
+        if not state.misplaced:
+            return idle
+        total = state.moved + state.misplaced
+        if state.missing or not state.all_examined:
+            return replace(
+                idle, state="waiting", total=total, done=state.moved, note="waits for repair", queue=state.misplaced
+            )
+        left_s = (self._clock_s() - self._moving_s) * state.misplaced / state.moved if state.moved else -1.0
+        return replace(
+            idle,
+            state="running",
+            done=state.moved,
+            total=total,
+            note="moving shards to their places",
+            seconds_left=left_s,
+            queue=state.misplaced,
+        )
+
+
+def _waiting_for(awaited: Mapping[str, float]) -> str:
+    names = sorted(awaited)
+    named = ", ".join(names[:_NAMED_MAX]) + (f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else "")
+    return f"waits for worker{'s' if len(names) > 1 else ''} {named}, {math.ceil(max(awaited.values()))} s left"
+
+
+def _summary(what: str, shards: int, size: int, taken_s: float) -> str:
+    return f"{what} {shards:,} shards of {size / 1e6:,.1f} MB in {taken_s:.1f} s"

@@ -1,0 +1,62 @@
+"""How many calls a server lets in at once. Refusing early keeps the admitted ones fast."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from taskworker.errors import ServerBusy
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of one server.
+
+    Attributes:
+        calls: calls of any kind under way at once, one thread each; more get RESOURCE_EXHAUSTED.
+        streams: transfers (pushes, gets and revisions by stream) at once, fewer than ``calls`` so that
+            short calls always find a thread; each may hold a pipeline's worth of chunks in memory.
+        reserved: further calls for services added beside the files: users, however many, must not keep
+            a pool's workers from renewing their leases.
+    """
+
+    calls: int = 64
+    streams: int = 32
+    reserved: int = 16
+
+
+DEFAULT_LIMITS = ServerLimits()
+DEFAULT_CALLS = DEFAULT_LIMITS.calls + DEFAULT_LIMITS.reserved
+"""Of a server without a store: calls under way at once."""
+
+
+class Gate:
+    """Lets a bounded number of callers through at once and turns the others away.
+
+    Args:
+        places: how many.
+        what: why others are turned away, for people.
+        ready: returns when callers can be served; those let in wait for it, each in its place.
+    """
+
+    def __init__(self, places: int, what: str, ready: Callable[[], None] = lambda: None) -> None:
+        self._places = threading.Semaphore(places)
+        self._refusal = f"{what}; try again in a moment"
+        self._ready = ready
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places.
+
+        Raises:
+            ServerBusy: all are taken.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ServerBusy(self._refusal)
+        try:
+            self._ready()
+            yield
+        finally:
+            self._places.release()

@@ -1,0 +1,231 @@
+"""Binds a servicer's methods to gRPC: parsing, admission of errors to status codes, logging.
+
+gRPC answers INTERNAL to a request it cannot parse, and UNKNOWN with the exception's text to whatever
+a method raises. Neither helps a caller, and the second may tell a stranger what it should not. So the
+handlers are made here, from the service's descriptor, with parsers that never raise and with methods
+wrapped such that every failure gets its code and text from ``wire.status``.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, cast
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from storage.errors import StorageError
+from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
+from taskworker.rpc import status
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.conversion import parsed
+from taskworker.rpc.limits import MIB, PART_BYTES_MAX, UNARY_BYTES_MAX
+
+log = logging.getLogger("taskworker.services")
+
+
+class Caller(Protocol):
+    """Who waits for the answer. gRPC's ServicerContext is one."""
+
+    def is_active(self) -> bool:
+        """False once the caller has cancelled, gone away or run out of time."""
+        ...
+
+
+class InProcess:
+    """The caller of a method called in the same process: it never goes away."""
+
+    def is_active(self) -> bool:
+        """Always true."""
+        return True
+
+
+def require_active(caller: Caller) -> None:
+    """Raise CallAbandoned if nobody waits for the answer any more."""
+    if not caller.is_active():
+        raise CallAbandoned("the caller went away or its time ran out; nothing was changed")
+
+
+def stop_when_abandoned(caller: Caller) -> Callable[[int, int], None]:
+    """A progress callback that stops the work of a caller who is gone."""
+
+    def progress(_done: int, _total: int) -> None:
+        require_active(caller)
+
+    return progress
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How one method's messages are read and written, where protobuf's own way costs a copy.
+
+    Attributes:
+        deserialize: raw request → what the method takes; None: the protobuf message.
+        serialize: what the method returns → raw response; None: the protobuf message.
+    """
+
+    deserialize: Callable[[bytes], Any] | None = None
+    serialize: Callable[[Any], bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Stands for a request that could not be read; raised where the method would have been called."""
+
+    error: StorageError
+
+
+def generic_handler(
+    service: ServiceDescriptor,
+    servicer: object,
+    *,
+    codecs: Mapping[str, Codec] | None = None,
+    hide: Sequence[str] = (),
+    gate: Gate | None = None,
+) -> grpc.GenericRpcHandler:
+    """Handlers of all methods of ``service``, found by name on ``servicer``.
+
+    Args:
+        service: the service's descriptor.
+        servicer: has a method ``Name(request, caller)`` for each; streams are iterators.
+        codecs: by method name, for messages not left to protobuf.
+        hide: paths that must not appear in texts sent to callers.
+        gate: lets so many calls through at once; None: all that the server takes.
+    """
+
+    def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        admit = nullcontext if gate is None else gate.place
+        codec = (codecs or {}).get(method.name, Codec())
+        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit)
+
+    handlers = {method.name: handler(method) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _method_handler(
+    method: MethodDescriptor,
+    behave: Callable[..., Any],
+    codec: Codec,
+    hide: Sequence[str],
+    admit: Callable[[], AbstractContextManager[None]],
+) -> grpc.RpcMethodHandler[Any, Any]:
+    def answer_once(request: object, context: grpc.ServicerContext) -> object:
+        with _failures_sent(context, method.full_name, hide), admit():
+            return behave(_readable(request, streamed=method.client_streaming), context)
+
+    def answer_many(request: object, context: grpc.ServicerContext) -> Iterator[object]:
+        with _failures_sent(context, method.full_name, hide), admit():
+            yield from behave(_readable(request, streamed=method.client_streaming), context)
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+    }[method.client_streaming, method.server_streaming]
+    return make(
+        answer_many if method.server_streaming else answer_once,
+        request_deserializer=_reader(method, codec),
+        response_serializer=codec.serialize or _serialized,
+    )
+
+
+def raw_handler(
+    service_name: str, servicer: object, *, unary: Sequence[str], streams: Sequence[str], hide: Sequence[str] = ()
+) -> grpc.GenericRpcHandler:
+    """Handlers of a service whose messages are bytes as they are: ``Name(request, caller)`` for each method.
+
+    Args:
+        service_name: full name of the service.
+        servicer: has the methods.
+        unary: names of methods that answer once.
+        streams: names of methods that answer with a stream.
+        hide: paths that must not appear in texts sent to callers.
+    """
+    handlers = {name: _raw_method(service_name, name, getattr(servicer, name), hide, streamed=False) for name in unary}
+    handlers |= {
+        name: _raw_method(service_name, name, getattr(servicer, name), hide, streamed=True) for name in streams
+    }
+    return grpc.method_handlers_generic_handler(service_name, handlers)
+
+
+def _raw_method(
+    service: str, name: str, behave: Callable[..., Any], hide: Sequence[str], *, streamed: bool
+) -> grpc.RpcMethodHandler[Any, Any]:
+    def answer_once(request: bytes, context: grpc.ServicerContext) -> object:
+        with _failures_sent(context, f"{service}.{name}", hide):
+            return behave(request, context)
+
+    def answer_many(request: bytes, context: grpc.ServicerContext) -> Iterator[object]:
+        with _failures_sent(context, f"{service}.{name}", hide):
+            yield from behave(request, context)
+
+    if streamed:
+        return grpc.unary_stream_rpc_method_handler(answer_many)
+    return grpc.unary_unary_rpc_method_handler(answer_once)
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _reader(method: MethodDescriptor, codec: Codec) -> Callable[[bytes], Any]:
+    parse = codec.deserialize or GetMessageClass(method.input_type).FromString
+    bytes_max = PART_BYTES_MAX if method.client_streaming else UNARY_BYTES_MAX
+    advice = "send less in each" if method.client_streaming else "push it with PushStream, revise it with ReviseStream"
+
+    def read(raw: bytes) -> object:
+        try:
+            if len(raw) > bytes_max:
+                raise MessageTooLarge(
+                    f"message of {len(raw) / MIB:.1f} MiB is above the limit of {bytes_max // MIB} MiB "
+                    f"for {method.name}; {advice}"
+                )
+            return parsed(parse, raw, f"{method.name} message")
+        except StorageError as error:
+            return _Refused(error)
+
+    return read
+
+
+def _readable(request: object, *, streamed: bool) -> object:
+    if streamed:
+        return map(_one_readable, cast(Iterator[object], request))
+    return _one_readable(request)
+
+
+def _one_readable(request: object) -> object:
+    if isinstance(request, _Refused):
+        raise request.error
+    return request
+
+
+@contextmanager
+def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError:
+        raise  # the call is over already: gRPC's own way of telling a method so
+    except StorageError as error:
+        if status.is_foreseen(error):
+            _abort(context, status.encode(error, hide))
+        _abort(context, status.encode(_unforeseen(error, method), hide))
+    except Exception as error:
+        _abort(context, status.encode(_unforeseen(error, method), hide))
+
+
+def _unforeseen(error: Exception, method: str) -> ServerFault:
+    reference = secrets.token_hex(4)
+    log.error("%s failed (reference %s)", method, reference, exc_info=error)
+    return ServerFault(f"the server failed unexpectedly; its log tells more under reference {reference}")
+
+
+def _abort(context: grpc.ServicerContext, failure: status.Failure) -> NoReturn:
+    context.set_trailing_metadata(failure.metadata)
+    context.abort(failure.code, failure.text)
+    raise AssertionError("abort raises")

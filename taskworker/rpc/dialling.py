@@ -1,0 +1,125 @@
+"""Dialling: the one place where channels to servers are made."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from storage.errors import InvalidArgument
+from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+
+STORE_SERVICE = "taskworker.store.StoreService"
+_READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
+
+# Only calls that change nothing, or nothing more the second time, are tried again by gRPC itself: it cannot
+# know whether a server that went away had carried out the others.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "taskworker.FileService", "method": "Get"},
+                *({"service": STORE_SERVICE, "method": method} for method in _READS),
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        },
+        {
+            "name": [{"service": "taskworker.functions.InvocationService", "method": "Cancel"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        },
+    ]
+}
+
+Options = Sequence[tuple[str, int | str]]
+
+_OPTIONS: Options = (
+    *WINDOW_OPTIONS,
+    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A server that restarts is found again within moments, not after gRPC's usual one to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Servers listen on loopback, where a proxy of the environment has no business.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def dial(address: str, options: Options = _OPTIONS) -> grpc.Channel:
+    """Make a channel to a server; nothing is sent before its first call.
+
+    Args:
+        address: see :func:`target_of`.
+        options: of the channel, instead of those that suit calls of a few messages.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+    return grpc.insecure_channel(target_of(address), options=options)
+
+
+def dial_async(address: str) -> grpc.aio.Channel:
+    """Make a channel for the running event loop, as :func:`dial` does for threads.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+    return grpc.aio.insecure_channel(target_of(address), options=_OPTIONS)
+
+
+def target_of(address: str) -> str:
+    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
+
+    Of several, the first that answers is used, and when it goes away, the first that answers then.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+    if not isinstance(address, str):
+        raise InvalidArgument(f"an address is text, not {type(address).__name__}")
+    if "," in address:
+        return _target_of_any([one.strip() for one in address.split(",")])
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
+    return f"dns:{address}" if not address.startswith("[") else f"ipv6:{address}"
+
+
+def _target_of_any(addresses: list[str]) -> str:
+    """A list of addresses as gRPC takes it: all of one family."""
+    for one in addresses:
+        if one.startswith("unix:"):
+            raise InvalidArgument(f"address {one!r}: a socket file cannot be one of several addresses")
+        target_of(one)
+    if all(one.startswith("[") for one in addresses):
+        return f"ipv6:{','.join(addresses)}"
+    return f"ipv4:{','.join(_by_number(one) for one in addresses)}"
+
+
+def _by_number(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InvalidArgument(
+            f"address {address!r}: {error.strerror or error}; several addresses are all IPv4, or all IPv6 in brackets"
+        ) from error
+    return f"{found[0][4][0]}:{port}"

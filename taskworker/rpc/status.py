@@ -1,0 +1,269 @@
+"""Errors ↔ gRPC status codes: the one place where either is chosen.
+
+A failed call carries a code, a text for people and, in the trailing metadata, an ``ErrorDetail``
+from which the client makes the very error the engine raised. Peers without it still get the class
+that fits the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from storage.errors import (
+    CatalogBehind,
+    ConflictError,
+    DataLossError,
+    FileNotFound,
+    FormatError,
+    IncompletePush,
+    InsufficientWorkers,
+    InvalidArgument,
+    PermissionDenied,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+    StoreUnavailable,
+    VersionNotFound,
+)
+from storage.shards import VolumeFailed, VolumeReadOnly, VolumeUnavailable
+from taskworker.errors import (
+    ApiBusy,
+    ApiLimitExceeded,
+    ApiUnreachable,
+    CallAbandoned,
+    CallUncertain,
+    DeadlineExceeded,
+    FunctionBroken,
+    FunctionBusy,
+    FunctionCrashed,
+    FunctionFailed,
+    FunctionLimitExceeded,
+    FunctionNotFound,
+    FunctionsUnavailable,
+    MessageTooLarge,
+    NameNotFound,
+    NameServersUnavailable,
+    NotJoined,
+    SecretDamaged,
+    SecretExists,
+    SecretNotFound,
+    SecretsUnavailable,
+    ServerBusy,
+    ServerFault,
+    StorageUnavailable,
+    WorkerReadOnly,
+    WorkerRefused,
+    WorkerRestarted,
+)
+from taskworker.protos.store_pb2 import ErrorDetail
+from taskworker.rpc.limits import STATUS_TEXT_BYTES_MAX
+
+DETAIL_KEY = "error-detail-bin"
+HEAD_KEY = "head-version"
+BASE_KEY = "base-version"
+RETRY_KEY = "retry-after"  # seconds
+_RETRY_AFTER_S = 1
+
+_CODES: Mapping[type[StorageError], grpc.StatusCode] = {
+    FileNotFound: grpc.StatusCode.NOT_FOUND,
+    VersionNotFound: grpc.StatusCode.NOT_FOUND,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    ConflictError: grpc.StatusCode.ABORTED,
+    IncompletePush: grpc.StatusCode.ABORTED,
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DataLossError: grpc.StatusCode.DATA_LOSS,
+    InsufficientWorkers: grpc.StatusCode.UNAVAILABLE,
+    StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkerReadOnly: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StoreLocked: grpc.StatusCode.UNAVAILABLE,
+    FormatError: grpc.StatusCode.FAILED_PRECONDITION,
+    CatalogBehind: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreClosed: grpc.StatusCode.UNAVAILABLE,
+    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    StoreReadOnly: grpc.StatusCode.UNAVAILABLE,
+    VolumeFailed: grpc.StatusCode.UNAVAILABLE,
+    VolumeUnavailable: grpc.StatusCode.UNAVAILABLE,
+    VolumeReadOnly: grpc.StatusCode.UNAVAILABLE,
+    StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    CallAbandoned: grpc.StatusCode.CANCELLED,
+    ServerFault: grpc.StatusCode.INTERNAL,
+    WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    WorkerRestarted: grpc.StatusCode.FAILED_PRECONDITION,
+    NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    FunctionNotFound: grpc.StatusCode.NOT_FOUND,
+    FunctionFailed: grpc.StatusCode.UNKNOWN,  # as gRPC itself tells exceptions of a method
+    FunctionBroken: grpc.StatusCode.FAILED_PRECONDITION,
+    FunctionLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FunctionCrashed: grpc.StatusCode.INTERNAL,
+    FunctionsUnavailable: grpc.StatusCode.UNAVAILABLE,
+    FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NameNotFound: grpc.StatusCode.NOT_FOUND,
+    NameServersUnavailable: grpc.StatusCode.UNAVAILABLE,
+    CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
+    SecretNotFound: grpc.StatusCode.NOT_FOUND,
+    SecretExists: grpc.StatusCode.ALREADY_EXISTS,
+    SecretsUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    SecretDamaged: grpc.StatusCode.DATA_LOSS,
+    ApiUnreachable: grpc.StatusCode.UNAVAILABLE,
+    ApiLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ApiBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+_BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
+
+# For a peer that sends no detail. RESOURCE_EXHAUSTED is told apart by its text.
+_BY_CODE: Mapping[grpc.StatusCode, type[StorageError]] = {
+    grpc.StatusCode.NOT_FOUND: FileNotFound,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.ABORTED: ConflictError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.DATA_LOSS: DataLossError,
+    grpc.StatusCode.FAILED_PRECONDITION: FormatError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: CallAbandoned,
+    grpc.StatusCode.UNAVAILABLE: StorageUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusy,
+}
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it travels: status code, text for people, trailing metadata for programs."""
+
+    code: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Whether ``error`` has a status code of its own; all others are INTERNAL."""
+    return any(cls in _CODES for cls in type(error).__mro__)
+
+
+def kind_of(error: StorageError) -> str:
+    """The name under which an error travels."""
+    return next((cls.__name__ for cls in type(error).__mro__ if cls in _CODES), ServerFault.__name__)
+
+
+def error_of(kind: str, text: str) -> StorageError:
+    """The error of a name that :func:`kind_of` gave; ServerFault for others."""
+    return _rebuilt(_BY_NAME.get(kind, ServerFault), text, ErrorDetail())
+
+
+def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
+    """The status to send for a foreseen ``error``; ``hide`` are paths not to show to callers."""
+    kind = next(cls for cls in type(error).__mro__ if cls in _CODES)
+    text = str(error)
+    for path in hide:
+        text = text.replace(path, "<store>")
+    detail = ErrorDetail(kind=kind.__name__)
+    metadata: list[tuple[str, str | bytes]] = []
+    if isinstance(error, ConflictError):
+        detail.head, detail.base = error.head, error.base or ""
+        metadata += [(HEAD_KEY, detail.head), (BASE_KEY, detail.base)]
+        if error.head not in text:
+            text += f" (head: {error.head})"
+    elif isinstance(error, DataLossError):
+        detail.chunk, detail.found, detail.needed = error.chunk, error.found, error.needed
+        detail.filename, detail.file_id = error.filename or "", error.file_id or ""
+    elif isinstance(error, FunctionBusy | ApiBusy):
+        metadata.append((RETRY_KEY, str(_RETRY_AFTER_S)))
+    metadata.append((DETAIL_KEY, detail.SerializeToString()))
+    return Failure(_CODES[kind], _shortened(text), tuple(metadata))
+
+
+def is_unknown_call(error: grpc.RpcError) -> bool:
+    """Whether the server does not offer this call at all."""
+    return _code_and_text(error)[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+def decode(error: grpc.RpcError, address: str) -> StorageError:
+    """The error a failed call to ``address`` stands for, as the engine would have raised it."""
+    code, text = _code_and_text(error)
+    metadata = dict(_trailing(error))
+    detail = _detail(metadata)
+    if detail is not None and detail.kind in _BY_NAME:
+        return _rebuilt(_BY_NAME[detail.kind], text, detail)
+    return _from_code(code, text, metadata, address)
+
+
+@contextmanager
+def errors_decoded(address: str) -> Iterator[None]:
+    """Within it, a failed call to ``address`` raises the error it stands for."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise decode(error, address) from None
+
+
+def _rebuilt(cls: type[StorageError], text: str, detail: ErrorDetail) -> StorageError:
+    if cls is ConflictError:
+        return ConflictError(text, head=detail.head, base=detail.base or None)
+    if cls is DataLossError:
+        lost = DataLossError(
+            detail.chunk,
+            detail.found,
+            detail.needed,
+            filename=detail.filename or None,
+            file_id=detail.file_id or None,
+        )
+        lost.args = (text,)
+        return lost
+    return cls(text)
+
+
+def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | bytes], address: str) -> StorageError:
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return StorageUnavailable(
+            f"no TaskWorker server answers at {address} ({text}); "
+            "check the address, or start one there with `taskworker serve`"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"the call to {address} took longer than its time limit; allow more time or try again")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return StorageError(f"the server at {address} does not offer this call ({text}); is it a TaskWorker server?")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        return MessageTooLarge(f"{text}; send or fetch files this large with PushStream or GetStream")
+    head, base = str(metadata.get(HEAD_KEY, "")), str(metadata.get(BASE_KEY, ""))
+    return _rebuilt(_BY_CODE.get(code, ServerFault), text, ErrorDetail(head=head, base=base))
+
+
+def _code_and_text(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return grpc.StatusCode.UNKNOWN, str(error)
+    return error.code(), error.details() or ""
+
+
+def _trailing(error: grpc.RpcError) -> Metadata:
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return ()
+    return tuple(error.trailing_metadata() or ())
+
+
+def _detail(metadata: Mapping[str, str | bytes]) -> ErrorDetail | None:
+    raw = metadata.get(DETAIL_KEY)
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        return ErrorDetail.FromString(raw)
+    except DecodeError:
+        return None
+
+
+def _shortened(text: str) -> str:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= STATUS_TEXT_BYTES_MAX:
+        return encoded.decode()
+    return encoded[: STATUS_TEXT_BYTES_MAX - 3].decode("utf-8", "ignore") + "…"

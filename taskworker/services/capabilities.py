@@ -1,0 +1,157 @@
+"""OutsideService of the pool, and the workers' way to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+
+from storage.errors import PermissionDenied
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.capabilities import ApiRequest, ApiResponse, Capabilities
+from taskworker.calls.concurrency import UserPlaces
+from taskworker.protos import outside_pb2
+from taskworker.protos.outside_pb2_grpc import OutsideServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.binding import Caller
+from taskworker.services.rpc import CallerWithDeadline, awaited
+
+RequestT = TypeVar("RequestT")
+AnswerT = TypeVar("AnswerT")
+
+_LEAST_S = 0.001
+"""For a request whose caller's deadline is passing: it is told that, and not that the time it asked for is none."""
+
+
+class OutsideService:
+    """Serves the world outside to calls under way; thread-safe.
+
+    Args:
+        call_of: the call that a token belongs to, None if it is over.
+        capabilities_of: what that call may use.
+        requests: places for requests to outside APIs.
+        lookups: places for names that are resolved.
+    """
+
+    def __init__(
+        self,
+        call_of: Callable[[str], Call | None],
+        capabilities_of: Callable[[Call], Capabilities],
+        requests: UserPlaces,
+        lookups: UserPlaces,
+    ) -> None:
+        self._call_of = call_of
+        self._capabilities_of = capabilities_of
+        self._requests = requests
+        self._lookups = lookups
+
+    def GetSecret(  # noqa: N802 - the names are the contract's
+        self, request: outside_pb2.GetSecretRequest, _caller: Caller
+    ) -> outside_pb2.GetSecretResponse:
+        """A secret granted to the function that asks."""
+        capabilities = self._capabilities_of(self._call(request.token))
+        return outside_pb2.GetSecretResponse(value=capabilities.secret(request.name))
+
+    def CallExternalApi(  # noqa: N802
+        self, request: outside_pb2.ExternalApiRequest, caller: CallerWithDeadline
+    ) -> outside_pb2.ExternalApiResponse:
+        """Call an outside API for the function that asks."""
+        wanted = ApiRequest(
+            method=request.method,
+            url=request.url,
+            headers=tuple((header.name, header.value) for header in request.headers),
+            body=request.body,
+            timeout_s=_sooner(request.timeout_s or None, caller.time_remaining()),
+            cache=request.cache,
+            follow_redirects=request.follow_redirects,
+        )
+        with self._capabilities(request.token, self._requests) as outside:
+            response = outside.request(wanted)
+        return outside_pb2.ExternalApiResponse(
+            status=response.status,
+            headers=[outside_pb2.Header(name=name, value=value) for name, value in response.headers],
+            body=response.body,
+            url=response.url,
+            from_cache=response.from_cache,
+        )
+
+    def Resolve(  # noqa: N802
+        self, request: outside_pb2.ResolveRequest, _caller: Caller
+    ) -> outside_pb2.ResolveResponse:
+        """Resolve a name for the function that asks."""
+        with self._capabilities(request.token, self._lookups) as outside:
+            return outside_pb2.ResolveResponse(answers=outside.resolve(request.name, request.type))
+
+    def _call(self, token: str) -> Call:
+        call = self._call_of(token)
+        if call is None:
+            raise PermissionDenied("this is no call under way; only running functions reach outside")
+        return call
+
+    @contextlib.contextmanager
+    def _capabilities(self, token: str, places: UserPlaces) -> Iterator[Capabilities]:
+        """The world outside of a call, in a place of its user's."""
+        call = self._call(token)
+        with places.one(call.user_id):
+            yield self._capabilities_of(call)
+
+
+def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
+    """The time for a request: nobody waits for it beyond the caller's deadline."""
+    if left_s is None:
+        return asked_s
+    left_s = max(left_s, _LEAST_S)
+    return left_s if asked_s is None else min(asked_s, left_s)
+
+
+class RemoteCapabilities:
+    """The world outside as a worker's call reaches it, through the pool (``Capabilities``).
+
+    Args:
+        stub: of the pool.
+        address: of the pool, for texts.
+        token: of the call.
+        timeout_s: of each request.
+        asking: ending it ends requests.
+    """
+
+    def __init__(
+        self, stub: OutsideServiceStub, address: str, token: str, timeout_s: float | None, asking: RunningCall
+    ) -> None:
+        self._stub = stub
+        self._address = address
+        self._token = token
+        self._timeout_s = timeout_s
+        self._asking = asking
+
+    def secret(self, name: str) -> str:
+        """See ``Capabilities``."""
+        request = outside_pb2.GetSecretRequest(token=self._token, name=name)
+        return self._answer(self._stub.GetSecret, request).value
+
+    def request(self, request: ApiRequest) -> ApiResponse:
+        """See ``Capabilities``."""
+        message = outside_pb2.ExternalApiRequest(
+            token=self._token,
+            method=request.method,
+            url=request.url,
+            headers=[outside_pb2.Header(name=name, value=value) for name, value in request.headers],
+            body=request.body,
+            timeout_s=0.0 if request.timeout_s is None else request.timeout_s,
+            cache=request.cache,
+            follow_redirects=request.follow_redirects,
+        )
+        answer = self._answer(self._stub.CallExternalApi, message)
+        headers = tuple((header.name, header.value) for header in answer.headers)
+        return ApiResponse(answer.status, headers, answer.body, answer.url, answer.from_cache)
+
+    def resolve(self, name: str, kind: str) -> list[str]:
+        """See ``Capabilities``."""
+        request = outside_pb2.ResolveRequest(token=self._token, name=name, type=kind)
+        return list(self._answer(self._stub.Resolve, request).answers)
+
+    def _answer(self, method: grpc.UnaryUnaryMultiCallable[RequestT, AnswerT], request: RequestT) -> AnswerT:
+        with status.errors_decoded(self._address):
+            return awaited(method.future(request, timeout=self._timeout_s), self._asking)

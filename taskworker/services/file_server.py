@@ -1,0 +1,85 @@
+"""The gRPC server around a store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import grpc
+
+from storage import FileStorage, StorageError, StoreUnavailable
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, ServerLimits
+from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.serving import Server
+from taskworker.services import store as store_service
+from taskworker.services.files import FileService
+from taskworker.services.store import StoreService
+
+log = logging.getLogger("taskworker.services")
+
+_FILE_SERVICE = taskworker_pb2.DESCRIPTOR.services_by_name["FileService"]
+_STORE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
+
+# Clients try again for about a minute; people who look at what happened take longer.
+_RESUME_S = 300.0
+
+
+class FileServer(Server):
+    """Serves a store on one address. The store stays open: whoever opened it closes it.
+
+    Args:
+        store: what to serve.
+        limits: how many calls at once.
+        added: further services, by full name.
+        added_calls: how many calls of those may be under way beside the files' and the reserved ones.
+        ready: returns when the store can serve; calls that come before wait for it.
+    """
+
+    def __init__(
+        self,
+        store: FileStorage,
+        *,
+        limits: ServerLimits = DEFAULT_LIMITS,
+        added: Mapping[str, grpc.GenericRpcHandler] | None = None,
+        added_calls: int = 0,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(
+            {**_services_of(store, limits, ready), **(added or {})},
+            calls=limits.calls + added_calls + (limits.reserved if added else 0),
+            trouble=store.trouble,
+            unusable=lambda: _unusable(store),
+        )
+
+
+def _services_of(
+    store: FileStorage, limits: ServerLimits, ready: Callable[[], None]
+) -> dict[str, grpc.GenericRpcHandler]:
+    store.keep_interrupted(_RESUME_S)
+    hide = _paths_of(store)
+    gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
+    return {
+        _FILE_SERVICE.full_name: generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate),
+        _STORE_SERVICE.full_name: generic_handler(
+            _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide, gate=gate
+        ),
+    }
+
+
+def _paths_of(store: FileStorage) -> list[str]:
+    """Paths that tell where on this machine the store is: the longest first, as volumes may lie within it."""
+    paths = {path for each in (store.path, *store.volume_paths) for path in (each, each.absolute())}
+    # A relative path may be any word, even a dot: it tells nothing, and hiding it would garble the texts.
+    return sorted((str(path) for path in paths if path.is_absolute() and path.parts[1:]), key=len, reverse=True)
+
+
+def _unusable(store: FileStorage) -> str:
+    """Why nothing of a store can be read now, after another attempt; empty if something can."""
+    try:
+        store.counts()
+    except StoreUnavailable as error:
+        return str(error)
+    except StorageError as error:
+        log.info("the counters cannot be read, which the files may be all the same: %s", error)
+    return ""

@@ -1,0 +1,151 @@
+"""Targets: where shards are put while the same workers can be counted on, given the layout and who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.fleet.layout import Layout
+
+_Row = tuple[int, ...]
+
+
+class Targets:
+    """Immutable. Rows are made when they are asked for: who is there changes more often than all of them are used.
+
+    Not counted on are members that are away or full, those that are to be avoided, and of those that have proved
+    nothing yet all but n - k; the last two only where enough others are there. Of those that take their places, no
+    member, owner or zone is given more than n - k shards of a stripe, so that none of them alone can take it away;
+    among these the member that holds the least stands in, in the partition's order. Where too few owners are there
+    for that, it is a member of the one that holds the least.
+
+    What full members held before is in its place on them. So others take the places of all the others first, as if
+    full ones had theirs, and those of full ones last: together with what these say to hold, nobody is counted on for
+    more than that either, wherever it can be.
+
+    Args:
+        layout: where shards belong.
+        there: slots of the members that are online.
+        full: slots of those that have no space.
+        keeping: those of the full ones that are believed to hold what they held before.
+        avoided: slots of those that are distrusted or slow.
+        unproved: slots of those on trial.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        there: frozenset[int],
+        full: frozenset[int] = frozenset(),
+        keeping: frozenset[int] = frozenset(),
+        avoided: frozenset[int] = frozenset(),
+        unproved: frozenset[int] = frozenset(),
+    ) -> None:
+        self.layout = layout
+        self.there = there & layout.by_slot.keys()
+        self._online = (self.there - full) or self.there
+        self.keeping = (keeping & self.there) - self._online
+        self._avoided = avoided & self._online
+        self._unproved = unproved & self._online
+        owners = _domains(layout, 1)
+        zones = _domains(layout, 2)
+        self._levels = [level for level in (owners, zones) if len({*level.values()}) > 1]
+        self._counted_on: dict[tuple[int, int], tuple[frozenset[int], frozenset[int]]] = {}
+        self._rows: dict[tuple[int, int, int], _Row] = {}
+        self._all: dict[tuple[int, int], frozenset[_Row]] = {}
+
+    def is_like(self, other: Targets | None) -> bool:
+        """Whether shards are put in the same places by both."""
+        return other is not None and (self.layout, self._online, self.keeping, self._avoided, self._unproved) == (
+            other.layout,
+            other._online,
+            other.keeping,
+            other._avoided,
+            other._unproved,
+        )
+
+    def row(self, partition: int, k: int, n: int) -> _Row:
+        """The member slot for each shard of a partition's k-of-n stripes."""
+        found = self._rows.get((partition, k, n))
+        if found is None:
+            found = self._rows[partition, k, n] = self._make(partition, k, n)
+        return found
+
+    def rows(self, k: int, n: int) -> frozenset[_Row]:
+        """All different rows of k-of-n stripes."""
+        found = self._all.get((k, n))
+        if found is None:
+            found = self._all[k, n] = frozenset(self.row(partition, k, n) for partition in range(len(self.layout.rows)))
+        return found
+
+    def _make(self, partition: int, k: int, n: int) -> _Row:
+        holders = self.layout.row(partition, n)
+        usable, proved = self._who_counts(k, n)
+        if not usable or (usable.issuperset(holders) and (not self._unproved or proved.issuperset(holders))):
+            return holders
+        room = n - k if proved else n
+        targets: list[int] = []
+        for holder in holders:
+            unproved = holder in self._unproved
+            kept = holder in usable and (not unproved or room > 0)
+            room -= kept and unproved
+            targets.append(holder if kept else -1)
+        if -1 in targets:
+            candidates = [slot for slot in self.layout.order(partition) if slot in (proved or usable)]
+            places = [
+                holder if holder in self.keeping else target for holder, target in zip(holders, targets, strict=True)
+            ]
+            self._fill(places, candidates, n - k)
+            targets = [-1 if place in self.keeping else place for place in places]
+            self._fill(targets, candidates, n - k, [place for place in places if place in self.keeping])
+        return tuple(targets)
+
+    def _who_counts(self, k: int, n: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Members that may be given shards of k-of-n stripes, and those that may be given any number; none: all."""
+        found = self._counted_on.get((k, n))
+        if found is None:
+            usable = _enough(self._online - self._avoided, k, n) or self._online
+            found = self._counted_on[k, n] = usable, _enough(usable - self._unproved, k, n)
+        return found
+
+    def _fill(self, targets: list[int], candidates: Sequence[int], limit: int, keeping: Sequence[int] = ()) -> None:
+        """Put in each free place the candidate that is fittest, of equals the first."""
+        held = [slot for slot in targets if slot >= 0]
+        for index, target in enumerate(targets):
+            if target < 0:
+                targets[index] = self._fittest(held, candidates, limit, keeping)
+                held.append(targets[index])
+
+    def _fittest(self, held: list[int], candidates: Sequence[int], limit: int, keeping: Sequence[int]) -> int:
+        """The candidate by whose choice no member, owner or zone exceeds ``limit``, and that holds the least so far.
+
+        Members are inside of zones, and zones inside of owners: taking one at a time finds a way to keep to all the
+        limits if there is one. What can be avoided least is that a single member exceeds it: pushes are promised to
+        survive its loss. What members in ``keeping`` may have beside that counts where there is still a choice.
+        """
+        by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
+        beside = [[level[slot] for slot in keeping] for level in self._levels]
+        best = -1
+        least: tuple[bool, list[tuple[bool, int]], list[bool], int, list[int]] = (True, [], [], 0, [])
+        for slot in candidates:
+            own = held.count(slot)
+            inside = [domains.count(level[slot]) for level, domains in by_level]
+            exceeding = [(count >= limit, count if count >= limit else 0) for count in inside]
+            all_inside = [
+                count + kept.count(level[slot]) for count, kept, level in zip(inside, beside, self._levels, strict=True)
+            ]
+            unfitness = (own >= limit, exceeding, [count >= limit for count in all_inside], own, inside)
+            if best < 0 or unfitness < least:
+                best, least = slot, unfitness
+                if not own and not any(all_inside):
+                    break
+        return best
+
+
+def _domains(layout: Layout, level: int) -> dict[int, int | str]:
+    return {slot: domains[level] for slot, domains in layout.domains.items()}
+
+
+def _enough(slots: frozenset[int], k: int, n: int) -> frozenset[int]:
+    """These slots if a stripe over them survives the loss of any one, or there is one for each shard; else none."""
+    count = len(slots)
+    return slots if count and (count >= n or n - -(-n // count) >= k) else frozenset()

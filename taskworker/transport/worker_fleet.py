@@ -1,0 +1,797 @@
+"""The workers' volumes behind the engine: where shards go and come from while workers come and go."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.erasure import ErasureProfile
+from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
+from storage.fleet.fleet import Fleet
+from storage.fleet.layout import Layout, Member, by_worker, rows_survive
+from storage.fleet.placement import partition_of
+from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from taskworker.errors import WorkerReadOnly
+from taskworker.transport.absences import Absences
+from taskworker.transport.fullness import Fullness
+from taskworker.transport.port import Ticket, WorkerVolume
+from taskworker.transport.repair_budget import RepairBudget
+from taskworker.transport.slowness import Slowness
+from taskworker.transport.targets import Targets
+from taskworker.transport.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_REPAIR_BYTES_MIN = 1 << 30
+_LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
+_TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
+
+
+Domain = Callable[[Member], str]
+"""Names what a member fails together with."""
+
+
+class _Started(NamedTuple):
+    """A sync under way."""
+
+    slot: int
+    volume: WorkerVolume
+    ticket: Ticket
+
+
+class _Expected:
+    """The members that are waited for, and which shards they may have.
+
+    Args:
+        slots: those members.
+        layouts: that shards were placed by.
+        targets: by which they were put meanwhile.
+        until_s: when it is another set of members, unless one comes or goes before.
+    """
+
+    def __init__(
+        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
+    ) -> None:
+        self.slots = slots
+        self.until_s = until_s
+        self._layouts = layouts
+        self._targets = targets
+        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
+
+    def of(self, partition: int, k: int, n: int) -> frozenset[int]:
+        """Shard slots of the partition's k-of-n stripes that one of them may have."""
+        found = self._known.get((partition, k, n))
+        if found is None:
+            rows = [layout.row(partition, n) for layout in self._layouts]
+            rows += [targets.row(partition, k, n) for targets in self._targets]
+            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
+            found = self._known[partition, k, n] = frozenset(held)
+        return found
+
+
+class WorkerFleet(Fleet[WorkerVolume]):
+    """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members.
+
+    A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
+    all n whenever enough workers are there to keep it readable after the loss of any one of them.
+
+    Args:
+        allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
+        grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
+        margin: what has fewer shards left than this many over k does not wait.
+        now_s: monotonic seconds.
+    """
+
+    remote = True
+    stand_ins = True
+
+    def __init__(
+        self,
+        *,
+        allow_fragile: bool = False,
+        grace_s: float = 0.0,
+        margin: int = 1,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._trust = Trust(now_s)
+        self._slowness = Slowness(now_s)
+        self._fullness = Fullness(now_s)
+        self._unsynced: set[int] = set()  # were given something since they were synced last
+        self._undurable: frozenset[int] = frozenset()  # full ones that could not make durable what they had taken
+        self._unproved: frozenset[int] = frozenset()
+        self.margin = margin
+        self._now_s = now_s
+        self._absences = Absences(grace_s, now_s)
+        self._expected: _Expected | None = None
+        self._layouts: tuple[Layout, ...] = ()
+        self._owners: dict[int, str] = {}
+        self._allow_fragile = allow_fragile
+        self._epoch = 0
+        self._lies: Counter[int] = Counter()
+        self._rot = 0  # rotten shards met so far
+        self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
+        self._repairs = RepairBudget(now_s, grace_s)
+        self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
+        self._mended: tuple[int, ...] | None = None
+        self._mended_targets: Targets | None = None  # by which all was in its place then; None: not known any more
+        self._targets_since: deque[Targets] = deque()
+        self._emptied: set[int] = set()  # came with an empty volume since
+        self._stood_in_for: frozenset[int] = frozenset()  # were full at some time since: others have what they should
+        self._latest: Targets | None = None  # by which shards are put now
+        self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self._places: dict[tuple[int, bytes, bool], tuple[int, ...]] = {}
+        self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
+        """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
+        with self._lock:
+            before, self._layouts = self._layouts[:1], (current, *former)
+            self._elsewhere = {}
+            for member in current.members:
+                self._stores.setdefault(member.slot, None)
+                self._moves.setdefault(member.slot, 0)
+            if before != (current,):  # where shards are put does not change by the end of a former layout
+                self._changed()
+
+    def attach(self, slot: int, volume: WorkerVolume, owner: str = "") -> None:
+        """Take a member's volume into use."""
+        with self._lock:
+            self._owners[slot] = owner
+            before, self._stores[slot] = self._stores.get(slot), volume
+            self._reasons.pop(slot, None)
+            self._moves[slot] = self._moves.get(slot, 0) + 1
+            self._changed()
+        if before is not None:
+            before.abandon(f"worker {self.name(slot)} connected again")
+
+    def note_emptied(self, slot: int) -> None:
+        """A member came back with an empty volume."""
+        self.incomplete.add(slot)
+        self._emptied.add(slot)
+
+    def remove(self, slot: int) -> None:
+        """Forget a member that has no part in the layout any more."""
+        with self._lock:
+            volume = self._stores.pop(slot, None)
+            self._owners.pop(slot, None)
+            self._moves.pop(slot, None)
+            self.incomplete.discard(slot)
+            self._absences.forget(slot)
+            self._fullness.forget(slot)
+            self._undurable -= {slot}
+            self._stood_in_for -= {slot}
+            self._changed()
+        if volume is not None:
+            volume.close()
+
+    def report(self, kind: str, key: bytes, slot: int, text: str) -> None:
+        """See :meth:`Fleet.report`. Wrong shards are counted by worker."""
+        super().report(kind, key, slot, text)
+        if kind == "rotten" and slot >= 0:
+            self.note_rot(slot, 1)
+
+    def note_rot(self, slot: int, count: int) -> None:
+        """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
+        with self._lock:
+            self._lies[slot] += count
+            if not self.trusts(slot):
+                return  # nothing that is counted on
+            self._rot += count
+        self.on_rot()
+
+    def note_lie(self, slot: int, key: bytes, text: str) -> None:
+        """See :meth:`Fleet.note_lie`. A worker that does it again and again is not believed any more."""
+        super().note_lie(slot, key, text)
+        with self._lock:
+            self._lies[slot] += bool(key)  # what is no shard, such as a list that comes too slowly, is none given out
+            known = not self.trusts(slot)
+            lost = self._trust.note_lie(slot)
+            if known:
+                return  # nothing that it says was counted on
+            self._rot += 1
+            if lost:
+                self._changed()
+        if lost:
+            log.error("worker %s is distrusted: it %s", self.name(slot), text)
+        self.on_rot()
+
+    def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
+        """See :meth:`Fleet.failed`. One that cannot say what it holds, again and again, is stood in for."""
+        super().failed(slot, store, error)
+        if isinstance(error, VolumeUnavailable):
+            self.note_unread(slot)
+
+    def note_unread(self, slot: int) -> None:
+        """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
+        with self._lock:
+            shunned = self._slowness.note_unread(slot)
+            if shunned:
+                self._changed()
+        if shunned:
+            self.on_rot()
+
+    def note_made(self, slot: int, size: int) -> None:
+        """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
+        with self._lock:
+            spent = self._repairs.spend(slot, size)
+        if spent <= self.repair_bytes_max(slot):
+            return
+        with self._lock:
+            lost = self._trust.distrust(slot)
+            if lost:
+                self._changed()
+        if lost:
+            text = f"lacked shards of {spent / 1e6:,.0f} MB within an hour, more than it was given"
+            log.error("worker %s is distrusted: it %s", self.name(slot), text)
+            super().note_lie(slot, b"", text)
+            self.on_rot()
+
+    def gone_but_for(self, slot: int) -> list[int]:
+        """Others whose shards this one may have been given of late, each as often as it went away."""
+        with self._lock:
+            return self._repairs.gone_but_for(slot)
+
+    def trusts(self, slot: int) -> bool:
+        """See :meth:`Fleet.trusts`."""
+        return slot not in self._trust.distrusted
+
+    def is_spotless(self, slot: int) -> bool:
+        """Whether no lie of a worker has come to light lately, not even one that can be borne with."""
+        with self._lock:
+            return self._trust.is_spotless(slot)
+
+    def distrusted(self) -> frozenset[int]:
+        """Workers whose word does not count."""
+        return self._trust.distrusted
+
+    def proven_liars(self) -> list[int]:
+        """Workers that lied so often that they should be done without."""
+        with self._lock:
+            return self._trust.proven_liars()
+
+    def slow(self) -> frozenset[int]:
+        """Workers that others stand in for, because they keep everybody waiting."""
+        return self._slowness.slow
+
+    def forgive(self) -> None:
+        """Trust those again that have not lied for long enough, and try those that were slow or full."""
+        with self._lock:
+            lapsed = [self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()]
+            if any(lapsed):
+                self._changed()
+        if any(lapsed):
+            self.on_rot()
+
+    def full(self) -> frozenset[int]:
+        """Workers that have no space for more: they serve what they hold, and others take what is new."""
+        return self._fullness.slots
+
+    def note_space(self, slot: int, free: int, used: int) -> None:
+        """What a worker says of its disk, in bytes."""
+        with self._lock:
+            room = self._fullness.told(slot, free, used)
+            if room:
+                self._changed()
+        if room:
+            self.on_rot()  # what others took for it is brought to its place
+
+    def note_write_refused(self, slot: int, error: StorageError) -> None:
+        """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
+        with self._lock:
+            read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
+            new, mended = self._fullness.refused(slot, read_only=read_only, refusing=refusing), self.is_mended()
+            self._stood_in_for |= {slot}
+            self._changed()
+        if new:
+            log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
+        if new or mended:
+            self.on_rot()
+
+    def read_only(self) -> frozenset[int]:
+        """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
+        return self._fullness.read_only
+
+    def refusing(self) -> frozenset[int]:
+        """Those of the :meth:`full` ones that could not write for want of something else than space."""
+        return self._fullness.refusing
+
+    def _pool_full(self) -> StorageError:
+        read_only, refusing = self._fullness.read_only, self._fullness.refusing
+        full = sorted(self.name(slot) for slot in self._fullness.slots - read_only - refusing)
+        parts = [f"none is left on {', '.join(full)}"] if full else []
+        if read_only:
+            parts.append(f"the disks of {', '.join(sorted(map(self.name, read_only)))} take no writes")
+        if refusing:
+            parts.append(f"{', '.join(sorted(map(self.name, refusing)))} cannot write for now, see their logs")
+        if refusing == self._fullness.slots:
+            return InsufficientWorkers(f"too few workers can write: {parts[-1]}; try again")
+        return StoreFull(
+            f"the pool is full: too few workers have space; {'; '.join(parts)}; delete files and run "
+            "`taskworker collect`, or add workers or larger disks"
+        )
+
+    def _is_avoided(self, slot: int) -> bool:
+        return slot in self._trust.distrusted or slot in self._slowness.slow
+
+    def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
+        """See :meth:`Fleet.set_offline`. One that answered nonsense, or held the pool up, is doubted."""
+        volume = self._stores.get(slot)
+        super().set_offline(slot, reason, failed)
+        if volume is not None:
+            with self._lock:
+                self._repairs.note_gone(slot)
+        if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
+            self.note_lie(slot, b"", f"misbehaves: {volume.misbehaved}")
+
+    def use_unproved(self, slots: Iterable[int]) -> None:
+        """These members have not shown yet that they keep what they are given.
+
+        At most n - k shards of a stripe are put on them, so that whatever they do it can be read without them.
+        """
+        unproved = frozenset(slots)
+        with self._lock:
+            if unproved != self._unproved:
+                self._unproved = unproved
+                self._changed()
+
+    def lies(self) -> dict[int, int]:
+        """How many wrong or rotten shards each worker gave out since the pool started, for those that did."""
+        with self._lock:
+            return {slot: min(count, _LIES_TOLD_MAX) for slot, count in self._lies.items() if count}
+
+    def times_lied(self, slot: int) -> int:
+        """How often a worker was shown to say what is not so since the pool started, of shards or of anything else."""
+        with self._lock:
+            return self._trust.total(slot)
+
+    def _changed(self) -> None:
+        """See :meth:`Fleet._changed`. Nobody who looks meanwhile keeps what held before."""
+        self._epoch += 1
+        for slot, store in self._stores.items():
+            self._absences.note(slot, away=store is None or slot in self._slowness.slow)
+        if self._layouts:
+            self._note_targets(self._current_targets())
+        self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
+        self._epoch += 1  # who began to look in between has seen some of both
+
+    def _current_targets(self) -> Targets:
+        there = frozenset(slot for slot, store in self._stores.items() if store is not None)
+        full, distrusted = self._fullness.slots, self._trust.distrusted
+        avoided = distrusted | self._slowness.slow
+        return Targets(self._layouts[0], there, full, full - distrusted, avoided, self._unproved)
+
+    def _note_targets(self, targets: Targets) -> None:
+        if targets.is_like(self._latest):
+            return
+        known = next((one for one in self._targets_since if targets.is_like(one)), None)
+        if known is not None:  # who went has come back: nothing is put anywhere else than before
+            self._targets_since.remove(known)
+        self._latest = known or targets
+        self._targets_since.append(self._latest)
+        if len(self._targets_since) > _TARGETS_KEPT:
+            # What was put by the oldest is not known any more: only what is in its place counts until all is mended.
+            self._targets_since.popleft()
+            self._mended_targets = None
+
+    def epoch(self) -> tuple[int, ...]:
+        """See :meth:`Fleet.epoch`."""
+        return (self._epoch,)
+
+    def reattach(self) -> list[int]:
+        """Workers come back by themselves: their heartbeats tell."""
+        return []
+
+    def check_present(self, *, at_once: bool = False) -> None:
+        """Whether workers are there is told by their heartbeats and by calls to them."""
+
+    # -- who is waited for -----------------------------------------------------------------------
+
+    def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
+        """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
+        k, n = stripe[33] + 1, stripe[34] + 1
+        if self.is_in_danger(stripe, there):
+            return frozenset()
+        expected = self._who_is_expected()
+        return expected.of(partition_of(stripe), k, n) if expected.slots else frozenset()
+
+    def awaited_workers(self) -> dict[str, float]:
+        """The workers that are away and waited for, by name, each with how many more seconds."""
+        with self._lock:
+            awaited = self._absences.awaited(self._stores)
+        return {self.name(slot): left_s for slot, left_s in awaited.items()}
+
+    def _who_is_expected(self) -> _Expected:
+        expected = self._expected
+        if expected is None or self._now_s() >= expected.until_s:
+            with self._lock:
+                awaited = self._absences.awaited(self._stores)
+                # Where shards were when all was last in its place, and may have been put since.
+                mended = () if self._mended_targets is None else (self._mended_targets,)
+                until_s = self._now_s() + min(awaited.values(), default=math.inf)
+                expected = self._expected = _Expected(
+                    frozenset(awaited), self._layouts, (*mended, *self._targets_since), until_s
+                )
+        return expected
+
+    # -- where things are ------------------------------------------------------------------------
+
+    @property
+    def placement(self) -> Layout:
+        """The current layout."""
+        if not self._layouts:
+            raise InsufficientWorkers("no worker has joined this pool yet; start some with `taskworker worker`")
+        return self._layouts[0]
+
+    def away(self) -> list[int]:
+        """See :meth:`Fleet.away`. Workers that are done without, or distrusted, are not waited for."""
+        members = self._layouts[0].members if self._layouts else ()
+        slots = (member.slot for member in members)
+        return [slot for slot in slots if self._stores.get(slot) is None and self.trusts(slot)]
+
+    def awaits_any(self) -> bool:
+        """Whether any worker that is not forgotten, with a part in a layout or without, is away and might come back."""
+        return any(store is None for store in list(self._stores.values()))
+
+    def member(self, slot: int) -> Member | None:
+        """The member in a slot, by the newest layout that has it."""
+        return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
+
+    def name(self, slot: int) -> str:
+        """The worker's id."""
+        member = self.member(slot)
+        return member.worker if member is not None else f"#{slot}"
+
+    def owner(self, slot: int) -> str:
+        """See :meth:`Fleet.owner`. Who joined last with this slot, or had a part in a layout before."""
+        member = self.member(slot)
+        return self._owners.get(slot, member.owner if member is not None else "")
+
+    def place(self, slot: int) -> str:
+        """The worker's id."""
+        return self.name(slot)
+
+    def directories(self) -> list[Path]:
+        """None: the volumes are elsewhere."""
+        return []
+
+    def targets(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
+        partition, profile = partition_of(stripe), stripe[33:35]
+        table = self._targets  # before what it is made from, which is set first when that changes
+        found = table.get((partition, profile))
+        if found is None:
+            latest = self._latest
+            put = self.holders(stripe) if latest is None else latest.row(partition, stripe[33] + 1, stripe[34] + 1)
+            found = table[partition, profile] = put
+        return found
+
+    def places(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.places`. What full workers hold is in its place.
+
+        A write under way does not count on those that might lose it: it may have been given to them a moment ago.
+        """
+        table = self._places
+        targets, latest = self.targets(stripe), self._latest
+        if latest is None or not latest.keeping:
+            return targets
+        strict = bool(self._undurable) and self.is_pinned(stripe)
+        key = partition_of(stripe), stripe[33:35], strict
+        found = table.get(key)
+        if found is None:
+            keeping = latest.keeping - self._undurable if strict else latest.keeping
+            both = zip(self.holders(stripe), targets, strict=True)
+            found = tuple(holder if holder in keeping else target for holder, target in both)
+            found = table[key] = targets if found == targets else found
+        return found
+
+    def places_differ(self) -> bool:
+        """See :meth:`Fleet.places_differ`."""
+        latest = self._latest
+        return latest is not None and bool(latest.keeping)
+
+    def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
+
+        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
+        """
+        partition, table = (partition_of(stripe), stripe[34] + 1), self._elsewhere
+        found = table.get(partition)
+        if found is None:
+            found = table[partition] = self._find_elsewhere(stripe)
+        return found
+
+    def _find_elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
+        seen: dict[int, None] = {}
+        for layout in self._layouts[1:]:
+            seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
+        seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
+        seen.update(dict.fromkeys(self.slots))
+        return tuple(slot for slot in seen if self._stores.get(slot) is not None)
+
+    def losses_survivable(self, profile: ErasureProfile) -> int:
+        """See :meth:`Fleet.losses_survivable`, in workers."""
+        return max(0, self.domain_losses_survivable(profile, by_worker))
+
+    def domain_losses_survivable(self, profile: ErasureProfile, domain: Domain) -> int:
+        """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
+
+        What was there when all was last mended is where it was then; what came since is on the targets of
+        its time.
+
+        Args:
+            profile: how the files are coded.
+            domain: what fails together.
+        """
+        if self._latest is None:
+            return -1
+        gone = self._gone()
+        if self.is_mended():
+            return self._targets_survive(profile, domain, gone)
+        short = self._stood_in_for
+        lacking = [slot for slot in self.slots if self.state(slot) != "ok" or slot in short or not self.trusts(slot)]
+        survivable = self.placement.losses_survivable(profile.k, domain, lacking, profile.n)
+        if self._mended_targets is not None:
+            gone |= self._emptied
+            places = (self._mended_targets, *self._targets_since, self._latest)
+            survivable = max(survivable, min(self._survives_by(targets, profile, domain, gone) for targets in places))
+        return survivable
+
+    def _gone(self) -> set[int]:
+        """Members whose shards do not count: they are away, or distrusted."""
+        return {slot for slot in self.slots if self._stores.get(slot) is None or not self.trusts(slot)}
+
+    def losses_survivable_when_mended(self, profile: ErasureProfile) -> int:
+        """How many more workers may be lost, whichever, once every shard is where it should be put now."""
+        if self._latest is None:
+            return -1
+        return self._targets_survive(profile, by_worker, self._gone())
+
+    def _targets_survive(self, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
+        """The same of stripes all of whose shards are where they are to be put now."""
+        assert self._latest is not None
+        survivable = self._survives_by(self._latest, profile, domain, gone)
+        if self._fullness.slots:  # what they held before is there still
+            survivable = min(survivable, self.placement.losses_survivable(profile.k, domain, gone, profile.n))
+        return survivable
+
+    def _survives_by(self, targets: Targets, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
+        """The same of stripes that lie as ``targets`` say."""
+        of = {member.slot: domain(member) for member in targets.layout.members}
+        forgotten = of.keys() - self._stores.keys()
+        return rows_survive(targets.rows(profile.k, profile.n), profile.k, of, gone | forgotten)
+
+    def mark(self) -> tuple[int, ...]:
+        """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
+        return (*self.epoch(), self._rot)
+
+    def is_mended(self) -> bool:
+        """Whether nothing of that kind has happened since all was mended."""
+        return self._mended == self.mark()
+
+    def note_unknown(self) -> None:
+        """There is more than was known when all was last mended, so that it has to be looked at."""
+        self._mended = None
+
+    def note_mended(self, mark: tuple[int, ...]) -> bool:
+        """Every shard was where it should be put when this was the :meth:`mark`; whether it still is."""
+        with self._lock:
+            if self.mark() != mark:
+                return False
+            self._mended, self._mended_targets = mark, self._latest
+            self._emptied.clear()
+            self._stood_in_for = self._fullness.slots
+            self._targets_since.clear()
+        return True
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
+        """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
+        while batches:
+            left: list[Shard] = []
+            for slot, shards in batches.items():
+                volume = self._stores.get(slot)
+                if volume is not None:
+                    try:
+                        self._unsynced.add(slot)
+                        volume.append(shards, urgent=urgent)
+                        continue
+                    except VolumeFailed as error:
+                        self.set_offline(slot, str(error), volume)
+                    except (StoreFull, VolumeUnavailable) as error:
+                        self.note_write_refused(slot, error)
+                left += shards
+            batches = self._again(left)
+        return ()
+
+    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
+        done = meanwhile
+        others = True
+        again: set[int] = set()  # refused some of it, and are to make durable what they took before
+        while batches or others or again:
+            tickets: list[_Started] = []
+            online = dict(self.online())
+            left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
+            for slot, volume in online.items():
+                if slot in batches or slot in again or (others and self._is_synced_with_all(slot)):
+                    self._start(slot, volume, batches.get(slot, []), tickets, left)
+            if done is not None:
+                done()
+                done = None
+            refusals = again
+            again = set()
+            for slot, error in self._await(tickets):
+                if error is None:
+                    self._note_durable(slot, batches.get(slot, ()))
+                else:
+                    left += batches.get(slot, [])
+                if isinstance(error, (StoreFull, VolumeUnavailable)):
+                    if slot in refusals:
+                        self._note_undurable(slot)
+                    else:
+                        again.add(slot)
+            batches, others = self._again(left), False
+
+    def _is_synced_with_all(self, slot: int) -> bool:
+        """Whether a worker is asked to make durable what it has whenever all are."""
+        return slot in self._unsynced or not (self._is_avoided(slot) or slot in self._fullness.slots)
+
+    def _note_undurable(self, slot: int) -> None:
+        """What a full worker took before it cannot make durable either: it may be lost, the rest can still be read.
+
+        It is not asked again before it is tried as one that has space. Whoever counts on it now looks again.
+        """
+        with self._lock:
+            new = slot not in self._undurable
+            self._undurable |= {slot}
+            self._unsynced.discard(slot)
+            self._changed()
+        if new:
+            log.warning("worker %s may lose what it was given last: its disk does not make it durable", self.name(slot))
+
+    def _note_durable(self, slot: int, shards: Sequence[Shard]) -> None:
+        """A store has made durable what it was given, these shards last."""
+        if slot in self._undurable:
+            with self._lock:
+                self._undurable -= {slot}
+                self._changed()
+        self._note_witness(slot, shards)
+
+    def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
+        """A version that was made durable on a store: if it comes back without, it is an older copy."""
+        if shards and shards[-1].key[ID_BYTES] == Kind.VERSION:  # commits put it last
+            key = shards[-1].key
+            if self.holders(_stripe_of(key))[key[STRIPE_KEY_BYTES]] == slot:  # stand-ins get rid of theirs
+                self.witnesses[slot] = key
+
+    def _start(
+        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
+    ) -> None:
+        self._unsynced.discard(slot)
+        try:
+            tickets.append(_Started(slot, volume, volume.start_sync(shards)))
+        except VolumeFailed as error:
+            self.set_offline(slot, str(error), volume)
+            left += shards
+        except (StoreFull, VolumeUnavailable) as error:
+            self.note_write_refused(slot, error)
+            left += shards
+
+    def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
+        """(slot, why it failed or refused) of every sync, all of which have ended."""
+        outcomes: list[tuple[int, StorageError | None]] = []
+        refused: StorageError | None = None
+        for slot, volume, ticket in tickets:
+            try:
+                ticket.wait()
+                outcomes.append((slot, None))
+            except VolumeFailed as error:
+                self.set_offline(slot, str(error), volume)
+                outcomes.append((slot, error))
+            except (StoreFull, VolumeUnavailable) as error:
+                # The appends refused may be another push's.
+                self._unsynced.add(slot)
+                self.note_write_refused(slot, error)
+                outcomes.append((slot, error))
+            except StorageError as error:
+                self._unsynced.add(slot)
+                # The appends refused may be another push's: whoever began before now looks what is missing.
+                self._note_refusal()
+                refused = refused or error
+        self._note_taken({slot: ticket.took_s for slot, _, ticket in tickets})
+        if refused is not None:
+            raise refused
+        return outcomes
+
+    def _note_taken(self, took_s: dict[int, float]) -> None:
+        """How long each worker took to make what it was given durable."""
+        with self._lock:
+            slower = self._slowness.note(took_s)
+            if slower:
+                self._changed()
+        if slower:
+            self.on_rot()
+            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._slowness.slow))))
+
+    def _note_refusal(self) -> None:
+        with self._lock:
+            self._epoch += 1
+        self.on_rot()
+
+    def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
+        """Shards that could not be delivered, by where to put them now."""
+        batches: dict[int, list[Shard]] = {}
+        for shard in shards:
+            target = self._target_now(shard.key)
+            if target in self._fullness.slots:
+                raise self._pool_full()
+            batches.setdefault(target, []).append(shard)
+        return batches
+
+    def _target_now(self, key: ShardKey) -> int:
+        """Where to put a shard. A worker that goes away between two looks is another one's turn."""
+        for _ in range(len(self._stores) + 1):
+            target = self.targets(_stripe_of(key))[key[STRIPE_KEY_BYTES]]
+            if self._stores.get(target) is not None:
+                return target
+        raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+
+    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """See :meth:`Fleet.sync`."""
+        self.append_and_sync({}, meanwhile)
+
+    def sync_each(self) -> None:
+        """See :meth:`Fleet.sync_each`."""
+        self.append_and_sync({})
+
+    def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
+        """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
+        if self._closed:
+            raise StoreClosed("the pool is shutting down; try again when it is back")
+        # Only those with a part in the layout take shards: one that is being drained does not count.
+        members = self.placement.members
+        there = [member for member in members if self._stores.get(member.slot) is not None]
+        if not there:
+            raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
+        takers = {member.worker for member in there if member.slot not in self._fullness.slots}
+        if not takers:
+            raise self._pool_full()
+        if self._allow_fragile:
+            return
+        if profile.n == profile.k:
+            raise InsufficientWorkers(
+                f"a {profile} file would not survive the loss of any worker, however many there are; choose an n above "
+                "k, or start the pool with --allow-fragile"
+            )
+        workers = len({member.worker for member in there})
+        if workers > len(takers) and _survives_one(profile, workers) and not _survives_one(profile, len(takers)):
+            raise self._pool_full()
+        if not _survives_one(profile, workers):
+            raise InsufficientWorkers(
+                f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
+                "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
+            )
+
+    def close(self) -> None:
+        """See :meth:`Fleet.close`."""
+        self._closed = True
+        self._close_stores()
+
+
+def _survives_one(profile: ErasureProfile, workers: int) -> bool:
+    """Whether a file spread over so many workers survives the loss of any one of them."""
+    return profile.n - -(-profile.n // workers) >= profile.k
+
+
+def _stripe_of(key: ShardKey) -> StripeKey:
+    return StripeKey(key[:STRIPE_KEY_BYTES])

@@ -1,0 +1,336 @@
+"""A worker's functions: run for a pool and offered to it, or served by a worker on its own."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import grpc
+
+from storage import FileStorage
+from storage.errors import InvalidArgument, StorageError
+from storage.system.forks import HomeProcess
+from taskworker.calls.bundle import PackedFunction
+from taskworker.calls.call import Call, RunningCall
+from taskworker.calls.chains import Chain, chain_metadata
+from taskworker.calls.concurrency import worker_places
+from taskworker.calls.labels import check_labels
+from taskworker.calls.nested import patiently
+from taskworker.calls.platform import own_platform
+from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX
+from taskworker.client import Client
+from taskworker.errors import WorkerRefused
+from taskworker.functions.hosting.host import FunctionHost
+from taskworker.functions.hosting.local import LocalWorkers
+from taskworker.functions.hosting.user_files import EmbeddedFiles, PoolFiles
+from taskworker.functions.routing.router import CallRouter
+from taskworker.protos import functions_pb2, taskworker_pb2
+from taskworker.protos.functions_pb2_grpc import HostingServiceStub
+from taskworker.protos.outside_pb2_grpc import OutsideServiceStub
+from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.dialling import dial
+from taskworker.sandbox import Keep, Limits, SandboxUnavailable
+from taskworker.services.capabilities import RemoteCapabilities
+from taskworker.services.invocation import InvocationService
+from taskworker.services.rpc import RpcService, StreamService, awaited
+
+log = logging.getLogger(__name__)
+
+FUNCTION_CALLS = worker_places().total
+"""Calls of functions that a worker has under way at most; the pool takes more elsewhere."""
+
+_STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
+_RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
+_INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
+_OFFER_EVERY_S = 2.0
+_OFFERS_PER_LEASE = 4
+_OFFER_TIMEOUT_S = 5.0
+_TRY_AGAIN_S = 15.0
+
+
+class HostedFunctions:
+    """Runs functions for a pool. Thread-safe.
+
+    Args:
+        pool_address: of the pool.
+        directory: for unpacked bundles.
+        required: whether the worker is of no use without: then :meth:`services` raises where a sandbox
+            cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
+            be had, the worker goes on without functions, and says so.
+        limits_max: what a function may ask for at most.
+        keep_max: how long a process may serve calls of one user at most.
+        labels: of this worker, for functions that need some.
+    """
+
+    def __init__(
+        self,
+        pool_address: str,
+        directory: Path,
+        *,
+        required: bool,
+        limits_max: Limits = LIMITS_MAX,
+        keep_max: Keep = KEEP_MAX,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self._home = HomeProcess("this worker's host of functions")
+        self._client = Client(pool_address)
+        self._channel = dial(pool_address)
+        self._pool = RPCServiceStub(self._channel)
+        self._hosting = HostingServiceStub(self._channel)
+        outside = OutsideServiceStub(self._channel)
+        self._pool_address = pool_address
+        self._required = required
+        self.host = FunctionHost(
+            directory,
+            lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
+            self._call_function,
+            lambda call, timeout_s, asking: RemoteCapabilities(outside, pool_address, call.token, timeout_s, asking),
+            limits_max,
+            keep_max,
+        )
+        self.unavailable: str | None = None
+        self._try_at = 0.0
+        self._worker, self._instance, self._address = "", "", ""
+        self._labels = check_labels(dict(labels or {}))
+        self._every_s = _OFFER_EVERY_S
+        self._taken = threading.Event()
+        self._refused: StorageError | None = None
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._offering = threading.Thread(target=self._keep_offering, name="offers", daemon=True)
+
+    def register(self, functions: Iterable[PackedFunction]) -> None:
+        """Host functions of this worker's own program."""
+        for function in functions:
+            self.host.register(function)
+        self.offer_soon()
+
+    def services(self, directory: Path) -> dict[str, grpc.GenericRpcHandler]:
+        """The services that the pool calls.
+
+        Raises:
+            SandboxUnavailable: functions are required, and this machine cannot isolate them.
+        """
+        if self._required:
+            self.host.start()
+        service = InvocationService(self.host, self._fetch)
+        handler = generic_handler(_INVOCATION, service, hide=(str(directory),))
+        return {_INVOCATION.full_name: handler}
+
+    def start(self, worker_id: str, instance: str, address: str = "") -> None:
+        """Begin to offer, as this process of a worker.
+
+        Args:
+            worker_id: the worker.
+            instance: of the process.
+            address: where a worker without a volume is reached; empty: it is a member of the pool.
+        """
+        self._worker, self._instance, self._address = worker_id, instance, address
+        self._offering.start()
+
+    def await_taken(self) -> None:
+        """Return once the pool has taken the offer; it is waited for.
+
+        Raises:
+            WorkerRefused: it does not.
+        """
+        self._taken.wait()
+        if self._refused is not None:
+            raise self._refused
+
+    def withdraw(self) -> None:
+        """Tell the pool that a worker without a volume stops. Does nothing if it has not begun to offer."""
+        if self._closing.is_set() or not self._offering.is_alive():
+            return
+        self._closing.set()
+        self._wanted.set()
+        self._offering.join()
+        request = functions_pb2.OfferRequest(worker_id=self._worker, instance=self._instance, withdrawn=True)
+        try:
+            self._hosting.Offer(request, timeout=_OFFER_TIMEOUT_S)
+        except grpc.RpcError as error:
+            log.info("the pool could not be told that this worker stops: %s", status.decode(error, self._pool_address))
+
+    def renew(self, instance: str) -> None:
+        """The worker has joined under another name."""
+        self._instance = instance
+        self.offer_soon()
+
+    def offer_soon(self) -> None:
+        """What can be run has changed, or the pool forgot it."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """End all calls, their processes, and the connections. Does nothing in a forked child."""
+        if not self._home.is_here:
+            return
+        self._closing.set()
+        self._wanted.set()
+        if self._offering.is_alive():
+            self._offering.join()
+        self.host.close()
+        self._channel.close()
+        self._client.close()
+
+    # -- the pool ------------------------------------------------------------------------------------
+
+    def _keep_offering(self) -> None:
+        while not self._closing.is_set():
+            try:
+                answer = self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
+            except grpc.RpcError as error:
+                self._not_taken(status.decode(error, self._pool_address))
+            else:
+                self._taken.set()
+                self.host.end_versions(answer.ended_versions)
+                if self._address and answer.lease_ms:
+                    self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
+                if answer.functions_deployed and time.monotonic() >= self._try_at:
+                    self._bring_up()
+            self._wanted.wait(self._every_s)
+            self._wanted.clear()
+
+    def _not_taken(self, error: StorageError) -> None:
+        if not self._address:
+            log.debug("the pool did not take the offer: %s", error)
+        elif self._taken.is_set():
+            log.warning("the pool did not take the offer of this worker: %s", error)
+        elif isinstance(error, (WorkerRefused, InvalidArgument)):
+            self._refused = error
+            self._taken.set()
+        else:
+            log.warning("%s; waiting for it", error)
+
+    def _bring_up(self) -> None:
+        """Have the sandbox ready before the first call."""
+        try:
+            self.host.start()
+        except SandboxUnavailable as error:
+            if self.unavailable is None:
+                log.warning("this worker runs no functions: %s", error)
+            self.unavailable = str(error)
+            self._try_at = time.monotonic() + _TRY_AGAIN_S  # it may have been the load of the moment
+        else:
+            if self.unavailable is not None:
+                self.unavailable = None
+                self.offer_soon()
+
+    def _offer(self) -> functions_pb2.OfferRequest:
+        return functions_pb2.OfferRequest(
+            worker_id=self._worker,
+            instance=self._instance,
+            address=self._address,
+            labels=self._labels,
+            platform=_platform_tag(),
+            hosts_deployed=self.unavailable is None,
+            unavailable=self.unavailable or "",
+            functions=[
+                functions_pb2.FunctionOffer(
+                    function_name=name,
+                    bundle=hosted.image.key,
+                    idempotent=hosted.spec.idempotent,
+                    cache_ttl=hosted.spec.cache_ttl_s,
+                    concurrency=hosted.spec.concurrency,
+                    queue=hosted.spec.queue,
+                    keeps=hosted.spec.keep is not None,
+                )
+                for name, hosted in self.host.own.items()
+            ],
+            warm=[
+                functions_pb2.WarmFunction(
+                    worker_id=self._worker,
+                    function_name=warm.name,
+                    processes=warm.processes,
+                    memory_bytes=warm.memory_bytes,
+                    version_ids=warm.versions,
+                )
+                for warm in self.host.views()
+            ],
+        )
+
+    def _fetch(self, owner: str, file_id: str, version_id: str) -> bytes:
+        return self._client.get(file_id, user_id=owner, version_id=version_id)
+
+    def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
+        request = taskworker_pb2.FunctionCallRequest(
+            function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
+        )
+        metadata = chain_metadata(Chain(call.call_id or secrets.token_hex(8), call.chain, call.parent))
+
+        def ask(left_s: float | None) -> str:
+            with status.errors_decoded(self._pool_address):
+                asked = self._pool.CallFunction.future(request, timeout=left_s, metadata=metadata)
+                return awaited(asked, asking).result
+
+        return patiently(ask, timeout_s, asking)
+
+
+def _platform_tag() -> str:
+    here = own_platform()
+    return "" if here is None else here.tag
+
+
+class LocalFunctions:
+    """Runs the functions of a worker without a pool. Thread-safe.
+
+    Args:
+        worker_id: its name.
+        store: has the files that functions work on.
+        limits_max: what a function may ask for at most.
+    """
+
+    def __init__(self, worker_id: str, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
+        self._home = HomeProcess("this worker's host of functions")
+        self._bundles = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
+        self._remove_bundles = weakref.finalize(self, _remove_at_home, self._bundles, self._home)
+        self._host = FunctionHost(
+            self._bundles,
+            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            self._call_function,
+            limits_max=limits_max,
+        )
+        workers = LocalWorkers(worker_id, self._host)
+        self._router = CallRouter(workers.find, workers, places=worker_places())
+
+    def register(self, functions: list[PackedFunction]) -> None:
+        """Host functions of this program.
+
+        Raises:
+            SandboxUnavailable: this machine cannot isolate them.
+        """
+        if functions:
+            self._host.start()
+        for function in functions:
+            self._host.register(function)
+
+    def services(self) -> dict[str, grpc.GenericRpcHandler]:
+        """What callers call."""
+        hide = (str(self._bundles),)
+        return {
+            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide),
+        }
+
+    def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
+        return patiently(lambda left_s: self._router.call(call, left_s, asking), timeout_s, asking)
+
+    def close(self) -> None:
+        """End all calls and their processes. Does nothing in a forked child."""
+        if self._home.is_here:
+            self._host.close()
+            self._remove_bundles()
+
+
+def _remove_at_home(directory: Path, home: HomeProcess) -> None:
+    """Remove a directory, but not at the end of a process that was forked from its owner."""
+    if home.is_here:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""A worker that runs a pool's functions and holds none of its data: it may come and go, and is never missed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from storage.system.forks import HomeProcess
+from storage.system.locking import StoreLock
+from taskworker.rpc.admission import DEFAULT_CALLS
+from taskworker.rpc.serving import Server
+from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
+
+
+class FunctionsOnlyWorker:
+    """Offers to run functions, from :meth:`start` until :meth:`stop`. Thread-safe.
+
+    Args:
+        worker_id: its id in the pool, which no worker with a volume has.
+        directory: for unpacked bundles, made if absent.
+        functions: what it runs.
+    """
+
+    def __init__(self, worker_id: str, directory: str | os.PathLike[str], functions: HostedFunctions) -> None:
+        self._home = HomeProcess(f"worker {worker_id}")
+        self._worker_id = worker_id
+        self._directory = Path(directory)
+        self._functions = functions
+        self._lock: StoreLock | None = None
+        self._server: Server | None = None
+        self.address = ""
+
+    def start(self, address: str) -> int:
+        """Serve on ``address``, and offer to the pool, which is waited for.
+
+        Returns:
+            The port bound; 0 for a socket file.
+
+        Raises:
+            SandboxUnavailable: this machine cannot isolate functions.
+            WorkerRefused: the pool does not take this worker; the text says why.
+            StorageUnavailable: the address is taken.
+            StoreLocked: another process has this directory.
+        """
+        self._home.check()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = StoreLock(self._directory)
+        try:
+            services = self._functions.services(self._directory)
+            self._server = Server(services, calls=DEFAULT_CALLS + FUNCTION_CALLS)
+            port = self._server.start(address)
+            self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+            self._functions.start(self._worker_id, secrets.token_hex(8), self.address)
+            self._functions.await_taken()
+        except BaseException:
+            self.stop(0.0)
+            raise
+        return port
+
+    def wait(self) -> None:
+        """Return when the worker has been stopped."""
+        if self._server is not None:
+            self._server.wait()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Offer nothing any more, and end the calls under way within ``grace_s`` seconds. Nothing in a forked child."""
+        if not self._home.is_here:
+            return
+        self._functions.withdraw()
+        if self._server is not None:
+            self._server.stop(grace_s)
+        self._functions.close()
+        if self._lock is not None:
+            self._lock.release()

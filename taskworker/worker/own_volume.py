@@ -1,0 +1,117 @@
+"""A worker's volume that is opened anew, in the same process, after it failed."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from storage.errors import StorageError
+from storage.shards import LocalVolume, VolumeFailed
+from storage.system.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """The volume, and the random name that it goes by until it is opened anew.
+
+    What was appended, and not synced, under another name may be gone.
+    """
+
+    volume: LocalVolume
+    instance: str
+
+
+class OwnVolume:
+    """Keeps a volume usable. Thread-safe; :meth:`tend` is for one thread.
+
+    Args:
+        opened: the volume, open.
+        again: opens it once more.
+    """
+
+    def __init__(self, opened: LocalVolume, again: Callable[[], LocalVolume]) -> None:
+        self._again = again
+        self._opened: Opened | None = Opened(opened, new_instance())
+        self._lock = threading.Lock()
+        self._closed = False
+        self._retry = Backoff(first_s=0.5)
+        self._reason = ""
+        self._failed_at_s = 0.0
+
+    def current(self) -> Opened:
+        """The volume as it is open now.
+
+        Raises:
+            VolumeFailed: it is not; the text says why.
+        """
+        opened = self._opened
+        if opened is None:
+            raise VolumeFailed(self._reason)
+        return opened
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be used, or only be read; empty if all is well."""
+        opened = self._opened
+        return self._reason if opened is None else opened.volume.state[1]
+
+    @property
+    def failing_s(self) -> float:
+        """For how long it could not be used."""
+        return 0.0 if self._opened is not None else time.monotonic() - self._failed_at_s
+
+    def tend(self) -> bool:
+        """See whether the volume can be used; let go of one that failed, and open it anew when it is time to."""
+        opened = self._opened
+        if opened is not None:
+            if opened.volume.present():
+                return True
+            self._let_go(opened.volume)
+        if not self._retry.due():
+            return False
+        try:
+            volume = self._again()
+        except StorageError as error:
+            self._retry.failed()
+            if str(error) != self._reason:
+                self._reason = str(error)
+                log.error("the volume cannot be opened, it is tried again: %s", error)
+            return False
+        with self._lock:
+            if self._closed:
+                volume.close()
+                return False
+            self._opened = Opened(volume, new_instance())
+        self._retry.succeeded()
+        log.warning("the volume in %s is open again", volume.path)
+        return True
+
+    def _let_go(self, volume: LocalVolume) -> None:
+        state, cause = volume.state
+        self._reason = cause if state == "failed" else f"volume {volume.path} was removed or unmounted"
+        self._failed_at_s = time.monotonic()
+        self._opened = None
+        self._retry.relapsed()
+        log.error("%s; it is opened anew", self._reason)
+        try:
+            volume.abandon(self._reason)
+        except StorageError as error:
+            log.error("the volume in %s could not be closed: %s", volume.path, error)
+
+    def close(self) -> None:
+        """Close the volume."""
+        with self._lock:
+            self._closed = True
+            opened = self._opened
+        if opened is not None:
+            opened.volume.close()
+
+
+def new_instance() -> str:
+    """A random name for an opening of a volume."""
+    return secrets.token_hex(8)

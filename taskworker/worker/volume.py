@@ -1,0 +1,377 @@
+"""A worker's part in a pool: its volume offered over gRPC, its lease kept alive."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import resource
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from blake3 import blake3
+
+from storage.errors import FormatError, StorageError
+from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
+from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
+from storage.system.forks import HomeProcess
+from storage.system.locking import StoreLock
+from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
+from taskworker.protos import pool_pb2
+from taskworker.protos.pool_pb2_grpc import PoolServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.admission import DEFAULT_CALLS
+from taskworker.rpc.dialling import dial
+from taskworker.rpc.protocol import PROTOCOL
+from taskworker.rpc.serving import Server
+from taskworker.services.shards import shard_handler
+from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
+from taskworker.worker.own_volume import OwnVolume
+from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
+
+log = logging.getLogger(__name__)
+
+ResponseT = TypeVar("ResponseT")
+
+_CALL_TIMEOUT_S = 10.0
+_RETRY_S = 0.5
+_LEAVE_TIMEOUT_S = 2.0
+_SILENT_S = 5.0
+_GIVE_UP_S = 600.0  # without its volume a worker is of no use; whoever supervises it may know what to do
+_TOLD_EVERY_S = 30.0
+
+
+class VolumeWorker:
+    """Offers the volume in a directory to a pool, from :meth:`start` until :meth:`stop`. Thread-safe.
+
+    Args:
+        worker_id: its id in the pool.
+        pool_address: ``host:port`` or ``unix:path`` of the pool; several ``host:port`` separated by commas where it may
+            be found at any of them.
+        directory: of the volume, made if absent.
+        zone: what fails together with this worker.
+        owner: whose machine this is; the pool keeps what it can from being in one owner's hands.
+        capacity: its weight in the layout, in bytes; default the size of the disk.
+        scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
+        functions: what it runs for the pool beside that.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        pool_address: str,
+        directory: str | os.PathLike[str],
+        *,
+        zone: str = "",
+        owner: str = "",
+        capacity: int | None = None,
+        scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
+        functions: HostedFunctions | None = None,
+    ) -> None:
+        self._home = HomeProcess(f"worker {worker_id}")
+        self._functions = functions
+        self.worker_id = worker_id
+        self.pool_address = pool_address
+        self.directory = Path(directory)
+        self.zone = zone
+        self.owner = owner
+        self.address = ""
+        self._capacity = capacity
+        self._channel = dial(pool_address)
+        self._pool = PoolServiceStub(self._channel)
+        self._stopping = threading.Event()
+        self._joined = threading.Event()
+        self._own: OwnVolume | None = None
+        self._gave_up = ""
+        self._lock: StoreLock | None = None
+        self._server: Server | None = None
+        self._instance = ""  # under which it has joined
+        self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
+        self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
+        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
+        self._heartbeat_s = 1.0
+        self._cpu_s = (time.monotonic(), 0.0)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the pool counts on this worker, as far as is known here."""
+        return self._joined.is_set()
+
+    def start(self, address: str) -> int:
+        """Open the volume, serve it on ``address`` and join the pool, which is waited for until :meth:`give_up`.
+
+        Returns:
+            The port bound; 0 for a socket file.
+
+        Raises:
+            WorkerRefused: the pool does not take this worker; the text says why.
+            StorageUnavailable: the address is taken, or no pool answered until :meth:`give_up`.
+            StoreLocked: another process offers this directory.
+            FormatError: the directory is not a volume of this pool.
+        """
+        self._home.check()
+        description = self._when_it_answers(self._describe)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = StoreLock(self.directory)
+        try:
+            volume = self._open_volume(description)
+            self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity))
+            handler = shard_handler(None, hide=(str(self.directory),), current=own.current)
+            added = {SHARD_SERVICE: handler}
+            if self._functions is not None:
+                added |= self._functions.services(self.directory)
+            functions_calls = 0 if self._functions is None else FUNCTION_CALLS
+            self._server = Server(added, calls=DEFAULT_CALLS + functions_calls)
+            port = self._server.start(address)
+            self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+            self._when_it_answers(lambda: self._join(description.pool_id))
+            self._instance = own.current().instance
+        except BaseException:
+            self.stop(0.0)
+            raise
+        self._pulse.start()
+        self._scrubber.start(lambda: own.current().volume)
+        if self._functions is not None:
+            self._functions.start(self.worker_id, own.current().instance)
+        return port
+
+    def give_up(self) -> None:
+        """End a :meth:`start` that waits for the pool."""
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Return when the worker has been stopped.
+
+        Raises:
+            VolumeFailed: it ended by itself, since its volume could not be opened for too long.
+        """
+        if self._server is not None:
+            self._server.wait()
+        if self._gave_up:
+            raise VolumeFailed(self._gave_up)
+
+    def _stop_serving(self) -> None:
+        if self._server is not None:
+            self._server.stop(0.0)
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume.
+
+        In a forked child this does nothing: the worker is the parent's.
+        """
+        if not self._home.is_here:
+            return
+        self._stopping.set()
+        if self._joined.is_set():
+            self._leave()
+        if self._server is not None:
+            self._server.stop(grace_s)
+        if self._functions is not None:
+            self._functions.close()
+        if self._pulse.is_alive():
+            self._pulse.join()
+        self._scrubber.join()
+        self._channel.close()
+        if self._own is not None:
+            self._own.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- the volume ------------------------------------------------------------------------------
+
+    def _open_volume(self, description: pool_pb2.PoolDescription) -> LocalVolume:
+        path = self.directory / "volume"
+        path.mkdir(exist_ok=True)
+        identity = read_identity(path)
+        if identity is None:
+            identity = VolumeIdentity(
+                store_id=description.pool_id,
+                slot=0,
+                volumes=1,
+                key=new_volume_key(),
+                k=description.k,
+                n=description.n,
+                chunk_size=description.chunk_size,
+            )
+        elif identity.store_id != description.pool_id:
+            raise FormatError(
+                f"{self.directory} holds shards of pool {identity.store_id}, the pool at {self.pool_address} is "
+                f"{description.pool_id}; start this worker with its own pool's address, or with another directory, or "
+                f"if that pool's own directory is lost, a new pool with --rebuild {identity.store_id}"
+            )
+        return LocalVolume(path, identity)
+
+    def _open_again(self, known: VolumeIdentity) -> LocalVolume:
+        """The same volume once more. Nothing is made where there is none: its disk may be missing for now."""
+        path = self.directory / "volume"
+        identity = read_identity(path)
+        if identity is None:
+            raise VolumeUnavailable(f"there is no volume in {path}: was it removed, or its disk unmounted?")
+        if identity.key != known.key:
+            raise VolumeUnavailable(f"there is another volume in {path} than before: start this worker anew to use it")
+        return LocalVolume(path, identity)
+
+    # -- the pool --------------------------------------------------------------------------------
+
+    def _when_it_answers(self, call: Callable[[], ResponseT]) -> ResponseT:
+        """The outcome of a call to the pool, tried for as long as none answers and this worker is not stopped."""
+        told_at_s = -math.inf
+        while True:
+            try:
+                return call()
+            except StorageUnavailable as error:
+                if time.monotonic() >= told_at_s + _TOLD_EVERY_S:
+                    told_at_s = time.monotonic()
+                    log.warning("%s; waiting for it", error)
+                if self._stopping.wait(_RETRY_S):
+                    raise
+
+    def _describe(self) -> pool_pb2.PoolDescription:
+        description = self._call(lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S))
+        if description.protocol != PROTOCOL:
+            raise WorkerRefused(
+                f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "
+                "install the same version of taskworker on both"
+            )
+        return description
+
+    def _join(self, pool_id: str) -> None:
+        assert self._own is not None
+        volume, instance = self._own.current()
+        request = pool_pb2.JoinRequest(
+            worker_id=self.worker_id,
+            address=self.address,
+            zone=self.zone,
+            owner=self.owner,
+            capacity=self._capacity or self._own_capacity(),
+            instance=instance,
+            volume_id=_volume_id(volume.identity),
+            pool_id=pool_id,
+            protocol=PROTOCOL,
+            version=_version(),
+            k=volume.identity.k,
+            n=volume.identity.n,
+        )
+        response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
+        self._heartbeat_s = response.heartbeat_ms / 1000
+        self._joined.set()
+        if self._functions is not None:
+            self._functions.renew(instance)
+        log.info("joined pool %s as number %d", response.pool_id, response.slot)
+
+    def _own_capacity(self) -> int:
+        """What the disk could hold, in whole GiB: a layout should not change with every file."""
+        usage = shutil.disk_usage(self.directory)
+        return max(1, usage.total >> 30) << 30
+
+    def _keep_lease(self) -> None:
+        pause_s, silent_s = self._heartbeat_s, 0.0
+        while not self._stopping.wait(pause_s * random.uniform(0.9, 1.0)):
+            pause_s = self._heartbeat_s
+            if not self._tend():
+                continue
+            try:
+                self._renew_lease()
+            except NotJoined:
+                self._joined.clear()
+                pause_s = 0.05
+                continue
+            except StorageUnavailable as error:
+                silent_s += self._heartbeat_s
+                # A restart of the pool is nothing to worry about.
+                log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)
+            except StorageError as error:
+                log.error("the pool does not take this worker: %s", error)
+            else:
+                silent_s = 0.0
+            pause_s = self._heartbeat_s
+
+    def _tend(self) -> bool:
+        """See to the volume. A worker without its disk is no worker: the pool is to see it go."""
+        assert self._own is not None
+        usable = self._own.tend()
+        if not usable:
+            self._joined.clear()
+            if self._own.failing_s > _GIVE_UP_S:
+                self._gave_up = (
+                    f"the volume could not be opened for {_GIVE_UP_S:.0f} s, so this worker ends: {self._own.reason}"
+                )
+                self._stopping.set()
+                self._end.start()
+        if self._server is not None:
+            self._server.tell_health(serving=usable)
+        return usable
+
+    def _renew_lease(self) -> None:
+        assert self._own is not None
+        volume, instance = self._own.current()
+        if self._joined.is_set() and instance == self._instance:
+            self._beat()
+        else:
+            self._join(volume.identity.store_id)
+            self._instance = instance
+
+    def _beat(self) -> None:
+        request = pool_pb2.HeartbeatRequest(worker_id=self.worker_id, instance=self._instance, load=self._load())
+        self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
+
+    def _load(self) -> pool_pb2.Load:
+        assert self._own is not None
+        usage = self._own.current().volume.usage()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
+        then, before = self._cpu_s
+        self._cpu_s = (now, cpu)
+        scrub = self._scrubber.state
+        return pool_pb2.Load(
+            cpu=(cpu - before) / max(now - then, 1e-3),
+            bytes_used=usage.bytes_used,
+            bytes_live=usage.bytes_live,
+            bytes_free=usage.bytes_free,
+            shards=usage.shards,
+            rotten=scrub.found,
+            scrub_done=scrub.done,
+            scrub_total=scrub.total,
+            scrub_bytes_per_s=scrub.bytes_per_s,
+            scrub_ended_ms=scrub.ended_ms,
+            scrub_next_ms=scrub.next_ms,
+            scrub_errors=scrub.errors,
+        )
+
+    def _leave(self) -> None:
+        request = pool_pb2.LeaveRequest(worker_id=self.worker_id, instance=self._instance)
+        try:
+            self._call(lambda: self._pool.Leave(request, timeout=_LEAVE_TIMEOUT_S))
+        except StorageError as error:
+            log.info("the pool could not be told that this worker stops: %s", error)
+
+    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            failure = status.decode(error, self.pool_address)
+            if type(failure) is StorageUnavailable:
+                failure = StorageUnavailable(f"no pool answers at {self.pool_address}")
+            raise failure from None
+
+
+def _volume_id(identity: VolumeIdentity) -> str:
+    """Names the volume without giving away its key."""
+    return blake3(b"volume" + bytes.fromhex(identity.key)).hexdigest(16)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("taskworker")
+    except PackageNotFoundError:
+        return "unknown"
