@@ -1,0 +1,91 @@
+"""What AsyncClient does with calls of Client: they run in threads, and are cancelled with who awaits them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+from storage.limits import BytesLike
+from taskworker.client.client import Client
+from taskworker.client.scope import CallScope, current_scope
+from taskworker.client.sources import Pushable
+
+ResultT = TypeVar("ResultT")
+
+_THREADS = 32
+
+
+class AsyncCalls:
+    """A client whose calls run in threads; what derives from it says which.
+
+    Args:
+        address: of the server.
+        timeout_s: of operations that name none of their own, in seconds; None: no limit.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+        self.address = address
+        self._client = Client(address, timeout_s=timeout_s)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="client")
+
+    async def close(self) -> None:
+        """End the connection and wait for calls under way, which fail."""
+        self._client.close()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, operation: Callable[[], ResultT]) -> ResultT:
+        """``operation()`` in a thread; cancelling this cancels the calls it makes."""
+        scope = CallScope()
+        context = contextvars.copy_context()
+        context.run(current_scope.set, scope)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, context.run, operation)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            scope.cancel()
+            await asyncio.wait((running,))
+            if not running.cancelled():
+                running.exception()  # nobody wants to know what became of it; unasked, asyncio would log it
+            raise
+
+    async def _each(self, items: Iterator[ResultT]) -> AsyncGenerator[ResultT, None]:
+        """The items as they come, each step in a thread; what they come from is closed with this."""
+        ended = object()
+        try:
+            while (item := await self._run(lambda: next(items, ended))) is not ended:
+                yield cast("ResultT", item)
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                await self._run(close)
+
+    def _readable(self, source: Pushable | AsyncIterable[BytesLike]) -> Pushable:
+        """A source for another thread."""
+        return _iterated_here(source) if isinstance(source, AsyncIterable) else source
+
+
+def _iterated_here(source: AsyncIterable[BytesLike]) -> Iterator[BytesLike]:
+    """An iterator for another thread over what the running loop's ``source`` gives."""
+    loop = asyncio.get_running_loop()
+    pieces = aiter(source)
+
+    async def following() -> BytesLike | None:
+        return await anext(pieces, None)
+
+    def iterate() -> Iterator[BytesLike]:
+        while (piece := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
+            yield piece
+
+    return iterate()
