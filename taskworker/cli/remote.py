@@ -21,7 +21,8 @@ from storage import (
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.cli.exits import Failure
 from taskworker.client import Client
-from taskworker.client.channel import Channel, Deadline
+from taskworker.client.channel import Channel
+from taskworker.client.deadline import Deadline
 from taskworker.client.differences import LocalDiff
 from taskworker.client.sources import SeekableSource
 from taskworker.errors import MessageTooLarge

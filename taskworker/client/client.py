@@ -33,7 +33,9 @@ from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker.client import sources
-from taskworker.client.channel import Channel, Deadline, IncomingMessages, OutgoingMessages, retried
+from taskworker.client.channel import Channel
+from taskworker.client.connection import IncomingMessages
+from taskworker.client.deadline import Deadline, retried
 from taskworker.client.differences import (
     Changed,
     LocalDiff,
@@ -45,6 +47,7 @@ from taskworker.client.differences import (
 )
 from taskworker.client.fetching import Fetch, RemoteFile, Wanted, replacing, write_to
 from taskworker.client.pushing import PushOptions, push
+from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
 from taskworker.errors import FunctionFailed, MessageTooLarge, ServerFault
 from taskworker.protos import functions_pb2, store_pb2, taskworker_pb2

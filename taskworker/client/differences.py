@@ -16,7 +16,8 @@ from storage.arguments import whole_number
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike, shown
 from storage.reports import Progress
-from taskworker.client.channel import Channel, Deadline
+from taskworker.client.channel import Channel
+from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import replacing
 from taskworker.client.sources import SeekableSource
 from taskworker.protos import store_pb2

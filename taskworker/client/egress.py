@@ -9,8 +9,6 @@ from taskworker.client.operators import OperatorClient
 from taskworker.protos import egress_pb2
 from taskworker.protos.egress_pb2_grpc import EgressServiceStub
 
-_TIMEOUT_S = 60.0
-
 
 @dataclass(frozen=True, slots=True)
 class EgressRule:
@@ -51,7 +49,7 @@ class EgressClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = EgressServiceStub(self._channel)
+        self._stub = EgressServiceStub(self._connection.channel)
 
     def allow(self, function: str, rule: str, *, private: bool = False) -> tuple[EgressRule, bool]:
         """Let a function call a host.
@@ -65,23 +63,23 @@ class EgressClient(OperatorClient):
             The rule as it was understood, and whether anything changed.
         """
         request = egress_pb2.AllowRequest(function_name=function, rule=rule, private=private)
-        answer = self._call(lambda: self._stub.Allow(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.Allow, request)
         return _rule(answer.rule), answer.changed
 
     def deny(self, function: str, rule: str = "") -> list[EgressRule]:
         """Take a rule back, by default all of a function's; those taken back."""
         request = egress_pb2.DenyRequest(function_name=function, rule=rule)
-        return [_rule(one) for one in self._call(lambda: self._stub.Deny(request, timeout=_TIMEOUT_S)).rules]
+        return [_rule(one) for one in self._call(self._stub.Deny, request).rules]
 
     def rules(self, function: str = "") -> list[EgressRule]:
         """All rules, or one function's."""
         request = egress_pb2.ListRulesRequest(function_name=function)
-        return [_rule(one) for one in self._call(lambda: self._stub.ListRules(request, timeout=_TIMEOUT_S)).rules]
+        return [_rule(one) for one in self._call(self._stub.ListRules, request).rules]
 
     def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
         """The requests that are kept, then, if asked to follow, those that come, without end."""
         request = egress_pb2.AuditLogRequest(function_name=function, follow=follow)
-        for one in self._stream(lambda: self._stub.AuditLog(request)):
+        for one in self._stream(self._stub.AuditLog, request):
             yield EgressRecord(
                 one.time_ms,
                 one.function_name,

@@ -14,7 +14,9 @@ from typing import BinaryIO, cast
 from storage import Version
 from storage.limits import BytesLike, sought
 from storage.reports import Progress
-from taskworker.client.channel import Channel, Deadline, GetMessage, IncomingMessages
+from taskworker.client.channel import Channel, GetMessage
+from taskworker.client.connection import IncomingMessages
+from taskworker.client.deadline import Deadline
 from taskworker.errors import ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 from storage.arguments import whole_number
 from taskworker.calls.owners import CANDIDATE_OWNER
-from taskworker.client.channel import Deadline
+from taskworker.client.deadline import Deadline
 from taskworker.client.operators import OperatorClient
 from taskworker.errors import ServerBusy
 from taskworker.protos import functions_pb2
 from taskworker.protos.functions_pb2_grpc import FunctionServiceStub
 from taskworker.rpc.limits import TAIL_MAX
 
-_TIMEOUT_S = 60.0
 DEPLOY_TIMEOUT_S = 300.0
 _TURN_S = 60.0
 """How long a deployment waits for its turn."""
@@ -134,7 +133,7 @@ class FunctionClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = FunctionServiceStub(self._channel)
+        self._stub = FunctionServiceStub(self._connection.channel)
 
     def deploy(
         self, bundle: bytes, *, user_id: str, dry_run: bool = False, timeout_s: float | None = DEPLOY_TIMEOUT_S
@@ -162,7 +161,7 @@ class FunctionClient(OperatorClient):
         give_up, attempt = time.monotonic() + _TURN_S, 0
         while True:
             try:
-                return _deployed(self._call(lambda: self._stub.Deploy(request, timeout=deadline.remaining_s())))
+                return _deployed(self._connection.unary(self._stub.Deploy, request, deadline.remaining_s()))
             except ServerBusy:
                 if time.monotonic() > give_up:
                     raise
@@ -180,23 +179,23 @@ class FunctionClient(OperatorClient):
     def undeploy(self, function: str) -> None:
         """End a deployed function and its versions."""
         request = functions_pb2.UndeployRequest(function_name=function)
-        self._call(lambda: self._stub.Undeploy(request, timeout=_TIMEOUT_S))
+        self._call(self._stub.Undeploy, request)
 
     def roll_back(self, function: str, version_id: str = "", *, user_id: str) -> Deployed:
         """Make an earlier version the newest again: by default the one before it."""
         request = functions_pb2.RollbackRequest(function_name=function, version_id=version_id, user_id=user_id)
-        return _deployed(self._call(lambda: self._stub.Rollback(request, timeout=_TIMEOUT_S)))
+        return _deployed(self._call(self._stub.Rollback, request))
 
-    def functions(self, *, timeout_s: float | None = _TIMEOUT_S) -> list[FunctionStatus]:
+    def functions(self, *, timeout_s: float | None = OperatorClient.timeout_s) -> list[FunctionStatus]:
         """All functions, by name."""
         request = functions_pb2.ListFunctionsRequest()
-        answer = self._call(lambda: self._stub.ListFunctions(request, timeout=Deadline(timeout_s).remaining_s()))
+        answer = self._connection.unary(self._stub.ListFunctions, request, Deadline(timeout_s).remaining_s())
         return [_function_status(one) for one in answer.functions]
 
     def hosts(self) -> list[FunctionHost]:
         """The workers that run functions, by id."""
         request = functions_pb2.ListHostsRequest()
-        answer = self._call(lambda: self._stub.ListHosts(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.ListHosts, request)
         return [
             FunctionHost(
                 worker_id=one.worker_id,
@@ -214,7 +213,7 @@ class FunctionClient(OperatorClient):
     def history(self, function: str) -> list[FunctionVersion]:
         """The versions of a deployed function, newest first."""
         request = functions_pb2.FunctionHistoryRequest(function_name=function)
-        answer = self._call(lambda: self._stub.FunctionHistory(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.FunctionHistory, request)
         return [FunctionVersion(one.version_id, one.deployed_ms, one.size, one.deployed_by) for one in answer.versions]
 
     def logs(
@@ -238,7 +237,7 @@ class FunctionClient(OperatorClient):
         request = functions_pb2.LogsRequest(
             function_name=function, follow=follow, since_ms=since_ms, tail=tail, call_id=call_id
         )
-        for line in self._stream(lambda: self._stub.Logs(request)):
+        for line in self._stream(self._stub.Logs, request):
             yield LogLine(line.time_ms, line.call_id, line.worker_id, line.stream, line.text)
 
 

@@ -1,45 +1,38 @@
-"""What the operators' clients of a pool have in common: a connection, and errors of the engine's family."""
+"""What the operators' clients of a pool have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
-from storage.system.forks import HomeProcess
-from taskworker.client.scope import CallScope, current_scope
-from taskworker.rpc import status
-from taskworker.rpc.dialling import dial
+import grpc
+from google.protobuf.message import Message
+
+from taskworker.client.connection import Connection
 
 ResponseT = TypeVar("ResponseT")
-ResponseT_co = TypeVar("ResponseT_co", covariant=True)
-
-
-class Responses(Protocol[ResponseT_co]):
-    """A call under way whose responses are iterated over."""
-
-    def __iter__(self) -> Iterator[ResponseT_co]: ...
-
-    def cancel(self) -> object:
-        """End the call."""
 
 
 class OperatorClient:
-    """A connection to a pool; a context manager. What derives from it makes its stub on ``_channel``.
+    """A connection to a pool; a context manager. What derives from it makes its stub on the connection's channel.
 
     Args:
         address: of the pool.
+
+    Attributes:
+        timeout_s: of a call, in seconds.
     """
 
+    timeout_s: ClassVar[float] = 60.0
+
     def __init__(self, address: str) -> None:
+        self._connection = Connection(address)
         self._address = address
-        self._home = HomeProcess(f"the connection to {address}")
-        self._channel = dial(address)
 
     def close(self) -> None:
         """End the connection. Does nothing in a forked child."""
-        if self._home.is_here:
-            self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -49,27 +42,10 @@ class OperatorClient:
     ) -> None:
         self.close()
 
-    def _call(self, call: Callable[[], ResponseT]) -> ResponseT:
-        self._home.check()
-        with status.errors_decoded(self._address):
-            return call()
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[Any, ResponseT], request: Message) -> ResponseT:
+        return self._connection.unary(method, request, self.timeout_s)
 
-    def _stream(self, call: Callable[[], Responses[ResponseT]]) -> Iterator[ResponseT]:
+    def _stream(self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message) -> Iterator[ResponseT]:
         """The responses as they come; the call is cancelled when nobody wants more of them."""
-        self._home.check()
-        stream = call()
-        try:
-            with status.errors_decoded(self._address):
-                responses = iter(stream)
-                while (response := _next_of(responses, stream)) is not None:
-                    yield response
-                    self._home.check()
-        finally:
-            if self._home.is_here:
-                stream.cancel()
-
-
-def _next_of(responses: Iterator[ResponseT], stream: Responses[ResponseT]) -> ResponseT | None:
-    """The next response, None at the end; waiting for it can be cancelled, as any call of its scope."""
-    with (current_scope.get() or CallScope()).holding(stream):
-        return next(responses, None)
+        with self._connection.receive(method, request, None) as responses:
+            yield from responses

@@ -12,8 +12,6 @@ from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
 
-_TIMEOUT_S = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
@@ -151,9 +149,11 @@ class PoolClient(OperatorClient):
         InvalidArgument: not such an address.
     """
 
+    timeout_s = 10.0
+
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = PoolServiceStub(self._channel)
+        self._stub = PoolServiceStub(self._connection.channel)
 
     def status(self) -> PoolStatus | None:
         """The pool at a glance; None if the server is a standalone store, not a pool.
@@ -161,19 +161,19 @@ class PoolClient(OperatorClient):
         Raises:
             StorageUnavailable: nobody answers there.
         """
-        self._home.check()
-        try:
-            answer = self._stub.Status(pool_pb2.StatusRequest(), timeout=_TIMEOUT_S)
-        except grpc.RpcError as error:
-            if status.is_unknown_call(error):
-                return None
-            raise status.decode(error, self._address) from None
-        return _pool_status(answer)
+        self._connection.home.check()
+        with self._connection.errors_decoded():
+            try:
+                return _pool_status(self._stub.Status(pool_pb2.StatusRequest(), timeout=self.timeout_s))
+            except grpc.RpcError as error:
+                if status.is_unknown_call(error):
+                    return None
+                raise
 
     def layout(self) -> LayoutStatus:
         """The current layout."""
         request = pool_pb2.GetLayoutRequest()
-        return _layout_status(self._call(lambda: self._stub.GetLayout(request, timeout=_TIMEOUT_S)))
+        return _layout_status(self._call(self._stub.GetLayout, request))
 
     def preview(self, add: Sequence[LayoutShare], remove: Sequence[str]) -> LayoutPreview:
         """What a change of members would move; changes nothing.
@@ -186,7 +186,7 @@ class PoolClient(OperatorClient):
             for one in add
         ]
         request = pool_pb2.PreviewLayoutRequest(add=members, remove=remove)
-        answer = self._call(lambda: self._stub.PreviewLayout(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.PreviewLayout, request)
         before = _layout_status(answer.before) if answer.HasField("before") else None
         return LayoutPreview(before, _layout_status(answer.after), answer.moved, answer.bytes)
 
@@ -197,7 +197,7 @@ class PoolClient(OperatorClient):
             InvalidArgument: no such worker, the only one, or one of which this cannot be said.
         """
         request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
-        return self._call(lambda: self._stub.Drain(request, timeout=_TIMEOUT_S)).moved
+        return self._call(self._stub.Drain, request).moved
 
     def forget(self, worker_id: str) -> None:
         """Drop a worker that is gone for good from the members.
@@ -206,7 +206,7 @@ class PoolClient(OperatorClient):
             InvalidArgument: no such worker, it is running, or it is the only one with a part in the layout.
         """
         request = pool_pb2.ForgetRequest(worker_id=worker_id)
-        self._call(lambda: self._stub.Forget(request, timeout=_TIMEOUT_S))
+        self._call(self._stub.Forget, request)
 
 
 def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:

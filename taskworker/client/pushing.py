@@ -11,8 +11,10 @@ from storage import ErasureProfile, Version
 from storage.errors import StorageError
 from storage.limits import BytesLike
 from storage.reports import Progress
-from taskworker.client.channel import Channel, Deadline, OutgoingMessages
+from taskworker.client.channel import Channel
+from taskworker.client.deadline import Deadline
 from taskworker.client.scope import CallScope, current_scope
+from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2

@@ -9,8 +9,6 @@ from taskworker.client.operators import OperatorClient
 from taskworker.protos import secrets_pb2
 from taskworker.protos.secrets_pb2_grpc import SecretServiceStub
 
-_TIMEOUT_S = 30.0
-
 
 @dataclass(frozen=True, slots=True)
 class SecretGrant:
@@ -54,50 +52,52 @@ class SecretClient(OperatorClient):
         address: of the pool.
     """
 
+    timeout_s = 30.0
+
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = SecretServiceStub(self._channel)
+        self._stub = SecretServiceStub(self._connection.channel)
 
     def set(self, name: str, value: str) -> SecretStatus:
         """Keep a new secret."""
         request = secrets_pb2.SetSecretRequest(name=name, value=value)
-        return _status(self._call(lambda: self._stub.SetSecret(request, timeout=_TIMEOUT_S)))
+        return _status(self._call(self._stub.SetSecret, request))
 
     def rotate(self, name: str, value: str) -> SecretStatus:
         """Give a secret a new value, as a new version; the old one is gone."""
         request = secrets_pb2.RotateSecretRequest(name=name, value=value)
-        return _status(self._call(lambda: self._stub.RotateSecret(request, timeout=_TIMEOUT_S)))
+        return _status(self._call(self._stub.RotateSecret, request))
 
     def remove(self, name: str) -> None:
         """End a secret and its grants."""
         request = secrets_pb2.RemoveSecretRequest(name=name)
-        self._call(lambda: self._stub.RemoveSecret(request, timeout=_TIMEOUT_S))
+        self._call(self._stub.RemoveSecret, request)
 
     def remove_all(self) -> None:
         """Give up all secrets, even those that cannot be read any more."""
         request = secrets_pb2.RemoveAllSecretsRequest()
-        self._call(lambda: self._stub.RemoveAllSecrets(request, timeout=_TIMEOUT_S))
+        self._call(self._stub.RemoveAllSecrets, request)
 
     def secrets(self) -> list[SecretStatus]:
         """All, by name."""
         request = secrets_pb2.ListSecretsRequest()
-        answer = self._call(lambda: self._stub.ListSecrets(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.ListSecrets, request)
         return [_status(one) for one in answer.secrets]
 
     def grant(self, name: str, function: str, hosts: Sequence[str] = ()) -> SecretStatus:
         """Let a function use a secret: see it, or with ``hosts``, have it filled into requests to these alone."""
         request = secrets_pb2.GrantSecretRequest(name=name, function_name=function, hosts=hosts)
-        return _status(self._call(lambda: self._stub.GrantSecret(request, timeout=_TIMEOUT_S)))
+        return _status(self._call(self._stub.GrantSecret, request))
 
     def revoke(self, name: str, function: str) -> SecretStatus:
         """Take a grant back."""
         request = secrets_pb2.RevokeSecretRequest(name=name, function_name=function)
-        return _status(self._call(lambda: self._stub.RevokeSecret(request, timeout=_TIMEOUT_S)))
+        return _status(self._call(self._stub.RevokeSecret, request))
 
     def rotate_master_key(self) -> MasterKeyRotation:
         """Put a new master key in place of the one there."""
         request = secrets_pb2.RotateMasterKeyRequest()
-        answer = self._call(lambda: self._stub.RotateMasterKey(request, timeout=_TIMEOUT_S))
+        answer = self._call(self._stub.RotateMasterKey, request)
         return MasterKeyRotation(answer.key_id, answer.secrets)
 
 

@@ -1,0 +1,134 @@
+"""One connection to a server: calls with a time limit, which other threads can cancel, and errors of the engine.
+
+It loads no contract of a service: who asks a pool for its state has to load no more than that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from storage.system.forks import HomeProcess
+from taskworker.client.scope import CallScope, current_scope
+from taskworker.errors import CallAbandoned, StorageUnavailable
+from taskworker.rpc import status
+from taskworker.rpc.dialling import dial
+
+ResponseT = TypeVar("ResponseT")
+ResponseT_co = TypeVar("ResponseT_co", covariant=True)
+
+_CLOSE_S_MAX = 5.0
+
+
+class Connection:
+    """Calls of a server, raising the engine's errors. Thread-safe; connects when first used; a context manager.
+
+    Args:
+        address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
+
+    Raises:
+        InvalidArgument: not such an address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.home = HomeProcess(f"the connection to {address}")
+        self.channel = dial(address)
+
+    def close(self) -> None:
+        """End the connection; calls under way are cancelled. Does nothing in a forked child."""
+        if not self.home.is_here:
+            return
+        # gRPC waits for its own threads, for ever if a signal's exception left one of its locks held.
+        closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S_MAX)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Any, ResponseT],
+        request: Message,
+        timeout_s: float | None,
+        scope: CallScope | None = None,
+    ) -> ResponseT:
+        """One request, one response, within so many seconds."""
+        self.home.check()
+        scope = scope or current_scope.get()
+        with self.errors_decoded():
+            if scope is None:
+                return method(request, timeout=timeout_s)
+            call = method.future(request, timeout=timeout_s)
+            with scope.holding(call):
+                return call.result()
+
+    def receive(
+        self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, timeout_s: float | None
+    ) -> IncomingMessages[ResponseT]:
+        """One request, many responses; close what is returned when done with it."""
+        self.home.check()
+        with self.errors_decoded():
+            return IncomingMessages(method(request, timeout=timeout_s), self)
+
+    @contextmanager
+    def errors_decoded(self) -> Iterator[None]:
+        """Raise the engine's errors instead of gRPC's."""
+        try:
+            with status.errors_decoded(self.address):
+                yield
+        except grpc.FutureCancelledError:
+            raise CallAbandoned("the call was cancelled") from None
+        except ValueError as error:
+            if "closed channel" not in str(error):
+                raise
+            raise StorageUnavailable("this client is closed; make a new one") from None
+
+
+class _Responses(Protocol[ResponseT_co]):
+    """A call whose responses are iterated over."""
+
+    def __next__(self) -> ResponseT_co: ...
+
+    def cancel(self) -> object: ...
+
+
+class IncomingMessages(Generic[ResponseT]):
+    """The responses of one call; an iterator and a context manager that cancels what is left."""
+
+    def __init__(self, call: _Responses[ResponseT], connection: Connection) -> None:
+        self._call = call
+        self._connection = connection
+        self._scope = current_scope.get() or CallScope()
+
+    def __iter__(self) -> Iterator[ResponseT]:
+        return self
+
+    def __next__(self) -> ResponseT:
+        self._connection.home.check()
+        scope = current_scope.get() or self._scope  # of this step, and not of the first
+        with self._connection.errors_decoded(), scope.holding(self._call):
+            return next(self._call)
+
+    def __enter__(self) -> IncomingMessages[ResponseT]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the call if it has not ended."""
+        if self._connection.home.is_here:
+            self._call.cancel()

@@ -1,0 +1,59 @@
+"""Deadlines of whole operations, and trying again within them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from taskworker.errors import DeadlineExceeded, StorageUnavailable
+
+ResultT = TypeVar("ResultT")
+
+_BACKOFF_S = 0.2
+
+_ENDLESS_S = 100 * 365 * 86400
+"""As good as no limit: gRPC counts nanoseconds since 1970 in 63 bits, and what is beyond them has passed at once."""
+
+
+class Deadline:
+    """A point in time by which a whole operation, all its calls and retries, must be done."""
+
+    __slots__ = ("_at", "_limit_s")
+
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s
+        self._at = None if limit_s is None or limit_s >= _ENDLESS_S else time.monotonic() + limit_s
+
+    def remaining_s(self) -> float | None:
+        """Seconds left, None without a limit.
+
+        Raises:
+            DeadlineExceeded: none are left.
+        """
+        if self._at is None:
+            return None
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"not done within {self._limit_s} s; allow more time, or try again to go on")
+        return left
+
+    def back_off(self, attempt: int) -> None:
+        """Sleep before try number ``attempt`` (1, 2, …), longer each time, not past the deadline."""
+        pause = _BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
+        left = self.remaining_s()
+        time.sleep(pause if left is None else min(pause, left))
+
+
+def retried(operation: Callable[[], ResultT], deadline: Deadline, retries: int) -> ResultT:
+    """``operation()``, tried again while the server is unavailable; only for what may be done twice."""
+    attempt = 0
+    while True:
+        try:
+            return operation()
+        except StorageUnavailable:
+            attempt += 1
+            if attempt > retries:
+                raise
+            deadline.back_off(attempt)
