@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
-
-from blake3 import blake3
 
 from storage import (
     CollectReport,
@@ -22,9 +19,11 @@ from storage import (
     StoreStats,
     Version,
 )
+from storage.diff.local_diff import LocalDiff
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.localfile import chunks_of, write_all
+from taskworker.client.local_files import write_all
+from taskworker.client.sources import SeekableSource
 
 _READ_BYTES = 4 << 20
 _CHUNK_IDS_PAGE = 4096
@@ -80,11 +79,11 @@ class EmbeddedBackend:
                     progress(position - start, stop - start)
 
     def same_content(self, version: Version, path: Path) -> bool:
-        if path.stat().st_size != version.size:
-            return False
         with path.open("rb", buffering=0) as file:
-            local = (blake3(chunk).digest() for chunk in chunks_of(file, version.chunk_size))
-            return all(here == there for here, there in zip_longest(local, self._chunk_ids(version)))
+            return self._diff(version, SeekableSource(file)).is_empty()
+
+    def _diff(self, base: Version, content: SeekableSource, progress: Progress | None = None) -> LocalDiff:
+        return LocalDiff(base.size, base.chunk_size, lambda: self._chunk_ids(base), content, progress=progress)
 
     def _chunk_ids(self, version: Version) -> Iterator[bytes]:
         for start in range(0, version.chunk_count, _CHUNK_IDS_PAGE):
@@ -117,25 +116,19 @@ class EmbeddedBackend:
         such chunks for a day, for this user to name.
         """
         patches: list[Patch] = []
-        done, total = 0, path.stat().st_size
-        known = self._chunk_ids(base)
         with (
             path.open("rb", buffering=0) as file,
             self._store.upload(
                 filename=base.filename, user_id=self._user, chunk_size=base.chunk_size, profile=base.profile
             ) as staging,
         ):
-            for index, chunk in enumerate(chunks_of(file, base.chunk_size)):
-                chunk_id = blake3(chunk).digest()
-                if chunk_id != next(known, None):
-                    whole = len(chunk) == base.chunk_size
-                    if whole:
-                        staging.write(chunk)
-                    patches.append(Patch(index, chunk_id, None if whole else bytes(chunk)))
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, total)
-        return done, patches
+            content = SeekableSource(file)
+            for patch, chunk in self._diff(base, content, progress).changes():
+                whole = len(chunk) == base.chunk_size
+                if whole:
+                    staging.write(chunk)
+                patches.append(patch if whole else Patch(patch.index, patch.chunk_id, bytes(chunk)))
+        return content.size, patches
 
     def changes_since(self, file_id: str, version_id: str) -> Delta:
         diff = self._store.synchronize(file_id, have_version_id=version_id, user_id=self._user)

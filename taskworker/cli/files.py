@@ -16,12 +16,12 @@ import typer
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.localfile import copy_stream, replacing
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.references import namesake, resolve_file, resolve_range, resolve_version
 from taskworker.cli.session import Session
 from taskworker.cli.streams import check_output, standard_input, standard_output
 from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
+from taskworker.client.local_files import copy_stream, replacing
 
 if TYPE_CHECKING:
     from storage import ErasureProfile, Version

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from blake3 import blake3
-
 from storage import (
     CollectReport,
     ErasureProfile,
@@ -19,11 +17,10 @@ from storage import (
     Version,
 )
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
-from taskworker.cli.exits import Failure
 from taskworker.client import Client
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
-from taskworker.client.differences import LocalDiff
+from taskworker.client.differences import RemoteDiff, pieces_of
 from taskworker.client.sources import SeekableSource
 from taskworker.errors import MessageTooLarge
 
@@ -78,7 +75,7 @@ class RemoteBackend:
         channel = Channel(self._address)
         try:
             with path.open("rb") as file:
-                local = LocalDiff(channel, version, SeekableSource(file), changed=None, deadline=Deadline(None))
+                local = RemoteDiff(channel, version, SeekableSource(file), changed=None, deadline=Deadline(None))
                 return local.is_empty()
         finally:
             channel.close()
@@ -111,12 +108,7 @@ class RemoteBackend:
         return Delta(head, self._pieces(head, answer.diff) if answer.diff is not None else iter(()))
 
     def _pieces(self, head: Version, diff: ManifestDiff) -> Iterator[tuple[int, BytesLike]]:
-        for patch in diff.patches:
-            offset = patch.index * diff.chunk_size
-            data = patch.data if patch.data is not None else self._range(head, offset, diff.chunk_size)
-            if blake3(data).digest() != patch.chunk_id:
-                raise Failure(f"chunk {patch.index} from the server is not what its id says: sync again")
-            yield offset, data
+        return pieces_of(diff, lambda offset, length: [memoryview(self._range(head, offset, length))])
 
     def _all_of(self, head: Version) -> Iterator[tuple[int, BytesLike]]:
         for offset in range(0, head.size, _READ_BYTES):

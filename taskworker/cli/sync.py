@@ -22,10 +22,10 @@ from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.files import SHORT_ID_LENGTH, existing_file
-from taskworker.cli.localfile import copy_into, replacing, write_all
 from taskworker.cli.references import resolve_file
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, visible
+from taskworker.client.local_files import LocalFile, replacing, write_all
 
 if TYPE_CHECKING:
     from storage import Version
@@ -210,16 +210,9 @@ class _Pair:
 
     def _fetch_changes(self, tie: Tie) -> Version:
         """Patch a copy of the local file, unless it is changed meanwhile."""
-        before = self._path.stat()
+        local = LocalFile(self._path)
         delta = self._backend.changes_since(tie.file_id, tie.version_id)
-        with replacing(self._path, durable=True) as part:
-            copy_into(self._path, part)
-            part.truncate(delta.head.size)
-            for offset, piece in delta.pieces:
-                part.seek(offset)
-                write_all(part, piece)
-            if not _unchanged(before, self._path.stat()):
-                raise Failure(f"{self._shown} was changed during the sync: sync again", ExitCode.CONFLICT)
+        local.patch(delta.head.size, delta.pieces)
         self._keep_tie(delta.head, self._path.stat())
         return delta.head
 
@@ -269,7 +262,3 @@ class _Pair:
             return True
         self._keep_tie(version, looks)
         return False
-
-
-def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:
-    return (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)

@@ -16,11 +16,11 @@ from storage import (
     StoreStats,
     Version,
 )
+from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
 from taskworker.client.client import ReadableAnywhere, Synchronized, SyncResult
-from taskworker.client.differences import Changed
 from taskworker.client.sources import Pushable
 
 if TYPE_CHECKING:

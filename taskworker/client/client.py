@@ -29,6 +29,7 @@ from storage import (
     Version,
 )
 from storage.arguments import anything, checked, instance, path, seconds, text, whole_number
+from storage.diff.local_diff import Changed
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.reports import Progress
@@ -37,15 +38,15 @@ from taskworker.client.channel import Channel
 from taskworker.client.connection import IncomingMessages
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.differences import (
-    Changed,
-    LocalDiff,
-    LocalFile,
+    RemoteDiff,
     RevisionOptions,
     changed_places,
+    pieces_of,
     revision_messages,
     version_of,
 )
-from taskworker.client.fetching import Fetch, RemoteFile, Wanted, replacing, write_to
+from taskworker.client.fetching import Fetch, RemoteFile, Wanted, write_to
+from taskworker.client.local_files import LocalFile, replacing
 from taskworker.client.pushing import PushOptions, push
 from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
@@ -345,7 +346,7 @@ class Client:
         """
         with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
             if isinstance(target, str | os.PathLike):
-                with replacing(Path(target)) as file:
+                with replacing(Path(target), durable=True) as file:
                     write_to(fetch, file, progress)
             else:
                 write_to(fetch, target, progress)
@@ -389,7 +390,7 @@ class Client:
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
         with sources.opened_seekable(source) as content:
-            local = LocalDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
+            local = RemoteDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
             return ManifestDiff(base.version_id, content.size, base.chunk_size, tuple(local.patches()))
 
     @_arguments_checked
@@ -433,7 +434,7 @@ class Client:
         base = self._stat(file_id, user_id, base_version_id, deadline)
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
         with sources.opened_seekable(source) as content:
-            local = LocalDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
+            local = RemoteDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
             return self._send_revision(base, content.size, local, options, deadline)
 
     @_arguments_checked
@@ -536,7 +537,7 @@ class Client:
         base = self._stat(file_id, user_id, base_version_id, deadline)
         local_file = LocalFile(Path(path))
         with sources.opened_seekable(path) as content:
-            local = LocalDiff(self._channel, base, content, changed=None, deadline=deadline, progress=progress)
+            local = RemoteDiff(self._channel, base, content, changed=None, deadline=deadline, progress=progress)
             if not local.is_empty():
                 return self._push_changes(base, content, local, deadline)
         return self._pull(base, local_file, deadline)
@@ -891,21 +892,21 @@ class Client:
         return self._channel.unary(self._channel.store.ListFiles, request, deadline)
 
     def _send_revision(
-        self, base: Version, size: int, local: LocalDiff, options: RevisionOptions, deadline: Deadline
+        self, base: Version, size: int, local: RemoteDiff, options: RevisionOptions, deadline: Deadline
     ) -> Version:
         header = options.header(base.version_id, size, base.chunk_size)
         messages = OutgoingMessages(revision_messages(header, local.patches()))
         return version_of(self._channel.revise(messages, deadline))
 
     def _push_changes(
-        self, base: Version, content: sources.SeekableSource, local: LocalDiff, deadline: Deadline
+        self, base: Version, content: sources.SeekableSource, local: RemoteDiff, deadline: Deadline
     ) -> SyncResult:
         options = RevisionOptions(base.file_id, base.user_id)
         try:
             return SyncResult("pushed", self._send_revision(base, content.size, local, options, deadline))
         except ConflictError:
             head = self._stat(base.file_id, base.user_id, None, deadline)
-            theirs = LocalDiff(self._channel, head, content, changed=None, deadline=deadline)
+            theirs = RemoteDiff(self._channel, head, content, changed=None, deadline=deadline)
             if not theirs.is_empty():
                 raise
             return SyncResult("equal", head)
@@ -939,7 +940,7 @@ class Client:
             with Fetch(self._channel, wanted, deadline=deadline, retries=_RETRIES) as pieces:
                 return list(pieces)
 
-        local.apply(diff, fetch)
+        local.patch(diff.new_size, pieces_of(diff, fetch))
         return SyncResult("pulled", head)
 
     def _maintenance(

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from blake3 import blake3
 
-from storage import ConflictError, ManifestDiff, Patch, Version
+from storage import ManifestDiff, Patch, Version
 from storage.arguments import whole_number
+from storage.diff.local_diff import Changed, LocalContent, LocalDiff
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike, shown
 from storage.reports import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
-from taskworker.client.fetching import replacing
-from taskworker.client.sources import SeekableSource
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import patch_to_proto, profile_to_proto, version_from_proto
 from taskworker.rpc.limits import CHUNK_IDS_MAX, KIB, MIB
@@ -30,9 +26,6 @@ _DATA_PER_MESSAGE = MIB
 
 # As many changed chunks as hold this many bytes are asked about in one go.
 _ASK_BYTES = 16 * MIB
-
-Changed = Iterable[tuple[int, int]]
-"""(offset, length) of the places known to have changed."""
 
 
 def changed_places(value: Any) -> list[tuple[int, int]]:
@@ -56,13 +49,13 @@ def _changed_place(place: Any) -> tuple[int, int]:
     return offset, length
 
 
-class LocalDiff:
-    """What takes a version on the server to local content, found chunk by chunk as it is asked for.
+class RemoteDiff(LocalDiff):
+    """What takes a version on the server to local content.
 
     Args:
         channel: the way to the server.
         base: the version to start from.
-        source: the local content.
+        content: the local content.
         changed: the only places that may differ; None: compare everything.
         deadline: for the calls needed.
         progress: called with (bytes compared, bytes in all).
@@ -72,30 +65,16 @@ class LocalDiff:
         self,
         channel: Channel,
         base: Version,
-        source: SeekableSource,
+        content: LocalContent,
         *,
         changed: Changed | None,
         deadline: Deadline,
         progress: Progress | None = None,
     ) -> None:
+        super().__init__(base.size, base.chunk_size, self._known_ids, content, changed=changed, progress=progress)
         self._channel = channel
         self._base = base
-        self._source = source
-        self._changed = changed
         self._deadline = deadline
-        self._progress = progress
-
-    def is_empty(self) -> bool:
-        """Whether the content is the version's; stops at the first difference."""
-        return self._source.size == self._base.size and next(self.names(), None) is None
-
-    def names(self) -> Iterator[Patch]:
-        """The changed chunks in order, without data."""
-        compared = self._all() if self._changed is None else self._touched(self._changed)
-        for index, known in compared:
-            chunk_id = blake3(self.chunk(index)).digest()
-            if chunk_id != known:
-                yield Patch(index, chunk_id)
 
     def patches(self) -> Iterator[Patch]:
         """The changed chunks in order, with the data the server lacks."""
@@ -107,11 +86,6 @@ class LocalDiff:
                 yield from self._with_data(batch)
                 batch = []
         yield from self._with_data(batch)
-
-    def chunk(self, index: int) -> BytesLike:
-        """The bytes of a chunk of the local content."""
-        start = index * self._base.chunk_size
-        return self._source.read(start, min(self._base.chunk_size, self._source.size - start))
 
     def _with_data(self, batch: Sequence[Patch]) -> Iterator[Patch]:
         # Asking whether a single chunk is there costs about what sending it does.
@@ -130,14 +104,6 @@ class LocalDiff:
         )
         return list(self._channel.unary(self._channel.store.MissingChunks, request, self._deadline).missing)
 
-    def _all(self) -> Iterator[tuple[int, bytes | None]]:
-        """(index, the version's chunk id or None past its end) of all chunks of the local content."""
-        known = self._known_ids()
-        for index in range(self._chunk_count()):
-            yield index, next(known, None)
-            if self._progress is not None:
-                self._progress(min((index + 1) * self._base.chunk_size, self._source.size), self._source.size)
-
     def _known_ids(self) -> Iterator[bytes]:
         start = 0
         while start < self._base.chunk_count:
@@ -150,22 +116,6 @@ class LocalDiff:
             page = self._channel.unary(self._channel.store.GetManifest, request, self._deadline)
             yield from page.chunk_ids
             start += len(page.chunk_ids)
-
-    def _touched(self, changed: Changed) -> Iterator[tuple[int, bytes | None]]:
-        """The chunks that overlap a change, and those that the new size adds, cuts or lengthens."""
-        size, count = self._base.chunk_size, self._chunk_count()
-        touched: set[int] = set()
-        for offset, length in changed:
-            if length:
-                touched.update(range(offset // size, min(count, -(-(offset + length) // size))))
-        if self._source.size != self._base.size:
-            shorter = min(self._source.size, self._base.size)
-            touched.update(range(shorter // size, count))
-        for index in sorted(touched):
-            yield index, None
-
-    def _chunk_count(self) -> int:
-        return -(-self._source.size // self._base.chunk_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,58 +167,19 @@ FetchRange = Callable[[int, int], Iterable[memoryview]]
 """(offset, length) → the bytes of that range of the version a diff leads to."""
 
 
-class LocalFile:
-    """A local file about to be brought up to date, as it is when this is made."""
+def pieces_of(diff: ManifestDiff, fetch: FetchRange) -> Iterator[tuple[int, BytesLike]]:
+    """(offset, bytes) of every changed chunk, checked against its id; those that the diff only names are fetched.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = _identity(path)
-
-    @contextmanager
-    def replaced(self) -> Iterator[BinaryIO]:
-        """A file that takes this one's place when the block ends well.
-
-        Raises:
-            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
-        """
-        with replacing(self._path) as file:
-            yield file
-            if _identity(self._path) != self._seen:
-                raise ConflictError(
-                    f"{self._path} was written to while it was brought up to date, and left as it is; "
-                    "synchronize again",
-                    head="",
-                )
-
-    def apply(self, diff: ManifestDiff, fetch: FetchRange) -> None:
-        """Make the file what ``diff`` leads to: in a copy that then takes its place.
-
-        Chunks the diff only names are fetched; every changed chunk is checked against its id.
-
-        Raises:
-            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
-            InvalidArgument: the diff does not hold what it says.
-        """
-        with self._path.open("rb") as original, self.replaced() as copy:
-            shutil.copyfileobj(original, copy, MIB)
-            for patch in diff.patches:
-                _write_chunk(copy, patch, diff, fetch)
-            copy.truncate(diff.new_size)
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _write_chunk(copy: BinaryIO, patch: Patch, diff: ManifestDiff, fetch: FetchRange) -> None:
-    start = patch.index * diff.chunk_size
-    length = min(diff.chunk_size, diff.new_size - start)
-    data = patch.data if patch.data is not None else b"".join(fetch(start, length))
-    if len(data) != length or blake3(data).digest() != patch.chunk_id:
-        raise InvalidArgument(f"chunk {patch.index} from the server is not what its id says; synchronize again")
-    copy.seek(start)
-    copy.write(data)
+    Raises:
+        InvalidArgument: the diff does not hold what it says.
+    """
+    for patch in diff.patches:
+        start = patch.index * diff.chunk_size
+        length = min(diff.chunk_size, diff.new_size - start)
+        data = patch.data if patch.data is not None else b"".join(fetch(start, length))
+        if len(data) != length or blake3(data).digest() != patch.chunk_id:
+            raise InvalidArgument(f"chunk {patch.index} from the server is not what its id says; synchronize again")
+        yield start, data
 
 
 def version_of(response: store_pb2.ReviseStreamResponse) -> Version:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from storage import Version
 from storage.limits import BytesLike, sought
@@ -17,6 +13,7 @@ from storage.reports import Progress
 from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
 from taskworker.client.deadline import Deadline
+from taskworker.client.local_files import write_all
 from taskworker.errors import ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
@@ -121,61 +118,10 @@ def write_to(fetch: Fetch, target: BinaryIO, progress: Progress | None) -> None:
     """Write all of ``fetch`` to a binary file."""
     done = 0
     for data in fetch:
-        _write_all(target, data)
+        write_all(target, data)
         done += len(data)
         if progress is not None:
             progress(done, fetch.size)
-
-
-def _write_all(target: BinaryIO, data: memoryview) -> None:
-    while data:
-        # Raw files may take less than they are given; files of other makes may not tell.
-        written = cast(int | None, target.write(data))
-        data = data[len(data) if written is None else written :]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise.
-
-    The content is on disk before the name leads to it; an existing file's permissions are kept. What
-    is no regular file, such as a device or a pipe, is written to directly.
-    """
-    path = path.resolve()  # through links, so that a link goes on being one
-    if path.exists() and not path.is_file():
-        with path.open("wb") as device:
-            yield device
-        return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), _mode_for(path))
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _mode_for(path: Path) -> int:
-    try:
-        return path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _AHEAD_BYTES_MIN = 256 * KIB

@@ -6,10 +6,12 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from io import FileIO
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+from storage.errors import ConflictError
+from storage.limits import BytesLike
 
 
 @contextlib.contextmanager
@@ -59,11 +61,12 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_all(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
-    """Write all of ``data``; an unbuffered file may take less at a time."""
+def write_all(file: BinaryIO, data: BytesLike) -> None:
+    """Write all of ``data``: raw files may take less than they are given, files of other makes may not tell."""
     view = memoryview(data)
     while view:
-        view = view[file.write(view) :]
+        written = cast("int | None", file.write(view))
+        view = view[len(view) if written is None else written :]
 
 
 def copy_into(source: Path, file: BinaryIO) -> None:
@@ -85,15 +88,43 @@ def copy_stream(source: BinaryIO, file: BinaryIO) -> None:
         write_all(file, piece)
 
 
-def chunks_of(file: FileIO, chunk_size: int) -> Iterator[memoryview]:
-    """The file's chunks, each valid until the next is asked for."""
-    buffer = memoryview(bytearray(chunk_size))
-    while filled := _fill(file, buffer):
-        yield buffer[:filled]
+class LocalFile:
+    """A local file that is to be brought up to date, as it looks when this is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = _identity(path)
+
+    @contextlib.contextmanager
+    def replaced(self) -> Iterator[BinaryIO]:
+        """A file that takes this one's place when the block ends well, durably.
+
+        Raises:
+            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
+        """
+        with replacing(self._path, durable=True) as file:
+            yield file
+            if _identity(self._path) != self._seen:
+                raise ConflictError(
+                    f"{self._path} was written to while it was brought up to date, and left as it is; "
+                    "synchronize again",
+                    head="",
+                )
+
+    def patch(self, size: int, pieces: Iterable[tuple[int, BytesLike]]) -> None:
+        """Replace the file by a copy of ``size`` bytes with ``pieces``, (offset, bytes), in their places.
+
+        Raises:
+            ConflictError: somebody wrote to the file meanwhile; it is left as it is.
+        """
+        with self.replaced() as copy:
+            copy_into(self._path, copy)
+            copy.truncate(size)
+            for offset, piece in pieces:
+                copy.seek(offset)
+                write_all(copy, piece)
 
 
-def _fill(file: FileIO, buffer: memoryview) -> int:
-    filled = 0
-    while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
-        filled += count
-    return filled
+def _identity(path: Path) -> tuple[int, int, int]:
+    looks = path.stat()
+    return looks.st_ino, looks.st_size, looks.st_mtime_ns
