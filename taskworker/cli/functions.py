@@ -70,7 +70,7 @@ def call(
         taskworker call thumbnail cat.png -o small.png
     """
     from taskworker.client import Client
-    from taskworker.client.client import value_of
+    from taskworker.client.function_calls import value_of
 
     named = dict(_pair("--kw", item, "NAME=VALUE") for item in kw or ())
     with Client(session.pool_address()) as client:
@@ -90,7 +90,7 @@ def call(
 
 def _returned_file(result: str) -> tuple[str, str]:
     """File and version that a function returned."""
-    from taskworker.client.client import value_of
+    from taskworker.client.function_calls import value_of
 
     told = value_of(result)
     if isinstance(told, dict):

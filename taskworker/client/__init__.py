@@ -11,8 +11,9 @@ from storage.lazily import loading
 
 if TYPE_CHECKING:
     from taskworker.client.aio import AsyncClient
-    from taskworker.client.client import Client, Synchronized, SyncResult
+    from taskworker.client.client import Client
     from taskworker.client.fetching import RemoteFile
+    from taskworker.client.revision_calls import Synchronized, SyncResult
 
 __all__ = ["AsyncClient", "Client", "RemoteFile", "SyncResult", "Synchronized"]
 
@@ -22,7 +23,7 @@ __getattr__, __dir__ = loading(
         "AsyncClient": "taskworker.client.aio",
         "Client": "taskworker.client.client",
         "RemoteFile": "taskworker.client.fetching",
-        "SyncResult": "taskworker.client.client",
-        "Synchronized": "taskworker.client.client",
+        "SyncResult": "taskworker.client.revision_calls",
+        "Synchronized": "taskworker.client.revision_calls",
     },
 )

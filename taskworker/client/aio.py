@@ -20,7 +20,7 @@ from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
-from taskworker.client.client import ReadableAnywhere, Synchronized, SyncResult
+from taskworker.client.revision_calls import ReadableAnywhere, Synchronized, SyncResult
 from taskworker.client.sources import Pushable
 
 if TYPE_CHECKING:
@@ -116,6 +116,62 @@ class AsyncClient(AsyncCalls):
                 timeout_s=timeout_s,
             )
         )
+
+    async def stat(
+        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
+    ) -> Version:
+        """See :meth:`Client.stat`."""
+        return await self._run(
+            lambda: self._client.stat(file_id, user_id=user_id, version_id=version_id, timeout_s=timeout_s)
+        )
+
+    async def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
+        """See :meth:`Client.find`."""
+        return await self._run(lambda: self._client.find(filename, user_id=user_id, timeout_s=timeout_s))
+
+    async def history(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        limit: int | None = None,
+        before: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """See :meth:`Client.history`."""
+        return await self._run(
+            lambda: self._client.history(file_id, user_id=user_id, limit=limit, before=before, timeout_s=timeout_s)
+        )
+
+    async def list_files(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """See :meth:`Client.list_files`."""
+        return await self._run(
+            lambda: self._client.list_files(
+                user_id=user_id, prefix=prefix, after=after, limit=limit, timeout_s=timeout_s
+            )
+        )
+
+    def iter_files(
+        self, *, user_id: str, prefix: str = "", timeout_s: float | None = None
+    ) -> AsyncGenerator[Version, None]:
+        """See :meth:`Client.iter_files`."""
+        return self._each(self._client.iter_files(user_id=user_id, prefix=prefix, timeout_s=timeout_s))
+
+    async def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
+        """See :meth:`Client.delete`."""
+        return await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
+
+    async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
+        """See :meth:`Client.delete_files`."""
+        return await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))
 
     async def diff(
         self,
@@ -221,62 +277,6 @@ class AsyncClient(AsyncCalls):
                 file_id, path, user_id=user_id, base_version_id=base_version_id, progress=progress, timeout_s=timeout_s
             )
         )
-
-    async def stat(
-        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
-    ) -> Version:
-        """See :meth:`Client.stat`."""
-        return await self._run(
-            lambda: self._client.stat(file_id, user_id=user_id, version_id=version_id, timeout_s=timeout_s)
-        )
-
-    async def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
-        """See :meth:`Client.find`."""
-        return await self._run(lambda: self._client.find(filename, user_id=user_id, timeout_s=timeout_s))
-
-    async def history(
-        self,
-        file_id: str,
-        *,
-        user_id: str,
-        limit: int | None = None,
-        before: str | None = None,
-        timeout_s: float | None = None,
-    ) -> list[Version]:
-        """See :meth:`Client.history`."""
-        return await self._run(
-            lambda: self._client.history(file_id, user_id=user_id, limit=limit, before=before, timeout_s=timeout_s)
-        )
-
-    async def list_files(
-        self,
-        *,
-        user_id: str,
-        prefix: str = "",
-        after: str | None = None,
-        limit: int | None = None,
-        timeout_s: float | None = None,
-    ) -> list[Version]:
-        """See :meth:`Client.list_files`."""
-        return await self._run(
-            lambda: self._client.list_files(
-                user_id=user_id, prefix=prefix, after=after, limit=limit, timeout_s=timeout_s
-            )
-        )
-
-    def iter_files(
-        self, *, user_id: str, prefix: str = "", timeout_s: float | None = None
-    ) -> AsyncGenerator[Version, None]:
-        """See :meth:`Client.iter_files`."""
-        return self._each(self._client.iter_files(user_id=user_id, prefix=prefix, timeout_s=timeout_s))
-
-    async def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
-        """See :meth:`Client.delete`."""
-        return await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
-
-    async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
-        """See :meth:`Client.delete_files`."""
-        return await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))
 
     async def call(
         self,

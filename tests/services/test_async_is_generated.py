@@ -9,7 +9,7 @@ import pytest
 from scripts.async_client import CLIENT, NOT_AWAITED, generated
 from taskworker import AsyncClient, Client
 
-PUBLIC = sorted(name for name in vars(Client) if not name.startswith("_") and callable(getattr(Client, name)))
+PUBLIC = sorted(name for name in dir(Client) if not name.startswith("_") and callable(getattr(Client, name)))
 
 
 def test_the_generated_file_is_fresh() -> None:

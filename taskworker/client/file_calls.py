@@ -1,0 +1,306 @@
+"""Whole files: pushing, fetching, finding and deleting them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from storage import (
+    ErasureProfile,
+    FileNotFound,
+    Version,
+)
+from storage.errors import InvalidArgument
+from storage.reports import Progress
+from taskworker.client import sources
+from taskworker.client.base import RETRIES, ClientBase
+from taskworker.client.checked import arguments_checked
+from taskworker.client.deadline import Deadline
+from taskworker.client.fetching import RemoteFile, Wanted, write_to
+from taskworker.client.local_files import replacing
+from taskworker.client.pushing import PushOptions, push
+from taskworker.client.sources import Pushable
+from taskworker.protos import store_pb2
+from taskworker.rpc import conversion as convert
+from taskworker.rpc.limits import DELETE_MAX, PAGE_MAX
+
+if TYPE_CHECKING:
+    pass
+
+
+class FileCalls(ClientBase):
+    """What a client does with files as a whole."""
+
+    @arguments_checked
+    def push(
+        self,
+        source: Pushable,
+        *,
+        user_id: str,
+        filename: str | None = None,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Store content under (user, filename): of any size, in bounded memory.
+
+        Content that can be read again (bytes, regular files) is not sent as far as the server has it
+        from this user already, as after an interrupted push.
+
+        Args:
+            source: bytes, a path, a binary file (from its position on), or an iterable of bytes.
+            user_id: the owner.
+            filename: the name to store it under; may be left out for a path, whose last part it then is.
+            profile: erasure profile; default the store's.
+            chunk_size: bytes; default the store's.
+            time_ms: the author's clock, ms since 1970; default the server's.
+            note: up to 4,096 bytes.
+            sha256: hex digest of the whole content, checked before it becomes visible.
+            progress: called with (bytes done, bytes in all or 0), from another thread.
+            timeout_s: seconds.
+
+        Raises:
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            OSError: ``source`` cannot be read.
+        """
+        options = PushOptions(
+            filename=filename if filename is not None else _own_name(source),
+            user_id=user_id,
+            profile=profile,
+            chunk_size=chunk_size,
+            time_ms=time_ms,
+            note=note,
+            sha256=sha256,
+        )
+        with sources.opened(source) as content:
+            return push(
+                self._channel,
+                content,
+                options,
+                deadline=self._deadline(timeout_s),
+                retries=RETRIES,
+                progress=progress,
+            )
+
+    @arguments_checked
+    def get(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Bytes of a version in memory; use :meth:`download` or :meth:`open` for large ones.
+
+        Args:
+            file_id: the file.
+            user_id: its owner.
+            version_id: default the head.
+            offset: first byte wanted.
+            length: bytes wanted; default up to the end, where more are cut off.
+            progress: called with (bytes done, bytes in all).
+            timeout_s: seconds.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            DataLossError: too few intact shards are left.
+            InvalidArgument: an argument is malformed or out of bounds.
+        """
+        with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
+            pieces: list[memoryview] = []
+            done = 0
+            for piece in fetch:
+                pieces.append(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, fetch.size)
+            return b"".join(pieces)
+
+    @arguments_checked
+    def download(
+        self,
+        file_id: str,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Write a version's bytes to a file, in bounded memory.
+
+        Args:
+            file_id: the file.
+            target: a writable binary file; or a path, which then has all or nothing of it.
+            user_id: its owner.
+            version_id: default the head.
+            offset: first byte wanted.
+            length: bytes wanted; default up to the end.
+            progress: called with (bytes done, bytes in all).
+            timeout_s: seconds.
+
+        Raises:
+            as :meth:`get`, and OSError from writing ``target``.
+        """
+        with self._fetch(Wanted(file_id, user_id, version_id, offset, length), timeout_s) as fetch:
+            if isinstance(target, str | os.PathLike):
+                with replacing(Path(target), durable=True) as file:
+                    write_to(fetch, file, progress)
+            else:
+                write_to(fetch, target, progress)
+            return fetch.version
+
+    @arguments_checked
+    def open(
+        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
+    ) -> RemoteFile:
+        """A version as a seekable binary file; ``timeout_s`` is for each fetch it makes.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+        """
+        return RemoteFile(
+            self._channel,
+            Wanted(file_id, user_id, version_id),
+            timeout_s=timeout_s if timeout_s is not None else self._timeout_s,
+            retries=RETRIES,
+        )
+
+    @arguments_checked
+    def stat(
+        self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
+    ) -> Version:
+        """A version by its file's id, the head by default.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+        """
+        return self._stat(file_id, user_id, version_id, self._deadline(timeout_s))
+
+    @arguments_checked
+    def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
+        """The head of the file of that name, None if there is none."""
+        request = store_pb2.StatRequest(user_id=user_id, filename=filename)
+        try:
+            message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
+        except FileNotFound:
+            return None
+        return convert.version_from_proto(message) if message.file_id else None  # as servers before 0.1 said it
+
+    @arguments_checked
+    def history(
+        self,
+        file_id: str,
+        *,
+        user_id: str,
+        limit: int | None = None,
+        before: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """Versions of a file, newest first: at most ``limit``, after version ``before``.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+        """
+        deadline = self._deadline(timeout_s)
+        versions: list[Version] = []
+        while limit is None or len(versions) < limit:
+            request = store_pb2.HistoryRequest(
+                file_id=file_id, user_id=user_id, limit=_page(limit, len(versions)), before=before or ""
+            )
+            page = self._channel.unary(self._channel.store.History, request, deadline)
+            versions += map(convert.version_from_proto, page.versions)
+            before = page.next_before
+            if not before:
+                break
+        return versions
+
+    @arguments_checked
+    def list_files(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Version]:
+        """Heads of a user's files ordered by name: at most ``limit``, named ``prefix…``, after name ``after``."""
+        deadline = self._deadline(timeout_s)
+        files: list[Version] = []
+        while limit is None or len(files) < limit:
+            page = self._files_page(user_id, prefix, after, _page(limit, len(files)), deadline)
+            files += map(convert.version_from_proto, page.files)
+            after = page.next_after
+            if not after:
+                break
+        return files
+
+    @arguments_checked
+    def iter_files(self, *, user_id: str, prefix: str = "", timeout_s: float | None = None) -> Iterator[Version]:
+        """As :meth:`list_files`, page by page, however many there are; ``timeout_s`` is for each page."""
+        after: str | None = None
+        while after != "":
+            page = self._files_page(user_id, prefix, after, 0, self._deadline(timeout_s))
+            yield from map(convert.version_from_proto, page.files)
+            after = page.next_after
+
+    @arguments_checked
+    def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
+        """End a file's chain; ``collect`` frees its space.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+        """
+        request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
+        self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
+
+    @arguments_checked
+    def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
+        """End many files at once; a few hundred together take hardly longer than one.
+
+        Up to 1,000 of them are deleted together: all, or none if one is not there. Of more, some may be deleted when
+        an error is raised.
+
+        Raises:
+            FileNotFound: no such file, or another user's; names it.
+        """
+        deadline = self._deadline(timeout_s)
+        for start in range(0, len(file_ids), DELETE_MAX):
+            request = store_pb2.DeleteFilesRequest(file_ids=file_ids[start : start + DELETE_MAX], user_id=user_id)
+            self._channel.unary(self._channel.store.DeleteFiles, request, deadline)
+
+    def _files_page(
+        self, user_id: str, prefix: str, after: str | None, limit: int, deadline: Deadline
+    ) -> store_pb2.ListFilesResponse:
+        request = store_pb2.ListFilesRequest(user_id=user_id, prefix=prefix, after=after or "", limit=limit)
+        return self._channel.unary(self._channel.store.ListFiles, request, deadline)
+
+
+def _own_name(source: Pushable) -> str:
+    if isinstance(source, str | os.PathLike):
+        return Path(source).name
+    raise InvalidArgument("filename is needed for content that is no path; say what to store it as")
+
+
+def _page(limit: int | None, have: int) -> int:
+    """How many more to ask for at once; 0 leaves it to the server."""
+    return 0 if limit is None else min(limit - have, PAGE_MAX)

@@ -1,0 +1,89 @@
+"""Maintenance: long operations of a store, started from afar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from storage import (
+    CollectReport,
+    RebuildReport,
+    RepairReport,
+    ScrubReport,
+    StoreStats,
+)
+from storage.reports import Progress
+from taskworker.client.base import ClientBase
+from taskworker.client.checked import arguments_checked
+from taskworker.errors import ServerFault
+from taskworker.protos import store_pb2
+from taskworker.rpc import conversion as convert
+
+if TYPE_CHECKING:
+    pass
+
+
+class _Event(Protocol):
+    """An event of a maintenance call."""
+
+    @property
+    def progress(self) -> store_pb2.Progress: ...
+
+    def HasField(self, field_name: Literal["report"], /) -> bool: ...  # noqa: N802 - protobuf's name
+
+
+EventT = TypeVar("EventT", bound=_Event)
+
+
+class MaintenanceCalls(ClientBase):
+    """What a client has a store do with all it holds."""
+
+    @arguments_checked
+    def stats(self, *, timeout_s: float | None = None) -> StoreStats:
+        """The store at a glance."""
+        response = self._channel.unary(self._channel.store.Stats, store_pb2.StatsRequest(), self._deadline(timeout_s))
+        return convert.stats_from_proto(response)
+
+    @arguments_checked
+    def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
+        """Verify all shards; ``progress`` gets (bytes done, bytes in all). Leaving early stops it."""
+        event = self._maintenance(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
+        return convert.scrub_from_proto(event.report)
+
+    @arguments_checked
+    def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
+        """Re-make missing and rotten shards; ``progress`` gets (objects done, objects in all)."""
+        event = self._maintenance(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
+        return convert.repair_from_proto(event.report)
+
+    @arguments_checked
+    def collect(
+        self, *, progress: Progress | None = None, grace_s: float | None = None, timeout_s: float | None = None
+    ) -> CollectReport:
+        """Drop what no version reaches and is older than ``grace_s`` seconds (default a day)."""
+        request = store_pb2.CollectRequest(grace_s=grace_s)
+        event = self._maintenance(self._channel.store.Collect, request, progress, timeout_s)
+        return convert.collect_from_proto(event.report)
+
+    @arguments_checked
+    def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
+        """Make the catalog again from the volumes."""
+        event = self._maintenance(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
+        return convert.rebuild_from_proto(event.report)
+
+    def _maintenance(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Any, EventT],
+        request: Message,
+        progress: Progress | None,
+        timeout_s: float | None,
+    ) -> EventT:
+        with self._channel.receive(method, request, self._deadline(timeout_s)) as events:
+            for event in events:
+                if event.HasField("report"):
+                    return event
+                if progress is not None:
+                    progress(event.progress.done, event.progress.total)
+        raise ServerFault("the server ended the operation without a report; its log tells why")
