@@ -44,7 +44,7 @@ from storage.formats.authenticity import Authority
 from storage.formats.manifest import Manifest
 from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 from storage.formats.voices import voices
-from storage.keys import ID_BYTES, Kind, StripeKey
+from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.limits import (
     MIB,
 )
@@ -912,9 +912,9 @@ class FileStorage:
 
     def _is_needed(self, stripe: StripeKey) -> bool:
         """Whether a chunk or node may still be part of a file: a collect forgets it before its shards."""
-        if stripe[ID_BYTES] == Kind.CHUNK:
+        if kind_of(stripe) == Kind.CHUNK:
             return self._catalog.is_held(stripe)
-        return stripe[ID_BYTES] != Kind.NODE or self._catalog.node(stripe[:ID_BYTES]) is not None
+        return kind_of(stripe) != Kind.NODE or self._catalog.node(object_id_of(stripe)) is not None
 
     def _volume_stats(self, slot: int) -> VolumeStats:
         volume = self._volumes.volume(slot)

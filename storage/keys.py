@@ -52,6 +52,36 @@ def split_stripe_key(key: bytes) -> StripeParts:
     return StripeParts(key[:ID_BYTES], Kind(key[32]), key[33] + 1, key[34] + 1)
 
 
+def object_id_of(key: bytes) -> bytes:
+    """The id of the object that a stripe key or a shard key is of."""
+    return key[:ID_BYTES]
+
+
+def kind_of(key: bytes) -> int:
+    """The :class:`Kind` in a stripe key or a shard key, as a number, which may be none of them."""
+    return key[32]
+
+
+def data_shards(key: bytes) -> int:
+    """The k of a stripe key or a shard key: so many shards give the object."""
+    return key[33] + 1
+
+
+def shard_count(key: bytes) -> int:
+    """The n of a stripe key or a shard key: so many shards there are."""
+    return key[34] + 1
+
+
+def stripe_of(key: bytes) -> StripeKey:
+    """The stripe key in a shard key."""
+    return StripeKey(key[:STRIPE_KEY_BYTES])
+
+
+def slot_of(key: bytes) -> int:
+    """Which shard of its stripe a shard key names, from 0."""
+    return key[35]
+
+
 def shard_key(stripe: StripeKey, slot: int) -> ShardKey:
     """Key of the shard in ``slot`` (0…n-1) of a stripe."""
     return ShardKey(stripe + BYTE[slot])

@@ -43,7 +43,7 @@ from storage.catalog.profiles import (
 from storage.catalog.recount import recounted, time_from
 from storage.errors import FormatError
 from storage.formats.versions import FILE_ID_BYTES
-from storage.keys import STRIPE_KEY_BYTES, StripeKey
+from storage.keys import StripeKey, stripe_of
 from storage.system.lmdb_env import ROOT, Database, Environment, Transaction
 
 T = TypeVar("T")
@@ -493,7 +493,7 @@ class LmdbCatalog:
 
 
 def _holding(key: bytes, value: bytes) -> Holding:
-    stripe, user = StripeKey(key[:STRIPE_KEY_BYTES]), key[-USER_KEY_BYTES:]
+    stripe, user = stripe_of(key), key[-USER_KEY_BYTES:]
     try:
         return Holding(stripe, user, _claimants(value))
     except FormatError as error:

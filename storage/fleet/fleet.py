@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
-from storage.keys import ShardKey, StripeKey
+from storage.keys import ShardKey, StripeKey, data_shards, object_id_of, shard_count, slot_of
 from storage.reports import Damage
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 
@@ -131,7 +131,7 @@ class Fleet(ABC, Generic[StoreT]):
 
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """The slot of the store that each shard 0…n-1 of a stripe belongs to."""
-        return self.placement.volumes(stripe, stripe[34] + 1)
+        return self.placement.volumes(stripe, shard_count(stripe))
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """Where to put each shard now: its holder, or another where that is away and others stand in."""
@@ -166,7 +166,7 @@ class Fleet(ABC, Generic[StoreT]):
 
     def is_in_danger(self, stripe: StripeKey, there: int) -> bool:
         """Whether hardly more shards of a stripe are known to be there than are needed to make the others."""
-        k = stripe[33] + 1
+        k = data_shards(stripe)
         return k <= there < k + self.margin
 
     # -- failures --------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ class Fleet(ABC, Generic[StoreT]):
             Damage(
                 time_ms=time.time_ns() // 1_000_000,
                 kind=kind,
-                object_id=key[:32].hex(),
-                slot=key[35] if len(key) > 35 else -1,
+                object_id=object_id_of(key).hex(),
+                slot=slot_of(key) if len(key) > 35 else -1,
                 volume=slot,
                 text=text,
             )

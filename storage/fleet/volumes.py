@@ -22,7 +22,7 @@ from storage.errors import (
 )
 from storage.fleet.fleet import Fleet
 from storage.fleet.placement import FixedLayout
-from storage.keys import StripeKey
+from storage.keys import StripeKey, shard_count
 from storage.shards import LocalVolume, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
@@ -78,7 +78,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.holders`."""
-        return self.layout.volumes(stripe, stripe[34] + 1)
+        return self.layout.volumes(stripe, shard_count(stripe))
 
     def name(self, slot: int) -> str:
         """Slot and directory."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.keys import Kind, ShardKey, kind_of, object_id_of
 from storage.limits import BytesLike
 
 SEQUENCE_MAX = (1 << 63) - 1
@@ -27,7 +27,7 @@ _last: tuple[BytesLike, int] = (b"", 0)
 
 def bears_sequence(key: ShardKey) -> bool:
     """Whether the object is of a kind that has a sequence."""
-    return key[ID_BYTES] in _AT
+    return kind_of(key) in _AT
 
 
 def sequence_in(key: ShardKey, payload: BytesLike) -> int:
@@ -35,7 +35,7 @@ def sequence_in(key: ShardKey, payload: BytesLike) -> int:
     global _last
     known, sequence = _last
     if payload is not known:
-        sequence = _decoded(Kind(key[ID_BYTES]), payload)
+        sequence = _decoded(Kind(kind_of(key)), payload)
         if isinstance(payload, bytes):  # others may be written to
             _last = payload, sequence
     return sequence
@@ -43,10 +43,10 @@ def sequence_in(key: ShardKey, payload: BytesLike) -> int:
 
 def is_own(key: ShardKey, payload: BytesLike) -> bool:
     """Whether bytes with a sequence are those that their key names: others may tell any sequence."""
-    raw, identifier = bytes(payload), key[:ID_BYTES]
+    raw, identifier = bytes(payload), object_id_of(key)
     if sequence_in(key, raw) == 0:
         return False
-    if key[ID_BYTES] == Kind.TOMBSTONE:
+    if kind_of(key) == Kind.TOMBSTONE:
         return blake3(raw).digest() == identifier
     record, root = _decode_object(raw)
     named = blake3(record).digest() == identifier and blake3(root).digest() == _decode(record)[_ROOT_ID_AT]

@@ -25,7 +25,7 @@ from storage.batching import batched
 from storage.catalog import Catalog, user_key
 from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import InsufficientWorkers, StoreFull
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, kind_of, object_id_of, stripe_of
 from storage.limits import MIB
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.live import live_objects
@@ -240,7 +240,7 @@ def _sweep(
         buckets = range(first, first + width)
         marks = all_marks.take(buckets)
         start, stop = bytes([first]), bytes([buckets.stop]) if buckets.stop < _BUCKETS else None
-        live = {StripeKey(mark[:STRIPE_KEY_BYTES]) for mark in marks}
+        live = {stripe_of(mark) for mark in marks}
         claimed, lapsed = _judge_claims(context, marks, set_aside, uploads, start, stop)
         live |= claimed
         if not set_aside:  # one that cannot be read may need any of them
@@ -280,7 +280,9 @@ def _judge_claims(
     for holding in context.catalog.holdings(start, stop):
         marked = holding.stripe + holding.user in marks
         if holding.problem:
-            set_aside.report(holding.stripe, f"a claim on {holding.stripe[:32].hex()} is kept: {holding.problem}")
+            set_aside.report(
+                holding.stripe, f"a claim on {object_id_of(holding.stripe).hex()} is kept: {holding.problem}"
+            )
         if marked or holding.problem or uploads.keep(holding.uploads) or set_aside.spares(holding.user):
             kept.add(holding.stripe)
         else:
@@ -326,7 +328,7 @@ def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], start: bytes
 
 def _is_needed(key: ShardKey, live: set[StripeKey]) -> bool:
     """Whether a shard is of a live object, or a volume's own mark."""
-    return key[:STRIPE_KEY_BYTES] in live or key[ID_BYTES] == Kind.MARK
+    return stripe_of(key) in live or kind_of(key) == Kind.MARK
 
 
 def _sweep_volume(
@@ -340,12 +342,12 @@ def _sweep_volume(
 ) -> None:
     dead = (key for key in volume.keys(start, stop) if not (_is_needed(key, live) or set_aside.needs(key)))
     for batch in batched(dead, _REMOVE_BATCH):
-        with context.pins.removing(StripeKey(key[:STRIPE_KEY_BYTES]) for key in batch) as going:
-            free = [key for key in batch if key[:STRIPE_KEY_BYTES] in going]
+        with context.pins.removing(stripe_of(key) for key in batch) as going:
+            free = [key for key in batch if stripe_of(key) in going]
             context.pins.removals += len(free)
             tally.shards += volume.remove(free)
         for key in free:
-            tally.objects.add(StripeKey(key[:STRIPE_KEY_BYTES]))
+            tally.objects.add(stripe_of(key))
 
 
 def _drop_dead_versions(context: MaintenanceContext) -> None:

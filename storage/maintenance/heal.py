@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Protocol
 
 from storage.errors import DataLossError, StorageError
-from storage.keys import StripeKey
+from storage.keys import StripeKey, object_id_of
 from storage.reports import HealingState
 from storage.runtime import Runtime
 from storage.stripes.stripes import StripeStore, Unread
@@ -171,9 +171,9 @@ class Healer:
             self._stripes.volumes.report("lost", stripe, -1, str(made))
             return True
         if isinstance(made, StorageError):
-            log.info("%s is not healed for now: %s", stripe[:32].hex(), made)
+            log.info("%s is not healed for now: %s", object_id_of(stripe).hex(), made)
         elif made[0]:
-            log.info("healed %d shards of %s", made[0], stripe[:32].hex())
+            log.info("healed %d shards of %s", made[0], object_id_of(stripe).hex())
         return False
 
 

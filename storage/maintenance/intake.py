@@ -14,7 +14,7 @@ from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, St
 from storage.fleet.fleet import Fleet
 from storage.formats.manifest import object_id
 from storage.formats.versions import decode_tombstone, decode_version
-from storage.keys import ID_BYTES, Kind
+from storage.keys import Kind, kind_of, object_id_of
 from storage.limits import check_filename, check_user_id
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
@@ -140,7 +140,7 @@ class Intake:
         Raises:
             FormatError, InvalidArgument: it is malformed.
         """
-        identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
+        identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.VERSION:
             stored = decode_version(raw, identifier)
             check_filename(stored.record.filename)
@@ -153,15 +153,15 @@ class Intake:
         return self.belief.about_tombstone(identifier, raw, decode_tombstone(raw))
 
     def _skip_malformed(self, shard: Shard, slot: int, error: StorageError) -> None:
-        kind = Kind(shard.key[ID_BYTES])
+        kind = Kind(kind_of(shard.key))
         lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
-        self.tally.skip_malformed(slot, f"{kind.name.lower()} {shard.key[:ID_BYTES].hex()}: {error}{lost}")
+        self.tally.skip_malformed(slot, f"{kind.name.lower()} {object_id_of(shard.key).hex()}: {error}{lost}")
 
 
 def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
     added = 0
     for shard in batch:
-        identifier, kind, raw = shard.key[:ID_BYTES], shard.key[ID_BYTES], bytes(shard.payload)
+        identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.TOMBSTONE:
             txn.keep_tombstone(decode_tombstone(raw).file_id, raw)
         else:

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreFull
 from storage.fleet.fleet import Fleet
-from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey
+from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
@@ -135,8 +135,8 @@ class ReadBack:
                     volume.remove(keys)
 
     def _is_holder(self, store: int, key: ShardKey) -> bool:
-        stripe = StripeKey(key[:STRIPE_KEY_BYTES])
-        return self._fleet.holders(stripe)[key[STRIPE_KEY_BYTES]] == store and self._fleet.trusts(store)
+        stripe = stripe_of(key)
+        return self._fleet.holders(stripe)[slot_of(key)] == store and self._fleet.trusts(store)
 
     def alike(self, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
         """Those of the shards that both stores give out with the same content, so that ``former`` may drop its own.
@@ -195,7 +195,7 @@ class ReadBack:
         if truth is None:
             return Audited(0, 0, 0)  # too little of it can be read now: repair tells of that
         fetched = wrong = 0
-        length = -(-truth[0].object_length // (stripe[33] + 1))
+        length = -(-truth[0].object_length // data_shards(stripe))
         for slot, shard in enumerate(truth):
             # Where somebody stands in for a store that is there, that one is asked as well: it may be a liar.
             for store in {self._fleet.targets(stripe)[slot], self._fleet.holders(stripe)[slot]}:
@@ -209,7 +209,7 @@ class ReadBack:
                     fetched += 1
                     good = payload is not None and blake3(payload).digest() == shard.digest
                     wrong += not good and not self._is_right(store, volume, shard.key, shard.digest)
-        return Audited(fetched, length * (stripe[33] + 1 + fetched), wrong)
+        return Audited(fetched, length * (data_shards(stripe) + fetched), wrong)
 
     def _truth(self, stripe: StripeKey) -> list[Shard] | None:
         """All shards of a stripe as its verified object gives them; None if that cannot be read."""
@@ -217,7 +217,7 @@ class ReadBack:
             data = self._stripes.read(stripe)
         except (DataLossError, ShardsUnavailable):
             return None
-        return self._stripes.shards_of(stripe, data + bytes(-len(data) % (stripe[33] + 1)), len(data))
+        return self._stripes.shards_of(stripe, data + bytes(-len(data) % data_shards(stripe)), len(data))
 
     def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes, *, new: bool = False) -> bool:
         """Ask once more for a shard that was not given back as it should be; tells of rot and of lies.
@@ -253,7 +253,7 @@ class ReadBack:
 
     def _is_true(self, store: int, shard: Shard) -> bool:
         """Two contents of one shard: what the whole stripe decodes to decides."""
-        stripe, slot = StripeKey(shard.key[:STRIPE_KEY_BYTES]), shard.key[STRIPE_KEY_BYTES]
+        stripe, slot = stripe_of(shard.key), slot_of(shard.key)
         truth = self._truth(stripe)
         if truth is None:
             return False  # nobody can tell: both copies stay
@@ -276,7 +276,7 @@ def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[t
     return [
         (key, place.payload_length)
         for key, place in zip(keys, places, strict=True)
-        if place is not None and place.payload_length <= -(-CHUNK_SIZE_MAX // (key[33] + 1))
+        if place is not None and place.payload_length <= -(-CHUNK_SIZE_MAX // data_shards(key))
     ]
 
 

@@ -21,7 +21,15 @@ from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.fleet.fleet import Fleet
 from storage.fleet.placement import PARTITIONS, losses_survivable
 from storage.formats.manifest import object_id
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, StripeKey
+from storage.keys import (
+    Kind,
+    StripeKey,
+    data_shards,
+    kind_of,
+    object_id_of,
+    slot_of,
+    stripe_of,
+)
 from storage.limits import MIB
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.live import LiveObject, LiveRun, is_live, live_runs
@@ -322,11 +330,11 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
 
 def _is_being_written(context: MaintenanceContext, stripe: StripeKey) -> bool:
     """Whether a delete has yet to write this tombstone: unlike versions, they are entered into the catalog first."""
-    return stripe[ID_BYTES] == Kind.TOMBSTONE and context.pins.pinned(stripe)
+    return kind_of(stripe) == Kind.TOMBSTONE and context.pins.pinned(stripe)
 
 
 def _judged(context: MaintenanceContext, live: LiveObject, where: ShardMap, epoch: tuple[int, ...]) -> _Damaged:
-    k = live.stripe[ID_BYTES + 1] + 1
+    k = data_shards(live.stripe)
     spare = _spare(where.holders, k)
     wanted = _spare(context.stripes.volumes.targets(live.stripe), k)
     due = context.stripes.due(live.stripe, where)
@@ -430,7 +438,7 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
     # it would hold more of the object than may be lost with it.
     whole = [damaged for damaged in group if known is not None and not damaged.deferred]
     former = {damaged.live.stripe: damaged.where.holders for damaged in whole}
-    moved = [Moved(one, _former(former.get(StripeKey(one.key[:STRIPE_KEY_BYTES])), one)) for one in written]
+    moved = [Moved(one, _former(former.get(stripe_of(one.key)), one)) for one in written]
     if pace is not None:
         pace(time.perf_counter() - began_s)
     return _Group(made, moved)
@@ -438,7 +446,7 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
 
 def _former(holders: tuple[int | None, ...] | None, written: Written) -> int | None:
     """The store that held a shard before it was written; None if none did, or that is not known any more."""
-    return None if holders is None else holders[written.key[STRIPE_KEY_BYTES]]
+    return None if holders is None else holders[slot_of(written.key)]
 
 
 def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unread) -> _Made:
@@ -454,7 +462,7 @@ def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unr
 
 def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
     """A metadata object of which the volumes have nothing left; None if the catalog has not got it either."""
-    identifier, kind = live.stripe[:ID_BYTES], live.stripe[ID_BYTES]
+    identifier, kind = object_id_of(live.stripe), kind_of(live.stripe)
     if kind == Kind.VERSION:
         return catalog.version(live.file_id, identifier)
     if kind == Kind.NODE:

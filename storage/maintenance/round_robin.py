@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.fleet.fleet import Fleet
-from storage.keys import ID_BYTES, Kind
+from storage.keys import Kind, kind_of
 from storage.maintenance.agreement import Agreement
 from storage.maintenance.examined import Examined
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
@@ -170,7 +170,7 @@ class RoundRobin:
 
 def _check_records(page: list[Shard]) -> None:
     for shard in page:
-        if shard.key[ID_BYTES] not in SHOWN:
+        if kind_of(shard.key) not in SHOWN:
             raise _RefusedError("has shown a record that it was not asked for")
         if len(shard.payload) > RECORD_BYTES_MAX:
             raise _RefusedError(f"has shown a record of {len(shard.payload):,} bytes")

@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.batching import batched
 from storage.fleet.fleet import Fleet
-from storage.keys import ShardKey, shard_key
+from storage.keys import ShardKey, object_id_of, shard_key, slot_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.live import LiveObject, is_live, live_objects
 from storage.maintenance.set_aside import SetAside
@@ -111,9 +111,9 @@ class _Findings:
         self.unavailable += kind == "unavailable"
         if len(self.damaged) < DAMAGE_LISTED_MAX:
             name = f"{live.filename!r} of {live.user_id!r}" if live.file_id else "a deleted file"
-            text = f"shard {key[35]} of {key[:32].hex()} on volume {holder} is {kind} ({name})"
+            text = f"shard {slot_of(key)} of {object_id_of(key).hex()} on volume {holder} is {kind} ({name})"
             now = time.time_ns() // 1_000_000
-            self.damaged.append(Damage(now, kind, key[:32].hex(), key[35], holder, text))
+            self.damaged.append(Damage(now, kind, object_id_of(key).hex(), slot_of(key), holder, text))
 
 
 def _check_objects(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from storage.catalog import user_key
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.keys import Kind, ShardKey, StripeKey, kind_of, object_id_of, stripe_of
 from storage.reports import DAMAGE_LISTED_MAX, Damage
 
 log = logging.getLogger(__name__)
@@ -60,13 +60,13 @@ class SetAside:
         """Tell of a record that cannot be read, and of which enough is known to do no harm."""
         if len(self.damage) < DAMAGE_LISTED_MAX:
             now_ms = time.time_ns() // 1_000_000
-            self.damage.append(Damage(now_ms, UNREADABLE, stripe[:ID_BYTES].hex(), -1, -1, text))
+            self.damage.append(Damage(now_ms, UNREADABLE, object_id_of(stripe).hex(), -1, -1, text))
             self._report(UNREADABLE, stripe, -1, text)
             log.warning("set aside: %s", text)
 
     def needs(self, key: ShardKey) -> bool:
         """Whether a shard must be kept, whatever else is known: it is of a version set aside, or of a node."""
-        return self.count > 0 and (key[ID_BYTES] == Kind.NODE or key[:STRIPE_KEY_BYTES] in self._stripes)
+        return self.count > 0 and (kind_of(key) == Kind.NODE or stripe_of(key) in self._stripes)
 
     def spares(self, user: bytes) -> bool:
         """Whether what the user with this key has a claim on must be kept, whatever else is known."""

@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
 from storage.formats.sequences import bears_sequence, is_own, sequence_in
-from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.keys import Kind, ShardKey, kind_of
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
 from storage.shards.identity import (
@@ -976,7 +976,7 @@ class LocalVolume:
             if (
                 isinstance(found, ScannedRecord)
                 and found.intact
-                and found.header.key[ID_BYTES] in kinds
+                and kind_of(found.header.key) in kinds
                 and self._index.get(found.header.key) is not None
             ):
                 header = found.header
@@ -993,7 +993,7 @@ class LocalVolume:
         unread: list[VolumeUnavailable] = []
 
         def read(key: ShardKey) -> Shard | None:
-            if key[ID_BYTES] not in kinds or self._index.get(key) is None:
+            if kind_of(key) not in kinds or self._index.get(key) is None:
                 return None
             try:
                 return self.read(key)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storage.erasure import code_for_key
-from storage.keys import BYTE, ShardKey, StripeKey
+from storage.keys import BYTE, ShardKey, StripeKey, data_shards, shard_count
 from storage.runtime import Runtime
 
 _THREADS_PER_STORE = 8
@@ -205,7 +205,7 @@ class HedgedReader:
                 threads.shutdown(wait)
 
     def _begin(self, read: StripeRead) -> _Reading:
-        k = read.stripe[33] + 1
+        k = data_shards(read.stripe)
         spare = deque(slot for slot in self._slowness.order(read.holders) if read.holders[slot] is not None)
         return _Reading(read, k, -(-len(read.target) // k), spare)
 
@@ -308,7 +308,7 @@ def _assemble(reading: _Reading) -> None:
         if slot < k:
             cut[slot][:] = reading.payloads[slot]
     if missing:
-        code = code_for_key(k, reading.read.stripe[34] + 1)
+        code = code_for_key(k, shard_count(reading.read.stripe))
         code.decode_into([reading.payloads[slot] for slot in slots], slots, missing, [cut[slot] for slot in missing])
     if whole is not target:
         target[:] = whole[: len(target)]

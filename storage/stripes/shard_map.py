@@ -19,11 +19,12 @@ from storage.fleet.placement import partition_of, start_of
 from storage.keys import (
     BYTE,
     ID_BYTES,
-    STRIPE_KEY_BYTES,
     PackedKeys,
     ShardKey,
     StripeKey,
     packed_shard_keys,
+    slot_of,
+    stripe_of,
 )
 from storage.shards import Location
 
@@ -149,7 +150,7 @@ class ShardMapper:
         for store, positions, answered in self._missing(keys):
             for position in positions:
                 key = keys[store][position]
-                stripe, slot = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+                stripe, slot = stripe_of(key), slot_of(key)
                 absent[stripe].append(slot)
                 if not answered:
                     unsure[stripe].append(slot)

@@ -22,15 +22,19 @@ from storage.fleet.fleet import Fleet
 from storage.formats.versions import decode_version
 from storage.keys import (
     BYTE,
-    ID_BYTES,
-    STRIPE_KEY_BYTES,
     Kind,
     ShardKey,
     StripeKey,
     StripeParts,
+    data_shards,
+    kind_of,
+    object_id_of,
+    shard_count,
     shard_key,
+    slot_of,
     split_stripe_key,
     stripe_key,
+    stripe_of,
 )
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
@@ -159,7 +163,7 @@ class StripeStore:
             scratch: buffer for the parity shards, a new one otherwise.
             slots: those wanted; default all.
         """
-        k, n = stripe[33] + 1, stripe[34] + 1
+        k, n = data_shards(stripe), shard_count(stripe)
         wanted = range(n) if slots is None else sorted(slots)
         if k == 1:
             digest = blake3(data).digest()
@@ -205,7 +209,7 @@ class StripeStore:
         for _ in range(_LOOKS_MAX):
             epoch = self.volumes.epoch()
             if self._soundness.is_doubted(stripe, epoch):
-                return Absent(list(range(stripe[34] + 1)), frozenset(), self.volumes.targets(stripe))
+                return Absent(list(range(shard_count(stripe))), frozenset(), self.volumes.targets(stripe))
             found = self._look_now(stripe)
             if not found.slots or self.volumes.epoch() == epoch:
                 break
@@ -241,7 +245,7 @@ class StripeStore:
         lacking = self.shard_mapper.lacking(stripes)
         now = self.volumes.epoch()
         return [
-            list(range(stripe[34] + 1)) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
+            list(range(shard_count(stripe))) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
             for index, stripe in enumerate(stripes)
         ]
 
@@ -276,9 +280,9 @@ class StripeStore:
         right = []
         for shard, *stores in zip(shards, targets, places, strict=True):
             if any(self._gives_back(store, shard, reads) for store in dict.fromkeys(stores)):
-                right.append(shard.key[STRIPE_KEY_BYTES])
+                right.append(slot_of(shard.key))
         kept = set(right)
-        if len(right) >= stripe[33] + 1 + self.volumes.margin:
+        if len(right) >= data_shards(stripe) + self.volumes.margin:
             kept |= reads.unreachable.keys() - reads.rotten.keys()
         return [slot for slot in range(len(shards)) if slot not in kept]
 
@@ -304,9 +308,9 @@ class StripeStore:
             since: the stores' epoch before: one that failed meanwhile has not got its shards.
         """
         if self._soundness.doubts_any:
-            written = Counter(shard.key[:STRIPE_KEY_BYTES] for shards in batches.values() for shard in shards)
+            written = Counter(stripe_of(shard.key) for shards in batches.values() for shard in shards)
             for stripe, count in written.items():
-                if count == stripe[34] + 1:
+                if count == shard_count(stripe):
                     self._soundness.note_written(StripeKey(stripe), since)
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
@@ -361,7 +365,7 @@ class StripeStore:
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
         """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
-        needed = (stripe[34] - stripe[33]) * -(-length // (stripe[33] + 1))
+        needed = (shard_count(stripe) - data_shards(stripe)) * -(-length // data_shards(stripe))
         parity: bytearray | None = getattr(self._scratch, "parity", None)
         if parity is None or len(parity) < needed:
             parity = self._scratch.parity = bytearray(needed)
@@ -374,7 +378,7 @@ class StripeStore:
         holders = self.volumes.targets(stripe) if targets is None else targets
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
-            holder = holders[shard[0][35]]
+            holder = holders[slot_of(shard[0])]
             if holder in batches:
                 batches[holder].append(shard)
             else:
@@ -393,7 +397,7 @@ class StripeStore:
             ShardsUnavailable: too many shards are out of reach for now.
         """
         read = self._read_data_shards if self._hedged is None else self._read_hedged
-        if read(stripe, target) and blake3(target).digest() == stripe[:ID_BYTES]:
+        if read(stripe, target) and blake3(target).digest() == object_id_of(stripe):
             self._soundness.note_read(stripe)
             return
         data = self._recover(stripe, expect=len(target))
@@ -417,7 +421,7 @@ class StripeStore:
         return None
 
     def _read_data_shards(self, stripe: StripeKey, target: memoryview, *, look_into: bool = True) -> bool:
-        k = stripe[33] + 1
+        k = data_shards(stripe)
         length = len(target)
         shard_length = -(-length // k)
         holders = self.volumes.holders(stripe)
@@ -462,7 +466,7 @@ class StripeStore:
             return
         wanted = [StripeRead(stripe, self.volumes.places(stripe), target) for stripe, target in reads]
         for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
-            good = missing is not None and blake3(read.target).digest() == read.stripe[:ID_BYTES]
+            good = missing is not None and blake3(read.target).digest() == object_id_of(read.stripe)
             if not good:
                 self.read_into(read.stripe, read.target)
                 continue
@@ -526,7 +530,7 @@ class StripeStore:
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
         """Compute missing data shards in place from parity; False if there is not enough of it."""
-        k, n = stripe[33] + 1, stripe[34] + 1
+        k, n = data_shards(stripe), shard_count(stripe)
         if len(target) != k * shard_length:
             return False  # padded objects take the careful path: their last shards have no room in target
         holders = self.volumes.holders(stripe)
@@ -607,16 +611,16 @@ class StripeStore:
 
     def _unread(self, stripe: StripeKey, reads: _ShardReads) -> Unread:
         """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
-        k = stripe[33] + 1
+        k = data_shards(stripe)
         most = max((len(group.payloads) for group in _by_length(reads.found, k)), default=0)
         sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
         away = len(reads.unreachable.keys() - reads.found.keys())
         if sound + away < k or most > sound:
             self._soundness.note_unreadable(stripe)
         if sound + away < k:
-            return DataLossError(stripe[:ID_BYTES].hex(), most if most == sound else 0, k)
+            return DataLossError(object_id_of(stripe).hex(), most if most == sound else 0, k)
         causes = tuple(dict.fromkeys(reads.unreachable.values()))
-        return ShardsUnavailable(stripe[:ID_BYTES].hex(), sound, k, away=away, causes=causes)
+        return ShardsUnavailable(object_id_of(stripe).hex(), sound, k, away=away, causes=causes)
 
     def _recover_from(self, stripe: StripeKey, expect: int | None, reads: _ShardReads) -> memoryview | None:
         """The object from what was read; None if that is not enough of it."""
@@ -655,7 +659,7 @@ class StripeStore:
             shard = self._read_checked(holder, volume, key, place, reads)
             if shard is not None:
                 reads.found[slot] = shard
-        if len(reads.found) < stripe[34] + 1:
+        if len(reads.found) < shard_count(stripe):
             self._read_elsewhere(stripe, reads)
         return reads
 
@@ -669,7 +673,7 @@ class StripeStore:
     def _read_elsewhere(self, stripe: StripeKey, reads: _ShardReads) -> None:
         """Look for the shards that are not where they belong on stores that may have them all the same."""
         for holder in self.volumes.elsewhere(stripe):
-            slots = [slot for slot in range(stripe[34] + 1) if slot not in reads.found]
+            slots = [slot for slot in range(shard_count(stripe)) if slot not in reads.found]
             if not slots:
                 return
             locations = self.shard_mapper.locate(holder, [shard_key(stripe, slot) for slot in slots])
@@ -691,10 +695,10 @@ class StripeStore:
         try:
             return volume.read(key)
         except CorruptShard:
-            reads.rotten[key[35]] = (holder, place)
+            reads.rotten[slot_of(key)] = (holder, place)
         except (StorageError, OSError) as error:
             self._note_unreadable(holder, volume, key, error)
-            reads.unreachable[key[35]] = self._cause(holder)
+            reads.unreachable[slot_of(key)] = self._cause(holder)
         return None
 
     def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
@@ -822,7 +826,7 @@ class StripeStore:
         reads: list[StripeRead] = []
         for stripe, where in wanted:
             if where.length is not None:
-                k = stripe[33] + 1
+                k = data_shards(stripe)
                 target = memoryview(bytearray(k * -(-where.length // k)))[: where.length]
                 reads.append(StripeRead(stripe, where.holders, target))
         outcomes = self._hedged.read_all(reads)
@@ -841,7 +845,7 @@ class StripeStore:
         *,
         at_once: bool,
     ) -> tuple[list[Written], int]:
-        k, absent, targets = stripe[33] + 1, where.absent, self.volumes.targets(stripe)
+        k, absent, targets = data_shards(stripe), where.absent, self.volumes.targets(stripe)
         if content is None:
             padded, length = self._whole(stripe)
             if where.told_by is not None and where.length != length:
@@ -854,18 +858,18 @@ class StripeStore:
             # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
             absent, unsure, targets = self.look_for(stripe)
             if not at_once:
-                absent = self._due(stripe, absent, unsure, stripe[34] + 1 - len(absent))
+                absent = self._due(stripe, absent, unsure, shard_count(stripe) - len(absent))
         slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
         size = -(-length // k)
         shards = self.put(stripe, padded, length, slots, targets)
-        written = [Written(shard.key, size, shard.digest, targets[shard.key[STRIPE_KEY_BYTES]]) for shard in shards]
+        written = [Written(shard.key, size, shard.digest, targets[slot_of(shard.key)]) for shard in shards]
         return written, len(written) * size
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """The verified object, zero-padded to k whole shards, and its length."""
-        k = stripe[33] + 1
+        k = data_shards(stripe)
         length = self.object_length(stripe)
-        if length is not None and stripe[ID_BYTES] != Kind.VERSION:  # those are not named by their bytes' hash
+        if length is not None and kind_of(stripe) != Kind.VERSION:  # those are not named by their bytes' hash
             padded = memoryview(bytearray(k * -(-length // k)))
             target = padded[:length]
             whole = (
@@ -873,7 +877,7 @@ class StripeStore:
                 if self._hedged is None
                 else self._hedged.read_into(stripe, self.volumes.places(stripe), target) is not None
             )
-            if whole and blake3(target).digest() == stripe[:ID_BYTES]:
+            if whole and blake3(target).digest() == object_id_of(stripe):
                 return padded, length
         data = self._recover(stripe, expect=None)
         padded = memoryview(bytearray(k * -(-len(data) // k)))

@@ -43,7 +43,16 @@ from storage.formats.versions import (
     is_signed_version,
 )
 from storage.formats.voices import Voice, voices
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key
+from storage.keys import (
+    ID_BYTES,
+    Kind,
+    ShardKey,
+    kind_of,
+    object_id_of,
+    shard_key,
+    slot_of,
+    stripe_of,
+)
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes.stripes import metadata_stripe
@@ -214,13 +223,13 @@ class Lineage:
 
     def _read(self, shard: Shard) -> tuple[Shown | None, bool]:
         """What a version or tombstone shows, and whether the store's MAC vouches for that."""
-        raw, identifier = bytes(shard.payload), shard.key[:ID_BYTES]
+        raw, identifier = bytes(shard.payload), object_id_of(shard.key)
         try:
-            if shard.key[ID_BYTES] == Kind.VERSION:
+            if kind_of(shard.key) == Kind.VERSION:
                 stored = decode_version(raw, identifier)
                 committed = stored.record.committed if isinstance(stored.record, SignedRecord) else 0
                 return Shown(stored.record.sequence, committed), is_signed_version(stored, self._authority)
-            if shard.key[ID_BYTES] == Kind.TOMBSTONE and object_id(raw) == identifier:
+            if kind_of(shard.key) == Kind.TOMBSTONE and object_id(raw) == identifier:
                 tombstone = decode_tombstone(raw)
                 # It is written once the catalog has committed it.
                 shown = Shown(tombstone.sequence, tombstone.sequence)
@@ -276,10 +285,10 @@ class Lineage:
 
     def _belongs(self, slot: int, key: ShardKey) -> bool:
         """Whether a shard is meant to be on this volume: the layout may be another one by now."""
-        if key[ID_BYTES] == Kind.MARK:
+        if kind_of(key) == Kind.MARK:
             return True
         try:
-            return self._volumes.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] == slot
+            return self._volumes.holders(stripe_of(key))[slot_of(key)] == slot
         except InsufficientWorkers:
             return False  # nobody has a part in any layout yet
 
@@ -383,7 +392,7 @@ class Lineage:
                     found = [*islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)]
                     with self._lock:
                         kept = {self._known.get(slot, _Known(b"")).mark, *self._planting}
-                    volume.remove([key for key in found if key[ID_BYTES] == Kind.MARK and key not in kept])
+                    volume.remove([key for key in found if kind_of(key) == Kind.MARK and key not in kept])
 
     def restore_marks(self) -> None:
         """Put marks on volumes again that have lost theirs by rot."""
@@ -422,7 +431,7 @@ class Lineage:
         with self._volumes.guard(slot, volume):
             for key in islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX):
                 try:
-                    shard = volume.read(key) if key[ID_BYTES] == Kind.MARK else None
+                    shard = volume.read(key) if kind_of(key) == Kind.MARK else None
                     if shard is not None:
                         found.append(decode_mark(bytes(shard.payload)))
                 except (CorruptShard, FormatError) as error:

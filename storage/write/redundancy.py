@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from storage.batching import batched
 from storage.erasure import profile_for
 from storage.errors import DataLossError, IncompletePush, InsufficientWorkers, ShardsUnavailable, StorageError
-from storage.keys import ID_BYTES, StripeKey
+from storage.keys import ID_BYTES, StripeKey, data_shards, object_id_of, shard_count
 from storage.stripes.stripes import StripeStore
 
 _AT_ONCE = 256
@@ -73,7 +73,8 @@ def make_whole(
                     ((one, stripe) for stripe, one in made if isinstance(one, StorageError)), (None, b"")
                 )
                 if lost is not None:
-                    volumes.require_writable(profile_for(stripe[33] + 1, stripe[34] + 1))  # they may all be full
+                    # They may all be full.
+                    volumes.require_writable(profile_for(data_shards(stripe), shard_count(stripe)))
                     raise _gone(lost)
         volumes.sync_each()
     return since
@@ -115,7 +116,7 @@ def restless() -> InsufficientWorkers:
 def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:
     if isinstance(error, DataLossError):
         return IncompletePush(
-            f"a part of this push ({stripe[:ID_BYTES].hex()}) was removed before it was committed, so nothing was "
+            f"a part of this push ({object_id_of(stripe).hex()}) was removed before it was committed, so nothing was "
             "stored; push again"
         )
     return _gone(error) if isinstance(error, ShardsUnavailable) else error

@@ -25,7 +25,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.formats.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, Manifest, ManifestBuilder, RootNode
 from storage.formats.versions import FILE_ID_BYTES, Version
-from storage.keys import BYTE, ID_BYTES, Kind, StripeKey
+from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, data_shards, kind_of, object_id_of, shard_count
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
 from storage.runtime import Runtime
@@ -318,7 +318,7 @@ class Upload:
 
     def _accept(self, stripe: StripeKey, length: int) -> None:
         self._stripes.append(stripe)
-        self._builder.add(stripe[:32])
+        self._builder.add(object_id_of(stripe))
         self._accepted += length
         self._unsynced += length
         if self._progress is not None:
@@ -430,7 +430,7 @@ class Upload:
     def _require_claims(self, root: RootNode) -> None:
         """See that a collect which ran meanwhile has left the claims of this upload."""
         pinned = set(self._stripes)
-        claimed = (stripe for stripe in self._written(root) if stripe[ID_BYTES] == Kind.CHUNK and stripe not in pinned)
+        claimed = (stripe for stripe in self._written(root) if kind_of(stripe) == Kind.CHUNK and stripe not in pinned)
         for batch in batched(claimed, FAN_OUT):
             if not all(self._context.catalog.holds(self._target.user, batch)):
                 raise IncompletePush("a part of this push was collected before its commit; push again")
@@ -467,7 +467,7 @@ class Upload:
         stripe = inline_stripe(data, self._suffix)
         self._context.pins.pin(stripe)
         self._stripes.append(stripe)
-        self._builder.add(stripe[:32])
+        self._builder.add(object_id_of(stripe))
         self._accepted += len(data)
         return inline_shards(self._context, stripe, data)
 
@@ -574,7 +574,7 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
         target.profile.n,
         TRANSFORM_IDENTITY,
         0,
-        stripe[:32],
+        object_id_of(stripe),
     )
     context.activity.note()
     context.pins.pin(stripe)
@@ -625,7 +625,7 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
     unsound = absent == [] and not stripes.is_sound(stripe, len(data))
     if absent == [] and not unsound:
         return {}
-    k, length = stripe[33] + 1, len(data)
+    k, length = data_shards(stripe), len(data)
     whole = k * -(-length // k)
     padded = data if whole == length else bytes(data) + bytes(whole - length)
     shards = stripes.shards_of(stripe, padded, length)
@@ -654,4 +654,4 @@ def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | N
 
 def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
     """Whether a stripe without these shards can be read after the loss of one more."""
-    return stripe[34] + 1 - len(absent) > stripe[33] + 1
+    return shard_count(stripe) - len(absent) > data_shards(stripe)

@@ -15,7 +15,16 @@ from storage.errors import InsufficientWorkers, StorageError, StoreClosed, Store
 from storage.fleet.fleet import Fleet
 from storage.fleet.layout import Layout, Member, by_worker, rows_survive
 from storage.fleet.placement import partition_of
-from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
+from storage.keys import (
+    Kind,
+    ShardKey,
+    StripeKey,
+    data_shards,
+    kind_of,
+    shard_count,
+    slot_of,
+    stripe_of,
+)
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from taskworker.errors import WorkerReadOnly
 from taskworker.transport.absences import Absences
@@ -397,7 +406,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
-        k, n = stripe[33] + 1, stripe[34] + 1
+        k, n = data_shards(stripe), shard_count(stripe)
         if self.is_in_danger(stripe, there):
             return frozenset()
         expected = self._who_is_expected()
@@ -470,7 +479,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         found = table.get((partition, profile))
         if found is None:
             latest = self._latest
-            put = self.holders(stripe) if latest is None else latest.row(partition, stripe[33] + 1, stripe[34] + 1)
+            k, n = data_shards(stripe), shard_count(stripe)
+            put = self.holders(stripe) if latest is None else latest.row(partition, k, n)
             found = table[partition, profile] = put
         return found
 
@@ -503,7 +513,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
         A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
         """
-        partition, table = (partition_of(stripe), stripe[34] + 1), self._elsewhere
+        partition, table = (partition_of(stripe), shard_count(stripe)), self._elsewhere
         found = table.get(partition)
         if found is None:
             found = table[partition] = self._find_elsewhere(stripe)
@@ -512,7 +522,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _find_elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         seen: dict[int, None] = {}
         for layout in self._layouts[1:]:
-            seen.update(dict.fromkeys(layout.volumes(stripe, stripe[34] + 1)))
+            seen.update(dict.fromkeys(layout.volumes(stripe, shard_count(stripe))))
         seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
         seen.update(dict.fromkeys(self.slots))
         return tuple(slot for slot in seen if self._stores.get(slot) is not None)
@@ -669,9 +679,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
         """A version that was made durable on a store: if it comes back without, it is an older copy."""
-        if shards and shards[-1].key[ID_BYTES] == Kind.VERSION:  # commits put it last
+        if shards and kind_of(shards[-1].key) == Kind.VERSION:  # commits put it last
             key = shards[-1].key
-            if self.holders(_stripe_of(key))[key[STRIPE_KEY_BYTES]] == slot:  # stand-ins get rid of theirs
+            if self.holders(stripe_of(key))[slot_of(key)] == slot:  # stand-ins get rid of theirs
                 self.witnesses[slot] = key
 
     def _start(
@@ -741,7 +751,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _target_now(self, key: ShardKey) -> int:
         """Where to put a shard. A worker that goes away between two looks is another one's turn."""
         for _ in range(len(self._stores) + 1):
-            target = self.targets(_stripe_of(key))[key[STRIPE_KEY_BYTES]]
+            target = self.targets(stripe_of(key))[slot_of(key)]
             if self._stores.get(target) is not None:
                 return target
         raise InsufficientWorkers("no worker is left to take the data; start some and try again")
@@ -791,7 +801,3 @@ class WorkerFleet(Fleet[WorkerVolume]):
 def _survives_one(profile: ErasureProfile, workers: int) -> bool:
     """Whether a file spread over so many workers survives the loss of any one of them."""
     return profile.n - -(-profile.n // workers) >= profile.k
-
-
-def _stripe_of(key: ShardKey) -> StripeKey:
-    return StripeKey(key[:STRIPE_KEY_BYTES])

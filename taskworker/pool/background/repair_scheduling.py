@@ -17,7 +17,16 @@ from storage import FileStorage
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
 from storage.fleet.placement import partition_of, start_of
-from storage.keys import ID_BYTES, SHARD_KEY_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, packed_keys
+from storage.keys import (
+    ID_BYTES,
+    SHARD_KEY_BYTES,
+    Kind,
+    ShardKey,
+    kind_of,
+    packed_keys,
+    slot_of,
+    stripe_of,
+)
 from storage.maintenance.collect import LIVE_RATIO_MAX
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
@@ -324,9 +333,9 @@ class _Places:
 
     def _holder(self, key: ShardKey) -> int:
         """The store that should have a shard; this one, if it is to be put here now."""
-        if key[ID_BYTES] == Kind.MARK:
+        if kind_of(key) == Kind.MARK:
             return self._slot  # each store's own
-        stripe, index = StripeKey(key[:STRIPE_KEY_BYTES]), key[STRIPE_KEY_BYTES]
+        stripe, index = stripe_of(key), slot_of(key)
         return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
 
 
