@@ -170,7 +170,7 @@ class _Transaction:
     def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
         self._txn.put(file_id, tombstone, db=self._databases["tombstones"])
 
-    def buried(self, file_ids: Iterable[bytes]) -> None:
+    def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
         for file_id in file_ids:
             self._txn.delete(file_id, db=self._databases["unburied"])
 

@@ -181,7 +181,7 @@ class CatalogTransaction(Protocol):
         """Create a file or move its head; ``key`` is its :func:`name_key`."""
 
     def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
-        """Remove a file and its name, keeping the tombstone, which counts as unburied until :meth:`buried`.
+        """Remove a file and its name, keeping the tombstone, which is pending until :meth:`tombstones_written`.
 
         Its versions stay until collected.
         """
@@ -189,7 +189,7 @@ class CatalogTransaction(Protocol):
     def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
         """Keep a tombstone."""
 
-    def buried(self, file_ids: Iterable[bytes]) -> None:
+    def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
         """The tombstones of these files are on the volumes."""
 
     def forget_file(self, file_id: bytes) -> None:

@@ -128,7 +128,7 @@ class _Found(NamedTuple):
 
     file_id: bytes
     versions: list[StoredVersion]
-    buried: bool
+    deleted: bool
 
     def size(self) -> int:
         """About how many bytes of memory it takes."""
@@ -168,9 +168,9 @@ class _Graves:
 
 def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
     """The versions of each file that can be read. A file whose entry or head cannot be read is left as it is."""
-    graves = _Graves(catalog, tally)
+    tombstones = _Graves(catalog, tally)
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
-        buried = graves.has(file_id)
+        deleted = tombstones.has(file_id)
         versions: list[StoredVersion] = []
         unreadable: set[bytes] = set()
         head, problem = b"", ""
@@ -188,9 +188,9 @@ def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
             tally.skip(f"file {file_id.hex()}: {problem}")
             continue
         is_newest = head in unreadable and all(stored.record.parent != head for stored in versions)
-        if buried or (versions and not is_newest):
-            yield _Found(file_id, versions, buried)
-    graves.read_rest()
+        if deleted or (versions and not is_newest):
+            yield _Found(file_id, versions, deleted)
+    tombstones.read_rest()
 
 
 class _UndecidedError(Exception):
@@ -272,7 +272,7 @@ class _Judge:
 
 def _chunks_of_small(files: Iterable[_Found]) -> Iterator[StripeKey]:
     for found in files:
-        root = max(found.versions, key=_sequence).root if found.versions and not found.buried else None
+        root = max(found.versions, key=_sequence).root if found.versions and not found.deleted else None
         if root is not None and 0 < root.chunk_count <= _SMALL_CHUNKS:
             for at in range(0, len(root.children), ID_BYTES):
                 yield chunk_stripe(root.children[at : at + ID_BYTES], root.profile)
@@ -297,7 +297,7 @@ def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
     for found in batch:
         judge.tally.step()
         try:
-            file = None if found.buried else judge.choose(found.file_id, found.versions)
+            file = None if found.deleted else judge.choose(found.file_id, found.versions)
         except _UndecidedError as undecided:
             judge.tally.leave_undecided(str(undecided))
             continue
@@ -434,9 +434,9 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
 
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
-        for file_id, versions, buried in groups:
+        for file_id, versions, deleted in groups:
             entry = txn.file(file_id)
-            if entry is not None and not buried:
+            if entry is not None and not deleted:
                 continue  # what is lacking may come back
             if entry is not None:
                 _forget(txn, file_id, entry)

@@ -157,7 +157,7 @@ class GroupCommit:
         self._mutex = threading.Lock()
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
-        self._buried: list[bytes] = []
+        self._written_tombstones: list[bytes] = []
         counters = catalog.counters()
         self._reserved = counters.reserved
         self._sequence = 0 if counters.closed else counters.reserved
@@ -414,7 +414,7 @@ class GroupCommit:
         """
         self._lineage.begin()
         with self._mutex:
-            buried, self._buried = self._buried, []
+            written, self._written_tombstones = self._written_tombstones, []
         pinned: list[StripeKey] = []
 
         def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
@@ -430,7 +430,7 @@ class GroupCommit:
                 self._pins.pin(pinned[-1])
                 logical_bytes -= entry.size
                 tombstones.append((file_id, raw))
-            txn.buried(buried)
+            txn.tombstones_written(written)
             counters = msgspec.structs.replace(
                 counters,
                 files=counters.files - len(tombstones),
@@ -444,18 +444,18 @@ class GroupCommit:
             return tombstones
 
         try:
-            self._write_tombstones(self._enter_deletes(work, buried))
+            self._write_tombstones(self._enter_deletes(work, written))
         finally:
             self._pins.unpin(pinned)
 
     def _enter_deletes(
-        self, work: Callable[[CatalogTransaction], list[tuple[bytes, bytes]]], buried: list[bytes]
+        self, work: Callable[[CatalogTransaction], list[tuple[bytes, bytes]]], written: list[bytes]
     ) -> list[tuple[bytes, bytes]]:
         try:
             return self._catalog.transact(work)
         except BaseException:
             with self._mutex:
-                self._buried += buried
+                self._written_tombstones += written
             raise
 
     def _tombstone_stripe(self, raw: bytes) -> StripeKey:
@@ -551,7 +551,7 @@ class GroupCommit:
                 if len(absent) < self._copies  # not every volume is offline
             ]
             with self._mutex:
-                self._buried += told
+                self._written_tombstones += told
         finally:
             self._pins.unpin(stripes)
 

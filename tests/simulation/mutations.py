@@ -62,8 +62,8 @@ def skip_make_whole(patch: Patch) -> None:
     ) -> tuple[int, ...]:
         return stripes.volumes.epoch()
 
-    for module in ("wholeness", "commit"):
-        patch.setattr(f"storage.{module}.make_whole", make_whole)
+    for module in ("redundancy", "commit"):
+        patch.setattr(f"storage.write.{module}.make_whole", make_whole)
 
 
 def drop_too_early(patch: Patch) -> None:
