@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 
-from taskworker.wire import status
-
 import storage.errors
 import taskworker.errors
 from docs_build.markdown import code, escaped, table
 from taskworker.cli.exits import ExitCode, exit_code_of
+from taskworker.rpc import status
 
 
 def error_types() -> list[type[storage.errors.StorageError]]:

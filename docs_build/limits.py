@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from taskworker.bundles.spec import LIMIT_NAMES, LIMITS_MAX
-from taskworker.wire import limits as wire
-
 from docs_build.markdown import code, table
 from storage import limits
 from taskworker import Limits
+from taskworker.calls.spec import LIMIT_NAMES, LIMITS_MAX
+from taskworker.rpc import limits as wire
 
 _KIB, _MIB = 1 << 10, 1 << 20
 

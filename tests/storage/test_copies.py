@@ -184,13 +184,13 @@ def test_a_kernel_that_does_not_tell_when_files_were_made(
     root: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("storage.lmdb_origin._born_ns", lambda descriptor: 0)
+        patch.setattr("storage.system.lmdb_origin._born_ns", lambda descriptor: 0)
         with open_store(root) as store:
             push(store, b"one", "file")
     request.getfixturevalue("unread")
     with open_store(root) as store:
         push(store, b"two", "file")
-    monkeypatch.setattr("storage.lmdb_origin._born_ns", lambda descriptor: 0)
+    monkeypatch.setattr("storage.system.lmdb_origin._born_ns", lambda descriptor: 0)
     with open_store(root) as store:
         assert not store.behind
 
