@@ -23,6 +23,9 @@ class Soundness:
 
     Args:
         remembers_reads: whether it matters that a stripe was read well: where stores are others' machines.
+
+    Attributes:
+        damaged_count: how many times a bad shard of any stripe was met.
     """
 
     def __init__(self, *, remembers_reads: bool) -> None:
@@ -30,6 +33,7 @@ class Soundness:
         self._read: LRUCache[StripeKey, None] = LRUCache(_READ_MAX)
         self._doubted: LRUCache[StripeKey, Epoch | None] = LRUCache(_DOUBTED_MAX)
         self._lock = threading.Lock()
+        self.damaged_count = 0
 
     @property
     def doubts_any(self) -> bool:
@@ -53,6 +57,7 @@ class Soundness:
     def note_damaged(self, stripe: StripeKey) -> None:
         """A bad shard of it was met."""
         with self._lock:
+            self.damaged_count += 1
             self._read.pop(stripe, None)
 
     def note_written(self, stripe: StripeKey, epoch: Epoch) -> None:

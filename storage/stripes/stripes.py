@@ -256,11 +256,13 @@ class StripeStore:
         """
         if self._soundness.was_read(stripe):
             return True
+        damaged_before = self._soundness.damaged_count
         try:
             self.read_into(stripe, memoryview(bytearray(length)))
         except (DataLossError, ShardsUnavailable):
             return False
-        return True
+        # A shard that this read found bad was said to be there, and is missing from now on.
+        return self._soundness.damaged_count == damaged_before or not self.absent_slots(stripe)
 
     def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
         """The slots to write anew of a stripe that is not sound, when its content is at hand.

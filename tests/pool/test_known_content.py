@@ -180,3 +180,16 @@ def test_a_worker_that_comes_back_once_its_shards_were_missed_is_given_none_that
     assert away.up
     assert {place: record for place, record in after.items() if place in before} == before
     assert all(after[place] is record for place, record in before.items())
+
+
+def test_what_the_look_finds_bad_is_written_anew_by_the_same_push(cluster: Cluster, content: bytes) -> None:
+    """The push counts on the stripe afterwards, so it may not leave what it noticed to a later repair."""
+    before = chunk_records(cluster, content)
+    bad = {ShardKey(stripe + b"\0") for stripe in chunks_of(content, cluster.profile)}
+    for worker in cluster.workers:
+        for key in bad & worker.volume.records_by_key.keys():
+            worker.volume.rot(key, Random(3))
+    push_again(cluster, content)
+    assert written_since(cluster, content, before) == bad
+    held = {key for worker in cluster.workers for key in worker.volume.durable}
+    assert bad <= held
