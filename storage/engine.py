@@ -58,6 +58,7 @@ from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
+from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL, FileReader, VersionStream
 from storage.reports import (
     CollectReport,
@@ -81,7 +82,8 @@ from storage.write.lineage import Lineage, agreement_quorum
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
 from storage.write.sources import Source, feed, source_size
-from storage.write.upload import INLINE_BYTES_MAX, PushContext, PushTarget, Upload, push_small, survives_a_loss
+from storage.write.target import PushTarget
+from storage.write.upload import INLINE_BYTES_MAX, PushContext, Upload, push_small, survives_a_loss
 
 log = logging.getLogger(__name__)
 
@@ -369,7 +371,7 @@ class FileStorage:
             OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
-        target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
+        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
         if type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
             return push_small(self._context, target, source)
         upload = Upload(self._context, target, progress, source_size(source))
@@ -395,7 +397,7 @@ class FileStorage:
         progress: Progress | None = None,
     ) -> Upload:
         """Begin a push whose bytes come piece by piece; arguments as for :meth:`push`."""
-        target = self._push_target(filename, user_id, profile, chunk_size, time_ms, note, sha256)
+        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
         return Upload(self._context, target, progress, size_hint or 0)
 
     @checked
@@ -479,15 +481,8 @@ class FileStorage:
                 base=diff.base_version_id,
             )
         self._volumes.require_writable(base.root.profile)
-        target = self._target(
-            entry.filename,
-            entry.user_id,
-            base.root.profile,
-            base.root.chunk_size,
-            time_ms=time_ms,
-            note=note,
-            sha256=sha256,
-        )
+        options = PushOptions(entry.filename, entry.user_id, time_ms=time_ms, note=note, sha256=sha256)
+        target = self._target(options, base.root.profile, base.root.chunk_size)
         return revising.revise(self._context, target, base, diff, self._load_node)
 
     @checked
@@ -1013,54 +1008,31 @@ class FileStorage:
             # Looked at in there once more: a commit may enter another one just now, which must not be undone.
             self._catalog.transact(lambda txn: txn.keep_incomplete(self._volumes.incomplete))
 
-    def _push_target(
-        self,
-        filename: str,
-        user_id: str,
-        profile: ErasureProfile | None,
-        chunk_size: int | None,
-        time_ms: int | None,
-        note: str,
-        sha256: str | None,
-    ) -> PushTarget:
+    def _push_target(self, options: PushOptions) -> PushTarget:
         """Check that a push may begin, and what it is given."""
         self._check_open()
         self._lineage.check_current()
         self._volumes.check_present()
         target = self._target(
-            filename,
-            user_id,
-            profile or self.profile,
-            self.chunk_size if chunk_size is None else chunk_size,
-            time_ms=time_ms,
-            note=note,
-            sha256=sha256,
+            options,
+            options.profile or self.profile,
+            self.chunk_size if options.chunk_size is None else options.chunk_size,
         )
         self._volumes.require_writable(target.profile)
         return target
 
-    def _target(
-        self,
-        filename: str,
-        user_id: str,
-        profile: ErasureProfile,
-        chunk_size: int,
-        *,
-        time_ms: int | None,
-        note: str,
-        sha256: str | None,
-    ) -> PushTarget:
-        user = user_key(user_id.encode())
+    def _target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
+        user = user_key(options.user_id.encode())
         return PushTarget(
-            user_id=user_id,
+            user_id=options.user_id,
             user=user,
-            filename=filename,
-            name=name_key(user, filename.encode()),
+            filename=options.filename,
+            name=name_key(user, options.filename.encode()),
             profile=profile,
             chunk_size=chunk_size,
-            time_ms=self._runtime.wall_ns() // 1_000_000 if time_ms is None else time_ms,
-            sha256=bytes.fromhex(sha256) if sha256 else None,
-            note=note,
+            time_ms=self._runtime.wall_ns() // 1_000_000 if options.time_ms is None else options.time_ms,
+            sha256=bytes.fromhex(options.sha256) if options.sha256 else None,
+            note=options.note,
             epoch=self._volumes.epoch(),
         )
 

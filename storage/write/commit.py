@@ -45,6 +45,7 @@ from storage.stripes.stripes import StripeStore, metadata_stripe
 from storage.write.lineage import Lineage
 from storage.write.pins import Pins
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
+from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
@@ -61,37 +62,25 @@ class PendingVersion:
     """A version whose chunks are written (or ride along in ``shards``) and that waits for its commit.
 
     Attributes:
-        user_id: the owner.
-        user: key of the owner.
-        filename: the file's name.
-        name: key of the name.
+        target: whose file, named how, and what goes into the version.
         root: manifest root.
         nodes: manifest nodes the catalog has not got yet, (id, bytes).
         stripes: chunk stripes the user gets a claim on.
         shards: shards not yet appended, by volume slot.
         file_id: the file to revise; None finds it by name, or makes a new one.
         base: version the head must be; None takes whatever the head is.
-        time_ms: author's clock.
-        sha256: digest given by the author.
-        note: free text.
         epoch: of the volumes when the first of it was written.
         upload: number of the upload that has claims, which ends with the commit; None if there is none.
         written: gives every stripe the push counts on; None: they are ``stripes``, and in ``shards``.
     """
 
-    user_id: str
-    user: bytes
-    filename: str
-    name: bytes
+    target: PushTarget
     root: RootNode
     nodes: list[tuple[bytes, bytes]]
     stripes: list[StripeKey]
     shards: dict[int, list[Shard]]
     file_id: bytes | None
     base: bytes | None
-    time_ms: int
-    sha256: bytes | None
-    note: str
     epoch: tuple[int, ...]
     upload: int | None = None
     written: Callable[[], Iterable[StripeKey]] | None = None
@@ -322,7 +311,7 @@ class GroupCommit:
         volumes = self._stripes.volumes
         if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
             raise EpochChanged("stores came or went before the commit; push again")  # no others wait for it here
-        file_id = pending.file_id or txn.find(pending.name)
+        file_id = pending.file_id or txn.find(pending.target.name)
         entry = txn.file(file_id) if file_id is not None else None
         if pending.file_id is not None:
             entry = _revisable(entry, pending)
@@ -330,7 +319,7 @@ class GroupCommit:
         if entry is not None and file_id is not None:
             head = self._head(txn, file_id, entry)
             # The same content with something new said of it is a version of its own.
-            if head.record.root_id == identifier and pending.note in ("", head.record.note):
+            if head.record.root_id == identifier and pending.target.note in ("", head.record.note):
                 state.restore(pending.shards)
                 if pending.upload is not None:
                     txn.end_upload(pending.upload)
@@ -377,12 +366,12 @@ class GroupCommit:
             entry.head if entry is not None else None,
             identifier,
             pending.root.size,
-            pending.user_id,
-            pending.filename,
-            pending.time_ms,
+            pending.target.user_id,
+            pending.target.filename,
+            pending.target.time_ms,
             state.sequence,
-            pending.sha256,
-            pending.note,
+            pending.target.sha256,
+            pending.target.note,
             state.committed,
             NO_MAC,
         )
@@ -393,11 +382,11 @@ class GroupCommit:
         file_id = stored.record.file_id
         txn.put_version(file_id, stored.version_id, stored.raw)
         txn.put_nodes(pending.nodes)
-        txn.hold(pending.user, pending.stripes, None)
+        txn.hold(pending.target.user, pending.stripes, None)
         if pending.upload is not None:
             txn.end_upload(pending.upload)
-        entry = FileEntry(pending.user_id, pending.filename, stored.version_id, stored.record.size)
-        txn.set_file(file_id, entry, pending.name)
+        entry = FileEntry(pending.target.user_id, pending.target.filename, stored.version_id, stored.record.size)
+        txn.set_file(file_id, entry, pending.target.name)
 
     def delete(
         self,
@@ -608,9 +597,9 @@ class _BatchState:
 def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
     if entry is None:
         raise FileNotFound("the file was deleted meanwhile")
-    if entry.user_id != pending.user_id:
+    if entry.user_id != pending.target.user_id:
         raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
-    if entry.filename != pending.filename:
+    if entry.filename != pending.target.filename:
         raise InvalidArgument(f"the file is called {entry.filename!r}; a version of it cannot have another name")
     if pending.base is not None and entry.head != pending.base:
         raise ConflictError(

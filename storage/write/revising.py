@@ -15,7 +15,8 @@ from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from storage.write.commit import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.sources import Source, check_filled, feed
-from storage.write.upload import PushContext, PushTarget, held_length
+from storage.write.target import PushTarget
+from storage.write.upload import PushContext, held_length
 
 _BULK_BYTES = 64 * 1024
 
@@ -72,19 +73,13 @@ class _Revision:
 
     def _pending(self, root: RootNode) -> PendingVersion:
         return PendingVersion(
-            user_id=self._target.user_id,
-            user=self._target.user,
-            filename=self._target.filename,
-            name=self._target.name,
+            target=self._target,
             root=root,
             nodes=self._nodes,
             stripes=[self._stripe(patch) for patch in self._diff.patches],
             shards={},
             file_id=self._base.record.file_id,
             base=self._base.version_id,
-            time_ms=self._target.time_ms,
-            sha256=self._target.sha256,
-            note=self._target.note,
             epoch=self._epoch,
             written=lambda: self._pinned,
         )

@@ -37,6 +37,7 @@ from storage.write.pins import Pins
 from storage.write.redundancy import settle
 from storage.write.registry import Uploads
 from storage.write.sources import check_filled
+from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +63,6 @@ class PushContext:
     runtime: Runtime
     activity: Activity
     in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
-
-
-@dataclass(frozen=True, slots=True)
-class PushTarget:
-    """What is being pushed: whose, named how, coded how, and what goes into its version record."""
-
-    user_id: str
-    user: bytes
-    filename: str
-    name: bytes
-    profile: ErasureProfile
-    chunk_size: int
-    time_ms: int
-    sha256: bytes | None
-    note: str
-    epoch: tuple[int, ...]
 
 
 class Upload:
@@ -484,21 +469,14 @@ class Upload:
     def _pending(
         self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
     ) -> PendingVersion:
-        target = self._target
         return PendingVersion(
-            user_id=target.user_id,
-            user=target.user,
-            filename=target.filename,
-            name=target.name,
+            target=self._target,
             root=root,
             nodes=self._nodes,
             stripes=self._stripes,
             shards=shards,
             file_id=file_id,
             base=base,
-            time_ms=target.time_ms,
-            sha256=target.sha256,
-            note=target.note,
             epoch=self._epoch,
             upload=self._number,
             written=None if shards else lambda: self._written(root),
@@ -581,19 +559,13 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
     try:
         shards = inline_shards(context, stripe, data)
         pending = PendingVersion(
-            user_id=target.user_id,
-            user=target.user,
-            filename=target.filename,
-            name=target.name,
+            target=target,
             root=root,
             nodes=[],
             stripes=[stripe],
             shards=shards,
             file_id=None,
             base=None,
-            time_ms=target.time_ms,
-            sha256=target.sha256,
-            note=target.note,
             epoch=target.epoch,
         )
         return context.commits.commit(pending).public()

@@ -13,6 +13,7 @@ from storage import (
     Version,
 )
 from storage.errors import InvalidArgument
+from storage.options import PushOptions
 from storage.reports import Progress
 from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
@@ -20,7 +21,7 @@ from taskworker.client.checked import arguments_checked
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import RemoteFile, Wanted, write_to
 from taskworker.client.local_files import replacing
-from taskworker.client.pushing import PushOptions, push
+from taskworker.client.pushing import push
 from taskworker.client.sources import Pushable
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from blake3 import blake3
 
-from storage import ErasureProfile, Version
+from storage import Version
 from storage.errors import StorageError
 from storage.limits import BytesLike
+from storage.options import PushOptions
 from storage.reports import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
@@ -18,7 +19,7 @@ from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import profile_to_proto, version_from_proto
+from taskworker.rpc.conversion import profile_to_proto, push_header, version_from_proto
 from taskworker.rpc.data_frames import data_frame
 from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
@@ -29,32 +30,6 @@ _TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in 
 _PROBE_CHUNKS_MIN = 8
 _PROBE_CHUNKS_MAX = min(1024, CHUNK_IDS_MAX)
 _PROBE_GROWTH = 4
-
-
-@dataclass(frozen=True, slots=True)
-class PushOptions:
-    """What goes with the bytes of a push; the meanings are those of ``FileStorage.push``."""
-
-    filename: str
-    user_id: str
-    profile: ErasureProfile | None = None
-    chunk_size: int | None = None
-    time_ms: int | None = None
-    note: str = ""
-    sha256: str | None = None
-
-    def header(self, size_hint: int) -> store_pb2.PushHeader:
-        """The first message of the stream."""
-        return store_pb2.PushHeader(
-            filename=self.filename,
-            user_id=self.user_id,
-            chunk_size=self.chunk_size or 0,
-            profile=profile_to_proto(self.profile) if self.profile is not None else None,
-            time_ms=self.time_ms,
-            sha256=self.sha256 or "",
-            note=self.note,
-            size_hint=size_hint,
-        )
 
 
 def push(
@@ -106,7 +81,7 @@ class _Push:
 
     def messages(self) -> Iterator[bytes]:
         """All messages, in wire form."""
-        header = self._options.header(size_hint=self._total)
+        header = push_header(self._options, size_hint=self._total)
         source = self._source
         if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
             data = source.read(0, source.size)

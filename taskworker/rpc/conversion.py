@@ -22,6 +22,7 @@ from storage import (
     Version,
     VolumeStats,
 )
+from storage.options import PushOptions
 from taskworker.protos import store_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -33,6 +34,33 @@ def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> Message
         return parse(raw)
     except DecodeError as error:
         raise InvalidArgument(f"{what} is malformed ({error}); serialize it as the .proto files tell") from None
+
+
+def push_header(options: PushOptions, *, size_hint: int) -> store_pb2.PushHeader:
+    """The first message of a push."""
+    return store_pb2.PushHeader(
+        filename=options.filename,
+        user_id=options.user_id,
+        chunk_size=options.chunk_size or 0,
+        profile=profile_to_proto(options.profile) if options.profile is not None else None,
+        time_ms=options.time_ms,
+        sha256=options.sha256 or "",
+        note=options.note,
+        size_hint=size_hint,
+    )
+
+
+def push_options(header: store_pb2.PushHeader) -> PushOptions:
+    """Inverse of :func:`push_header`, without the size; nothing is checked."""
+    return PushOptions(
+        filename=header.filename,
+        user_id=header.user_id,
+        chunk_size=header.chunk_size or None,
+        profile=profile_from_proto(header.profile) if header.HasField("profile") else None,
+        time_ms=header.time_ms if header.HasField("time_ms") else None,
+        sha256=header.sha256 or None,
+        note=header.note,
+    )
 
 
 def profile_to_proto(profile: ErasureProfile) -> store_pb2.ErasureProfile:

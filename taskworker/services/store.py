@@ -10,7 +10,7 @@ from storage import FileNotFound, FileReader, FileStorage, InvalidArgument, Uplo
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
 from taskworker.rpc.binding import Caller, Codec
-from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, version_to_proto
+from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, push_options, version_to_proto
 from taskworker.rpc.data_frames import data_frame, data_of_frame
 from taskworker.rpc.limits import (
     CHUNK_IDS_MAX,
@@ -221,16 +221,7 @@ def _first(parts: Iterator[MessageT], call: str) -> MessageT:
 
 
 def _upload(store: FileStorage, header: store_pb2.PushHeader) -> Upload:
-    return store.upload(
-        filename=header.filename,
-        user_id=header.user_id,
-        chunk_size=header.chunk_size or None,
-        profile=profile_from_proto(header.profile) if header.HasField("profile") else None,
-        time_ms=header.time_ms if header.HasField("time_ms") else None,
-        sha256=header.sha256 or None,
-        note=header.note,
-        size_hint=header.size_hint or None,
-    )
+    return store.upload(**push_options(header).arguments(), size_hint=header.size_hint or None)
 
 
 def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCommit | None:
