@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import grpc
 
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
+from taskworker.reports import WorkStatus as WorkStatus
 from taskworker.rpc import status
 
 
@@ -33,41 +34,6 @@ class WorkerStatus:
     seen_ms: int
     share: float
     lies: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkStatus:
-    """A piece of background work.
-
-    Attributes:
-        name: repair, rebalance, heal, scrub or collect.
-        state: idle, waiting, running or failed.
-        done: how much of ``total`` is done, in ``unit`` (objects, bytes or steps).
-        total: 0 if nothing is to be done.
-        note: what it is at, or what came of it last.
-        seconds_left: None where it cannot be told.
-        next_ms: when it begins, or is tried, next; 0: when there is something to do.
-        queue: objects found that wait.
-        errors: tries in a row that failed, up to now.
-        error: what went wrong in the last one.
-        ended_ms: when it last came to its end; 0: never.
-        unit: of ``done`` and ``total``.
-        bytes_per_s: how fast it reads; 0 if that is not measured.
-    """
-
-    name: str
-    state: str
-    done: int
-    total: int
-    note: str
-    seconds_left: float | None
-    next_ms: int
-    queue: int
-    errors: int
-    error: str
-    ended_ms: int
-    unit: str
-    bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,21 +196,8 @@ def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:
 
 
 def _work_status(work: pool_pb2.Work) -> WorkStatus:
-    return WorkStatus(
-        name=work.name,
-        state=work.state,
-        done=work.done,
-        total=work.total,
-        note=work.note,
-        seconds_left=work.seconds_left if work.seconds_left >= 0 else None,
-        next_ms=work.next_ms,
-        queue=work.queue,
-        errors=work.errors,
-        error=work.error,
-        ended_ms=work.ended_ms,
-        unit=work.unit,
-        bytes_per_s=work.bytes_per_s,
-    )
+    told = WorkStatus(**{each.name: getattr(work, each.name) for each in fields(WorkStatus)})
+    return replace(told, seconds_left=None) if work.seconds_left < 0 else told
 
 
 def _worker_status(worker: pool_pb2.Worker) -> WorkerStatus:

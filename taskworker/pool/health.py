@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taskworker.pool.background.repair_scheduling import Endangered
-from taskworker.pool.background.work import WorkView
+from taskworker.reports import WorkStatus
 
 _DOING = {"repair": "repairing", "rebalance": "moving shards"}
 
@@ -90,7 +90,7 @@ def rebuild_line(workers: int) -> str:
     return f"the catalog is lost; {there}: run `taskworker rebuild` once all of them are back"
 
 
-def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
+def health_line(safety: Safety, offline: int, work: Sequence[WorkStatus]) -> str:
     """One sentence: what may be lost, and what is being done about it.
 
     Args:
@@ -113,7 +113,7 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkView]) -> str:
     for piece in work:
         if piece.state == "running":
             share = f", {100 * piece.done // piece.total} % done" if piece.total else ""
-            left = f", {_duration(piece.seconds_left)} left" if piece.seconds_left >= 0 else ""
+            left = f", {_duration(piece.seconds_left)} left" if piece.seconds_left is not None else ""
             parts.append(f"{_DOING[piece.name]}{share}{left}")
             break
         if piece.state in ("failed", "waiting") and piece.error:

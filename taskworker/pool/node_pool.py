@@ -30,7 +30,7 @@ from taskworker.pool.background.healing import heal_view
 from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.background.scrubbing import scrub_view
-from taskworker.pool.background.work import WorkJournal, WorkView
+from taskworker.pool.background.work import WorkJournal
 from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
 from taskworker.pool.membership import (
     Application,
@@ -44,6 +44,7 @@ from taskworker.pool.membership import (
 from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.trial import first_allowance, next_allowance
+from taskworker.reports import WorkStatus
 from taskworker.transport.port import Connect, Identify, WorkerVolume
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import Domain, WorkerFleet
@@ -133,7 +134,7 @@ class PoolView:
     workers_survivable: int
     zones_survivable: int
     owners_survivable: int
-    work: list[WorkView]
+    work: list[WorkStatus]
     events: list[PoolEvent]
     lies: dict[int, int]
     accelerator: str

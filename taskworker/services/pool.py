@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TypeVar
 
 import msgspec
@@ -10,10 +11,10 @@ import msgspec
 from storage.errors import InvalidArgument
 from storage.fleet.layout import Layout, Member, by_owner, by_worker, by_zone
 from taskworker.errors import NotJoined, WorkerRefused
-from taskworker.pool.background.work import WorkView
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView
 from taskworker.protos import pool_pb2
+from taskworker.reports import WorkStatus
 from taskworker.rpc.binding import Caller
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.transport.frames import COUNT_MAX
@@ -213,19 +214,5 @@ def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> poo
     )
 
 
-def _work(work: WorkView) -> pool_pb2.Work:
-    return pool_pb2.Work(
-        name=work.name,
-        state=work.state,
-        done=work.done,
-        total=work.total,
-        note=work.note,
-        seconds_left=work.seconds_left,
-        next_ms=work.next_ms,
-        queue=work.queue,
-        errors=work.errors,
-        error=work.error,
-        ended_ms=work.ended_ms,
-        unit=work.unit,
-        bytes_per_s=work.bytes_per_s,
-    )
+def _work(work: WorkStatus) -> pool_pb2.Work:
+    return pool_pb2.Work(**asdict(work) | {"seconds_left": -1.0 if work.seconds_left is None else work.seconds_left})

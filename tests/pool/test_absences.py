@@ -12,7 +12,7 @@ from storage import ErasureProfile
 from storage.errors import ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey
 from storage.shards import ShardStore, VolumeUnavailable
-from taskworker.pool.background.work import WorkView
+from taskworker.reports import WorkStatus
 from taskworker.transport.absences import Absences
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
@@ -107,7 +107,7 @@ def held(cluster: Cluster) -> int:
     return sum(len(worker.volume.records_by_key) for worker in cluster.workers)
 
 
-def repair_of(cluster: Cluster) -> WorkView:
+def repair_of(cluster: Cluster) -> WorkStatus:
     return next(work for work in cluster.pool.view().work if work.name == "repair")
 
 

@@ -18,9 +18,10 @@ from storage.runtime import Runtime
 from taskworker.pool.background.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.background.repair_scheduling import Endangered
 from taskworker.pool.background.scrubbing import scrub_view
-from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
+from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.pool.health import Risk, Safety, health_line
 from taskworker.pool.membership import WorkerLoad
+from taskworker.reports import WorkStatus
 from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.storage.test_clocks import Clocks
@@ -45,7 +46,7 @@ def now_ms(cluster: Cluster) -> int:
     return cluster.clock.wall_ns() // 1_000_000
 
 
-def work(cluster: Cluster, name: str) -> WorkView:
+def work(cluster: Cluster, name: str) -> WorkStatus:
     return next(view for view in cluster.pool.view().work if view.name == name)
 
 
@@ -311,8 +312,8 @@ def test_nobody_scrubs() -> None:
 
 # -- health ----------------------------------------------------------------------------------------
 
-IDLE = (WorkView("repair", "idle"), WorkView("rebalance", "idle"))
-MENDING = (WorkView("repair", "running", 40, 100, seconds_left=120.0), WorkView("rebalance", "waiting"))
+IDLE = (WorkStatus("repair", "idle"), WorkStatus("rebalance", "idle"))
+MENDING = (WorkStatus("repair", "running", 40, 100, seconds_left=120.0), WorkStatus("rebalance", "waiting"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from storage import FileStorage
 from storage.errors import StorageError
 from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
-from taskworker.pool.background.work import WorkView
+from taskworker.reports import WorkStatus
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Auditor:
         if self._thread.is_alive():
             self._thread.join()
 
-    def view(self) -> WorkView:
+    def view(self) -> WorkStatus:
         """What it is at. Its counts begin with the pool's process."""
         tally = self._tally
         note = (
@@ -71,7 +71,7 @@ class Auditor:
         )
         if tally.wrong:
             note += f"; {tally.wrong:,} were not what they should be"
-        return WorkView(AUDIT, "idle", note=note if tally.shards else "", ended_ms=self._ended_ms)
+        return WorkStatus(AUDIT, "idle", note=note if tally.shards else "", ended_ms=self._ended_ms)
 
     def _run(self) -> None:
         pause_s = _PAUSE_S_MIN

@@ -13,7 +13,8 @@ from storage.errors import StorageError
 from storage.reports import CollectReport
 from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
-from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
+from taskworker.pool.background.work import Tranquility, WorkJournal
+from taskworker.reports import WorkStatus
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Collector:
         if self._thread.is_alive():
             self._thread.join()
 
-    def view(self) -> WorkView:
+    def view(self) -> WorkStatus:
         """What it is at."""
         record, running = self._journal.record(COLLECT), self._running
         if running is None:
@@ -90,7 +91,7 @@ class Collector:
             return replace(view, note=record.error, error="") if waits else view
         began_s, done, total = running
         left_s = (self._runtime.monotonic_s() - began_s) * (total - done) / done if done else -1.0
-        return WorkView(
+        return WorkStatus(
             COLLECT,
             "running",
             done,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from storage.reports import HealingState
-from taskworker.pool.background.work import WorkView
+from taskworker.reports import WorkStatus
 
 HEAL = "heal"
 
 
-def heal_view(state: HealingState) -> WorkView:
+def heal_view(state: HealingState) -> WorkStatus:
     """What reads have found damaged, as a piece of background work. Its counts begin with the pool's process."""
-    return WorkView(
+    return WorkStatus(
         HEAL,
         "running" if state.waiting else "idle",
         note=_note(state),

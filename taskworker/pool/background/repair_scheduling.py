@@ -31,7 +31,8 @@ from storage.maintenance.collect import LIVE_RATIO_MAX
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
-from taskworker.pool.background.work import Tranquility, WorkJournal, WorkView
+from taskworker.pool.background.work import Tranquility, WorkJournal
+from taskworker.reports import WorkStatus
 from taskworker.transport.port import WorkerVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 
@@ -121,7 +122,7 @@ class RepairScheduler:
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def views(self) -> list[WorkView]:
+    def views(self) -> list[WorkStatus]:
         """What repair and rebalance are at."""
         repair = self._journal.record(REPAIR).view(REPAIR, self._state)
         rebalance = self._journal.record(REBALANCE).view(REBALANCE)
@@ -365,19 +366,19 @@ class _Pass:
         """Since it began."""
         return self._clock_s() - self._began_s
 
-    def repair(self, idle: WorkView) -> WorkView:
+    def repair(self, idle: WorkStatus) -> WorkStatus:
         """Its first part: all objects are looked at, and what is missing is made."""
         state = self._state
         if state.all_examined and state.expected and not state.missing:
             return idle
         done = state.examined - state.missing
-        left_s = self.taken_s() * (state.expected - done) / done if done else -1.0
+        left_s = self.taken_s() * (state.expected - done) / done if done else None
         note = "looking for missing shards" if state.examined < state.expected else "making missing shards"
         return replace(
             idle, state="running", done=done, total=state.expected, note=note, seconds_left=left_s, queue=state.missing
         )
 
-    def rebalance(self, idle: WorkView) -> WorkView:
+    def rebalance(self, idle: WorkStatus) -> WorkStatus:
         """Its second part: what is in the wrong place is brought to its own."""
         state = self._state
         if self.tidying:
@@ -389,7 +390,7 @@ class _Pass:
             return replace(
                 idle, state="waiting", total=total, done=state.moved, note="waits for repair", queue=state.misplaced
             )
-        left_s = (self._clock_s() - self._moving_s) * state.misplaced / state.moved if state.moved else -1.0
+        left_s = (self._clock_s() - self._moving_s) * state.misplaced / state.moved if state.moved else None
         return replace(
             idle,
             state="running",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskworker.pool.background.work import WorkView
 from taskworker.pool.membership import WorkerLoad
+from taskworker.reports import WorkStatus
 
 SCRUB = "scrub"
 
 
-def scrub_view(loads: Sequence[WorkerLoad]) -> WorkView:
+def scrub_view(loads: Sequence[WorkerLoad]) -> WorkStatus:
     """The scrubs of all workers that are there as one piece of work.
 
     Its last end is that of the worker that has waited the longest: all that was written before it has been
@@ -24,7 +24,7 @@ def scrub_view(loads: Sequence[WorkerLoad]) -> WorkView:
     errors = sum(load.scrub_errors for load in loads)
     ends = [load.scrub_ended_ms for load in loads]
     planned = [load.scrub_next_ms for load in loads if load.scrub_next_ms]
-    return WorkView(
+    return WorkStatus(
         SCRUB,
         "running" if running else "idle",
         done,

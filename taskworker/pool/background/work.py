@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
 from storage.catalog import Catalog
+from taskworker.reports import WorkStatus
 
 log = logging.getLogger(__name__)
 
@@ -19,43 +19,8 @@ _REST_S_MAX = 2.0
 _LOOK_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class WorkView:
-    """A piece of background work for people.
-
-    Attributes:
-        name: repair, rebalance, heal, scrub, collect or audit.
-        state: idle, waiting, running or failed.
-        done: how much of ``total`` is done, in ``unit``.
-        total: 0 if unknown, or nothing is to be done.
-        note: what it is at, or what came of it last.
-        seconds_left: negative if unknown.
-        next_ms: when it is begun, or tried, next; 0: when there is something to do.
-        queue: objects found that wait.
-        errors: tries in a row that failed, up to now.
-        error: what went wrong in the last one.
-        ended_ms: when it last came to its end; 0: never.
-        unit: what is counted: objects, bytes or steps.
-        bytes_per_s: how fast it reads; 0 if that is not measured.
-    """
-
-    name: str
-    state: str
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    seconds_left: float = -1.0
-    next_ms: int = 0
-    queue: int = 0
-    errors: int = 0
-    error: str = ""
-    ended_ms: int = 0
-    unit: str = "objects"
-    bytes_per_s: float = 0.0
-
-
 class WorkRecord(msgspec.Struct, frozen=True):
-    """What became of a piece of background work; see :class:`WorkView`. ``result`` is of its last end."""
+    """What became of a piece of background work; see :class:`WorkStatus`. ``result`` is of its last end."""
 
     ended_ms: int = 0
     result: str = ""
@@ -63,9 +28,9 @@ class WorkRecord(msgspec.Struct, frozen=True):
     errors: int = 0
     error: str = ""
 
-    def view(self, name: str, state: str = "idle") -> WorkView:
+    def view(self, name: str, state: str = "idle") -> WorkStatus:
         """While nothing is being done."""
-        return WorkView(
+        return WorkStatus(
             name,
             state,
             note=self.result,
