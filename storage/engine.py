@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,20 +30,19 @@ from storage.diff.manifest_diff import ManifestDiff
 from storage.erasure import ErasureProfile, accelerator_name, profile_for
 from storage.errors import (
     ConflictError,
-    FileNotFound,
     FormatError,
     InvalidArgument,
     StorageError,
     StoreClosed,
     StoreFull,
     StoreUnavailable,
-    VersionNotFound,
 )
+from storage.files import Files, name_of, parsed_id, permitted
 from storage.fleet.fleet import Fleet
 from storage.fleet.volumes import VolumeOptions, VolumeSet
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import Manifest
-from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.formats.versions import Version
 from storage.formats.voices import voices
 from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.limits import (
@@ -88,6 +88,7 @@ from storage.write.upload import INLINE_BYTES_MAX, PushContext, Upload, push_sma
 log = logging.getLogger(__name__)
 
 _SYNC_DATA_BYTES_MAX = 64 * MIB
+_ALL = 1 << 62
 COLLECT_GRACE_S = 86400.0
 _OPENING_S = 3600.0  # of the store's time: a command opens it for moments only, and what it left must lapse some time
 
@@ -127,6 +128,7 @@ class FileStorage:
         self.needs_rebuild = needs_rebuild
         self._settings = settings
         self._catalog = catalog
+        self._files = Files(catalog)
         self._volumes = volumes
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
@@ -471,8 +473,8 @@ class FileStorage:
         self._check_open()
         self._lineage.check_current()
         self._volumes.check_present()
-        identifier, entry = self._entry(file_id, user_id)
-        base = self._stored(identifier, entry, diff.base_version_id)
+        identifier, entry = self._files.entry(file_id, user_id)
+        base = self._files.stored(identifier, entry, diff.base_version_id)
         if base.version_id != entry.head:
             raise ConflictError(
                 f"head is {entry.head.hex()}, the change was made against {diff.base_version_id}; "
@@ -508,13 +510,13 @@ class FileStorage:
         self._check_open()
         self._lineage.check_current()
         self._volumes.check_present()
-        identifiers = dict.fromkeys(self._entry(file_id, user_id)[0] for file_id in file_ids)
+        identifiers = dict.fromkeys(self._files.entry(file_id, user_id)[0] for file_id in file_ids)
 
         def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
-            return self._permitted(entry, identifier.hex(), user_id)
+            return permitted(entry, identifier.hex(), user_id)
 
         if identifiers:
-            self._context.commits.delete(list(identifiers), check, partial(_name_of, user_key(user_id.encode())))
+            self._context.commits.delete(list(identifiers), check, partial(name_of, user_key(user_id.encode())))
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -539,10 +541,9 @@ class FileStorage:
         self._check_open()
         self._volumes.check_present()
         # Said to be read before it is looked up: a collect that misses this has seen the file alive.
-        done = self._readings.begin(_parse_hex(file_id, FILE_ID_BYTES) or b"")
+        done = self._readings.begin(parsed_id(file_id) or b"")
         try:
-            identifier, entry = self._entry(file_id, user_id)
-            stored = self._stored(identifier, entry, version_id)
+            stored = self._files.version(file_id, user_id, version_id)
             manifest = Manifest(stored.root, self._load_node)
             return VersionStream(
                 self._stripes,
@@ -562,19 +563,14 @@ class FileStorage:
     def find(self, filename: str, *, user_id: str) -> Version | None:
         """The head of the file with this name, None if there is none."""
         self._check_open()
-        user = user_key(user_id.encode())
-        identifier = self._catalog.find(name_key(user, filename.encode()))
-        entry = self._catalog.file(identifier) if identifier is not None else None
-        if identifier is None or entry is None:
-            return None
-        return self._stored(identifier, entry, None).public()
+        found = self._files.find(filename, user_id)
+        return None if found is None else found.public()
 
     @checked
     def stat(self, file_id: str, *, user_id: str, version_id: str | None = None) -> Version:
         """A version's description, default the head's."""
         self._check_open()
-        identifier, entry = self._entry(file_id, user_id)
-        return self._stored(identifier, entry, version_id).public()
+        return self._files.version(file_id, user_id, version_id).public()
 
     @checked
     def chunk_ids(
@@ -588,8 +584,7 @@ class FileStorage:
     ) -> list[bytes]:
         """Ids of chunks start…stop-1 of a version."""
         self._check_open()
-        identifier, entry = self._entry(file_id, user_id)
-        stored = self._stored(identifier, entry, version_id)
+        stored = self._files.version(file_id, user_id, version_id)
         if start < 0 or (stop is not None and stop < start):
             raise InvalidArgument(f"chunk range {start}…{stop} is not a range")
         return list(Manifest(stored.root, self._load_node).chunk_ids(start, stop))
@@ -601,8 +596,8 @@ class FileStorage:
         The diff holds the changed chunks in memory.
         """
         self._check_open()
-        identifier, entry = self._entry(file_id, user_id)
-        return revising.diff_source(self._stored(identifier, entry, base_version_id), self._load_node, source)
+        base = self._files.version(file_id, user_id, base_version_id)
+        return revising.diff_source(base, self._load_node, source)
 
     @checked
     def synchronize(
@@ -620,9 +615,9 @@ class FileStorage:
             VersionNotFound: the file never had that version.
         """
         self._check_open()
-        identifier, entry = self._entry(file_id, user_id)
-        old = self._stored(identifier, entry, have_version_id)
-        new = self._stored(identifier, entry, None)
+        identifier, entry = self._files.entry(file_id, user_id)
+        old = self._files.stored(identifier, entry, have_version_id)
+        new = self._files.stored(identifier, entry, None)
         return revising.diff_versions(self._context, old, new, self._load_node, data_bytes_max)
 
     @checked
@@ -638,25 +633,7 @@ class FileStorage:
             before: continue after this version.
         """
         self._check_open()
-        identifier, entry = self._entry(file_id, user_id)
-        current: bytes | None = entry.head
-        if before is not None:
-            current = self._stored(identifier, entry, before).record.parent
-        found: list[Version] = []
-        while current is not None and (limit is None or len(found) < limit):
-            raw = self._catalog.version(identifier, current)
-            if raw is None:
-                break  # a rebuild could not find the older part of the chain
-            try:
-                stored = read_version(raw, current)
-            except FormatError as error:
-                if not found:
-                    raise
-                log.warning("the history of %r ends early: %s", entry.filename, error)
-                break
-            found.append(stored.public())
-            current = stored.record.parent
-        return found
+        return list(islice(self._files.history(file_id, user_id, before), limit))
 
     @checked
     def list_files(
@@ -671,22 +648,7 @@ class FileStorage:
             limit: at most this many.
         """
         self._check_open()
-        user = user_key(user_id.encode())
-        start = name_key(user, after.encode()) if after is not None else None
-        encoded = prefix.encode()
-        wanted = (1 << 62) if limit is None else limit
-        found: list[Version] = []
-        while len(found) < wanted:
-            page = self._catalog.names(user, encoded, start, wanted)
-            for _, identifier in page:
-                # Keys tell the beginning of long names only, and a file may be deleted meanwhile.
-                head = self._head(identifier) if len(found) < wanted else None
-                if head is not None and head.filename.startswith(prefix):
-                    found.append(head)
-            if len(page) < wanted:
-                break
-            start = page[-1][0]
-        return found
+        return self._files.heads(user_id, prefix, after, _ALL if limit is None else limit)
 
     # -- maintenance -----------------------------------------------------------------------------
 
@@ -1035,43 +997,3 @@ class FileStorage:
             note=options.note,
             epoch=self._volumes.epoch(),
         )
-
-    def _entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:
-        identifier = _parse_hex(file_id, FILE_ID_BYTES)
-        entry = self._catalog.file(identifier) if identifier is not None else None
-        return identifier or b"", self._permitted(entry, file_id, user_id)
-
-    @staticmethod
-    def _permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
-        # One answer for "none" and "not yours": whether others have a file must not show.
-        if entry is None or entry.user_id != user_id:
-            raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
-        return entry
-
-    def _head(self, file_id: bytes) -> Version | None:
-        """The head of a file; None if it was deleted, or cannot be read, which must not hide all others."""
-        try:
-            entry = self._catalog.file(file_id)
-            return None if entry is None else self._stored(file_id, entry, None).public()
-        except (FormatError, VersionNotFound) as error:
-            log.warning("a file is left out of a listing: %s", error)
-            return None
-
-    def _stored(self, file_id: bytes, entry: FileEntry, version_id: str | None) -> StoredVersion:
-        identifier = entry.head if version_id is None else _parse_hex(version_id, 32)
-        raw = self._catalog.version(file_id, identifier) if identifier is not None else None
-        if identifier is None or raw is None:
-            raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
-        return read_version(raw, identifier)
-
-
-def _parse_hex(text: str, length: int) -> bytes | None:
-    try:
-        raw = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return raw if len(raw) == length and len(text) == 2 * length else None
-
-
-def _name_of(user: bytes, filename: str) -> bytes:
-    return name_key(user, filename.encode())

@@ -1,0 +1,147 @@
+"""Lookup of files and versions, by id and by name, for the user who may see them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from storage.catalog import Catalog, FileEntry, name_key, user_key
+from storage.errors import FileNotFound, FormatError, VersionNotFound
+from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+
+log = logging.getLogger(__name__)
+
+_VERSION_ID_BYTES = 32
+
+
+class Files:
+    """What a catalog knows of files and their chains of versions. Holds no state; thread-safe.
+
+    Args:
+        catalog: of the store.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:
+        """A user's file: its id in bytes, and its entry.
+
+        Raises:
+            FileNotFound: there is none with this id, or it is another user's.
+        """
+        identifier = parsed_id(file_id)
+        entry = self._catalog.file(identifier) if identifier is not None else None
+        return identifier or b"", permitted(entry, file_id, user_id)
+
+    def stored(self, file_id: bytes, entry: FileEntry, version_id: str | None) -> StoredVersion:
+        """A version of a file, the head by default.
+
+        Raises:
+            VersionNotFound: the file has no such version.
+        """
+        identifier = entry.head if version_id is None else _parsed_hex(version_id, _VERSION_ID_BYTES)
+        raw = self._catalog.version(file_id, identifier) if identifier is not None else None
+        if identifier is None or raw is None:
+            raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
+        return read_version(raw, identifier)
+
+    def version(self, file_id: str, user_id: str, version_id: str | None) -> StoredVersion:
+        """A version of a user's file, the head by default.
+
+        Raises:
+            FileNotFound: there is none with this id, or it is another user's.
+            VersionNotFound: the file has no such version.
+        """
+        return self.stored(*self.entry(file_id, user_id), version_id)
+
+    def find(self, filename: str, user_id: str) -> StoredVersion | None:
+        """The head of the file with this name, None if there is none."""
+        identifier = self._catalog.find(name_of(user_key(user_id.encode()), filename))
+        entry = self._catalog.file(identifier) if identifier is not None else None
+        return None if identifier is None or entry is None else self.stored(identifier, entry, None)
+
+    def history(self, file_id: str, user_id: str, before: str | None) -> Iterator[Version]:
+        """Versions from newest to oldest, after one of them or from the head.
+
+        Raises:
+            FileNotFound: there is none with this id, or it is another user's.
+            VersionNotFound: the file has no version ``before``.
+            FormatError: the newest wanted cannot be read.
+        """
+        identifier, entry = self.entry(file_id, user_id)
+        first: bytes | None = entry.head
+        if before is not None:
+            first = self.stored(identifier, entry, before).record.parent
+        return self._chain(identifier, entry, first)
+
+    def _chain(self, file_id: bytes, entry: FileEntry, first: bytes | None) -> Iterator[Version]:
+        current = first
+        while current is not None:
+            raw = self._catalog.version(file_id, current)
+            if raw is None:
+                return  # a rebuild could not find the older part of the chain
+            try:
+                stored = read_version(raw, current)
+            except FormatError as error:
+                if current == first:
+                    raise
+                log.warning("the history of %r ends early: %s", entry.filename, error)
+                return
+            yield stored.public()
+            current = stored.record.parent
+
+    def heads(self, user_id: str, prefix: str, after: str | None, limit: int) -> list[Version]:
+        """Heads of a user's files, ordered by the UTF-8 bytes of their names (the first 440 of them)."""
+        user = user_key(user_id.encode())
+        start = name_of(user, after) if after is not None else None
+        found: list[Version] = []
+        while len(found) < limit:
+            page = self._catalog.names(user, prefix.encode(), start, limit)
+            for _, identifier in page:
+                # Keys tell the beginning of long names only, and a file may be deleted meanwhile.
+                head = self._head(identifier) if len(found) < limit else None
+                if head is not None and head.filename.startswith(prefix):
+                    found.append(head)
+            if len(page) < limit:
+                break
+            start = page[-1][0]
+        return found
+
+    def _head(self, file_id: bytes) -> Version | None:
+        """The head of a file; None if it was deleted, or cannot be read, which must not hide all others."""
+        try:
+            entry = self._catalog.file(file_id)
+            return None if entry is None else self.stored(file_id, entry, None).public()
+        except (FormatError, VersionNotFound) as error:
+            log.warning("a file is left out of a listing: %s", error)
+            return None
+
+
+def permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
+    """A file's entry, if it is this user's.
+
+    Raises:
+        FileNotFound: there is none, or it is another user's; whether others have a file must not show.
+    """
+    if entry is None or entry.user_id != user_id:
+        raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
+    return entry
+
+
+def parsed_id(file_id: str) -> bytes | None:
+    """A file's id in bytes; None if it is none."""
+    return _parsed_hex(file_id, FILE_ID_BYTES)
+
+
+def name_of(user: bytes, filename: str) -> bytes:
+    """The catalog's key of a user's filename."""
+    return name_key(user, filename.encode())
+
+
+def _parsed_hex(text: str, length: int) -> bytes | None:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return raw if len(raw) == length and len(text) == 2 * length else None
