@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 _PRESENT = {
     **{
@@ -43,8 +46,11 @@ def present_name(name: str) -> str | None:
     return None
 
 
-class FormerNames(MetaPathFinder, Loader):
-    """Finds modules by their former names. It has to come before the finder of files, see :func:`install`."""
+class FormerNames:
+    """Finds and loads modules by their former names. It comes before the finder of files, see :func:`install`.
+
+    It derives from no class of ``importlib.abc``, which takes longer to import than all of this package.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -52,7 +58,7 @@ class FormerNames(MetaPathFinder, Loader):
         """A specification whose loading gives the module under its present name."""
         if not fullname.startswith("taskworker.") or present_name(fullname) is None:
             return None
-        return ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, cast("Loader", self))
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave it to the import system to make a module, which :meth:`exec_module` replaces."""

@@ -54,6 +54,9 @@ class Origin(msgspec.Struct, array_like=True, frozen=True):
         return self.inode == file.inode and (self.born_ns == file.born_ns or 0 in (self.born_ns, file.born_ns))
 
 
+_origin_of_note = msgspec.msgpack.Decoder(Origin)
+
+
 class Past(Enum):
     """What an environment was before."""
 
@@ -119,7 +122,7 @@ def past_of(path: Path, *, thoroughly: bool = False) -> Past:
 
 def _decoded(raw: bytes | None) -> Origin | None:
     try:
-        return None if raw is None else msgspec.msgpack.decode(raw, type=Origin)
+        return None if raw is None else _origin_of_note.decode(raw)
     except msgspec.MsgspecError:
         return None  # as if there were none: all is looked at, and it is written anew
 

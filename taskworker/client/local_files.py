@@ -8,10 +8,10 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from storage.errors import ConflictError
-from storage.limits import BytesLike
+if TYPE_CHECKING:
+    from storage.limits import BytesLike
 
 
 @contextlib.contextmanager
@@ -105,6 +105,8 @@ class LocalFile:
         with replacing(self._path, durable=True) as file:
             yield file
             if _identity(self._path) != self._seen:
+                from storage.errors import ConflictError  # commands that need none do not load it
+
                 raise ConflictError(
                     f"{self._path} was written to while it was brought up to date, and left as it is; "
                     "synchronize again",

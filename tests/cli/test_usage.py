@@ -167,7 +167,7 @@ def test_light_commands_load_nothing_heavy() -> None:
         check=True,
     ).stderr
     # The package of the engine loads its names when they are used; besides it, only what the standard streams need.
-    for heavy in ("grpc", r"storage\.(?!lazily$|descriptors$).*", r"rich\.progress", "asyncio", "lmdb"):
+    for heavy in ("grpc", r"storage\.(?!lazily$|system$|system\.descriptors$).*", r"rich\.progress", "asyncio", "lmdb"):
         assert not re.search(rf"\| +{heavy}$", imported, re.MULTILINE), heavy
 
 
