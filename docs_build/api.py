@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from typing import get_type_hints
@@ -42,6 +44,25 @@ def objects_inside() -> str:
     return "\n\n".join(
         _OBJECT.format(name=name, home=f"{one.__module__}.{one.__qualname__}") for name, one in known.items()
     )
+
+
+def undescribed(html: str) -> list[str]:
+    """What a page lacks: public methods and properties with a docstring, of the classes that it describes."""
+    there = set(re.findall(r'id="((?:storage|taskworker)\.[\w.]+)"', html))
+    lacking = []
+    for name in sorted(there):
+        module, _, last = name.rpartition(".")
+        value = getattr(sys.modules.get(module), last, None)
+        if inspect.isclass(value):
+            members = (f"{name}.{member}" for member, one in inspect.getmembers(value) if _is_described(member, one))
+            lacking += [member for member in members if member not in there]
+    return lacking
+
+
+def _is_described(name: str, member: object) -> bool:
+    function = member.fget if isinstance(member, property) else member
+    is_ours = str(getattr(function, "__module__", "")).partition(".")[0] in ("storage", "taskworker")
+    return is_ours and not name.startswith("_") and not inspect.isclass(member) and bool(inspect.getdoc(function))
 
 
 def _public(module: str) -> Iterable[str]:

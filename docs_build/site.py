@@ -50,7 +50,13 @@ def on_page_markdown(markdown: str, *, page: _Page, config: object, files: objec
 
 
 def on_page_content(html: str, *, page: _Page, config: object, files: object) -> str:
-    """The page without the roles of reStructuredText that docstrings have; MkDocs calls this for each page."""
+    """The page without the roles of reStructuredText that docstrings have; MkDocs calls this for each page.
+
+    Raises:
+        ValueError: it describes a class without some of its public methods.
+    """
+    if lacking := api.undescribed(html):
+        raise ValueError(f"{page.file.src_uri} describes classes without {', '.join(lacking)}")
     return _ROLE.sub("", html)
 
 
