@@ -43,7 +43,7 @@ from storage.fleet.volumes import VolumeOptions, VolumeSet
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import Manifest
 from storage.formats.versions import Version
-from storage.formats.voices import voices
+from storage.formats.voices import agreement_quorum, voices
 from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.limits import (
     MIB,
@@ -78,12 +78,15 @@ from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.write import revising
 from storage.write.commit import GroupCommit
-from storage.write.lineage import Lineage, agreement_quorum
+from storage.write.context import PushContext
+from storage.write.known import survives_a_loss
+from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
+from storage.write.small import push_small
 from storage.write.sources import Source, feed, source_size
 from storage.write.target import PushTarget
-from storage.write.upload import INLINE_BYTES_MAX, PushContext, Upload, push_small, survives_a_loss
+from storage.write.upload import INLINE_BYTES_MAX, Upload
 
 log = logging.getLogger(__name__)
 

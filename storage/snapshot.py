@@ -19,7 +19,7 @@ import msgspec
 from storage.catalog import CatalogTransaction, LmdbCatalog
 from storage.errors import FormatError, InvalidArgument, StoreFull, StoreLocked, StoreUnavailable
 from storage.system.faults import Fault, fault_of
-from storage.system.lmdb_env import translated
+from storage.system.lmdb_errors import translated
 from storage.system.lmdb_origin import DATA_FILE, Past, origin_of, past_of, write_closing_note
 from storage.system.locking import StoreLock
 

@@ -25,6 +25,7 @@ _PRESENT = {
     "taskworker.dns": "taskworker.outbound.dns",
     "taskworker.egress": "taskworker.outbound.egress",
     "taskworker.secrets": "taskworker.outbound.secrets",
+    "taskworker.functions.bundles": "taskworker.calls.bundle",
     "taskworker.functions.host": "taskworker.functions.hosting.host",
     "taskworker.functions.redaction": "taskworker.calls.redaction",
     "taskworker.functions.spec": "taskworker.calls.spec",

@@ -16,6 +16,7 @@ FORMER = [
     "taskworker.egress.rules",
     "taskworker.dns.names",
     "taskworker.secrets.store",
+    "taskworker.functions.bundles",
     "taskworker.functions.host",
     "taskworker.functions.redaction",
     "taskworker.functions.spec",

@@ -8,58 +8,23 @@ before it: what need not move keeps its place and its slot, so that adding one o
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
 import msgspec
-from blake3 import blake3
 
 from storage.errors import FormatError, InvalidArgument
+from storage.fleet.assignment import (
+    Assignment,
+    _score,
+)
+from storage.fleet.members import Member, by_owner, by_zone
 from storage.fleet.placement import PARTITIONS, partition_of
 
 MEMBERS_MAX = 1024
 _SLOT_BYTES = 2
-_SCORES_KEPT = 1 << 15  # logarithms: of a pool of 32 members
 _ANSWERS_KEPT = 64
-_ROUNDING = 1e-6
-_SURPLUS_MAX = 1.5  # slots of the table that a member may be given beyond its quota, but for what no other may take
-
-
-class Member(msgspec.Struct, frozen=True):
-    """A volume that takes part in a layout.
-
-    Attributes:
-        slot: its number in the pool, given once and never to another.
-        worker: id of the worker that offers it.
-        zone: what fails together with it beyond the worker (a rack, a room); "" is a zone like any other. Zones are an
-            owner's: those of two owners are different ones, whatever they are called.
-        capacity: its weight, in bytes.
-        owner: who runs the machine, and may take it away together with all others of theirs; "" for all whose owner
-            is not named, as they may be the same.
-    """
-
-    slot: int
-    worker: str
-    zone: str
-    capacity: int
-    owner: str = ""
-
-
-def by_worker(member: Member) -> str:
-    """A worker's volumes fail together."""
-    return member.worker
-
-
-def by_zone(member: Member) -> str:
-    """Workers of a zone fail together."""
-    return f"{member.owner}\0{member.zone}"
-
-
-def by_owner(member: Member) -> str:
-    """Zones of an owner fail together."""
-    return member.owner
 
 
 class LayoutRecord(msgspec.Struct, frozen=True):
@@ -117,7 +82,9 @@ class Layout:
         chosen = _checked(members)
         if self.members == tuple(sorted(chosen, key=lambda member: member.slot)):
             return Layout(self.version + 1, self.width, chosen, self.rows)
-        return Layout(self.version + 1, self.width, chosen, _Assignment(self, chosen).rows())
+        return Layout(
+            self.version + 1, self.width, chosen, Assignment(self.width, self.rows, self.by_slot, chosen).rows()
+        )
 
     # -- where things are --------------------------------------------------------------------------
 
@@ -295,234 +262,3 @@ def _checked(members: Iterable[Member]) -> list[Member]:
         if other.owner != member.owner:
             raise InvalidArgument(f"worker {member.worker} has two owners, {other.owner} and {member.owner}")
     return chosen
-
-
-def _score(partition: int, member: Member) -> float:
-    """Weighted rendezvous score: the highest wins with a probability in proportion to the capacity."""
-    return -member.capacity / _log_uniform(partition, member.slot)
-
-
-@lru_cache(maxsize=_SCORES_KEPT)
-def _log_uniform(partition: int, slot: int) -> float:
-    """Logarithm of a number in 0…1 that a partition and a slot always have in common."""
-    digest = blake3(partition.to_bytes(2, "big") + slot.to_bytes(4, "big")).digest(8)
-    return math.log((int.from_bytes(digest, "big") + 0.5) / 2.0**64)
-
-
-class _Domain:
-    """How the members of one level (volumes, workers, zones, owners) may share a row: at most ``limit`` slots each."""
-
-    def __init__(self, of: dict[int, str], sizes: Counter[str], width: int) -> None:
-        self.of = of
-        self.limit = _least_limit(sizes, width)
-        self._inside: dict[str, set[int]] = {}
-        for slot, name in of.items():
-            self._inside.setdefault(name, set()).add(slot)
-
-    def rooms(self, due: dict[int, float]) -> list[tuple[float, set[int]]]:
-        """For each domain how many more slots of the table it can take, and its members."""
-        return [
-            (PARTITIONS * self.limit - sum(due[slot] for slot in inside), inside) for inside in self._inside.values()
-        ]
-
-
-def _least_limit(sizes: Counter[str], width: int) -> int:
-    """The smallest limit per domain that still lets a row of ``width`` slots be filled.
-
-    ``sizes`` says how many slots of a row each domain can take at most.
-    """
-    limit = 1
-    while sum(min(limit, size) for size in sizes.values()) < width:
-        limit += 1
-    return limit
-
-
-class _Assignment:
-    """One layout being made from the one before."""
-
-    def __init__(self, before: Layout, members: list[Member]) -> None:
-        self._width = before.width
-        self._members = {member.slot: member for member in members}
-        self._domains = _domains(members, before.width)
-        self._quota = self._quotas()
-        self._load: Counter[int] = Counter()
-        self._old_rows = before.rows
-        self._old_members = before.by_slot
-        self._rows = [[slot if slot in self._members else -1 for slot in row] for row in before.rows]
-        self._scores = [
-            {member.slot: _score(partition, member) for member in members} for partition in range(PARTITIONS)
-        ]
-
-    def rows(self) -> list[tuple[int, ...]]:
-        """The finished table."""
-        for row in self._rows:
-            self._vacate_crowded(row)
-        self._load.update(slot for row in self._rows for slot in row if slot >= 0)
-        for partition, row in enumerate(self._rows):
-            self._fill(partition, row)
-        self._level()
-        for row, old in zip(self._rows, self._old_rows, strict=True):
-            _put_back(row, old)
-        return [tuple(row) for row in self._rows]
-
-    def _quotas(self) -> dict[int, float]:
-        """Slots due to each member: in proportion to capacity, no domain more than fits into its rows.
-
-        Progressive filling: all grow at the rate of their capacity until a domain is full, then the rest.
-        """
-        due = dict.fromkeys(self._members, 0.0)
-        growing = set(due)
-        rest = float(PARTITIONS * self._width)
-        while rest > _ROUNDING and growing:
-            step = rest / sum(self._members[slot].capacity for slot in growing)
-            rooms = [room for domain in self._domains for room in domain.rooms(due)]
-            for room, inside in rooms:
-                rate = sum(self._members[slot].capacity for slot in inside & growing)
-                if rate:
-                    step = min(step, room / rate)
-            for slot in growing:
-                due[slot] += step * self._members[slot].capacity
-            rest = PARTITIONS * self._width - sum(due.values())
-            for room, inside in [room for domain in self._domains for room in domain.rooms(due)]:
-                if room < _ROUNDING:
-                    growing -= inside
-        return due
-
-    def _vacate_crowded(self, row: list[int]) -> None:
-        """Take the last slots from domains that hold more of a row than they may."""
-        for domain in self._domains:
-            counts: Counter[str] = Counter()
-            for index, slot in enumerate(row):
-                if slot >= 0:
-                    counts[domain.of[slot]] += 1
-                    if counts[domain.of[slot]] > domain.limit:
-                        row[index] = -1
-
-    def _allowed(self, row: list[int], candidate: int, leaving: int = -1) -> bool:
-        """Whether a member may take a place in a row (instead of ``leaving``)."""
-        for domain in self._domains:
-            name = domain.of[candidate]
-            held = sum(domain.of[slot] == name for slot in row if slot >= 0)
-            if leaving >= 0 and domain.of[leaving] == name:
-                held -= 1
-            if held >= domain.limit:
-                return False
-        return True
-
-    def _fill(self, partition: int, row: list[int]) -> None:
-        for index, slot in enumerate(row):
-            if slot < 0:
-                row[index] = self._pick(partition, row)
-                self._load[row[index]] += 1
-
-    def _pick(self, partition: int, row: list[int]) -> int:
-        """The best-ranked member with quota left; the one least over it if there is none."""
-        scores = self._scores[partition]
-        allowed = [slot for slot in self._members if self._allowed(row, slot)]
-        with_quota = [slot for slot in allowed if self._load[slot] + 1 <= self._quota[slot] + 0.5]
-        if with_quota:
-            return max(with_quota, key=scores.__getitem__)
-        return min(allowed, key=lambda slot: (self._load[slot] / self._quota[slot], -scores[slot]))
-
-    def _level(self) -> None:
-        """Give members short of their quota slots of members over it, as far as the domains let them.
-
-        First slots that move anyway, then others of members over their quota: who gives without being over
-        takes from yet another, and that moves twice.
-        """
-        for moving, over in ((True, 0.5), (True, -math.inf), (False, 0.5), (False, -math.inf)):
-            for short in sorted(self._members, key=self._surplus):
-                if self._wanting(short) > 0:
-                    self._give(short, over, moving=moving)
-        for crowded in sorted(self._members, key=self._surplus, reverse=True):
-            if self._surplus(crowded) >= _SURPLUS_MAX:
-                self._relieve(crowded)
-
-    def _surplus(self, slot: int) -> float:
-        return self._load[slot] - self._quota[slot]
-
-    def _relieve(self, crowded: int) -> None:
-        """Hand places of a member far over its quota to others that want none, but are nearer to theirs.
-
-        Members that are short may be missing only from rows that ``crowded`` is not in.
-        """
-        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][crowded])
-        for partition in ranked:
-            if self._surplus(crowded) < _SURPLUS_MAX:
-                return
-            if crowded in self._rows[partition]:
-                self._give_away(partition, crowded)
-
-    def _give_away(self, partition: int, crowded: int) -> None:
-        """Let the member least over its quota have the place of ``crowded``, if it may and that is a gain."""
-        row, scores = self._rows[partition], self._scores[partition]
-        index = row.index(crowded)
-        gain_min = 1 if row[index] != self._old_rows[partition][index] else 2
-        gaining = [slot for slot in self._members if self._surplus(crowded) - self._surplus(slot) > gain_min]
-        for taker in sorted(gaining, key=lambda slot: (self._surplus(slot), -scores[slot])):
-            if self._allowed(row, taker, leaving=crowded):
-                self._hand_over(row, index, taker)
-                return
-
-    def _hand_over(self, row: list[int], index: int, taker: int) -> None:
-        self._load[row[index]] -= 1
-        self._load[taker] += 1
-        row[index] = taker
-
-    def _wanting(self, slot: int) -> int:
-        return math.floor(self._quota[slot] - self._load[slot] + 0.5)
-
-    def _give(self, short: int, over: float, *, moving: bool) -> None:
-        """Go through the rows, those that ``short`` ranks highest in first, again while it gets some."""
-        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][short], reverse=True)
-        before = -1
-        while before < self._load[short]:
-            before = self._load[short]
-            for partition in ranked:
-                if self._wanting(short) <= 0:
-                    return
-                self._take_over(partition, short, over, moving=moving)
-
-    def _take_over(self, partition: int, short: int, over: float, *, moving: bool) -> None:
-        """Let ``short`` have the place of the member most over its quota, if by ``over`` at least and it may leave."""
-        # By less they would only change places, or, where nothing moves anyway, move for the rounding.
-        gain_min = 1 if moving or short not in self._old_members else 2
-        row, old = self._rows[partition], self._old_rows[partition]
-        places = {slot: index for index, slot in enumerate(row) if not moving or slot != old[index]}
-        surplus = {slot: self._surplus(slot) for slot in places}
-        for slot in sorted(surplus, key=surplus.__getitem__, reverse=True):
-            if surplus[slot] < over or surplus[slot] - self._surplus(short) <= gain_min:
-                return
-            if self._allowed(row, short, leaving=slot):
-                self._hand_over(row, places[slot], short)
-                return
-
-
-def _put_back(row: list[int], old: tuple[int, ...]) -> None:
-    """Let members that lost one place of a row and got another have the one they had."""
-    for index, slot in enumerate(old):
-        if row[index] != slot and slot in row:
-            for other, taken in enumerate(row):
-                if taken == slot and old[other] != slot:
-                    row[index], row[other] = slot, row[index]
-                    break
-
-
-def _domains(members: list[Member], width: int) -> list[_Domain]:
-    """Volumes, workers, zones and owners, each with its limit per row.
-
-    What a domain can take at most follows from the limits of those inside it, so that all limits can be
-    kept at once: volumes are inside of workers, workers inside of zones, zones inside of owners.
-    """
-    names: list[Callable[[Member], str]] = [lambda member: str(member.slot), by_worker, by_zone, by_owner]
-    inner = Counter({str(member.slot): width for member in members})
-    name_inside = names[0]
-    domains = []
-    for name in names:
-        sizes: Counter[str] = Counter()
-        for inside, outside in {name_inside(member): name(member) for member in members}.items():
-            sizes[outside] += inner[inside]
-        domain = _Domain({member.slot: name(member) for member in members}, sizes, width)
-        domains.append(domain)
-        inner, name_inside = Counter({each: min(domain.limit, size) for each, size in sizes.items()}), name
-    return domains

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from storage.erasure import ErasureProfile
+
 Store = TypeVar("Store", int, str)
 Voice = tuple[str, str]
 
@@ -27,3 +29,8 @@ def voices(owners: Mapping[Store, str], enough: int) -> dict[Store, Voice]:
         alone = owner not in named and (owner or len(named) < enough)
         found[store] = ("store", str(store)) if alone else ("owner", owner)
     return found
+
+
+def agreement_quorum(profile: ErasureProfile, count: int) -> int:
+    """How many of so many voices must agree on what no MAC vouches for: one more than may lie at once, or all."""
+    return max(1, min(profile.n - profile.k + 1, count))

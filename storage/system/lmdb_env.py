@@ -6,10 +6,7 @@ readers and the (single) writer out for that moment.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import resource
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -21,27 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 
-from storage.errors import FormatError, StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
+from storage.errors import StorageError, StoreClosed, StoreReadOnly, StoreUnavailable
 from storage.system.backoff import Backoff
 from storage.system.descriptors import occupy_standard_descriptors
-from storage.system.faults import Fault, fault_of, numbers_of
 from storage.system.forks import HomeProcess
+from storage.system.lmdb_errors import translated, unavailable
+from storage.system.lmdb_files import drop_cache, initial_map, sync_names
 from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
 
 log = logging.getLogger(__name__)
 
-_MAP_BYTES_START = 64 << 20
 _READERS_MAX = 1024
-_SHORT_WRITE_BYTES_MAX = 4 << 20  # LMDB writes up to 64 pages at a time, or one value of a few MiB
-_DAMAGE = (
-    lmdb.CorruptedError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-    lmdb.InvalidError,
-    lmdb.IncompatibleError,
-    lmdb.BadValsizeError,
-    lmdb.InvalidParameterError,
-)
 _PROBE = b"probe"  # a key written to see whether writing works again
 ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
 T = TypeVar("T")
@@ -107,7 +94,7 @@ class Environment:
         self._trouble = ""
         self._retry = Backoff()
         self.read_only = False
-        self._open(_initial_map(path))
+        self._open(initial_map(path))
 
     @property
     def trouble(self) -> str:
@@ -154,8 +141,8 @@ class Environment:
         if fresh:
             # LMDB makes its pages durable, but not the names of a new database's files.
             try:
-                _sync_names(self._path)
-                _sync_names(self._path.parent)
+                sync_names(self._path)
+                sync_names(self._path.parent)
             except OSError as error:
                 self._let_go()
                 raise unavailable(error, self._path) from error
@@ -451,7 +438,7 @@ class Environment:
                 return
             if self._env is not None:
                 self._let_go()
-                _drop_cache(self._path / DATA_FILE)
+                drop_cache(self._path / DATA_FILE)
             log.warning("the database in %s is opened anew after an error of its disk", self._path)
             self._reopened()
 
@@ -464,7 +451,7 @@ class Environment:
         if not self._retry.due():
             raise StoreUnavailable(self._trouble)
         try:
-            self._open(map_bytes or _initial_map(self._path))
+            self._open(map_bytes or initial_map(self._path))
         except (StorageError, OSError) as error:
             self._trouble = f"the database in {self._path} cannot be opened: {error}"
             self._retry.failed()
@@ -489,77 +476,3 @@ class Environment:
                     self._retry.failed()
             if self.read_only:
                 raise StoreReadOnly(self._trouble)
-
-
-def _sync_names(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _drop_cache(file: Path) -> None:
-    """Have reads give what is on the disk; pages that are still to be written stay, see posix_fadvise(2)."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError as error:
-        log.warning("the cache of %s could not be dropped: %s", file, error)
-    finally:
-        os.close(descriptor)
-
-
-def _initial_map(path: Path) -> int:
-    try:
-        used = (path / DATA_FILE).stat().st_size
-    except FileNotFoundError:
-        used = 0
-    except OSError as error:
-        raise unavailable(error, path) from error
-    size = _MAP_BYTES_START
-    while size < 2 * used:
-        size *= 2
-    return size
-
-
-def unavailable(error: OSError, path: Path) -> StorageError:
-    """The engine's error for one of the operating system's about a database."""
-    match fault_of(error):
-        case Fault.FULL:
-            return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
-        case Fault.READ_ONLY:
-            return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
-        case _:
-            return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
-
-
-def translated(error: lmdb.Error, path: Path) -> StorageError:
-    """The engine's error for one of LMDB's. Only what LMDB says of its own pages is damage."""
-    if isinstance(error, _DAMAGE):
-        return FormatError(f"the database in {path} cannot be used: {error}")
-    text = str(error)  # what py-lmdb tells of the error number
-    if isinstance(error, lmdb.DiskError) or _tells(text, Fault.FULL):
-        return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
-    if os.strerror(errno.EIO) in text and _is_full(path):
-        return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
-    if _tells(text, Fault.READ_ONLY):
-        return StoreReadOnly(f"the database in {path} cannot be written: its file system is read-only")
-    return StoreUnavailable(f"the database in {path} cannot be used now: {error}")
-
-
-def _tells(text: str, fault: Fault) -> bool:
-    return any(os.strerror(number) in text for number in numbers_of(fault))
-
-
-def _is_full(path: Path) -> bool:
-    """Whether a write may have come out short, which LMDB calls an I/O error."""
-    try:
-        status = os.statvfs(path)
-        size = (path / DATA_FILE).stat().st_size
-    except OSError:
-        return False  # it is not known to be, and what failed is told as it is
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    room = _SHORT_WRITE_BYTES_MAX
-    limited = limit != resource.RLIM_INFINITY and size + room > limit
-    return limited or status.f_bavail * status.f_frsize < room

@@ -9,23 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
-from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
+from storage.catalog import Catalog, CatalogTransaction, FileEntry
 from storage.errors import (
     ConflictError,
     FileNotFound,
     FormatError,
     InsufficientWorkers,
-    InvalidArgument,
     StorageError,
     StoreFull,
 )
 from storage.formats.authenticity import Authority
-from storage.formats.manifest import RootNode, object_id
+from storage.formats.manifest import object_id
 from storage.formats.sequences import SEQUENCE_MAX
 from storage.formats.versions import (
     FILE_ID_BYTES,
@@ -42,10 +41,11 @@ from storage.keys import Kind, StripeKey
 from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
+from storage.write.batch import BatchState, revisable
 from storage.write.lineage import Lineage
+from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
-from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
@@ -55,68 +55,6 @@ _RESERVE = 60_000_000  # sequences, of a microsecond each
 _ID_TIME_BYTES = 6
 _ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
 _ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
-
-
-@dataclass(slots=True, eq=False)
-class PendingVersion:
-    """A version whose chunks are written (or ride along in ``shards``) and that waits for its commit.
-
-    Attributes:
-        target: whose file, named how, and what goes into the version.
-        root: manifest root.
-        nodes: manifest nodes the catalog has not got yet, (id, bytes).
-        stripes: chunk stripes the user gets a claim on.
-        shards: shards not yet appended, by volume slot.
-        file_id: the file to revise; None finds it by name, or makes a new one.
-        base: version the head must be; None takes whatever the head is.
-        epoch: of the volumes when the first of it was written.
-        upload: number of the upload that has claims, which ends with the commit; None if there is none.
-        written: gives every stripe the push counts on; None: they are ``stripes``, and in ``shards``.
-    """
-
-    target: PushTarget
-    root: RootNode
-    nodes: list[tuple[bytes, bytes]]
-    stripes: list[StripeKey]
-    shards: dict[int, list[Shard]]
-    file_id: bytes | None
-    base: bytes | None
-    epoch: tuple[int, ...]
-    upload: int | None = None
-    written: Callable[[], Iterable[StripeKey]] | None = None
-    _wake: threading.Lock = field(default_factory=threading.Lock)
-    _outcome: StoredVersion | BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self._wake.acquire()
-
-    def settle(self, outcome: StoredVersion | BaseException) -> None:
-        """Set what :meth:`result` gives."""
-        self._outcome = outcome
-
-    @property
-    def settled(self) -> bool:
-        """Whether there is an outcome."""
-        return self._outcome is not None
-
-    def wait(self) -> None:
-        """Sleep until woken."""
-        self._wake.acquire()
-
-    def wake(self) -> None:
-        """Wake the waiting thread."""
-        self._wake.release()
-
-    def result(self) -> StoredVersion:
-        """The committed version, or the error that kept it from being committed."""
-        if isinstance(self._outcome, BaseException):
-            raise self._outcome
-        assert self._outcome is not None
-        return self._outcome
-
-
-class EpochChanged(StorageError):
-    """Stores came or went since what a push counts on was made whole: it is to be made whole again, then committed."""
 
 
 class GroupCommit:
@@ -257,7 +195,7 @@ class GroupCommit:
         self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
     ) -> tuple[list[StoredVersion | BaseException], int]:
         """What became of each, and up to which sequence the transaction reserves."""
-        state = _BatchState(txn.counters(), pinned)
+        state = BatchState(txn.counters(), pinned)
         outcomes: list[StoredVersion | BaseException] = []
         for pending in batch:
             # The next one must see this one's head; the last has the time of the flush to be entered.
@@ -290,7 +228,7 @@ class GroupCommit:
         if volumes.incomplete and not volumes.stand_ins:
             txn.keep_incomplete(volumes.incomplete)
 
-    def _make_whole(self, batch: list[PendingVersion], state: _BatchState) -> None:
+    def _make_whole(self, batch: list[PendingVersion], state: BatchState) -> None:
         """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
 
         def written() -> Iterable[StripeKey]:
@@ -306,7 +244,7 @@ class GroupCommit:
         since = next((pending.epoch for pending in batch if pending.epoch != present), present)
         make_whole(self._stripes, written, since)
 
-    def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: _BatchState) -> StoredVersion:
+    def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: BatchState) -> StoredVersion:
         """Check one pending version against the heads and enter it; raises before it changes anything."""
         volumes = self._stripes.volumes
         if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
@@ -314,7 +252,7 @@ class GroupCommit:
         file_id = pending.file_id or txn.find(pending.target.name)
         entry = txn.file(file_id) if file_id is not None else None
         if pending.file_id is not None:
-            entry = _revisable(entry, pending)
+            entry = revisable(entry, pending)
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
             head = self._head(txn, file_id, entry)
@@ -358,7 +296,7 @@ class GroupCommit:
         entry: FileEntry | None,
         identifier: bytes,
         root_raw: bytes,
-        state: _BatchState,
+        state: BatchState,
     ) -> StoredVersion:
         record = SignedRecord(
             SIGNED_FORMAT,
@@ -548,64 +486,3 @@ class GroupCommit:
 def _raise_sequence(txn: CatalogTransaction, sequence: int) -> None:
     counters = txn.counters()
     txn.set_counters(msgspec.structs.replace(counters, sequence=sequence, committed=counters.reached))
-
-
-class _BatchState:
-    """What a batch adds up to."""
-
-    def __init__(self, before: Counters, pinned: list[StripeKey]) -> None:
-        self.pinned = pinned
-        self._files = before.files
-        self._versions = before.versions
-        self._logical_bytes = before.logical_bytes
-        self.sequence = before.sequence
-        self.reserved = before.reserved
-        self.committed = before.reached
-        self._latest = before.latest
-        self._enter: Callable[[], None] | None = None
-        self.shards: dict[int, list[Shard]] = {}
-        self.restored = False
-
-    def enter_last(self) -> None:
-        """Write what the last version added puts into the catalog."""
-        enter, self._enter = self._enter, None
-        if enter is not None:
-            enter()
-
-    def add(self, stored: StoredVersion, replaced: FileEntry | None, enter: Callable[[], None]) -> None:
-        self._enter = enter
-        self._latest = stored.record.file_id + stored.version_id
-        self._versions += 1
-        self._files += replaced is None
-        self._logical_bytes += stored.record.size - (replaced.size if replaced is not None else 0)
-
-    def add_shards(self, shards: dict[int, list[Shard]]) -> None:
-        for slot, batch in shards.items():
-            self.shards.setdefault(slot, []).extend(batch)
-
-    def restore(self, shards: dict[int, list[Shard]]) -> None:
-        """Content that is the head already: what was missing of it has been sent again."""
-        self.add_shards(shards)
-        self.restored = True
-
-    def counters(self) -> Counters:
-        return Counters(
-            self._files, self._versions, self._logical_bytes, self.sequence, self._latest, reserved=self.reserved
-        )
-
-
-def _revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
-    if entry is None:
-        raise FileNotFound("the file was deleted meanwhile")
-    if entry.user_id != pending.target.user_id:
-        raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
-    if entry.filename != pending.target.filename:
-        raise InvalidArgument(f"the file is called {entry.filename!r}; a version of it cannot have another name")
-    if pending.base is not None and entry.head != pending.base:
-        raise ConflictError(
-            f"head is {entry.head.hex()}, the change was made against {pending.base.hex()}; "
-            "synchronize, make the change again and retry",
-            head=entry.head.hex(),
-            base=pending.base.hex(),
-        )
-    return entry

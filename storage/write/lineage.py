@@ -483,11 +483,6 @@ class Lineage:
             log.warning("that the store was closed in good order could not be noted: %s", error)
 
 
-def agreement_quorum(profile: ErasureProfile, count: int) -> int:
-    """How many of so many voices must agree on what no MAC vouches for: one more than may lie at once, or all."""
-    return max(1, min(profile.n - profile.k + 1, count))
-
-
 def _reopen(txn: CatalogTransaction) -> None:
     txn.set_counters(msgspec.structs.replace(txn.counters(), closed=False))
 

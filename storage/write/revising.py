@@ -12,11 +12,12 @@ from storage.formats.versions import StoredVersion, Version
 from storage.keys import Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, BytesLike
 from storage.stripes.stripes import chunk_stripe, metadata_stripe
-from storage.write.commit import PendingVersion
+from storage.write.context import PushContext
+from storage.write.known import held_length
+from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.sources import Source, check_filled, feed
 from storage.write.target import PushTarget
-from storage.write.upload import PushContext, held_length
 
 _BULK_BYTES = 64 * 1024
 

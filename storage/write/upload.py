@@ -11,31 +11,28 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from types import TracebackType
 
 from blake3 import blake3
 
-from storage.activity import Activity
 from storage.batching import batched
-from storage.budget import Budget
-from storage.catalog import Catalog, CatalogTransaction
+from storage.catalog import CatalogTransaction
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
-from storage.formats.manifest import FAN_OUT, ROOT_FORMAT, TRANSFORM_IDENTITY, Manifest, ManifestBuilder, RootNode
+from storage.formats.manifest import FAN_OUT, Manifest, ManifestBuilder, RootNode
 from storage.formats.versions import FILE_ID_BYTES, Version
-from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, data_shards, kind_of, object_id_of, shard_count
+from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, kind_of, object_id_of
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
-from storage.runtime import Runtime
 from storage.shards import Shard
-from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
+from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from storage.system.forks import HomeProcess
-from storage.write.commit import GroupCommit, PendingVersion
-from storage.write.pins import Pins
+from storage.write.context import PushContext
+from storage.write.known import held_length, is_new
+from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
-from storage.write.registry import Uploads
+from storage.write.small import inline_shards, inline_stripe
 from storage.write.sources import check_filled
 from storage.write.target import PushTarget
 
@@ -44,25 +41,7 @@ log = logging.getLogger(__name__)
 INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
 _IN_FLIGHT_BYTES = 8 * MIB
 _IN_FLIGHT_MAX = 6
-IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
 _SYNC_EVERY_BYTES = 64 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class PushContext:
-    """The parts of a store that uploads work with."""
-
-    catalog: Catalog
-    stripes: StripeStore
-    pins: Pins
-    uploads: Uploads
-    commits: GroupCommit
-    workers: Executor
-    flusher: Executor
-    metadata_copies: int
-    runtime: Runtime
-    activity: Activity
-    in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
 
 
 class Upload:
@@ -287,7 +266,7 @@ class Upload:
         context.activity.note()
         context.pins.pin(stripe)
         try:
-            if _is_new(context, stripe):
+            if is_new(context, stripe):
                 context.stripes.put(stripe, data, length)
             elif context.stripes.absent_slots(stripe):
                 context.stripes.put_absent(stripe, data, length)
@@ -539,91 +518,3 @@ def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryvi
     if whole > length:
         buffer[length:whole] = bytes(whole - length)
     return memoryview(buffer)[:whole]
-
-
-def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
-    """Push up to 64 KiB in one go: like an :class:`Upload`, without what only large files need."""
-    stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
-    root = RootNode(
-        ROOT_FORMAT,
-        len(data),
-        target.chunk_size,
-        target.profile.k,
-        target.profile.n,
-        TRANSFORM_IDENTITY,
-        0,
-        object_id_of(stripe),
-    )
-    context.activity.note()
-    context.pins.pin(stripe)
-    try:
-        shards = inline_shards(context, stripe, data)
-        pending = PendingVersion(
-            target=target,
-            root=root,
-            nodes=[],
-            stripes=[stripe],
-            shards=shards,
-            file_id=None,
-            base=None,
-            epoch=target.epoch,
-        )
-        return context.commits.commit(pending).public()
-    finally:
-        context.pins.unpin([stripe])
-
-
-def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
-    """Stripe key of a chunk that is this data."""
-    return StripeKey(blake3(data).digest() + suffix)
-
-
-def _is_new(context: PushContext, stripe: StripeKey) -> bool:
-    """Whether a stripe is not stored; it may be all the same, and writing it again does no harm.
-
-    Where asking the stores costs a round trip, the catalog tells: what nobody has a claim on is not
-    counted on to be there, unless it was put there a moment ago.
-    """
-    if not context.stripes.volumes.remote:
-        return context.stripes.is_new(stripe)
-    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
-
-
-def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
-    """Those shards of a small chunk that are not stored yet, by volume slot."""
-    stripes = context.stripes
-    known = None if _is_new(context, stripe) else stripes.look_for(stripe)
-    absent, targets = (None, None) if known is None else (known.slots, known.targets)
-    unsound = absent == [] and not stripes.is_sound(stripe, len(data))
-    if absent == [] and not unsound:
-        return {}
-    k, length = data_shards(stripe), len(data)
-    whole = k * -(-length // k)
-    padded = data if whole == length else bytes(data) + bytes(whole - length)
-    shards = stripes.shards_of(stripe, padded, length)
-    if unsound:
-        absent, targets = stripes.unsound_slots(stripe, shards), None
-    return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent], targets)
-
-
-def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
-    """Length of a chunk if this user has a claim on it and its shards are there and sound, else None.
-
-    A few that are missing are made again, where nobody stands in for stores that were away or full: those that their
-    stores do not take now either count as missing at the commit.
-    """
-    if not context.catalog.holds(user, [stripe])[0]:
-        return None
-    stripes = context.stripes
-    absent = stripes.absent_slots(stripe)
-    if absent:
-        is_enough = not stripes.volumes.stand_ins and survives_a_loss(stripe, absent)
-        if not is_enough or isinstance(stripes.heal_all([stripe], at_once=True)[0], StorageError):
-            return None
-    length = stripes.object_length(stripe)
-    return length if length is not None and stripes.is_sound(stripe, length) else None
-
-
-def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
-    """Whether a stripe without these shards can be read after the loss of one more."""
-    return shard_count(stripe) - len(absent) > data_shards(stripe)

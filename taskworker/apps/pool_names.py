@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
 from taskworker.outbound.dns.directory import Host, Listing, NamedFunction
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.membership import Membership, WorkerState, WorkerView

@@ -175,7 +175,7 @@ def pool(
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.functions.routing.policy import FunctionPolicy
-    from taskworker.functions.routing.records import RecordBounds
+    from taskworker.functions.routing.record_formats import RecordBounds
     from taskworker.outbound.secrets.process_memory import keep_private
     from taskworker.pool.node_pool import PoolOptions
     from taskworker.worker.task_worker import default_store

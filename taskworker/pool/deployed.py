@@ -17,7 +17,7 @@ from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.owners import DEPLOYED_OWNER as OWNER
 from taskworker.calls.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
-from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
 from taskworker.sandbox import Limits
 
 _CANDIDATE_S = 3600.0

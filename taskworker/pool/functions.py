@@ -8,7 +8,8 @@ from pathlib import Path
 from storage import FileStorage
 from taskworker.functions.routing.call_log import CallLog
 from taskworker.functions.routing.policy import FunctionPolicy
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.router import CallRouter
 from taskworker.functions.routing.statistics import StatisticsByFunction
 from taskworker.pool.deployed import DeployedFunctions
 from taskworker.pool.hosting import Hosting, Transport

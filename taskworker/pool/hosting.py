@@ -17,7 +17,7 @@ from taskworker.calls.labels import lacking, text_of
 from taskworker.calls.platform import Platform, best_of
 from taskworker.calls.redaction import CallRedactors
 from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
-from taskworker.functions.routing.router import RoutedFunction, WorkerGone
+from taskworker.functions.routing.port import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
 
 
@@ -93,7 +93,7 @@ class Transport(Protocol):
         running: RunningCall,
         items: Items | None = None,
     ) -> CallReport:
-        """As ``taskworker.functions.routing.router.Workers.invoke``."""
+        """As ``taskworker.functions.routing.port.Workers.invoke``."""
 
     def prepare(self, worker: str, address: str, function: RoutedFunction, timeout_s: float) -> None:
         """Have a worker import a function that is not deployed yet.
@@ -109,7 +109,7 @@ class Transport(Protocol):
 
 
 class Hosting:
-    """The workers as those who run calls (``taskworker.functions.routing.router.Workers``). Thread-safe.
+    """The workers as those who run calls (``taskworker.functions.routing.port.Workers``). Thread-safe.
 
     Args:
         membership: tells who is alive.

@@ -15,7 +15,8 @@ from enum import StrEnum
 import msgspec
 
 from storage.errors import InvalidArgument
-from storage.fleet.layout import MEMBERS_MAX, Member
+from storage.fleet.layout import MEMBERS_MAX
+from storage.fleet.members import Member
 from taskworker.errors import WorkerRefused
 from taskworker.rpc.protocol import PROTOCOL
 

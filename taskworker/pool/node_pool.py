@@ -18,7 +18,8 @@ from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, ProfileCount, StoreSettings
 from storage.erasure import profile_for
 from storage.errors import FormatError, InvalidArgument, StorageError
-from storage.fleet.layout import Layout, Member, Moves, by_owner, by_worker, by_zone
+from storage.fleet.layout import Layout, Moves
+from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess

@@ -14,8 +14,9 @@ from taskworker.calls.platform import Platform
 from taskworker.calls.spec import check_name, check_options
 from taskworker.errors import CallAbandoned
 from taskworker.functions.routing.call_log import CallLog
-from taskworker.functions.routing.records import LineQuery
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.record_formats import LineQuery
+from taskworker.functions.routing.router import CallRouter
 from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.protos import functions_pb2

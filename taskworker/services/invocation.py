@@ -30,7 +30,7 @@ from taskworker.calls.large_reports import conversion_permit
 from taskworker.calls.owners import CANDIDATE_OWNER, DEPLOYED_OWNER
 from taskworker.errors import DeadlineExceeded, FunctionsUnavailable, ServerBusy, StorageUnavailable
 from taskworker.functions.hosting.host import FunctionHost, HostedFunction
-from taskworker.functions.routing.router import RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.routing.port import RoutedFunction, WorkerGone, WorkerUnable
 from taskworker.protos import functions_pb2
 from taskworker.protos.functions_pb2_grpc import InvocationServiceStub
 from taskworker.rpc import status

@@ -9,7 +9,8 @@ from typing import TypeVar
 import msgspec
 
 from storage.errors import InvalidArgument
-from storage.fleet.layout import Layout, Member, by_owner, by_worker, by_zone
+from storage.fleet.layout import Layout
+from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool, PoolView

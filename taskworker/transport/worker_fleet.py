@@ -13,7 +13,8 @@ from typing import NamedTuple
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.fleet.fleet import Fleet
-from storage.fleet.layout import Layout, Member, by_worker, rows_survive
+from storage.fleet.layout import Layout, rows_survive
+from storage.fleet.members import Member, by_worker
 from storage.fleet.placement import partition_of
 from storage.keys import (
     Kind,

@@ -10,7 +10,7 @@ import pytest
 from storage import ErasureProfile, FileStorage
 from taskworker.apps.pool_names import PoolDirectory
 from taskworker.calls.owners import DEPLOYED_OWNER
-from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.hosting import Offer
 from taskworker.pool.membership import Application, Membership, Standing, WorkerLoad

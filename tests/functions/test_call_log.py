@@ -17,7 +17,8 @@ from storage.system.lmdb_env import Environment
 from taskworker.calls.call import Call, CallReport, OutputLine
 from taskworker.errors import FunctionFailed
 from taskworker.functions.routing.call_log import CallLog
-from taskworker.functions.routing.records import CallRecords, Entry, LineQuery, RecordBounds
+from taskworker.functions.routing.record_formats import Entry, LineQuery, RecordBounds
+from taskworker.functions.routing.records import CallRecords
 from taskworker.functions.routing.statistics import StatisticsByFunction
 
 

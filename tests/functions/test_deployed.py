@@ -13,7 +13,7 @@ from taskworker.calls.bundle import packed
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
-from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
 from taskworker.functions.routing.statistics import CallStatistics
 from taskworker.pool.deployed import DeployedFunctions
 

@@ -16,7 +16,8 @@ from taskworker.calls.capabilities import ApiRequest, ApiResponse
 from taskworker.calls.concurrency import Places, UserPlaces
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.routing.call_log import CallLog
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.router import CallRouter
 from taskworker.functions.routing.users import UserCalls, UserShares
 from taskworker.pool.deployed import Deployment
 from taskworker.protos import functions_pb2, outside_pb2

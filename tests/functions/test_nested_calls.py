@@ -18,7 +18,8 @@ from taskworker.calls.concurrency import Places
 from taskworker.calls.nested import patiently
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.routing import router as routing
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.router import CallRouter
 
 WAIT_S = 60.0
 """For what takes milliseconds, unless it waits for itself."""

@@ -26,7 +26,8 @@ from taskworker.errors import (
     ServerBusy,
 )
 from taskworker.functions.routing.latency import Latencies
-from taskworker.functions.routing.router import CallRouter, RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.routing.port import RoutedFunction, WorkerGone, WorkerUnable
+from taskworker.functions.routing.router import CallRouter
 from taskworker.functions.routing.statistics import CallFigures, CallStatistics, StatisticsByFunction
 from taskworker.functions.routing.users import UserShares
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
-from storage.fleet.layout import Layout, Member, by_owner
+from storage.fleet.layout import Layout
+from storage.fleet.members import Member, by_owner
 from storage.fleet.placement import PARTITIONS, partition_of
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard, VolumeFailed

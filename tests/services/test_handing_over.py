@@ -12,7 +12,8 @@ import pytest
 
 from taskworker.calls.call import Call, CallReport, Items, RunningCall
 from taskworker.errors import DeadlineExceeded
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.router import CallRouter
 from taskworker.protos import functions_pb2
 from taskworker.rpc.binding import generic_handler
 from taskworker.services import handing_over

@@ -13,7 +13,8 @@ import pytest
 
 from taskworker.calls.call import ERROR_CHARS_MAX, LINE_CHARS_MAX, LINES_MAX, Call, CallReport, Items, RunningCall
 from taskworker.errors import CallAbandoned, FunctionBroken, FunctionCrashed, ServerBusy
-from taskworker.functions.routing.router import CallRouter, RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
+from taskworker.functions.routing.router import CallRouter
 from taskworker.protos import functions_pb2, taskworker_pb2
 from taskworker.protos.functions_pb2_grpc import InvocationServiceServicer, add_InvocationServiceServicer_to_server
 from taskworker.services.invocation import GrpcTransport

@@ -13,8 +13,9 @@ from storage.maintenance.readback import Looked, Moved, ReadBack
 from storage.shards import Shard, ShardStore
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
-from storage.write.commit import GroupCommit, PendingVersion
+from storage.write.commit import GroupCommit
 from storage.write.lineage import Lineage
+from storage.write.pending import PendingVersion
 from storage.write.registry import KeptUploads
 from taskworker.transport.worker_fleet import WorkerFleet
 
@@ -131,7 +132,8 @@ def believe_unsigned_records(patch: Patch) -> None:
 
 def ignore_owners(patch: Patch) -> None:
     """Layout: that workers are all of one owner makes no difference."""
-    patch.setattr("storage.fleet.layout.by_owner", lambda member: "")
+    for module in ("assignment", "layout"):
+        patch.setattr(f"storage.fleet.{module}.by_owner", lambda member: "")
 
 
 def collect_beside_uploads(patch: Patch) -> None:

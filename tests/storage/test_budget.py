@@ -13,7 +13,7 @@ import pytest
 from storage import engine
 from storage.budget import Budget
 from storage.runtime import Runtime
-from storage.write import upload
+from storage.write import context
 from tests.storage.helpers import CHUNK, USER, content, get, open_store, push
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counting]:
 def test_uploads_share_what_is_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executors: dict[str, Counting]
 ) -> None:
-    monkeypatch.setattr(upload, "IN_FLIGHT_BYTES_ALL", 3 * CHUNK)
+    monkeypatch.setattr(context, "IN_FLIGHT_BYTES_ALL", 3 * CHUNK)
     files = {f"file-{number}": content(number, 20 * CHUNK + 5) for number in range(4)}
     with open_store(tmp_path / "store") as store, ThreadPoolExecutor() as users:
         pushed = {name: users.submit(push, store, data, name) for name, data in files.items()}

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument
-from storage.fleet.layout import MEMBERS_MAX, Layout, LayoutRecord, Member, by_owner, by_zone
+from storage.fleet.layout import MEMBERS_MAX, Layout, LayoutRecord
+from storage.fleet.members import Member, by_owner, by_zone
 from storage.fleet.placement import PARTITIONS, partition_of
 
 TIB = 1 << 40

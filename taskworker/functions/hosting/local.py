@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from taskworker.calls.call import Call, CallReport, Items, RunningCall
 from taskworker.functions.hosting.host import FunctionHost
-from taskworker.functions.routing.router import RoutedFunction
+from taskworker.functions.routing.port import RoutedFunction
 
 
 class LocalWorkers:
-    """This process as the one worker (``taskworker.functions.routing.router.Workers``)."""
+    """This process as the one worker (``taskworker.functions.routing.port.Workers``)."""
 
     def __init__(self, name: str, host: FunctionHost) -> None:
         self._name = name

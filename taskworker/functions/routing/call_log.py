@@ -13,7 +13,8 @@ from storage.errors import StorageError
 from taskworker.calls.call import Call, CallReport
 from taskworker.calls.large_reports import conversion_permit
 from taskworker.functions.routing import former_records
-from taskworker.functions.routing.records import CallRecords, Entry, LineQuery, LoggedLine, Position, RecordBounds
+from taskworker.functions.routing.record_formats import Entry, LineQuery, LoggedLine, Position, RecordBounds
+from taskworker.functions.routing.records import CallRecords
 from taskworker.functions.routing.statistics import StatisticsByFunction
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import sqlite3
 from itertools import groupby
 from pathlib import Path
 
-from taskworker.functions.routing.records import CallRecords, Entry
+from taskworker.functions.routing.record_formats import Entry
+from taskworker.functions.routing.records import CallRecords
 
 log = logging.getLogger(__name__)
 

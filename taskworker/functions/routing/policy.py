@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from taskworker.calls.spec import LIMITS_MAX
-from taskworker.functions.routing.records import RecordBounds
+from taskworker.functions.routing.record_formats import RecordBounds
 from taskworker.functions.routing.users import UserShares
 from taskworker.sandbox import Limits
 

@@ -8,16 +8,14 @@ is how long a call would take there: the calls it has, times how slow it lately 
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache, TLRUCache
@@ -25,11 +23,9 @@ from cachetools import LRUCache, TLRUCache
 from storage.errors import DataLossError, InsufficientWorkers
 from taskworker.calls.call import Call, CallReport, Items, RunningCall
 from taskworker.calls.concurrency import Places, pool_places
-from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import (
     CallAbandoned,
     CallUncertain,
-    DeadlineExceeded,
     FunctionNotFound,
     FunctionsUnavailable,
     ServerBusy,
@@ -38,123 +34,17 @@ from taskworker.errors import (
 from taskworker.functions.routing.concurrency import ConcurrencyLimiter, Permit
 from taskworker.functions.routing.dispatch import Dispatch, Found
 from taskworker.functions.routing.latency import Latencies
-from taskworker.functions.routing.statistics import CallFigures, CallStatistics, StatisticsByFunction
+from taskworker.functions.routing.port import FunctionFigures, RoutedFunction, WorkerGone, Workers, WorkerUnable
+from taskworker.functions.routing.statistics import CallStatistics, StatisticsByFunction
+from taskworker.functions.routing.streamed import CACHED_RESULT_BYTES_MAX, Given, Until, item_bytes
 from taskworker.functions.routing.tried import WAIT_FOR_WORKERS_S, Tried
 from taskworker.functions.routing.users import UserCalls, UserShares
 
 _CACHE_BYTES = 64 << 20
-_CACHED_RESULT_BYTES_MAX = 1 << 20
 _LOOK_AGAIN_S = 0.05
 _HOMES_MAX = 4_096
 _HOME_BUSIER = 2.0
 """How many times busier than another one a worker may be that has a user's process: starting one takes longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedFunction:
-    """What routing knows of a function.
-
-    Attributes:
-        name: its name.
-        version: names its code: of a deployed one the version's id, else the bundle's key.
-        file_id: of the deployed bundle; empty: of workers' own programs.
-        idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
-        wall_s: how long a call of it may take.
-        platforms: tags of those that it can run on; none: on any.
-        keeps: whether its processes serve several calls of one user.
-    """
-
-    name: str
-    version: str
-    file_id: str = ""
-    idempotent: bool = True
-    cache_ttl_s: float = 0.0
-    concurrency: int = 32
-    queue: int = 256
-    needs: Mapping[str, str] = field(default_factory=dict)
-    platforms: tuple[str, ...] = ()
-    wall_s: float = math.inf
-    keeps: bool = False
-
-    @classmethod
-    def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
-        """Of a function's document."""
-        return cls(
-            spec.name,
-            version,
-            file_id,
-            spec.idempotent,
-            spec.cache_ttl_s,
-            spec.concurrency,
-            spec.queue,
-            spec.needs,
-            tuple(spec.platforms),
-            spec.limits.wall_s,
-            spec.keep is not None,
-        )
-
-
-class WorkerGone(Exception):
-    """A worker was lost before it answered.
-
-    Attributes:
-        worker: its name.
-        may_have_run: whether the call may have reached it.
-    """
-
-    def __init__(self, worker: str, *, may_have_run: bool) -> None:
-        super().__init__(f"worker {worker} was lost amid a call")
-        self.worker = worker
-        self.may_have_run = may_have_run
-
-
-class WorkerUnable(ServerBusy):
-    """A worker says that it cannot run a function; the call has not run there, and others may run it."""
-
-
-class Workers(Protocol):
-    """Those who run calls."""
-
-    def able(self, function: RoutedFunction) -> list[str]:
-        """Names of the workers that can run the function now."""
-
-    def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
-        """Why the others that are alive cannot, by worker: as in ``{"w1": "has no label gpu=none"}``."""
-
-    def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
-        """Hold a place for a call at a worker.
-
-        Raises:
-            ServerBusy: when entered: as many calls are under way there as may be.
-        """
-
-    def invoke(
-        self,
-        worker: str,
-        function: RoutedFunction,
-        call: Call,
-        timeout_s: float | None,
-        running: RunningCall,
-        items: Items | None = None,
-    ) -> CallReport:
-        """Run a call that has a place there.
-
-        With ``items``, what it gives goes to them as it comes, and the report has no result.
-
-        Raises:
-            WorkerGone: it was lost.
-            WorkerUnable: it cannot run it.
-            ServerBusy: it takes no more calls now; the call has not run.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionFigures:
-    """A function's calls as they are now."""
-
-    figures: CallFigures
-    running: int
-    waiting: int
 
 
 @dataclass(slots=True)
@@ -202,7 +92,7 @@ class CallRouter:
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
             ttu=lambda _key, cached, now: now + cached.ttl_s,
-            getsizeof=lambda cached: sum(map(_item_bytes, cached.items)) + 512,
+            getsizeof=lambda cached: sum(map(item_bytes, cached.items)) + 512,
         )
 
     def call(self, call: Call, timeout_s: float | None, running: RunningCall | None = None) -> str:
@@ -222,7 +112,7 @@ class CallRouter:
             CallAbandoned: ``running`` was ended.
             StorageError: what the call itself ended with.
         """
-        deadline, running = _Until(timeout_s), running or RunningCall()
+        deadline, running = Until(timeout_s), running or RunningCall()
         with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
             key = _cache_key(function, mine) if function.cache_ttl_s else None
@@ -233,7 +123,7 @@ class CallRouter:
                 report = self._run(function, mine, deadline, running, permit)
         if report.error is not None:
             raise report.error
-        if key is not None and len(report.result) <= _CACHED_RESULT_BYTES_MAX:
+        if key is not None and len(report.result) <= CACHED_RESULT_BYTES_MAX:
             self._keep(function, key, (report.result,))
         return report.result
 
@@ -251,10 +141,10 @@ class CallRouter:
         Raises:
             StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
         """
-        deadline = _Until(timeout_s)
+        deadline = Until(timeout_s)
         with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
-            given = _Given(items, function)
+            given = Given(items, function)
             key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
             if key is not None and (found := self._cached(key)) is not None:
                 self._statistics_of(function.name).from_cache()
@@ -288,7 +178,7 @@ class CallRouter:
         with self._lock:
             return dict(self._outstanding)
 
-    def _found(self, name: str, deadline: _Until) -> RoutedFunction:
+    def _found(self, name: str, deadline: Until) -> RoutedFunction:
         """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
         give_up = time.monotonic() + WAIT_FOR_WORKERS_S
         while True:
@@ -306,7 +196,7 @@ class CallRouter:
     # -- turns and the cache -------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _admitted(self, call: Call, deadline: _Until, running: RunningCall) -> Iterator[Call]:
+    def _admitted(self, call: Call, deadline: Until, running: RunningCall) -> Iterator[Call]:
         """Hold a place for a call, while the one that makes it, if one does, waits; what is known of it then.
 
         Who makes it is believed for the sake of its token alone.
@@ -333,7 +223,7 @@ class CallRouter:
         return parent
 
     def _permit(
-        self, function: RoutedFunction, call: Call, deadline: _Until, running: RunningCall
+        self, function: RoutedFunction, call: Call, deadline: Until, running: RunningCall
     ) -> AbstractContextManager[Permit | None]:
         if function.name in call.chain:
             # It waits for itself: a turn of its own could never come.
@@ -369,10 +259,10 @@ class CallRouter:
         self,
         function: RoutedFunction,
         call: Call,
-        deadline: _Until,
+        deadline: Until,
         running: RunningCall,
         permit: Permit | None,
-        given: _Given | None = None,
+        given: Given | None = None,
     ) -> CallReport:
         statistics = self._statistics_of(function.name)
         started = time.monotonic()
@@ -388,11 +278,11 @@ class CallRouter:
         self,
         function: RoutedFunction,
         call: Call,
-        deadline: _Until,
+        deadline: Until,
         running: RunningCall,
         permit: Permit | None,
         statistics: CallStatistics,
-        given: _Given | None,
+        given: Given | None,
     ) -> CallReport:
         tried = Tried(deadline.left_s())
         while True:
@@ -416,10 +306,10 @@ class CallRouter:
         worker: str,
         function: RoutedFunction,
         call: Call,
-        deadline: _Until,
+        deadline: Until,
         running: RunningCall,
         permit: Permit | None,
-        given: _Given | None,
+        given: Given | None,
     ) -> CallReport:
         with self._counted(function, call.user_id, worker) as ended, self._with_token(call, permit) as run:
             report = self._workers.invoke(worker, function, run, deadline.left_s(), running, given)
@@ -431,7 +321,7 @@ class CallRouter:
         function: RoutedFunction,
         call: Call,
         tried: Tried,
-        deadline: _Until,
+        deadline: Until,
         running: RunningCall,
         permit: Permit | None,
     ) -> AbstractContextManager[str]:
@@ -528,7 +418,7 @@ class CallRouter:
                     del self._outstanding[worker]
 
 
-def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: _Given | None, tried: Tried) -> None:
+def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: Given | None, tried: Tried) -> None:
     """Raise CallUncertain if a call whose worker was lost must not run again."""
     if gone.may_have_run and not function.idempotent:
         raise CallUncertain(
@@ -558,82 +448,6 @@ class _Running:
         """A call that it makes."""
         mine = self.call
         return replace(call, chain=(*mine.chain, mine.function), user_id=mine.user_id, call_id=mine.call_id)
-
-
-def _item_bytes(item: str) -> int:
-    return len(item) + 64  # and about so much for the text's own head
-
-
-class _Given:
-    """Hands over items; knows whether there were any, and which, if they are small enough to be cached.
-
-    A call has ended when its function's time is over; whoever takes its items may then hold nothing up any more. So
-    those that are not taken by then are dropped, until the worker tells how the call ended.
-    """
-
-    def __init__(self, items: Items, function: RoutedFunction) -> None:
-        self._items = items
-        self._function = function
-        self._over_at = math.inf
-        self._bytes = 0
-        self._late = False
-        self.any = False
-        self.kept: list[str] | None = []
-
-    def __call__(self, item: str, over: Callable[[], bool]) -> None:
-        if not self.any:
-            self._over_at = time.monotonic() + self._function.wall_s
-        self.any = True
-        self._bytes += _item_bytes(item)
-        if self._bytes > _CACHED_RESULT_BYTES_MAX:
-            self.kept = None
-        elif self.kept is not None:
-            self.kept.append(item)
-        if not self._late:
-            self._items(item, lambda: over() or self._is_late())
-
-    def _is_late(self) -> bool:
-        """Asked while an item waits to be taken, and then it is dropped."""
-        self._late = time.monotonic() >= self._over_at
-        return self._late
-
-    def require_all(self) -> None:
-        """Return if all that was given was handed over.
-
-        Raises:
-            DeadlineExceeded: it was not, as it was not taken in time.
-        """
-        if self._late:
-            raise DeadlineExceeded(
-                f"function {self._function.name}: what it gave was not taken within its time limit of "
-                f"{self._function.wall_s:g} s"
-            )
-
-
-class _Until:
-    """A point in time by which a call must have ended."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = timeout_s
-        self._at = None if timeout_s is None else time.monotonic() + timeout_s
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has come."""
-        return self._at is not None and time.monotonic() >= self._at
-
-    def left_s(self) -> float | None:
-        """Seconds left.
-
-        Raises:
-            DeadlineExceeded: none are.
-        """
-        if self._at is None:
-            return None
-        left = self._at - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"the call did not end within {self._timeout_s:.3g} s")
-        return left
 
 
 def _cache_key(function: RoutedFunction, call: Call) -> object:

@@ -1,0 +1,35 @@
+"""The parts of a store that writing works with."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from storage.activity import Activity
+from storage.budget import Budget
+from storage.catalog import Catalog
+from storage.limits import MIB
+from storage.runtime import Runtime
+from storage.stripes.stripes import StripeStore
+from storage.write.commit import GroupCommit
+from storage.write.pins import Pins
+from storage.write.registry import Uploads
+
+IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
+
+
+@dataclass(frozen=True, slots=True)
+class PushContext:
+    """The parts of a store that uploads work with."""
+
+    catalog: Catalog
+    stripes: StripeStore
+    pins: Pins
+    uploads: Uploads
+    commits: GroupCommit
+    workers: Executor
+    flusher: Executor
+    metadata_copies: int
+    runtime: Runtime
+    activity: Activity
+    in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
