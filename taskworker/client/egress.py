@@ -49,7 +49,7 @@ class EgressClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = EgressServiceStub(self._connection.channel)
+        self._stub = EgressServiceStub(self.channel)
 
     def allow(self, function: str, rule: str, *, private: bool = False) -> tuple[EgressRule, bool]:
         """Let a function call a host.

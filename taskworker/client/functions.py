@@ -133,7 +133,7 @@ class FunctionClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = FunctionServiceStub(self._connection.channel)
+        self._stub = FunctionServiceStub(self.channel)
 
     def deploy(
         self, bundle: bytes, *, user_id: str, dry_run: bool = False, timeout_s: float | None = DEPLOY_TIMEOUT_S
@@ -161,7 +161,7 @@ class FunctionClient(OperatorClient):
         give_up, attempt = time.monotonic() + _TURN_S, 0
         while True:
             try:
-                return _deployed(self._connection.unary(self._stub.Deploy, request, deadline.remaining_s()))
+                return _deployed(self.unary(self._stub.Deploy, request, deadline.remaining_s()))
             except ServerBusy:
                 if time.monotonic() > give_up:
                     raise
@@ -172,7 +172,7 @@ class FunctionClient(OperatorClient):
         """A bundle too large for a message, as a file: chunks that the pool has are not sent."""
         from taskworker.client.client import Client
 
-        with Client(self._address, timeout_s=timeout_s) as files:
+        with Client(self.address, timeout_s=timeout_s) as files:
             version = files.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
         return version.file_id, version.version_id
 
@@ -189,7 +189,7 @@ class FunctionClient(OperatorClient):
     def functions(self, *, timeout_s: float | None = OperatorClient.timeout_s) -> list[FunctionStatus]:
         """All functions, by name."""
         request = functions_pb2.ListFunctionsRequest()
-        answer = self._connection.unary(self._stub.ListFunctions, request, Deadline(timeout_s).remaining_s())
+        answer = self.unary(self._stub.ListFunctions, request, Deadline(timeout_s).remaining_s())
         return [_function_status(one) for one in answer.functions]
 
     def hosts(self) -> list[FunctionHost]:

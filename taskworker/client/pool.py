@@ -119,7 +119,7 @@ class PoolClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = PoolServiceStub(self._connection.channel)
+        self._stub = PoolServiceStub(self.channel)
 
     def status(self) -> PoolStatus | None:
         """The pool at a glance; None if the server is a standalone store, not a pool.
@@ -127,8 +127,8 @@ class PoolClient(OperatorClient):
         Raises:
             StorageUnavailable: nobody answers there.
         """
-        self._connection.home.check()
-        with self._connection.errors_decoded():
+        self.home.check()
+        with self.errors_decoded():
             try:
                 return _pool_status(self._stub.Status(pool_pb2.StatusRequest(), timeout=self.timeout_s))
             except grpc.RpcError as error:

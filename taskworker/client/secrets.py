@@ -56,7 +56,7 @@ class SecretClient(OperatorClient):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._stub = SecretServiceStub(self._connection.channel)
+        self._stub = SecretServiceStub(self.channel)
 
     def set(self, name: str, value: str) -> SecretStatus:
         """Keep a new secret."""
