@@ -3,7 +3,7 @@
 gRPC answers INTERNAL to a request it cannot parse, and UNKNOWN with the exception's text to whatever
 a method raises. Neither helps a caller, and the second may tell a stranger what it should not. So the
 handlers are made here, from the service's descriptor, with parsers that never raise and with methods
-wrapped such that every failure gets its code and text from ``wire.status``.
+wrapped such that every failure gets its code and text from ``rpc.status``.
 """
 
 from __future__ import annotations

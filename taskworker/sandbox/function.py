@@ -605,7 +605,7 @@ class FunctionSandbox:
             self._changed.notify_all()
 
     def _mount(self) -> None:
-        """Begin to make a prewarmed: first its root directory."""
+        """Begin to make a process ahead of its call: first its root directory."""
         try:
             prewarmed = PrewarmedProcess(f"{next(self._numbers):0{init.NAME_CHARS}x}", self.image.limits.result_bytes)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""ShardService: a worker's volume, offered to its pool in raw frames (see ``wire.shards``)."""
+"""ShardService: a worker's volume, offered to its pool in raw frames (see ``transport.frames``)."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ class _Place:
 
 
 class Permit:
-    """One that a call has.
+    """Lets one call run, from when it is given until it is given back.
 
     Args:
-        turns: that it is of.
+        limiter: whose it is.
         user: on whose behalf it is had.
     """
 
@@ -61,7 +61,7 @@ class Permit:
 
     @property
     def at_work(self) -> bool:
-        """Whether its call goes on by itself; the turns' lock is held."""
+        """Whether its call goes on by itself; the lock of its limiter is held."""
         return not (self._waits or self.refused or self.over)
 
     @contextmanager
@@ -81,16 +81,16 @@ class Permit:
             self._limiter.changed(self, waits=-1, refused=refused)
 
     def count(self, waits: int) -> None:
-        """So many more things are waited for; the turns' lock is held."""
+        """So many more things are waited for; the lock of its limiter is held."""
         self._waits += waits
 
 
 class ConcurrencyLimiter:
-    """Hands out turns for one function. Thread-safe.
+    """Hands out permits to calls of one function. Thread-safe.
 
     Args:
         name: of the function.
-        weight_of: of a user: who has twice the weight gets twice the turns.
+        weight_of: of a user: who has twice the weight gets twice as many.
     """
 
     def __init__(self, name: str, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
