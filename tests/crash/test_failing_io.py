@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from random import Random
 
@@ -208,7 +208,11 @@ def power_loss(session: Session, root: Path) -> None:
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_an_upload_that_lived_through_failures_is_whole_enough_or_refused(fast_directory: Path, failing: int) -> None:
-    """Volumes went offline while it ran, and were back, repaired, before it ended: too many of them fail it at once."""
+    """Volumes went offline while it ran, and were back, repaired, before it ended.
+
+    Shards are written in the background: what too many volumes missed fails the call that is under way when it comes to
+    light, or the next one, and the commit at the latest.
+    """
     rng = Random(4)
     pieces = [rng.randbytes(4 * CHUNK_BYTES) for _ in range(3)]
     session = Session(fresh(fast_directory / "store"), SETTING)
@@ -217,18 +221,15 @@ def test_an_upload_that_lived_through_failures_is_whole_enough_or_refused(fast_d
             upload.write(pieces[0])
             for slot in range(failing):
                 session.recorder.faults.start(directory(slot), "write", "datasync")
-            with nullcontext() if failing == 1 else pytest.raises(InsufficientWorkers):
+            with nullcontext() if failing == 1 else suppress(InsufficientWorkers):
                 upload.write(pieces[1] + pieces[2][:CHUNK_BYTES])
             while states(store).count("offline") < failing:
                 time.sleep(0.01)
             session.recorder.faults.stop()
             store.repair()
-            if failing == 1:
+            with nullcontext() if failing == 1 else pytest.raises((InsufficientWorkers, IncompletePush)):
                 upload.write(pieces[2][CHUNK_BYTES:])
                 upload.commit()
-            else:
-                with pytest.raises((InsufficientWorkers, IncompletePush)):
-                    upload.commit()
         found = store.find(KEY.name, user_id=KEY.user)
         assert (found is not None) == (failing == 1)
         if found is not None:
