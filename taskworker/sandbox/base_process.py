@@ -162,3 +162,11 @@ def _read(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
+
+
+def in_memory(content: bytes) -> int:
+    """Make a file in memory, to be handed to another process; give its descriptor."""
+    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    return descriptor

@@ -145,3 +145,11 @@ def _bytes(value: int) -> str:
         if value >= size:
             return f"{value / size:.4g} {unit}"
     return f"{value} bytes"
+
+
+class Unbounded(SandboxUnavailable):
+    """This worker runs as root, and nothing bounds how many processes a function has."""
+
+
+class Unjudged(SandboxUnavailable):
+    """The kernel does not hand over what processes start, so nothing but samples keeps each to its share."""

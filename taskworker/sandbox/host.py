@@ -19,10 +19,10 @@ from taskworker.sandbox import bubblewrap, ids
 from taskworker.sandbox.answering import Answer
 from taskworker.sandbox.base_process import BaseProcess
 from taskworker.sandbox.call import Check, Item, Output, SandboxCall
-from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxFull, SandboxUnavailable
+from taskworker.sandbox.errors import CallCrashed, SandboxError, SandboxFull, SandboxUnavailable, Unbounded, Unjudged
 from taskworker.sandbox.filters import Filters, compile_filters
 from taskworker.sandbox.frames import Kind, encode
-from taskworker.sandbox.function import FunctionSandbox, Unbounded, Unjudged
+from taskworker.sandbox.function import FunctionSandbox
 from taskworker.sandbox.ids import FunctionIds
 from taskworker.sandbox.image import FunctionImage, Limits, WarmView
 from taskworker.sandbox.kept import KeptLoad

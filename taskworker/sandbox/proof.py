@@ -203,3 +203,14 @@ def processes_below(init: int) -> set[int]:
                 unvisited += children - found
                 found |= children
     return found
+
+
+def pss_bytes(pid: int) -> int:
+    """A process's share of memory (proportional set size); 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0
