@@ -42,7 +42,7 @@ _PANELS = {
     | {"snapshot": "snapshots"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"},
-    "Running": {"up": "pools", "pool": "pools", "worker": "pools", "serve": "serve", "demo": "demo"},
+    "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
 }
 """Commands as help shows them, each with the module of this package that has a function of its name."""
 

@@ -1,11 +1,8 @@
-"""The commands that run a node pool: pool, worker, up."""
+"""The commands that run a node pool: pool, and up with its workers."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,31 +19,16 @@ from taskworker.cli.names import (
     dns_options,
 )
 from taskworker.cli.profile import K, N, profile_of
-from taskworker.cli.programs import run_program
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
+from taskworker.cli.supervised import GRACE_S, LimitsMax, Supervised, watch_parent
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
     from taskworker.functions.routing.users import UserShares
     from taskworker.outbound.secrets.master_key import MasterKeySource
-    from taskworker.worker.functions import HostedFunctions
 
-DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
-_GRACE_S = 5.0
 _COUNT_DIGITS = 9
-
-LimitsMax = Annotated[
-    str,
-    typer.Option(
-        "--limits-max",
-        help="What a function may ask for at most: memory=8GiB,wall=7200,...; what is not named stays as it is.",
-        metavar="LIMITS",
-    ),
-]
-Supervised = Annotated[
-    bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)
-]
 
 
 def pool(
@@ -207,7 +189,7 @@ def pool(
     port = server.start(listen)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
-        _watch_parent(wanted=supervised)
+        watch_parent(wanted=supervised)
         names_at = server.capabilities.names.address
         session.terminal.result(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()} | dns_document(names_at),
@@ -227,9 +209,9 @@ def pool(
         server.wait()
     except Stopped:
         finish_regardless()
-        session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
+        session.terminal.note(f"stopping; calls under way have {GRACE_S:.0f} s to end")
     finally:
-        server.stop(_GRACE_S)
+        server.stop(GRACE_S)
 
 
 def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:
@@ -271,179 +253,6 @@ def _master_key(file: Path | None) -> MasterKeySource | None:
     if file is not None:
         return KeyFile(file)
     return GivenKeys(given) if given else None
-
-
-def worker(
-    session: Session,
-    program: Annotated[
-        str | None,
-        typer.Argument(
-            help="Run a program's own worker instead: a module and the TaskWorker object in it.",
-            metavar="[MODULE:WORKER]",
-        ),
-    ] = None,
-    worker_id: Annotated[
-        str, typer.Option("--id", help="The worker's name in the pool.", metavar="NAME")
-    ] = "worker_001",
-    directory: Annotated[
-        Path | None,
-        typer.Option(
-            "--dir", help="Directory for its shards, best on a disk of its own.", metavar="DIR", file_okay=False
-        ),
-    ] = None,
-    listen: Annotated[
-        str,
-        typer.Option(
-            help="Address at which the pool reaches it: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR"
-        ),
-    ] = DEFAULT_WORKER_ADDRESS,
-    owner: Annotated[
-        str,
-        typer.Option(
-            help="Who owns the machine. Shards are spread over owners first: one may take all their machines away.",
-            metavar="NAME",
-        ),
-    ] = "",
-    zone: Annotated[
-        str,
-        typer.Option(
-            help="What it fails together with, such as a rack or a room. Shards are spread over zones.", metavar="ZONE"
-        ),
-    ] = "",
-    capacity: Annotated[
-        int | None,
-        typer.Option(
-            help="How much it may hold, relative to other workers, in GiB (default: the size of its disk).",
-            metavar="GIB",
-            min=1,
-        ),
-    ] = None,
-    functions: Annotated[
-        bool, typer.Option("--functions/--no-functions", help="Run the pool's functions, in sandboxes.")
-    ] = True,
-    limits_max: LimitsMax = "",
-    process_calls_max: Annotated[
-        int | None,
-        typer.Option(
-            help="Calls that a process of a function with --isolation user serves at most; 1: each has its own.",
-            metavar="N",
-            min=1,
-        ),
-    ] = None,
-    process_seconds_max: Annotated[
-        float | None, typer.Option(help="For how long such a process serves calls at most.", metavar="SECONDS", min=0)
-    ] = None,
-    volume: Annotated[
-        bool,
-        typer.Option("--volume/--no-volume", help="Keep the pool's data; without, only run its functions."),
-    ] = True,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="What functions deployed with --needs look for; repeatable.", metavar="KEY=VALUE"),
-    ] = None,
-    scrub_rate: Annotated[
-        float,
-        typer.Option(help="How fast to keep verifying what it holds, in MiB/s; 0: never.", metavar="MIB/S", min=0),
-    ] = 16.0,
-    supervised: Supervised = False,
-) -> None:
-    """Keep a node pool's data in a directory, and run its functions, until Ctrl-C.
-
-    Started again with the same --id and --dir, it takes up its former place. It waits for a pool that does not answer;
-    if the pool may move, give --pool several addresses, separated by commas.
-
-    Examples:
-        taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
-        taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
-        taskworker worker --id runner_1 --listen 127.0.0.1:0 --no-volume --label gpu=none
-        taskworker worker app:worker
-    """
-    from taskworker.cli.allocator import keep_one_arena
-    from taskworker.outbound.secrets.process_memory import forbid_core_dumps
-
-    keep_one_arena()
-    forbid_core_dumps()  # secrets pass through here on their way to functions
-    if program is not None:
-        run_program(session, program, listen)
-        return
-    from taskworker.calls.labels import labels_from_texts
-    from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
-    from taskworker.sandbox import Keep
-    from taskworker.worker.functions import HostedFunctions
-    from taskworker.worker.task_worker import default_store
-    from taskworker.worker.volume import VolumeWorker
-
-    pool_address = session.pool_address()
-    path = directory or default_store(worker_id)
-    capacity_bytes = None if capacity is None else capacity << 30
-    hosted = None
-    if label and not functions:
-        raise Failure("labels are for functions, which --no-functions keeps away: leave one out", ExitCode.USAGE)
-    if functions:
-        most = limits_from_text(limits_max, LIMITS_MAX)
-        labels = labels_from_texts(label or [])
-        hosted = HostedFunctions(
-            pool_address,
-            path / "functions",
-            required=not volume,
-            limits_max=most,
-            keep_max=Keep(
-                KEEP_MAX.calls if process_calls_max is None else process_calls_max,
-                KEEP_MAX.seconds if process_seconds_max is None else process_seconds_max,
-            ),
-            labels=labels,
-        )
-    if not volume:
-        if hosted is None:
-            raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)
-        _run_functions_only(session, worker_id, path, hosted, listen, supervised=supervised)
-        return
-    member = VolumeWorker(
-        worker_id,
-        pool_address,
-        path,
-        zone=zone,
-        owner=owner,
-        capacity=capacity_bytes,
-        scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
-        functions=hosted,
-    )
-    try:
-        _watch_parent(wanted=supervised)
-        member.start(listen)
-        session.terminal.result(
-            {"worker": worker_id, "address": member.address, "dir": str(path.resolve()), "pid": os.getpid()},
-            f"worker {worker_id} at {member.address} joined the pool at {pool_address}, shards in "
-            f"{one_line(str(path))}; Ctrl-C stops it",
-        )
-        member.wait()
-    except Stopped:
-        finish_regardless()
-        session.terminal.note("leaving the pool; its shards stay here for its return")
-    finally:
-        member.stop(_GRACE_S)
-
-
-def _run_functions_only(
-    session: Session, worker_id: str, path: Path, hosted: HostedFunctions, listen: str, *, supervised: bool
-) -> None:
-    from taskworker.worker.functions_only import FunctionsOnlyWorker
-
-    runner = FunctionsOnlyWorker(worker_id, path, hosted)
-    try:
-        _watch_parent(wanted=supervised)
-        runner.start(listen)
-        session.terminal.result(
-            {"worker": worker_id, "address": runner.address, "dir": str(path.resolve()), "pid": os.getpid()},
-            f"worker {worker_id} at {runner.address} runs functions of the pool at {session.pool_address()}, and holds "
-            "no data; Ctrl-C stops it",
-        )
-        runner.wait()
-    except Stopped:
-        finish_regardless()
-        session.terminal.note(f"leaving the pool; calls under way have {_GRACE_S:.0f} s to end")
-    finally:
-        runner.stop(_GRACE_S)
 
 
 def up(
@@ -493,18 +302,3 @@ def up(
         session.terminal.note("stopping the pool and its workers")
     finally:
         supervisor.stop()
-
-
-def _watch_parent(*, wanted: bool) -> None:
-    """End like by Ctrl-C once standard input ends: the supervisor holds its other end."""
-    if not wanted:
-        return
-
-    def watch() -> None:
-        # Not through sys.stdin: a thread that holds its lock would keep the interpreter from shutting down.
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()

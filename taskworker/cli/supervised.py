@@ -1,0 +1,41 @@
+"""What the commands pool and worker have in common: their options, and their end with the supervisor's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+GRACE_S = 5.0
+"""How long calls that are under way have at the end."""
+
+LimitsMax = Annotated[
+    str,
+    typer.Option(
+        "--limits-max",
+        help="What a function may ask for at most: memory=8GiB,wall=7200,...; what is not named stays as it is.",
+        metavar="LIMITS",
+    ),
+]
+Supervised = Annotated[
+    bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)
+]
+
+
+def watch_parent(*, wanted: bool) -> None:
+    """End like by Ctrl-C once standard input ends: the supervisor holds its other end."""
+    if not wanted:
+        return
+
+    def watch() -> None:
+        # Not through sys.stdin: a thread that holds its lock would keep the interpreter from shutting down.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
