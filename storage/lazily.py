@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 
 
 def loading(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
@@ -18,7 +17,8 @@ def loading(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], obj
     def __getattr__(name: str) -> object:  # noqa: N807 - the name that a traceback shows
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(import_module(homes[name]), name)
+        # Not import_module, which would not find the engine where it goes by its longer name (taskworker.engine_names).
+        value: object = getattr(__import__(homes[name], fromlist=[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from taskworker import former_names
+from taskworker import engine_names, former_names
 
 if TYPE_CHECKING:
     from storage import FileStorage
@@ -22,12 +22,13 @@ __all__ = ["AsyncClient", "Client", "FileStorage", "Limits", "TaskWorker"]
 _HOMES = {
     "AsyncClient": "taskworker.client",
     "Client": "taskworker.client",
-    "FileStorage": "storage",
+    "FileStorage": "taskworker.storage",
     "Limits": "taskworker.sandbox",
     "TaskWorker": "taskworker.worker.task_worker",
 }
 
 
+engine_names.install()
 former_names.install()
 
 

@@ -47,32 +47,43 @@ def present_name(name: str) -> str | None:
     return None
 
 
-class FormerNames:
-    """Finds and loads modules by their former names. It comes before the finder of files, see :func:`install`.
+def another_name(fullname: str, name: str) -> ModuleSpec:
+    """A specification by which importing ``fullname`` gives the module ``name`` itself, not a second copy of it."""
+    return ModuleSpec(fullname, cast("Loader", _SameModule(name)))
+
+
+class _SameModule:
+    """The loader for it.
 
     It derives from no class of ``importlib.abc``, which takes longer to import than all of this package.
     """
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """A specification whose loading gives the module under its present name."""
-        if not fullname.startswith("taskworker.") or present_name(fullname) is None:
-            return None
-        return ModuleSpec(fullname, cast("Loader", self))
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave it to the import system to make a module, which :meth:`exec_module` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module with the present name in the place of this one.
+        """Put the module with the other name in the place of this one.
 
         Raises:
             ModuleNotFoundError: there is none.
         """
-        present = present_name(module.__name__)
-        assert present is not None
-        sys.modules[module.__name__] = import_module(present)
+        sys.modules[module.__name__] = import_module(self._name)
+
+
+class FormerNames:
+    """Finds modules by their former names. It comes before the finder of files, see :func:`install`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A specification whose loading gives the module under its present name."""
+        present = present_name(fullname) if fullname.startswith("taskworker.") else None
+        if present is None:
+            return None
+        return another_name(fullname, present)
 
 
 def install() -> None:

@@ -82,3 +82,12 @@ def test_command_and_library_come_from_the_wheel(programs: Path, tmp_path: Path)
     (tmp_path / "a.txt").write_text("hello")
     run(programs / "taskworker", "--store", "store", "push", "a.txt", cwd=tmp_path)
     assert run(programs / "taskworker", "--store", "store", "get", "a.txt", "-o", "-", cwd=tmp_path) == "hello"
+
+
+def test_a_module_of_the_users_own_called_storage_is_no_obstacle(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "storage.py").write_text("theirs = True\n")
+    (tmp_path / "a.txt").write_text("hello")
+    code = "import storage, taskworker; print(storage.theirs, taskworker.FileStorage.__name__)"
+    assert run(programs / "python", "-c", code, cwd=tmp_path) == "True FileStorage\n"
+    run(programs / "python", "-m", "taskworker", "--store", "store", "push", "a.txt", cwd=tmp_path)
+    assert run(programs / "taskworker", "--store", "store", "get", "a.txt", "-o", "-", cwd=tmp_path) == "hello"

@@ -19,6 +19,7 @@ import msgspec
 from storage.errors import InvalidArgument
 from taskworker.calls.bundle import APP, PackedFunction, packed
 from taskworker.calls.spec import FunctionSpec
+from taskworker.engine_names import is_engine
 from taskworker.functions.packing.dependencies import PROVIDED
 from taskworker.sandbox.inside import guards
 from taskworker.sandbox.inside.facade import inert_worker
@@ -134,7 +135,7 @@ def _is_users(module: ModuleType) -> bool:
     name = getattr(module, "__name__", "")
     if not isinstance(path, str) or not path.endswith(tuple(SOURCE_SUFFIXES)) or sys.modules.get(name) is not module:
         return False
-    return name.partition(".")[0] not in ("taskworker", "storage") and not _is_installed(path)
+    return name.partition(".")[0] != "taskworker" and not is_engine(path) and not _is_installed(path)
 
 
 def _is_installed(path: str) -> bool:
