@@ -1,7 +1,7 @@
-"""What can go wrong between a client and a server, added to the engine's own error family.
+"""Errors of the network, added to the engine's own error family.
 
-All are ``storage.StorageError``s, so that a program meets one family whether the store is embedded
-or remote; everything the engine itself refuses arrives as the engine's own class.
+All are subclasses of ``storage.StorageError``, so that a program deals with one family whether the store is
+embedded or remote. Errors of the engine itself arrive as the engine's own classes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ class StorageUnavailable(StorageError):
 
 
 class ServerBusy(StorageUnavailable):
-    """The server has as many calls of this kind under way as it allows; try again in a moment."""
+    """The server runs as many calls of this kind as it allows; try again in a moment."""
 
 
 class DeadlineExceeded(StorageError):
-    """The time limit of the call ran out. A push cut by it is resumed by pushing again."""
+    """The time limit of the call ran out. To resume a push that was cut off, push again."""
 
 
 class CallAbandoned(StorageError):
-    """The caller cancelled, or went away, before the server was done; nothing was committed."""
+    """The caller cancelled or disconnected before the server was done; nothing was committed."""
 
 
 class MessageTooLarge(InvalidArgument):
-    """A message is above the limit; the text names the streaming call to use instead."""
+    """A message exceeds the limit; the text names the streaming call to use instead."""
 
 
 class PackagesNotFound(InvalidArgument):
@@ -34,23 +34,23 @@ class PackagesNotFound(InvalidArgument):
 
 
 class ServerFault(StorageError):
-    """The server failed in a way it did not foresee; its log has the details."""
+    """The server failed unexpectedly; its log has the details."""
 
 
 class WorkerRefused(StorageError):
-    """A pool does not let a worker in; the text says why and what to do."""
+    """A pool refuses a worker; the text says why and what to do."""
 
 
 class WorkerRestarted(StorageError):
-    """A write meant for an earlier process of a worker; what that one had not synced may be gone."""
+    """A write was meant for an earlier process of a worker; shards which that process had not synced may be lost."""
 
 
 class WorkerReadOnly(StoreFull):
-    """A worker's disk is read-only. It still serves what it holds, and new shards go to others, as if it were full."""
+    """A worker's disk is read-only. It still serves its shards; new shards go to others, as if it were full."""
 
 
 class NotJoined(StorageError):
-    """A heartbeat of a worker that the pool does not know, or whose lease ran out; it joins again."""
+    """The pool does not know the worker that sent a heartbeat, or its lease expired; the worker joins again."""
 
 
 class FunctionNotFound(StorageError):
@@ -58,7 +58,7 @@ class FunctionNotFound(StorageError):
 
 
 class FunctionFailed(StorageError):
-    """A function raised an exception; the text is its type, what it says, and the function's own frames."""
+    """A function raised an exception; the text has its type, its message, and the function's own frames."""
 
 
 class FunctionBroken(StorageError):
@@ -66,19 +66,19 @@ class FunctionBroken(StorageError):
 
 
 class FunctionLimitExceeded(StorageError):
-    """A call used more than it may; the text says of what, and how much is allowed."""
+    """A call exceeded a limit; the text names the limit and its value."""
 
 
 class FunctionCrashed(StorageError):
-    """A function's process ended without an answer, or spoke garbage."""
+    """A function's process ended without an answer, or violated the protocol."""
 
 
 class FunctionsUnavailable(StorageUnavailable):
-    """No worker that is alive can run the function now; trying again later may help."""
+    """No live worker can run the function now; trying again later may help."""
 
 
 class FunctionBusy(ServerBusy):
-    """As many calls of the function run and wait as are allowed; try again after a while."""
+    """As many calls of the function are running and waiting as are allowed; try again after a while."""
 
 
 class NameNotFound(StorageError):
@@ -86,36 +86,36 @@ class NameNotFound(StorageError):
 
 
 class NameServersUnavailable(StorageUnavailable):
-    """No name server gives an answer; the text says what each did. Trying again later may help."""
+    """No name server answered; the text says what each of them did. Trying again later may help."""
 
 
 class CallUncertain(StorageError):
-    """A worker was lost amid a call that must not run twice: it may have run, or not."""
+    """A worker was lost during a call that must not run twice: the call may or may not have run."""
 
 
 class SecretNotFound(StorageError):
-    """The pool has no secret of this name. Told to operators only."""
+    """The pool has no secret of this name. Only operators get this error."""
 
 
 class SecretExists(StorageError):
-    """The pool has a secret of this name already."""
+    """The pool already has a secret of this name."""
 
 
 class SecretsUnavailable(StorageError):
-    """The master key is missing, another one, or kept where others may read it; the text says what to do."""
+    """The master key is missing, is the wrong one, or can be read by others; the text says what to do."""
 
 
 class SecretDamaged(StorageError):
-    """A sealed secret, or the list of them, was changed since it was sealed; it is not used."""
+    """A sealed secret, or the list of secrets, was changed after it was sealed; it is not used."""
 
 
 class ApiUnreachable(StorageError):
-    """An outside API gave no answer that can be used; the text says which host, and what was wrong."""
+    """An outside API gave no usable response; the text names the host and the problem."""
 
 
 class ApiLimitExceeded(StorageError):
-    """An outside API answered with more than a function gets: bytes, headers, redirects."""
+    """A response of an outside API exceeds a limit on bytes, headers or redirects."""
 
 
 class ApiBusy(ServerBusy):
-    """A function calls outside APIs too often, or too many at once; try again after a while."""
+    """A function calls outside APIs too often, or makes too many such calls at once; try again after a while."""

@@ -1,4 +1,4 @@
-"""Modules under the names that they had before the packages were arranged anew, for programs that import them so.
+"""Former names of modules that have moved, for programs that still import them by these names.
 
 ``import taskworker.store_pb2`` gives the module ``taskworker.protos.store_pb2`` itself, not a second copy of it.
 Nothing in this project uses the former names.
@@ -37,7 +37,7 @@ _PRESENT = {
 
 
 def present_name(name: str) -> str | None:
-    """The name that a module has now; None if ``name`` is no former one."""
+    """The present name of a module; None if ``name`` is not a former name."""
     head, tail = name, ""
     while head:
         if head in _PRESENT:
@@ -48,38 +48,38 @@ def present_name(name: str) -> str | None:
 
 
 def another_name(fullname: str, name: str) -> ModuleSpec:
-    """A specification by which importing ``fullname`` gives the module ``name`` itself, not a second copy of it."""
+    """A module spec with which importing ``fullname`` gives the module ``name`` itself, not a second copy of it."""
     return ModuleSpec(fullname, cast("Loader", _SameModule(name)))
 
 
 class _SameModule:
-    """The loader for it.
+    """The loader of such a spec.
 
-    It derives from no class of ``importlib.abc``, which takes longer to import than all of this package.
+    It does not derive from a class of ``importlib.abc``, which takes longer to import than this whole package.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to the import system to make a module, which :meth:`exec_module` replaces."""
+        """Let the import system create a module, which :meth:`exec_module` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module with the other name in the place of this one.
+        """Replace this module with the one that has the other name.
 
         Raises:
-            ModuleNotFoundError: there is none.
+            ModuleNotFoundError: there is no such module.
         """
         sys.modules[module.__name__] = import_module(self._name)
 
 
 class FormerNames:
-    """Finds modules by their former names. It comes before the finder of files, see :func:`install`."""
+    """Finds modules by their former names. It must come before the path-based finder, see :func:`install`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A specification whose loading gives the module under its present name."""
+        """A spec that loads the module by its present name."""
         present = present_name(fullname) if fullname.startswith("taskworker.") else None
         if present is None:
             return None
@@ -87,10 +87,10 @@ class FormerNames:
 
 
 def install() -> None:
-    """Have imports find modules by their former names.
+    """Make imports find modules by their former names.
 
-    The finder comes first: the one of files would find a module of a package that was moved by that package's path,
-    and load it a second time.
+    The finder comes first: in a package that was moved, the path-based finder would find a module by the package's
+    path, and load it a second time.
     """
     if not any(isinstance(finder, FormerNames) for finder in sys.meta_path):
         sys.meta_path.insert(0, FormerNames())

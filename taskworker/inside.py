@@ -1,8 +1,8 @@
 """For the code of functions: ``from taskworker.inside import worker``.
 
-Inside a call, ``worker.storage`` has the files of the calling user, ``worker.call`` calls other functions, and
-``worker.get_secret`` gives secrets that the function is granted, ``worker.call_external_api`` calls outside APIs.
-Outside of one, importing this works, so that a module of functions can be imported and tested; asking does not.
+Inside a call, ``worker.storage`` has the files of the calling user, ``worker.call`` calls other functions,
+``worker.get_secret`` gives secrets that the function is granted, and ``worker.call_external_api`` calls outside APIs.
+Outside a call, this import works, so that a module of functions can be imported and tested, but the methods raise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pool tells of itself, the same for the pool, its services and its clients."""
+"""Reports of a pool's state, shared by the pool, its services and its clients."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WorkStatus:
-    """A piece of background work for people.
+    """The status of one kind of background work.
 
     Attributes:
         name: repair, rebalance, heal, scrub, collect or audit.
         state: idle, waiting, running or failed.
         done: how much of ``total`` is done, in ``unit``.
-        total: 0 if unknown, or nothing is to be done.
-        note: what it is at, or what came of it last.
-        seconds_left: None where it cannot be told.
-        next_ms: when it is begun, or tried, next; 0: when there is something to do.
-        queue: objects found that wait.
-        errors: tries in a row that failed, up to now.
-        error: what went wrong in the last one.
-        ended_ms: when it last came to its end; 0: never.
-        unit: what is counted: objects, bytes or steps.
-        bytes_per_s: how fast it reads; 0 if that is not measured.
+        total: 0 if unknown, or if there is nothing to do.
+        note: what it is doing, or the outcome of the last run.
+        seconds_left: estimated seconds left; None if unknown.
+        next_ms: when it runs or is retried next; 0: as soon as there is something to do.
+        queue: objects that were found and wait.
+        errors: consecutive failed attempts up to now.
+        error: what went wrong in the last attempt.
+        ended_ms: when it last finished; 0: never.
+        unit: the unit of ``done`` and ``total``: objects, bytes or steps.
+        bytes_per_s: its read rate; 0 if that is not measured.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Processes put together from their parts: a pool, a file server."""
+"""Composes processes from their parts: a pool, a file server."""

@@ -1,4 +1,4 @@
-"""What is outside of a pool, and who of its functions gets how much of it: secrets, outside APIs, names."""
+"""What each function may reach through the pool: secrets, outside APIs, DNS names."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _AUDIT_LOG = "egress.log"
 
 
 class PoolCapabilities:
-    """The world outside of a pool, from :meth:`start` until :meth:`close`.
+    """Gives calls their capabilities, from :meth:`start` until :meth:`close`.
 
     Args:
-        pool: whose it is.
-        functions: of the pool.
-        directory: of the pool.
-        master_key: where the key of the secrets is; default: the file ``master.key`` in ``directory``.
-        egress: bounds on calls of outside APIs.
-        dns: how to resolve names, and where to serve them.
+        pool: the pool whose functions make the calls.
+        functions: the pool's functions.
+        directory: the pool's directory.
+        master_key: path of the master key that secrets are sealed with; default: ``master.key`` in ``directory``.
+        egress: limits on calls of outside APIs.
+        dns: how to resolve names, and the address to serve them on.
 
     Raises:
-        FormatError: what the catalog keeps of rules cannot be read.
+        FormatError: the egress rules in the catalog cannot be read.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class PoolCapabilities:
         self.names = Names(PoolDirectory(pool.pool_id, lambda: self._address, pool.membership, functions), dns)
 
     def start(self) -> None:
-        """Serve names.
+        """Serve names over DNS.
 
         Raises:
-            StorageUnavailable: the address to serve them on is taken.
+            StorageUnavailable: the DNS address is taken.
         """
         self.names.start()
 
     def began(self, address: str) -> None:
-        """The pool serves at an address; say what there is to say of its secrets."""
+        """Note that the pool serves at ``address``, and log the state of its secrets."""
         self._address = address
         try:
             self.secrets.check()
@@ -85,7 +85,7 @@ class PoolCapabilities:
             log.warning("%s", error)
 
     def of(self, call: Call) -> Capabilities:
-        """The world outside as a call may use it, for as long as it is under way."""
+        """The capabilities of one call, valid while the call runs."""
         return _CapabilitiesOfCall(
             CallSecrets(self.secrets, call, functools.partial(self._functions.hosting.redactors.given, call)),
             EgressCapability(self.egress, call, lambda: self._functions.hosting.call_of(call.token) is not None),
@@ -93,20 +93,23 @@ class PoolCapabilities:
         )
 
     def ending(self, grace_s: float) -> threading.Timer:
-        """End requests under way in ``grace_s`` seconds, as the server would wait for them; to be cancelled after."""
+        """A timer that ends running requests after ``grace_s`` seconds; cancel it once the server has stopped.
+
+        Without it, the server would wait for them.
+        """
         timer = threading.Timer(grace_s, self.egress.close)
         timer.start()
         return timer
 
     def close(self) -> None:
-        """End all that is under way."""
+        """End all running requests and lookups."""
         self.egress.close()
         self.names.stop()
         self.secrets.close()
 
 
 class _CapabilitiesOfCall:
-    """Of one call; ``Capabilities``."""
+    """The ``Capabilities`` of one call."""
 
     def __init__(self, secrets: CallSecrets, apis: EgressCapability, names: NamesOfCall) -> None:
         self._secrets = secrets

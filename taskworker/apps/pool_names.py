@@ -1,4 +1,4 @@
-"""Who is in the pool, as its zone of names tells it."""
+"""The members of a pool, as its DNS zone lists them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PoolDirectory:
 
     Args:
         node: the pool's id.
-        address: where the pool is reached now.
-        membership: its workers.
-        functions: what they run.
+        address: gives the pool's current address.
+        membership: the pool's workers.
+        functions: the functions that the workers run.
     """
 
     def __init__(self, node: str, address: Callable[[], str], membership: Membership, functions: PoolFunctions) -> None:

@@ -41,31 +41,31 @@ _DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
-_CALLS = pool_places().total  # of functions at once, waiting ones included: a thread each
-_OPERATORS_CALLS = 64  # that manage functions and what they reach; a thread each
-_OUTSIDE_CALLS = 256  # what those ask of the world outside, a thread each; secrets, which take no time, among them
-_OUTSIDE_REQUESTS = 192  # of these, to outside APIs
-_OUTSIDE_LOOKUPS = 32  # likewise, of names
-_LOOKUPS = 32  # of names at once: each holds a thread while name servers are waited for
+_CALLS = pool_places().total  # function calls at once, including waiting ones; each takes a thread
+_OPERATORS_CALLS = 64  # calls at once that manage functions, secrets and egress rules; each takes a thread
+_OUTSIDE_CALLS = 256  # secrets, API requests and lookups that running functions ask for at once; each takes a thread
+_OUTSIDE_REQUESTS = 192  # how many of these may be API requests
+_OUTSIDE_LOOKUPS = 32  # how many of these may be name lookups
+_LOOKUPS = 32  # lookups at once by other callers; each holds a thread while it waits for name servers
 
 
 class PoolServer:
     """Runs the pool in a directory. ``start`` and ``stop`` may be called once each.
 
     Args:
-        directory: of the pool's catalog, made if absent.
+        directory: the directory of the pool's catalog; created if absent.
         profile: default (k, n) of a new pool: 4-of-6.
         chunk_size: default chunk size of a new pool, bytes.
-        options: how to run it.
-        master_key: where the key of the pool's secrets is; default: the file ``master.key`` in ``directory``. Where it
-            cannot be used, the pool has no secrets, says so in its log, and does all else.
-        egress: bounds on calls of outside APIs.
-        dns: how to resolve names, and where to serve them.
-        functions: what the operator sets for functions.
+        options: how to run the pool.
+        master_key: path of the master key that secrets are sealed with; default: ``master.key`` in ``directory``. If
+            the key cannot be used, the pool logs that, runs without secrets, and does everything else.
+        egress: limits on calls of outside APIs.
+        dns: how to resolve names, and the address to serve them on.
+        functions: the operator's settings for functions.
 
     Raises:
-        StoreLocked: another process runs it.
-        FormatError: the directory is something else's.
+        StoreLocked: another process runs this pool.
+        FormatError: the directory belongs to something else.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class PoolServer:
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
         functions, capabilities = self.functions, self.capabilities
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
-        # Calls under way hold places of their own gate while they ask: with one gate, they could fill it and fail.
+        # A running call holds a place of one gate while it asks for what is outside. That must be another gate: calls
+        # could otherwise fill the only gate, and their own requests would be refused.
         asking = Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are asking for what is outside")
         lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool does at once")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
@@ -150,7 +151,7 @@ class PoolServer:
         return self._server.wait(timeout_s)
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Give calls under way ``grace_s`` seconds, then close the pool. Does nothing in a forked child."""
+        """Give running calls ``grace_s`` seconds, then close the pool. Does nothing in a forked child."""
         if not self._home.is_here:
             return
         self.pool.startup_barrier.end()

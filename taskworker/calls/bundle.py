@@ -1,13 +1,13 @@
-"""Bundles: a function's code and its dependencies as one file, and where a worker keeps them unpacked.
+"""Bundles: a function's code and its dependencies in one file; and the cache of unpacked bundles on a worker.
 
-A bundle is an uncompressed tar archive, so that the store finds again what two versions share::
+A bundle is an uncompressed tar archive, so that the store can deduplicate what two versions share::
 
     function.json     the function's document (FunctionSpec)
     app/...           the user's own code
     dependencies/...  installed packages
-    platforms/3.12-x86_64-glibc2.36/...  those that differ from platform to platform, of that one
+    platforms/3.12-x86_64-glibc2.36/...  packages that differ between platforms, in the build for this one
 
-The same contents give the same bytes: entries are sorted, and without times, owners and modes.
+The same contents give the same bytes: entries are sorted and carry no times, owners or modes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ BUNDLE_BYTES_MAX = 256 << 20
 """numpy and pandas are 120 MiB."""
 FILES_MAX = 20_000
 ARCHIVE_BYTES_MAX = BUNDLE_BYTES_MAX + FILES_MAX * 1536
-"""With what a tar archive takes for a file beside its content: a head and padding."""
+"""Includes what a tar archive adds to the content of each file: a header and padding."""
 DIRECTORIES_MAX = 10_000
 DEPTH_MAX = 32
-"""Names in a path; installed packages have about ten."""
+"""Components of a path; paths in installed packages have about ten."""
 _DOCUMENT_BYTES_MAX = 1 << 20
 _KEPT = 256
-_PATH_BYTES_MAX = 1024  # Linux takes 4096, with that of the directory it is unpacked into
+_PATH_BYTES_MAX = 1024  # Linux allows 4096, including the directory that the bundle is unpacked into
 _NAME_BYTES_MAX = 255
 _BLOCK = 512
 _END = bytes(_BLOCK)
-_EXTENSION_BYTES_MAX = 4 * _BLOCK  # of a header that only says a long path
+_EXTENSION_BYTES_MAX = 4 * _BLOCK  # size of a header that only holds a long path
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class PackedPackage:
 
     Attributes:
         package: ``name==version``.
-        platform: the tag of the one that it is for; empty: for all.
-        files: how many it has.
-        size: of these, in bytes.
+        platform: tag of the platform that it is for; empty: all platforms.
+        files: how many files it has.
+        size: bytes of these files.
     """
 
     package: str
@@ -65,7 +65,7 @@ class PackedPackage:
 
 @dataclass(frozen=True, slots=True)
 class PackedFunction:
-    """A bundle, the document in it, the sizes of its files by path, and the packages that those of dependencies are."""
+    """A bundle, its document, the size of each file by path, and the packages that its dependency files belong to."""
 
     spec: FunctionSpec
     bundle: bytes
@@ -74,10 +74,10 @@ class PackedFunction:
 
 
 def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:
-    """A function as it travels.
+    """Pack a function into a bundle.
 
     Args:
-        spec: of the function.
+        spec: describes the function.
         files: contents by path, below ``app/``, ``dependencies/`` or ``platforms/TAG/``.
 
     Raises:
@@ -99,16 +99,16 @@ def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:
 
 
 def key_of(bundle: bytes) -> str:
-    """The bundle's name among all: BLAKE3 in hex."""
+    """The bundle's key: its BLAKE3 hash in hex."""
     return blake3(bundle).hexdigest()
 
 
 def spec_of(bundle: bytes) -> FunctionSpec:
-    """The document of a bundle, which is checked as a whole.
+    """The document of a bundle; checks the whole bundle.
 
     Raises:
-        FormatError: it is no bundle.
-        InvalidArgument: its document asks for what is not given.
+        FormatError: it is not a bundle.
+        InvalidArgument: its document asks for something out of bounds.
     """
     documents = [bytes(content) for path, content in _entries(bundle) if path == PurePosixPath(DOCUMENT)]
     if not documents:
@@ -119,10 +119,10 @@ def spec_of(bundle: bytes) -> FunctionSpec:
 
 
 def own_modules_of(bundle: bytes) -> dict[PurePosixPath, memoryview] | None:
-    """The sources of the function's own modules, by their paths in `APP`; None if the bundle has packages besides.
+    """The sources of the function's own modules, by their paths in `APP`; None if the bundle also has packages.
 
     Raises:
-        FormatError: it is no bundle.
+        FormatError: it is not a bundle.
     """
     modules = {}
     for path, content in _entries(bundle):
@@ -134,7 +134,7 @@ def own_modules_of(bundle: bytes) -> dict[PurePosixPath, memoryview] | None:
 
 
 def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
-    """Path and content of each file. What is in a bundle came from anywhere: nothing but plain files is taken."""
+    """Path and content of each file. Bundles come from untrusted sources, so only regular files are accepted."""
     _require_bounded(bundle)
     taken, contents = _Paths(), memoryview(bundle)
     try:
@@ -150,15 +150,16 @@ def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
 
 
 def _require_bounded(bundle: bytes) -> None:
-    """Look at the sizes in all headers, before anything is made of what they say.
+    """Check the sizes in all headers before anything is allocated by them.
 
     Raises:
-        FormatError: there are too many entries, or too large ones, or one that is neither a plain file nor its path.
+        FormatError: there are too many entries, an entry is too large, or one is neither a regular file nor the
+            header of a long path.
     """
     if len(bundle) > ARCHIVE_BYTES_MAX:
         raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
     at = entries = total = extension = 0
-    while at + _BLOCK <= len(bundle) and bundle[at : at + _BLOCK] != _END:  # as tarfile sees the end, and not sooner
+    while at + _BLOCK <= len(bundle) and bundle[at : at + _BLOCK] != _END:  # the end, as tarfile recognizes it
         kind, size = bundle[at + 156 : at + 157], _size_in(bundle, at)
         if kind not in (b"0", b"\0", b"x") or (kind == b"x" and (extension or size > _EXTENSION_BYTES_MAX)):
             raise FormatError(f"this is no function's bundle: an entry of kind {kind!r} does not belong in one")
@@ -175,7 +176,7 @@ def _require_bounded(bundle: bytes) -> None:
 
 
 def _size_in(bundle: bytes, at: int) -> int:
-    """The size that a header says: octal digits; other forms are for what is larger than any bundle."""
+    """The size in a header, in octal digits; the other encodings are for sizes larger than any bundle."""
     digits = bundle[at + 124 : at + 136].strip(b"\0 ")
     if not digits or digits.strip(b"01234567"):
         raise FormatError("this is no function's bundle: it has an entry without a size")
@@ -183,14 +184,14 @@ def _size_in(bundle: bytes, at: int) -> int:
 
 
 class _Paths:
-    """The files of a bundle, all of which can be made below one directory, on any file system."""
+    """Checks that all files of a bundle can be created below one directory, on any file system."""
 
     def __init__(self) -> None:
         self._files: set[PurePosixPath] = set()
         self._directories: set[PurePosixPath] = set()
 
     def take(self, path: PurePosixPath) -> bool:
-        """Whether this one belongs there beside those before it."""
+        """Add a path; False if it cannot be created beside those added before."""
         if len(path.parts) > DEPTH_MAX or not _is_below(path) or not _can_be_made(path):
             return False
         above = path.parents
@@ -215,12 +216,12 @@ def _can_be_made(path: PurePosixPath) -> bool:
 
 
 class BundleCache:
-    """Unpacked bundles in a directory, each under its key; the least lately used ones go. Thread-safe.
+    """Unpacked bundles in a directory, each under its key; the least recently used are evicted. Thread-safe.
 
     Args:
-        directory: made if absent; what an earlier process left half done in it is removed.
-        kept: how many; more if more are in use.
-        in_use: the keys of those that must not go.
+        directory: created if absent; bundles that an earlier process left half unpacked are removed.
+        kept: how many bundles to keep; more stay if more are in use.
+        in_use: gives the keys of bundles that must not be evicted.
     """
 
     def __init__(
@@ -236,11 +237,11 @@ class BundleCache:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def find(self, key: str) -> Path | None:
-        """Where the bundle is unpacked, if it is."""
+        """The directory of the unpacked bundle; None if it is not here."""
         return self.directory / key if self.keep(key) else None
 
     def keep(self, key: str) -> bool:
-        """Have a bundle's turn to go be later; False if it is not here."""
+        """Mark a bundle as just used, so that it is evicted later; False if it is not here."""
         try:
             os.utime(f"{self._prefix}{key}")
         except OSError:
@@ -248,30 +249,30 @@ class BundleCache:
         return True
 
     def add(self, bundle: bytes) -> Path:
-        """Unpack a bundle; its directory.
+        """Unpack a bundle, and return its directory.
 
         Raises:
-            FormatError: it is no bundle.
-            OSError: the disk.
+            FormatError: it is not a bundle.
+            OSError: writing to the disk failed.
         """
         key = key_of(bundle)
         found = self.find(key)
         if found is None:
-            partial = self._unpack(bundle)  # not under the lock: others need not wait for it
+            partial = self._unpack(bundle)  # outside the lock, so that other threads need not wait
             with self._lock:
                 found = self._put(key, partial)
                 self._make_room(key)
         return found
 
     def _unpack(self, bundle: bytes) -> Path:
-        entries = list(_entries(bundle))  # all of them are looked at before the first is made
+        entries = list(_entries(bundle))  # check all of them before creating the first
         partial = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
         try:
             for path, content in entries:
                 target = partial / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            for made in (partial, *partial.rglob("*")):  # whatever the umask: sandboxes may be another user
+            for made in (partial, *partial.rglob("*")):  # independent of the umask: sandboxes may run as another user
                 made.chmod(0o755 if made.is_dir() else 0o644)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -279,9 +280,9 @@ class BundleCache:
         return partial
 
     def _put(self, key: str, partial: Path) -> Path:
-        """Have its parts appear under its key all at once, so that no reader meets half a bundle."""
+        """Rename the unpacked directory to its key, so that no reader sees half a bundle."""
         found = self.find(key)
-        if found is not None:  # another thread was quicker
+        if found is not None:  # another thread was faster
             shutil.rmtree(partial, ignore_errors=True)
             return found
         return partial.rename(self.directory / key)
@@ -302,4 +303,4 @@ def _used_at(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError:
-        return 0  # somebody else removed it
+        return 0  # another thread or process removed it

@@ -1,4 +1,4 @@
-"""A call of a function and what became of it."""
+"""A call of a function, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ DEPTH_MAX = 16
 LOOPS_MAX = 4
 ARGUMENT_CHARS_MAX = 1 << 20
 ARGUMENTS_MAX = 1 << 16
-"""Each takes time wherever a call comes by, however short it is."""
+"""Each argument costs time at every stop of a call, however short the argument is."""
 LINES_MAX = 16_384
-"""Of what one call prints; the rest is dropped."""
+"""Lines kept of what one call prints; further lines are dropped."""
 LINE_CHARS_MAX = 4_000
 ERROR_CHARS_MAX = 64 << 10
 
 
 class Items(Protocol):
-    """Gets the items that a generator gives, as JSON, as they come; what it raises ends the call."""
+    """Receives the items that a generator yields, as JSON, one by one; an exception raised here ends the call."""
 
     def __call__(self, item: str, over: Callable[[], bool], /) -> None:
-        """Take one. Waits while its taker is behind, but not once the call is ``over``: then none is wanted."""
+        """Take one item. Waits while the consumer is behind, unless the call is ``over``: items are dropped then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is to be called, for whom.
+    """Which function to call, with which arguments, on whose behalf.
 
     Attributes:
-        function: its name.
-        args: JSON values, or bare words, as texts.
-        kwargs: likewise, by parameter.
-        user_id: on whose behalf.
+        function: name of the function.
+        args: positional arguments as texts: JSON values, or bare words.
+        kwargs: keyword arguments as texts, by parameter.
+        user_id: the user on whose behalf the function is called.
         call_id: names the call in logs.
         chain: the functions whose calls led to this one, outermost first.
-        token: with which it asks its pool for what is outside, and makes calls, while it runs; unguessable.
-        parent: the token of the call that makes this one; empty: none does.
+        token: an unguessable token with which the call, while it runs, makes calls and asks the pool for capabilities.
+        parent: the token of the call that made this one; empty: no call did.
     """
 
     function: str
@@ -53,10 +53,10 @@ class Call:
     parent: str = ""
 
     def checked(self) -> Call:
-        """Itself, if it may be made.
+        """Return this call if it is within bounds.
 
         Raises:
-            InvalidArgument: its arguments are too many or too large, or functions call one another without end.
+            InvalidArgument: there are too many arguments, they are too large, or the chain of calls is too deep.
         """
         count = len(self.args) + len(self.kwargs)
         if count > ARGUMENTS_MAX:
@@ -87,7 +87,7 @@ class OutputLine:
 
 @dataclass(slots=True)
 class CallReport:
-    """What became of a call: ``result`` as JSON, or ``error``; and what it printed and used."""
+    """The outcome of a call: ``result`` as JSON, or ``error``; and what it printed and used."""
 
     result: str = ""
     error: StorageError | None = None
@@ -98,7 +98,7 @@ class CallReport:
 
 
 class RunningCall:
-    """Lets another thread end a call, whatever it is at, and be it at several things at once. Thread-safe."""
+    """Lets another thread end a call, whatever the call is doing, even several things at once. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class RunningCall:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """End the call, now and whatever it would go on to."""
+        """End what the call is doing now, and whatever it would do next."""
         with self._lock:
             self.cancelled, ends = True, list(self._ends)
         for end in reversed(ends):
@@ -114,7 +114,7 @@ class RunningCall:
 
     @contextmanager
     def ended_by(self, end: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile, calling ``end`` is part of what ends the call."""
+        """Within this context, :meth:`cancel` also calls ``end``."""
         with self._lock:
             self._ends.append(end)
             cancelled = self.cancelled

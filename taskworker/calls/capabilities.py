@@ -1,4 +1,4 @@
-"""What a function may ask of the world outside, through its pool."""
+"""Capabilities: what a function may reach outside its sandbox, through its pool."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class ApiRequest:
     """A request to an outside API; ``{{secret:NAME}}`` in url, header values and body stands for a granted secret.
 
     Attributes:
-        method: of HTTP.
-        url: http or https.
-        headers: name and value, in order.
+        method: HTTP method.
+        url: an http or https URL.
+        headers: names and values, in order.
         body: at most 1 MiB.
-        timeout_s: of all of it, redirects included; None: as long as is allowed.
-        cache: whether an answer may come from the cache by HTTP's rules.
-        follow_redirects: each is checked like the first request.
+        timeout_s: seconds for the whole request, redirects included; None: as long as is allowed.
+        cache: whether the response may come from the cache, by HTTP's rules.
+        follow_redirects: whether to follow redirects; each is checked like the first request.
 
     Raises:
-        InvalidArgument: a timeout of no time, or of less.
+        InvalidArgument: the timeout is zero or negative.
     """
 
     method: str
@@ -43,7 +43,7 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """What came back: a body of at most 6 MiB, decoded; ``url`` is where redirects led."""
+    """A response, with a decoded body of at most 6 MiB; ``url`` is the final one, after redirects."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -53,20 +53,20 @@ class ApiResponse:
 
 
 class Capabilities(Protocol):
-    """The world outside, as one call may use it. Methods raise the engine's error family."""
+    """What one call may reach outside its sandbox. Methods raise errors of the engine's family."""
 
     def secret(self, name: str) -> str:
         """A secret granted to the call's function.
 
         Raises:
-            PermissionDenied: it is not, whether or not it exists.
+            PermissionDenied: the function has no grant for it; the same if there is no such secret.
         """
 
     def request(self, request: ApiRequest) -> ApiResponse:
         """Call an outside API that the call's function may call.
 
         Raises:
-            PermissionDenied: it may not.
+            PermissionDenied: the function may not call this API.
         """
 
     def resolve(self, name: str, kind: str) -> list[str]:
@@ -74,7 +74,7 @@ class Capabilities(Protocol):
 
 
 class NoCapabilities:
-    """There is none for a worker without a pool; ``Capabilities``."""
+    """The ``Capabilities`` of calls on a worker without a pool: none."""
 
     def secret(self, name: str) -> str:
         """See ``Capabilities``."""

@@ -1,4 +1,4 @@
-"""How a call of a function tells which calls led to it: in its metadata, beside the public messages."""
+"""The chain of calls that led to a call; it travels in gRPC metadata, outside the public messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PARENT_CHARS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a call tells of those that led to it; empty where it tells nothing.
+    """The calls that led to a call; all fields are empty if none did.
 
     Attributes:
-        call_id: names all of them in logs.
-        functions: whose calls they are, outermost first.
-        parent: the token of the latest.
+        call_id: the id that all of them share in logs.
+        functions: the functions called, outermost first.
+        parent: the token of the innermost call.
     """
 
     call_id: str = ""
@@ -30,12 +30,12 @@ class Chain:
 
 
 def chain_metadata(chain: Chain) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call that others led to; function names have no commas."""
+    """The metadata of a call that other calls led to; joined with commas, which function names cannot have."""
     return ((CALL_KEY, chain.call_id), (CHAIN_KEY, ",".join(chain.functions)), (PARENT_KEY, chain.parent))
 
 
 def read_chain(metadata: object) -> Chain:
-    """What a call's metadata tell. What is too long is cut."""
+    """Read the chain from a call's metadata; values that are too long are cut."""
     pairs = dict(cast(Iterable[tuple[str, str | bytes]], metadata or ()))
     call_id, chain, parent = (pairs.get(key, "") for key in (CALL_KEY, CHAIN_KEY, PARENT_KEY))
     if not isinstance(call_id, str) or not isinstance(chain, str) or not isinstance(parent, str):

@@ -1,13 +1,12 @@
-"""How many calls are under way at once, where each takes a thread or a process for as long as it lasts.
+"""Limits on the number of concurrent calls. Each call holds a thread or a process as long as it runs.
 
-Calls wait for the calls that they make. If both took the same places, callers could fill them and wait for ever. So
-calls that others made have places of their own: some that all depths share, and a few for each depth alone. The
-deepest calls make none, so their places come free; then those of the calls above them do, and so on.
+A call waits for the calls that it makes (nested calls). If both used the same places, calls could take all places and
+wait for ever. So nested calls have places of their own: some that all depths share, and a few for each depth. The
+deepest calls make no further calls, so their places become free; then those of the calls above them do, and so on.
 
-Places for calls that no other call made, and those that all depths share, are shared among users by "dynamic
-thresholds" (Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998): each may have so many times as many as are free. So however
-many users there are who want all that they can get, some places are left to who comes next, and one user alone may have
-most of them.
+Places for outer calls, and the places that all depths share, are divided among users by "dynamic thresholds" (Choudhury
+and Hahne, IEEE/ACM ToN 6(2), 1998): each user may hold a fixed multiple of the number of free places. So even if many
+users want all they can get, some places stay free for the next user, and a single user can hold most of them.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from taskworker.calls.call import DEPTH_MAX
 from taskworker.errors import ServerBusy
 
 WORKER_CALLS = 64
-"""Of a worker, that no other call made: a process each, and a thread. Of more, the pool takes others elsewhere."""
+"""Outer calls of a worker; each takes a process and a thread. The pool sends further calls to other workers."""
 POOL_CALLS = 128
-"""Of a pool, that no other call made: a thread each."""
+"""Outer calls of a pool; each takes a thread."""
 TIMES_THE_FREE = 7
-"""So many times as many as are free may a user have: alone, 7 of 8."""
+"""A user may hold this many times the number of free places: 7 of 8 if there is no other user."""
 
 
 class SharedAmount:
-    """So much of something, which users share: each may have `TIMES_THE_FREE` times as much as is free.
+    """An amount that users share: each may hold `TIMES_THE_FREE` times the free amount.
 
-    Not thread-safe: who uses it holds a lock.
+    Not thread-safe: the caller holds a lock.
 
     Args:
-        most: there is.
-        weight_of: of a user: who has twice the weight may have twice as many times as much as is free.
+        most: the total amount.
+        weight_of: gives a user's weight; it multiplies how much of the free amount the user may hold.
 
     Attributes:
-        free: what nobody has.
+        free: the amount that no user holds.
     """
 
     def __init__(self, most: int, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
@@ -47,20 +46,20 @@ class SharedAmount:
         self._of_users: Counter[str] = Counter()
 
     def of(self, user: str) -> int:
-        """What a user has."""
+        """The amount that a user holds."""
         return self._of_users[user]
 
     def take(self, user: str | None, count: int = 1) -> bool:
-        """Let a user have so much more; False if there is not so much, or more than this one may have.
+        """Give a user ``count`` more; False if less than that is free, or the user would hold too much.
 
         Args:
-            user: None: it has been looked at elsewhere how much this one has.
-            count: how much.
+            user: who gets it; None: the user's share was checked elsewhere.
+            count: the amount.
         """
         if count > self.free:
             return False
         if user is not None:
-            last = count - 1  # what is looked at is whether the last one may be had
+            last = count - 1  # check whether the user may have the last one
             if self._of_users[user] + last >= TIMES_THE_FREE * self._weight_of(user) * (self.free - last):
                 return False
             self._of_users[user] += count
@@ -68,7 +67,7 @@ class SharedAmount:
         return True
 
     def give_back(self, user: str | None, count: int = 1) -> None:
-        """A user has so much less."""
+        """Take ``count`` back from a user."""
         self.free += count
         if user is not None:
             self._of_users[user] -= count
@@ -80,11 +79,11 @@ class UserPlaces:
     """Places of one kind, shared among users. Thread-safe.
 
     Args:
-        places: how many.
-        whose: what has them, for people.
-        what: they are for, likewise.
+        places: how many there are.
+        whose: what the places belong to, for error texts.
+        what: what the places are for, for error texts.
         weight_of: see `SharedAmount`.
-        refusal: what is raised where there is none.
+        refusal: the error to raise if there is no place.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class UserPlaces:
         """Hold a place.
 
         Raises:
-            ServerBusy: (or as it was told) all that the user may have are taken.
+            ServerBusy: (or ``refusal``) the user holds as many places as allowed.
         """
         with self._lock:
             taken, mine = self._places.take(user), self._places.of(user)
@@ -127,11 +126,11 @@ class Places:
     """Hands out places. Thread-safe.
 
     Args:
-        outer: for calls that no other call made.
-        nested: for calls that others made, whatever their depth.
-        of_depth: for those of each depth, once ``nested`` are taken; at least one.
-        whose: what has these places, for people.
-        weight_of: of a user: who has twice the weight may have twice as many times as many as are free.
+        outer: places for outer calls, which no other call made.
+        nested: places for nested calls of any depth.
+        of_depth: further places for the nested calls of each depth, used once ``nested`` are taken; at least one.
+        whose: what the places belong to, for error texts.
+        weight_of: gives a user's weight; see `SharedAmount`.
     """
 
     def __init__(
@@ -151,10 +150,10 @@ class Places:
 
         Args:
             depth: how many calls led to this one.
-            user: on whose behalf; None: it has been looked at elsewhere how many this user has.
+            user: on whose behalf it is made; None: the user's share was checked elsewhere.
 
         Raises:
-            ServerBusy: all that it may have are taken.
+            ServerBusy: all places that it may take are taken.
         """
         shared = self._take(depth, user)
         try:
@@ -169,7 +168,7 @@ class Places:
                     self._of_depth[depth] += 1
 
     def _take(self, depth: int, user: str | None) -> bool:
-        """Take one; whether it is of those that all depths share."""
+        """Take a place; True if it is one that all depths share."""
         kind = "calls that functions make" if depth else "calls"
         with self._lock:
             places = self._nested if depth else self._outer
@@ -188,10 +187,10 @@ class Places:
 
 
 def worker_places(weight_of: Callable[[str], float] = lambda _user: 1.0) -> Places:
-    """Those of a worker."""
+    """The places of a worker."""
     return Places(WORKER_CALLS, 64, 2, "this worker", weight_of)
 
 
 def pool_places(weight_of: Callable[[str], float] = lambda _user: 1.0) -> Places:
-    """Those of a pool."""
+    """The places of a pool."""
     return Places(POOL_CALLS, 192, 2, "this pool", weight_of)

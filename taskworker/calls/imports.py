@@ -1,4 +1,4 @@
-"""Whether a function uses little of the standard library, judged by the text of its modules."""
+"""Tells from the text of a function's modules whether it uses only a small part of the standard library."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 BYTES_MAX = 256 << 10
-"""Of modules that are looked through; functions with more are none that use little."""
+"""Bytes of modules that are searched; a function with more of them is taken to import a lot."""
 _IMPORT = re.compile(rb"^[ \t]*(?:from|import)[ \t]+([\w.]+(?:[ \t]*,[ \t]*[\w.]+)*)", re.MULTILINE)
 _ASYNC = re.compile(rb"\basync\b")
 
 
 def imports_any(modules: Iterable[bytes | memoryview], dear: frozenset[str]) -> bool:
-    """Whether the text of a module imports what is dear, or is asynchronous.
+    """Whether the text of a module imports an expensive module, or has asynchronous code.
 
-    It looks at lines, not at syntax, which costs little whatever they are: so it may be wrong.
+    It searches lines instead of parsing them, which is cheap but may be wrong.
 
     Args:
-        modules: their sources.
-        dear: names of modules, by their first part.
+        modules: the modules' sources.
+        dear: top-level names of the modules that are expensive to import.
     """
     left = BYTES_MAX
     for module in modules:
@@ -34,5 +34,5 @@ def imports_any(modules: Iterable[bytes | memoryview], dear: frozenset[str]) -> 
 
 
 def hides_any(modules: Iterable[PurePosixPath], names: Collection[str]) -> bool:
-    """Whether one of these modules, or its package, would be imported in place of another of that name."""
+    """Whether one of these modules, or its package, shadows a module with one of these names."""
     return any(path.parts[0].removesuffix(".py") in names for path in modules)

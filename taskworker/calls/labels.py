@@ -1,4 +1,4 @@
-"""Labels of workers, as ``gpu=none``, and what a function needs of them."""
+"""Labels of workers, such as ``gpu=none``, and the labels that a function needs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PART = re.compile(r"[A-Za-z0-9_./-]{1,64}")
 
 
 def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    """``labels`` if a worker can have them.
+    """Return ``labels`` if a worker can have them.
 
     Raises:
-        InvalidArgument: too many, or one is no label.
+        InvalidArgument: there are too many, or one is not a valid label.
     """
     if len(labels) > LABELS_MAX:
         raise InvalidArgument(f"{len(labels)} labels: at most {LABELS_MAX} are taken")
@@ -28,10 +28,10 @@ def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def labels_from_texts(texts: Iterable[str]) -> dict[str, str]:
-    """Labels as the command line has them, ``KEY=VALUE`` each.
+    """Read labels from the command line's form, ``KEY=VALUE`` each.
 
     Raises:
-        InvalidArgument: one is none, or two contradict each other.
+        InvalidArgument: one is not a label, or two contradict each other.
     """
     labels: dict[str, str] = {}
     for text in texts:
@@ -46,12 +46,12 @@ def labels_from_texts(texts: Iterable[str]) -> dict[str, str]:
 
 
 def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
-    """Whether a worker with these labels has all that is needed."""
+    """Whether a worker with these labels has all labels that are needed."""
     return all(labels.get(key) == value for key, value in needs.items())
 
 
 def lacking(labels: Mapping[str, str], needs: Mapping[str, str]) -> str:
-    """What a worker with these labels lacks, as ``lacks gpu=none (it has zone=a)``; empty: nothing."""
+    """What a worker with these labels lacks, such as ``lacks gpu=none (it has zone=a)``; empty: nothing."""
     missing = {key: value for key, value in needs.items() if labels.get(key) != value}
     if not missing:
         return ""
@@ -59,5 +59,5 @@ def lacking(labels: Mapping[str, str], needs: Mapping[str, str]) -> str:
 
 
 def text_of(labels: Mapping[str, str]) -> str:
-    """``gpu=none, zone=a``."""
+    """Labels as text, such as ``gpu=none, zone=a``."""
     return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -1,8 +1,8 @@
-"""Turns for reports of calls that printed much: they are converted a few at a time.
+"""Limits how many reports of calls with much output are converted at the same time.
 
-A report of 16,384 lines takes a tenth of a second of the interpreter. Where many calls that print so much end at once,
-a thread for each of them would have the interpreter in turns of milliseconds, and what others wait for, such as the
-heartbeats of workers, would have it once in as many turns.
+Converting a report of 16,384 lines holds the interpreter for a tenth of a second. If many such calls ended at once,
+their threads would take turns of milliseconds each, and urgent work, such as workers' heartbeats, would get only one
+turn among all of theirs.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ _none: AbstractContextManager[object] = contextlib.nullcontext()
 
 
 def conversion_permit(lines: int) -> AbstractContextManager[object]:
-    """To be held while so many lines are converted; those of few lines wait for nobody."""
+    """Hold this context while converting a report of so many lines; reports of few lines never wait."""
     return _turns if lines > _LARGE_LINES else _none

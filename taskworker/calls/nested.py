@@ -1,4 +1,4 @@
-"""Calls that calls make: they wait for places where others are refused."""
+"""Nested calls wait for places, where outer calls are refused."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _AGAIN_S_MAX = 0.2
 
 
 def found_no_place(error: ServerBusy) -> bool:
-    """Whether a call was refused as too many were under way (``Places``), and not as too many wait for a function."""
+    """Whether a call was refused because too many calls run (``Places``), not because a function's queue is full."""
     return type(error) is ServerBusy
 
 
 def patiently(call: Callable[[float | None], str], timeout_s: float | None, asking: RunningCall) -> str:
-    """Make a nested call, again and again until it finds a place; its result.
+    """Make a nested call, repeat it until it finds a place, and return its result.
 
     Args:
-        call: makes it; told how many seconds are left.
-        timeout_s: how long all of it may take.
-        asking: the call that waits; when it ends, nothing is tried any more.
+        call: makes the call; gets the seconds that are left.
+        timeout_s: how long all attempts together may take.
+        asking: the call that waits for the result; once it has ended, no further attempt is made.
 
     Raises:
-        ServerBusy: it found no place in time.
+        ServerBusy: no place became free in time.
         CallAbandoned: ``asking`` was ended.
-        StorageError: what ``call`` raises.
+        StorageError: ``call`` raised it.
     """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     ended, pause_s = threading.Event(), _AGAIN_S

@@ -1,6 +1,6 @@
-"""Where workers find deployed bundles: as files of this user of the pool."""
+"""The user who owns the files of deployed bundles in the pool; workers fetch them from there."""
 
 DEPLOYED_OWNER = "taskworker:functions"
 
 CANDIDATE_OWNER = "taskworker:candidates"
-"""Likewise of this one, while they are tried."""
+"""The user who owns bundles while they are tried out, before they are deployed."""

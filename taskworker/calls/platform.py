@@ -20,11 +20,11 @@ _MUSL_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True, order=True)
 class Platform:
-    """Where packages run that were made for it.
+    """A platform that packages are built for.
 
     Attributes:
         python: major and minor version of CPython.
-        machine: as ``x86_64``.
+        machine: such as ``x86_64``.
         libc: ``glibc`` or ``musl``.
         libc_version: major and minor.
     """
@@ -36,10 +36,10 @@ class Platform:
 
     @classmethod
     def of(cls, tag: str) -> Platform:
-        """From its tag.
+        """Parse a tag.
 
         Raises:
-            InvalidArgument: it is none.
+            InvalidArgument: it is not a platform tag.
         """
         found = _TAG.fullmatch(tag)
         if found is None:
@@ -48,30 +48,30 @@ class Platform:
 
     @property
     def tag(self) -> str:
-        """As text: ``3.12-x86_64-glibc2.36``."""
+        """The tag, such as ``3.12-x86_64-glibc2.36``."""
         python, libc = (".".join(map(str, version)) for version in (self.python, self.libc_version))
         return f"{python}-{self.machine}-{self.libc}{libc}"
 
     def runs(self, other: Platform) -> bool:
-        """Whether packages for ``other`` run here: a C library runs what was made for one of its earlier versions."""
+        """Whether packages for ``other`` run here: a C library runs programs built for its earlier versions."""
         here, there = (self.python, self.machine, self.libc), (other.python, other.machine, other.libc)
         return here == there and other.libc_version <= self.libc_version
 
 
 def best_of(tags: Collection[str], here: Platform) -> str | None:
-    """Of platforms that run here, the one with the latest C library; None: there is none."""
+    """The one of these platforms that runs here with the latest C library; None if none runs here."""
     able = [one for one in map(Platform.of, tags) if here.runs(one)]
     return max(able).tag if able else None
 
 
 def to_cover(platforms: Collection[Platform]) -> list[Platform]:
-    """The fewest platforms such that what is made for them runs on all of these."""
+    """The fewest platforms such that packages built for them run on all of these."""
     return sorted(one for one in set(platforms) if not any(one.runs(other) for other in platforms if other != one))
 
 
 @cache
 def own_platform() -> Platform | None:
-    """This machine's; None if it is not Linux with CPython."""
+    """This machine's platform; None if it is not Linux with CPython."""
     version = _libc_version()
     if sys.platform != "linux" or sys.implementation.name != "cpython" or version is None:
         return None
@@ -88,7 +88,7 @@ def _libc_version() -> tuple[str, tuple[int, int]] | None:
 
 
 def _musl_says() -> str:
-    """What musl's loader tells when it is started without a program; empty without one."""
+    """What musl's loader prints when started without a program; empty if there is no such loader."""
     for loader in Path("/lib").glob("ld-musl-*.so.1"):
         said = subprocess.run([loader], capture_output=True, text=True, timeout=_MUSL_TIMEOUT_S, check=False).stderr
         return said.partition("Version")[2]

@@ -1,7 +1,7 @@
-"""Takes the secrets that a call was given out of what it printed and of the errors it ended with.
+"""Redacts the secrets that a call was given from its output and its errors.
 
-This is for accidents: a traceback with a key in it, a header that was logged. Code that was given a secret can
-say it in ways that nobody recognises.
+This guards against accidents: a key in a traceback, a header that was logged. Code that has a secret can always print
+it in a form that is not recognised.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from taskworker.calls.call import Call, CallReport
 from taskworker.calls.capabilities import ApiRequest, ApiResponse, Capabilities
 
 MARK = "***"
-_ENCODED_BYTES_MIN = 4  # the encoded forms of less than that are found everywhere
+_ENCODED_BYTES_MIN = 4  # shorter values have encoded forms that occur everywhere
 _EMBEDDED_CHARS_MIN = 6
 _LINE_CHARS_MIN = 8
 _FEW = 256
-"""Forms that are each replaced in a pass of their own, which takes a millisecond for a MiB."""
+"""Up to this many forms are each replaced in a pass of their own; a pass over a MiB takes a millisecond."""
 _KEY_CHARS = 4
 
 
 class Redactor:
-    """Puts ``***`` in the place of values that it was told of, and of their usual encodings. Thread-safe."""
+    """Replaces known values, and their usual encodings, with ``***``. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,17 +38,18 @@ class Redactor:
         self._many: _ManyForms | None = None
 
     def add(self, value: str) -> None:
-        """A value that must not be seen."""
+        """Add a value to redact."""
         with self._lock:
             if value in self._values:
                 return
             self._values.add(value)
-            # The longest first: what is left of one whose middle was replaced would not be recognised.
+            # The longest first: if a shorter value were replaced in the middle of a longer one, the rest of the longer
+            # one would not be recognised.
             self._forms = tuple(sorted({*self._forms, *_forms(value)}, key=lambda form: (-len(form), form)))
             self._many = None
 
     def text(self, text: str) -> str:
-        """A text without them."""
+        """Redact a text."""
         forms = self._forms
         if len(forms) > _FEW:
             return self._of_many().hidden_in(text)
@@ -58,25 +59,25 @@ class Redactor:
 
     def _of_many(self) -> _ManyForms:
         with self._lock:
-            if self._many is None:  # made as late as can be: each value that is added changes it
+            if self._many is None:  # built as late as possible, since every added value changes it
                 self._many = _ManyForms(self._forms)
             return self._many
 
     def texts(self, texts: list[str]) -> list[str]:
-        """Several lines without them: all in one pass for each, as there may be many of both."""
+        """Redact several lines: joined, in one pass for each value, as there may be many of both."""
         if not self._forms:
             return texts
         redacted = self.text("\n".join(texts)).split("\n")
-        # A value of several lines may have been found in several lines, whose number must stay the same.
+        # A value of several lines may have been replaced across lines, but the number of lines must stay the same.
         return redacted if len(redacted) == len(texts) else [self.text(text) for text in texts]
 
     def error(self, error: StorageError) -> None:
-        """Take them out of what an error says."""
+        """Redact the text of an error."""
         if self._forms:
             error.args = tuple(self.text(one) if isinstance(one, str) else one for one in error.args)
 
     def report(self, report: CallReport) -> None:
-        """Take them out of what became of a call: all but its result, which is its caller's."""
+        """Redact the outcome of a call, except its result, which belongs to the caller."""
         if not self._forms:
             return
         texts = self.texts([line.text for line in report.output])
@@ -86,12 +87,12 @@ class Redactor:
 
 
 class _ManyForms:
-    """Many texts, found in another in one pass over it: a value of 300 lines has 4,000 forms.
+    """Finds many texts in another text in one pass: a value of 300 lines has 4,000 forms.
 
-    A form is looked up by its first characters, and then by its length: for most places of a text, one look tells.
+    A form is looked up by its first characters, then by its length; at most positions, one lookup is enough.
 
     Args:
-        forms: the texts.
+        forms: the texts to find.
     """
 
     def __init__(self, forms: Collection[str]) -> None:
@@ -103,7 +104,7 @@ class _ManyForms:
         self._lengths = {key: sorted(found, reverse=True) for key, found in lengths.items()}
 
     def hidden_in(self, text: str) -> str:
-        """A text with `MARK` in place of all of them; those that overlap are one."""
+        """Replace every form in a text with `MARK`; overlapping ones become one mark."""
         parts: list[str] = []
         kept_to = 0
         for begin, end in self._found_in(text):
@@ -159,7 +160,7 @@ def _forms_of_piece(piece: str) -> Iterator[str]:
 
 
 def _embedded(raw: bytes, encoded: str, before: int) -> Iterator[str]:
-    """The characters of a base64 text that ``raw`` alone decides, wherever in it that begins."""
+    """The base64 characters that depend on ``raw`` alone if ``before`` other bytes come before it."""
     first = -(-before * 8 // 6)
     form = encoded[first : (before + len(raw)) * 8 // 6]
     if len(form) >= _EMBEDDED_CHARS_MIN:
@@ -172,7 +173,7 @@ def _lower_escapes(quoted: str) -> str:
 
 
 class RedactedCapabilities:
-    """The world outside of a call (``Capabilities``), with a redactor that hears of the secrets it gives."""
+    """A call's ``Capabilities`` that add each secret they give to a redactor."""
 
     def __init__(self, outside: Capabilities, redactor: Redactor) -> None:
         self._capabilities = outside
@@ -200,7 +201,7 @@ class _Shared:
 
 
 class CallRedactors:
-    """The redactors of calls under way, by call id: calls that one led to share its id, and so its secrets."""
+    """The redactors of running calls, by call id. Nested calls share the id of the outer call, and so its secrets."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -208,7 +209,7 @@ class CallRedactors:
 
     @contextlib.contextmanager
     def during(self, call: Call) -> Iterator[Redactor]:
-        """The redactor of a call, until it is over; errors that pass through are redacted."""
+        """The redactor of a call, within this context; errors that leave it are redacted."""
         with self._lock:
             shared = self._shared.setdefault(call.call_id, _Shared())
             shared.functions[call.function] += 1
@@ -224,14 +225,14 @@ class CallRedactors:
                     del self._shared[call.call_id]
 
     def given(self, call: Call, value: str) -> None:
-        """A call was given a secret."""
+        """Note that a call was given a secret."""
         with self._lock:
             shared = self._shared.get(call.call_id)
         if shared is not None:
             shared.redactor.add(value)
 
     def given_to(self, function: str, value: str) -> None:
-        """A call of a function, it is not known which, was given a secret."""
+        """Note that some call of a function was given a secret, without knowing which call."""
         with self._lock:
             concerned = [shared.redactor for shared in self._shared.values() if shared.functions[function]]
         for redactor in concerned:

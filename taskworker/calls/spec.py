@@ -1,4 +1,4 @@
-"""What is known of a function: its name, how it may be called, and the limits of a call."""
+"""A function's specification: its name, how it may be called, and the limits of a call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMAT = 1
 _MIB = 1 << 20
 
 KEEP_MAX = Keep(calls=PROCESS_CALLS_MAX, seconds=float(PROCESS_S_MAX))
-"""How long a process may serve calls of one user, unless a worker's operator says less."""
+"""How long a process may serve calls of one user; a worker's operator may allow less."""
 LIMITS_MAX = Limits(
     memory_bytes=4096 * _MIB,
     cpu_s=3600.0,
@@ -36,27 +36,27 @@ LIMITS_MAX = Limits(
     output_bytes=16 * _MIB,
     result_bytes=8 * _MIB,
 )
-"""What a pool and a worker allow a function to ask for, unless their operators say otherwise."""
+"""The limits that a function may ask for, unless the operator of the pool or worker sets others."""
 
 _POSSIBLE = Limits(
     memory_bytes=1 << 44,
     cpu_s=30 * 86_400.0,
     wall_s=30 * 86_400.0,
-    threads=500,  # of the 4000 that all calls of a function have together: eight run at once
+    threads=500,  # all calls of a function together have 4000, and eight run at once
     disk_bytes=1 << 44,
     open_files=65_536,
     output_bytes=1024 * _MIB,
     result_bytes=8 * _MIB,  # a frame of the sandbox's channel
 )
-"""More, no operator can allow."""
+"""The most that an operator can allow."""
 _LIMIT_FIELDS = tuple(one.name for one in dataclasses.fields(Limits))
 
 
 def check_name(name: str) -> str:
-    """``name`` if a function can have it.
+    """Return ``name`` if it is a valid name of a function.
 
     Raises:
-        InvalidArgument: it cannot.
+        InvalidArgument: it is not.
     """
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
@@ -66,10 +66,10 @@ def check_name(name: str) -> str:
 
 
 def check_options(concurrency: int, queue: int, cache_ttl_s: float) -> None:
-    """Return if calls of a function can be routed so.
+    """Check the options for routing calls of a function.
 
     Raises:
-        InvalidArgument: they cannot.
+        InvalidArgument: one is out of bounds.
     """
     if not 1 <= concurrency <= CONCURRENCY_MAX or not 0 <= queue <= 10 * CONCURRENCY_MAX:
         raise InvalidArgument(
@@ -81,10 +81,10 @@ def check_options(concurrency: int, queue: int, cache_ttl_s: float) -> None:
 
 
 def _check_config(config: Mapping[str, str]) -> None:
-    """Return if ``worker.config`` can have this.
+    """Check the contents of ``worker.config``.
 
     Raises:
-        InvalidArgument: it cannot.
+        InvalidArgument: it has too many entries, or one is too long.
     """
     if not all(isinstance(text, str) for pair in config.items() for text in pair):
         raise InvalidArgument(f"config {dict(config)!r}: keys and values are texts")
@@ -104,20 +104,21 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: what callers call it.
         entry: ``module:function`` of the bundle's app directory, or ``pickle:FILE`` there.
         idempotent: whether a call that may have run can be run again elsewhere.
-        cache_ttl_s: seconds that a result may be given to the same user for the same arguments; 0: never.
-        concurrency: calls at once in the pool.
-        queue: further calls that may wait for their turn.
+        cache_ttl_s: seconds for which a result may be given again to the same user for the same arguments; 0: never.
+        concurrency: how many calls may run at once in the pool.
+        queue: how many further calls may wait.
         limits: of one call.
         requirements: the locked dependencies, ``name==version``.
-        own_modules: names of modules, in a pickle, that are the user's.
-        config: what ``worker.config`` gives.
+        own_modules: names of the user's own modules that a pickle contains.
+        config: the contents of ``worker.config``.
         isolation: ``call``: a process for each call; ``user``: one process serves calls of one user, one after another.
-        process_calls: how many such a process serves at most.
-        process_s: seconds from its first call to its last, at most.
-        needs: labels that a worker must have to run it, if it is deployed.
-        platforms: where it can run, by tag, with the locked dependencies of that platform alone; empty: anywhere.
-        python: ``major.minor`` that a pickle was made with; empty: any.
-        format: of this document.
+        process_calls: how many calls such a process serves at most.
+        process_s: seconds from the first call of such a process to its last, at most.
+        needs: labels that a worker must have to run the function, if it is deployed.
+        platforms: tags of the platforms it can run on, each with the locked dependencies of that platform alone;
+            empty: any platform.
+        python: ``major.minor`` that the pickle was made with; empty: any.
+        format: format number of this document.
     """
 
     name: str
@@ -139,10 +140,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     platforms: Mapping[str, tuple[str, ...]] = {}
 
     def checked(self) -> FunctionSpec:
-        """Itself, if everything in it is within bounds.
+        """Return this specification if everything in it is within bounds.
 
         Raises:
-            InvalidArgument: something is not; the text names it.
+            InvalidArgument: something is out of bounds; the text names it.
         """
         check_name(self.name)
         place, _, function = self.entry.partition(":")
@@ -169,10 +170,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self
 
     def within(self, allowed: Limits) -> FunctionSpec:
-        """Itself, if its limits are no more than an operator allows.
+        """Return this specification if its limits do not exceed what an operator allows.
 
         Raises:
-            InvalidArgument: one is; the text names it.
+            InvalidArgument: a limit is exceeded; the text names it.
         """
         for field in _LIMIT_FIELDS:
             value, most = getattr(self.limits, field), getattr(allowed, field)
@@ -185,11 +186,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def keep(self) -> Keep | None:
-        """How long its processes are kept; None: for one call."""
+        """How long its processes are kept; None: each serves one call."""
         return Keep(self.process_calls, self.process_s) if self.isolation == "user" else None
 
     def to_json(self) -> bytes:
-        """As a document; the same spec gives the same bytes."""
+        """Serialize to a document; the same specification gives the same bytes."""
         document = msgspec.to_builtins(self)
         for later in _LATER_FIELDS:
             if document[later] == getattr(_DEFAULTS, later):
@@ -201,7 +202,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read and check a document.
 
         Raises:
-            FormatError: it is not one.
+            FormatError: it is not such a document.
             InvalidArgument: something in it is out of bounds.
         """
         try:
@@ -214,11 +215,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _documents = msgspec.json.Decoder(FunctionSpec)
-"""Made here, with what ``convert`` needs of ``Limits``: msgspec must not meet a type in two threads at once."""
+"""Built at import, as is what ``convert`` needs for ``Limits``: msgspec must not see a type first in two threads."""
 
 
 _LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs", "platforms")
-"""Written only where they say something: a function without them is the same bytes as ever, and read by old workers."""
+"""Fields that are written only if set: without them, a function's bytes are as before, and old workers can read it."""
 _DEFAULTS = FunctionSpec("unset", "unset:unset")
 _OPTIONS = ("idempotent", "concurrency", "queue", "config", "isolation", "process_calls", "process_s", "needs")
 
@@ -228,7 +229,7 @@ _UNITS = {"": 1, "b": 1} | {
     for name, size in ((letter, large), (f"{letter}b", small), (f"{letter}ib", large))
 }
 _BYTES_WITHOUT_UNIT_MIN = 64 << 10
-"""Fewer are hardly meant: who writes ``memory=512`` thinks of MiB."""
+"""Smaller numbers are probably mistakes: ``memory=512`` is likely meant in MiB."""
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 LIMIT_NAMES: Mapping[str, str] = {
     "memory": "memory_bytes",
@@ -240,14 +241,14 @@ LIMIT_NAMES: Mapping[str, str] = {
     "output": "output_bytes",
     "result": "result_bytes",
 }
-"""Limits as the command line has them, each with its field of ``Limits``."""
+"""The command line's names of limits, and the field of ``Limits`` for each."""
 
 
 def spec_from_options(name: str, entry: str, options: Mapping[str, Any]) -> FunctionSpec:
-    """A function's document from options as a program gives them.
+    """Make a function's specification from the options given in a program.
 
     Raises:
-        InvalidArgument: there is no such option, or it is out of bounds.
+        InvalidArgument: an option is unknown or out of bounds.
     """
     given = dict(options)
     limits = limits_of(given.pop("limits", None) or Limits())
@@ -264,10 +265,10 @@ def spec_from_options(name: str, entry: str, options: Mapping[str, Any]) -> Func
 
 
 def limits_of(value: object) -> Limits:
-    """Limits as a program gives them: ``Limits``, or a mapping of its fields or of the command line's names.
+    """Read limits given in a program: ``Limits``, or a mapping by its fields or by the command line's names.
 
     Raises:
-        InvalidArgument: there is no such limit, or it is no number.
+        InvalidArgument: a limit is unknown, or not a number.
     """
     if isinstance(value, Limits):
         return value
@@ -283,10 +284,10 @@ def limits_of(value: object) -> Limits:
 
 
 def limits_from_text(text: str, unnamed: Limits | None = None) -> Limits:
-    """Limits as the command line has them: ``memory=128MiB,cpu=5,wall=60``; what is not named is as in ``unnamed``.
+    """Read limits in the command line's form, ``memory=128MiB,cpu=5,wall=60``; limits not named are as in ``unnamed``.
 
     Raises:
-        InvalidArgument: an unknown limit, or no quantity.
+        InvalidArgument: a limit is unknown, or its value is not a quantity.
     """
     given: dict[str, Any] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):

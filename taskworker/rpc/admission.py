@@ -1,4 +1,4 @@
-"""How many calls a server lets in at once. Refusing early keeps the admitted ones fast."""
+"""Limits how many calls a server admits at once. Refusing calls early keeps the admitted ones fast."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ServerLimits:
         calls: calls of any kind under way at once, one thread each; more get RESOURCE_EXHAUSTED.
         streams: transfers (pushes, gets and revisions by stream) at once, fewer than ``calls`` so that
             short calls always find a thread; each may hold a pipeline's worth of chunks in memory.
-        reserved: further calls for services added beside the files: users, however many, must not keep
-            a pool's workers from renewing their leases.
+        reserved: further calls for services other than files: however many users there are, they must not keep a
+            pool's workers from renewing their leases.
     """
 
     calls: int = 64
@@ -29,16 +29,16 @@ class ServerLimits:
 
 DEFAULT_LIMITS = ServerLimits()
 DEFAULT_CALLS = DEFAULT_LIMITS.calls + DEFAULT_LIMITS.reserved
-"""Of a server without a store: calls under way at once."""
+"""How many calls a server without a store admits at once."""
 
 
 class Gate:
     """Lets a bounded number of callers through at once and turns the others away.
 
     Args:
-        places: how many.
-        what: why others are turned away, for people.
-        ready: returns when callers can be served; those let in wait for it, each in its place.
+        places: how many callers.
+        what: why others are turned away, for the error's text.
+        ready: returns once callers can be served; an admitted caller waits for it while holding its place.
     """
 
     def __init__(self, places: int, what: str, ready: Callable[[], None] = lambda: None) -> None:

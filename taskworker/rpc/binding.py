@@ -1,9 +1,9 @@
-"""Binds a servicer's methods to gRPC: parsing, admission of errors to status codes, logging.
+"""Binds a servicer's methods to gRPC: parsing, mapping of errors to status codes, logging.
 
 gRPC answers INTERNAL to a request it cannot parse, and UNKNOWN with the exception's text to whatever
-a method raises. Neither helps a caller, and the second may tell a stranger what it should not. So the
-handlers are made here, from the service's descriptor, with parsers that never raise and with methods
-wrapped such that every failure gets its code and text from ``rpc.status``.
+a method raises. Neither helps a caller, and the second may tell a stranger too much. So this module makes
+the handlers itself, from the service's descriptor: their parsers never raise, and every failure of a
+method gets its code and text from ``rpc.status``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("taskworker.services")
 
 
 class Caller(Protocol):
-    """Who waits for the answer. gRPC's ServicerContext is one."""
+    """The caller that waits for the answer. gRPC's ServicerContext implements it."""
 
     def is_active(self) -> bool:
         """False once the caller has cancelled, gone away or run out of time."""
@@ -63,11 +63,11 @@ def stop_when_abandoned(caller: Caller) -> Callable[[int, int], None]:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one method's messages are read and written, where protobuf's own way costs a copy.
+    """How to read and write one method's messages where protobuf would copy the data once more.
 
     Attributes:
-        deserialize: raw request → what the method takes; None: the protobuf message.
-        serialize: what the method returns → raw response; None: the protobuf message.
+        deserialize: converts the raw request to the method's argument; None: the protobuf message.
+        serialize: converts the method's result to the raw response; None: the protobuf message.
     """
 
     deserialize: Callable[[bytes], Any] | None = None
@@ -76,7 +76,7 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """Stands for a request that could not be read; raised where the method would have been called."""
+    """Stands for a request that could not be parsed; its error is raised instead of calling the method."""
 
     error: StorageError
 
@@ -94,9 +94,9 @@ def generic_handler(
     Args:
         service: the service's descriptor.
         servicer: has a method ``Name(request, caller)`` for each; streams are iterators.
-        codecs: by method name, for messages not left to protobuf.
+        codecs: by method name, for messages that protobuf does not convert.
         hide: paths that must not appear in texts sent to callers.
-        gate: lets so many calls through at once; None: all that the server takes.
+        gate: limits how many calls run at once; None: only the server's own limit.
     """
 
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
@@ -138,11 +138,11 @@ def _method_handler(
 def raw_handler(
     service_name: str, servicer: object, *, unary: Sequence[str], streams: Sequence[str], hide: Sequence[str] = ()
 ) -> grpc.GenericRpcHandler:
-    """Handlers of a service whose messages are bytes as they are: ``Name(request, caller)`` for each method.
+    """Handlers of a service whose messages are plain bytes.
 
     Args:
         service_name: full name of the service.
-        servicer: has the methods.
+        servicer: has a method ``Name(request, caller)`` for each.
         unary: names of methods that answer once.
         streams: names of methods that answer with a stream.
         hide: paths that must not appear in texts sent to callers.
@@ -210,7 +210,7 @@ def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[st
     try:
         yield
     except grpc.RpcError:
-        raise  # the call is over already: gRPC's own way of telling a method so
+        raise  # gRPC raises this itself to tell a method that the call is already over
     except StorageError as error:
         if status.is_foreseen(error):
             _abort(context, status.encode(error, hide))

@@ -1,4 +1,4 @@
-"""Protobuf messages ↔ the engine's data classes. Protobuf goes no further than the rooms that call this."""
+"""Protobuf messages ↔ the engine's data classes. Only the packages that call this module use protobuf."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> MessageT:
-    """``parse(raw)``, or InvalidArgument saying that ``what`` is malformed."""
+    """Return ``parse(raw)``; raise InvalidArgument, saying that ``what`` is malformed, if it cannot be parsed."""
     try:
         return parse(raw)
     except DecodeError as error:
@@ -51,7 +51,7 @@ def push_header(options: PushOptions, *, size_hint: int) -> store_pb2.PushHeader
 
 
 def push_options(header: store_pb2.PushHeader) -> PushOptions:
-    """Inverse of :func:`push_header`, without the size; nothing is checked."""
+    """Inverse of :func:`push_header`, without the size; does not check the values."""
     return PushOptions(
         filename=header.filename,
         user_id=header.user_id,
@@ -115,7 +115,7 @@ def patch_to_proto(patch: Patch) -> store_pb2.Patch:
 
 
 def patch_from_proto(message: store_pb2.Patch) -> Patch:
-    """Inverse of :func:`patch_to_proto`; bounds and hashes are the engine's to check."""
+    """Inverse of :func:`patch_to_proto`; the engine checks bounds and hashes."""
     return Patch(
         index=message.index,
         chunk_id=message.chunk_id,
@@ -135,7 +135,7 @@ def diff_to_proto(diff: ManifestDiff) -> store_pb2.ManifestDiff:
 
 
 def diff_from_proto(message: store_pb2.ManifestDiff) -> ManifestDiff:
-    """Inverse of :func:`diff_to_proto`; bounds and hashes are the engine's to check."""
+    """Inverse of :func:`diff_to_proto`; the engine checks bounds and hashes."""
     return ManifestDiff(
         base_version_id=message.base_version,
         new_size=message.new_size,
@@ -146,7 +146,7 @@ def diff_from_proto(message: store_pb2.ManifestDiff) -> ManifestDiff:
 
 
 def damage_to_proto(damage: Damage) -> store_pb2.Damage:
-    """The wire form of a damage."""
+    """The wire form of one damaged object."""
     return store_pb2.Damage(
         time_ms=damage.time_ms,
         kind=damage.kind,

@@ -1,4 +1,4 @@
-"""Messages that carry file data, put together and taken apart with the fewest copies.
+"""Builds and parses messages that carry file data, with the fewest copies.
 
 ``PushPart`` and ``GetPart`` keep their data in field 2, so a message of nothing but data is a tag, a
 length and the bytes. Building it is one join and reading it one slice, where protobuf would copy the
@@ -14,13 +14,13 @@ _LENGTH_BYTES_MAX = 5  # of a message gRPC can carry: its length is below 2**32
 
 
 def data_frame(*pieces: BytesLike) -> bytes:
-    """The wire form of a ``PushPart`` or ``GetPart`` that holds only the bytes of ``pieces``: one copy."""
+    """The wire form of a ``PushPart`` or ``GetPart`` that holds only the bytes of ``pieces``; makes one copy."""
     length = sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
     return b"".join((_head(length), *pieces))
 
 
 def data_of_frame(message: bytes) -> memoryview | None:
-    """A view of the data in ``message`` if that is all it holds, else None: no copy."""
+    """A view of the data in ``message``, without a copy; None if it holds anything else."""
     if not message or message[0] != _DATA_TAG:
         return None
     length = 0

@@ -15,8 +15,8 @@ from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDO
 STORE_SERVICE = "taskworker.store.StoreService"
 _READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
 
-# Only calls that change nothing, or nothing more the second time, are tried again by gRPC itself: it cannot
-# know whether a server that went away had carried out the others.
+# gRPC itself retries only calls that change nothing, or nothing more when repeated: it cannot know whether a
+# server that went away had already carried out the others.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -52,11 +52,11 @@ _OPTIONS: Options = (
     ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
     ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # A server that restarts is found again within moments, not after gRPC's usual one to 120 s.
+    # Finds a restarted server within moments, instead of gRPC's usual 1 to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Servers listen on loopback, where a proxy of the environment has no business.
+    # Servers listen on loopback, where a proxy set in the environment must not be used.
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -66,7 +66,7 @@ def dial(address: str, options: Options = _OPTIONS) -> grpc.Channel:
 
     Args:
         address: see :func:`target_of`.
-        options: of the channel, instead of those that suit calls of a few messages.
+        options: channel options, in place of the defaults for calls of a few messages.
 
     Raises:
         InvalidArgument: not such an address.
@@ -86,7 +86,7 @@ def dial_async(address: str) -> grpc.aio.Channel:
 def target_of(address: str) -> str:
     """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
 
-    Of several, the first that answers is used, and when it goes away, the first that answers then.
+    If there are several, the first that answers is used; when it goes away, the next one that answers.
 
     Raises:
         InvalidArgument: not such an address.
@@ -104,7 +104,7 @@ def target_of(address: str) -> str:
 
 
 def _target_of_any(addresses: list[str]) -> str:
-    """A list of addresses as gRPC takes it: all of one family."""
+    """A list of addresses in gRPC's form, which needs all of them to be of one family."""
     for one in addresses:
         if one.startswith("unix:"):
             raise InvalidArgument(f"address {one!r}: a socket file cannot be one of several addresses")

@@ -1,8 +1,8 @@
-"""gRPC's objects in a forked child: kept for as long as the child lives.
+"""Keeps inherited gRPC objects alive in a forked child.
 
-A call or a channel of gRPC that is freed cancels or closes itself, and takes locks to do so. In a child such a lock
-stays held for ever if another thread of the parent held it at the fork, as that thread does not exist there.
-So nothing of gRPC that was inherited is ever freed in the child, not even when the interpreter ends.
+When a call or channel of gRPC is freed, it cancels or closes itself, and takes locks to do so. If another thread of the
+parent held such a lock at the fork, it stays held for ever in the child, where that thread does not exist. So the child
+never frees inherited gRPC objects, not even when the interpreter ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 
 
 def _keep_inherited() -> None:
-    """Take a reference that is never given back to every object of gRPC. What each one holds stays as well."""
+    """Take a reference to every gRPC object and never release it. What these objects refer to stays alive as well."""
     for each in gc.get_objects():
         module: object = type(each).__module__  # some types of C code have a descriptor there
         if isinstance(module, str) and module.partition(".")[0] == "grpc":

@@ -1,4 +1,4 @@
-"""The version of what pool and workers say to each other."""
+"""The version of the protocol between pool and workers."""
 
 PROTOCOL = 2
-"""Of the pool service and the shard transport; both ends must have the same."""
+"""Covers the pool service and the shard transport; both ends must have the same version."""

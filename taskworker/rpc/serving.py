@@ -1,8 +1,8 @@
-"""gRPC servers: where they listen, how many calls they take on, how they stop.
+"""gRPC servers: where they listen, how many calls they admit, how they stop.
 
-It is gRPC's synchronous server, a thread for each call under way. The engine is synchronous, and its
-heavy work runs outside the GIL. Measured on 2 cores against ``grpc.aio`` with the engine's work moved
-to threads: 1 MiB messages flow equally fast, and a small call takes 0.35 ms instead of 0.48 ms.
+This uses gRPC's synchronous server, with a thread for each running call. The engine is synchronous, and its
+heavy work runs outside the GIL. Compared on 2 cores with ``grpc.aio`` and the engine's work in threads:
+1 MiB messages flow equally fast, and a small call takes 0.35 ms instead of 0.48 ms.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _OPTIONS = (
     *WINDOW_OPTIONS,
     ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
     ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
-    # Without this a second server on the same port starts happily and takes half of the calls.
+    # Without this, a second server on the same port would start and take half of the calls.
     ("grpc.so_reuseport", 0),
-    # A peer that vanished without a word would hold its call's place for ever.
+    # Without keepalive, a peer that vanished silently would hold its call's place for ever.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 
 _LOOK_S = 5.0
-_GIVE_UP_S = 600.0  # without its catalog a server is of no use; whoever supervises it may know what to do
+_GIVE_UP_S = 600.0  # a server without its catalog is useless; its supervisor may know what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _require_loopback(host: str, address: str) -> None:
 
 
 class _Health(health.HealthServicer):
-    """Health checks that tell the truth: what cannot be used is not being served."""
+    """The health service; it reports NOT_SERVING while the store cannot be used."""
 
     def __init__(self, trouble: Callable[[], str]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Health(health.HealthServicer):
         self._told = True
 
     def tell(self, *, serving: bool) -> None:
-        """What the server knows of itself."""
+        """Set whether the server itself is serving."""
         self._told = serving
 
     def Check(  # noqa: N802 - the name is the contract's
@@ -116,10 +116,10 @@ class Server:
 
     Args:
         services: what to serve, by full name.
-        calls: how many may be under way at once, one thread each.
-        trouble: why a health check should be told that this server is of no use now; empty if it is of use.
-        unusable: why nothing can be served any more, after another attempt; empty if something can. A server that
-            stays so for ten minutes ends, see :meth:`wait`.
+        calls: how many calls may run at once, one thread each.
+        trouble: gives the reason why health checks should report NOT_SERVING now; empty if there is none.
+        unusable: tries again, and gives the reason why nothing can be served; empty if something can. A server that
+            stays unusable for ten minutes ends, see :meth:`wait`.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class Server:
     def start(self, address: str) -> int:
         """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.
 
-        A socket file is made for its owner alone.
+        Only its owner may use a socket file.
 
         Returns:
             The port bound; 0 for a socket file.
 
         Raises:
-            InvalidArgument: malformed, or an address other machines can reach.
+            InvalidArgument: the address is malformed, or other machines can reach it.
             StorageUnavailable: the address is taken or cannot be bound.
         """
         self._home.check()
@@ -172,15 +172,15 @@ class Server:
         return port
 
     def tell_health(self, *, serving: bool) -> None:
-        """Have health checks say whether this server is of use now."""
+        """Set whether health checks report that this server is serving."""
         self._health.tell(serving=serving)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server has stopped; False if ``timeout_s`` ran out first.
 
         Raises:
-            StoreUnavailable: without ``timeout_s``, nothing could be served for so long that this process is better
-                ended, and started anew by whoever supervises it.
+            StoreUnavailable: nothing could be served for ten minutes, so this process should end and its supervisor
+                restart it. Raised only without ``timeout_s``.
         """
         if timeout_s is not None or self._unusable is None:
             return not self._server.wait_for_termination(timeout_s)
@@ -193,16 +193,16 @@ class Server:
         return True
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest, and wait for all.
+        """Accept no new calls, give running ones ``grace_s`` seconds, cancel the rest, and wait for all.
 
-        In a forked child this does nothing: the server is the parent's.
+        Does nothing in a forked child: the server belongs to the parent.
         """
         if not self._home.is_here:
             return
         with self._stopping:
             self._health.enter_graceful_shutdown()
             self._server.stop(grace_s).wait()
-            # A cancelled call's thread may still be unwinding in the engine, which closes after this.
+            # The thread of a cancelled call may still be in the engine, which is closed after this returns.
             self._threads.shutdown(wait=True)
             if self._socket_file is not None:
                 self._socket_file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Errors ↔ gRPC status codes: the one place where either is chosen.
 
 A failed call carries a code, a text for people and, in the trailing metadata, an ``ErrorDetail``
-from which the client makes the very error the engine raised. Peers without it still get the class
-that fits the code.
+from which the client rebuilds the error that the engine raised. Without the detail, the code alone
+decides the error's class.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     WorkerRestarted: grpc.StatusCode.FAILED_PRECONDITION,
     NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
     FunctionNotFound: grpc.StatusCode.NOT_FOUND,
-    FunctionFailed: grpc.StatusCode.UNKNOWN,  # as gRPC itself tells exceptions of a method
+    FunctionFailed: grpc.StatusCode.UNKNOWN,  # as gRPC itself does for exceptions of a method
     FunctionBroken: grpc.StatusCode.FAILED_PRECONDITION,
     FunctionLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     FunctionCrashed: grpc.StatusCode.INTERNAL,
@@ -109,7 +109,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FunctionBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NameNotFound: grpc.StatusCode.NOT_FOUND,
     NameServersUnavailable: grpc.StatusCode.UNAVAILABLE,
-    CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers try again
+    CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers retry
     SecretNotFound: grpc.StatusCode.NOT_FOUND,
     SecretExists: grpc.StatusCode.ALREADY_EXISTS,
     SecretsUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
@@ -121,7 +121,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
 
 _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODES}
 
-# For a peer that sends no detail. RESOURCE_EXHAUSTED is told apart by its text.
+# For a peer that sends no detail. Errors with RESOURCE_EXHAUSTED are distinguished by their text.
 _BY_CODE: Mapping[grpc.StatusCode, type[StorageError]] = {
     grpc.StatusCode.NOT_FOUND: FileNotFound,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
@@ -158,12 +158,12 @@ def kind_of(error: StorageError) -> str:
 
 
 def error_of(kind: str, text: str) -> StorageError:
-    """The error of a name that :func:`kind_of` gave; ServerFault for others."""
+    """The error for a name that :func:`kind_of` returned; ServerFault for any other name."""
     return _rebuilt(_BY_NAME.get(kind, ServerFault), text, ErrorDetail())
 
 
 def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
-    """The status to send for a foreseen ``error``; ``hide`` are paths not to show to callers."""
+    """The status to send for a foreseen ``error``; paths in ``hide`` are not shown to callers."""
     kind = next(cls for cls in type(error).__mro__ if cls in _CODES)
     text = str(error)
     for path in hide:
@@ -185,12 +185,12 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
 
 
 def is_unknown_call(error: grpc.RpcError) -> bool:
-    """Whether the server does not offer this call at all."""
+    """Whether the error says that the server does not offer this call at all."""
     return _code_and_text(error)[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 def decode(error: grpc.RpcError, address: str) -> StorageError:
-    """The error a failed call to ``address`` stands for, as the engine would have raised it."""
+    """The engine's error for a failed call to ``address``."""
     code, text = _code_and_text(error)
     metadata = dict(_trailing(error))
     detail = _detail(metadata)
@@ -201,7 +201,7 @@ def decode(error: grpc.RpcError, address: str) -> StorageError:
 
 @contextmanager
 def errors_decoded(address: str) -> Iterator[None]:
-    """Within it, a failed call to ``address`` raises the error it stands for."""
+    """Within this context, a failed call to ``address`` raises the engine's error for it."""
     try:
         yield
     except grpc.RpcError as error:

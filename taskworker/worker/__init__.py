@@ -1,4 +1,4 @@
-"""Workers: a volume and functions offered to a pool, or to whoever asks, in one process."""
+"""Workers: processes that offer a volume and functions to a pool, or serve them standalone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's functions: run for a pool and offered to it, or served by a worker on its own."""
+"""A worker's functions: offered to a pool, or served by a standalone worker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from taskworker.services.rpc import RpcService, StreamService, awaited
 log = logging.getLogger(__name__)
 
 FUNCTION_CALLS = worker_places().total
-"""Calls of functions that a worker has under way at most; the pool takes more elsewhere."""
+"""How many calls of functions a worker runs at most; the pool sends further calls to other workers."""
 
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
@@ -61,14 +61,14 @@ class HostedFunctions:
     """Runs functions for a pool. Thread-safe.
 
     Args:
-        pool_address: of the pool.
-        directory: for unpacked bundles.
-        required: whether the worker is of no use without: then :meth:`services` raises where a sandbox
-            cannot be had; else the sandbox is brought up once the pool has functions, and where it cannot
-            be had, the worker goes on without functions, and says so.
-        limits_max: what a function may ask for at most.
+        pool_address: address of the pool.
+        directory: where bundles are unpacked.
+        required: whether the worker is useless without functions. If so, :meth:`services` raises if sandboxes
+            cannot be started. Otherwise the sandbox starts once the pool has functions, and if it cannot, the
+            worker goes on without functions, and logs that.
+        limits_max: the highest limits that a function may ask for.
         keep_max: how long a process may serve calls of one user at most.
-        labels: of this worker, for functions that need some.
+        labels: labels of this worker, for functions that need some.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class HostedFunctions:
         self._offering = threading.Thread(target=self._keep_offering, name="offers", daemon=True)
 
     def register(self, functions: Iterable[PackedFunction]) -> None:
-        """Host functions of this worker's own program."""
+        """Add functions that this worker's own program declares."""
         for function in functions:
             self.host.register(function)
         self.offer_soon()
@@ -127,28 +127,28 @@ class HostedFunctions:
         return {_INVOCATION.full_name: handler}
 
     def start(self, worker_id: str, instance: str, address: str = "") -> None:
-        """Begin to offer, as this process of a worker.
+        """Start offering functions to the pool.
 
         Args:
-            worker_id: the worker.
-            instance: of the process.
-            address: where a worker without a volume is reached; empty: it is a member of the pool.
+            worker_id: id of the worker.
+            instance: random name of this process of the worker.
+            address: where to reach a worker without a volume; empty: the worker is a member of the pool.
         """
         self._worker, self._instance, self._address = worker_id, instance, address
         self._offering.start()
 
     def await_taken(self) -> None:
-        """Return once the pool has taken the offer; it is waited for.
+        """Wait for the pool to accept the offer.
 
         Raises:
-            WorkerRefused: it does not.
+            WorkerRefused: the pool does not accept it.
         """
         self._taken.wait()
         if self._refused is not None:
             raise self._refused
 
     def withdraw(self) -> None:
-        """Tell the pool that a worker without a volume stops. Does nothing if it has not begun to offer."""
+        """Tell the pool that a worker without a volume stops. Does nothing if it has not started offering."""
         if self._closing.is_set() or not self._offering.is_alive():
             return
         self._closing.set()
@@ -161,16 +161,16 @@ class HostedFunctions:
             log.info("the pool could not be told that this worker stops: %s", status.decode(error, self._pool_address))
 
     def renew(self, instance: str) -> None:
-        """The worker has joined under another name."""
+        """Offer again after the worker has joined under another instance name."""
         self._instance = instance
         self.offer_soon()
 
     def offer_soon(self) -> None:
-        """What can be run has changed, or the pool forgot it."""
+        """Offer again soon: the functions that can run have changed, or the pool has forgotten the offer."""
         self._wanted.set()
 
     def close(self) -> None:
-        """End all calls, their processes, and the connections. Does nothing in a forked child."""
+        """End all calls and their processes, and close the connections. Does nothing in a forked child."""
         if not self._home.is_here:
             return
         self._closing.set()
@@ -211,14 +211,14 @@ class HostedFunctions:
             log.warning("%s; waiting for it", error)
 
     def _bring_up(self) -> None:
-        """Have the sandbox ready before the first call."""
+        """Start the sandbox before the first call."""
         try:
             self.host.start()
         except SandboxUnavailable as error:
             if self.unavailable is None:
                 log.warning("this worker runs no functions: %s", error)
             self.unavailable = str(error)
-            self._try_at = time.monotonic() + _TRY_AGAIN_S  # it may have been the load of the moment
+            self._try_at = time.monotonic() + _TRY_AGAIN_S  # it may have failed because of a momentary load
         else:
             if self.unavailable is not None:
                 self.unavailable = None
@@ -283,9 +283,9 @@ class LocalFunctions:
     """Runs the functions of a worker without a pool. Thread-safe.
 
     Args:
-        worker_id: its name.
-        store: has the files that functions work on.
-        limits_max: what a function may ask for at most.
+        worker_id: the worker's name.
+        store: the store with the files that functions work on.
+        limits_max: the highest limits that a function may ask for.
     """
 
     def __init__(self, worker_id: str, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
@@ -302,7 +302,7 @@ class LocalFunctions:
         self._router = CallRouter(workers.find, workers, places=worker_places())
 
     def register(self, functions: list[PackedFunction]) -> None:
-        """Host functions of this program.
+        """Add functions that this program declares.
 
         Raises:
             SandboxUnavailable: this machine cannot isolate them.
@@ -313,7 +313,7 @@ class LocalFunctions:
             self._host.register(function)
 
     def services(self) -> dict[str, grpc.GenericRpcHandler]:
-        """What callers call."""
+        """The gRPC services to serve."""
         hide = (str(self._bundles),)
         return {
             _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide),
@@ -331,6 +331,6 @@ class LocalFunctions:
 
 
 def _remove_at_home(directory: Path, home: HomeProcess) -> None:
-    """Remove a directory, but not at the end of a process that was forked from its owner."""
+    """Remove a directory, unless this process was forked from the one that owns it."""
     if home.is_here:
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A worker that runs a pool's functions and holds none of its data: it may come and go, and is never missed."""
+"""A worker that runs a pool's functions and holds no shards: nothing needs repair when it goes away."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 
 
 class FunctionsOnlyWorker:
-    """Offers to run functions, from :meth:`start` until :meth:`stop`. Thread-safe.
+    """Runs functions for a pool, from :meth:`start` until :meth:`stop`. Thread-safe.
 
     Args:
-        worker_id: its id in the pool, which no worker with a volume has.
-        directory: for unpacked bundles, made if absent.
-        functions: what it runs.
+        worker_id: its id in the pool, which no worker with a volume may have.
+        directory: where bundles are unpacked; created if absent.
+        functions: the functions it runs.
     """
 
     def __init__(self, worker_id: str, directory: str | os.PathLike[str], functions: HostedFunctions) -> None:
@@ -32,16 +32,16 @@ class FunctionsOnlyWorker:
         self.address = ""
 
     def start(self, address: str) -> int:
-        """Serve on ``address``, and offer to the pool, which is waited for.
+        """Serve on ``address``, and offer functions to the pool; waits until the pool answers.
 
         Returns:
             The port bound; 0 for a socket file.
 
         Raises:
             SandboxUnavailable: this machine cannot isolate functions.
-            WorkerRefused: the pool does not take this worker; the text says why.
+            WorkerRefused: the pool refuses this worker; the text says why.
             StorageUnavailable: the address is taken.
-            StoreLocked: another process has this directory.
+            StoreLocked: another process uses this directory.
         """
         self._home.check()
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class FunctionsOnlyWorker:
             self._server.wait()
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Offer nothing any more, and end the calls under way within ``grace_s`` seconds. Nothing in a forked child."""
+        """Withdraw the offer and end running calls within ``grace_s`` seconds. Does nothing in a forked child."""
         if not self._home.is_here:
             return
         self._functions.withdraw()

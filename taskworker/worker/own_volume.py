@@ -1,4 +1,4 @@
-"""A worker's volume that is opened anew, in the same process, after it failed."""
+"""Reopens a worker's volume in the same process after it failed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
-    """The volume, and the random name that it goes by until it is opened anew.
+    """An open volume, and the random instance name that it has until it is reopened.
 
-    What was appended, and not synced, under another name may be gone.
+    Shards that were appended but not synced under another instance name may be lost.
     """
 
     volume: LocalVolume
@@ -31,7 +31,7 @@ class OwnVolume:
 
     Args:
         opened: the volume, open.
-        again: opens it once more.
+        again: reopens it.
     """
 
     def __init__(self, opened: LocalVolume, again: Callable[[], LocalVolume]) -> None:
@@ -47,7 +47,7 @@ class OwnVolume:
         """The volume as it is open now.
 
         Raises:
-            VolumeFailed: it is not; the text says why.
+            VolumeFailed: it is not open; the text says why.
         """
         opened = self._opened
         if opened is None:
@@ -56,17 +56,17 @@ class OwnVolume:
 
     @property
     def reason(self) -> str:
-        """Why it cannot be used, or only be read; empty if all is well."""
+        """Why the volume cannot be used or is read-only; empty if it works."""
         opened = self._opened
         return self._reason if opened is None else opened.volume.state[1]
 
     @property
     def failing_s(self) -> float:
-        """For how long it could not be used."""
+        """Seconds for which the volume has been unusable."""
         return 0.0 if self._opened is not None else time.monotonic() - self._failed_at_s
 
     def tend(self) -> bool:
-        """See whether the volume can be used; let go of one that failed, and open it anew when it is time to."""
+        """Check the volume; close it if it failed, and reopen it when the next attempt is due."""
         opened = self._opened
         if opened is not None:
             if opened.volume.present():
@@ -113,5 +113,5 @@ class OwnVolume:
 
 
 def new_instance() -> str:
-    """A random name for an opening of a volume."""
+    """A random instance name, for one opening of a volume."""
     return secrets.token_hex(8)

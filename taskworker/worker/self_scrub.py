@@ -1,4 +1,4 @@
-"""A worker's own scrub: all it holds is read and verified, over and over, at a bounded rate."""
+"""A worker's own scrub: reads and verifies everything the worker holds, over and over, at a limited rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.shards import LocalVolume
 log = logging.getLogger(__name__)
 
 SCRUB_BYTES_PER_S = 16 << 20
-"""A disk of 4 TB is gone through in three days."""
+"""At this rate, a scrub of 4 TB takes three days."""
 
 _PAUSE_S = 3600.0  # between two rounds
 _FIRST_S = 60.0
@@ -26,15 +26,15 @@ _SLICE_S = 0.5  # how far it may run ahead of its rate
 
 @dataclass(frozen=True, slots=True)
 class ScrubState:
-    """How far a worker's scrub is.
+    """Progress of a worker's scrub.
 
     Attributes:
         done: bytes verified in the round under way.
-        total: bytes of that round; 0 between two rounds.
-        bytes_per_s: its rate so far.
+        total: bytes to verify in that round; 0 between two rounds.
+        bytes_per_s: its average rate so far.
         ended_ms: when a round last ended; 0: never.
-        next_ms: when the next one begins; 0 during a round, or if there is none.
-        errors: rounds in a row that came to no end.
+        next_ms: when the next one begins; 0 during a round, or if no round is planned.
+        errors: consecutive rounds that failed.
         found: rotten shards found since the worker started.
     """
 
@@ -48,7 +48,7 @@ class ScrubState:
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """What outlasts the process: when a round last ended, and the last segment verified in the one under way."""
+    """State that survives a restart: when a round last ended, and the last segment verified in the current round."""
 
     ended_ms: int = 0
     segment: int = -1
@@ -58,13 +58,13 @@ _documents = msgspec.json.Decoder(_Kept)
 
 
 class SelfScrub:
-    """Verifies a volume in a thread. Rotten shards are set aside, so that the pool makes them anew.
+    """Verifies a volume in a thread. Sets corrupt shards aside, so that the pool rebuilds them.
 
     Args:
-        bytes_per_s: how fast; 0: not at all.
-        stopping: ends it.
-        kept: file for how far it is, so that a worker started again goes on; None: it begins anew.
-        first_s: when the first round begins, seconds from the start.
+        bytes_per_s: the rate; 0: never scrub.
+        stopping: ends the scrub when set.
+        kept: file that keeps the progress, so that a restarted worker goes on from there; None: it starts over.
+        first_s: seconds from the start until the first round begins.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SelfScrub:
         self.state = ScrubState()
 
     def start(self, volume: LocalVolume | Callable[[], LocalVolume]) -> None:
-        """Begin to verify a volume, or that which is open when a round begins."""
+        """Start scrubbing ``volume``, or the volume that it returns at the beginning of a round."""
         if self._bytes_per_s:
             self._kept = self._load()
             current = (lambda: volume) if isinstance(volume, LocalVolume) else volume
@@ -87,7 +87,7 @@ class SelfScrub:
             self._thread.start()
 
     def join(self) -> None:
-        """Return when it has ended."""
+        """Wait until the scrub has ended."""
         if self._thread is not None:
             self._thread.join()
 
@@ -111,7 +111,7 @@ class SelfScrub:
         return self._stopping.wait(pause_s)
 
     def _round(self, volume: LocalVolume) -> None:
-        """Verify segment after segment; those that were verified before the worker was stopped are passed over."""
+        """Verify segment after segment, except those that were verified before the worker was last stopped."""
         began_s, read = time.monotonic(), 0
         sizes = {number: size for number, size in volume.segment_sizes().items() if number > self._kept.segment}
         self.state = replace(self.state, done=0, total=max(1, sum(sizes.values())), next_ms=0)
@@ -152,4 +152,4 @@ class SelfScrub:
 
 
 class _Ended(Exception):
-    """The worker stops in the midst of a round."""
+    """The worker stops in the middle of a round."""

@@ -1,4 +1,4 @@
-"""TaskWorker, for asyncio programs: functions and a store with a gRPC server, or a member of a node pool."""
+"""``TaskWorker``, for asyncio programs: a standalone server of files and functions, or a member of a node pool."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WorkerStorage(Protocol):
     """
 
     async def Push(self, request: PushRequest) -> PushResponse:  # noqa: N802 - the names are the contract's
-        """Store bytes under (user, filename)."""
+        """Store bytes under a user's filename."""
         ...
 
     async def Get(self, request: GetRequest) -> GetResponse:  # noqa: N802
@@ -62,11 +62,11 @@ class WorkerStorage(Protocol):
         ...
 
     async def Revise(self, request: ReviseRequest) -> ReviseResponse:  # noqa: N802
-        """Apply a diff to the head it was made from."""
+        """Apply a diff to the head version that it was made against."""
         ...
 
     async def Synchronous(self, request: SynchronousRequest) -> SynchronousResponse:  # noqa: N802
-        """Bring two copies into step."""
+        """Synchronize the caller's copy with the stored file."""
         ...
 
 
@@ -74,26 +74,26 @@ class TaskWorker:
     """A worker: standalone with an embedded store, or a member of a node pool.
 
     ``worker.storage`` works without a server. ``start_server`` of a standalone worker offers the same
-    store to others through gRPC; that of a pool's worker joins the pool and offers it a volume for
-    shards. Use it as an async context manager, or call ``close``, to release what it holds.
+    store to others through gRPC; ``start_server`` of a pool's worker joins the pool and offers it a volume
+    for shards. Use the worker as an async context manager, or call ``close``, to release its resources.
 
     Args:
         worker_id: name of the worker: letters, digits, ``.``, ``_``, ``-``, at most 64.
-        node_pool_address: ``host:port`` of a pool, or several separated by commas where it may be found at any of them;
-            ``storage`` then speaks to it. None: standalone.
+        node_pool_address: ``host:port`` of a pool, or several addresses, separated by commas, where it may be found;
+            ``storage`` then uses the pool. None: standalone.
         store: the directory of the embedded store (made if absent), or an open ``FileStorage``, which
             stays open when the worker closes. Default for a standalone worker:
             ``$XDG_DATA_HOME/taskworker/<worker_id>``, that is ``~/.local/share/taskworker/<worker_id>``.
             A worker of a pool has no store of its own.
         volume: the directory of the volume for the pool's shards; the default is the same place.
-        zone: what fails together with this worker, such as a rack; the pool spreads shards over zones.
-        owner: whose machine this is; the pool spreads shards over owners before anything else.
-        capacity: bytes, the worker's weight among the others; default the size of the volume's disk.
-        host: what to listen on: ``127.0.0.1`` or another loopback address.
-        limits_max: what a function may ask for at most on this worker; docs/functions.md has the default.
+        zone: the failure domain of this worker, such as a rack; the pool spreads shards over zones.
+        owner: the owner of this machine; the pool spreads shards over owners before anything else.
+        capacity: bytes; the worker's weight relative to the others. Default: the size of the volume's disk.
+        host: the address to listen on: ``127.0.0.1`` or another loopback address.
+        limits_max: the highest limits that a function may ask for on this worker; docs/functions.md has the default.
 
     Raises:
-        InvalidArgument: a worker_id that is not such a name.
+        InvalidArgument: ``worker_id`` is not such a name.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class TaskWorker:
 
     @property
     def storage(self) -> WorkerStorage:
-        """The files: of the pool if there is one, else of the embedded store."""
+        """The file operations, on the pool if there is one, otherwise on the embedded store."""
         if self._pool is not None:
             return self._pool
         assert self._embedded is not None, "a worker without a pool has a store"
@@ -145,12 +145,12 @@ class TaskWorker:
     def function(self, name: str | None = None, **options: Any) -> Callable[[FunctionT], FunctionT]:
         """A decorator that offers a function to callers: ``@worker.function("name")``.
 
-        The function runs in a sandbox, a fresh one for each call, with what it refers to as it is when the
-        server starts. Inside, ``worker.storage`` has the files of the calling user, and ``worker.call``
-        calls other functions.
+        Each call of the function runs in a fresh sandbox. Everything the function refers to has the value that
+        it had when the server started. Inside, ``worker.storage`` has the files of the calling user, and
+        ``worker.call`` calls other functions.
 
         Args:
-            name: what callers call it; default its own name.
+            name: the name under which it is called; default: the function's own name.
             options: ``idempotent`` (True: may be run again if its worker is lost), ``cache_ttl`` (seconds
                 that a result may be given again for the same arguments), ``concurrency`` (calls at once),
                 ``queue`` (calls that may wait), ``limits`` (``taskworker.Limits``, or a
@@ -176,10 +176,10 @@ class TaskWorker:
             self._local.register([packed])
 
     def get_secret(self, name: str) -> str:
-        """Inside a function: a secret of the pool that is granted to it. Here it is there to be written in functions.
+        """A secret of the pool that the function is granted. It works only inside a function.
 
         Raises:
-            InvalidArgument: always, as this is outside of one.
+            InvalidArgument: always; inside a function, another object takes this one's place.
         """
         raise InvalidArgument(
             f"get_secret({name[:80]!r}) is for inside a function: secrets are given to calls of functions that they "
@@ -187,10 +187,10 @@ class TaskWorker:
         )
 
     def call_external_api(self, url: str, *_args: Any, **_options: Any) -> Any:
-        """Inside a function, calls an outside API (``taskworker.sandbox.inside.facade.FunctionWorker``).
+        """Call an outside API; works only inside a function (``taskworker.sandbox.inside.facade.FunctionWorker``).
 
         Raises:
-            InvalidArgument: this is no function of the pool's.
+            InvalidArgument: always; inside a function, another object takes this one's place.
         """
         raise InvalidArgument(
             "worker.call_external_api works inside a function while the pool runs it, where the pool's allow-list "
@@ -202,17 +202,17 @@ class TaskWorker:
     async def start_server(self, port: int = 50052) -> int:
         """Serve on ``port`` (0: any free one): functions; and the embedded store, or a volume for the pool it joins.
 
-        A pool that does not answer is waited for.
+        It waits for a pool that does not answer yet.
 
         Returns:
             The port bound; ``address`` has it with the host.
 
         Raises:
-            InvalidArgument: a host other machines can reach, or the server runs already.
+            InvalidArgument: other machines can reach the host, or the server is already running.
             StorageUnavailable: the port is taken.
             StoreLocked: another process has the store or volume open.
-            WorkerRefused: the pool does not take this worker; the text says why.
-            SandboxUnavailable: there are functions, and this machine cannot isolate them.
+            WorkerRefused: the pool refuses this worker; the text says why.
+            SandboxUnavailable: the program declares functions, and this machine cannot isolate them.
         """
         if self._server is not None or self._member is not None:
             raise InvalidArgument(f"the server of {self.worker_id} runs already on {self.address}; stop it first")
@@ -264,16 +264,16 @@ class TaskWorker:
         return bound
 
     async def wait_for_termination(self) -> None:
-        """Return when the server has been stopped, at once if none runs."""
+        """Wait until the server has stopped; return at once if none is running."""
         serving = self._server or self._member
         if serving is not None:
             await asyncio.to_thread(serving.wait)
 
     async def stop_server(self, grace_s: float = 5.0) -> None:
-        """Let calls under way end within ``grace_s`` seconds, stop the server and close the store or volume.
+        """Give running calls ``grace_s`` seconds to end, stop the server, and close the store or volume.
 
-        A worker leaves its pool; its shards stay with it for its return. Using ``storage`` afterwards
-        opens the store again; without a running server only that is done.
+        A worker leaves its pool and keeps its shards for when it comes back. Using ``storage`` afterwards
+        reopens the store. Without a running server, this only closes the store.
         """
         serving, self._server, self._member, self.address = self._server or self._member, None, None, None
         local, self._local, self._hosted = self._local, None, None
@@ -304,13 +304,13 @@ def _embedded_store(worker_id: str, store: str | os.PathLike[str] | FileStorage 
 
 
 def default_store(worker_id: str) -> Path:
-    """Where a worker keeps its store, or its volume, when no place is named."""
+    """The default directory of a worker's store or volume."""
     data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data_home) / "taskworker" / worker_id
 
 
 class _EmbeddedStorage:
-    """The store in this process, opened when first used."""
+    """The embedded store, opened on first use."""
 
     def __init__(self, store: str | os.PathLike[str] | FileStorage) -> None:
         self._source = store
@@ -319,7 +319,7 @@ class _EmbeddedStorage:
         self._files: FileService | None = None
 
     def open(self) -> FileStorage:
-        """The open store."""
+        """Return the store; open it if it is not open."""
         with self._lock:
             if self._store is None:
                 source = self._source
@@ -328,7 +328,7 @@ class _EmbeddedStorage:
             return self._store
 
     def close(self) -> None:
-        """Close the store if it was opened here."""
+        """Close the store, unless the program passed an open one."""
         with self._lock:
             store, self._store, self._files = self._store, None, None
             if store is not None and store is not self._source:
@@ -355,11 +355,11 @@ class _EmbeddedStorage:
 
 
 class _PoolStorage:
-    """The stub on a pool's address, raising the engine's errors; connects when first used."""
+    """The stub of a pool, raising the engine's errors; connects on first use."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        target_of(address)  # one that is wrong is refused here, not by the first call
+        target_of(address)  # so that a malformed address is refused here, not by the first call
         self._channel: grpc.aio.Channel | None = None
         self._home = HomeProcess(f"the connection to {address}")
 
@@ -382,7 +382,7 @@ class _PoolStorage:
 
     def _stub(self) -> FileServiceAsyncStub:
         if self._channel is None:
-            self._home = HomeProcess(f"the connection to {self._address}")  # it is made here and now
+            self._home = HomeProcess(f"the connection to {self._address}")  # the process that makes it
             self._channel = dial_async(self._address)
         self._home.check()
         return FileServiceStub(self._channel)

@@ -1,4 +1,4 @@
-"""A worker's part in a pool: its volume offered over gRPC, its lease kept alive."""
+"""A pool's worker: serves its volume to the pool, and keeps its lease alive."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
 _SILENT_S = 5.0
-_GIVE_UP_S = 600.0  # without its volume a worker is of no use; whoever supervises it may know what to do
+_GIVE_UP_S = 600.0  # a worker without its volume is useless; its supervisor may know what to do
 _TOLD_EVERY_S = 30.0
 
 
@@ -54,14 +54,14 @@ class VolumeWorker:
 
     Args:
         worker_id: its id in the pool.
-        pool_address: ``host:port`` or ``unix:path`` of the pool; several ``host:port`` separated by commas where it may
-            be found at any of them.
-        directory: of the volume, made if absent.
-        zone: what fails together with this worker.
-        owner: whose machine this is; the pool keeps what it can from being in one owner's hands.
-        capacity: its weight in the layout, in bytes; default the size of the disk.
-        scrub_bytes_per_s: how fast it reads and verifies all it holds, over and over; 0: not at all.
-        functions: what it runs for the pool beside that.
+        pool_address: ``host:port`` or ``unix:path`` of the pool, or several ``host:port``, separated by commas, where
+            it may be found.
+        directory: directory of the volume; created if absent.
+        zone: the failure domain of this worker.
+        owner: the owner of this machine; the pool spreads shards over as many owners as it can.
+        capacity: its weight in the layout, in bytes; default: the size of the disk.
+        scrub_bytes_per_s: rate of its scrub; 0: never scrub.
+        functions: the functions that it also runs for the pool.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class VolumeWorker:
         self._gave_up = ""
         self._lock: StoreLock | None = None
         self._server: Server | None = None
-        self._instance = ""  # under which it has joined
+        self._instance = ""  # the instance name under which it has joined
         self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
         self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
@@ -102,19 +102,19 @@ class VolumeWorker:
 
     @property
     def joined(self) -> bool:
-        """Whether the pool counts on this worker, as far as is known here."""
+        """Whether this worker is joined to the pool, as far as it knows."""
         return self._joined.is_set()
 
     def start(self, address: str) -> int:
-        """Open the volume, serve it on ``address`` and join the pool, which is waited for until :meth:`give_up`.
+        """Open the volume, serve it on ``address`` and join the pool; waits for the pool until :meth:`give_up`.
 
         Returns:
             The port bound; 0 for a socket file.
 
         Raises:
-            WorkerRefused: the pool does not take this worker; the text says why.
+            WorkerRefused: the pool refuses this worker; the text says why.
             StorageUnavailable: the address is taken, or no pool answered until :meth:`give_up`.
-            StoreLocked: another process offers this directory.
+            StoreLocked: another process uses this directory.
             FormatError: the directory is not a volume of this pool.
         """
         self._home.check()
@@ -144,14 +144,14 @@ class VolumeWorker:
         return port
 
     def give_up(self) -> None:
-        """End a :meth:`start` that waits for the pool."""
+        """Make a :meth:`start` that waits for the pool stop waiting."""
         self._stopping.set()
 
     def wait(self) -> None:
-        """Return when the worker has been stopped.
+        """Wait until the worker has stopped.
 
         Raises:
-            VolumeFailed: it ended by itself, since its volume could not be opened for too long.
+            VolumeFailed: the worker ended by itself because its volume could not be opened for too long.
         """
         if self._server is not None:
             self._server.wait()
@@ -163,9 +163,9 @@ class VolumeWorker:
             self._server.stop(0.0)
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Leave the pool, end the calls under way within ``grace_s`` seconds, and close the volume.
+        """Leave the pool, end running calls within ``grace_s`` seconds, and close the volume.
 
-        In a forked child this does nothing: the worker is the parent's.
+        Does nothing in a forked child: the worker belongs to the parent.
         """
         if not self._home.is_here:
             return
@@ -210,7 +210,7 @@ class VolumeWorker:
         return LocalVolume(path, identity)
 
     def _open_again(self, known: VolumeIdentity) -> LocalVolume:
-        """The same volume once more. Nothing is made where there is none: its disk may be missing for now."""
+        """Reopen the volume. If it is not there, do not create it: its disk may be missing for now."""
         path = self.directory / "volume"
         identity = read_identity(path)
         if identity is None:
@@ -222,7 +222,7 @@ class VolumeWorker:
     # -- the pool --------------------------------------------------------------------------------
 
     def _when_it_answers(self, call: Callable[[], ResponseT]) -> ResponseT:
-        """The outcome of a call to the pool, tried for as long as none answers and this worker is not stopped."""
+        """Repeat a call until the pool answers or this worker is stopped, and return its result."""
         told_at_s = -math.inf
         while True:
             try:
@@ -268,7 +268,7 @@ class VolumeWorker:
         log.info("joined pool %s as number %d", response.pool_id, response.slot)
 
     def _own_capacity(self) -> int:
-        """What the disk could hold, in whole GiB: a layout should not change with every file."""
+        """Size of the disk in whole GiB, so that the layout does not change with every file."""
         usage = shutil.disk_usage(self.directory)
         return max(1, usage.total >> 30) << 30
 
@@ -286,7 +286,7 @@ class VolumeWorker:
                 continue
             except StorageUnavailable as error:
                 silent_s += self._heartbeat_s
-                # A restart of the pool is nothing to worry about.
+                # Not worth a log line: the pool may just be restarting.
                 log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)
             except StorageError as error:
                 log.error("the pool does not take this worker: %s", error)
@@ -295,7 +295,7 @@ class VolumeWorker:
             pause_s = self._heartbeat_s
 
     def _tend(self) -> bool:
-        """See to the volume. A worker without its disk is no worker: the pool is to see it go."""
+        """Check the volume. If its disk is gone, leave the pool, so that the pool treats this worker as gone."""
         assert self._own is not None
         usable = self._own.tend()
         if not usable:
@@ -364,7 +364,7 @@ class VolumeWorker:
 
 
 def _volume_id(identity: VolumeIdentity) -> str:
-    """Names the volume without giving away its key."""
+    """An id of the volume that does not reveal its key."""
     return blake3(b"volume" + bytes.fromhex(identity.key)).hexdigest(16)
 
 
