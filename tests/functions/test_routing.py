@@ -1,4 +1,4 @@
-"""Routing: turns, choice of a worker, loss of workers, the cache. Workers here are threads that sleep."""
+"""Routing: turns, choice of a worker, loss of workers, the cache. Calls here take time on a clock that is set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ from taskworker.errors import (
     FunctionsUnavailable,
     ServerBusy,
 )
-from taskworker.functions.routing.latency import Latencies
 from taskworker.functions.routing.port import RoutedFunction, WorkerGone, WorkerUnable
 from taskworker.functions.routing.router import CallRouter
 from taskworker.functions.routing.statistics import CallFigures, CallStatistics, StatisticsByFunction
@@ -40,9 +40,11 @@ class Fleet:
     def __init__(self, **behaviours: Behaviour) -> None:
         self.behaviours = behaviours
         self.runs: Counter[str] = Counter()
+        self.asked: Callable[[], None] = lambda: None  # called whenever it is asked which workers there are
         self._lock = threading.Lock()
 
     def able(self, function: RoutedFunction) -> list[str]:
+        self.asked()
         return sorted(self.behaviours)
 
     def obstacles(self, function: RoutedFunction) -> dict[str, str]:
@@ -67,12 +69,59 @@ class Fleet:
         return self.behaviours[worker](call)
 
 
-def answers(text: str = "1", after_s: float = 0.0) -> Behaviour:
+class Clock:
+    """A clock that is set; or that moves on to the end of the shortest sleep, once all threads that use it sleep."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+        self._awake = 0
+        self._sleeping: list[float] = []  # when each sleep ends
+        self._changed = threading.Condition()
+
+    def __call__(self) -> float:
+        return self.s
+
+    def sleep(self, seconds: float) -> None:
+        with self._changed:
+            until = self.s + seconds
+            self._sleeping.append(until)
+            self._less_awake()
+            assert self._changed.wait_for(lambda: self.s >= until, 20)
+            self._sleeping.remove(until)
+            self._awake += 1
+
+    def in_threads(self, count: int, work: Callable[[], None]) -> None:
+        """Do work in so many threads at once."""
+
+        def working() -> None:
+            try:
+                work()
+            finally:
+                with self._changed:
+                    self._less_awake()
+
+        self._awake = count
+        with ThreadPoolExecutor(count) as threads:
+            for done in [threads.submit(working) for _ in range(count)]:
+                done.result()
+
+    def _less_awake(self) -> None:
+        self._awake -= 1
+        if not self._awake and self._sleeping:
+            self.s = max(self.s, min(self._sleeping))
+            self._changed.notify_all()
+
+
+def answers(text: str = "1", after: Callable[[], None] = lambda: None) -> Behaviour:
     def behave(call: Call) -> CallReport:
-        time.sleep(after_s)
+        after()
         return CallReport(result=text)
 
     return behave
+
+
+def takes(clock: Clock, seconds: float) -> Behaviour:
+    return answers(after=lambda: clock.sleep(seconds))
 
 
 def fails(error: Exception) -> Behaviour:
@@ -82,9 +131,19 @@ def fails(error: Exception) -> Behaviour:
     return behave
 
 
-def router(fleet: Fleet, **options: object) -> CallRouter:
+def router(fleet: Fleet, clock: Callable[[], float] = time.monotonic, **options: object) -> CallRouter:
     function = RoutedFunction("f", "v1", **options)  # type: ignore[arg-type]
-    return CallRouter({"f": function}.get, fleet)
+    return CallRouter({"f": function}.get, fleet, clock_s=clock)
+
+
+def call_often(routes: CallRouter, clock: Clock, callers: int, calls: int) -> None:
+    """Make so many calls, each caller one after another."""
+
+    def calling() -> None:
+        for _ in range(calls // callers):
+            routes.call(Call("f"), None)
+
+    clock.in_threads(callers, calling)
 
 
 def test_a_result_comes_back_and_a_failure_is_raised() -> None:
@@ -149,10 +208,10 @@ def test_a_stream_is_given_again_from_the_cache() -> None:
 
 
 def test_a_worker_five_times_slower_gets_little_of_the_load() -> None:
-    fleet = Fleet(a=answers(after_s=0.02), b=answers(after_s=0.02), slow=answers(after_s=0.1))
-    routes = router(fleet)
-    with ThreadPoolExecutor(3) as callers:
-        list(callers.map(lambda _: routes.call(Call("f"), None), range(300)))
+    clock = Clock()
+    fleet = Fleet(a=takes(clock, 0.02), b=takes(clock, 0.02), slow=takes(clock, 0.1))
+    routes = router(fleet, clock)
+    call_often(routes, clock, 3, 300)
     assert 0 < fleet.runs["slow"] <= 300 / 8
     assert routes.outstanding() == {}
 
@@ -165,10 +224,9 @@ def test_a_busy_worker_s_call_goes_to_another() -> None:
 
 def test_workers_that_come_are_waited_for() -> None:
     fleet = Fleet()
-    timer = threading.Timer(0.2, lambda: fleet.behaviours.update(late=answers("3")))
-    timer.start()
+    times = count(1)
+    fleet.asked = lambda: fleet.behaviours.update({"late": answers("3")} if next(times) == 3 else {})
     assert router(fleet).call(Call("f"), None) == "3"
-    timer.join()
 
 
 def test_the_deadline_bounds_the_wait_for_workers() -> None:
@@ -180,11 +238,17 @@ def test_the_deadline_bounds_the_wait_for_workers() -> None:
 
 def test_a_worker_that_cannot_run_a_call_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskworker.functions.routing.tried.WAIT_FOR_WORKERS_S", 0.5)
+    clock = Clock()
     fleet = Fleet(a=fails(WorkerUnable("it has no sandbox")), b=fails(WorkerGone("b", may_have_run=False)))
+
+    def pass_time() -> None:
+        clock.s += 0.05
+
+    fleet.asked = pass_time
     with pytest.raises(
         FunctionsUnavailable, match=r"a cannot run it: it has no sandbox; b was lost; blind has no eyes"
     ):
-        router(fleet).call(Call("f"), None)
+        router(fleet, clock).call(Call("f"), None)
     assert 2 <= fleet.runs["a"] <= 5  # ever more seldom
     assert router(Fleet(a=fails(WorkerUnable("no")), b=answers("2"))).call(Call("f"), None) == "2"
 
@@ -217,23 +281,19 @@ def test_a_cancelled_call_waits_for_no_worker() -> None:
     routes = router(fleet)
     with ThreadPoolExecutor(1) as callers:
         call = callers.submit(routes.call, Call("f"), None, running)
-        while not routes.figures("f").running:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").running > 0)
         running.cancel()
         with pytest.raises(CallAbandoned):  # without a worker, it would be FunctionsUnavailable
             call.result(30)
 
 
 def test_equal_workers_get_equal_shares_and_a_slow_one_little() -> None:
-    fleet = Fleet(a=answers(after_s=0.004), b=answers(after_s=0.004), c=answers(after_s=0.004))
-    routes = router(fleet)
-    with ThreadPoolExecutor(16) as callers:
-        list(callers.map(lambda _: routes.call(Call("f"), None), range(1200)))
+    clock = Clock()
+    fleet = Fleet(a=takes(clock, 0.004), b=takes(clock, 0.004), c=takes(clock, 0.004))
+    call_often(router(fleet, clock), clock, 16, 1200)
     assert max(fleet.runs.values()) <= 1.15 * min(fleet.runs.values())
-    fleet = Fleet(a=answers(after_s=0.02), b=answers(after_s=0.004), c=answers(after_s=0.004))
-    routes = router(fleet)
-    with ThreadPoolExecutor(16) as callers:
-        list(callers.map(lambda _: routes.call(Call("f"), None), range(1200)))
+    fleet = Fleet(a=takes(clock, 0.02), b=takes(clock, 0.004), c=takes(clock, 0.004))
+    call_often(router(fleet, clock), clock, 16, 1200)
     assert fleet.runs["a"] <= 1200 / 6
 
 
@@ -247,8 +307,7 @@ def test_so_many_run_so_many_wait_and_the_rest_are_refused() -> None:
     routes = router(Fleet(a=waits), concurrency=2, queue=3)
     with ThreadPoolExecutor(5) as callers:
         calls = [callers.submit(routes.call, Call("f"), None) for _ in range(5)]
-        while routes.figures("f").running + routes.figures("f").waiting < 5:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").running + routes.figures("f").waiting == 5)
         assert (routes.figures("f").running, routes.figures("f").waiting) == (2, 3)
         with pytest.raises(FunctionBusy, match="2 calls running and 3 waiting"):
             routes.call(Call("f"), None)
@@ -397,8 +456,7 @@ def test_whoever_waits_too_long_gives_its_turn_up() -> None:
     routes = router(Fleet(a=waits), concurrency=1, queue=5)
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(routes.call, Call("f"), None)
-        while not routes.figures("f").running:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").running > 0)
         with pytest.raises(DeadlineExceeded, match="turn did not come"):
             routes.call(Call("f"), 0.05)
         assert routes.figures("f").waiting == 0
@@ -418,18 +476,15 @@ def test_whoever_is_not_waited_for_any_more_gives_its_place_in_the_queue_up() ->
     routes, running = router(fleet, concurrency=1, queue=1), RunningCall()
     with ThreadPoolExecutor(3) as callers:
         first = callers.submit(routes.call, Call("f"), None)
-        while not routes.figures("f").running:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").running > 0)
         second = callers.submit(routes.call, Call("f"), None, running)
-        while not routes.figures("f").waiting:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").waiting > 0)
         running.cancel()
         with pytest.raises(CallAbandoned, match="before its turn came"):
             second.result(10)
         assert routes.figures("f").waiting == 0
         third = callers.submit(routes.call, Call("f"), None)
-        while not routes.figures("f").waiting:
-            time.sleep(0.005)
+        eventually(lambda: routes.figures("f").waiting > 0)
         release.set()
         assert (first.result(), third.result()) == ("1", "1")
     assert fleet.runs["a"] == 2
@@ -456,16 +511,18 @@ def test_calls_without_end_are_refused() -> None:
 
 
 def test_results_are_given_again_as_long_as_they_may() -> None:
-    count = iter(range(100))
-    fleet = Fleet(a=lambda call: CallReport(result=str(next(count))))
-    routes = router(fleet, cache_ttl_s=0.3)
+    results, clock = count(), Clock()
+    fleet = Fleet(a=lambda call: CallReport(result=str(next(results))))
+    routes = router(fleet, clock, cache_ttl_s=60.0)
     assert [routes.call(Call("f", ("1",), user_id="ann"), None) for _ in range(3)] == ["0", "0", "0"]
     assert routes.call(Call("f", ("2",), user_id="ann"), None) == "1"
     assert routes.call(Call("f", ("1",), user_id="bob"), None) == "2"  # never another user's
     assert routes.call(Call("f", ("1",), {"k": "1"}, user_id="ann"), None) == "3"
-    time.sleep(0.35)
+    clock.s += 59.0
+    assert routes.call(Call("f", ("1",), user_id="ann"), None) == "0"
+    clock.s += 1.0
     assert routes.call(Call("f", ("1",), user_id="ann"), None) == "4"
-    assert routes.figures("f").figures.cached == 2
+    assert routes.figures("f").figures.cached == 3
 
 
 def test_failures_are_not_kept() -> None:
@@ -511,24 +568,17 @@ def test_figures_are_of_the_latest_calls() -> None:
     assert (again.figures().calls, again.figures().errors, again.figures().p50_s) == (5001, 1, 2.0)
 
 
-@pytest.fixture
-def all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call takes as long: workers that answer at once differ by what the machine does beside them."""
-    took = Latencies.took
-    monkeypatch.setattr(Latencies, "took", lambda self, function, worker, _seconds: took(self, function, worker, 0.01))
-
-
-@pytest.mark.usefixtures("all_alike")
 def test_a_user_s_calls_go_where_the_user_s_process_is() -> None:
+    clock = Clock()  # which stands still: workers that answer at once are alike
     fleet = Fleet(a=answers(), b=answers(), c=answers())
-    routes = router(fleet, keeps=True)
+    routes = router(fleet, clock, keeps=True)
     for user in ("ann", "bob", "eve"):
         fleet.runs.clear()
         for _ in range(20):
             routes.call(Call("f", user_id=user), None)
         assert list(fleet.runs.values()) == [20]
     fleet.runs.clear()
-    apart = router(fleet)
+    apart = router(fleet, clock)
     for _ in range(60):
         apart.call(Call("f", user_id="ann"), None)
     assert len(fleet.runs) == 3
@@ -548,10 +598,8 @@ def test_a_user_s_calls_go_elsewhere_when_the_worker_of_the_process_is_busy_or_l
     fleet.behaviours[home] = waits
     with ThreadPoolExecutor(8) as callers:
         calls = [callers.submit(routes.call, Call("f", user_id="ann"), None) for _ in range(8)]
-        until = time.monotonic() + 30
-        while sum(call.done() for call in calls) < 2:  # of those at work elsewhere, which did not wait for home
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        # Of those at work elsewhere, which did not wait for home.
+        eventually(lambda: sum(call.done() for call in calls) >= 2)
         go_on.set()
     fleet.behaviours[home] = fails(WorkerGone(home, may_have_run=True))
     assert routes.call(Call("f", user_id="ann"), None) == "1"

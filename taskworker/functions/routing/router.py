@@ -64,6 +64,7 @@ class CallRouter:
         statistics: count the calls.
         shares: how much of it each user gets.
         places: how many calls may be under way.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class CallRouter:
         statistics: StatisticsByFunction | None = None,
         shares: UserShares | None = None,
         places: Places | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shares = shares or UserShares()
         self._places = places or pool_places(self._shares.weight_of)
@@ -82,9 +84,10 @@ class CallRouter:
         self._find = find
         self._workers = workers
         self._finished = finished
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
-        self._latencies = Latencies()
+        self._latencies = Latencies(clock_s)
         self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # where a user's last call of one ran
         self._limiters: WeakValueDictionary[str, ConcurrencyLimiter] = WeakValueDictionary()  # while there are calls
         self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
@@ -92,6 +95,7 @@ class CallRouter:
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
             ttu=lambda _key, cached, now: now + cached.ttl_s,
+            timer=clock_s,
             getsizeof=lambda cached: sum(map(item_bytes, cached.items)) + 512,
         )
 
@@ -180,12 +184,12 @@ class CallRouter:
 
     def _found(self, name: str, deadline: Until) -> RoutedFunction:
         """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
-        give_up = time.monotonic() + WAIT_FOR_WORKERS_S
+        give_up = self._clock_s() + WAIT_FOR_WORKERS_S
         while True:
             try:
                 function = self._find(name)
             except (DataLossError, InsufficientWorkers, StorageUnavailable):
-                if time.monotonic() > give_up:
+                if self._clock_s() > give_up:
                     raise
             else:
                 if function is None:
@@ -265,14 +269,14 @@ class CallRouter:
         given: Given | None = None,
     ) -> CallReport:
         statistics = self._statistics_of(function.name)
-        started = time.monotonic()
+        started = self._clock_s()
         failed = True
         try:
             report = self._run_somewhere(function, call, deadline, running, permit, statistics, given)
             failed = report.error is not None
             return report
         finally:
-            statistics.ended(time.monotonic() - started, failed=failed)
+            statistics.ended(self._clock_s() - started, failed=failed)
 
     def _run_somewhere(
         self,
@@ -284,7 +288,7 @@ class CallRouter:
         statistics: CallStatistics,
         given: Given | None,
     ) -> CallReport:
-        tried = Tried(deadline.left_s())
+        tried = Tried(deadline.left_s(), self._clock_s)
         while True:
             try:
                 with self._placed(function, call, tried, deadline, running, permit) as worker:
@@ -398,14 +402,14 @@ class CallRouter:
     @contextlib.contextmanager
     def _counted(self, function: RoutedFunction, user: str, worker: str) -> Iterator[Callable[[CallReport], None]]:
         """Count a call as under way at a worker; what is yielded is told what became of it."""
-        started = time.monotonic()
+        started = self._clock_s()
 
         def ended(report: CallReport) -> None:
             with self._lock:
                 if function.keeps:
                     self._homes[function.name, user] = worker
                 if report.error is None:  # one that fails at once is not quick
-                    self._latencies.took(function.name, worker, time.monotonic() - started)
+                    self._latencies.took(function.name, worker, self._clock_s() - started)
 
         with self._lock:
             self._outstanding[worker] += 1

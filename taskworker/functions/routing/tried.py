@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from taskworker.calls.labels import text_of
 
@@ -23,9 +23,11 @@ class Tried:
 
     Args:
         timeout_s: how long the call may take; None: for ever.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(self, timeout_s: float | None, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._wait_s = WAIT_FOR_WORKERS_S if timeout_s is None else min(WAIT_FOR_WORKERS_S, _OF_DEADLINE * timeout_s)
         self._skipped: set[str] = set()
         self._full: set[str] = set()
@@ -37,7 +39,7 @@ class Tried:
 
     def fresh(self, able: list[str]) -> list[str]:
         """Those of them that are to be tried in this round."""
-        now = time.monotonic()
+        now = self._clock_s()
         return [
             one for one in able if one not in self._skipped | self._full and self._again.get(one, (0.0, 0.0))[0] <= now
         ]
@@ -49,7 +51,7 @@ class Tried:
     def unable(self, worker: str, reason: str) -> None:
         """It cannot run the call, which it says itself."""
         pause_s = min(_AGAIN_S_MAX, 2 * self._again.get(worker, (0.0, _AGAIN_S / 2))[1])
-        self._again[worker] = time.monotonic() + pause_s, pause_s
+        self._again[worker] = self._clock_s() + pause_s, pause_s
         self._unable[worker] = reason
 
     def lost(self, worker: str, *, may_have_run: bool) -> None:
@@ -83,8 +85,8 @@ class Tried:
         if not self.in_vain:
             self._none_since = None
             return False
-        self._none_since = self._none_since or time.monotonic()
-        return time.monotonic() - self._none_since > self._wait_s
+        self._none_since = self._none_since or self._clock_s()
+        return self._clock_s() - self._none_since > self._wait_s
 
     def told(self, name: str, needs: Mapping[str, str], obstacles: Mapping[str, str]) -> str:
         """Why a function cannot be called, and what to do.
