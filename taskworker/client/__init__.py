@@ -1,6 +1,6 @@
-"""Clients of a TaskWorker server: what an embedded store offers, over gRPC.
+"""Clients of a TaskWorker server: the methods of an embedded store, over gRPC.
 
-Names are loaded when first used: one client is had without the others.
+Names are loaded when first used, so that importing one client does not load the others.
 """
 
 from __future__ import annotations

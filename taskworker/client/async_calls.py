@@ -1,4 +1,4 @@
-"""What AsyncClient does with calls of Client: they run in threads, and are cancelled with who awaits them."""
+"""Runs the calls of ``Client`` in threads for ``AsyncClient``, and cancels them with the awaiting coroutine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _THREADS = 32
 
 
 class AsyncCalls:
-    """A client whose calls run in threads; what derives from it says which.
+    """A client whose calls run in threads; subclasses define the calls.
 
     Args:
-        address: of the server.
-        timeout_s: of operations that name none of their own, in seconds; None: no limit.
+        address: address of the server.
+        timeout_s: seconds for operations that are given no timeout of their own; None: no limit.
     """
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
@@ -33,7 +33,7 @@ class AsyncCalls:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="client")
 
     async def close(self) -> None:
-        """End the connection and wait for calls under way, which fail."""
+        """Close the connection, and wait for running calls, which fail."""
         self._client.close()
         await asyncio.to_thread(self._threads.shutdown)
 
@@ -46,7 +46,7 @@ class AsyncCalls:
         await self.close()
 
     async def _run(self, operation: Callable[[], ResultT]) -> ResultT:
-        """``operation()`` in a thread; cancelling this cancels the calls it makes."""
+        """Run ``operation()`` in a thread; cancelling this coroutine cancels the calls it makes."""
         scope = CallScope()
         context = contextvars.copy_context()
         context.run(current_scope.set, scope)
@@ -57,11 +57,11 @@ class AsyncCalls:
             scope.cancel()
             await asyncio.wait((running,))
             if not running.cancelled():
-                running.exception()  # nobody wants to know what became of it; unasked, asyncio would log it
+                running.exception()  # retrieved so that asyncio does not log it
             raise
 
     async def _each(self, items: Iterator[ResultT]) -> AsyncGenerator[ResultT, None]:
-        """The items as they come, each step in a thread; what they come from is closed with this."""
+        """Yield items one by one, each fetched in a thread; closing this generator closes their source."""
         ended = object()
         try:
             while (item := await self._run(lambda: next(items, ended))) is not ended:
@@ -72,12 +72,12 @@ class AsyncCalls:
                 await self._run(close)
 
     def _readable(self, source: Pushable | AsyncIterable[BytesLike]) -> Pushable:
-        """A source for another thread."""
+        """Make a source readable from another thread."""
         return _iterated_here(source) if isinstance(source, AsyncIterable) else source
 
 
 def _iterated_here(source: AsyncIterable[BytesLike]) -> Iterator[BytesLike]:
-    """An iterator for another thread over what the running loop's ``source`` gives."""
+    """An iterator, for another thread, over an asynchronous ``source`` of the running event loop."""
     loop = asyncio.get_running_loop()
     pieces = aiter(source)
 

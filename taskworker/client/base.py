@@ -1,4 +1,4 @@
-"""What all calls of a client have in common."""
+"""The base of all calls of a client."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RETRIES = 3
 
 
 class ClientBase:
-    """A connection to a server, and what all of its calls need.
+    """A connection to a server, with what all calls on it share.
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
-        timeout_s: for calls that name none themselves; None: no limit.
+        timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
 
     Raises:
-        InvalidArgument: malformed address.
+        InvalidArgument: the address is malformed.
     """
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
@@ -40,7 +40,7 @@ class ClientBase:
         self._channel = Channel(address)
 
     def close(self) -> None:
-        """End the connection. Calls under way in other threads fail."""
+        """Close the connection. Running calls in other threads fail."""
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The calls of a server of files."""
+"""The gRPC calls of a file server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _read_get_message(raw: bytes) -> GetMessage:
 
 
 class Channel:
-    """A connection to a server of files, and its stubs; calls are done by the deadline of their operation."""
+    """A connection to a file server, and its stubs; each call must end by the deadline of its operation."""
 
     def __init__(self, address: str) -> None:
         self._connection = Connection(address)
@@ -51,11 +51,11 @@ class Channel:
         self._described: store_pb2.DescribeResponse | None = None
 
     def close(self) -> None:
-        """End the connection; calls under way are cancelled. Does nothing in a forked child."""
+        """Close the connection, and cancel running calls. Does nothing in a forked child."""
         self._connection.close()
 
     def describe(self, deadline: Deadline, scope: CallScope | None = None) -> store_pb2.DescribeResponse:
-        """What the server told of itself, asked once."""
+        """The server's description of itself, fetched once."""
         if self._described is None:
             self._described = self.unary(self.store.Describe, store_pb2.DescribeRequest(), deadline, scope)
         return self._described
@@ -67,25 +67,25 @@ class Channel:
         deadline: Deadline,
         scope: CallScope | None = None,
     ) -> ResponseT:
-        """One request, one response."""
+        """Make a call with one request and one response."""
         return self._connection.unary(method, request, deadline.remaining_s(), scope)
 
     def push(self, messages: OutgoingMessages[bytes], deadline: Deadline) -> store_pb2.PushStreamResponse:
-        """PushStream of messages in wire form."""
+        """Call PushStream with messages in wire form."""
         return send(self._connection, self._push, messages, deadline.remaining_s())
 
     def revise(
         self, messages: OutgoingMessages[store_pb2.RevisePart], deadline: Deadline
     ) -> store_pb2.ReviseStreamResponse:
-        """ReviseStream."""
+        """Call ReviseStream."""
         return send(self._connection, self.store.ReviseStream, messages, deadline.remaining_s())
 
     def get(self, request: store_pb2.GetStreamRequest, deadline: Deadline) -> IncomingMessages[GetMessage]:
-        """GetStream: data as views, anything else as messages."""
+        """Call GetStream; yields data as views, anything else as messages."""
         return self.receive(self._get, request, deadline)
 
     def receive(
         self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, deadline: Deadline
     ) -> IncomingMessages[ResponseT]:
-        """One request, many responses; close what is returned when done with it."""
+        """Make a call with one request and many responses; close the returned iterator when done with it."""
         return self._connection.receive(method, request, deadline.remaining_s())

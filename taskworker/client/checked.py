@@ -1,4 +1,4 @@
-"""Arguments of the client's methods, checked before anything is sent."""
+"""Checks arguments of the client's methods before anything is sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _target(value: Any) -> Any:
-    """A path, or a file to write bytes to."""
+    """Check that ``value`` is a path, or a file to write bytes to."""
     if isinstance(value, str | os.PathLike):
         return path(value)
     if isinstance(value, TextIOBase) or not callable(getattr(value, "write", None)):
@@ -88,20 +88,20 @@ def _as_json(value: object) -> str:
 
 
 def texts_of(args: Sequence[object], kwargs: Mapping[str, object] | None) -> tuple[list[str], dict[str, str]]:
-    """Arguments of a function, each as JSON.
+    """Convert the arguments of a function, each to JSON.
 
     Raises:
-        InvalidArgument: one has no JSON form; or ``args`` is a text, whose characters would be the arguments.
+        InvalidArgument: an argument has no JSON form, or ``args`` is a string, whose characters would be the arguments.
     """
     args = _args(args)
     return [_as_json(value) for value in args], {name: _as_json(value) for name, value in (kwargs or {}).items()}
 
 
 def check_texts(args: Sequence[str], kwargs: Mapping[str, str]) -> None:
-    """Refuse what is no text among a function's arguments.
+    """Check that all of a function's arguments are strings.
 
     Raises:
-        InvalidArgument: one is something else.
+        InvalidArgument: an argument is not a string.
     """
     for value in (*args, *kwargs.values()):
         text("an argument")(value)
@@ -110,7 +110,7 @@ def check_texts(args: Sequence[str], kwargs: Mapping[str, str]) -> None:
 def arguments_checked(
     method: Callable[Concatenate[ClientT, P], ResultT],
 ) -> Callable[Concatenate[ClientT, P], ResultT]:
-    """Check arguments as the engine does; what no message can hold raises InvalidArgument, too."""
+    """Check arguments as the engine does; values that no message can hold raise InvalidArgument as well."""
     checked_method = checked(method, _RULES)
 
     @wraps(method)

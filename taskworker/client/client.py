@@ -1,4 +1,4 @@
-"""Client: a store on a server, with the methods and errors of an embedded one."""
+"""``Client``: a store on a server, with the methods and errors of an embedded store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Client(FileCalls, RevisionCalls, FunctionCalls, MaintenanceCalls):
 
     Errors are those of ``storage``, and ``StorageUnavailable``, ``ServerBusy``, ``DeadlineExceeded``
     and ``ServerFault`` of ``taskworker.errors``, which belong to the same family. While a server is
-    unavailable, reads are tried again a few times, and so are pushes as long as that cannot store
-    anything twice; everything else fails at once. Every method takes ``timeout_s``, the seconds all of
-    it may take, retries included.
+    unavailable, the client retries reads a few times, and pushes as well unless a retry could store
+    something twice; all other calls fail at once. Every method takes ``timeout_s``, the seconds that the
+    whole operation may take, retries included.
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
-        timeout_s: for calls that name none themselves; None: no limit.
+        timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
 
     Raises:
-        InvalidArgument: malformed address.
+        InvalidArgument: the address is malformed.
     """

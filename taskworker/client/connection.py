@@ -1,6 +1,6 @@
-"""One connection to a server: calls with a time limit, which other threads can cancel, and errors of the engine.
+"""One connection to a server: its calls have time limits, can be cancelled by other threads, and raise engine errors.
 
-It loads no contract of a service: who asks a pool for its state has to load no more than that.
+It imports no generated code of a service, so that a program which only asks a pool for its state loads little else.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _CLOSE_S_MAX = 5.0
 
 
 class Connection:
-    """Calls of a server, raising the engine's errors. Thread-safe; connects when first used; a context manager.
+    """Makes calls to a server, raising the engine's errors. Thread-safe; connects on first use; a context manager.
 
     Args:
-        address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
+        address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several addresses separated by commas.
 
     Raises:
-        InvalidArgument: not such an address.
+        InvalidArgument: the address is malformed.
     """
 
     def __init__(self, address: str) -> None:
@@ -42,10 +42,10 @@ class Connection:
         self.channel = dial(address)
 
     def close(self) -> None:
-        """End the connection; calls under way are cancelled. Does nothing in a forked child."""
+        """Close the connection, and cancel running calls. Does nothing in a forked child."""
         if not self.home.is_here:
             return
-        # gRPC waits for its own threads, for ever if a signal's exception left one of its locks held.
+        # gRPC waits for its own threads here, and for ever if a signal's exception left one of its locks held.
         closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
         closing.start()
         closing.join(_CLOSE_S_MAX)
@@ -65,7 +65,7 @@ class Connection:
         timeout_s: float | None,
         scope: CallScope | None = None,
     ) -> ResponseT:
-        """One request, one response, within so many seconds."""
+        """Make a call with one request and one response, within ``timeout_s`` seconds."""
         self.home.check()
         scope = scope or current_scope.get()
         with self.errors_decoded():
@@ -78,14 +78,14 @@ class Connection:
     def receive(
         self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, timeout_s: float | None
     ) -> IncomingMessages[ResponseT]:
-        """One request, many responses; close what is returned when done with it."""
+        """Make a call with one request and many responses; close the returned iterator when done with it."""
         self.home.check()
         with self.errors_decoded():
             return IncomingMessages(method(request, timeout=timeout_s), self)
 
     @contextmanager
     def errors_decoded(self) -> Iterator[None]:
-        """Raise the engine's errors instead of gRPC's."""
+        """Within this context, raise the engine's errors instead of gRPC's."""
         try:
             with status.errors_decoded(self.address):
                 yield
@@ -98,7 +98,7 @@ class Connection:
 
 
 class _Responses(Protocol[ResponseT_co]):
-    """A call whose responses are iterated over."""
+    """A call whose responses can be iterated over."""
 
     def __next__(self) -> ResponseT_co: ...
 
@@ -106,7 +106,7 @@ class _Responses(Protocol[ResponseT_co]):
 
 
 class IncomingMessages(Generic[ResponseT]):
-    """The responses of one call; an iterator and a context manager that cancels what is left."""
+    """The responses of one call; an iterator, and a context manager that cancels the rest of the call."""
 
     def __init__(self, call: _Responses[ResponseT], connection: Connection) -> None:
         self._call = call
@@ -118,7 +118,7 @@ class IncomingMessages(Generic[ResponseT]):
 
     def __next__(self) -> ResponseT:
         self._connection.home.check()
-        scope = current_scope.get() or self._scope  # of this step, and not of the first
+        scope = current_scope.get() or self._scope  # the scope of this step, which may differ from that of the first
         with self._connection.errors_decoded(), scope.holding(self._call):
             return next(self._call)
 

@@ -1,4 +1,4 @@
-"""Deadlines of whole operations, and trying again within them."""
+"""Deadlines of whole operations, and retries within them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ResultT = TypeVar("ResultT")
 _BACKOFF_S = 0.2
 
 _ENDLESS_S = 100 * 365 * 86400
-"""As good as no limit: gRPC counts nanoseconds since 1970 in 63 bits, and what is beyond them has passed at once."""
+"""Longer limits count as none: gRPC counts nanoseconds since 1970 in 63 bits, and takes later times as passed."""
 
 
 class Deadline:
-    """A point in time by which a whole operation, all its calls and retries, must be done."""
+    """A point in time by which a whole operation must be done, with all its calls and retries."""
 
     __slots__ = ("_at", "_limit_s")
 
@@ -27,10 +27,10 @@ class Deadline:
         self._at = None if limit_s is None or limit_s >= _ENDLESS_S else time.monotonic() + limit_s
 
     def remaining_s(self) -> float | None:
-        """Seconds left, None without a limit.
+        """Seconds left; None: no limit.
 
         Raises:
-            DeadlineExceeded: none are left.
+            DeadlineExceeded: no time is left.
         """
         if self._at is None:
             return None
@@ -40,14 +40,14 @@ class Deadline:
         return left
 
     def back_off(self, attempt: int) -> None:
-        """Sleep before try number ``attempt`` (1, 2, …), longer each time, not past the deadline."""
+        """Sleep before retry number ``attempt`` (1, 2, …), longer each time, but not past the deadline."""
         pause = _BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
         left = self.remaining_s()
         time.sleep(pause if left is None else min(pause, left))
 
 
 def retried(operation: Callable[[], ResultT], deadline: Deadline, retries: int) -> ResultT:
-    """``operation()``, tried again while the server is unavailable; only for what may be done twice."""
+    """Run ``operation()``, and retry it while the server is unavailable; only for operations that may run twice."""
     attempt = 0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Deploying a function from a directory: packed, tried by the pool, packed anew with what it was found to lack."""
+"""Deploys a function from a directory: packs it, has the pool import it, and repacks it with modules it lacked."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from taskworker.functions.packing.modules import pack_module
 
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _TRIES = 20
-"""Each brings one more module of the directory, whose name the source does not show."""
+"""Each attempt adds one more module of the directory, whose name the source does not show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a function's code is.
+    """The location of a function's code.
 
     Attributes:
-        directory: of the module.
-        include: names, directories or patterns of further files there.
-        requirements: a file that names packages.
+        directory: directory of the module.
+        include: names, directories or patterns of further files in it.
+        requirements: path of a requirements file.
     """
 
     directory: Path
@@ -39,22 +39,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A function as it was deployed, or, after a dry run, as it would be.
+    """The result of a deployment, or of a dry run.
 
     Attributes:
         function: its name.
-        version_id: the newest version; empty after a dry run.
-        changed: False if that was the newest already.
-        size: of the bundle in bytes.
+        version_id: id of the newest version; empty after a dry run.
+        changed: False if this version was already the newest.
+        size: bytes of the bundle.
         files: sizes of its files, by path in the bundle.
-        packages: all packages in it, with the files and bytes that each has.
-        requirements: the packages in it that are the same for all platforms, ``name==version``.
+        packages: all packages in it, with the number and bytes of their files.
+        requirements: packages in it that are the same on all platforms, ``name==version``.
         imported_by: workers that imported it before it went live.
-        not_imported: why no worker has; of a function's first version alone.
+        not_imported: why no worker has imported it; only for a function's first version.
         able: workers that can run it now.
-        unable: those that cannot, and why.
-        platforms: for which it has packages, and those that are of this platform alone; empty: it runs on any.
-        config: what ``worker.config`` gives.
+        unable: workers that cannot, and why.
+        platforms: platforms that it has packages for, and the packages of each platform alone; empty: it runs on any.
+        config: the contents of ``worker.config``.
     """
 
     function: str
@@ -84,8 +84,8 @@ def deploy(
     """Pack a function and make it the newest version, once a worker has imported it.
 
     Raises:
-        InvalidArgument: it cannot be packed.
-        FunctionBroken: it cannot be imported, or has no such entry; what was deployed before stays.
+        InvalidArgument: the function cannot be packed.
+        FunctionBroken: it cannot be imported, or has no such entry; the version deployed before stays live.
         FunctionsUnavailable: no worker could import it, and there is an earlier version.
     """
     directory, modules = CodeDirectory(source.directory), set[str]()
@@ -122,7 +122,7 @@ def _how_to_bring(module: str, source: Source) -> str:
 
 
 def _platforms(client: FunctionClient, spec: FunctionSpec) -> list[Platform]:
-    """Those of the workers that are to run it."""
+    """Platforms of the workers that may run the function."""
     hosts = [host for host in client.hosts() if host.hosts_deployed and host.platform]
     return to_cover([Platform.of(host.platform) for host in hosts if meets(host.labels, spec.needs)])
 

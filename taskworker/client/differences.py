@@ -1,4 +1,4 @@
-"""Differences found, sent and applied on this side of the wire, so that only changed chunks travel."""
+"""Finds, sends and applies differences on the client's side, so that only changed chunks are sent."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import patch_to_proto, profile_to_proto, version_from_proto
 from taskworker.rpc.limits import CHUNK_IDS_MAX, KIB, MIB
 
-# A patch takes about 45 bytes besides its data: so many make a message of a usual size.
+# A patch takes about 45 bytes besides its data: this many patches make a message of the usual size.
 _PATCHES_PER_MESSAGE = 16 * KIB
 _DATA_PER_MESSAGE = MIB
 
-# As many changed chunks as hold this many bytes are asked about in one go.
+# Bytes of changed chunks that are asked about in one call.
 _ASK_BYTES = 16 * MIB
 
 
 def changed_places(value: Any) -> list[tuple[int, int]]:
-    """The places known to have changed, in a list.
+    """A list of the places known to have changed.
 
     Raises:
-        InvalidArgument: they are none.
+        InvalidArgument: they are not pairs of offset and length.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise InvalidArgument(f"changed must be a list of (offset, length), not {type(value).__name__}")
@@ -50,15 +50,15 @@ def _changed_place(place: Any) -> tuple[int, int]:
 
 
 class RemoteDiff(LocalDiff):
-    """What takes a version on the server to local content.
+    """The difference between a version on the server and local content.
 
     Args:
-        channel: the way to the server.
-        base: the version to start from.
+        channel: the connection to the server.
+        base: the version to compare with.
         content: the local content.
         changed: the only places that may differ; None: compare everything.
-        deadline: for the calls needed.
-        progress: called with (bytes compared, bytes in all).
+        deadline: for the calls that are made.
+        progress: called with (bytes compared, total bytes).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RemoteDiff(LocalDiff):
         self._deadline = deadline
 
     def patches(self) -> Iterator[Patch]:
-        """The changed chunks in order, with the data the server lacks."""
+        """The changed chunks in order, with data for those that the server lacks."""
         batch: list[Patch] = []
         batch_max = max(1, min(CHUNK_IDS_MAX, _ASK_BYTES // self._base.chunk_size))
         for patch in self.names():
@@ -88,7 +88,7 @@ class RemoteDiff(LocalDiff):
         yield from self._with_data(batch)
 
     def _with_data(self, batch: Sequence[Patch]) -> Iterator[Patch]:
-        # Asking whether a single chunk is there costs about what sending it does.
+        # For a single chunk, asking whether the server has it costs about as much as sending it.
         missing = [True] * len(batch) if len(batch) < 2 else self._missing([patch.chunk_id for patch in batch])
         sent: set[bytes] = set()
         for patch, must_send in zip(batch, missing, strict=True):
@@ -120,7 +120,7 @@ class RemoteDiff(LocalDiff):
 
 @dataclass(frozen=True, slots=True)
 class RevisionOptions:
-    """What goes with a diff; the meanings are those of ``FileStorage.revise``."""
+    """Options that are sent with a diff; see ``FileStorage.revise`` for their meanings."""
 
     file_id: str
     user_id: str
@@ -132,7 +132,7 @@ class RevisionOptions:
         """The first message of the stream.
 
         Raises:
-            InvalidArgument: sizes that no file can have.
+            InvalidArgument: no file can have these sizes.
         """
         if not (0 <= new_size < 1 << 64 and 0 <= chunk_size < 1 << 64):
             raise InvalidArgument(f"a diff with new size {new_size} and chunk size {chunk_size} is not possible")
@@ -164,14 +164,14 @@ def revision_messages(header: store_pb2.ReviseHeader, patches: Iterable[Patch]) 
 
 
 FetchRange = Callable[[int, int], Iterable[memoryview]]
-"""(offset, length) → the bytes of that range of the version a diff leads to."""
+"""(offset, length) → the bytes of that range, in the version that the diff results in."""
 
 
 def pieces_of(diff: ManifestDiff, fetch: FetchRange) -> Iterator[tuple[int, BytesLike]]:
-    """(offset, bytes) of every changed chunk, checked against its id; those that the diff only names are fetched.
+    """(offset, bytes) of every changed chunk, verified against its id. Fetches chunks that the diff has no data for.
 
     Raises:
-        InvalidArgument: the diff does not hold what it says.
+        InvalidArgument: the data of the diff does not match its chunk ids.
     """
     for patch in diff.patches:
         start = patch.index * diff.chunk_size
@@ -183,5 +183,5 @@ def pieces_of(diff: ManifestDiff, fetch: FetchRange) -> Iterator[tuple[int, Byte
 
 
 def version_of(response: store_pb2.ReviseStreamResponse) -> Version:
-    """The version a revision made."""
+    """The version that a revision created."""
     return replace(version_from_proto(response.version), unchanged=response.unchanged)

@@ -1,4 +1,4 @@
-"""The operator's side of outside APIs: who may call what, and who did, as plain data."""
+"""The operator's client for egress: which functions may call which hosts, and the log of their requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskworker.protos.egress_pb2_grpc import EgressServiceStub
 
 @dataclass(frozen=True, slots=True)
 class EgressRule:
-    """Hosts that a function may call; ``private``: on loopback and in private networks, too."""
+    """Hosts that a function may call; ``private``: also on loopback and in private networks."""
 
     function: str
     rule: str
@@ -21,7 +21,7 @@ class EgressRule:
 
 @dataclass(frozen=True, slots=True)
 class EgressRecord:
-    """One request to one host; sizes of bodies in bytes, ``status`` 0 without an answer.
+    """One request to one host; sizes of bodies in bytes, ``status`` 0 without a response.
 
     ``outcome`` is ``ok``, ``cache``, or the kind of error.
     """
@@ -41,10 +41,10 @@ class EgressRecord:
 class EgressClient(OperatorClient):
     """The egress of a pool. Thread-safe; a context manager.
 
-    Errors are of the engine's family: ``InvalidArgument``, ``StorageUnavailable``.
+    Raises errors of the engine's family: ``InvalidArgument``, ``StorageUnavailable``.
 
     Args:
-        address: of the pool.
+        address: address of the pool.
     """
 
     def __init__(self, address: str) -> None:
@@ -55,29 +55,29 @@ class EgressClient(OperatorClient):
         """Let a function call a host.
 
         Args:
-            function: its name; it need not be deployed yet.
+            function: name of the function; it need not be deployed yet.
             rule: ``[http://|https://][*.]host[:port][/prefix]``.
-            private: the host may be on loopback or in a private network.
+            private: whether the host may be on loopback or in a private network.
 
         Returns:
-            The rule as it was understood, and whether anything changed.
+            The normalized rule, and whether anything changed.
         """
         request = egress_pb2.AllowRequest(function_name=function, rule=rule, private=private)
         answer = self._call(self._stub.Allow, request)
         return _rule(answer.rule), answer.changed
 
     def deny(self, function: str, rule: str = "") -> list[EgressRule]:
-        """Take a rule back, by default all of a function's; those taken back."""
+        """Remove a rule of a function, by default all of its rules; returns the removed rules."""
         request = egress_pb2.DenyRequest(function_name=function, rule=rule)
         return [_rule(one) for one in self._call(self._stub.Deny, request).rules]
 
     def rules(self, function: str = "") -> list[EgressRule]:
-        """All rules, or one function's."""
+        """All rules, or those of one function."""
         request = egress_pb2.ListRulesRequest(function_name=function)
         return [_rule(one) for one in self._call(self._stub.ListRules, request).rules]
 
     def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
-        """The requests that are kept, then, if asked to follow, those that come, without end."""
+        """Yield the logged requests; with ``follow``, go on without end with new ones."""
         request = egress_pb2.AuditLogRequest(function_name=function, follow=follow)
         for one in self._stream(self._stub.AuditLog, request):
             yield EgressRecord(

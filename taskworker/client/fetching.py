@@ -1,4 +1,4 @@
-"""Reading through GetStream: ranges, taken up again where a connection broke, into memory or files."""
+"""Reads ranges through GetStream, into memory or files, and resumes where a connection broke."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskworker.rpc.limits import KIB, MIB
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A range of a version: ``version_id`` None for the head, ``length`` None for up to the end."""
+    """A range of a version; ``version_id`` None: the head; ``length`` None: up to the end."""
 
     file_id: str
     user_id: str
@@ -32,9 +32,9 @@ class Wanted:
 
 
 class Fetch:
-    """The bytes of one range as views, in order; a context manager that cancels what is left.
+    """The bytes of one range as views, in order; a context manager that cancels the rest.
 
-    The version is known once this is made. If the connection breaks, the rest is asked for again, of
+    The version is known once the object exists. If the connection breaks, it requests the rest again, of
     the same version.
     """
 
@@ -129,12 +129,12 @@ _AHEAD_BYTES_MAX = 64 * MIB
 
 
 class _RemoteStream(io.RawIOBase):
-    """A version on a server, unbuffered but for what was fetched ahead.
+    """A version on a server, unbuffered except for data that was fetched ahead.
 
-    What is fetched ahead grows while reads follow one another, and starts small again after a seek.
+    The amount fetched ahead grows with sequential reads, and starts small again after a seek.
 
     Attributes:
-        version: the version read, whatever happens to the file meanwhile.
+        version: the version that is read, even if the file gets newer ones meanwhile.
     """
 
     def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
@@ -175,7 +175,7 @@ class _RemoteStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; past the end is allowed and reads nothing.
+        """Move the position; it may be past the end, where reads return nothing.
 
         Raises:
             ValueError: see :func:`~storage.limits.sought`.
@@ -184,7 +184,7 @@ class _RemoteStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]  # typeshed's is any buffer
-        """Fill ``buffer`` from the position on; the number of bytes read, 0 at the end.
+        """Fill ``buffer`` from the position on, and return the number of bytes read, 0 at the end.
 
         Raises:
             StorageError: as for ``Client.get``.
@@ -202,7 +202,7 @@ class _RemoteStream(io.RawIOBase):
         return done
 
     def close(self) -> None:
-        """End a fetch under way."""
+        """End a running fetch."""
         self._drop()
         super().close()
 
@@ -212,7 +212,7 @@ class _RemoteStream(io.RawIOBase):
         self._position += count
 
     def _have_position(self, wanted: int) -> None:
-        """Have at least one byte at the position in ``_rest``."""
+        """Fetch, so that ``_rest`` has at least one byte at the position."""
         skip = self._position - self._rest_at
         if self._rest and 0 <= skip < len(self._rest):
             self._rest, self._rest_at = self._rest[skip:], self._position
@@ -247,9 +247,9 @@ _BUFFER_BYTES = 64 * KIB
 
 
 class RemoteFile(io.BufferedReader):
-    """A version on a server as a seekable binary stream. Not for use by several threads at once.
+    """A version on a server as a seekable binary stream. Not thread-safe.
 
-    It does all that a file opened by ``open(path, "rb")`` does: ``peek``, lines, ``io.TextIOWrapper`` around it.
+    It supports what a file opened with ``open(path, "rb")`` does: ``peek``, lines, wrapping in ``io.TextIOWrapper``.
     """
 
     def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
@@ -259,7 +259,7 @@ class RemoteFile(io.BufferedReader):
 
     @property
     def version(self) -> Version:
-        """The version read, whatever happens to the file meanwhile."""
+        """The version that is read, even if the file gets newer ones meanwhile."""
         return self._stream.version
 
     @property
@@ -268,5 +268,5 @@ class RemoteFile(io.BufferedReader):
         return self._stream.size
 
     def readall(self) -> bytes:
-        """Everything from the position to the end, in memory."""
+        """Read everything from the position to the end into memory."""
         return self.read()

@@ -1,4 +1,4 @@
-"""Whole files: pushing, fetching, finding and deleting them."""
+"""The calls on whole files: pushing, fetching, finding and deleting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class FileCalls(ClientBase):
-    """What a client does with files as a whole."""
+    """The client's methods on whole files."""
 
     @arguments_checked
     def push(
@@ -49,27 +49,27 @@ class FileCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
-        """Store content under (user, filename): of any size, in bounded memory.
+        """Store content of any size under a user's filename, in bounded memory.
 
-        Content that can be read again (bytes, regular files) is not sent as far as the server has it
-        from this user already, as after an interrupted push.
+        Of content that can be read twice (bytes, regular files), chunks that the server already has from this
+        user are not sent, for example after an interrupted push.
 
         Args:
-            source: bytes, a path, a binary file (from its position on), or an iterable of bytes.
+            source: bytes, a path, a binary file (read from its position), or an iterable of bytes.
             user_id: the owner.
-            filename: the name to store it under; may be left out for a path, whose last part it then is.
-            profile: erasure profile; default the store's.
-            chunk_size: bytes; default the store's.
-            time_ms: the author's clock, ms since 1970; default the server's.
+            filename: the name to store it under; default for a path: its last component.
+            profile: erasure profile; default: the store's.
+            chunk_size: bytes; default: the store's.
+            time_ms: the author's time, ms since 1970; default: the server's clock.
             note: up to 4,096 bytes.
-            sha256: hex digest of the whole content, checked before it becomes visible.
-            progress: called with (bytes done, bytes in all or 0), from another thread.
-            timeout_s: seconds.
+            sha256: hex digest of the whole content, checked before the version becomes visible.
+            progress: called with (bytes done, total bytes or 0), from another thread.
+            timeout_s: seconds for the whole push.
 
         Raises:
             InvalidArgument: an argument is malformed or out of bounds.
             StoreFull: a disk or quota is full; nothing was stored.
-            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            InsufficientWorkers: too few volumes or workers are available to store it safely.
             OSError: ``source`` cannot be read.
         """
         options = PushOptions(
@@ -103,14 +103,14 @@ class FileCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
-        """Bytes of a version in memory; use :meth:`download` or :meth:`open` for large ones.
+        """Read a version into memory; use :meth:`download` or :meth:`open` for large ones.
 
         Args:
             file_id: the file.
             user_id: its owner.
             version_id: default the head.
             offset: first byte wanted.
-            length: bytes wanted; default up to the end, where more are cut off.
+            length: bytes wanted; default: up to the end; a range beyond the end is cut.
             progress: called with (bytes done, bytes in all).
             timeout_s: seconds.
 
@@ -143,11 +143,11 @@ class FileCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
-        """Write a version's bytes to a file, in bounded memory.
+        """Write a version to a file, in bounded memory.
 
         Args:
             file_id: the file.
-            target: a writable binary file; or a path, which then has all or nothing of it.
+            target: a writable binary file, or a path, which is replaced as a whole or not at all.
             user_id: its owner.
             version_id: default the head.
             offset: first byte wanted.
@@ -170,7 +170,7 @@ class FileCalls(ClientBase):
     def open(
         self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
     ) -> RemoteFile:
-        """A version as a seekable binary file; ``timeout_s`` is for each fetch it makes.
+        """Open a version as a seekable binary file; ``timeout_s`` limits each fetch.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
@@ -187,7 +187,7 @@ class FileCalls(ClientBase):
     def stat(
         self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
     ) -> Version:
-        """A version by its file's id, the head by default.
+        """A version of a file, by default its head.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
@@ -197,13 +197,13 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
-        """The head of the file of that name, None if there is none."""
+        """The head of the file with this name; None if there is none."""
         request = store_pb2.StatRequest(user_id=user_id, filename=filename)
         try:
             message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
         except FileNotFound:
             return None
-        return convert.version_from_proto(message) if message.file_id else None  # as servers before 0.1 said it
+        return convert.version_from_proto(message) if message.file_id else None  # servers before 0.1 answered so
 
     @arguments_checked
     def history(
@@ -215,7 +215,7 @@ class FileCalls(ClientBase):
         before: str | None = None,
         timeout_s: float | None = None,
     ) -> list[Version]:
-        """Versions of a file, newest first: at most ``limit``, after version ``before``.
+        """Versions of a file, newest first: at most ``limit``, starting after version ``before``.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
@@ -244,7 +244,7 @@ class FileCalls(ClientBase):
         limit: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Version]:
-        """Heads of a user's files ordered by name: at most ``limit``, named ``prefix…``, after name ``after``."""
+        """Heads of a user's files, by name: at most ``limit``, whose names start with ``prefix``, after ``after``."""
         deadline = self._deadline(timeout_s)
         files: list[Version] = []
         while limit is None or len(files) < limit:
@@ -257,7 +257,7 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def iter_files(self, *, user_id: str, prefix: str = "", timeout_s: float | None = None) -> Iterator[Version]:
-        """As :meth:`list_files`, page by page, however many there are; ``timeout_s`` is for each page."""
+        """Like :meth:`list_files`, but for any number of files, page by page; ``timeout_s`` limits each page."""
         after: str | None = None
         while after != "":
             page = self._files_page(user_id, prefix, after, 0, self._deadline(timeout_s))
@@ -266,7 +266,7 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
-        """End a file's chain; ``collect`` frees its space.
+        """Delete a file with all its versions; ``collect`` frees its space.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
@@ -276,13 +276,13 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
-        """End many files at once; a few hundred together take hardly longer than one.
+        """Delete many files at once; deleting a few hundred together takes hardly longer than one.
 
-        Up to 1,000 of them are deleted together: all, or none if one is not there. Of more, some may be deleted when
-        an error is raised.
+        Up to 1,000 files are deleted together: all, or none if one does not exist. Of more files, some may already be
+        deleted when an error is raised.
 
         Raises:
-            FileNotFound: no such file, or another user's; names it.
+            FileNotFound: a file does not exist, or is another user's; the text names it.
         """
         deadline = self._deadline(timeout_s)
         for start in range(0, len(file_ids), DELETE_MAX):
@@ -303,5 +303,5 @@ def _own_name(source: Pushable) -> str:
 
 
 def _page(limit: int | None, have: int) -> int:
-    """How many more to ask for at once; 0 leaves it to the server."""
+    """How many entries to ask for in the next call; 0: the server decides."""
     return 0 if limit is None else min(limit - have, PAGE_MAX)

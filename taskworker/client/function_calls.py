@@ -1,4 +1,4 @@
-"""Functions: calling, deploying and watching them; and names."""
+"""The calls on functions (calling, deploying, watching), and name resolution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FunctionCalls(ClientBase):
-    """What a client does with functions, and with names."""
+    """The client's methods on functions, and name resolution."""
 
     @arguments_checked
     def call(
@@ -33,23 +33,23 @@ class FunctionCalls(ClientBase):
         user_id: str,
         timeout_s: float | None = None,
     ) -> Any:
-        """Call a function by its name; what it returns, as JSON has it.
+        """Call a function by name, and return its result as a JSON value.
 
         Args:
-            function: its name.
-            args: values that JSON can hold.
-            kwargs: likewise, by parameter.
-            user_id: on whose behalf it runs.
-            timeout_s: after that many seconds the call is ended wherever it runs.
+            function: name of the function.
+            args: positional arguments; JSON values.
+            kwargs: keyword arguments; JSON values.
+            user_id: the user on whose behalf it runs.
+            timeout_s: seconds after which the call is ended, wherever it runs.
 
         Raises:
             FunctionNotFound: there is no such function.
             FunctionFailed: it raised an exception; the text has its type, its message and its own frames.
-            FunctionLimitExceeded: the call used more than it may.
-            FunctionBusy: as many calls run and wait as are allowed; try again later.
+            FunctionLimitExceeded: the call exceeded a limit.
+            FunctionBusy: as many calls are running and waiting as are allowed; try again later.
             DeadlineExceeded: the time is up.
             InvalidArgument: an argument does not fit its parameter.
-            StorageError: one of the other errors of ``taskworker.errors``.
+            StorageError: another error of ``taskworker.errors``.
         """
         texts, named = texts_of(args, kwargs)
         return value_of(self.call_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
@@ -64,7 +64,7 @@ class FunctionCalls(ClientBase):
         user_id: str,
         timeout_s: float | None = None,
     ) -> str:
-        """As :meth:`call`, with arguments as texts (JSON values, or bare words), and the result as JSON."""
+        """Like :meth:`call`, with arguments as texts (JSON values, or bare words), and the result as JSON text."""
         check_texts(args, kwargs)
         request = taskworker_pb2.FunctionCallRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         return self._channel.unary(self._channel.rpc.CallFunction, request, self._deadline(timeout_s)).result
@@ -79,7 +79,7 @@ class FunctionCalls(ClientBase):
         user_id: str,
         timeout_s: float | None = None,
     ) -> Generator[Any, None, None]:
-        """Call a function that is a generator: each item as it comes. Of any other function, its result as one item.
+        """Call a generator function, and yield its items as they arrive; any other function yields its result.
 
         Leaving the iteration early ends the call.
 
@@ -91,7 +91,8 @@ class FunctionCalls(ClientBase):
             timeout_s: after that many seconds the call is ended wherever it runs.
 
         Raises:
-            CallUncertain: its worker was lost after it gave some items; and what :meth:`call` raises.
+            CallUncertain: the worker was lost after some items had arrived.
+            StorageError: other errors as for :meth:`call`.
         """
         texts, named = texts_of(args, kwargs)
         return _values_of(self.stream_texts(function, texts, named, user_id=user_id, timeout_s=timeout_s))
@@ -106,7 +107,7 @@ class FunctionCalls(ClientBase):
         user_id: str,
         timeout_s: float | None = None,
     ) -> Generator[str, None, None]:
-        """As :meth:`stream`, with arguments as texts (JSON values, or bare words), and items as JSON."""
+        """Like :meth:`stream`, with arguments as texts (JSON values, or bare words), and items as JSON text."""
         check_texts(args, kwargs)
         request = functions_pb2.StreamFunctionRequest(function_name=function, args=args, kwargs=kwargs, user_id=user_id)
         items = self._channel.receive(self._channel.streams.StreamFunction, request, self._deadline(timeout_s))
@@ -127,20 +128,20 @@ class FunctionCalls(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> Deployment:
-        """Put a function into the pool as the newest version of ``name``, as ``taskworker deploy`` does.
+        """Deploy a function to the pool as the newest version of ``name``, like ``taskworker deploy``.
 
-        A worker imports it first: what fails then does not go live.
+        A worker imports it first; a version that fails to import does not go live.
 
         Args:
-            name: what callers call it.
+            name: the name that callers use.
             entry: ``module:function``.
-            user_id: who deploys it.
-            directory: where the module is; what it imports from there travels along.
-            include: further files of that directory: names, directories, or patterns.
-            requirements: a requirements file.
-            dry_run: only say what would travel, and have it imported.
-            timeout_s: how long to wait for the pool to take the bundle; not for packages.
-            options: as of ``TaskWorker.function``, and ``needs``: labels that a worker must have to run it.
+            user_id: the user who deploys it.
+            directory: the module's directory; the modules that it imports from there are packed as well.
+            include: further files of that directory to pack: names, directories, or patterns.
+            requirements: path of a requirements file.
+            dry_run: import it on a worker and report what would be packed, but do not deploy it.
+            timeout_s: seconds that the pool may take; getting packages is not counted.
+            options: options of ``TaskWorker.function``, and ``needs``: labels that a worker must have to run it.
 
         Raises:
             InvalidArgument: it cannot be packed, or an option is unknown or out of bounds.
@@ -162,7 +163,7 @@ class FunctionCalls(ClientBase):
 
     @arguments_checked
     def functions(self, *, timeout_s: float | None = None) -> list[FunctionStatus]:
-        """The pool's functions and how their calls do, by name, as ``taskworker functions`` lists them."""
+        """The pool's functions by name, with statistics of their calls, as listed by ``taskworker functions``."""
         from taskworker.client.functions import FunctionClient
 
         with FunctionClient(self.address) as client:
@@ -172,14 +173,14 @@ class FunctionCalls(ClientBase):
     def logs(
         self, function: str = "", *, call_id: str = "", since_ms: int = 0, tail: int | None = None, follow: bool = False
     ) -> Generator[LogLine, None, None]:
-        """What the calls of a function printed and logged, and the errors they ended with, as ``taskworker logs``.
+        """Lines that calls of a function printed and logged, and the errors they ended with, like ``taskworker logs``.
 
         Args:
-            function: its name; may be left out with ``call_id``.
-            call_id: only of calls whose id begins so, and of those they led to.
-            since_ms: only lines that are not older, in ms since 1970.
-            tail: only the last so many of those kept.
-            follow: whether to go on with those that come, without end.
+            function: name of the function; may be left out if ``call_id`` is given.
+            call_id: only lines of calls whose id starts with this, and of their nested calls.
+            since_ms: only lines from this time on, ms since 1970.
+            tail: only this many of the last lines.
+            follow: whether to go on without end with new lines.
 
         Raises:
             InvalidArgument: neither a function nor a call is given.
@@ -188,19 +189,19 @@ class FunctionCalls(ClientBase):
 
     @arguments_checked
     def resolve(self, name: str, type: str = "A", *, timeout_s: float | None = None) -> list[str]:  # noqa: A002
-        """Resolve a name by the pool: one of its own, as ``worker_001.worker.hive``, or any other.
+        """Resolve a name through the pool: a name of its own zone, such as ``worker_001.worker.hive``, or any other.
 
         Args:
-            name: the name; for PTR an address will do.
+            name: the name; for PTR, an address is accepted.
             type: A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.
-            timeout_s: how long to wait.
+            timeout_s: seconds to wait.
 
         Returns:
-            The records as texts, at least one; names in them have no dot at their end.
+            The records as texts, at least one; names in them have no trailing dot.
 
         Raises:
-            NameNotFound: it does not exist, or has no such records.
-            PermissionDenied: it is blocked, or is an outside name that means a private address.
+            NameNotFound: the name does not exist, or has no such records.
+            PermissionDenied: the name is blocked, or it is an outside name that resolves to a private address.
             NameServersUnavailable: no name server answers.
         """
         request = taskworker_pb2.DNSRequest(domain=name, request_type=type)
@@ -215,7 +216,7 @@ def _values_of(items: Generator[str, None, None]) -> Generator[Any, None, None]:
 
 
 def value_of(result: str) -> Any:
-    """What a function gave, from JSON.
+    """Decode the JSON result of a function.
 
     Raises:
         FunctionFailed: Python cannot read it; the text says why.
@@ -224,7 +225,7 @@ def value_of(result: str) -> Any:
         return json.loads(result)
     except RecursionError:
         fault = "it is nested too deeply"
-    except ValueError:  # the pool has seen that it is JSON
+    except ValueError:  # the pool has checked that it is JSON
         fault = "it holds a number of too many digits; let the function return it as a text"
     raise FunctionFailed(f"the result cannot be read by Python: {fault}")
 

@@ -1,4 +1,4 @@
-"""The operator's side of functions: deploying them, and seeing how they do, as plain data."""
+"""The operator's client for functions: deploying them, and watching their calls."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from taskworker.rpc.limits import TAIL_MAX
 
 DEPLOY_TIMEOUT_S = 300.0
 _TURN_S = 60.0
-"""How long a deployment waits for its turn."""
+"""Seconds that a deployment waits while the pool is busy with others."""
 _PAUSES_MAX = 5
 _SENT_WHOLE_BYTES_MAX = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A deployment.
+    """The result of a deployment.
 
     Attributes:
         function: its name.
-        version_id: the newest one; empty after a dry run.
-        changed: False if that version was the newest already.
-        imported_by: workers that imported it before.
-        not_imported: why no worker has; of a function's first version, or one that was deployed before.
+        version_id: id of the newest version; empty after a dry run.
+        changed: False if this version was already the newest.
+        imported_by: workers that imported it before it went live.
+        not_imported: why no worker has imported it; only for a function's first version, or one deployed before.
         able: workers that can run it now.
-        unable: those that cannot, and why.
+        unable: workers that cannot, and why.
     """
 
     function: str
@@ -48,7 +48,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class WarmProcesses:
-    """A function's processes on a worker; memory as proportional set size in bytes."""
+    """A function's warm processes on a worker; memory is the proportional set size in bytes."""
 
     worker_id: str
     processes: int
@@ -57,9 +57,9 @@ class WarmProcesses:
 
 @dataclass(frozen=True, slots=True)
 class FunctionStatus:
-    """A function and how its calls do; ``rate`` in calls a second over the last minute.
+    """A function, with statistics of its calls; ``rate`` in calls per second over the last minute.
 
-    ``version_id`` is empty for a function of workers' own programs.
+    ``version_id`` is empty for a function that workers' own programs declare.
     """
 
     function: str
@@ -85,7 +85,7 @@ class FunctionStatus:
 
 @dataclass(frozen=True, slots=True)
 class FunctionVersion:
-    """A version of a deployed function; size of its bundle in bytes."""
+    """A version of a deployed function; ``size`` is that of its bundle in bytes."""
 
     version_id: str
     deployed_ms: int
@@ -95,7 +95,7 @@ class FunctionVersion:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line that a call printed or logged, or, in the stream ``event``, how it ended."""
+    """A line that a call printed or logged; in the stream ``event``, how the call ended."""
 
     time_ms: int
     call_id: str
@@ -108,8 +108,8 @@ class LogLine:
 class FunctionHost:
     """A worker that runs functions.
 
-    ``functions`` are those of its own program, ``running`` its calls under way, ``platform`` as
-    ``3.12-x86_64-glibc2.36``, empty if unknown.
+    ``functions`` are those that its own program declares; ``running`` counts its running calls; ``platform`` is a
+    tag such as ``3.12-x86_64-glibc2.36``, empty if unknown.
     """
 
     worker_id: str
@@ -125,10 +125,10 @@ class FunctionHost:
 class FunctionClient(OperatorClient):
     """The functions of a pool. Thread-safe; a context manager.
 
-    Errors are of the engine's family: ``FunctionNotFound``, ``InvalidArgument``, ``StorageUnavailable``.
+    Raises errors of the engine's family: ``FunctionNotFound``, ``InvalidArgument``, ``StorageUnavailable``.
 
     Args:
-        address: of the pool.
+        address: address of the pool.
     """
 
     def __init__(self, address: str) -> None:
@@ -141,16 +141,17 @@ class FunctionClient(OperatorClient):
         """Make a bundle the newest version of its function, once a worker has imported it.
 
         Args:
-            bundle: the function.
-            user_id: who deploys it.
-            dry_run: only have it imported.
-            timeout_s: how long to wait.
+            bundle: the function's bundle.
+            user_id: the user who deploys it.
+            dry_run: import it on a worker, but do not deploy it.
+            timeout_s: seconds to wait.
 
         Raises:
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and there is an earlier version.
-            FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
-            ServerBusy: for a minute, so many others were being deployed that this one had no turn.
+            FormatError: it is not a bundle.
+            InvalidArgument: its document asks for something out of bounds.
+            ServerBusy: the pool was busy with other deployments for a minute.
         """
         deadline = Deadline(timeout_s)
         request = functions_pb2.DeployRequest(user_id=user_id, dry_run=dry_run)
@@ -169,7 +170,7 @@ class FunctionClient(OperatorClient):
             deadline.back_off(attempt)
 
     def _pushed(self, bundle: bytes, timeout_s: float | None) -> tuple[str, str]:
-        """A bundle too large for a message, as a file: chunks that the pool has are not sent."""
+        """Push a bundle that is too large for a message as a file; chunks that the pool has are not sent."""
         from taskworker.client.client import Client
 
         with Client(self.address, timeout_s=timeout_s) as files:
@@ -177,12 +178,12 @@ class FunctionClient(OperatorClient):
         return version.file_id, version.version_id
 
     def undeploy(self, function: str) -> None:
-        """End a deployed function and its versions."""
+        """Remove a deployed function and its versions."""
         request = functions_pb2.UndeployRequest(function_name=function)
         self._call(self._stub.Undeploy, request)
 
     def roll_back(self, function: str, version_id: str = "", *, user_id: str) -> Deployed:
-        """Make an earlier version the newest again: by default the one before it."""
+        """Make an earlier version the newest again, by default the previous one."""
         request = functions_pb2.RollbackRequest(function_name=function, version_id=version_id, user_id=user_id)
         return _deployed(self._call(self._stub.Rollback, request))
 
@@ -219,14 +220,14 @@ class FunctionClient(OperatorClient):
     def logs(
         self, function: str = "", *, follow: bool = False, since_ms: int = 0, tail: int | None = None, call_id: str = ""
     ) -> Iterator[LogLine]:
-        """The lines that are kept, then, if asked to follow, those that come, without end.
+        """Yield the kept lines; with ``follow``, go on without end with new ones.
 
         Args:
-            function: whose; empty: of all functions, with ``call_id``.
-            follow: whether to go on.
-            since_ms: only lines that are not older, in ms since 1970.
-            tail: only the last so many of those kept.
-            call_id: only of calls whose id begins so.
+            function: name of the function; empty: all functions, if ``call_id`` is given.
+            follow: whether to go on with new lines.
+            since_ms: only lines from this time on, ms since 1970.
+            tail: only this many of the last lines.
+            call_id: only lines of calls whose id starts with this.
 
         Raises:
             InvalidArgument: neither a function nor a call is given, or a number is out of range.

@@ -1,4 +1,4 @@
-"""Local files that are whole or not there: written beside their place, then renamed into it."""
+"""Atomic writes of local files: a file is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that takes ``path``'s place when the block ends well, and vanishes when it does not.
+    """A temporary file to write, which replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Links are followed, the mode of a file already there is kept, and what is no regular file (a device,
-    a pipe) is written directly. ``durable`` makes it survive a power cut once the block has ended.
+    Follows links, keeps the mode of an existing file, and writes directly to anything that is not a regular
+    file (a device, a pipe). With ``durable``, the file survives a power cut once the block has ended.
     """
     target = path.resolve()
     if target.exists() and not target.is_file():
@@ -38,7 +38,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk is the disk of this file
+            error.filename = str(path)  # name the target, not the temporary file
         raise
     if durable:
         sync_directory(target.parent)
@@ -53,7 +53,7 @@ def _mode_for(target: Path) -> int:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable."""
+    """Make the directory's entries durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -62,7 +62,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_all(file: BinaryIO, data: BytesLike) -> None:
-    """Write all of ``data``: raw files may take less than they are given, files of other makes may not tell."""
+    """Write all of ``data``: raw files may write only a part, and other file objects may not report how much."""
     view = memoryview(data)
     while view:
         written = cast("int | None", file.write(view))
@@ -70,10 +70,10 @@ def write_all(file: BinaryIO, data: BytesLike) -> None:
 
 
 def copy_into(source: Path, file: BinaryIO) -> None:
-    """Copy all of ``source`` into an empty file, shared rather than copied where the file system can."""
+    """Copy all of ``source`` into an empty file; share its blocks if the file system supports that."""
     with source.open("rb", buffering=0) as original:
         remaining = os.fstat(original.fileno()).st_size
-        with contextlib.suppress(OSError):  # not on every file system, nor across two
+        with contextlib.suppress(OSError):  # unsupported by some file systems, and between two of them
             while remaining:
                 copied = os.copy_file_range(original.fileno(), file.fileno(), remaining)
                 if copied == 0:
@@ -83,13 +83,13 @@ def copy_into(source: Path, file: BinaryIO) -> None:
 
 
 def copy_stream(source: BinaryIO, file: BinaryIO) -> None:
-    """Copy the rest of ``source``."""
+    """Copy the rest of ``source`` into ``file``."""
     while piece := source.read(1 << 20):
         write_all(file, piece)
 
 
 class LocalFile:
-    """A local file that is to be brought up to date, as it looks when this is made."""
+    """A local file that will be updated, and its state when this object was made."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -97,7 +97,7 @@ class LocalFile:
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[BinaryIO]:
-        """A file that takes this one's place when the block ends well, durably.
+        """A temporary file that durably replaces this one if the block succeeds.
 
         Raises:
             ConflictError: somebody wrote to the file meanwhile; it is left as it is.
@@ -105,7 +105,7 @@ class LocalFile:
         with replacing(self._path, durable=True) as file:
             yield file
             if _identity(self._path) != self._seen:
-                from storage.errors import ConflictError  # commands that need none do not load it
+                from storage.errors import ConflictError  # late: most commands do not need it
 
                 raise ConflictError(
                     f"{self._path} was written to while it was brought up to date, and left as it is; "
@@ -114,7 +114,7 @@ class LocalFile:
                 )
 
     def patch(self, size: int, pieces: Iterable[tuple[int, BytesLike]]) -> None:
-        """Replace the file by a copy of ``size`` bytes with ``pieces``, (offset, bytes), in their places.
+        """Replace the file with a copy of ``size`` bytes that has ``pieces``, (offset, bytes), written over it.
 
         Raises:
             ConflictError: somebody wrote to the file meanwhile; it is left as it is.

@@ -1,4 +1,4 @@
-"""Maintenance: long operations of a store, started from afar."""
+"""The maintenance calls: long operations of a store on the server."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ EventT = TypeVar("EventT", bound=_Event)
 
 
 class MaintenanceCalls(ClientBase):
-    """What a client has a store do with all it holds."""
+    """The client's methods for maintenance of the whole store."""
 
     @arguments_checked
     def stats(self, *, timeout_s: float | None = None) -> StoreStats:
-        """The store at a glance."""
+        """Statistics of the store."""
         response = self._channel.unary(self._channel.store.Stats, store_pb2.StatsRequest(), self._deadline(timeout_s))
         return convert.stats_from_proto(response)
 
     @arguments_checked
     def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
-        """Verify all shards; ``progress`` gets (bytes done, bytes in all). Leaving early stops it."""
+        """Verify all shards; ``progress`` gets (bytes done, total bytes). Leaving early stops the scrub."""
         event = self._maintenance(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
         return convert.scrub_from_proto(event.report)
 
     @arguments_checked
     def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
-        """Re-make missing and rotten shards; ``progress`` gets (objects done, objects in all)."""
+        """Rebuild missing and corrupt shards; ``progress`` gets (objects done, total objects)."""
         event = self._maintenance(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
         return convert.repair_from_proto(event.report)
 
@@ -62,14 +62,14 @@ class MaintenanceCalls(ClientBase):
     def collect(
         self, *, progress: Progress | None = None, grace_s: float | None = None, timeout_s: float | None = None
     ) -> CollectReport:
-        """Drop what no version reaches and is older than ``grace_s`` seconds (default a day)."""
+        """Delete objects that no version reaches and that are older than ``grace_s`` seconds (default: a day)."""
         request = store_pb2.CollectRequest(grace_s=grace_s)
         event = self._maintenance(self._channel.store.Collect, request, progress, timeout_s)
         return convert.collect_from_proto(event.report)
 
     @arguments_checked
     def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
-        """Make the catalog again from the volumes."""
+        """Rebuild the catalog from the volumes."""
         event = self._maintenance(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
         return convert.rebuild_from_proto(event.report)
 

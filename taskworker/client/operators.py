@@ -1,4 +1,4 @@
-"""What the operators' clients of a pool have in common."""
+"""The base of the operators' clients of a pool."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ResponseT = TypeVar("ResponseT")
 
 
 class OperatorClient(Connection):
-    """A connection to a pool; a context manager. What derives from it makes its stub on :attr:`channel`.
+    """A connection to a pool; a context manager. Subclasses make their stubs on :attr:`channel`.
 
     Args:
-        address: of the pool.
+        address: address of the pool.
 
     Attributes:
-        timeout_s: of a call, in seconds.
+        timeout_s: seconds that each call may take.
     """
 
     timeout_s: ClassVar[float] = 60.0
@@ -29,6 +29,6 @@ class OperatorClient(Connection):
         return self.unary(method, request, self.timeout_s)
 
     def _stream(self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message) -> Iterator[ResponseT]:
-        """The responses as they come; the call is cancelled when nobody wants more of them."""
+        """Yield the responses as they arrive; closing this generator cancels the call."""
         with self.receive(method, request, None) as responses:
             yield from responses

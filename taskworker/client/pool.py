@@ -1,4 +1,4 @@
-"""The operator's side of a node pool: status, layout, drain, as plain data."""
+"""The operator's client of a node pool: status, layout, drain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskworker.rpc import status
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker as the pool sees it; sizes in bytes, ``share`` 0…1 of all shards, ``seen_ms`` of its last heartbeat."""
+    """A worker; sizes in bytes, ``share`` 0…1 of all shards, ``seen_ms`` the time of its last heartbeat."""
 
     worker_id: str
     slot: int
@@ -38,7 +38,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class EventStatus:
-    """Something that happened in the pool."""
+    """An event in the pool."""
 
     time_ms: int
     kind: str
@@ -47,7 +47,7 @@ class EventStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A pool at a glance."""
+    """The status of a pool."""
 
     pool_id: str
     health: str
@@ -67,7 +67,7 @@ class PoolStatus:
 
     @property
     def is_mending(self) -> bool:
-        """Whether shards are being made or moved, or wait for that."""
+        """Whether shards are being rebuilt or moved, or are waiting for it."""
         return any(work.state != "idle" for work in self.work if work.name in ("repair", "rebalance"))
 
 
@@ -84,7 +84,7 @@ class LayoutShare:
 
 @dataclass(frozen=True, slots=True)
 class LayoutStatus:
-    """A layout; ``former`` counts earlier ones whose shards have not all moved yet."""
+    """A layout; ``former`` counts earlier layouts whose shards have not all been moved yet."""
 
     version: int
     width: int
@@ -97,7 +97,7 @@ class LayoutStatus:
 
 @dataclass(frozen=True, slots=True)
 class LayoutPreview:
-    """What a change of members would do; ``moved`` is 0…1 of all shards, ``bytes_moved`` about as many bytes."""
+    """The effect of a change of members; ``moved`` is 0…1 of all shards, ``bytes_moved`` an estimate in bytes."""
 
     before: LayoutStatus | None
     after: LayoutStatus
@@ -106,13 +106,13 @@ class LayoutPreview:
 
 
 class PoolClient(OperatorClient):
-    """Asks a node pool; thread-safe. Close it, or use it as a context manager.
+    """Queries and manages a node pool. Thread-safe; close it, or use it as a context manager.
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:path``.
 
     Raises:
-        InvalidArgument: not such an address.
+        InvalidArgument: the address is malformed.
     """
 
     timeout_s = 10.0
@@ -122,10 +122,10 @@ class PoolClient(OperatorClient):
         self._stub = PoolServiceStub(self.channel)
 
     def status(self) -> PoolStatus | None:
-        """The pool at a glance; None if the server is a standalone store, not a pool.
+        """The status of the pool; None if the server is a standalone store, not a pool.
 
         Raises:
-            StorageUnavailable: nobody answers there.
+            StorageUnavailable: no server answers.
         """
         self.home.check()
         with self.errors_decoded():
@@ -142,10 +142,10 @@ class PoolClient(OperatorClient):
         return _layout_status(self._call(self._stub.GetLayout, request))
 
     def preview(self, add: Sequence[LayoutShare], remove: Sequence[str]) -> LayoutPreview:
-        """What a change of members would move; changes nothing.
+        """What a change of members would move, without making the change.
 
         Raises:
-            InvalidArgument: a worker to remove is not there, or nobody would be left.
+            InvalidArgument: a worker to remove is not a member, or no worker would be left.
         """
         members = [
             pool_pb2.LayoutMember(worker_id=one.worker_id, zone=one.zone, capacity=one.capacity, owner=one.owner)
@@ -157,19 +157,19 @@ class PoolClient(OperatorClient):
         return LayoutPreview(before, _layout_status(answer.after), answer.moved, answer.bytes)
 
     def drain(self, worker_id: str, *, cancel: bool = False) -> float:
-        """Have a worker's shards moved off it (or take it back into the layout); the share of all that moves.
+        """Move a worker's shards off it, or with ``cancel`` take it back into the layout; returns the share that moves.
 
         Raises:
-            InvalidArgument: no such worker, the only one, or one of which this cannot be said.
+            InvalidArgument: there is no such worker, it is the only one, or its state does not allow this.
         """
         request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
         return self._call(self._stub.Drain, request).moved
 
     def forget(self, worker_id: str) -> None:
-        """Drop a worker that is gone for good from the members.
+        """Remove a worker that is gone for good from the members.
 
         Raises:
-            InvalidArgument: no such worker, it is running, or it is the only one with a part in the layout.
+            InvalidArgument: there is no such worker, it is running, or no other worker is in the layout.
         """
         request = pool_pb2.ForgetRequest(worker_id=worker_id)
         self._call(self._stub.Forget, request)

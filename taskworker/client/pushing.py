@@ -1,4 +1,4 @@
-"""Pushing through PushStream: a small file in one message, a large one without what the server has."""
+"""Pushes through PushStream: a small file in one message, a large one without chunks that the server has."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
 _TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in one message
 
-# Asking costs hashing and a round trip, which pays only if something is there. So a push asks about
-# little at first, about more while the answers spare it sending, and no more once they do not.
+# Asking which chunks the server has costs hashing and a round trip, which pays off only if it has some. So a push
+# first asks about a few, then about more as long as the answers save sending, and stops asking once they do not.
 _PROBE_CHUNKS_MIN = 8
 _PROBE_CHUNKS_MAX = min(1024, CHUNK_IDS_MAX)
 _PROBE_GROWTH = 4
@@ -41,7 +41,7 @@ def push(
     retries: int,
     progress: Progress | None = None,
 ) -> Version:
-    """Push ``source``, taking an interrupted push up again where that cannot store it twice."""
+    """Push ``source``; retry an interrupted push if that cannot store it twice."""
     attempt = 0
     while True:
         messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
@@ -57,14 +57,14 @@ def push(
 
 def _may_repeat(source: Source, error: StorageError, *, committed: bool) -> bool:
     if not isinstance(source, SeekableSource):
-        return False  # what was read of it is gone
-    # A server that turned the call away did nothing. One that vanished after the commit was sent may
-    # have carried it out; repeating it could undo what another client pushed since.
+        return False  # the part that was read cannot be read again
+    # A server that refused the call did nothing. A server that vanished after the commit message was sent may
+    # have committed; a repeated push could then undo what another client pushed since.
     return isinstance(error, ServerBusy) or not committed
 
 
 class _Push:
-    """The messages of one try."""
+    """The messages of one attempt."""
 
     def __init__(
         self, channel: Channel, source: Source, options: PushOptions, deadline: Deadline, progress: Progress | None
@@ -76,7 +76,7 @@ class _Push:
         self._progress = progress
         self._total = source.size if isinstance(source, SeekableSource) else 0
         self._done = 0
-        # The messages are made in gRPC's thread, which does not know whom the call belongs to.
+        # gRPC's thread makes the messages, where ``current_scope`` is not set.
         self._scope: CallScope | None = current_scope.get()
 
     def messages(self) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ class _Push:
         yield self._last(store_pb2.PushPart(), size=self._done)
 
     def _known_chunks(self, source: SeekableSource) -> Iterator[bytes]:
-        """Messages for the chunks up to the first run of them that the server wholly lacks."""
+        """Messages for the chunks up to the first batch of which the server has none."""
         chunk_size = self._options.chunk_size or self._channel.describe(self._deadline, self._scope).chunk_size
         batch = _PROBE_CHUNKS_MIN
         while (count := min(batch, (source.size - self._done) // chunk_size)) > 0:

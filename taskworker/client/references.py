@@ -1,4 +1,4 @@
-"""How people and functions point at a file: by its id, or else by its name. One order, everywhere."""
+"""References to files by id or name, with one order of precedence everywhere."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _FILE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def may_be_id(reference: str) -> bool:
-    """Whether this has the form of a file's id."""
+    """Whether ``reference`` has the form of a file id."""
     return _FILE_ID.fullmatch(reference) is not None
 
 
 def by_id_or_name(
     reference: str, *, stat: Callable[[str], Version], find: Callable[[str], Version | None]
 ) -> Version | None:
-    """The head of the file with this id, or else with this name; None if there is neither.
+    """The head of the file with this id, otherwise of the file with this name; None if there is neither.
 
-    Ids come first, since nobody can choose one: a file that was named like the id of another does not hide it.
+    Ids take precedence, since nobody can choose one: a file named like another's id does not hide that file.
 
     Args:
         reference: an id or a name.
-        stat: gives the head of the file with an id, or raises FileNotFound.
-        find: gives the head of the file with a name.
+        stat: returns the head of the file with an id, or raises FileNotFound.
+        find: returns the head of the file with a name.
     """
     if may_be_id(reference):
         try:
             return stat(reference)
         except FileNotFound:
-            pass  # then it is a name
+            pass  # try it as a name
     return find(reference)

@@ -1,4 +1,4 @@
-"""Revisions: only what changed travels."""
+"""The calls that change files, which send only what changed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ReadableAnywhere = BytesLike | str | os.PathLike[str] | BinaryIO
 
 @dataclass(frozen=True, slots=True)
 class Synchronized:
-    """What Synchronous answered: the head, and the diff that takes the caller's copy there, if any."""
+    """The answer of Synchronous: the head, and the diff from the caller's copy to it, if they differ."""
 
     version_id: str
     diff: ManifestDiff | None
@@ -50,10 +50,10 @@ class Synchronized:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """How a local file and the head came into step, and the version both are now.
+    """How a local file and the head were synchronized, and the version that both now have.
 
-    ``outcome``: ``"equal"`` nothing was to be done; ``"pulled"`` the file was brought up to the head;
-    ``"pushed"`` the file's changes became the new head.
+    ``outcome``: ``"equal"``: nothing had changed; ``"pulled"``: the file was updated to the head;
+    ``"pushed"``: the file's changes became the new head.
     """
 
     outcome: Literal["equal", "pulled", "pushed"]
@@ -61,7 +61,7 @@ class SyncResult:
 
 
 class RevisionCalls(ClientBase):
-    """What a client does with changes of files."""
+    """The client's methods for changing files."""
 
     @arguments_checked
     def diff(
@@ -75,9 +75,9 @@ class RevisionCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> ManifestDiff:
-        """What takes a version (default the head) to local content, with the data the server lacks.
+        """The diff from a version, by default the head, to local content, with data that the server lacks.
 
-        The data is held in memory; :meth:`revise` sends it as it finds it. Arguments as there.
+        The whole diff is held in memory, whereas :meth:`revise` sends changes as it finds them. Takes the same arguments.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
@@ -100,14 +100,14 @@ class RevisionCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
-        """Make local content the file's new version, sending only changed chunks; none if it is the same.
+        """Make local content the file's new version, sending only changed chunks; no new version if nothing changed.
 
         Args:
             file_id: the file.
-            source: bytes, a path or a seekable binary file (from its position on).
+            source: bytes, a path or a seekable binary file (read from its position).
             user_id: the owner.
-            base_version_id: the version that must still be the head; default whatever is now.
-            changed: (offset, length) of all places that changed, if known: only they are read.
+            base_version_id: the version that must still be the head; default: the current head.
+            changed: (offset, length) of all places that changed, if known; only these are read.
             sha256: hex digest of the whole content, checked before it becomes visible.
             time_ms: the author's clock, ms since 1970; default the server's.
             note: up to 4,096 bytes.
@@ -141,13 +141,13 @@ class RevisionCalls(ClientBase):
         note: str = "",
         timeout_s: float | None = None,
     ) -> Version:
-        """Apply a diff to the head it was made from; ``FileStorage.revise`` on a server.
+        """Apply a diff to the head that it was made against, like ``FileStorage.revise``.
 
         Raises:
-            ConflictError: the diff's base is not the head any more.
+            ConflictError: the diff's base is no longer the head.
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
-            InvalidArgument: the diff is malformed; nothing was kept.
+            InvalidArgument: the diff is malformed; nothing was stored.
             StoreFull: a disk or quota is full; nothing was stored.
         """
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
@@ -165,18 +165,18 @@ class RevisionCalls(ClientBase):
         diff: ManifestDiff | None = None,
         timeout_s: float | None = None,
     ) -> Synchronized:
-        """Bring two copies into step, by one call of the public contract.
+        """Synchronize two copies with one call of the public contract.
 
         Args:
             file_id: the file.
             user_id: the owner.
-            have_version_id: the version the caller's copy was made from.
-            diff: what the caller changed since.
+            have_version_id: the version that the caller's copy was made from.
+            diff: the caller's changes since then.
             timeout_s: seconds.
 
         Raises:
-            ConflictError: both sides moved.
-            MessageTooLarge: the diff is too large for one call; :meth:`apply` takes any.
+            ConflictError: both sides changed.
+            MessageTooLarge: the diff is too large for one call; :meth:`apply` accepts any size.
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
             InvalidArgument: an argument is malformed or out of bounds.
@@ -207,18 +207,18 @@ class RevisionCalls(ClientBase):
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> SyncResult:
-        """Bring a local file into step with the head: whichever of the two changed is carried over.
+        """Synchronize a local file with the head: the side that changed updates the other.
 
         Args:
             file_id: the file on the server.
-            path: the local file; replaced as a whole if the head moved.
+            path: the local file; replaced as a whole if the head changed.
             user_id: the owner.
-            base_version_id: the version the local file was made from, as of the last time.
+            base_version_id: the version that the local file had after the last synchronization.
             progress: called with (bytes compared, bytes in all).
             timeout_s: seconds.
 
         Raises:
-            ConflictError: both changed, differently; neither is touched.
+            ConflictError: both sides changed, in different ways; neither is touched.
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
             InvalidArgument: an argument is malformed or out of bounds.
@@ -260,7 +260,7 @@ class RevisionCalls(ClientBase):
             return SyncResult("equal", head)
         wanted = Wanted(head.file_id, head.user_id, head.version_id)
         if head.chunk_size != base.chunk_size:
-            # Stored anew with other chunks: there is no difference smaller than the file.
+            # The file was stored again with another chunk size, so no diff is smaller than the file.
             with Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES) as fetch, local.replaced() as file:
                 write_to(fetch, file, None)
             return SyncResult("pulled", head)
@@ -269,7 +269,7 @@ class RevisionCalls(ClientBase):
     def _pull_diff(self, base: Version, local: LocalFile, deadline: Deadline) -> SyncResult:
         state = store_pb2.SyncState(version_id=base.version_id, user_id=base.user_id)
         request = taskworker_pb2.SynchronousRequest(file_id=base.file_id, difference=state.SerializeToString())
-        # Without a diff of ours the call changes nothing, so it may be made again.
+        # The call carries no diff and so changes nothing: it may be retried.
         response = retried(
             lambda: self._channel.unary(self._channel.files.Synchronous, request, deadline), deadline, RETRIES
         )

@@ -1,4 +1,4 @@
-"""The calls of one operation, which another thread can cancel together. It loads no contract of a service."""
+"""Cancels all calls of one operation from another thread. Imports no generated code of a service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Cancellable(Protocol):
 
 
 class CallScope:
-    """The calls of one operation, so that another thread can cancel it whatever it is at."""
+    """The calls of one operation, so that another thread can cancel it at any point."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,7 +23,7 @@ class CallScope:
 
     @contextmanager
     def holding(self, call: _Cancellable) -> Iterator[None]:
-        """Let ``cancel`` reach ``call`` meanwhile."""
+        """Within this context, ``cancel`` cancels ``call``."""
         with self._lock:
             self._calls.add(call)
             cancelled = self._cancelled
@@ -36,7 +36,7 @@ class CallScope:
                 self._calls.discard(call)
 
     def cancel(self) -> None:
-        """Cancel all calls under way and to come."""
+        """Cancel all running and future calls."""
         with self._lock:
             self._cancelled = True
             calls = list(self._calls)
@@ -45,4 +45,4 @@ class CallScope:
 
 
 current_scope: ContextVar[CallScope | None] = ContextVar("current_scope", default=None)
-"""The scope that calls made from here belong to, if any."""
+"""The scope of calls made in this context, if any."""

@@ -1,4 +1,4 @@
-"""The operator's side of a pool's secrets, as plain data."""
+"""The operator's client for a pool's secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskworker.protos.secrets_pb2_grpc import SecretServiceStub
 
 @dataclass(frozen=True, slots=True)
 class SecretGrant:
-    """A function that may use a secret; with ``hosts``, in requests to these alone, and without seeing it."""
+    """A function's grant for a secret; with ``hosts``, only in requests to these hosts, without seeing the value."""
 
     function: str
     hosts: list[str]
@@ -20,9 +20,9 @@ class SecretGrant:
 
 @dataclass(frozen=True, slots=True)
 class SecretStatus:
-    """A secret, without its value; times in ms since 1970, ``last_used_ms`` None if it never was.
+    """A secret, without its value; times in ms since 1970, ``last_used_ms`` None if it was never used.
 
-    A ``damaged`` one was changed in the pool's catalog, and is not used.
+    A ``damaged`` secret was changed in the pool's catalog and is not used.
     """
 
     name: str
@@ -36,7 +36,7 @@ class SecretStatus:
 
 @dataclass(frozen=True, slots=True)
 class MasterKeyRotation:
-    """A new master key: its id, and how many secrets it wraps."""
+    """The id of a new master key, and how many secrets it wraps."""
 
     key_id: str
     secrets: int
@@ -45,11 +45,11 @@ class MasterKeyRotation:
 class SecretClient(OperatorClient):
     """The secrets of a pool. Thread-safe; a context manager.
 
-    Errors are of the engine's family: ``SecretNotFound``, ``SecretExists``, ``SecretsUnavailable`` (the pool's master
-    key), ``SecretDamaged``, ``InvalidArgument``, ``StorageUnavailable``.
+    Raises errors of the engine's family: ``SecretNotFound``, ``SecretExists``, ``SecretsUnavailable`` (the pool's
+    master key cannot be used), ``SecretDamaged``, ``InvalidArgument``, ``StorageUnavailable``.
 
     Args:
-        address: of the pool.
+        address: address of the pool.
     """
 
     timeout_s = 30.0
@@ -59,43 +59,43 @@ class SecretClient(OperatorClient):
         self._stub = SecretServiceStub(self.channel)
 
     def set(self, name: str, value: str) -> SecretStatus:
-        """Keep a new secret."""
+        """Store a new secret."""
         request = secrets_pb2.SetSecretRequest(name=name, value=value)
         return _status(self._call(self._stub.SetSecret, request))
 
     def rotate(self, name: str, value: str) -> SecretStatus:
-        """Give a secret a new value, as a new version; the old one is gone."""
+        """Give a secret a new value, as a new version; the old value is deleted."""
         request = secrets_pb2.RotateSecretRequest(name=name, value=value)
         return _status(self._call(self._stub.RotateSecret, request))
 
     def remove(self, name: str) -> None:
-        """End a secret and its grants."""
+        """Remove a secret and its grants."""
         request = secrets_pb2.RemoveSecretRequest(name=name)
         self._call(self._stub.RemoveSecret, request)
 
     def remove_all(self) -> None:
-        """Give up all secrets, even those that cannot be read any more."""
+        """Remove all secrets, even those that can no longer be read."""
         request = secrets_pb2.RemoveAllSecretsRequest()
         self._call(self._stub.RemoveAllSecrets, request)
 
     def secrets(self) -> list[SecretStatus]:
-        """All, by name."""
+        """All secrets, by name."""
         request = secrets_pb2.ListSecretsRequest()
         answer = self._call(self._stub.ListSecrets, request)
         return [_status(one) for one in answer.secrets]
 
     def grant(self, name: str, function: str, hosts: Sequence[str] = ()) -> SecretStatus:
-        """Let a function use a secret: see it, or with ``hosts``, have it filled into requests to these alone."""
+        """Let a function use a secret: read it, or with ``hosts``, only have it filled into requests to these hosts."""
         request = secrets_pb2.GrantSecretRequest(name=name, function_name=function, hosts=hosts)
         return _status(self._call(self._stub.GrantSecret, request))
 
     def revoke(self, name: str, function: str) -> SecretStatus:
-        """Take a grant back."""
+        """Revoke a grant."""
         request = secrets_pb2.RevokeSecretRequest(name=name, function_name=function)
         return _status(self._call(self._stub.RevokeSecret, request))
 
     def rotate_master_key(self) -> MasterKeyRotation:
-        """Put a new master key in place of the one there."""
+        """Replace the master key with a new one."""
         request = secrets_pb2.RotateMasterKeyRequest()
         answer = self._call(self._stub.RotateMasterKey, request)
         return MasterKeyRotation(answer.key_id, answer.secrets)

@@ -1,4 +1,4 @@
-"""Calls whose messages are made on the way: a signal stops them, and what goes wrong in making them is raised."""
+"""Calls that generate their messages while sending: signals stop them, and errors of the generator are raised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def send(
     messages: OutgoingMessages[Any],
     timeout_s: float | None,
 ) -> ResponseT:
-    """Many messages, one response, within so many seconds."""
+    """Make a call with many messages and one response, within ``timeout_s`` seconds."""
     connection.home.check()
     scope = current_scope.get() or CallScope()
 
@@ -48,28 +48,28 @@ def send(
 
 
 class _Latch:
-    """Opens once, for one waiting thread. A bare lock, which a signal's exception cannot leave half taken."""
+    """Opens once, for one waiting thread. It is a bare lock, which a signal's exception cannot leave half acquired."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def open(self) -> None:
-        """Let the waiting thread go on; again does nothing."""
-        with suppress(RuntimeError):  # it is open
+        """Let the waiting thread continue; further calls do nothing."""
+        with suppress(RuntimeError):  # it is already open
             self._lock.release()
 
     def wait(self) -> None:
-        """Return once it is open."""
+        """Wait until it is open."""
         self._lock.acquire()
         self.open()
 
 
 class _Shielded(Generic[ResponseT]):
-    """Work in a thread of its own, away from signals.
+    """Runs work in a separate thread, where no signal interrupts it.
 
-    Python raises what a signal's handler raises wherever the main thread happens to be; within gRPC it
-    would leave a lock held that gRPC's own threads then wait for.
+    An exception raised by a signal handler can interrupt the main thread anywhere; inside gRPC it would leave a
+    lock held that gRPC's own threads wait for.
     """
 
     def __init__(self, work: Callable[[], ResponseT], ended: Callable[[], None]) -> None:
@@ -90,7 +90,7 @@ class _Shielded(Generic[ResponseT]):
             self._done.open()
 
     def result(self) -> ResponseT:
-        """What the work returned; raises what it raised."""
+        """Return the result of the work, or raise its error."""
         self._done.wait()
         if self._error is not None:
             raise self._error
@@ -98,13 +98,13 @@ class _Shielded(Generic[ResponseT]):
 
 
 class OutgoingMessages(Generic[MessageT]):
-    """Messages made on the way, for gRPC's sending thread, each once the next one is known or there is none.
+    """Messages for gRPC's sending thread; each is handed over once the next one is known, or it is the last.
 
-    The last one, which commits, waits until the calling thread lets it go: a signal that came before
-    the end of the input must stop the call, though another thread reads the input.
+    The last message, which commits, is held back until the calling thread releases it: a signal that arrives
+    before the end of the input must stop the call, although another thread reads the input.
 
-    gRPC reports nothing of an error in the iterator it sends from, but logs it; so one ends the
-    stream, which the server refuses for want of a commit message, and is kept for ``raise_error``.
+    gRPC only logs an error in the iterator that it sends from. So an error ends the stream, which the server
+    refuses because the commit message is missing, and is kept for ``raise_error``.
     """
 
     def __init__(self, messages: Iterator[MessageT]) -> None:
@@ -144,20 +144,20 @@ class OutgoingMessages(Generic[MessageT]):
         return self._held.pop()
 
     def wait_for_last(self) -> None:
-        """Return when only the last message is left to send, or the call has ended; then let it go."""
+        """Wait until only the last message is left to send, or the call has ended; then release the last message."""
         self._at_last.wait()
         self._let_go.open()
 
     def ended(self) -> None:
-        """Say that the call has ended: there is nothing to wait for."""
+        """Tell :meth:`wait_for_last` that the call has ended."""
         self._at_last.open()
 
     def stop(self) -> None:
-        """Make no more messages: the call has ended."""
+        """Stop making messages, as the call has ended."""
         self._stopped = True
         self._let_go.open()
 
     def raise_error(self) -> None:
-        """Raise what went wrong in making messages, if anything did."""
+        """Raise the error of making messages, if there was one."""
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""What can be pushed: bytes, paths, files and iterables, seen as blocks of at most 1 MiB."""
+"""Sources of pushes: bytes, paths, files and iterables, read in blocks of at most 1 MiB."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Pushable = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
 
 
 class SeekableSource:
-    """Content of known size that can be read anywhere, and again."""
+    """Content of known size that can be read at any position, repeatedly."""
 
     def __init__(self, content: BytesLike | BinaryIO) -> None:
-        """Wrap bytes, or a seekable file from its present position to its end."""
+        """Wrap bytes, or a seekable file from its current position to its end."""
         if isinstance(content, bytes | bytearray | memoryview):
             self._view: memoryview | None = _bytes_of(content)
             self.size = self._view.nbytes
@@ -37,7 +37,7 @@ class SeekableSource:
         """Exactly ``length`` bytes from ``offset``.
 
         Raises:
-            InvalidArgument: the content has become shorter than it was.
+            InvalidArgument: the content has become shorter.
         """
         if self._view is not None:
             return self._view[offset : offset + length]
@@ -59,13 +59,13 @@ class SeekableSource:
 
 
 class StreamSource:
-    """Content of unknown size that can be read once."""
+    """Content of unknown size that can be read only once."""
 
     def __init__(self, pieces: Iterator[BytesLike]) -> None:
         self._pieces = pieces
 
     def blocks(self) -> Iterator[BytesLike]:
-        """The content, small pieces gathered and large ones cut."""
+        """The content in blocks: small pieces are joined, and large ones split."""
         gathered = bytearray()
         for piece in self._pieces:
             view = _bytes_of(piece)
@@ -86,10 +86,10 @@ Source = SeekableSource | StreamSource
 
 @contextmanager
 def opened(content: Pushable) -> Iterator[Source]:
-    """``content`` as a source; a file opened here is closed again.
+    """Open ``content`` as a source; a file that was opened here is closed at the end.
 
     Raises:
-        InvalidArgument: not something that holds bytes.
+        InvalidArgument: it cannot be read as bytes.
         OSError: a path cannot be opened.
     """
     if isinstance(content, str | os.PathLike):
@@ -113,7 +113,7 @@ def opened(content: Pushable) -> Iterator[Source]:
 
 @contextmanager
 def opened_seekable(content: BytesLike | str | os.PathLike[str] | BinaryIO) -> Iterator[SeekableSource]:
-    """``content`` as a source that can be read anywhere.
+    """Open ``content`` as a source that can be read at any position.
 
     Raises:
         InvalidArgument: it can be read only once.
@@ -150,8 +150,8 @@ def _of_path(file: BinaryIO) -> Source:
         return StreamSource(_pieces(file))
     if status.st_size > PUSH_DATA_BYTES:
         return SeekableSource(file)
-    # Files below /proc say that they are empty and are not, those below /sys that they have 4096 bytes. So a small
-    # file is what is read of it.
+    # Files in /proc report a size of 0, and files in /sys one of 4096, whatever they contain. So the size of a small
+    # file is found by reading it.
     first = b"".join(_up_to(file, PUSH_DATA_BYTES + 1))
     if len(first) <= PUSH_DATA_BYTES:
         return SeekableSource(first)

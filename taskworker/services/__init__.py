@@ -1,1 +1,1 @@
-"""The gRPC services: requests in, engine calls, responses out. No logic of storage lives here."""
+"""The gRPC services: they translate requests into engine calls, and results into responses."""

@@ -1,4 +1,4 @@
-"""OutsideService of the pool, and the workers' way to it."""
+"""OutsideService of the pool, and the workers' client for it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 _LEAST_S = 0.001
-"""For a request whose caller's deadline is passing: it is told that, and not that the time it asked for is none."""
+"""Shortest timeout of a request: if its caller's deadline is passing, it fails by the deadline, not as invalid."""
 
 
 class OutsideService:
-    """Serves the world outside to calls under way; thread-safe.
+    """Gives running calls their capabilities; thread-safe.
 
     Args:
-        call_of: the call that a token belongs to, None if it is over.
-        capabilities_of: what that call may use.
-        requests: places for requests to outside APIs.
-        lookups: places for names that are resolved.
+        call_of: returns the call that a token belongs to; None if it is over.
+        capabilities_of: returns the capabilities of that call.
+        requests: limits requests to outside APIs.
+        lookups: limits name lookups.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class OutsideService:
     def GetSecret(  # noqa: N802 - the names are the contract's
         self, request: outside_pb2.GetSecretRequest, _caller: Caller
     ) -> outside_pb2.GetSecretResponse:
-        """A secret granted to the function that asks."""
+        """A secret granted to the calling function."""
         capabilities = self._capabilities_of(self._call(request.token))
         return outside_pb2.GetSecretResponse(value=capabilities.secret(request.name))
 
     def CallExternalApi(  # noqa: N802
         self, request: outside_pb2.ExternalApiRequest, caller: CallerWithDeadline
     ) -> outside_pb2.ExternalApiResponse:
-        """Call an outside API for the function that asks."""
+        """Call an outside API for the calling function."""
         wanted = ApiRequest(
             method=request.method,
             url=request.url,
@@ -80,7 +80,7 @@ class OutsideService:
     def Resolve(  # noqa: N802
         self, request: outside_pb2.ResolveRequest, _caller: Caller
     ) -> outside_pb2.ResolveResponse:
-        """Resolve a name for the function that asks."""
+        """Resolve a name for the calling function."""
         with self._capabilities(request.token, self._lookups) as outside:
             return outside_pb2.ResolveResponse(answers=outside.resolve(request.name, request.type))
 
@@ -92,14 +92,14 @@ class OutsideService:
 
     @contextlib.contextmanager
     def _capabilities(self, token: str, places: UserPlaces) -> Iterator[Capabilities]:
-        """The world outside of a call, in a place of its user's."""
+        """The capabilities of a call, while holding one of its user's places."""
         call = self._call(token)
         with places.one(call.user_id):
             yield self._capabilities_of(call)
 
 
 def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
-    """The time for a request: nobody waits for it beyond the caller's deadline."""
+    """The timeout of a request, cut to the caller's deadline."""
     if left_s is None:
         return asked_s
     left_s = max(left_s, _LEAST_S)
@@ -107,14 +107,14 @@ def _sooner(asked_s: float | None, left_s: float | None) -> float | None:
 
 
 class RemoteCapabilities:
-    """The world outside as a worker's call reaches it, through the pool (``Capabilities``).
+    """The ``Capabilities`` of a call on a worker, which it gets through the pool.
 
     Args:
-        stub: of the pool.
-        address: of the pool, for texts.
-        token: of the call.
-        timeout_s: of each request.
-        asking: ending it ends requests.
+        stub: stub of the pool's service.
+        address: the pool's address, for error texts.
+        token: token of the call.
+        timeout_s: seconds for each request.
+        asking: the call; when it ends, its requests are cancelled.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""DNSService: names, in the messages of ``taskworker.proto``."""
+"""DNSService of ``taskworker.proto``: name resolution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from taskworker.services.rpc import CallerWithDeadline
 
 
 class DnsService:
-    """Serves names; thread-safe. Methods raise the engine's errors; the binding makes status codes of them."""
+    """Resolves names; thread-safe. Methods raise the engine's errors; the binding turns them into status codes."""
 
     def __init__(self, names: Names) -> None:
         self._names = names

@@ -1,4 +1,4 @@
-"""EgressService of the pool, in the messages of ``egress.proto``."""
+"""EgressService of ``egress.proto``: the pool's egress rules and the log of requests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from taskworker.rpc.admission import Gate
 from taskworker.rpc.binding import Caller
 
 _FOLLOWERS_MAX = 16
-"""Each holds one of the calls that operators may have under way, for as long as somebody looks on."""
+"""Each follower takes up one of the operators' concurrent calls for as long as it follows."""
 
 
 class EgressService:
-    """Serves the rules and the log of a pool's egress; thread-safe."""
+    """Manages the egress rules of a pool, and serves the log of requests; thread-safe."""
 
     def __init__(self, proxy: EgressProxy) -> None:
         self._rules = proxy.rules
@@ -38,7 +38,7 @@ class EgressService:
     def Deny(  # noqa: N802
         self, request: egress_pb2.DenyRequest, _caller: Caller
     ) -> egress_pb2.DenyResponse:
-        """Take a rule, or all rules of a function, back."""
+        """Remove a rule, or all rules of a function."""
         rule = parse_rule(request.rule) if request.rule else None
         gone = self._rules.deny(request.function_name, rule)
         return egress_pb2.DenyResponse(rules=[_rule(request.function_name, one) for one in gone])
@@ -53,7 +53,7 @@ class EgressService:
     def AuditLog(  # noqa: N802
         self, request: egress_pb2.AuditLogRequest, caller: Caller
     ) -> Iterator[egress_pb2.AuditRecord]:
-        """Requests to outside hosts."""
+        """The log of requests to outside hosts."""
         with self._followers.place() if request.follow else contextlib.nullcontext():
             for one in self._audit.read(request.function_name, follow=request.follow):
                 if not caller.is_active():

@@ -1,4 +1,4 @@
-"""The gRPC server around a store."""
+"""A gRPC server for a store."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger("taskworker.services")
 _FILE_SERVICE = taskworker_pb2.DESCRIPTOR.services_by_name["FileService"]
 _STORE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
 
-# Clients try again for about a minute; people who look at what happened take longer.
+# Clients retry for about a minute; people take longer to look at what happened.
 _RESUME_S = 300.0
 
 
 class FileServer(Server):
-    """Serves a store on one address. The store stays open: whoever opened it closes it.
+    """Serves a store on one address. It does not close the store; that is up to whoever opened it.
 
     Args:
-        store: what to serve.
-        limits: how many calls at once.
+        store: the store to serve.
+        limits: limits on concurrent calls.
         added: further services, by full name.
-        added_calls: how many calls of those may be under way beside the files' and the reserved ones.
-        ready: returns when the store can serve; calls that come before wait for it.
+        added_calls: how many calls of these may run at once, in addition to those in ``limits``.
+        ready: returns once the store can serve; earlier calls wait for it.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ def _services_of(
 
 
 def _paths_of(store: FileStorage) -> list[str]:
-    """Paths that tell where on this machine the store is: the longest first, as volumes may lie within it."""
+    """Paths that reveal where on this machine the store is, longest first, as volumes may lie inside it."""
     paths = {path for each in (store.path, *store.volume_paths) for path in (each, each.absolute())}
-    # A relative path may be any word, even a dot: it tells nothing, and hiding it would garble the texts.
+    # A relative path may be any word, even a dot: it reveals nothing, and hiding it would garble texts.
     return sorted((str(path) for path in paths if path.is_absolute() and path.parts[1:]), key=len, reverse=True)
 
 
 def _unusable(store: FileStorage) -> str:
-    """Why nothing of a store can be read now, after another attempt; empty if something can."""
+    """Try again, and return why nothing of the store can be read; empty if something can."""
     try:
         store.counts()
     except StoreUnavailable as error:

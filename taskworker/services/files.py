@@ -1,4 +1,4 @@
-"""FileService: the four operations of the public contract on files that fit in one message."""
+"""FileService: the four operations of the public contract, for files that fit into one message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskworker.rpc.limits import KIB, MIB, UNARY_BYTES_MAX
 # A patch without data takes about 45 bytes; the rest of a response is small.
 _FRAME_BYTES = 64 * KIB
 
-# Past this, patches of Synchronous name their chunk without its data: GetStream has it.
+# Beyond this size, patches of Synchronous name their chunks without data; the caller gets it with GetStream.
 SYNC_DATA_BYTES_MAX = UNARY_BYTES_MAX // 2
 
 _HERE = InProcess()
@@ -21,8 +21,8 @@ _HERE = InProcess()
 class FileService:
     """Serves a store through the messages of ``taskworker.proto``; thread-safe.
 
-    Methods raise the engine's errors; turning them into status codes is the binding's part. They may
-    be called directly, in process, without a ``caller``.
+    Methods raise the engine's errors; the binding turns them into status codes. They may also be called
+    directly, in process, without a ``caller``.
     """
 
     def __init__(self, store: FileStorage) -> None:
@@ -31,7 +31,7 @@ class FileService:
     def Push(  # noqa: N802 - the names are the contract's
         self, request: taskworker_pb2.PushRequest, caller: Caller = _HERE
     ) -> taskworker_pb2.PushResponse:
-        """Store bytes under (user, filename) as a new version, unless the head is just that."""
+        """Store bytes under a user's filename as a new version, unless the head has the same content."""
         require_active(caller)
         version = self._store.push(
             request.file_data,
@@ -46,12 +46,12 @@ class FileService:
     def Get(  # noqa: N802
         self, request: taskworker_pb2.GetRequest, caller: Caller = _HERE
     ) -> taskworker_pb2.GetResponse:
-        """The verified bytes of a version, the head if none is named."""
+        """The verified bytes of a version, by default the head."""
         require_active(caller)
         with self._store.open_file(
             request.file_id, user_id=request.user_id, version_id=request.version_id or None
         ) as reader:
-            if reader.size > UNARY_BYTES_MAX:  # whatever Push takes fits, and gRPC lets in twice as much
+            if reader.size > UNARY_BYTES_MAX:  # anything that Push accepts fits: gRPC's own limit is twice as high
                 raise MessageTooLarge(
                     f"file of {reader.size / MIB:.1f} MiB does not fit the limit of {UNARY_BYTES_MAX // MIB} MiB "
                     "for one message; fetch it with GetStream"
@@ -63,7 +63,7 @@ class FileService:
     def Revise(  # noqa: N802
         self, request: taskworker_pb2.ReviseRequest, caller: Caller = _HERE
     ) -> taskworker_pb2.ReviseResponse:
-        """Apply a diff to the head it was made from."""
+        """Apply a diff to the head that it was made against."""
         require_active(caller)
         if not request.difference:
             raise InvalidArgument("difference is empty; it must be a serialized taskworker.store.ManifestDiff")
@@ -82,7 +82,7 @@ class FileService:
     def Synchronous(  # noqa: N802
         self, request: taskworker_pb2.SynchronousRequest, caller: Caller = _HERE
     ) -> taskworker_pb2.SynchronousResponse:
-        """Bring the caller's copy and the head into step; see ``taskworker.proto`` for the outcomes."""
+        """Synchronize the caller's copy and the head; see ``taskworker.proto`` for the outcomes."""
         require_active(caller)
         if not request.difference:
             raise InvalidArgument("difference is empty; it must be a serialized taskworker.store.SyncState")
@@ -125,7 +125,7 @@ class FileService:
         return _in_step(file_id, version.version_id, "the difference was applied")
 
     def _leads_to_head(self, file_id: str, diff: ManifestDiff, user_id: str) -> bool:
-        """Whether both sides moved to the same content, as after a sync whose answer was lost."""
+        """Whether both sides changed to the same content, for example after a sync whose response was lost."""
         ours = self._store.synchronize(file_id, have_version_id=diff.base_version_id, user_id=user_id, data_bytes_max=0)
         return (ours.new_size, ours.chunk_size) == (diff.new_size, diff.chunk_size) and (
             {patch.index: patch.chunk_id for patch in ours.patches}

@@ -1,4 +1,4 @@
-"""FunctionService and HostingService of the pool, in the messages of ``functions.proto``."""
+"""FunctionService and HostingService of ``functions.proto``: deployed functions, and the workers that run them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from taskworker.rpc.binding import Caller
 from taskworker.rpc.dialling import target_of
 
 _DEPLOYMENTS_MAX = 4
-"""At once: a bundle is in memory meanwhile, and looked at entry by entry."""
+"""Concurrent deployments: each holds a bundle in memory and checks it entry by entry."""
 _DEPLOYMENTS_OF_USER = 3
-"""Of these, of one user: a module may take a minute to import, or to hang in it."""
+"""Concurrent deployments of one user: importing a module may take, or hang for, a minute."""
 _FOLLOWERS_MAX = 32
-"""Each holds one of the calls that operators may have under way, for as long as somebody looks on."""
+"""Each follower takes up one of the operators' concurrent calls for as long as it follows."""
 _OFFERED_MAX = 1_000
 _REASON_CHARS_MAX = 500
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class FunctionService:
-    """Serves the functions of a pool; thread-safe."""
+    """Manages the functions of a pool; thread-safe."""
 
     def __init__(self, deployed: DeployedFunctions, hosting: Hosting, router: CallRouter, log: CallLog) -> None:
         self._deployed = deployed
@@ -53,7 +53,7 @@ class FunctionService:
     def Deploy(  # noqa: N802 - the names are the contract's
         self, request: functions_pb2.DeployRequest, _caller: Caller
     ) -> functions_pb2.DeployResponse:
-        """Take a bundle as the newest version of its function, if it can be imported."""
+        """Make a bundle the newest version of its function, if a worker can import it."""
         with self._deployments.one(request.user_id):
             if request.file_id:
                 deployment = self._deployed.deploy_pushed(
@@ -66,7 +66,7 @@ class FunctionService:
     def Undeploy(  # noqa: N802
         self, request: functions_pb2.UndeployRequest, _caller: Caller
     ) -> functions_pb2.UndeployResponse:
-        """End a function."""
+        """Remove a function."""
         self._deployed.undeploy(request.function_name)
         self._router.forget(request.function_name)
         return functions_pb2.UndeployResponse()
@@ -97,7 +97,7 @@ class FunctionService:
     def ListFunctions(  # noqa: N802
         self, _request: functions_pb2.ListFunctionsRequest, _caller: Caller
     ) -> functions_pb2.ListFunctionsResponse:
-        """All functions, deployed or of workers' own programs, and how they do."""
+        """All functions, deployed or declared by workers' programs, with statistics of their calls."""
         found: dict[str, functions_pb2.Function] = {}
         for name, function in self._hosting.all_offered().items():
             found[name] = self._function(function, None)
@@ -128,7 +128,7 @@ class FunctionService:
     def Logs(  # noqa: N802
         self, request: functions_pb2.LogsRequest, caller: Caller
     ) -> Iterator[functions_pb2.LogLine]:
-        """What calls printed and logged."""
+        """Lines that calls printed and logged."""
         query = LineQuery(request.function_name, request.call_id, request.since_ms)
         if not query.function and not query.call_id:
             raise InvalidArgument("say of which function, or of which call, the log is wanted")
@@ -183,7 +183,7 @@ class FunctionService:
 
 
 class HostingService:
-    """Takes note of what workers can run; thread-safe."""
+    """Records which functions each worker can run; thread-safe."""
 
     def __init__(self, hosting: Hosting, deployed: DeployedFunctions) -> None:
         self._hosting = hosting
@@ -192,11 +192,11 @@ class HostingService:
     def Offer(  # noqa: N802
         self, request: functions_pb2.OfferRequest, _caller: Caller
     ) -> functions_pb2.OfferResponse:
-        """What a worker can run, from now on.
+        """Record the functions that a worker can run from now on.
 
         Raises:
-            InvalidArgument: functions or labels that no one may have, or too many.
-            WorkerRefused: a worker without a volume that has another's id.
+            InvalidArgument: a function or label is invalid, or there are too many.
+            WorkerRefused: a worker without a volume uses the id of another worker.
             NotJoined: the worker has no lease.
         """
         if len(request.functions) > _OFFERED_MAX or len(request.warm) > _OFFERED_MAX:
@@ -235,7 +235,7 @@ class HostingService:
 
 
 def _check_host(request: functions_pb2.OfferRequest) -> None:
-    """Return if a worker without a volume may have this id and address."""
+    """Check the id and address of a worker without a volume."""
     if not _WORKER_ID.fullmatch(request.worker_id) or not request.instance:
         raise InvalidArgument(
             f"worker id {request.worker_id[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', first a letter or "
@@ -245,7 +245,7 @@ def _check_host(request: functions_pb2.OfferRequest) -> None:
 
 
 def _offered(offer: functions_pb2.FunctionOffer) -> RoutedFunction:
-    """What a worker says of a function: within the bounds that anyone's function has."""
+    """Read a function that a worker offers; it must be within the bounds of any function."""
     concurrency = max(1, offer.concurrency)
     check_options(concurrency, offer.queue, offer.cache_ttl)
     return RoutedFunction(

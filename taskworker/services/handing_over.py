@@ -1,4 +1,4 @@
-"""From a callback to a stream: what a call hands over in its thread is iterated over in the server's."""
+"""Turns a callback into a stream: a call puts items in its own thread, and the server's thread iterates over them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from taskworker.calls.call import Items, RunningCall
 from taskworker.errors import CallAbandoned
 
 _AHEAD_CHARS = 1 << 20
-"""What the call may be ahead of who takes its items, if that is more than one of them; then it waits."""
+"""Characters of items that a call may be ahead of its consumer before it waits; one item is always allowed."""
 _ITEM_CHARS = 64
-"""What an item counts beside its own."""
+"""Characters that each item counts in addition to its own."""
 _LOOK_S = 0.2
 UNTAKEN_S = 120.0
-"""For how long nothing may be taken of what is left of a call that has ended."""
+"""After a call has ended, its consumer may pause this long between two of the remaining items."""
 
 ResultT = TypeVar("ResultT")
 Work = Callable[[Items], ResultT]
@@ -25,13 +25,13 @@ Work = Callable[[Items], ResultT]
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[ResultT]):
-    """The end of what was handed over: what the work returned."""
+    """Marks the end of the items, with the return value of the work."""
 
     result: ResultT
 
 
 class _Handover(Generic[ResultT]):
-    """Items between two threads: one puts, the other takes."""
+    """A queue of items between two threads: one puts, the other takes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -54,13 +54,13 @@ class _Handover(Generic[ResultT]):
             self._changed.notify_all()
 
     def end(self, end: Outcome[ResultT] | BaseException) -> None:
-        """Put what comes after all items; it is not waited for."""
+        """Put the end marker, without waiting."""
         with self._changed:
             self._items.append(end)
             self._changed.notify_all()
 
     def await_taken(self) -> bool:
-        """Wait until all has been taken, or nobody takes any more; False if nothing was taken for too long."""
+        """Wait until everything was taken or the consumer has left; False if nothing was taken for too long."""
         with self._changed:
             while (waiting := len(self._items)) and not self._left:
                 if not self._changed.wait_for(lambda: self._left or len(self._items) < waiting, UNTAKEN_S):
@@ -68,7 +68,7 @@ class _Handover(Generic[ResultT]):
         return True
 
     def take(self) -> str | Outcome[ResultT] | BaseException:
-        """Wait for what comes next."""
+        """Wait for the next item."""
         with self._changed:
             self._changed.wait_for(lambda: self._items)
             item = self._items.popleft()
@@ -78,7 +78,7 @@ class _Handover(Generic[ResultT]):
             return item
 
     def leave(self) -> None:
-        """Nothing will be taken any more."""
+        """Declare that the consumer takes no more items."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
@@ -87,22 +87,22 @@ class _Handover(Generic[ResultT]):
 def handed_over(
     work: Work[ResultT], running: RunningCall, hang_up: Callable[[], object]
 ) -> Iterator[str | Outcome[ResultT]]:
-    """Run a call in a thread of its own; its items as they come, then what it returned.
+    """Run a call in a thread of its own; yield its items as they arrive, then its return value.
 
     Args:
-        work: runs the call; given what takes its items, which may raise `CallAbandoned`.
-        running: the call; ended if nobody iterates any more.
-        hang_up: ends the iteration from outside, wherever it is, if it stands still long after the call's end.
+        work: runs the call; gets a function that takes its items, which may raise `CallAbandoned`.
+        running: the call; it is ended if the iteration stops early.
+        hang_up: ends the iteration from outside if it stands still for too long after the call has ended.
 
     Raises:
-        Exception: what ``work`` raised.
+        Exception: raised by ``work``.
     """
     handover: _Handover[ResultT] = _Handover()
 
     def run() -> None:
         try:
             handover.end(Outcome(work(handover.put)))
-        except BaseException as error:  # raised again where it is iterated
+        except BaseException as error:  # raised again in the iterating thread
             handover.end(error)
         if not handover.await_taken():
             hang_up()

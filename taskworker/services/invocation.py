@@ -1,4 +1,4 @@
-"""InvocationService of a worker, and the pool's way to it."""
+"""InvocationService of a worker, and the pool's client for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Fetch = Callable[[str, str, str], bytes]
 log = logging.getLogger("taskworker.services")
 
 _json = msgspec.json.Decoder(msgspec.Raw)
-"""Reads all of a document, and builds nothing of it."""
+"""Checks a whole document without building objects from it."""
 
 _TEXT_CHARS_MAX = LINE_CHARS_MAX + len("...")
 _STREAMS = frozenset(("stdout", "stderr", "event"))
@@ -74,7 +74,7 @@ class InvocationService:
     def InvokeStream(  # noqa: N802
         self, request: functions_pb2.InvokeRequest, caller: CallerWithDeadline
     ) -> Iterator[functions_pb2.InvokeEvent]:
-        """Run one call, and give its items as they come."""
+        """Run one call, and yield its items as they arrive."""
         left_s, running = time_left_s(caller), running_for(caller)
         work = functools.partial(self._run, request, left_s, running)
         for event in handed_over(work, running, caller.cancel):
@@ -102,7 +102,7 @@ class InvocationService:
         with self._places.one(len(call.chain)):
             report = self._reported(request, call, left_s, running, items)
         if isinstance(report.error, FunctionsUnavailable):
-            raise report.error  # not what became of the call: it has not run, and others may run it
+            raise report.error  # not the call's outcome: it has not run, and another worker may run it
         return report
 
     def _reported(
@@ -126,7 +126,7 @@ class InvocationService:
         with self._lock:
             running = self._running.get(request.token)
             if running is None:
-                self._cancelled_before[request.token] = None  # it may have overtaken its call
+                self._cancelled_before[request.token] = None  # Cancel may arrive before its call
         if running is not None:
             running.cancel()
         return functions_pb2.CancelResponse()
@@ -134,7 +134,7 @@ class InvocationService:
     def Prepare(  # noqa: N802
         self, request: functions_pb2.PrepareRequest, _caller: CallerWithDeadline
     ) -> functions_pb2.PrepareResponse:
-        """Import a version that is to be deployed."""
+        """Import a version before it is deployed."""
         try:
             self._host.prepare(
                 self._host.deployed_function(
@@ -149,7 +149,7 @@ class InvocationService:
 
     @contextmanager
     def _cancellable(self, token: str, running: RunningCall) -> Iterator[None]:
-        """Meanwhile, `Cancel` finds the call."""
+        """Within this context, `Cancel` finds the call."""
         with self._lock:
             self._running[token] = running
             cancelled = token in self._cancelled_before
@@ -179,7 +179,7 @@ def _report_to_proto(report: CallReport) -> functions_pb2.InvokeResponse:
         cpu_ms=report.cpu_s * 1000,
         memory_bytes=report.memory_bytes,
     )
-    add = response.output.add  # three times as quick as messages of one's own, which are copied
+    add = response.output.add  # three times as fast as appending messages, which are copied
     with conversion_permit(len(report.output)):
         for line in report.output:
             add(time_ms=line.time_ms, stream=line.stream, text=line.text)
@@ -187,7 +187,7 @@ def _report_to_proto(report: CallReport) -> functions_pb2.InvokeResponse:
 
 
 def _streamed(events: Iterator[functions_pb2.InvokeEvent], items: Items, running: RunningCall) -> CallReport:
-    """Hand on the items of a call as a worker gives them, read as from a stranger."""
+    """Pass on the items of a call from a worker, treated as untrusted input."""
     for event in events:
         if event.WhichOneof("event") != "item":
             return _report_from_proto(event.outcome, in_parts=True)
@@ -210,7 +210,7 @@ def _no_json() -> StorageError:
 
 
 def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool = False) -> CallReport:
-    """What a worker told, read as from a stranger: its result, if it did not come in parts, must be JSON."""
+    """Read a worker's report as untrusted input: its result must be JSON unless it came in parts."""
     error: StorageError | None = None
     if response.kind:
         error = status.error_of(response.kind, response.text[:ERROR_CHARS_MAX])
@@ -234,22 +234,22 @@ def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool
 
 
 class GrpcTransport:
-    """Hands calls to workers over gRPC (``taskworker.pool.hosting.Transport``). Thread-safe.
+    """Sends calls to workers over gRPC (``taskworker.pool.hosting.Transport``). Thread-safe.
 
-    Calls block their thread: gRPC for Python takes a quarter of a millisecond longer for a call that its caller
-    could cancel, as a thread of its own then waits for it. So the worker is told to end a call instead, and those
-    at a worker that is lost end with its channel.
+    A call blocks its thread: gRPC for Python takes a quarter of a millisecond longer for a call that can be
+    cancelled, as another thread then waits for it. To end a call, the pool tells the worker instead; when a worker is
+    lost, closing its channel ends its calls.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stubs: dict[str, tuple[InvocationServiceStub, grpc.Channel]] = {}
-        self._addresses: defaultdict[str, set[str]] = defaultdict(set)  # of workers that were called
-        self._under_way: defaultdict[str, set[str]] = defaultdict(set)  # tokens, by worker
+        self._addresses: defaultdict[str, set[str]] = defaultdict(set)  # of all workers called so far
+        self._under_way: defaultdict[str, set[str]] = defaultdict(set)  # tokens of running calls, by worker
         self._abandoned: set[str] = set()
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         with self._lock:
             stubs, self._stubs = list(self._stubs.values()), {}
         for _, channel in stubs:
@@ -296,7 +296,7 @@ class GrpcTransport:
                     try:
                         return _streamed(events, items, running)
                     finally:
-                        events.cancel()  # of no effect on one that has ended
+                        events.cancel()  # no effect if it has ended
                 response = stub.Invoke(request, timeout=timeout_s)
         except grpc.RpcError as error:
             with self._lock:
@@ -346,7 +346,7 @@ class GrpcTransport:
         return failure
 
     def _stub(self, worker: str, address: str) -> InvocationServiceStub:
-        """One for each address; the lock is held."""
+        """The stub for an address; the caller holds the lock."""
         self._addresses[worker].add(address)
         known = self._stubs.get(address)
         if known is None:
@@ -356,16 +356,16 @@ class GrpcTransport:
 
 
 def _tell_to_end(stub: InvocationServiceStub, token: str) -> None:
-    """Ask a worker to end a call, and do not wait: the call tells when it has."""
-    with contextlib.suppress(ValueError):  # the channel is closed, and so the call has ended
+    """Tell a worker to end a call, without waiting; the call itself returns once it has ended."""
+    with contextlib.suppress(ValueError):  # the channel is closed, so the call has ended
         request = functions_pb2.CancelRequest(token=token)
         telling = stub.Cancel.future(request, timeout=_CANCEL_TIMEOUT_S, wait_for_ready=True)
-        telling.add_done_callback(_told)  # which holds it until then: gRPC cancels calls that nobody holds
+        telling.add_done_callback(_told)  # also keeps a reference: gRPC cancels calls without one
 
 
 def _told(telling: grpc.Future[functions_pb2.CancelResponse]) -> None:
-    """Log that a worker could not be told; its call then runs to its own limit, or is lost with the worker."""
+    """Log it if the worker could not be told; the call then runs to its limit, or is lost with the worker."""
     with contextlib.suppress(grpc.FutureCancelledError):
         error = telling.exception()
-        if isinstance(error, grpc.RpcError) and error.code() is not grpc.StatusCode.CANCELLED:  # with its channel
+        if isinstance(error, grpc.RpcError) and error.code() is not grpc.StatusCode.CANCELLED:  # its channel closed
             log.warning("a worker could not be told to end a call: %s", error.details())

@@ -1,4 +1,4 @@
-"""The maintenance calls of StoreService: statistics, scrub, repair, collect, rebuild."""
+"""The maintenance methods of StoreService: statistics, scrub, repair, collect, rebuild."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskworker.services.running import Run
 
 
 class MaintenanceService:
-    """Runs a store's maintenance for callers, one run of each kind at a time; a cancelled call stops its run."""
+    """Runs a store's maintenance, one run of each kind at a time; cancelling the call stops the run."""
 
     def __init__(self, store: FileStorage) -> None:
         self._store = store
@@ -29,7 +29,7 @@ class MaintenanceService:
     def Stats(  # noqa: N802 - the names are the contract's
         self, _request: store_pb2.StatsRequest, _caller: Caller
     ) -> store_pb2.StoreStats:
-        """The store at a glance."""
+        """Statistics of the store."""
         return stats_to_proto(self._store.stats())
 
     def Scrub(  # noqa: N802
@@ -44,7 +44,7 @@ class MaintenanceService:
     def Repair(  # noqa: N802
         self, _request: store_pb2.RepairRequest, _caller: Caller
     ) -> Iterator[store_pb2.RepairEvent]:
-        """Re-make what is missing or rotten."""
+        """Rebuild missing and corrupt shards."""
         with self._gates["repair"].place(), Run(lambda progress: self._store.repair(progress=progress)) as run:
             for done, total in run.progress():
                 yield store_pb2.RepairEvent(progress=store_pb2.Progress(done=done, total=total))
@@ -53,7 +53,7 @@ class MaintenanceService:
     def Collect(  # noqa: N802
         self, request: store_pb2.CollectRequest, _caller: Caller
     ) -> Iterator[store_pb2.CollectEvent]:
-        """Drop what no version reaches."""
+        """Delete objects that no version reaches."""
         grace_s = request.grace_s if request.HasField("grace_s") else COLLECT_GRACE_S
         with (
             self._gates["collect"].place(),
@@ -66,7 +66,7 @@ class MaintenanceService:
     def Rebuild(  # noqa: N802
         self, _request: store_pb2.RebuildRequest, _caller: Caller
     ) -> Iterator[store_pb2.RebuildEvent]:
-        """Make the catalog again from the volumes."""
+        """Rebuild the catalog from the volumes."""
         with self._gates["rebuild"].place(), Run(lambda progress: self._store.rebuild(progress=progress)) as run:
             for done, total in run.progress():
                 yield store_pb2.RebuildEvent(progress=store_pb2.Progress(done=done, total=total))

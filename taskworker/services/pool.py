@@ -1,4 +1,4 @@
-"""PoolService: joining, heartbeats and the operators' views, in the messages of ``pool.proto``."""
+"""PoolService of ``pool.proto``: joining, heartbeats and the operators' calls."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _HEARTBEATS_PER_LEASE = 3
 
 
 class PoolService:
-    """Serves a node pool; thread-safe. Methods raise the engine's errors; the binding makes status codes of them.
+    """Serves a node pool; thread-safe. Methods raise the engine's errors; the binding turns them into status codes.
 
     Args:
         pool: the pool.
-        is_without_volume: whether a worker of this id runs functions only.
+        is_without_volume: whether the worker with this id only runs functions.
     """
 
     def __init__(self, pool: NodePool, is_without_volume: Callable[[str], bool] = lambda _worker: False) -> None:
@@ -41,7 +41,7 @@ class PoolService:
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: pool_pb2.DescribeRequest, _caller: Caller
     ) -> pool_pb2.PoolDescription:
-        """What a worker needs to know before it joins."""
+        """The pool's parameters, which a worker needs before it joins."""
         return pool_pb2.PoolDescription(
             pool_id=self._pool.pool_id,
             protocol=PROTOCOL,
@@ -51,7 +51,7 @@ class PoolService:
         )
 
     def Join(self, request: pool_pb2.JoinRequest, _caller: Caller) -> pool_pb2.JoinResponse:  # noqa: N802
-        """Let a worker in."""
+        """Add a worker to the pool."""
         if self._is_without_volume(request.worker_id):
             raise WorkerRefused(
                 f"there is a worker with the id {request.worker_id} already, which only runs functions; choose another "
@@ -90,12 +90,12 @@ class PoolService:
         return pool_pb2.HeartbeatResponse(lease_ms=int(self._pool.membership.lease_s * 1000))
 
     def Leave(self, request: pool_pb2.LeaveRequest, _caller: Caller) -> pool_pb2.LeaveResponse:  # noqa: N802
-        """A worker stops in good order."""
+        """Note that a worker stops in an orderly way."""
         self._pool.leave(request.worker_id, request.instance)
         return pool_pb2.LeaveResponse()
 
     def Status(self, _request: pool_pb2.StatusRequest, _caller: Caller) -> pool_pb2.PoolStatus:  # noqa: N802
-        """The pool at a glance."""
+        """The status of the pool."""
         return _status(self._pool.view())
 
     def Drain(self, request: pool_pb2.DrainRequest, _caller: Caller) -> pool_pb2.DrainResponse:  # noqa: N802
@@ -108,7 +108,7 @@ class PoolService:
         return pool_pb2.DrainResponse(moved=self._pool.drain(request.worker_id, cancel=request.cancel))
 
     def Forget(self, request: pool_pb2.ForgetRequest, _caller: Caller) -> pool_pb2.ForgetResponse:  # noqa: N802
-        """Drop a worker that is gone for good."""
+        """Remove a worker that is gone for good."""
         if self._is_without_volume(request.worker_id):
             raise InvalidArgument(
                 f"worker {request.worker_id} only runs functions, and is no member of the pool; stop it, and it is "
@@ -127,7 +127,7 @@ class PoolService:
     def PreviewLayout(  # noqa: N802
         self, request: pool_pb2.PreviewLayoutRequest, _caller: Caller
     ) -> pool_pb2.LayoutPreview:
-        """What a change of members would do."""
+        """The effect of a change of members."""
         added = [Member(0, member.worker_id, member.zone, member.capacity, member.owner) for member in request.add]
         after, moves = self._pool.preview(added, request.remove)
         layouts = self._pool.layouts
@@ -162,7 +162,7 @@ class PoolService:
         )
 
     def _survives(self, layout: Layout, domain: Domain) -> int:
-        """How many losses everything stored survives once it is where this layout has it."""
+        """How many losses all files survive once their shards are where this layout places them."""
         return self._pool.survives(lambda profile: layout.losses_survivable(profile.k, domain, n=profile.n))
 
 
@@ -188,12 +188,12 @@ def _status(view: PoolView) -> pool_pb2.PoolStatus:
 
 
 def told(load: pool_pb2.Load) -> WorkerLoad:
-    """What a worker says of itself, within what can be added up and shown."""
+    """A worker's report of its load, with numbers limited to what can be added up and shown."""
     return WorkerLoad(**{name: _believable(getattr(load, name)) for name in WorkerLoad.__struct_fields__})
 
 
 def _believable(number: NumberT) -> NumberT:
-    """Nothing, for what is no number that a machine could have."""
+    """The number, or 0 if no machine could have it."""
     return number if 0 <= number <= COUNT_MAX else type(number)(0)
 
 

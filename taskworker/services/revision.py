@@ -1,4 +1,4 @@
-"""A revision received by stream: patches in, one atomic change out, memory bounded."""
+"""A revision received by stream: applies all patches in one atomic change, with bounded memory."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _HELD_BYTES_MAX = 8 * MIB
 class Revision:
     """Collects the patches of one ReviseStream; a context manager.
 
-    The data of few patches is held until the commit. Of many, whole chunks are put into the store as
-    they come, by an upload that is never committed: its chunks are this user's while it goes on, so that
-    the patches can name them, and for a day where it is cut off, so that the revision can be taken up again.
+    Data of a few patches is held in memory until the commit. With many patches, whole chunks are written to the
+    store as they arrive, by an upload that is never committed. These chunks belong to the user while the upload
+    lasts, so that patches can name them; if it is cut off, for a further day, so that the revision can be resumed.
     """
 
     def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader) -> None:
-        """Begin a revision.
+        """Start a revision.
 
         Raises:
-            ConflictError, InvalidArgument, FileNotFound, VersionNotFound: as the engine
-                will when it is applied; before chunks are put into the store for nothing.
+            ConflictError, InvalidArgument, FileNotFound, VersionNotFound: as the engine would raise later, but before
+                any chunk is written to the store in vain.
         """
         self._store = store
         self._header = header
         self._head = _checked_head(store, header)
         self._patches: list[Patch] = []
-        self._held: list[int] = []  # positions of the patches whose data is held
+        self._held: list[int] = []  # positions of patches whose data is in memory
         self._held_bytes = 0
         self._staging: Upload | None = None
 
@@ -45,19 +45,19 @@ class Revision:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        # Bad input leaves nothing; a sender that went away may come back.
+        # Bad input leaves nothing behind, but a sender that disconnected may come back.
         self.abort(keep_chunks=not isinstance(error, StorageError))
 
     def abort(self, *, keep_chunks: bool) -> None:
-        """End without a version; ``keep_chunks``: let the user take the revision up again within a day."""
+        """End without a version; with ``keep_chunks``, the user can resume the revision within a day."""
         if self._staging is not None:
             self._staging.abort(keep_chunks=keep_chunks)
 
     def add(self, messages: Iterable[store_pb2.Patch]) -> None:
-        """Take some patches.
+        """Add patches.
 
         Raises:
-            InvalidArgument: data that is not what its chunk id says, or too many patches.
+            InvalidArgument: the data of a patch does not match its chunk id, or there are too many patches.
         """
         for message in messages:
             if len(self._patches) >= DIFF_PATCHES_MAX:
@@ -71,10 +71,10 @@ class Revision:
                 self._stage()
 
     def commit(self, patch_count: int) -> Version:
-        """Apply all patches if they are as many as the caller sent.
+        """Apply all patches if their number is that sent by the caller.
 
         Raises:
-            InvalidArgument: patches are missing, or refused by the engine.
+            InvalidArgument: patches are missing, or the engine refuses them.
             ConflictError: the base is not the head.
         """
         if patch_count != len(self._patches):
@@ -82,7 +82,7 @@ class Revision:
         header = self._header
         if self._staging is not None:
             self._stage()
-            self._staging.claim()  # the patches name them now
+            self._staging.claim()  # the patches refer to these chunks now
         diff = ManifestDiff(
             base_version_id=header.base_version,
             new_size=header.new_size,
@@ -97,11 +97,11 @@ class Revision:
             time_ms=header.time_ms if header.HasField("time_ms") else None,
             note=header.note,
         )
-        self.abort(keep_chunks=False)  # the version has them
+        self.abort(keep_chunks=False)  # the version refers to its chunks now
         return version
 
     def _stage(self) -> None:
-        """Put the whole chunks held into the store and keep only their names."""
+        """Write the whole chunks held in memory to the store, and keep only their ids."""
         if self._staging is None:
             self._staging = self._open_staging()
         held, self._held, self._held_bytes = self._held, [], 0
@@ -117,7 +117,7 @@ class Revision:
             self._patches[position] = Patch(index=patch.index, chunk_id=patch.chunk_id)
 
     def _keep_last(self, position: int, length: int) -> None:
-        """Go on holding the data of the file's last chunk, the only one that may be shorter."""
+        """Keep the data of the file's last chunk in memory; only this chunk may be shorter."""
         last = (self._header.new_size - 1) // (self._header.chunk_size or 1)
         if self._patches[position].index != last:
             raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""RPCService and StreamService: calling functions by name."""
+"""RPCService and StreamService: calls of functions by name."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ _FOREVER_S = 10 * 365 * 86_400.0
 
 
 class CallerWithDeadline(Caller, Protocol):
-    """Who waits for a call's result. gRPC's ServicerContext is one."""
+    """The caller that waits for a call's result. gRPC's ServicerContext implements it."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller waits no longer; None, or centuries, if it waits for ever."""
+        """Seconds until the caller stops waiting; None, or centuries, if it waits for ever."""
 
     def add_callback(self, callback: object) -> bool:
-        """Have ``callback`` called when the call is over; False if it is already."""
+        """Call ``callback`` when the call is over; False if it already is."""
 
     def invocation_metadata(self) -> object:
-        """Pairs that came with the call."""
+        """The metadata of the call."""
 
     def cancel(self) -> object:
-        """End the call from this side, whatever it is at."""
+        """End the call from the server's side."""
 
 
 def time_left_s(caller: CallerWithDeadline) -> float | None:
-    """Seconds until the caller waits no longer; None if it waits for ever.
+    """Seconds until the caller stops waiting; None if it waits for ever.
 
-    gRPC's synchronous server says 9.2e18 of a caller without a deadline, which no timeout takes.
+    For a caller without a deadline, gRPC's synchronous server returns 9.2e18, which no timeout accepts.
     """
     left = caller.time_remaining()
     return None if left is None or left > _FOREVER_S else left
 
 
 def running_for(caller: CallerWithDeadline) -> RunningCall:
-    """A call that ends when its caller goes away."""
+    """A running call that ends when its caller goes away."""
     running = RunningCall()
     if not caller.add_callback(running.cancel):
-        running.cancel()  # the caller is gone already
+        running.cancel()  # the caller has already gone
     return running
 
 
 def awaited(answer: grpc.Future[AnswerT], running: RunningCall) -> AnswerT:
-    """The answer of a call that another is waiting for; ending that ends this.
+    """Wait for the response to a gRPC call, which is cancelled if ``running`` is ended.
 
     Raises:
-        CallAbandoned: it was ended.
-        grpc.RpcError: it failed.
+        CallAbandoned: ``running`` was ended.
+        grpc.RpcError: the gRPC call failed.
     """
     with running.ended_by(answer.cancel):
         try:
@@ -70,7 +70,7 @@ def awaited(answer: grpc.Future[AnswerT], running: RunningCall) -> AnswerT:
 
 
 class RpcService:
-    """Serves a router through the messages of ``taskworker.proto``; thread-safe."""
+    """RPCService of ``taskworker.proto``, on top of a router; thread-safe."""
 
     def __init__(self, router: CallRouter) -> None:
         self._router = router
@@ -78,13 +78,13 @@ class RpcService:
     def CallFunction(  # noqa: N802 - the names are the contract's
         self, request: taskworker_pb2.FunctionCallRequest, caller: CallerWithDeadline
     ) -> taskworker_pb2.FunctionCallResponse:
-        """Call a function; its result as JSON."""
+        """Call a function, and return its result as JSON."""
         result = self._router.call(_call_of(request, caller), time_left_s(caller), running_for(caller))
         return taskworker_pb2.FunctionCallResponse(result=result, status=True)
 
 
 class StreamService:
-    """Serves a router through ``StreamService`` of ``functions.proto``; thread-safe."""
+    """StreamService of ``functions.proto``, on top of a router; thread-safe."""
 
     def __init__(self, router: CallRouter) -> None:
         self._router = router
@@ -92,7 +92,7 @@ class StreamService:
     def StreamFunction(  # noqa: N802
         self, request: functions_pb2.StreamFunctionRequest, caller: CallerWithDeadline
     ) -> Iterator[functions_pb2.FunctionItem]:
-        """Call a function; what it gives, as it comes."""
+        """Call a function, and yield its items as they arrive."""
         call, left_s, running = _call_of(request, caller), time_left_s(caller), running_for(caller)
         work = functools.partial(self._router.stream, call, left_s, running)
         for item in handed_over(work, running, caller.cancel):

@@ -1,4 +1,4 @@
-"""Long operations whose callers want to see how far they are."""
+"""Long operations that report progress to their callers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from taskworker.errors import CallAbandoned
 
 OutcomeT = TypeVar("OutcomeT")
 
-_PROGRESS_PERIOD_S = 0.2  # often enough to look alive, too rare to cost anything
+_PROGRESS_PERIOD_S = 0.2  # often enough to look alive, rarely enough to cost nothing
 
 
 class Run(Generic[OutcomeT]):
-    """One long operation in a thread of its own, watched from the thread that answers the call.
+    """Runs a long operation in a thread of its own, watched by the thread that serves the call.
 
-    Leaving the context before the operation is done makes it stop at its next sign of progress.
+    If the context is left before the operation is done, the operation stops at its next progress report.
     """
 
     def __init__(self, operation: Callable[[Progress], OutcomeT]) -> None:
@@ -38,14 +38,14 @@ class Run(Generic[OutcomeT]):
         self._thread.join()
 
     def progress(self) -> Iterator[tuple[int, int]]:
-        """(done, total) at once and then every so often, until the operation has ended."""
+        """Yield (done, total) at once and then periodically, until the operation has ended."""
         yield self._latest
         while not self._finished.wait(_PROGRESS_PERIOD_S):
             yield self._latest
         yield self._latest
 
     def outcome(self) -> OutcomeT:
-        """What the ended operation returned; raises what it raised."""
+        """Return the result of the ended operation, or raise its error."""
         if self._error is not None:
             raise self._error
         assert self._outcome is not None, "the operation has ended"
@@ -54,7 +54,7 @@ class Run(Generic[OutcomeT]):
     def _run(self) -> None:
         try:
             self._outcome = self._operation(self._note)
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # raised in the caller's thread
             self._error = error
         finally:
             self._finished.set()

@@ -1,4 +1,4 @@
-"""SecretService of the pool, in the messages of ``secrets.proto``."""
+"""SecretService of ``secrets.proto``: the pool's secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from taskworker.rpc.binding import Caller
 
 
 class SecretService:
-    """Serves the secrets of a pool to its operators; thread-safe."""
+    """Manages the secrets of a pool for its operators; thread-safe."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
@@ -16,7 +16,7 @@ class SecretService:
     def SetSecret(  # noqa: N802 - the names are the contract's
         self, request: secrets_pb2.SetSecretRequest, _caller: Caller
     ) -> secrets_pb2.Secret:
-        """Keep a new secret."""
+        """Store a new secret."""
         return _secret(self._secrets.set(request.name, request.value))
 
     def RotateSecret(  # noqa: N802
@@ -28,14 +28,14 @@ class SecretService:
     def RemoveSecret(  # noqa: N802
         self, request: secrets_pb2.RemoveSecretRequest, _caller: Caller
     ) -> secrets_pb2.RemoveSecretResponse:
-        """End a secret."""
+        """Remove a secret."""
         self._secrets.remove(request.name)
         return secrets_pb2.RemoveSecretResponse()
 
     def RemoveAllSecrets(  # noqa: N802
         self, _request: secrets_pb2.RemoveAllSecretsRequest, _caller: Caller
     ) -> secrets_pb2.RemoveSecretResponse:
-        """End all secrets."""
+        """Remove all secrets."""
         self._secrets.remove_all()
         return secrets_pb2.RemoveSecretResponse()
 
@@ -54,13 +54,13 @@ class SecretService:
     def RevokeSecret(  # noqa: N802
         self, request: secrets_pb2.RevokeSecretRequest, _caller: Caller
     ) -> secrets_pb2.Secret:
-        """Take a grant back."""
+        """Revoke a grant."""
         return _secret(self._secrets.revoke(request.name, request.function_name))
 
     def RotateMasterKey(  # noqa: N802
         self, _request: secrets_pb2.RotateMasterKeyRequest, _caller: Caller
     ) -> secrets_pb2.RotateMasterKeyResponse:
-        """Put a new master key in place of the one there."""
+        """Replace the master key with a new one."""
         done = self._secrets.rotate_master()
         return secrets_pb2.RotateMasterKeyResponse(key_id=done.key_id, secrets=done.secrets)
 

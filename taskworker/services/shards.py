@@ -1,4 +1,4 @@
-"""ShardService: a worker's volume, offered to its pool in raw frames (see ``transport.frames``)."""
+"""ShardService: serves a worker's volume to its pool, in raw frames (see ``transport.frames``)."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ _COMPACTED = struct.Struct("<IQ")
 
 
 Current = Callable[[], tuple[ShardStore, str]]
-"""Gives the volume to serve, and the random name that it goes by until it is opened anew."""
+"""Returns the volume to serve, and its random instance name, which changes when the volume is reopened."""
 
 
 class ShardService:
     """Serves one volume. Every method takes and returns frames, or iterators of them.
 
     Args:
-        volume: what to serve.
-        instance: random name of this process, by which the pool tells it from another at its address.
-        current: gives both at each call, where they change when a volume is opened anew.
+        volume: the volume to serve.
+        instance: random name of this process, by which the pool distinguishes it from others at its address.
+        current: returns both for each call, if they change when the volume is reopened.
     """
 
     def __init__(self, volume: ShardStore | None, instance: str, current: Current | None = None) -> None:
@@ -77,14 +77,14 @@ class ShardService:
         return self._current()[1].encode()
 
     def Instance(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
-        """Which process this is."""
+        """The instance name of this process."""
         return self._instance
 
     def Append(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
-        """Store shards and, if asked to, make them and all before them durable.
+        """Store shards; if requested, make them and all earlier ones durable.
 
         Raises:
-            WorkerRestarted: it is meant for another process: what that one took may not have reached the disk.
+            WorkerRestarted: the request is meant for an earlier process, whose shards may not have reached the disk.
         """
         flags, instance, shards = parse_append(request)
         volume, now = self._current()
@@ -108,18 +108,18 @@ class ShardService:
         return pack_positions(self._volume.missing(split_keys(request)))
 
     def Fetch(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Payloads, unchecked: the reader verifies the whole object."""
+        """Payloads, not verified: the reader verifies the whole object."""
         reply = FetchReply(parse_wanted(request))
         for index, want, place in reply.slots():
             try:
                 present = self._volume.read_into(want.key, [place], want.length)
             except (CorruptShard, VolumeUnavailable):
-                present = False  # the reader goes to other workers, and Read says what is wrong here
+                present = False  # the reader asks other workers; Read reports what is wrong here
             reply.note(index, present=present)
         return reply.message()
 
     def Read(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Shards with header and digest checked."""
+        """Shards, with header and digest verified."""
         return pack_found([self._read(key) for key in parse_keys(request)])
 
     def _read(self, key: bytes) -> Shard | int | None:
@@ -135,7 +135,7 @@ class ShardService:
         return _PROGRESS.pack(self._volume.remove(parse_keys(request)))
 
     def Discard(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Set a bad shard aside if it is still where it was: key, location, whether it was proved wrong (1)."""
+        """Set a bad shard aside if it is still at its location: key, location, whether it was proved wrong (1)."""
         if len(request) < SHARD_KEY_BYTES:
             raise InvalidArgument("a discard request is a key and a location")
         (key,) = parse_keys(request[:SHARD_KEY_BYTES])
@@ -145,14 +145,14 @@ class ShardService:
         return bytes([self._volume.discard(key, location, wrong=request[-1] != 0)])
 
     def Keys(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
-        """Keys from ``start`` up to ``stop``: length of start (1), start, stop (may be empty: no end)."""
+        """Keys from ``start`` up to ``stop``: length of start (1), start, stop (empty: no end)."""
         start, stop = _parse_range(request)
         for batch in batched(self._volume.keys(start, stop), KEYS_MAX):
             require_active(caller)
             yield join_keys(batch)
 
     def Records(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
-        """All intact shards of these kinds (a byte each), by a scan; empty frames tell that it goes on."""
+        """All intact shards of these kinds (a byte each), found by a scan; empty frames show that it is running."""
         kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
         told_s = time.monotonic()
         for page in self._volume.records(kinds):
@@ -162,12 +162,12 @@ class ShardService:
                 told_s = time.monotonic()
 
     def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """The version or tombstone of the highest sequence of those that can be read; nothing if there is none."""
+        """The readable version or tombstone with the highest sequence number; nothing if there is none."""
         shard = self._volume.newest()
         return pack_shards([shard] if shard is not None else [])
 
     def Verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:  # noqa: N802
-        """Verify everything: numbers of bytes as they are read (8), at last a token for Judge and Rest (9)."""
+        """Verify everything: sends the numbers of bytes read (8), and at last a token for Judge and Rest (9)."""
         with Run(self._verify) as run:
             told = 0
             for done, _ in run.progress():
@@ -181,7 +181,7 @@ class ShardService:
         yield b"\1" + token
 
     def _verify(self, progress: Progress) -> Verification:
-        """Verify the volume, adding up what it tells of its progress."""
+        """Verify the volume, and add up its progress reports."""
         done = 0
 
         def add(count: int) -> None:
@@ -192,12 +192,12 @@ class ShardService:
         return self._volume.verify(add)
 
     def Judge(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Verdicts (a byte each) on keys, by a verification: token (8), keys."""
+        """Verdicts (a byte each) on keys, from a verification: token (8), keys."""
         verification = self._verification(request[:_TOKEN_BYTES])
         return bytes(verification.judge(parse_keys(request[_TOKEN_BYTES:])))
 
     def Rest(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
-        """Forget what else a verification found rotten, and end it; their keys."""
+        """Forget the other shards that a verification found corrupt, end it, and return their keys."""
         verification = self._verification(request)
         for batch in batched(verification.quarantine_rest(), KEYS_MAX):
             require_active(caller)
@@ -213,7 +213,7 @@ class ShardService:
         return found
 
     def Check(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Verdicts (a byte each) on keys, by reading them now; what is rotten is set aside."""
+        """Verdicts (a byte each) on keys, by reading them now; corrupt shards are set aside."""
         return bytes(self._volume.check(parse_keys(request)))
 
     def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
@@ -224,7 +224,7 @@ class ShardService:
         return _COMPACTED.pack(segments, freed)
 
     def Usage(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
-        """Space and content, as a MessagePack map."""
+        """Space and contents, as a MessagePack map."""
         return msgspec.msgpack.encode(self._volume.usage())
 
 

@@ -1,4 +1,4 @@
-"""StoreService: files of any size by stream, diffs, listings; and the maintenance calls of its base class."""
+"""StoreService: files of any size by stream, diffs and listings; its base class adds maintenance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MessageT = TypeVar("MessageT")
 PushMessage = memoryview | store_pb2.PushPart
 GetMessage = list[memoryview] | store_pb2.GetPart
 
-# A get this small travels in one message with its version: one wake-up of the client, not two.
+# A get of up to this size is sent in one message with its version, which wakes the client once instead of twice.
 _TOGETHER_BYTES_MAX = 64 * KIB
 
 
@@ -42,13 +42,13 @@ def _write_get_message(message: GetMessage) -> bytes:
 
 
 CODECS = {"PushStream": Codec(deserialize=_read_push_message), "GetStream": Codec(serialize=_write_get_message)}
-"""Methods whose messages carry the bulk of the data: a push as views, a get as plain bytes."""
+"""The methods that carry most of the data: pushes are read as views, gets are written as plain bytes."""
 
 
 class StoreService(MaintenanceService):
     """Serves a store through the messages of ``store.proto``; thread-safe.
 
-    Methods raise the engine's errors; turning them into status codes is the binding's part.
+    Methods raise the engine's errors; the binding turns them into status codes.
     """
 
     def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
@@ -60,7 +60,7 @@ class StoreService(MaintenanceService):
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: store_pb2.DescribeRequest, _caller: Caller
     ) -> store_pb2.DescribeResponse:
-        """What a client needs to know to cut a file as the store would."""
+        """The store's parameters, with which a client cuts files into chunks as the store does."""
         return store_pb2.DescribeResponse(
             chunk_size=self._store.chunk_size,
             profile=profile_to_proto(self._store.profile),
@@ -72,7 +72,7 @@ class StoreService(MaintenanceService):
     def PushStream(  # noqa: N802
         self, parts: Iterator[PushMessage], caller: Caller
     ) -> store_pb2.PushStreamResponse:
-        """Store one file. An error, or a stream without a commit message, leaves nothing visible."""
+        """Store one file. After an error, or without a commit message, nothing becomes visible."""
         with self._transfers.place():
             first = _first(parts, "PushStream")
             if isinstance(first, memoryview) or not first.HasField("header"):
@@ -91,7 +91,7 @@ class StoreService(MaintenanceService):
     def MissingChunks(  # noqa: N802
         self, request: store_pb2.MissingChunksRequest, _caller: Caller
     ) -> store_pb2.MissingChunksResponse:
-        """Which chunks the user would have to send."""
+        """Tell which of these chunks the user would have to send."""
         _check_count(len(request.chunk_ids))
         profile = profile_from_proto(request.profile) if request.HasField("profile") else None
         missing = self._store.missing_chunks(list(request.chunk_ids), user_id=request.user_id, profile=profile)
@@ -100,7 +100,7 @@ class StoreService(MaintenanceService):
     def GetStream(  # noqa: N802
         self, request: store_pb2.GetStreamRequest, _caller: Caller
     ) -> Iterator[GetMessage]:
-        """The version, then the bytes of the range asked for."""
+        """The version, then the bytes of the requested range."""
         with (
             self._transfers.place(),
             self._store.open_file(
@@ -136,7 +136,7 @@ class StoreService(MaintenanceService):
     def ReviseStream(  # noqa: N802
         self, parts: Iterator[store_pb2.RevisePart], caller: Caller
     ) -> store_pb2.ReviseStreamResponse:
-        """Apply a diff of any size to the head it was made from."""
+        """Apply a diff of any size to the head that it was made against."""
         with self._transfers.place():
             first = _first(parts, "ReviseStream")
             if not first.HasField("header"):
@@ -153,7 +153,7 @@ class StoreService(MaintenanceService):
                 return store_pb2.ReviseStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def Stat(self, request: store_pb2.StatRequest, _caller: Caller) -> store_pb2.Version:  # noqa: N802
-        """One version of a file, found by id or by name."""
+        """A version of a file, found by id or by name."""
         file_id = request.file_id
         if request.WhichOneof("file") == "filename":
             if request.version_id:
@@ -197,14 +197,14 @@ class StoreService(MaintenanceService):
     def Delete(  # noqa: N802
         self, request: store_pb2.DeleteRequest, _caller: Caller
     ) -> store_pb2.DeleteResponse:
-        """End a file's chain."""
+        """Delete a file with all its versions."""
         self._store.delete(request.file_id, user_id=request.user_id)
         return store_pb2.DeleteResponse()
 
     def DeleteFiles(  # noqa: N802
         self, request: store_pb2.DeleteFilesRequest, _caller: Caller
     ) -> store_pb2.DeleteFilesResponse:
-        """End the chains of many files."""
+        """Delete many files with all their versions."""
         if len(request.file_ids) > DELETE_MAX:
             raise InvalidArgument(
                 f"{len(request.file_ids)} files in one message, at most {DELETE_MAX} are allowed; send more messages"
@@ -225,7 +225,7 @@ def _upload(store: FileStorage, header: store_pb2.PushHeader) -> Upload:
 
 
 def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCommit | None:
-    """Take messages up to the commit; None if they end without one."""
+    """Read messages up to the commit message; None if the stream ends without one."""
     for position, part in enumerate(parts):
         if isinstance(part, memoryview):
             upload.write(part)
@@ -243,7 +243,7 @@ def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCom
 
 
 def _add_all(revision: Revision, parts: Iterable[store_pb2.RevisePart]) -> store_pb2.ReviseCommit | None:
-    """Take patches up to the commit; None if they end without one."""
+    """Read patches up to the commit message; None if the stream ends without one."""
     for position, part in enumerate(parts):
         if position and part.HasField("header"):
             raise InvalidArgument("ReviseStream got a second header; send one stream for each revision")
@@ -268,10 +268,10 @@ def _range(request: store_pb2.GetStreamRequest, size: int) -> tuple[int, int]:
 
 
 def _data(reader: FileReader, start: int, stop: int) -> Iterator[list[memoryview]]:
-    """The bytes of a range, a message's worth at a time: small chunks gathered, large ones cut."""
+    """The bytes of a range in message-sized pieces: small chunks are joined, and large ones split."""
     gathered: list[memoryview] = []
     room = GET_DATA_BYTES
-    # Large chunks are sent before the next is asked for, so their buffers may serve again.
+    # A large chunk is sent before the next one is requested, so its buffer can be reused.
     recycled = reader.version.chunk_size >= GET_DATA_BYTES
     for chunk in reader.iter_chunks(start, stop, recycled=recycled):
         while chunk:
