@@ -1,11 +1,11 @@
 """The command line ``taskworker``.
 
-``app`` declares the commands, ``plain`` knows those that need no parser, ``session`` gives each of them its
-options, its store and one way to fail, and the modules named after commands say what they do. Commands know
-one port, ``backend``, with two implementations: ``embedded`` (a store in this process) and ``remote`` (a
-server over gRPC).
+``app`` declares the commands, ``plain`` recognizes simple command lines without a full parser, ``session`` gives
+each command its options, its store and its error handling, and the modules named after commands implement them.
+Commands use one port, ``backend``, with two implementations: ``embedded`` (a store in this process) and ``remote``
+(a server over gRPC).
 
-Modules are imported late throughout: what a command does not use must not cost it start-up time.
+Modules are imported late throughout, so that a command does not spend start-up time on modules it does not use.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> None:
     open_standard_streams()
     try:
         unwind_on_signals()
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is said in this program's own words, once
-        gc.disable()  # until the command begins: what imports make is there to stay; looking through it takes a while
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # this program reports failures itself, once
+        gc.disable()  # until the command begins: objects made by imports stay, so scanning them is a waste
         from taskworker.cli.app import run
 
         _leave(run())
@@ -35,19 +35,19 @@ def main() -> None:
         stopped = stopped_in(error)
         if stopped is None:
             raise
-        # All is undone by now. Not sys.exit: it waits for threads, and what was interrupted may have
-        # left one waiting for ever.
+        # Everything has been cleaned up by now. sys.exit would wait for threads, and the interrupted code
+        # may have left one that waits for ever.
         os._exit(stopped.exit_code)
 
 
 def _leave(exit_code: int) -> NoReturn:
-    """End the process with all that was printed.
+    """End the process after writing all output.
 
-    At once if no thread is to be waited for: taking down its modules takes the interpreter 20 ms, a tenth of what
-    a short command takes. Commands have closed by now whatever they opened.
+    If there is no thread to wait for, exit at once: the interpreter takes 20 ms to tear down its modules, a tenth of
+    the time of a short command. Commands have closed everything they opened by now.
     """
     if all(thread is threading.main_thread() or thread.daemon for thread in threading.enumerate()):
-        with suppress(OSError, ValueError):  # what cannot be written, the interpreter tries once more, and tells
+        with suppress(OSError, ValueError):  # the interpreter retries at exit, and reports failure
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             os._exit(exit_code)

@@ -44,10 +44,10 @@ _PANELS = {
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
 }
-"""Commands as help shows them, each with the module of this package that has a function of its name."""
+"""The commands in the order of the help, each with the module of this package that implements it."""
 
 _GROUPS = {"secret": "secrets", "egress": "egress"}
-"""Groups of commands, each with the module that has its ``app``; on the panel of functions."""
+"""Groups of commands, each with the module that defines its ``app``; shown on the panel of functions."""
 
 _MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}
 _ALL = frozenset(_GROUPS).union(_MODULES)
@@ -76,10 +76,10 @@ def _global_options(
 
 
 def app_for(arguments: Collection[str]) -> typer.Typer:
-    """The application, with the commands that these arguments may mean, or all that there are.
+    """The application, with the commands that these arguments may name, otherwise all commands.
 
-    Declaring all of them takes 30 ms, a sixth of what a short command takes. Words that are no command here, but the
-    value of an option, do no harm: a command more is declared.
+    Declaring all commands takes 30 ms, a sixth of the time of a short command. An option's value that happens to be
+    the name of a command does no harm: one more command is declared.
     """
     app = typer.Typer(
         cls=Group,
@@ -107,7 +107,7 @@ def _module(name: str) -> ModuleType:
 
 
 def run() -> int:
-    """Run the command that the process's arguments name; answer the exit code."""
+    """Run the command named by the process's arguments, and return its exit code."""
     try:
         plain = plain_command(sys.argv[1:])
         if plain is not None:
@@ -124,7 +124,7 @@ def run() -> int:
         return error.exit_code
     except typer.Abort:
         return ExitCode.FAILED
-    except OSError as error:  # help and the version are written outside of a session
+    except OSError as error:  # help and the version are printed without a session
         drop_output()
         if isinstance(error, BrokenPipeError):
             return ExitCode.PIPE_CLOSED

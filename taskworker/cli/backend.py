@@ -1,4 +1,4 @@
-"""The one port between commands and whatever stores the files."""
+"""The port between the commands and what stores the files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ BytesLike = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What leads from a version to the head: pieces of the head's bytes, by offset."""
+    """The changes from a version to the head: pieces of the head's bytes, by offset."""
 
     head: Version
     pieces: Iterator[tuple[int, BytesLike]]
 
 
 class Backend(Protocol):
-    """Files of one user, and the maintenance of the store they are in.
+    """The files of one user, and the maintenance of their store.
 
-    Errors are those of ``storage``, or a ``Failure`` with its own exit code.
+    Methods raise errors of ``storage``, or a ``Failure`` with an exit code.
     """
 
     def push(
@@ -52,7 +52,7 @@ class Backend(Protocol):
         """The head of the file with this name."""
 
     def stat(self, file_id: str, version_id: str | None = None) -> Version:
-        """One version of a file, the head by default."""
+        """A version of a file, by default the head."""
 
     def write_to(
         self, target: BinaryIO, version: Version, start: int, stop: int, *, progress: Progress | None = None
@@ -60,7 +60,7 @@ class Backend(Protocol):
         """Write the verified bytes ``start`` up to ``stop`` to a file."""
 
     def same_content(self, version: Version, path: Path) -> bool:
-        """Whether a local file holds just what this version does, as told by its chunk ids."""
+        """Whether a local file has the same content as this version, compared by chunk ids."""
 
     def revise(
         self,
@@ -70,34 +70,34 @@ class Backend(Protocol):
         note: str = "",
         progress: Progress | None = None,
     ) -> Version:
-        """Make the content of ``path`` the head iff ``base`` is the head now, sending what differs."""
+        """Make the content of ``path`` the head if ``base`` is the current head; sends only what differs."""
 
     def changes_since(self, file_id: str, version_id: str) -> Delta:
-        """What leads from ``version_id`` to the head; costs as much as what changed."""
+        """The changes from ``version_id`` to the head; the cost grows with the size of the changes."""
 
     def history(self, file_id: str) -> Iterator[Version]:
-        """All versions of a file, newest first, read as they are asked for."""
+        """All versions of a file, newest first, read lazily."""
 
     def list_files(self, prefix: str = "") -> Iterator[Version]:
-        """Heads of the user's files by name, read as they are asked for."""
+        """Heads of the user's files by name, read lazily."""
 
     def delete_files(self, file_ids: list[str]) -> None:
-        """End files and their versions: all of them, or none if one is not there."""
+        """Delete files with all their versions: all of the files, or none if one does not exist."""
 
     def stats(self) -> StoreStats:
-        """Counts and sizes of the store, and how its volumes are."""
+        """Counts and sizes of the store, and the state of its volumes."""
 
     def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
         """Verify every stored shard."""
 
     def repair(self, *, progress: Progress | None = None) -> RepairReport:
-        """Make missing and rotten shards anew."""
+        """Rebuild missing and corrupt shards."""
 
     def collect(self, *, grace_s: float | None = None, progress: Progress | None = None) -> CollectReport:
-        """Free what no live version reaches."""
+        """Free the space of objects that no live version reaches."""
 
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
-        """Make a lost catalog again from what is stored."""
+        """Rebuild a lost catalog from the stored data."""
 
     def close(self) -> None:
-        """Let go of the store or the connection."""
+        """Close the store or the connection."""

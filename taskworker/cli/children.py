@@ -1,4 +1,4 @@
-"""Processes of this very command line, started and ended by it."""
+"""Starts and ends child processes that run this same command line."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PROGRAM = (sys.executable, "-m", "taskworker")
 
 
 def command_line(*arguments: str) -> str:
-    """A command as a person would type it."""
+    """A command line as a person would type it."""
     return shlex.join(("taskworker", *arguments))
 
 
 def environment() -> dict[str, str]:
-    """What children get: all but the variables that stand for options."""
+    """The environment of children: without the variables that set options."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
 
 
 def announcement(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-    """The JSON document that a process prints once it is ready; None if it ends before."""
+    """The JSON document that a process prints once it is ready; None if it ends first."""
     assert process.stdout is not None
     told = b""
     while piece := os.read(process.stdout.fileno(), 4096):
@@ -38,7 +38,7 @@ def announcement(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
 
 
 def end_all(processes: Iterable[subprocess.Popen[bytes]], timeout_s: float) -> None:
-    """End processes like by Ctrl-C, all at once; kill those that take longer than ``timeout_s`` seconds."""
+    """Interrupt all processes at once, as Ctrl-C would; kill those that take longer than ``timeout_s`` seconds."""
     running = list(processes)
     for process in running:
         process.terminate()

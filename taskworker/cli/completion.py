@@ -1,4 +1,4 @@
-"""What a shell may complete: names of the user's files."""
+"""Shell completion of the names of the user's files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAMES_MAX = 100
 
 
 def complete_file(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of files that start with ``incomplete``; none when the store cannot be asked."""
+    """Names of files that start with ``incomplete``; none if the store cannot be reached."""
     from taskworker.cli.session import Session, Settings
 
     try:
@@ -22,5 +22,5 @@ def complete_file(context: typer.Context, incomplete: str) -> list[str]:
         with Session(settings).backend() as backend:
             heads = backend.list_files(incomplete)
             return [head.filename for head in itertools.islice(heads, _NAMES_MAX)]
-    except Exception:  # a shell's prompt is no place for errors
+    except Exception:  # errors must not disturb the shell's prompt
         return []

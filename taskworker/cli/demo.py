@@ -7,9 +7,9 @@ from taskworker.cli.session import Session
 
 
 def demo(session: Session) -> None:
-    """Show it at work: a pool of six workers, two of them killed, every byte back, all repaired.
+    """Show a pool of six workers at work: two are killed, every byte is read back, and the pool repairs itself.
 
-    All happens in a temporary directory that is removed again.
+    Everything happens in a temporary directory that is removed afterwards.
 
     Examples:
         taskworker demo

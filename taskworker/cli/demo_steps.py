@@ -1,4 +1,4 @@
-"""The main job, shown with the real commands in processes of their own."""
+"""The steps of the demo, run with the real commands as separate processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.text import pace_text, size_text
 
 _LOST_WORKERS = ("worker_002", "worker_005")  # any two would do
-_GRACE_S = 4.0  # far shorter than in earnest, so that the demo need not wait
+_GRACE_S = 4.0  # far shorter than in normal use, so that the demo need not wait
 _ARCHIVE_SIZE_MAX = 256 << 20
 _MEND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
@@ -30,7 +30,7 @@ _LOOK_S = 0.2
 
 
 class Demo:
-    """Runs in ``directory``, which is empty, and prints what it does."""
+    """Runs the demo in an empty directory, and prints what it does."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -40,10 +40,10 @@ class Demo:
         self._returned: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
-        """Bring up a pool, push, kill two workers, get, watch the repair, have the two back.
+        """Start a pool, push, kill two workers, get, watch the repair, and start the two workers again.
 
         Raises:
-            Failure: a command failed, or gave something else than was stored.
+            Failure: a command failed, or returned other bytes than were stored.
         """
         self._title("A real file: this Python's own library, as one tar archive")
         _make_archive(self._original)
@@ -94,14 +94,14 @@ class Demo:
 
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[_Running]:
-        """A pool and its workers; ended like by Ctrl-C when the block ends."""
+        """A running pool and its workers, which are interrupted when the block ends."""
         arguments = ["up", "--dir", "cluster", "--listen", "127.0.0.1:0", "--grace", f"{_GRACE_S:g}"]
         self._show(command_line(*arguments))
         process = subprocess.Popen(
             [*PROGRAM, *arguments, "--json"],
             cwd=self._directory,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # it tells of the deaths that this demo itself causes
+            stderr=subprocess.DEVNULL,  # it would report the deaths that this demo causes
             env=environment(),
         )
         try:
@@ -113,7 +113,7 @@ class Demo:
             end_all((*self._returned, process), _STOP_TIMEOUT_S)
 
     def _start_again(self, address: str, name: str) -> None:
-        """Start a killed worker as a user would."""
+        """Restart a killed worker as a user would."""
         arguments = ["worker", "--id", name, "--dir", f"cluster/{name}", "--listen", "127.0.0.1:0"]
         self._show(command_line(*arguments, "--pool", address))
         self._returned.append(
@@ -127,7 +127,7 @@ class Demo:
         )
 
     def _watch(self, address: str, until: int) -> float:
-        """Show the pool's health as it changes until any ``until`` workers may be lost; the seconds it took."""
+        """Show the pool's health until the loss of any ``until`` workers is survivable; return the seconds it took."""
         from taskworker.client.pool import PoolClient
 
         self._show(command_line("status", "--watch", "--pool", address) + "    # its first line, as it changes")
@@ -147,7 +147,7 @@ class Demo:
         raise Failure(f"the pool was not repaired in time: {told}")
 
     def _call(self, address: str, *arguments: str) -> float:
-        """Run one command as a user would; answer how long it took."""
+        """Run a command as a user would, and return how long it took."""
         name, *rest = arguments
         command = (name, "--pool", address, *rest)
         self._show(command_line(*command))
@@ -165,17 +165,17 @@ class Demo:
         self._say(f"$ {command}")
 
     def _say(self, text: str) -> None:
-        # Flushed, since the commands' own output goes to the same place.
+        # Flush, since the output of the commands goes to the same place.
         print(text, flush=True)
 
 
 def _make_archive(path: Path) -> None:
-    """Pack the standard library and what is installed beside the project."""
+    """Make an archive of the standard library and the installed packages."""
     with tarfile.open(path, "w") as archive:
         for key in ("stdlib", "purelib"):
             root = Path(sysconfig.get_path(key))
             for file in sorted(root.rglob("*")):
-                with contextlib.suppress(OSError):  # some files of a system's Python are root's alone
+                with contextlib.suppress(OSError):  # some files of a system's Python are readable only by root
                     archive.add(file, arcname=str(Path(key) / file.relative_to(root)), recursive=False)
                 if path.stat().st_size > _ARCHIVE_SIZE_MAX:
                     return
@@ -183,14 +183,14 @@ def _make_archive(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A pool that is up: its address, and every process by name."""
+    """A running pool: its address, and its processes by name."""
 
     address: str
     pids: dict[str, int]
 
 
 def _announced(process: subprocess.Popen[bytes]) -> _Running:
-    """What `up` tells once all is up."""
+    """The announcement that `up` prints once everything is running."""
     document = announcement(process)
     if document is None:
         raise Failure("the pool did not start")
@@ -198,7 +198,7 @@ def _announced(process: subprocess.Popen[bytes]) -> _Running:
 
 
 def _script() -> str:
-    """How the reader can call the command line that this is."""
+    """How the reader can call this command line."""
     script = Path(sys.executable).with_name("taskworker")
     if not script.exists() or shutil.which("taskworker") == str(script):
         return "taskworker"

@@ -1,4 +1,4 @@
-"""The engine's answers as JSON documents; their keys are part of the command line's contract."""
+"""The engine's results as JSON documents; their keys are part of the command line's contract."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def document(record: Any) -> dict[str, Any]:
-    """Any of the engine's records, with the names of its fields."""
+    """A record of the engine as a document, keyed by its fields."""
     return {field.name: _value(getattr(record, field.name)) for field in dataclasses.fields(record)}
 
 
 def version_document(version: Version, **more: object) -> dict[str, Any]:
-    """A version, and what a command adds to it."""
+    """A version as a document, with entries that a command adds."""
     found = document(version)
-    del found["unchanged"]  # no property of the version, but what a push or revise says
+    del found["unchanged"]  # a result of push or revise, not a property of the version
     return found | more
 
 

@@ -38,7 +38,7 @@ def allow(
 ) -> None:
     """Let a function call an outside host.
 
-    Without a port, it is the scheme's own: 443, or 80. A prefix is of whole segments of the path.
+    The default port is that of the scheme: 443, or 80. A prefix matches whole segments of the path.
 
     Examples:
         taskworker egress allow report api.example.com
@@ -54,7 +54,7 @@ def allow(
 
 
 def deny(session: Session, function: FunctionName, host: RuleText) -> None:
-    """Take back what was allowed, written as `egress ls` shows it.
+    """Remove a rule, written as `egress ls` shows it.
 
     Examples:
         taskworker egress deny report api.example.com
@@ -63,7 +63,7 @@ def deny(session: Session, function: FunctionName, host: RuleText) -> None:
 
 
 def rm(session: Session, function: FunctionName) -> None:
-    """Take back all that a function was allowed.
+    """Remove all rules of a function.
 
     Examples:
         taskworker egress rm report
@@ -113,7 +113,7 @@ def log(
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.", show_default=False)
     ] = False,
 ) -> None:
-    """Show who called which outside host, for whom, and what came of it.
+    """Show which function called which outside host, for which user, and with what outcome.
 
     Examples:
         taskworker egress log

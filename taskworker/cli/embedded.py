@@ -1,4 +1,4 @@
-"""The backend that is a store in this process."""
+"""The backend for a store in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _VERSIONS_PAGE = 500
 
 
 class EmbeddedBackend:
-    """One user's files in the store at ``path``, which no other process may have open."""
+    """One user's files in the store at ``path``; no other process may have it open."""
 
     def __init__(self, path: Path, user: str, *, create: bool, profile: ErasureProfile | None) -> None:
         try:
@@ -110,10 +110,10 @@ class EmbeddedBackend:
         return self._store.revise(base.file_id, diff, user_id=self._user, note=note)
 
     def _stage_changes(self, base: Version, path: Path, progress: Progress | None) -> tuple[int, list[Patch]]:
-        """What differs from ``base``, as patches without data, so that memory stays bounded.
+        """The changes from ``base``, as patches without data, so that memory stays bounded.
 
-        The changed chunks are put into the store by an upload that is never committed; the engine keeps
-        such chunks for a day, for this user to name.
+        An upload that is never committed writes the changed chunks to the store. The engine keeps such chunks for a
+        day, so that this user's patches can name them.
         """
         patches: list[Patch] = []
         with (

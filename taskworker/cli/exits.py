@@ -1,4 +1,4 @@
-"""Exit codes, and which error ends a command with which."""
+"""Exit codes, and which error leads to which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command tells the program that ran it."""
+    """The exit code of a command."""
 
     OK = 0
     FAILED = 1
@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 
 
 class Failure(Exception):
-    """A command cannot do what was asked; the text is shown to the user as it is."""
+    """A command cannot do what was asked; the text is shown to the user unchanged."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)

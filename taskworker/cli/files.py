@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 SHORT_ID_LENGTH = 12
-_DELETED_TOGETHER = 250  # by one transaction and flush; often enough for a bar that moves
+_DELETED_TOGETHER = 250  # by one transaction and flush; few enough that the progress bar keeps moving
 _NAMES_SHOWN = 20
 
 FileReference = Annotated[
@@ -55,8 +55,8 @@ def push(
 ) -> None:
     """Store files. A name that exists gets a new version, or none if the content is the same (and --note is not new).
 
-    With --k 4 --n 6 any four of six volumes suffice to read the file. Given with --store and a
-    directory that holds no store yet, the two also become the new store's default.
+    With --k 4 --n 6, any four of six volumes suffice to read the file. If --store names a directory that holds no
+    store yet, these two also become the new store's default.
 
     Examples:
         taskworker push report.pdf
@@ -84,7 +84,7 @@ def push(
 
 
 def _named_sources(files: list[str], name: str | None) -> list[tuple[str, Path | None]]:
-    """(name to store under, path or None for standard input), checked before anything is stored."""
+    """(name to store under, path or None for standard input) of each file, checked before anything is stored."""
     if name is not None and len(files) > 1:
         raise Failure("--name goes with a single file", ExitCode.USAGE)
     sources: list[tuple[str, Path | None]] = []
@@ -145,9 +145,9 @@ def get(
         str | None, typer.Option("--range", help="Only these bytes: A-B (both included), A- or -N.", metavar="A-B")
     ] = None,
 ) -> None:
-    """Get a file back, verified. The output is there as a whole or not at all.
+    """Get a file back, verified. The output is written as a whole or not at all.
 
-    A file named with -o is overwritten; without -o a file that is already here is not.
+    A file named with -o is overwritten; without -o, a file that already exists is not.
 
     Examples:
         taskworker get report.pdf
@@ -171,7 +171,7 @@ def get(
 
 
 def save_version(session: Session, file_id: str, version_id: str, output: str) -> None:
-    """Get one version of a file, whole, as `get -o` does."""
+    """Write a whole version of a file, as `get -o` does."""
     with session.backend() as backend:
         found = backend.stat(file_id, version_id)
         _save(session, backend, found, output, 0, found.size)
@@ -263,7 +263,7 @@ def log(
 
 
 def stat(session: Session, file: FileReference, version: VersionReference = None) -> None:
-    """Show all that is known of a file, or of one of its versions.
+    """Show the details of a file, or of one of its versions.
 
     Examples:
         taskworker stat report.pdf
@@ -324,7 +324,7 @@ def revise(
 
 @contextlib.contextmanager
 def _spooled(source: str) -> Iterator[Path]:
-    """A path to read from; standard input is kept in a temporary file meanwhile."""
+    """A path to read from; standard input is first copied to a temporary file."""
     if source != STANDARD_STREAM:
         yield existing_file(source)
         return
@@ -349,7 +349,7 @@ def rm(
 ) -> None:
     """Delete files with all their versions. `collect` frees their space.
 
-    Asks first if something given is the id of one file and the name of another.
+    Asks for confirmation if an argument is the id of one file and the name of another.
 
     Examples:
         taskworker rm report.pdf
@@ -371,7 +371,7 @@ def rm(
 
 
 def _to_delete(session: Session, backend: Backend, files: list[str], *, yes: bool) -> list[Version]:
-    """The heads of the files meant, each once; all of them are known before the first is deleted."""
+    """The heads of the files to delete, without duplicates; all are looked up before the first is deleted."""
     heads: dict[str, Version] = {}
     with session.terminal.progress("look up", unit="objects") as progress:
         doubtful: list[tuple[Version, Version]] = []
@@ -389,7 +389,7 @@ def _to_delete(session: Session, backend: Backend, files: list[str], *, yes: boo
 
 
 def _ask_which(session: Session, head: Version, other: Version) -> None:
-    """Delete ``head`` by its id, which is the name of ``other``? Refused where nobody can answer."""
+    """Ask whether to delete ``head`` by its id, which is also the name of ``other``; refuse if nobody can answer."""
     if not session.terminal.can_ask:
         raise Failure(
             f"{head.file_id} is the id of '{visible(head.filename)}' and the name of another file, so nothing was "

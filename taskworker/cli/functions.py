@@ -60,9 +60,9 @@ def call(
         ),
     ] = None,
 ) -> None:
-    """Call a function of the pool, and print what it returns: texts as they are, anything else as JSON.
+    """Call a function of the pool, and print its result: a text as it is, anything else as JSON.
 
-    What a generator gives is printed as it comes, one item after another.
+    The items of a generator are printed one by one as they arrive.
 
     Examples:
         taskworker call calculate 3 4
@@ -89,7 +89,7 @@ def call(
 
 
 def _returned_file(result: str) -> tuple[str, str]:
-    """File and version that a function returned."""
+    """File id and version id that a function returned."""
     from taskworker.client.function_calls import value_of
 
     told = value_of(result)
@@ -169,9 +169,9 @@ def deploy(
         bool, typer.Option("--verbose", help="With --dry-run: list the files of packages, too.", show_default=False)
     ] = False,
 ) -> None:
-    """Put a function, its module and its requirements into the pool as the newest version of NAME.
+    """Deploy a function, with its module and requirements, as the newest version of NAME.
 
-    The modules and packages of the same directory that it imports travel along.
+    The modules and packages that it imports from the same directory are deployed with it.
 
     Examples:
         taskworker deploy thumbnail images:thumbnail
@@ -243,7 +243,7 @@ def _show_deployment(session: Session, found: Deployment) -> None:
 
 
 def _where_lines(found: Deployment) -> list[str]:
-    """Which workers can run it, if not all can anyway."""
+    """Which workers can run it, unless all can."""
     if not found.platforms and not found.unable:
         return []
     return [
@@ -264,7 +264,7 @@ def _show_rollback(session: Session, deployed: Deployed) -> None:
 
 
 def undeploy(session: Session, function: FunctionName) -> None:
-    """Take a deployed function, and its versions, out of the pool.
+    """Remove a deployed function and its versions from the pool.
 
     Examples:
         taskworker undeploy report
@@ -290,7 +290,7 @@ def functions(
         typer.Option(help="rollback: to which, or how its id begins (default: the one before).", metavar="VERSION"),
     ] = None,
 ) -> None:
-    """List the pool's functions and how their calls do; or the versions of one; or go back to one.
+    """List the pool's functions with statistics of their calls, list the versions of one, or roll one back.
 
     Examples:
         taskworker functions
@@ -334,13 +334,13 @@ def _host_lines(hosts: list[FunctionHost]) -> list[str]:
 
 
 def host_summary(hosts: list[FunctionHost]) -> list[str]:
-    """The workers as a section of a pool's status: those that hold no data, and those with labels."""
+    """A section of a pool's status: the workers that hold no data, and those with labels."""
     of_note = [host for host in hosts if host.labels or not host.has_volume]
     return ["", *_host_lines(of_note)] if of_note else []
 
 
 def function_lines(found: list[FunctionStatus]) -> list[str]:
-    """The functions as a table of at most 100 columns, if their names are short."""
+    """The functions as a table, at most 100 columns wide if their names are short."""
     if not found:
         return ["no functions yet; deploy one with `taskworker deploy NAME MODULE:FUNCTION`"]
     width = max(8, *(len(one_line(one.function)) for one in found))
@@ -362,7 +362,7 @@ def _function_line(one: FunctionStatus, width: int) -> str:
 
 
 def function_summary(found: list[FunctionStatus]) -> list[str]:
-    """The functions of a pool as a section of its status: the busiest of them."""
+    """A section of a pool's status: its busiest functions."""
     if not found:
         return []
     busiest = sorted(found, key=lambda one: (-one.rate, -one.calls, one.function))[:_SUMMARY_SHOWN]
@@ -443,7 +443,7 @@ def logs(
 
 
 def _since_ms(text: str) -> int:
-    """A point in time as ms since 1970, from an age or a time; 0 from nothing."""
+    """Convert an age or a time to ms since 1970; 0 if empty."""
     if not text:
         return 0
     age = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
@@ -458,7 +458,7 @@ def _since_ms(text: str) -> int:
 
 
 def _log_lines(line: LogLine) -> list[str]:
-    """A line of the log; an error's frames come below it, indented, so that they cannot pass for another's line."""
+    """A line of the log; the frames of an error follow indented, so that they cannot be taken for log lines."""
     mark = {"stdout": " ", "stderr": "!"}.get(line.stream, "*")
     first, *frames = (line.text.splitlines() or [""]) if line.stream == "event" else [line.text]
     return [

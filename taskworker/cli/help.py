@@ -1,4 +1,4 @@
-"""Help that shows a value's name where an option takes one, and nothing where it takes none."""
+"""Help that shows the name of an option's value, and nothing for options without values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 
 class Command(TyperCommand):
-    """A command whose help names no Python types."""
+    """A command whose help shows no Python types."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The command's parameters, ready to be shown."""

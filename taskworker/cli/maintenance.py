@@ -30,7 +30,7 @@ def status(
         typer.Option("--watch", help="Keep it up to date on the screen until Ctrl-C (pools only).", show_default=False),
     ] = False,
 ) -> None:
-    """Show what the pool or store holds, the state of its workers or volumes, and which losses it would survive.
+    """Show what the pool or store holds, the state of its workers or volumes, and which losses it survives.
 
     Examples:
         taskworker status
@@ -77,7 +77,7 @@ def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watc
 
 
 def _functions_of(session: Session) -> tuple[dict[str, object], list[str]]:
-    """The functions, and who runs them, as a document and as lines; a pool that cannot list them has a status, too."""
+    """The functions and their workers, as a document and as lines; empty if the pool cannot list them."""
     from storage.errors import StorageError
     from taskworker.client.functions import FunctionClient
 
@@ -149,9 +149,9 @@ def _damage_lines(damaged: Sequence[Damage], total: int | None = None) -> list[s
 
 
 def scrub(session: Session) -> None:
-    """Verify every stored shard. Exit code 1 if any is rotten or missing; `repair` makes it anew.
+    """Verify every stored shard. Exit code 1 if any is corrupt or missing; `repair` rebuilds it.
 
-    A version that cannot be read is told of as well; nothing but deleting its file helps.
+    Also reports versions that cannot be read; the only remedy for these is to delete the file.
 
     Examples:
         taskworker scrub
@@ -177,10 +177,10 @@ def scrub(session: Session) -> None:
 
 
 def repair(session: Session) -> None:
-    """Make missing and rotten shards anew, also on a new, empty volume.
+    """Rebuild missing and corrupt shards, also on a new, empty volume.
 
-    A pool repairs by itself, and waits --grace seconds for workers that are away: until then they are left out here
-    as well. Exit code 5 if any object is lost, 1 if some are not whole yet.
+    A pool repairs by itself, after waiting --grace seconds for workers that are away; until then, this command leaves
+    their shards out as well. Exit code 5 if an object is lost, 1 if some still lack shards.
 
     Examples:
         taskworker repair
@@ -218,7 +218,7 @@ def collect(
         ),
     ] = None,
 ) -> None:
-    """Free the space of what no file needs any more.
+    """Free the space of data that no file needs any more.
 
     Examples:
         taskworker collect
@@ -233,10 +233,10 @@ def collect(
 
 
 def rebuild(session: Session) -> None:
-    """Recreate a lost catalog from the volumes, or from what a pool's workers hold, alone.
+    """Rebuild a lost catalog from nothing but the volumes, or the data of a pool's workers.
 
-    A pool whose directory is lost is started anew with `taskworker pool --rebuild POOL_ID` first. Exit code 1 if
-    volumes or workers are away that may hold more: files can only be read then, until another rebuild with them.
+    If a pool's directory is lost, first start it with `taskworker pool --rebuild POOL_ID`. Exit code 1 if volumes or
+    workers are away that may hold more: files are then read-only, until another rebuild with them.
 
     Examples:
         taskworker --store ./data rebuild

@@ -1,4 +1,4 @@
-"""Names: the command resolve, and the pool's options about them."""
+"""DNS names: the command resolve, and the pool's DNS options."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ DnsAllowPrivate = Annotated[
 def dns_options(
     port: str | None, upstream: list[str] | None, block: list[Path] | None, allow_private: list[str] | None
 ) -> DnsOptions:
-    """The pool's options about names.
+    """The pool's DNS options.
 
     Raises:
-        InvalidArgument: one of them cannot be.
+        InvalidArgument: an option is malformed or out of bounds.
     """
     from taskworker.outbound.dns.names import DnsOptions
     from taskworker.outbound.dns.policy import Policy, read_block_list
@@ -73,12 +73,12 @@ def dns_options(
 
 
 def dns_document(address: Listen | None) -> dict[str, str]:
-    """Where names are served, for programs."""
+    """The DNS address, for JSON output."""
     return {} if address is None else {"dns": str(address)}
 
 
 def dns_lines(address: Listen | None) -> list[str]:
-    """Where names are served, for people."""
+    """The DNS address, for people."""
     if address is None:
         return []
     return [f"names at {address}: dig @{address.host} -p {address.port} NAME.worker.hive SRV"]
@@ -92,7 +92,7 @@ def resolve(
         float | None, typer.Option(help="Wait at most so many seconds.", metavar="SECONDS", min=0.001)
     ] = None,
 ) -> None:
-    """Resolve a name by the pool: one of its own, or any other.
+    """Resolve a name through the pool: a name of its own zone, or any other.
 
     Examples:
         taskworker resolve worker_001.worker.hive

@@ -1,7 +1,7 @@
-"""Commands that are given no more than a few options of every command, which need no parser of many kinds of values.
+"""Recognizes simple command lines: a command with only options that every command has.
 
-To make typer's parser ready takes a third of the processor time of a short command. What is read here means the same
-to it; whatever else is said, or said wrong, is left to it.
+Setting up typer's parser takes a third of the processor time of a short command. Command lines accepted here mean the
+same to typer; everything else, and every mistake, is left to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PlainCommand(NamedTuple):
 
 
 def plain_command(arguments: Sequence[str]) -> PlainCommand | None:
-    """The command that these arguments name; None if more is said than can be told here."""
+    """The command that these arguments name; None if they need the full parser."""
     at = next((at for at, argument in enumerate(arguments) if argument in _COMMANDS), None)
     if at is None or _COMPLETION in os.environ:
         return None

@@ -1,4 +1,4 @@
-"""The commands that look at a node pool and change who takes part: status, layout, drain, forget."""
+"""The commands that show a node pool and change its members: status, layout, drain, forget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME_MIN, _NAME_MAX = 10, 40
 
 
 def pool_status_lines(status: PoolStatus) -> list[str]:
-    """A pool at a glance, the health in the first line."""
+    """The status of a pool, with its health in the first line."""
     width = max((len(worker.worker_id) for worker in status.workers), default=0)
     width = min(max(width, _NAME_MIN), _NAME_MAX)
     lines = [
@@ -47,7 +47,7 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
 
 
 def _work_lines(work: WorkStatus) -> list[str]:
-    """What a piece of background work is at, and on a second line what went wrong."""
+    """The state of one kind of background work, and in a second line its last error."""
     parts = [work.state + _share(work)]
     if work.bytes_per_s:
         parts.append(f"{size_text(int(work.bytes_per_s))}/s")
@@ -101,9 +101,9 @@ def layout(
         list[str] | None, typer.Option(help="preview: worker to remove; repeatable.", metavar="NAME")
     ] = None,
 ) -> None:
-    """Show how shards are spread over the workers and which losses that survives, now or after a change.
+    """Show how shards are spread over the workers, and which losses that survives, now or after a change.
 
-    A preview changes nothing: it shows what would move, and which losses would be survived afterwards.
+    A preview changes nothing: it shows what would move, and which losses would be survivable afterwards.
 
     Examples:
         taskworker layout
@@ -131,7 +131,7 @@ def drain(
         bool, typer.Option("--cancel", help="Stop draining it, and give it shards again.", show_default=False)
     ] = False,
 ) -> None:
-    """Move a worker's shards to the others, so that it can be stopped for good. `status` shows when that is done.
+    """Move a worker's shards to the others, so that it can be stopped for good. `status` shows when this is done.
 
     Examples:
         taskworker drain worker_003
@@ -142,7 +142,7 @@ def drain(
     with PoolClient(session.pool_address()) as client:
         moved = client.drain(worker, cancel=cancel)
     what = "takes part again" if cancel else "is being drained"
-    # Those that have not left yet when a drain is cancelled need not come back.
+    # When a drain is cancelled, shards that have not moved yet need not move back.
     share = f"{'up to ' if cancel else ''}{moved:.1%}"
     session.terminal.result(
         {"worker": worker, "draining": not cancel, "moved": moved},
@@ -153,9 +153,9 @@ def drain(
 def forget(
     session: Session, worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")]
 ) -> None:
-    """Remove a worker that is gone for good: one that is drained and stopped, or dead and not coming back.
+    """Remove a worker that is gone for good: one that was drained and stopped, or that is dead and will not come back.
 
-    The shards it held are made again on the others. Should it come back, it joins as a new worker.
+    Its shards are rebuilt on the others. If it does come back, it joins as a new worker.
 
     Examples:
         taskworker forget worker_003
@@ -183,7 +183,7 @@ def _usual_capacity(current: LayoutStatus) -> int:
 
 
 def layout_lines(current: LayoutStatus) -> list[str]:
-    """A layout, and what loss it survives."""
+    """A layout, and the losses that it survives."""
     if not current.members:
         return ["no worker has joined yet"]
     moving = f", {plural(current.former, 'former layout')} still to move from" if current.former else ""

@@ -146,7 +146,7 @@ def pool(
     n: N = None,
     supervised: Supervised = False,
 ) -> None:
-    """Run a node pool: users talk to it, workers keep its data. Ctrl-C stops it; workers wait for its return.
+    """Run a node pool: users connect to it, and workers keep its data. Ctrl-C stops it; workers wait until it returns.
 
     Examples:
         taskworker pool --dir ./pool
@@ -215,7 +215,7 @@ def pool(
 
 
 def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:
-    """What ``--user-calls``, ``--user-queue`` and ``--user-weight`` say."""
+    """The shares given by ``--user-calls``, ``--user-queue`` and ``--user-weight``."""
     from taskworker.functions.routing.users import USER_CALLS, UserShares
 
     try:
@@ -233,7 +233,7 @@ def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShare
 
 
 def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
-    """Of all users, and of some: as in ``["20", "ann=60"]``."""
+    """The number for all users, and numbers for some, from a list such as ``["20", "ann=60"]``."""
     of_all, of_users = default, dict[str, int]()
     for item in items:
         user, separator, count = item.rpartition("=")
@@ -275,7 +275,7 @@ def up(
     k: K = None,
     n: N = None,
 ) -> None:
-    """Bring up a node pool and its workers on this machine, to try it out or to develop with. Ctrl-C ends all.
+    """Start a node pool and its workers on this machine, for a trial or for development. Ctrl-C stops all of them.
 
     Examples:
         taskworker up

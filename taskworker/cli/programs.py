@@ -1,4 +1,4 @@
-"""Running the worker that a user's own program declares."""
+"""Runs the worker that a user's own program declares."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def run_program(session: Session, place: str, listen: str) -> None:
     """Serve the worker at ``module:worker`` until Ctrl-C.
 
     Args:
-        session: of the command.
+        session: the command's session.
         place: a module found in the current directory, and the name of a ``TaskWorker`` in it.
-        listen: ``host:port``; the port is taken from it, the host is the worker's own.
+        listen: ``host:port``; only its port is used, as the worker has a host of its own.
     """
     import asyncio
 

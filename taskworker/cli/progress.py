@@ -1,4 +1,4 @@
-"""Progress bars. Apart from ``terminal``, since only a terminal is worth the import of rich."""
+"""Progress bars. Not in ``terminal``, so that rich is imported only when stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABEL_WIDTH_MAX = 40
 
 @contextlib.contextmanager
 def bar(label: str, unit: Literal["bytes", "objects"]) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with rate and time left; it goes away when the block ends."""
+    """Show a progress bar with rate and time left; it disappears when the block ends."""
     amount: list[ProgressColumn] = [_Bytes(), TransferSpeedColumn()] if unit == "bytes" else [_Objects()]
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""How users point at things: a file by id or name, a version by the start of its id, a range of bytes."""
+"""Resolves users' references: a file by id or name, a version by the start of its id, a range of bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _VERSION_ID = re.compile(r"[0-9a-f]{4,64}")
 _VERSION_ID_LENGTH = 64
-_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")  # of files that can be
+_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")  # up to the largest file size
 
 
 def resolve_file(backend: Backend, reference: str) -> Version:
-    """The head of the file with this id, or else this name."""
+    """The head of the file with this id, otherwise of the file with this name."""
     from taskworker.client.references import by_id_or_name
 
     found = by_id_or_name(reference, stat=backend.stat, find=backend.find)
@@ -28,7 +28,7 @@ def resolve_file(backend: Backend, reference: str) -> Version:
 
 
 def namesake(backend: Backend, reference: str, head: Version) -> Version | None:
-    """Another file that is named like this id of ``head``, if there is one."""
+    """Another file whose name equals this id of ``head``, if there is one."""
     from taskworker.client.references import may_be_id
 
     other = backend.find(reference) if may_be_id(reference) and reference == head.file_id else None
@@ -36,7 +36,7 @@ def namesake(backend: Backend, reference: str, head: Version) -> Version | None:
 
 
 def resolve_version(backend: Backend, file_reference: str, version_reference: str | None) -> Version:
-    """A version of a file: its head, or the one whose id starts so."""
+    """A version of a file: its head, or the one whose id starts with the reference."""
     head = resolve_file(backend, file_reference)
     if version_reference is None:
         return head
@@ -56,7 +56,7 @@ def resolve_version(backend: Backend, file_reference: str, version_reference: st
 
 
 def resolve_range(text: str | None, size: int) -> tuple[int, int]:
-    """``A-B``, ``A-`` or ``-N`` as curl has them, as the first byte and the one after the last."""
+    """Convert a range in curl's form, ``A-B``, ``A-`` or ``-N``, to its first byte and the one after its last."""
     if text is None:
         return 0, size
     match = _RANGE.fullmatch(text)

@@ -1,4 +1,4 @@
-"""The backend that is a server, reached over gRPC."""
+"""The backend for a server, reached over gRPC."""
 
 from __future__ import annotations
 

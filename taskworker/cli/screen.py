@@ -1,4 +1,4 @@
-"""What is kept up to date on a terminal of any size."""
+"""Keeps a display up to date on a terminal of any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TABLE = "WORKER "
 
 
 def watch(look: Callable[[], list[str]]) -> None:
-    """Show what ``look`` gives anew twice a second until interrupted; lines too long for the terminal are cut."""
+    """Show the lines that ``look`` returns, twice a second until interrupted; cut lines that are too long."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -24,14 +24,14 @@ def watch(look: Callable[[], list[str]]) -> None:
 
 
 def fitted(lines: Sequence[str], height: int) -> list[str]:
-    """As many of these lines as a screen has room for: the first paragraph, the workers, then the rest in order.
+    """The lines that fit on a screen: the first paragraph, the workers, then the rest in order.
 
     Args:
-        lines: paragraphs, an empty line between each two.
+        lines: paragraphs, separated by empty lines.
         height: rows of the screen, 1 or more.
 
     Returns:
-        At most ``height`` lines, the last of which says how many are left out, if any.
+        At most ``height`` lines; if some are left out, the last one says how many.
     """
     if len(lines) <= height:
         return list(lines)

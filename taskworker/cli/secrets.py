@@ -27,7 +27,7 @@ FunctionName = Annotated[str, typer.Argument(help="The function's name.", metava
 
 
 def set_secret(session: Session, name: SecretName) -> None:
-    """Keep a new secret in the pool. Its value is asked for, or read from standard input; no argument takes it.
+    """Store a new secret in the pool. Its value is prompted for, or read from standard input; no argument takes it.
 
     Examples:
         taskworker secret set api_key
@@ -44,7 +44,7 @@ def set_secret(session: Session, name: SecretName) -> None:
 
 
 def rotate(session: Session, name: SecretName) -> None:
-    """Give a secret a new value, asked for or read like that of `set`; its grants stay, the old value is gone.
+    """Give a secret a new value, read as by `set`. Its grants stay; the old value is deleted.
 
     Examples:
         taskworker secret rotate api_key
@@ -71,12 +71,12 @@ def _value(name: str) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Failure("a secret is text in UTF-8; encode other bytes, as base64", ExitCode.USAGE) from error
-    # The line's end that `echo` and editors put there is not part of it.
+    # The newline that `echo` and editors append is not part of the value.
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def ls(session: Session) -> None:
-    """List the secrets: versions, ages, last use, grants; never a value.
+    """List the secrets with their versions, ages, last use and grants, but never a value.
 
     Examples:
         taskworker secret ls
@@ -124,7 +124,7 @@ def rm(
         typer.Option("--all", help="All of them, even those that cannot be read any more.", show_default=False),
     ] = False,
 ) -> None:
-    """Take a secret and its grants out of the pool; or all of them, as when the master key is lost.
+    """Remove a secret and its grants from the pool; or all secrets, for example if the master key is lost.
 
     Examples:
         taskworker secret rm api_key
@@ -157,7 +157,7 @@ def grant(
         ),
     ] = None,
 ) -> None:
-    """Let a function use a secret, from its next call of `worker.get_secret` or `{{secret:NAME}}` on.
+    """Let a function use a secret, from its next `worker.get_secret` or `{{secret:NAME}}` on.
 
     Examples:
         taskworker secret grant api_key report
@@ -172,7 +172,7 @@ def grant(
 
 
 def revoke(session: Session, name: SecretName, function: FunctionName) -> None:
-    """Take a function's grant of a secret back. What it was given before, it may still have: rotate the secret, too.
+    """Revoke a function's grant of a secret. The function may have kept the value: rotate the secret as well.
 
     Examples:
         taskworker secret revoke api_key report
@@ -185,7 +185,7 @@ def revoke(session: Session, name: SecretName, function: FunctionName) -> None:
 
 
 def rotate_master(session: Session) -> None:
-    """Make a new master key and wrap all secrets by it, while they are used. Copies of the old key lose their worth.
+    """Make a new master key and wrap all secrets with it, while they are in use. Copies of the old key become useless.
 
     Examples:
         taskworker secret rotate-master

@@ -1,4 +1,4 @@
-"""The command serve: an embedded store, offered over gRPC."""
+"""The command serve: serves an embedded store over gRPC."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def serve(
     k: K = None,
     n: N = None,
 ) -> None:
-    """Offer the store in a directory over gRPC until Ctrl-C. Makes the store if it is not there yet.
+    """Serve the store in a directory over gRPC until Ctrl-C. Creates the store if it does not exist.
 
     Examples:
         taskworker --store ./data serve

@@ -1,4 +1,4 @@
-"""What all commands have in common: their options, their store, and one way to end badly."""
+"""What all commands share: their options, their store, and their error handling."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ DebugOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of every command, as given; before the command's name or after it."""
+    """The options that every command has, given before or after the command's name."""
 
     store: Path | None = None
     pool: str | None = None
@@ -77,7 +77,7 @@ class Settings:
     debug: bool = False
 
     def overridden_by(self, later: Settings) -> Settings:
-        """These, but for what ``later`` has."""
+        """These settings, with those set in ``later`` replaced."""
         place = later if later.store or later.pool else self
         return Settings(
             store=place.store,
@@ -89,7 +89,7 @@ class Settings:
 
 
 class Session:
-    """One run of a command: its terminal, and the way to its store."""
+    """One run of a command: its terminal, and its access to the store."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -97,22 +97,22 @@ class Session:
 
     @property
     def user(self) -> str:
-        """Whose files this command is about."""
+        """The user whose files this command works on."""
         return self.settings.user or os.environ.get("TASKWORKER_USER") or _login_name()
 
     @contextlib.contextmanager
     def backend(self, *, create: bool = False, profile: ErasureProfile | None = None) -> Iterator[Backend]:
-        """The files asked for, by ``--store`` or ``--pool``.
+        """Open the files named by ``--store`` or ``--pool``.
 
         Args:
-            create: make an embedded store that is not there yet.
-            profile: the default profile of a store made now.
+            create: create an embedded store that does not exist yet.
+            profile: the default profile of a store created now.
         """
         store, pool = self._where()
         if store is not None:
             with self._embedded(store, create=create, profile=profile) as embedded:
                 yield embedded
-                finish_regardless()  # what was done is done, even if a signal comes while the store is closed
+                finish_regardless()  # the work is done, even if a signal comes while the store is being closed
             return
         from taskworker.cli.remote import RemoteBackend
 
@@ -122,23 +122,23 @@ class Session:
 
     @contextlib.contextmanager
     def embedded(self) -> Iterator[EmbeddedBackend]:
-        """The embedded store, for what only its owner may do."""
+        """Open the embedded store itself, for operations on a store in this process only."""
         with self._embedded(self.store_path(), create=False, profile=None) as embedded:
             yield embedded
 
     def is_embedded(self) -> bool:
-        """Whether an embedded store is meant, by ``--store``."""
+        """Whether ``--store`` names an embedded store."""
         return self._where()[0] is not None
 
     def pool_address(self) -> str:
-        """The address of the pool, for what is done to no other."""
+        """The address of the pool, for commands that work only on pools."""
         store, pool = self._where()
         if store is not None:
             raise Failure("this works with a pool only: say which with --pool ADDR", ExitCode.USAGE)
         return pool or DEFAULT_ADDRESS
 
     def store_path(self) -> Path:
-        """The directory of the embedded store, for what is done to no other."""
+        """The directory of the embedded store, for commands that work only on such stores."""
         store, _ = self._where()
         if store is None:
             raise Failure("this works on an embedded store only: say which with --store DIR", ExitCode.USAGE)
@@ -172,7 +172,7 @@ def _login_name() -> str:
 
 P = ParamSpec("P")
 NUMBER_MAX = (1 << 31) - 1
-"""Of a command: in bytes, seconds, GiB or lines, more than there is, and no more than anything here can count."""
+"""Largest number in a command, in bytes, seconds, GiB or lines: more than exists, yet within every counter's range."""
 _COMMON = {
     "store": (StoreOption, None),
     "pool": (PoolOption, None),
@@ -183,7 +183,7 @@ _COMMON = {
 
 
 def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
-    """Turn a command that wants a session into one that has the options of every command instead."""
+    """Turn a command that takes a session into one that takes the common options instead."""
 
     @functools.wraps(command)
     def run(context: typer.Context, **arguments: object) -> None:
@@ -214,10 +214,10 @@ def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[.
 
 
 def _require_numbers(arguments: Mapping[str, object]) -> None:
-    """Refuse numbers that no option means: what would come of them is another's error, or none at all.
+    """Refuse numbers that make no sense for any option, instead of passing them on.
 
     Raises:
-        Failure: there is one.
+        Failure: a number is out of range.
     """
     for name, value in arguments.items():
         if isinstance(value, int | float) and not abs(value) <= NUMBER_MAX:
@@ -226,7 +226,7 @@ def _require_numbers(arguments: Mapping[str, object]) -> None:
 
 
 def _help_text(docstring: str) -> str:
-    """A docstring as help, its paragraphs for the terminal to wrap; only examples keep their lines."""
+    """A docstring as help: the terminal wraps its paragraphs, and only examples keep their line breaks."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")
     return "\n\n".join(
         paragraph if paragraph.startswith("Examples:") else paragraph.replace("\n", " ") for paragraph in paragraphs
@@ -234,10 +234,10 @@ def _help_text(docstring: str) -> str:
 
 
 def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
-    """Run a command; an error ends it with the right exit code and one readable line, a function's with its frames.
+    """Run a command; an error ends it with its exit code and one readable line, plus the frames of a function's error.
 
     Raises:
-        typer.Exit: it failed.
+        typer.Exit: the command failed.
     """
     session = Session(settings)
     gc.freeze()
@@ -261,7 +261,7 @@ def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
 
 
 def drop_output() -> None:
-    """What is still buffered is not written at exit: whoever read it has had enough, or it cannot be written."""
+    """Discard buffered output instead of writing it at exit: the reader has gone, or it cannot be written."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 

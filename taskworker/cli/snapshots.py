@@ -1,4 +1,4 @@
-"""The command that copies a pool's or store's directory while it runs."""
+"""The command that backs up a pool's or store's directory while it is in use."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def snapshot(
         ),
     ] = False,
 ) -> None:
-    """Back up a pool's directory, or an embedded store's catalog, also while it is in use on this machine.
+    """Back up a pool's directory, or an embedded store's catalog, even while it is in use on this machine.
 
-    A copy made by cp, rsync or a backup program is good only if the pool is stopped. To restore a snapshot, stop the
-    pool, put a copy of it in place of DIR, start the pool, and run `taskworker rebuild` if status says that the catalog
-    is older than what the workers hold.
+    A copy made by cp, rsync or a backup program is valid only if the pool is stopped. To restore a snapshot, stop the
+    pool, replace DIR with a copy of the snapshot, start the pool, and run `taskworker rebuild` if status says that the
+    catalog is older than what the workers hold.
 
     Examples:
         taskworker snapshot ./pool /backups/monday

@@ -1,8 +1,8 @@
-"""The standard streams of a command, whichever of them the process was given.
+"""The standard streams of a command, of which any may be closed.
 
-``cron``, daemons and wrappers may close some (``<&-``, ``>&-``). Nothing may be opened in their place, a command
-whose input or output is missing must say so, and one that has done its work must not fail over a line of text
-that nobody can read.
+``cron``, daemons and wrappers may close some (``<&-``, ``>&-``). No other file may then get their descriptors, a
+command without the input or output it needs must say so, and a command that has done its work must not fail
+because of a line of text that nobody can read.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _closed: frozenset[int] = frozenset()
 
 
 def open_standard_streams() -> None:
-    """Make all three streams usable; to be called before anything else is opened.
+    """Make all three streams usable; call it before anything else is opened.
 
-    Texts for a closed output, and errors for a closed standard error, are written to the null device.
+    What is written to a closed standard output or standard error goes to the null device.
     """
     global _closed
     _closed = occupy_standard_descriptors()
     if _ERROR in _closed:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, _ERROR, inheritable=True)  # libraries and programs started from here write there, too
+        os.dup2(null, _ERROR, inheritable=True)  # libraries and child processes write there, too
         os.close(null)
-    # The interpreter has made None of a stream whose descriptor was closed.
+    # For a closed descriptor, the interpreter has set the stream to None.
     sys.stdin = sys.stdin or _null("r")
     sys.stdout = sys.stdout or _null("w")
     sys.stderr = sys.stderr or _null("w")
@@ -43,8 +43,8 @@ def _null(mode: Literal["r", "w"]) -> TextIO:
 def standard_input() -> FileIO:
     """Standard input as raw bytes.
 
-    Not ``sys.stdin``, whose buffer has a lock: a thread that still waits for input when the command
-    ends would hold it, and the interpreter aborts over that.
+    Not ``sys.stdin``, whose buffer has a lock: the interpreter aborts if a thread that waits for input still holds
+    this lock when the command ends.
     """
     check_input()
     return FileIO(_IN, "rb", closefd=False)
@@ -57,12 +57,12 @@ def standard_output() -> FileIO:
 
 
 def check_input() -> None:
-    """Refuse to take a closed standard input for an empty one."""
+    """Fail if standard input is closed, instead of taking it as empty."""
     if _IN in _closed:
         raise Failure("standard input is closed, so there is nothing to read; redirect it from a file", ExitCode.USAGE)
 
 
 def check_output() -> None:
-    """Refuse to do what is only done for its output when that cannot be had."""
+    """Fail if standard output is closed, for commands that are useless without it."""
     if _OUT in _closed:
         raise Failure("standard output is closed, so the result has nowhere to go; redirect it", ExitCode.USAGE)

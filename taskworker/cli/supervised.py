@@ -1,4 +1,4 @@
-"""What the commands pool and worker have in common: their options, and their end with the supervisor's."""
+"""What the commands pool and worker share: options, and ending together with their supervisor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 GRACE_S = 5.0
-"""How long calls that are under way have at the end."""
+"""Seconds that running calls get when the process ends."""
 
 LimitsMax = Annotated[
     str,
@@ -27,7 +27,7 @@ Supervised = Annotated[
 
 
 def watch_parent(*, wanted: bool) -> None:
-    """End like by Ctrl-C once standard input ends: the supervisor holds its other end."""
+    """End as on Ctrl-C once standard input ends: the supervisor holds its other end."""
     if not wanted:
         return
 

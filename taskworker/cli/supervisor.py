@@ -1,4 +1,4 @@
-"""A node pool and its workers as processes of one supervisor."""
+"""Runs a node pool and its workers as child processes of a supervisor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RESTART_S = 1.0
 
 @dataclass(slots=True)
 class _Child:
-    """One process: how it is started, and what runs now."""
+    """A child: how to start it, and its current process."""
 
     name: str
     arguments: list[str]
@@ -37,12 +37,12 @@ class Supervisor:
     """Starts, watches and ends the processes.
 
     Args:
-        terminal: to say who is where.
-        directory: for all data.
-        workers: how many.
+        terminal: where to report addresses and events.
+        directory: directory for all data.
+        workers: number of workers.
         listen: the pool's address.
         grace_s: see ``taskworker pool``.
-        restart: start a process that died again.
+        restart: whether to restart a process that dies.
         profile: (k, n) of a new pool.
     """
 
@@ -68,10 +68,10 @@ class Supervisor:
         self._workers: list[_Child] = []
 
     def start(self) -> None:
-        """Start all, wait until all have joined, and say who is where.
+        """Start all processes, wait until all workers have joined, and report their addresses.
 
         Raises:
-            Failure: one of them did not start; what it said is on stderr.
+            Failure: a process did not start; its output is on stderr.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         self._launch(self._pool)
@@ -88,19 +88,19 @@ class Supervisor:
         self._tell()
 
     def watch(self) -> None:
-        """Report processes that die, until interrupted."""
+        """Watch the processes and report those that die, until interrupted."""
         while True:
             time.sleep(_LOOK_S)
             for child in (self._pool, *self._workers):
                 self._look_after(child)
 
     def stop(self) -> None:
-        """End all: the pool first, so that it does not take its workers' going for a loss."""
+        """End all processes, the pool first, so that it does not take the end of its workers for a loss."""
         for children in ([self._pool], self._workers):
             end_all((child.process for child in children if child.process is not None), _STOP_S)
 
     def _await_layout(self) -> None:
-        """Return once every worker has its part in the layout: it is made moments after they have joined."""
+        """Wait until every worker is in the layout, which is made moments after they have joined."""
         from taskworker.client.pool import PoolClient
 
         give_up_at_s = time.monotonic() + _LAYOUT_S
@@ -113,7 +113,7 @@ class Supervisor:
     # -- one process -----------------------------------------------------------------------------
 
     def _launch(self, child: _Child) -> None:
-        # A session of its own: Ctrl-C in the terminal is for the supervisor, which ends the others in order.
+        # In a new session, so that Ctrl-C only reaches the supervisor, which ends the others in order.
         child.process = subprocess.Popen(
             [*PROGRAM, *child.arguments, "--supervised", "--json"],
             stdin=subprocess.PIPE,
@@ -124,7 +124,7 @@ class Supervisor:
         child.told_dead = False
 
     def _await(self, child: _Child) -> None:
-        """Take in the announcement of a process that has started."""
+        """Wait for the announcement of a process that was started."""
         assert child.process is not None
         overdue = threading.Timer(_START_S, child.process.kill)
         overdue.start()
@@ -136,7 +136,7 @@ class Supervisor:
             raise Failure(f"{child.name} did not start; what it said is above", ExitCode.FAILED)
         child.address = str(announced["address"])
         if child is self._pool:
-            child.arguments[child.arguments.index("--listen") + 1] = child.address  # the same when started again
+            child.arguments[child.arguments.index("--listen") + 1] = child.address  # keep it for a restart
 
     def _look_after(self, child: _Child) -> None:
         process = child.process

@@ -1,8 +1,7 @@
-"""The command sync: a local copy and its stored file, brought into step from either side.
+"""The command sync: synchronizes a local copy and its stored file, whichever of them changed.
 
-What ties the two together is a small JSON file, ``.taskworker-sync/NAME`` beside the local copy, that
-says which version the copy was when both were last in step. It makes the difference between *changed
-here*, *changed there* and *changed on both sides*.
+A small JSON file beside the local copy, ``.taskworker-sync/NAME``, ties the two together. It records the version
+that the copy had at the last sync, which tells apart *changed here*, *changed there* and *changed on both sides*.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _SETTLING_NS = 2_000_000_000  # the coarsest clock among common file systems, FA
 
 
 class Side(StrEnum):
-    """Which side's changes become the newest version when both have some."""
+    """The side whose changes become the newest version if both have changed."""
 
     LOCAL = "local"
     STORED = "stored"
 
 
 class Outcome(StrEnum):
-    """What a sync did."""
+    """The outcome of a sync."""
 
     IN_STEP = "already in step"
     SENT = "local changes stored"
@@ -52,7 +51,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """Which version the local copy was when it was last in step, and how its file looked then."""
+    """The version that the local copy had at the last sync, and its file's size and times then."""
 
     file_id: str
     version_id: str
@@ -62,14 +61,14 @@ class Tie:
 
     @classmethod
     def between(cls, version: Version, looks: os.stat_result) -> Tie:
-        """The tie of a file that looked so while it was this version."""
+        """The tie of a file that looked like this when it had this version's content."""
         return cls(version.file_id, version.version_id, looks.st_size, _changed_ns(looks), time.time_ns())
 
     def surely_still(self, looks: os.stat_result) -> bool:
-        """Whether a file that looks so need not be read to know that it is unchanged.
+        """Whether a file with these looks is certainly unchanged, without reading it.
 
-        A change right after the last one may leave the same time behind; so a time is trusted only if
-        it was already old when it was seen.
+        Two changes in quick succession may leave the same modification time. So a time is trusted only if it was
+        already old when it was recorded.
         """
         settled = self.seen_ns - self.changed_ns > _SETTLING_NS
         return settled and (looks.st_size, _changed_ns(looks)) == (self.size, self.changed_ns)
@@ -95,11 +94,11 @@ def sync(
         Side | None, typer.Option(help="If both sides changed: whose content becomes the newest version.")
     ] = None,
 ) -> None:
-    """Bring a local copy and its stored file into step; only what changed is sent or fetched.
+    """Synchronize a local copy and its stored file; only what changed is sent or fetched.
 
-    Changed here: stored as a new version. Changed there: fetched. Changed on both sides: exit code 4
-    and nothing is touched, unless --prefer says who wins; the stored loser stays in the history, the
-    local one is kept beside the copy. The first time, the copy is stored, or fetched if it is not here.
+    Changed here: stored as a new version. Changed there: fetched. Changed on both sides: exit code 4, and nothing is
+    touched, unless --prefer says which side wins; a losing stored version stays in the history, and a losing local
+    file is kept beside the copy. The first time, the copy is stored, or fetched if it does not exist.
 
     Examples:
         taskworker sync notes.md
@@ -209,7 +208,7 @@ class _Pair:
         return head
 
     def _fetch_changes(self, tie: Tie) -> Version:
-        """Patch a copy of the local file, unless it is changed meanwhile."""
+        """Replace the local file with a patched copy, unless it changes meanwhile."""
         local = LocalFile(self._path)
         delta = self._backend.changes_since(tie.file_id, tie.version_id)
         local.patch(delta.head.size, delta.pieces)
@@ -253,7 +252,7 @@ class _Pair:
             write_all(part, json.dumps(asdict(tie)).encode())
 
     def _changed_since(self, tie: Tie) -> bool:
-        """Whether the content differs from the tied version; read only if the file looks different."""
+        """Whether the content differs from the tied version; reads the file only if it looks different."""
         looks = self._path.stat()
         if tie.surely_still(looks):
             return False

@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout as text or JSON, progress and errors on stderr."""
+"""The output of a command: results on stdout as text or JSON, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Json = Mapping[str, object]
 
 
 class Terminal:
-    """The outside of one command. ``as_json`` turns every result into one JSON document."""
+    """The terminal of one command. With ``as_json``, every result is one JSON document."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                # A terminal that cannot show a character must not end the command.
+                # A character that the terminal cannot show must not end the command.
                 stream.reconfigure(errors="backslashreplace")
         logging.basicConfig(handlers=[_WarningLines(logging.WARNING)])
 
     def result(self, document: object, *lines: str) -> None:
-        """Print a result: ``document`` as JSON, or else ``lines``."""
+        """Print a result: ``document`` with --json, otherwise ``lines``."""
         if self.as_json:
             self.document(document)
         else:
@@ -46,9 +46,9 @@ class Terminal:
         sys.stdout.flush()
 
     def listing(self, title: str, rows: Iterable[tuple[Json, str]]) -> int:
-        """Print rows as they come, so that a listing of any length costs no memory; answer their number.
+        """Print rows one by one, so that a listing of any length takes no memory; return their number.
 
-        As JSON they make one array. ``title`` heads them on a terminal, but not in a pipe or a file.
+        As JSON, they form one array. On a terminal, but not in a pipe or a file, ``title`` is printed above them.
         """
         check_output()
         count = 0
@@ -71,17 +71,17 @@ class Terminal:
         return sys.stdin.isatty() and sys.stderr.isatty() and not self.as_json
 
     def note(self, text: str) -> None:
-        """Tell the person, if there is one, what is not part of the result."""
+        """Print a note that is not part of the result, if a person is watching."""
         if sys.stderr.isatty() and not self.as_json:
             sys.stderr.write(text + "\n")
 
     def error(self, text: str, *more: str) -> None:
-        """Print an error as one line; ``more``, such as a function's frames, as indented ones."""
+        """Print an error as one line, followed by ``more``, such as a function's frames, as indented lines."""
         sys.stderr.writelines([f"taskworker: {one_line(text)}\n", *(f"  {one_line(line)}\n" for line in more)])
 
     @contextlib.contextmanager
     def progress(self, label: str, *, unit: Literal["bytes", "objects"] = "bytes") -> Iterator[Progress | None]:
-        """A progress bar on stderr for as long as the block runs, if stderr is a terminal."""
+        """Show a progress bar on stderr while the block runs, if stderr is a terminal."""
         if not sys.stderr.isatty():
             yield None
             return
@@ -92,9 +92,9 @@ class Terminal:
 
 
 class _WarningLines(logging.Handler):
-    """What the engine logs, each as one line; to the stderr of the moment, which a progress bar replaces.
+    """Writes log messages of the engine, one line each, to the current ``sys.stderr``, which a progress bar replaces.
 
-    Under what was not foreseen, its traceback.
+    An unexpected error is followed by its traceback.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,25 +1,25 @@
-"""Values as text for people: names that cannot disturb a terminal, sizes, rates, times."""
+"""Formats values for people: names that cannot disturb a terminal, sizes, rates, times."""
 
 from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
 
-# Control characters, line and paragraph separators, lone surrogates, and formatting characters such as
-# the ones that turn the direction of text.
+# Control characters, line and paragraph separators, lone surrogates, and formatting characters such as those
+# that change the direction of text.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_TELLING_SIZE = 1 << 20  # the start-up of a call outweighs less
-_JOINERS = frozenset("\u200c\u200d")  # part of ordinary words and emoji in many scripts
+_TELLING_SIZE = 1 << 20  # below this, the rate says more about start-up than about throughput
+_JOINERS = frozenset("\u200c\u200d")  # part of ordinary words in many scripts, and of emoji
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def visible(name: str) -> str:
-    """A name with all that is not plainly visible, and the backslash, written as an escape."""
+    """A name in which backslashes and all characters that are not plainly visible are escaped."""
     return one_line(name.replace("\\", "\\\\"))
 
 
 def one_line(text: str) -> str:
-    """``text`` with all that is not plainly visible written as an escape."""
+    """A text in which all characters that are not plainly visible are escaped."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_visible_character(character) for character in text)
@@ -49,14 +49,14 @@ def size_text(size: int) -> str:
 
 
 def pace_text(size: int, seconds: float) -> str:
-    """How long ``size`` bytes took, and how fast that was if they were enough to tell: ``0.31 s, 206 MB/s``."""
+    """The time that ``size`` bytes took, and the rate if there were enough to tell: ``0.31 s, 206 MB/s``."""
     if size < _TELLING_SIZE:
         return f"{seconds:.2f} s"
     return f"{seconds:.2f} s, {size / 1e6 / max(seconds, 1e-6):,.0f} MB/s"
 
 
 def time_text(time_ms: int) -> str:
-    """A time of an author's clock, in the reader's own zone; a clock may have been anywhere."""
+    """A time in the reader's time zone; it comes from an author's clock, so it may be any number."""
     try:
         return datetime.fromtimestamp(time_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, OSError, ValueError):
@@ -64,12 +64,12 @@ def time_text(time_ms: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A time span, roughly: ``12 s``, ``3 min``, ``5 h``."""
+    """A rounded time span: ``12 s``, ``3 min``, ``5 h``."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{round(seconds / 3600)} h"
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
+    """A count with its noun: ``1 file``, ``2 files``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,4 +1,4 @@
-"""The command that runs a worker: worker."""
+"""The command worker."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def worker(
 ) -> None:
     """Keep a node pool's data in a directory, and run its functions, until Ctrl-C.
 
-    Started again with the same --id and --dir, it takes up its former place. It waits for a pool that does not answer;
-    if the pool may move, give --pool several addresses, separated by commas.
+    A worker that is restarted with the same --id and --dir takes its former place. It waits for a pool that does not
+    answer; if the pool may move, give --pool several addresses, separated by commas.
 
     Examples:
         taskworker worker --pool 127.0.0.1:50051 --id worker_001 --dir /disk1/worker
@@ -110,7 +110,7 @@ def worker(
     from taskworker.outbound.secrets.process_memory import forbid_core_dumps
 
     keep_one_arena()
-    forbid_core_dumps()  # secrets pass through here on their way to functions
+    forbid_core_dumps()  # secrets pass through this process on their way to functions
     if program is not None:
         run_program(session, program, listen)
         return

@@ -77,7 +77,7 @@ class RevisionCalls(ClientBase):
     ) -> ManifestDiff:
         """The diff from a version, by default the head, to local content, with data that the server lacks.
 
-        The whole diff is held in memory, whereas :meth:`revise` sends changes as it finds them. Takes the same arguments.
+        Holds the whole diff in memory; :meth:`revise`, with the same arguments, sends changes as it finds them.
         """
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
