@@ -6,7 +6,8 @@ import logging
 import sys
 
 from taskworker.cli.allocator import keep_one_arena
-from taskworker.pool.node_pool import NodePool, PoolOptions
+from taskworker.pool.node_pool import NodePool
+from taskworker.pool.options import PoolOptions
 from taskworker.protos import pool_pb2
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.file_server import FileServer

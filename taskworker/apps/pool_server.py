@@ -17,7 +17,8 @@ from taskworker.outbound.dns.names import DnsOptions
 from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
 from taskworker.outbound.secrets.master_key import MasterKeySource
 from taskworker.pool.functions import PoolFunctions
-from taskworker.pool.node_pool import NodePool, PoolOptions
+from taskworker.pool.node_pool import NodePool
+from taskworker.pool.options import PoolOptions
 from taskworker.protos import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.rpc.admission import Gate
 from taskworker.rpc.binding import generic_handler

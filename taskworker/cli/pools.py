@@ -159,7 +159,7 @@ def pool(
     from taskworker.functions.routing.policy import FunctionPolicy
     from taskworker.functions.routing.record_formats import RecordBounds
     from taskworker.outbound.secrets.process_memory import keep_private
-    from taskworker.pool.node_pool import PoolOptions
+    from taskworker.pool.options import PoolOptions
     from taskworker.worker.task_worker import default_store
 
     keep_one_arena()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +14,17 @@ from statistics import median_low
 import msgspec
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import Catalog, LmdbCatalog, ProfileCount, StoreSettings
+from storage.catalog import Catalog, LmdbCatalog, ProfileCount
 from storage.erasure import profile_for
-from storage.errors import FormatError, InvalidArgument, StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.fleet.layout import Layout, Moves
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
-from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from taskworker.errors import WorkerRefused
-from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S, Auditor
-from taskworker.pool.background.collecting import COLLECT_EVERY_S, Collector
+from taskworker.pool.background.auditing import Auditor
+from taskworker.pool.background.collecting import Collector
 from taskworker.pool.background.healing import heal_view
 from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.rot_reports import RotReports
@@ -42,7 +40,9 @@ from taskworker.pool.membership import (
     WorkerState,
     WorkerView,
 )
+from taskworker.pool.options import PoolOptions
 from taskworker.pool.roster import Roster, RosterKeeper
+from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.trial import first_allowance, next_allowance
 from taskworker.reports import WorkStatus
@@ -52,8 +52,6 @@ from taskworker.transport.worker_fleet import Domain, WorkerFleet
 
 log = logging.getLogger(__name__)
 
-_RUNNING = "pool-running"
-_REBUILD = "pool-rebuild"
 _RETIRED_KEPT = 8
 _PRESENT = (
     WorkerState.ALIVE,
@@ -69,7 +67,6 @@ _AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 _AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _REPAIR_BYTES_MIN = 256 << 20
-_CAPACITY_MAX = 1 << 50
 _TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
 _ADDRESS_MAX = 512
 _EVENTS_KEPT = 200
@@ -78,36 +75,6 @@ _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined agai
 # Workers of one site start within moments of each other: one layout for all of them, not one each.
 _LAYOUT_SETTLE_S = 0.3
 _LAYOUT_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """How a pool is run.
-
-    Attributes:
-        lease_s: how long a worker's heartbeat counts.
-        grace_s: how long a silent worker keeps its part in the layout, and is waited for before its shards are made
-            again on the others.
-        margin: what has fewer shards left than this many more than it needs does not wait for that.
-        allow_fragile: take files that the loss of one worker would make unreadable, too.
-        tranquility: while users are at work, how long background work rests after each object, in
-            multiples of the time that it took. 0 mends as fast as can be.
-        collect_every_s: how often the space of what no file needs is freed; 0: only when told.
-        capacity_max: in bytes, the most that a worker's word about its own capacity counts.
-        audit_bytes_per_s: how fast shards chosen at random are fetched from the workers and verified; 0: not at all.
-        rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
-            until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
-    """
-
-    lease_s: float = 3.0
-    grace_s: float = 30.0
-    margin: int = 1
-    allow_fragile: bool = False
-    tranquility: float = 4.0
-    collect_every_s: float = COLLECT_EVERY_S
-    capacity_max: int = _CAPACITY_MAX
-    audit_bytes_per_s: int = AUDIT_BYTES_PER_S
-    rebuild: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +149,10 @@ class PoolCore:
         self._identify = identify
         self._runtime = runtime = runtime or Runtime()
         try:
-            made = StoreSettings(self._options.rebuild, *_defaults(profile, chunk_size), volumes=[])
-            settings = _settings(catalog, root, made, runtime)
+            self._settings = PoolSettings(catalog, root)
+            settings = self._settings.load(
+                runtime, profile=profile, chunk_size=chunk_size, rebuild=self._options.rebuild
+            )
             self._catalog = catalog
             self._keeper = RosterKeeper(catalog)
             journal = WorkJournal(catalog, self._now_ms)
@@ -213,14 +182,13 @@ class PoolCore:
         if self._layouts:
             self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
             self.fleet.use_unproved(record.slot for record in self.membership.records if record.allowed)
-        if catalog.document(_RUNNING):
+        if self._settings.begin_run():
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
-        catalog.save_document(_RUNNING, b"1")
-        needs_rebuild = bool(catalog.document(_REBUILD))
+        needs_rebuild = self._settings.needs_rebuild()
         self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
         self.store.on_rebuilt = self._rebuilt
-        self.store.on_closing = self._closed_in_good_order
+        self.store.on_closing = self._settings.end_run
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
         expected = [record.slot for record in self.membership.records if record.standing in _AWAITED]
         self.startup_barrier = StartupBarrier(expected)
@@ -259,10 +227,6 @@ class PoolCore:
         self.collector.close()
         self.auditor.close()
         self.store.close()
-
-    def _closed_in_good_order(self) -> None:
-        """Only now does the catalog say of all members what they may lack."""
-        self._catalog.save_document(_RUNNING, b"")
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -361,7 +325,7 @@ class PoolCore:
 
     def _rebuilt(self) -> None:
         """The catalog was made again from the volumes."""
-        self._catalog.save_document(_REBUILD, b"")
+        self._settings.note_rebuilt()
         counts = self.store.counts()
         rest = f"; {self.store.unfinished}" if self.store.unfinished else ""
         self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}")
@@ -848,33 +812,6 @@ class NodePool(PoolCore):
                 log.exception("membership could not be brought up to date; it is tried again")
 
 
-def _defaults(profile: ErasureProfile | None, chunk_size: int | None) -> tuple[int, int, int]:
-    """k, n and chunk size of a new pool."""
-    chosen = profile or ErasureProfile()
-    return chosen.k, chosen.n, CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
-
-
-def _settings(catalog: Catalog, root: Path, new: StoreSettings, runtime: Runtime) -> StoreSettings:
-    """Settings as they are kept; of a new pool, ``new`` ones. With an id they are a former pool's, to be rebuilt."""
-    settings = catalog.settings()
-    if (settings is None and (root / "volumes").exists()) or (settings is not None and settings.volumes):
-        raise FormatError(f"{root} holds an embedded store, not a pool; give the pool a directory of its own")
-    if settings is None:
-        # First that it is to be rebuilt: an empty catalog taken for a whole one would have all collected.
-        # The id is kept with that: a pool killed between the two goes on with it, however it is started again.
-        rebuilt = _checked_id(new.store_id or (catalog.document(_REBUILD) or b"").decode(errors="replace"))
-        store_id = rebuilt or runtime.token_bytes(16).hex()
-        catalog.save_document(_REBUILD, rebuilt.encode())
-        settings = msgspec.structs.replace(new, store_id=store_id)
-        catalog.save_settings(settings)
-    elif new.store_id not in ("", settings.store_id):
-        raise InvalidArgument(
-            f"{root} holds the catalog of pool {settings.store_id} already; to take the place of pool {new.store_id}, "
-            "give the new pool a directory of its own"
-        )
-    return settings
-
-
 def _check_texts(application: Application) -> None:
     """What a worker says of itself is kept, sent back to it and shown to people: it must be short, and text."""
     for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address"):
@@ -882,9 +819,3 @@ def _check_texts(application: Application) -> None:
         most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
         if len(text.encode()) > most or not text.isprintable():
             raise InvalidArgument(f"a worker's {what.replace('_', ' ')} is at most {most} bytes of printable text")
-
-
-def _checked_id(pool_id: str) -> str:
-    if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
-        raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
-    return pool_id

@@ -17,7 +17,7 @@ from taskworker.apps.pool_server import PoolServer
 from taskworker.calls.bundle import packed
 from taskworker.calls.chains import CALL_KEY, CHAIN_KEY
 from taskworker.calls.spec import FunctionSpec
-from taskworker.pool.node_pool import PoolOptions
+from taskworker.pool.options import PoolOptions
 from taskworker.protos import functions_pb2, taskworker_pb2
 from taskworker.protos.functions_pb2_grpc import FunctionServiceStub, HostingServiceStub, InvocationServiceStub
 from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub

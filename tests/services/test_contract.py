@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor
 from storage import FileStorage, ManifestDiff, Patch
 from taskworker import TaskWorker
 from taskworker.apps.pool_server import PoolServer
-from taskworker.pool.node_pool import PoolOptions
+from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2, taskworker_pb2
 from tests.services.conftest import CHUNK, Raw
 

@@ -14,7 +14,7 @@ import pytest
 from storage.errors import InvalidArgument
 from taskworker.apps.pool_server import PoolServer
 from taskworker.errors import StorageUnavailable
-from taskworker.pool.node_pool import PoolOptions
+from taskworker.pool.options import PoolOptions
 from taskworker.rpc.dialling import target_of
 from taskworker.worker.volume import VolumeWorker
 

@@ -9,7 +9,8 @@ from storage import ErasureProfile
 from storage.keys import ShardKey
 from storage.shards import VolumeFailed
 from storage.system.locking import StoreLock
-from taskworker.pool.node_pool import PoolCore, PoolOptions
+from taskworker.pool.node_pool import PoolCore
+from taskworker.pool.options import PoolOptions
 from tests.simulation.catalog import Database, MemoryCatalog, MemoryEnvironment
 from tests.simulation.clock import Clock
 from tests.simulation.disk import MemoryVolume

@@ -1,0 +1,95 @@
+"""What a pool's catalog keeps about the pool itself: its settings, and whether it is running or to be rebuilt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from storage import ErasureProfile
+from storage.catalog import Catalog, StoreSettings
+from storage.errors import FormatError, InvalidArgument
+from storage.limits import CHUNK_SIZE_DEFAULT, check_chunk_size
+from storage.runtime import Runtime
+
+_RUNNING = "pool-running"
+_REBUILD = "pool-rebuild"
+
+
+class PoolSettings:
+    """Reads and writes them in a catalog.
+
+    Args:
+        catalog: of the pool.
+        root: the pool's directory.
+    """
+
+    def __init__(self, catalog: Catalog, root: Path) -> None:
+        self._catalog = catalog
+        self._root = root
+
+    def load(
+        self, runtime: Runtime, *, profile: ErasureProfile | None, chunk_size: int | None, rebuild: str
+    ) -> StoreSettings:
+        """The settings that are kept. Those of a new pool are made and kept.
+
+        Args:
+            runtime: random bytes, for the id of a new pool.
+            profile: of a new pool; None: the default.
+            chunk_size: of a new pool; None: the default.
+            rebuild: id of a former pool whose place a new one takes; empty: none.
+
+        Raises:
+            FormatError: the directory holds an embedded store.
+            InvalidArgument: ``rebuild`` is no pool's id, or the catalog is that of another pool.
+        """
+        made = _new(profile, chunk_size)
+        settings = self._catalog.settings()
+        if (settings is None and (self._root / "volumes").exists()) or (settings is not None and settings.volumes):
+            raise FormatError(f"{self._root} holds an embedded store, not a pool; give the pool a directory of its own")
+        if settings is None:
+            # Keep first that it is to be rebuilt: if an empty catalog passed for a whole one, all would be collected.
+            # The id is kept with that: a pool killed between the two goes on with it, however it is started again.
+            rebuilt = _checked_id(rebuild or (self._catalog.document(_REBUILD) or b"").decode(errors="replace"))
+            store_id = rebuilt or runtime.token_bytes(16).hex()
+            self._catalog.save_document(_REBUILD, rebuilt.encode())
+            settings = msgspec.structs.replace(made, store_id=store_id)
+            self._catalog.save_settings(settings)
+        elif rebuild not in ("", settings.store_id):
+            raise InvalidArgument(
+                f"{self._root} holds the catalog of pool {settings.store_id} already; to take the place of pool "
+                f"{rebuild}, give the new pool a directory of its own"
+            )
+        return settings
+
+    def needs_rebuild(self) -> bool:
+        """Whether the catalog has yet to be made again from what the workers hold."""
+        return bool(self._catalog.document(_REBUILD))
+
+    def note_rebuilt(self) -> None:
+        """The catalog was made again."""
+        self._catalog.save_document(_REBUILD, b"")
+
+    def begin_run(self) -> bool:
+        """The pool runs from now on; returns whether its last run was cut off."""
+        cut_off = bool(self._catalog.document(_RUNNING))
+        self._catalog.save_document(_RUNNING, b"1")
+        return cut_off
+
+    def end_run(self) -> None:
+        """The pool was closed in good order: the catalog says of all members what they may lack."""
+        self._catalog.save_document(_RUNNING, b"")
+
+
+def _new(profile: ErasureProfile | None, chunk_size: int | None) -> StoreSettings:
+    """Settings of a new pool, but for its id."""
+    chosen = profile or ErasureProfile()
+    size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
+    return StoreSettings("", chosen.k, chosen.n, size, volumes=[])
+
+
+def _checked_id(pool_id: str) -> str:
+    if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
+        raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
+    return pool_id
