@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median_low
-
-import msgspec
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, ProfileCount
@@ -30,7 +28,9 @@ from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.background.scrubbing import scrub_view
 from taskworker.pool.background.work import WorkJournal
+from taskworker.pool.events import Events, PoolEvent
 from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
+from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
@@ -41,7 +41,7 @@ from taskworker.pool.membership import (
     WorkerView,
 )
 from taskworker.pool.options import PoolOptions
-from taskworker.pool.roster import Roster, RosterKeeper
+from taskworker.pool.roster import RosterKeeper
 from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.trial import first_allowance, next_allowance
@@ -52,7 +52,6 @@ from taskworker.transport.worker_fleet import Domain, WorkerFleet
 
 log = logging.getLogger(__name__)
 
-_RETIRED_KEPT = 8
 _PRESENT = (
     WorkerState.ALIVE,
     WorkerState.DISTRUSTED,
@@ -69,21 +68,7 @@ _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _REPAIR_BYTES_MIN = 256 << 20
 _TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
 _ADDRESS_MAX = 512
-_EVENTS_KEPT = 200
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
-
-# Workers of one site start within moments of each other: one layout for all of them, not one each.
-_LAYOUT_SETTLE_S = 0.3
-_LAYOUT_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolEvent:
-    """Something an operator may want to know."""
-
-    time_ms: int
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +139,12 @@ class PoolCore:
                 runtime, profile=profile, chunk_size=chunk_size, rebuild=self._options.rebuild
             )
             self._catalog = catalog
-            self._keeper = RosterKeeper(catalog)
+            keeper = RosterKeeper(catalog)
             journal = WorkJournal(catalog, self._now_ms)
             self.membership = Membership(
                 settings.store_id,
-                self._keeper.roster.members,
-                slots_given=self._keeper.roster.slots_given,
+                keeper.roster.members,
+                slots_given=keeper.roster.slots_given,
                 lease_s=self._options.lease_s,
                 grace_s=self._options.grace_s,
                 clock_s=runtime.monotonic_s,
@@ -179,9 +164,10 @@ class PoolCore:
             now_s=runtime.monotonic_s,
         )
         self.fleet.incomplete.update(settings.incomplete)
-        if self._layouts:
-            self.fleet.use_layouts(self._layouts[0], self._layouts[1:])
-            self.fleet.use_unproved(record.slot for record in self.membership.records if record.allowed)
+        self._events = Events(self._now_ms)
+        self._layout = LayoutChanges(
+            keeper, self.membership, self.fleet, self._events, width=self.profile.n, clock_s=runtime.monotonic_s
+        )
         if self._settings.begin_run():
             # The last run was cut off: who missed what then was not kept.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
@@ -193,9 +179,6 @@ class PoolCore:
         expected = [record.slot for record in self.membership.records if record.standing in _AWAITED]
         self.startup_barrier = StartupBarrier(expected)
         self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
-        self._events: deque[PoolEvent] = deque(maxlen=_EVENTS_KEPT)
-        self._lock = threading.Lock()  # of changes of the roster
-        self._change_due_s: float | None = None
         self._told_liars: frozenset[int] = frozenset()
         self._rot_reports = RotReports(runtime.monotonic_s)
         tranquility = self._options.tranquility
@@ -207,6 +190,7 @@ class PoolCore:
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
         self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
+        self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._repair_bytes_max
 
@@ -247,7 +231,7 @@ class PoolCore:
             self._check_answer(volume, application)
             stale = self._is_older_copy(application, volume)
             admission = self.membership.join(application, allowed=self._allowance(application))
-            self._keep_members()
+            self._layout.keep_members()
         except StorageError:
             volume.abandon("it was not let in")
             raise
@@ -257,21 +241,23 @@ class PoolCore:
         self.startup_barrier.came(record.slot)
         if admission.emptied:
             self.fleet.note_emptied(record.slot)
-            self._note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
+            self._events.note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
         elif stale:
             self.fleet.note_emptied(record.slot)
-            self._note("stale", f"worker {record.worker} came with an older copy of its volume; what it lacks is made")
-        self._note("joined", f"worker {record.worker} joined at {record.address}")
-        if admission.layout_changes and self._options.allow_fragile and not self._layouts:
-            self._change_layout()  # one worker is enough to begin with
+            self._events.note(
+                "stale", f"worker {record.worker} came with an older copy of its volume; what it lacks is made"
+            )
+        self._events.note("joined", f"worker {record.worker} joined at {record.address}")
+        if admission.layout_changes and self._options.allow_fragile and not self._layout.all:
+            self._layout.change()  # one worker is enough to begin with
         elif admission.layout_changes:
-            self._change_layout_soon()
+            self._layout.change_soon()
         self.repair_scheduler.wake()
         return record
 
     def _allowance(self, application: Application) -> int:
         """How much of a new member's capacity counts at first: all of it until there is something to lose."""
-        if not self._layouts or not self.store.counts().versions or self.store.needs_rebuild:
+        if not self._layout.all or not self.store.counts().versions or self.store.needs_rebuild:
             return 0
         return first_allowance(application.capacity, self.membership.records)
 
@@ -300,7 +286,7 @@ class PoolCore:
         except StorageError as error:
             raise WorkerRefused(f"the volume of worker {worker} cannot be read ({error})") from error
         if self.store.behind and not behind:
-            self._note("behind", f"{BEHIND_LINE}; worker {worker} has what it lacks")
+            self._events.note("behind", f"{BEHIND_LINE}; worker {worker} has what it lacks")
         return stale
 
     def _check_copy(self, application: Application) -> None:
@@ -328,7 +314,9 @@ class PoolCore:
         self._settings.note_rebuilt()
         counts = self.store.counts()
         rest = f"; {self.store.unfinished}" if self.store.unfinished else ""
-        self._note("rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}")
+        self._events.note(
+            "rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}"
+        )
         self.fleet.note_unknown()
         self.repair_scheduler.wake()
 
@@ -366,7 +354,9 @@ class PoolCore:
             found = due.get(record.slot, 0)
             if not found or record.standing not in _AWAITED or not self.fleet.trusts(record.slot):
                 continue  # nothing that is counted on
-            self._note("rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew")
+            self._events.note(
+                "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew"
+            )
             self.fleet.note_rot(record.slot, found)
 
     def leave(self, worker: str, instance: str) -> None:
@@ -374,7 +364,7 @@ class PoolCore:
         record = self.membership.leave(worker, instance)
         if record is not None:
             self.fleet.set_offline(record.slot, "it was stopped")
-            self._note("left", f"worker {worker} was stopped")
+            self._events.note("left", f"worker {worker} was stopped")
             self.repair_scheduler.wake()  # it may be back in a moment
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
@@ -390,8 +380,8 @@ class PoolCore:
         elif standing is not Standing.DRAINING:
             self._check_drainable(worker, standing)
         self.membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
-        self._change_layout()
-        self._note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
+        self._layout.change()
+        self._events.note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
         return before.moves_to(self.fleet.placement).moved
 
     def _check_drainable(self, worker: str, standing: Standing) -> None:
@@ -437,13 +427,13 @@ class PoolCore:
         if self.membership.is_present(worker):
             how = "stop it first" if record.standing is Standing.DRAINED else "drain it and stop it first"
             raise InvalidArgument(f"worker {worker} is running, and would join again; {how}")
-        if record.standing is Standing.IN and self._layouts:
+        if record.standing is Standing.IN and self._layout.all:
             self._check_not_last(worker)
         self.membership.forget(worker)
-        self._change_layout()
+        self._layout.change()
         self.fleet.remove(record.slot)
         self.startup_barrier.came(record.slot)
-        self._note("forgotten", f"worker {worker} is forgotten")
+        self._events.note("forgotten", f"worker {worker} is forgotten")
         self.repair_scheduler.wake(at_once=True)
 
     # -- the layout ------------------------------------------------------------------------------
@@ -451,83 +441,16 @@ class PoolCore:
     @property
     def layouts(self) -> list[Layout]:
         """The current layout and those whose shards have not all moved yet, the newest first."""
-        return list(self._layouts)
-
-    @property
-    def _layouts(self) -> tuple[Layout, ...]:
-        return self._keeper.roster.layouts
+        return list(self._layout.all)
 
     def preview(self, add: Iterable[Member], remove: Iterable[str]) -> tuple[Layout, Moves]:
-        """The layout after a change of members, and what would move. Changes nothing.
-
-        Raises:
-            InvalidArgument: a worker to remove is not there, or nobody would be left.
-        """
-        members = self.membership.members()
-        gone = set(remove)
-        unknown = gone - {member.worker for member in members}
-        if unknown:
-            raise InvalidArgument(f"no worker {', '.join(sorted(unknown))} has a part in the layout")
-        slot = self.membership.slots_given
-        added = [msgspec.structs.replace(member, slot=slot + index) for index, member in enumerate(add)]
-        kept = [member for member in members if member.worker not in gone]
-        if not self._layouts:
-            after = Layout.first([*kept, *added], self.profile.n)
-            return after, Moves(0.0, {}, {})
-        after = self._layouts[0].after([*kept, *added])
-        return after, self._layouts[0].moves_to(after)
-
-    def _change_layout_soon(self) -> None:
-        self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_SETTLE_S
-
-    def _change_layout(self) -> None:
-        """Make the layout fit the members, and keep both."""
-        with self._lock:
-            # Until it is done, it is due: it is tried again where it cannot be kept now.
-            self._change_due_s = self._runtime.monotonic_s() + _LAYOUT_RETRY_S
-            members = self.membership.members()
-            changes = self._is_layout_due(members)
-            layouts = (self._next_layout(members), *self._layouts) if changes else self._layouts
-            self._keep(layouts)
-            self._change_due_s = None
-        if changes:
-            self._note("layout", f"layout {layouts[0].version} over {len(members)} workers")
-            self.repair_scheduler.wake(at_once=True)
-
-    def _is_layout_due(self, members: list[Member]) -> bool:
-        """Whether members have come to take part, or have ceased to, that the layout does not know of yet."""
-        return bool(members) and not (self._layouts and self._layouts[0].members == tuple(members))
-
-    def _next_layout(self, members: list[Member]) -> Layout:
-        """The layout over these members: if they made one before, the same table, as they still have its shards."""
-        if not self._layouts:
-            return Layout.first(members, self.profile.n)
-        current, retired = self._layouts[0], self._keeper.roster.retired
-        before = next((one for one in (*self._layouts, *retired) if one.members == tuple(members)), None)
-        if before is not None:
-            return Layout(current.version + 1, current.width, members, before.rows)
-        return current.after(members)
-
-    def _keep(self, layouts: tuple[Layout, ...]) -> None:
-        """Keep the members as they are now together with these layouts, and place by them; with the lock held."""
-        before = self._keeper.roster
-        retired = [one for one in (*before.layouts, *before.retired) if one not in layouts][:_RETIRED_KEPT]
-        records = tuple(self.membership.records)
-        self.fleet.use_unproved(record.slot for record in records if record.allowed)
-        self._keeper.keep(Roster(records, self.membership.slots_given, layouts, tuple(retired)))
-        if layouts != before.layouts:
-            self.fleet.use_layouts(layouts[0], layouts[1:])
+        """See :meth:`LayoutChanges.preview`."""
+        return self._layout.preview(add, remove)
 
     def _settled(self) -> None:
-        """Every shard is where the current layout wants it: former layouts have served, drains have ended."""
-        with self._lock:
-            if not self.fleet.is_mended():
-                return  # the layout, or who is there, has changed since
-            drained = self.membership.drained(self._layouts[0].by_slot)
-            self._keep(self._layouts[:1])
-        for record in drained:
-            self._note("drained", f"worker {record.worker} is drained: nothing on it is needed, and it may be stopped")
-        self.store.save_incomplete()
+        """Every shard is in its place."""
+        if self._layout.settle():
+            self.store.save_incomplete()
 
     def _go_on_with_trials(self) -> None:
         """What members on trial were given so far has been read back: give them more."""
@@ -539,8 +462,10 @@ class PoolCore:
             allowed = next_allowance(record, records)
             self.membership.allow(record.worker, allowed)
             if not allowed:
-                self._note("proved", f"worker {record.worker} gave back all that it was given so far; its trial ends")
-            self._change_layout_soon()
+                self._events.note(
+                    "proved", f"worker {record.worker} gave back all that it was given so far; its trial ends"
+                )
+            self._layout.change_soon()
 
     # -- the clock -------------------------------------------------------------------------------
 
@@ -550,29 +475,27 @@ class PoolCore:
             self.startup_barrier.end()
         expiry = self.membership.expire()
         for record in expiry.suspect:
-            self._note("suspect", f"worker {record.worker} does not answer; others stand in for it")
+            self._events.note("suspect", f"worker {record.worker} does not answer; others stand in for it")
             self.fleet.set_offline(record.slot, "its heartbeats stopped")
         for record in expiry.lost:
-            self._note("lost", f"worker {record.worker} is lost")
+            self._events.note("lost", f"worker {record.worker} is lost")
         self._do_without(self.membership.lost())
         if expiry.suspect or expiry.lost:
             self.repair_scheduler.wake(at_once=True)
-        if self._change_due_s is None and self._is_layout_due(self.membership.members()):
-            # Members and layout disagree: a crash, or a catalog that could not be written, came between them.
-            self._change_layout_soon()
+        if self._layout.is_overdue():
+            self._layout.change_soon()
         self._act_on_rot()
         self._watch_liars()
-        if self._change_due_s is None and self.fleet.is_mended():
+        if not self._layout.is_planned and self.fleet.is_mended():
             self._go_on_with_trials()
-        if self._change_due_s is not None and self._runtime.monotonic_s() >= self._change_due_s:
-            self._change_layout()
+        self._layout.change_if_due()
 
     def _repair_bytes_max(self, slot: int) -> int:
         """How much an honest worker can lack within an hour: three times all that it should hold, and a little.
 
         Besides it may be given what others that went were to hold, by each time that they did.
         """
-        layout = self._layouts[0] if self._layouts else None  # once: another may be made at any moment
+        layout = self._layout.current  # once: another may be made at any moment
         shares = layout.shares() if layout is not None else {}
         told = self._bytes_told(layout.members, shares) if layout is not None else 0.0
         stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, told)
@@ -593,7 +516,7 @@ class PoolCore:
         self.fleet.forgive()
         distrusted = self.fleet.distrusted()
         for slot in sorted(distrusted - self._told_liars):
-            self._note(
+            self._events.note(
                 "distrusted",
                 f"worker {self.fleet.name(slot)} was caught giving wrong answers; others take its place",
             )
@@ -607,8 +530,10 @@ class PoolCore:
             if record is None or record.standing is not Standing.IN or len(trusted) < self.profile.n:
                 continue
             self.membership.set_standing(record.worker, Standing.DRAINING)
-            self._change_layout()
-            self._note("drain", f"worker {record.worker} is being drained: it lied {self.fleet.times_lied(slot)} times")
+            self._layout.change()
+            self._events.note(
+                "drain", f"worker {record.worker} is being drained: it lied {self.fleet.times_lied(slot)} times"
+            )
 
     def _absent_workers(self) -> set[str]:
         return {record.worker for record in self.membership.records if self.fleet.volume(record.slot) is None}
@@ -623,15 +548,17 @@ class PoolCore:
             return
         for record in lost:
             self.membership.set_standing(record.worker, Standing.OUT)
-            self._note("lost", f"worker {record.worker} is done without; its shards are made again on the others")
-        self._change_layout()
+            self._events.note(
+                "lost", f"worker {record.worker} is done without; its shards are made again on the others"
+            )
+        self._layout.change()
 
     # -- looking ---------------------------------------------------------------------------------
 
     def view(self) -> PoolView:
         """The pool at a glance; cheap at any size."""
         stats = self.store.counts()
-        layout = self._layouts[0] if self._layouts else None
+        layout = self._layout.current
         views = [self._seen(view) for view in self.membership.views()]
         away = [view for view in views if view.record.standing in _AWAITED and view.state in _AWAY]
         repair, rebalance = self.repair_scheduler.views()
@@ -671,7 +598,7 @@ class PoolCore:
                 self.collector.view(),
                 self.auditor.view(),
             ],
-            events=list(self._events),
+            events=self._events.latest(),
             lies=self.fleet.lies(),
             accelerator=self.store.accelerator,
         )
@@ -711,9 +638,9 @@ class PoolCore:
 
     def _fatal(self, workers_survivable: int) -> list[str]:
         """Kinds of failure domain the loss of one of which some files may not survive, though that of a worker."""
-        if not self._layouts or workers_survivable < 1:
+        if not self._layout.all or workers_survivable < 1:
             return []
-        members = self._layouts[0].members
+        members = self._layout.all[0].members
         kinds = (("owner", by_owner), ("zone", by_zone))
         return [what for what, of in kinds if len({of(one) for one in members}) > 1 and self._survivable(of) < 1]
 
@@ -742,14 +669,6 @@ class PoolCore:
         if slot in self.fleet.read_only():
             return WorkerState.READ_ONLY
         return WorkerState.REFUSING if slot in self.fleet.refusing() else WorkerState.FULL
-
-    def _note(self, kind: str, text: str) -> None:
-        log.info("%s", text)
-        self._events.append(PoolEvent(self._now_ms(), kind, text))
-
-    def _keep_members(self) -> None:
-        with self._lock:
-            self._keep(self._layouts)
 
     def _now_ms(self) -> int:
         return self._runtime.wall_ns() // 1_000_000
