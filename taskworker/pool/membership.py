@@ -29,6 +29,11 @@ class Standing(StrEnum):
     DRAINED = "drained"  # they have; it takes part again only when told
     OUT = "out"  # lost; it takes part again once it is back
 
+    @property
+    def is_counted_on(self) -> bool:
+        """Whether files may need the shards that such a member holds."""
+        return self in (Standing.IN, Standing.DRAINING)
+
 
 class WorkerState(StrEnum):
     """How a worker is, for people."""
@@ -44,6 +49,11 @@ class WorkerState(StrEnum):
     READ_ONLY = "read-only"  # likewise, as its disk takes no writes
     REFUSING = "refusing"  # likewise, as it cannot write for now, for want of descriptors or the like
     SLOW = "slow"  # it keeps pushes waiting, or cannot read what it holds; others stand in for it
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the worker does not answer, or was stopped; drained ones count as present, there or not."""
+        return self in (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
 
 
 _STATES = {

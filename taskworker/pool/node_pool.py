@@ -28,6 +28,7 @@ from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.background.scrubbing import scrub_view
 from taskworker.pool.background.work import WorkJournal
+from taskworker.pool.departures import Departures
 from taskworker.pool.events import Events, PoolEvent
 from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
 from taskworker.pool.layout_changes import LayoutChanges
@@ -52,18 +53,6 @@ from taskworker.transport.worker_fleet import Domain, WorkerFleet
 
 log = logging.getLogger(__name__)
 
-_PRESENT = (
-    WorkerState.ALIVE,
-    WorkerState.DISTRUSTED,
-    WorkerState.FULL,
-    WorkerState.READ_ONLY,
-    WorkerState.REFUSING,
-    WorkerState.SLOW,
-    WorkerState.DRAINING,
-    WorkerState.DRAINED,
-)
-_AWAY = (WorkerState.SUSPECT, WorkerState.LEFT, WorkerState.LOST)
-_AWAITED = (Standing.IN, Standing.DRAINING)  # whose shards are counted on
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _REPAIR_BYTES_MIN = 256 << 20
 _TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
@@ -176,7 +165,7 @@ class PoolCore:
         self.store.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
-        expected = [record.slot for record in self.membership.records if record.standing in _AWAITED]
+        expected = [record.slot for record in self.membership.records if record.standing.is_counted_on]
         self.startup_barrier = StartupBarrier(expected)
         self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
         self._told_liars: frozenset[int] = frozenset()
@@ -190,6 +179,15 @@ class PoolCore:
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
         self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
+        self._departures = Departures(
+            self.membership,
+            self.fleet,
+            self._layout,
+            self.startup_barrier,
+            self.repair_scheduler,
+            self._events,
+            profile=self.profile,
+        )
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._repair_bytes_max
@@ -294,7 +292,7 @@ class PoolCore:
         for view in self.membership.views():
             record = view.record
             same = record.volume_id == application.volume_id and record.worker != application.worker
-            if same and view.state in (*_PRESENT, WorkerState.SUSPECT):
+            if same and (not view.state.is_away or view.state is WorkerState.SUSPECT):
                 raise WorkerRefused(
                     f"the volume of worker {application.worker} is a copy of that of worker {record.worker}, which "
                     "is in use; give the worker an empty directory, or stop the other one first"
@@ -352,7 +350,7 @@ class PoolCore:
         due = dict(self._rot_reports.due())
         for record in self.membership.records if due else ():
             found = due.get(record.slot, 0)
-            if not found or record.standing not in _AWAITED or not self.fleet.trusts(record.slot):
+            if not found or not record.standing.is_counted_on or not self.fleet.trusts(record.slot):
                 continue  # nothing that is counted on
             self._events.note(
                 "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew"
@@ -361,80 +359,15 @@ class PoolCore:
 
     def leave(self, worker: str, instance: str) -> None:
         """A worker stops in good order."""
-        record = self.membership.leave(worker, instance)
-        if record is not None:
-            self.fleet.set_offline(record.slot, "it was stopped")
-            self._events.note("left", f"worker {worker} was stopped")
-            self.repair_scheduler.wake()  # it may be back in a moment
+        self._departures.leave(worker, instance)
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
-        """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
-
-        Raises:
-            InvalidArgument: no such worker, the last one, or one of which this cannot be said.
-        """
-        before = self.fleet.placement
-        standing = self._record(worker).standing
-        if cancel:
-            self._check_undrainable(worker, standing)
-        elif standing is not Standing.DRAINING:
-            self._check_drainable(worker, standing)
-        self.membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
-        self._layout.change()
-        self._events.note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
-        return before.moves_to(self.fleet.placement).moved
-
-    def _check_drainable(self, worker: str, standing: Standing) -> None:
-        if standing is Standing.DRAINED:
-            raise InvalidArgument(
-                f"worker {worker} is drained already; stop it for good, then run `taskworker forget {worker}`"
-            )
-        if standing is Standing.OUT:
-            raise InvalidArgument(
-                f"worker {worker} is lost, and its shards are made again on the others; if it will not come back, run "
-                f"`taskworker forget {worker}`"
-            )
-        self._check_not_last(worker)
-
-    def _check_undrainable(self, worker: str, standing: Standing) -> None:
-        if standing not in (Standing.DRAINING, Standing.DRAINED):
-            raise InvalidArgument(f"worker {worker} is not being drained; there is nothing to cancel")
-        if not self.membership.is_present(worker):
-            raise InvalidArgument(
-                f"worker {worker} does not answer, so it cannot take shards; start it and cancel the drain then, or "
-                f"run `taskworker forget {worker}`"
-            )
-
-    def _check_not_last(self, worker: str) -> None:
-        if {member.worker for member in self.membership.members()} <= {worker}:
-            raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
-
-    def _record(self, worker: str) -> MemberRecord:
-        record = self.membership.record(worker)
-        if record is None:
-            raise InvalidArgument(f"there is no worker {worker!r} in this pool; see `taskworker status`")
-        return record
+        """See :meth:`Departures.drain`."""
+        return self._departures.drain(worker, cancel=cancel)
 
     def forget(self, worker: str) -> None:
-        """Drop a worker that is gone for good from the members. What it held is made again on the others.
-
-        Should it come back all the same, it joins as a new one, and the shards that it still has are used.
-
-        Raises:
-            InvalidArgument: no such worker, it is running, or it is the last one with a part in the layout.
-        """
-        record = self._record(worker)
-        if self.membership.is_present(worker):
-            how = "stop it first" if record.standing is Standing.DRAINED else "drain it and stop it first"
-            raise InvalidArgument(f"worker {worker} is running, and would join again; {how}")
-        if record.standing is Standing.IN and self._layout.all:
-            self._check_not_last(worker)
-        self.membership.forget(worker)
-        self._layout.change()
-        self.fleet.remove(record.slot)
-        self.startup_barrier.came(record.slot)
-        self._events.note("forgotten", f"worker {worker} is forgotten")
-        self.repair_scheduler.wake(at_once=True)
+        """See :meth:`Departures.forget`."""
+        self._departures.forget(worker)
 
     # -- the layout ------------------------------------------------------------------------------
 
@@ -473,15 +406,7 @@ class PoolCore:
         """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
         if self._runtime.monotonic_s() >= self._gathered_by_s:
             self.startup_barrier.end()
-        expiry = self.membership.expire()
-        for record in expiry.suspect:
-            self._events.note("suspect", f"worker {record.worker} does not answer; others stand in for it")
-            self.fleet.set_offline(record.slot, "its heartbeats stopped")
-        for record in expiry.lost:
-            self._events.note("lost", f"worker {record.worker} is lost")
-        self._do_without(self.membership.lost())
-        if expiry.suspect or expiry.lost:
-            self.repair_scheduler.wake(at_once=True)
+        self._departures.expire()
         if self._layout.is_overdue():
             self._layout.change_soon()
         self._act_on_rot()
@@ -538,21 +463,6 @@ class PoolCore:
     def _absent_workers(self) -> set[str]:
         return {record.worker for record in self.membership.records if self.fleet.volume(record.slot) is None}
 
-    def _do_without(self, lost: list[MemberRecord]) -> None:
-        """Go on without lost workers, unless those left could not keep files readable after one more loss.
-
-        Asked again at every tick: others may have joined meanwhile.
-        """
-        left = {member.worker for member in self.membership.members()} - {record.worker for record in lost}
-        if not lost or not left or self.profile.n - -(-self.profile.n // len(left)) < self.profile.k:
-            return
-        for record in lost:
-            self.membership.set_standing(record.worker, Standing.OUT)
-            self._events.note(
-                "lost", f"worker {record.worker} is done without; its shards are made again on the others"
-            )
-        self._layout.change()
-
     # -- looking ---------------------------------------------------------------------------------
 
     def view(self) -> PoolView:
@@ -560,9 +470,9 @@ class PoolCore:
         stats = self.store.counts()
         layout = self._layout.current
         views = [self._seen(view) for view in self.membership.views()]
-        away = [view for view in views if view.record.standing in _AWAITED and view.state in _AWAY]
+        away = [view for view in views if view.record.standing.is_counted_on and view.state.is_away]
         repair, rebalance = self.repair_scheduler.views()
-        there = [view.load for view in views if view.state in _PRESENT]
+        there = [view.load for view in views if not view.state.is_away]
         risks = self._risks()
         workers_survivable = min(risk.survivable for risk in risks)
         safety = Safety(

@@ -1,0 +1,149 @@
+"""Workers that go away: stopped, silent for too long, drained, or forgotten."""
+
+from __future__ import annotations
+
+from storage import ErasureProfile
+from storage.errors import InvalidArgument
+from taskworker.pool.background.repair_scheduling import RepairScheduler
+from taskworker.pool.events import Events
+from taskworker.pool.layout_changes import LayoutChanges
+from taskworker.pool.membership import MemberRecord, Membership, Standing
+from taskworker.pool.startup_barrier import StartupBarrier
+from taskworker.transport.worker_fleet import WorkerFleet
+
+
+class Departures:
+    """Takes note of workers that go, and takes them out of the layout. Thread-safe: what it uses is.
+
+    Args:
+        membership: the members.
+        fleet: their volumes.
+        layout: without those that are drained, forgotten or lost it is another one.
+        startup_barrier: waits for nobody who is forgotten.
+        repair_scheduler: makes again what went with them.
+        events: told of all that.
+        profile: of the pool.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        fleet: WorkerFleet,
+        layout: LayoutChanges,
+        startup_barrier: StartupBarrier,
+        repair_scheduler: RepairScheduler,
+        events: Events,
+        *,
+        profile: ErasureProfile,
+    ) -> None:
+        self._membership = membership
+        self._fleet = fleet
+        self._layout = layout
+        self._startup_barrier = startup_barrier
+        self._repair_scheduler = repair_scheduler
+        self._events = events
+        self._profile = profile
+
+    def leave(self, worker: str, instance: str) -> None:
+        """A worker stops in good order."""
+        record = self._membership.leave(worker, instance)
+        if record is not None:
+            self._fleet.set_offline(record.slot, "it was stopped")
+            self._events.note("left", f"worker {worker} was stopped")
+            self._repair_scheduler.wake()  # it may be back in a moment
+
+    def drain(self, worker: str, *, cancel: bool = False) -> float:
+        """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
+
+        Raises:
+            InvalidArgument: no such worker, the last one, or one of which this cannot be said.
+        """
+        before = self._fleet.placement
+        standing = self._record(worker).standing
+        if cancel:
+            self._check_undrainable(worker, standing)
+        elif standing is not Standing.DRAINING:
+            self._check_drainable(worker, standing)
+        self._membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
+        self._layout.change()
+        self._events.note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
+        return before.moves_to(self._fleet.placement).moved
+
+    def forget(self, worker: str) -> None:
+        """Drop a worker that is gone for good from the members. What it held is made again on the others.
+
+        Should it come back all the same, it joins as a new one, and the shards that it still has are used.
+
+        Raises:
+            InvalidArgument: no such worker, it is running, or it is the last one with a part in the layout.
+        """
+        record = self._record(worker)
+        if self._membership.is_present(worker):
+            how = "stop it first" if record.standing is Standing.DRAINED else "drain it and stop it first"
+            raise InvalidArgument(f"worker {worker} is running, and would join again; {how}")
+        if record.standing is Standing.IN and self._layout.all:
+            self._check_not_last(worker)
+        self._membership.forget(worker)
+        self._layout.change()
+        self._fleet.remove(record.slot)
+        self._startup_barrier.came(record.slot)
+        self._events.note("forgotten", f"worker {worker} is forgotten")
+        self._repair_scheduler.wake(at_once=True)
+
+    def expire(self) -> None:
+        """Act on leases and grace times that have run out; to be called a few times a second."""
+        expiry = self._membership.expire()
+        for record in expiry.suspect:
+            self._events.note("suspect", f"worker {record.worker} does not answer; others stand in for it")
+            self._fleet.set_offline(record.slot, "its heartbeats stopped")
+        for record in expiry.lost:
+            self._events.note("lost", f"worker {record.worker} is lost")
+        self._do_without(self._membership.lost())
+        if expiry.suspect or expiry.lost:
+            self._repair_scheduler.wake(at_once=True)
+
+    def _do_without(self, lost: list[MemberRecord]) -> None:
+        """Go on without lost workers, unless those left could not keep files readable after one more loss.
+
+        Asked again at every tick: others may have joined meanwhile.
+        """
+        left = {member.worker for member in self._membership.members()} - {record.worker for record in lost}
+        if not lost or not left or self._profile.n - -(-self._profile.n // len(left)) < self._profile.k:
+            return
+        for record in lost:
+            self._membership.set_standing(record.worker, Standing.OUT)
+            self._events.note(
+                "lost", f"worker {record.worker} is done without; its shards are made again on the others"
+            )
+        self._layout.change()
+
+    def _check_drainable(self, worker: str, standing: Standing) -> None:
+        if standing is Standing.DRAINED:
+            raise InvalidArgument(
+                f"worker {worker} is drained already; stop it for good, then run `taskworker forget {worker}`"
+            )
+        if standing is Standing.OUT:
+            raise InvalidArgument(
+                f"worker {worker} is lost, and its shards are made again on the others; if it will not come back, run "
+                f"`taskworker forget {worker}`"
+            )
+        self._check_not_last(worker)
+
+    def _check_undrainable(self, worker: str, standing: Standing) -> None:
+        if standing not in (Standing.DRAINING, Standing.DRAINED):
+            raise InvalidArgument(f"worker {worker} is not being drained; there is nothing to cancel")
+        if not self._membership.is_present(worker):
+            raise InvalidArgument(
+                f"worker {worker} does not answer, so it cannot take shards; start it and cancel the drain then, or "
+                f"run `taskworker forget {worker}`"
+            )
+
+    def _check_not_last(self, worker: str) -> None:
+        if {member.worker for member in self._membership.members()} <= {worker}:
+            raise InvalidArgument(f"worker {worker} is the only one with a part in the layout; add another first")
+
+    def _record(self, worker: str) -> MemberRecord:
+        record = self._membership.record(worker)
+        if record is None:
+            raise InvalidArgument(f"there is no worker {worker!r} in this pool; see `taskworker status`")
+        return record
