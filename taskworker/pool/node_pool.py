@@ -14,13 +14,13 @@ from statistics import median_low
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, ProfileCount
 from storage.erasure import profile_for
-from storage.errors import InvalidArgument, StorageError
+from storage.errors import StorageError
 from storage.fleet.layout import Layout, Moves
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
-from taskworker.errors import WorkerRefused
+from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
 from taskworker.pool.background.healing import heal_view
@@ -45,9 +45,9 @@ from taskworker.pool.options import PoolOptions
 from taskworker.pool.roster import RosterKeeper
 from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
-from taskworker.pool.trial import first_allowance, next_allowance
+from taskworker.pool.trial import next_allowance
 from taskworker.reports import WorkStatus
-from taskworker.transport.port import Connect, Identify, WorkerVolume
+from taskworker.transport.port import Connect, Identify
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import Domain, WorkerFleet
 
@@ -55,8 +55,6 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _REPAIR_BYTES_MIN = 256 << 20
-_TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
-_ADDRESS_MAX = 512
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
 
@@ -119,8 +117,6 @@ class PoolCore:
     ) -> None:
         self._home = HomeProcess(f"the pool in {root}")
         self._options = options or PoolOptions()
-        self._connect = connect
-        self._identify = identify
         self._runtime = runtime = runtime or Runtime()
         try:
             self._settings = PoolSettings(catalog, root)
@@ -188,6 +184,20 @@ class PoolCore:
             self._events,
             profile=self.profile,
         )
+        self._admission = WorkerAdmission(
+            self.store,
+            self.membership,
+            self.fleet,
+            self._layout,
+            self._departures,
+            self.startup_barrier,
+            self.repair_scheduler,
+            self._events,
+            profile=self.profile,
+            options=self._options,
+            connect=connect,
+            identify=identify,
+        )
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._repair_bytes_max
@@ -218,94 +228,7 @@ class PoolCore:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
         """
-        _check_texts(application)
-        application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
-        self._check_profile(application)
-        self._check_copy(application)
-        self._drop_dead_rival(application)
-        self.membership.check(application)
-        volume = self._connect(application.address, application.worker, application.instance)
-        try:
-            self._check_answer(volume, application)
-            stale = self._is_older_copy(application, volume)
-            admission = self.membership.join(application, allowed=self._allowance(application))
-            self._layout.keep_members()
-        except StorageError:
-            volume.abandon("it was not let in")
-            raise
-        record = admission.record
-        self.fleet.attach(record.slot, volume, record.owner)
-        self.store.mark(record.slot, anew=stale)
-        self.startup_barrier.came(record.slot)
-        if admission.emptied:
-            self.fleet.note_emptied(record.slot)
-            self._events.note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
-        elif stale:
-            self.fleet.note_emptied(record.slot)
-            self._events.note(
-                "stale", f"worker {record.worker} came with an older copy of its volume; what it lacks is made"
-            )
-        self._events.note("joined", f"worker {record.worker} joined at {record.address}")
-        if admission.layout_changes and self._options.allow_fragile and not self._layout.all:
-            self._layout.change()  # one worker is enough to begin with
-        elif admission.layout_changes:
-            self._layout.change_soon()
-        self.repair_scheduler.wake()
-        return record
-
-    def _allowance(self, application: Application) -> int:
-        """How much of a new member's capacity counts at first: all of it until there is something to lose."""
-        if not self._layout.all or not self.store.counts().versions or self.store.needs_rebuild:
-            return 0
-        return first_allowance(application.capacity, self.membership.records)
-
-    def _check_answer(self, volume: WorkerVolume, application: Application) -> None:
-        """See that the very process that wants to join answers at its address: its request may come late."""
-        worker, address = application.worker, application.address
-        try:
-            answering = volume.instance()
-        except StorageError as error:
-            raise WorkerRefused(
-                f"the pool cannot reach worker {worker} at {address} ({error}); "
-                "give the worker an address that the pool can connect to"
-            ) from error
-        if answering != application.instance:
-            raise WorkerRefused(
-                f"another process than worker {worker} answers at {address}; give the worker an address of its own"
-            )
-
-    def _is_older_copy(self, application: Application, volume: WorkerVolume) -> bool:
-        """Compare a worker's volume with the catalog; either may have been put back from a copy."""
-        worker = application.worker
-        behind = self.store.behind
-        slot = next((record.slot for record in self.membership.records if record.worker == worker), None)
-        try:
-            stale = self.store.meet(slot, volume, worker, application.owner)
-        except StorageError as error:
-            raise WorkerRefused(f"the volume of worker {worker} cannot be read ({error})") from error
-        if self.store.behind and not behind:
-            self._events.note("behind", f"{BEHIND_LINE}; worker {worker} has what it lacks")
-        return stale
-
-    def _check_copy(self, application: Application) -> None:
-        """Of a copied directory, only one may be in use: shards in both would count twice."""
-        for view in self.membership.views():
-            record = view.record
-            same = record.volume_id == application.volume_id and record.worker != application.worker
-            if same and (not view.state.is_away or view.state is WorkerState.SUSPECT):
-                raise WorkerRefused(
-                    f"the volume of worker {application.worker} is a copy of that of worker {record.worker}, which "
-                    "is in use; give the worker an empty directory, or stop the other one first"
-                )
-
-    def _check_profile(self, application: Application) -> None:
-        """While the catalog is to be made again: the pool must be as the former one was."""
-        former = (application.k, application.n)
-        if self.store.needs_rebuild and any(former) and former != (self.profile.k, self.profile.n):
-            raise WorkerRefused(
-                f"the volume of worker {application.worker} is of a {former[0]}-of-{former[1]} pool; remove the new "
-                f"pool's directory and start it with --k {former[0]} --n {former[1]} as well"
-            )
+        return self._admission.admit(application)
 
     def _rebuilt(self) -> None:
         """The catalog was made again from the volumes."""
@@ -317,18 +240,6 @@ class PoolCore:
         )
         self.fleet.note_unknown()
         self.repair_scheduler.wake()
-
-    def _drop_dead_rival(self, application: Application) -> None:
-        """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
-        rival = self.membership.rival(application)
-        if rival is None:
-            return
-        try:
-            gone = self._identify(rival.address, application.worker) != rival.instance
-        except StorageError:
-            gone = True
-        if gone:
-            self.leave(application.worker, rival.instance)
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False: the worker must join again."""
@@ -639,12 +550,3 @@ class NodePool(PoolCore):
                 log.warning("membership could not be brought up to date, and is tried again: %s", error)
             except Exception:
                 log.exception("membership could not be brought up to date; it is tried again")
-
-
-def _check_texts(application: Application) -> None:
-    """What a worker says of itself is kept, sent back to it and shown to people: it must be short, and text."""
-    for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address"):
-        text: str = getattr(application, what)
-        most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
-        if len(text.encode()) > most or not text.isprintable():
-            raise InvalidArgument(f"a worker's {what.replace('_', ' ')} is at most {most} bytes of printable text")
