@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median_low
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog, ProfileCount
@@ -25,18 +24,18 @@ from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
 from taskworker.pool.background.healing import heal_view
 from taskworker.pool.background.repair_scheduling import RepairScheduler
-from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.background.scrubbing import scrub_view
 from taskworker.pool.background.work import WorkJournal
 from taskworker.pool.departures import Departures
+from taskworker.pool.distrust import LiarWatch
 from taskworker.pool.events import Events, PoolEvent
 from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
+from taskworker.pool.heartbeats import Heartbeats
 from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import (
     Application,
     MemberRecord,
     Membership,
-    Standing,
     WorkerLoad,
     WorkerState,
     WorkerView,
@@ -45,7 +44,7 @@ from taskworker.pool.options import PoolOptions
 from taskworker.pool.roster import RosterKeeper
 from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
-from taskworker.pool.trial import next_allowance
+from taskworker.pool.trial import Trials
 from taskworker.reports import WorkStatus
 from taskworker.transport.port import Connect, Identify
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
@@ -54,7 +53,6 @@ from taskworker.transport.worker_fleet import Domain, WorkerFleet
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
-_REPAIR_BYTES_MIN = 256 << 20
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
 
@@ -164,8 +162,6 @@ class PoolCore:
         expected = [record.slot for record in self.membership.records if record.standing.is_counted_on]
         self.startup_barrier = StartupBarrier(expected)
         self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
-        self._told_liars: frozenset[int] = frozenset()
-        self._rot_reports = RotReports(runtime.monotonic_s)
         tranquility = self._options.tranquility
         self.repair_scheduler = RepairScheduler(
             self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime
@@ -198,9 +194,14 @@ class PoolCore:
             connect=connect,
             identify=identify,
         )
+        self._heartbeats = Heartbeats(self.membership, self.fleet, self._events, clock_s=runtime.monotonic_s)
+        self._trials = Trials(self.membership, self.fleet, self._layout, self._events)
+        self._liars = LiarWatch(
+            self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
+        )
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
-        self.fleet.repair_bytes_max = self._repair_bytes_max
+        self.fleet.repair_bytes_max = self._liars.repair_bytes_max
 
     @property
     def documents(self) -> Catalog:
@@ -243,30 +244,7 @@ class PoolCore:
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; False: the worker must join again."""
-        before = self.membership.load(worker)
-        record = self.membership.record(worker)
-        # A worker whose volume failed a call while its process lives is connected again by a new join. Until then its
-        # lease runs out: a heartbeat alone does not show that its shards can be reached.
-        if record is None or self.fleet.volume(record.slot) is None:
-            return False
-        if not self.membership.heartbeat(worker, instance, load):
-            return False
-        self.fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
-        if load.rotten > before.rotten:
-            self._rot_reports.add(record.slot, load.rotten - before.rotten)
-            self._act_on_rot()
-        return True
-
-    def _act_on_rot(self) -> None:
-        due = dict(self._rot_reports.due())
-        for record in self.membership.records if due else ():
-            found = due.get(record.slot, 0)
-            if not found or not record.standing.is_counted_on or not self.fleet.trusts(record.slot):
-                continue  # nothing that is counted on
-            self._events.note(
-                "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew"
-            )
-            self.fleet.note_rot(record.slot, found)
+        return self._heartbeats.take(worker, instance, load)
 
     def leave(self, worker: str, instance: str) -> None:
         """A worker stops in good order."""
@@ -296,21 +274,6 @@ class PoolCore:
         if self._layout.settle():
             self.store.save_incomplete()
 
-    def _go_on_with_trials(self) -> None:
-        """What members on trial were given so far has been read back: give them more."""
-        records = self.membership.records
-        for record in records:
-            there = self.fleet.volume(record.slot) is not None and self.fleet.is_spotless(record.slot)
-            if not record.allowed or record.standing is not Standing.IN or not there:
-                continue
-            allowed = next_allowance(record, records)
-            self.membership.allow(record.worker, allowed)
-            if not allowed:
-                self._events.note(
-                    "proved", f"worker {record.worker} gave back all that it was given so far; its trial ends"
-                )
-            self._layout.change_soon()
-
     # -- the clock -------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -320,59 +283,11 @@ class PoolCore:
         self._departures.expire()
         if self._layout.is_overdue():
             self._layout.change_soon()
-        self._act_on_rot()
-        self._watch_liars()
+        self._heartbeats.act_on_rot()
+        self._liars.watch()
         if not self._layout.is_planned and self.fleet.is_mended():
-            self._go_on_with_trials()
+            self._trials.go_on()
         self._layout.change_if_due()
-
-    def _repair_bytes_max(self, slot: int) -> int:
-        """How much an honest worker can lack within an hour: three times all that it should hold, and a little.
-
-        Besides it may be given what others that went were to hold, by each time that they did.
-        """
-        layout = self._layout.current  # once: another may be made at any moment
-        shares = layout.shares() if layout is not None else {}
-        told = self._bytes_told(layout.members, shares) if layout is not None else 0.0
-        stored = max(self.store.counts().logical_bytes * self.profile.n / self.profile.k, told)
-        gone = sum(shares.get(other, 0.0) for other in self.fleet.gone_but_for(slot))
-        return _REPAIR_BYTES_MIN + int((3 * shares.get(slot, 0.0) + gone) * stored)
-
-    def _bytes_told(self, members: Iterable[Member], shares: Mapping[int, float]) -> float:
-        """What all workers hold, earlier versions included, going by what most of the trusted ones say they hold."""
-        told = [
-            self.membership.load(member.worker).bytes_live / shares[member.slot]
-            for member in members
-            if shares[member.slot] and self.fleet.trusts(member.slot)
-        ]
-        return median_low(told) if told else 0.0
-
-    def _watch_liars(self) -> None:
-        """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
-        self.fleet.forgive()
-        distrusted = self.fleet.distrusted()
-        for slot in sorted(distrusted - self._told_liars):
-            self._events.note(
-                "distrusted",
-                f"worker {self.fleet.name(slot)} was caught giving wrong answers; others take its place",
-            )
-        self._told_liars = distrusted
-        records = {record.slot: record for record in self.membership.records}
-        for slot in self.fleet.proven_liars():
-            record = records.get(slot)
-            trusted = {
-                member.worker for member in self.membership.members() if member.slot not in distrusted
-            } - self._absent_workers()
-            if record is None or record.standing is not Standing.IN or len(trusted) < self.profile.n:
-                continue
-            self.membership.set_standing(record.worker, Standing.DRAINING)
-            self._layout.change()
-            self._events.note(
-                "drain", f"worker {record.worker} is being drained: it lied {self.fleet.times_lied(slot)} times"
-            )
-
-    def _absent_workers(self) -> set[str]:
-        return {record.worker for record in self.membership.records if self.fleet.volume(record.slot) is None}
 
     # -- looking ---------------------------------------------------------------------------------
 

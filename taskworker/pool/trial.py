@@ -9,10 +9,45 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import median_high
 
-from taskworker.pool.membership import MemberRecord, Standing
+from taskworker.pool.events import Events
+from taskworker.pool.layout_changes import LayoutChanges
+from taskworker.pool.membership import MemberRecord, Membership, Standing
+from taskworker.transport.worker_fleet import WorkerFleet
 
 _FIRST_SHARE = 8  # of what it would get otherwise
 _GROWTH = 8
+
+
+class Trials:
+    """Gives members on trial more of their part, step by step. Thread-safe: what it uses is.
+
+    Args:
+        membership: knows how much of each member's capacity counts.
+        fleet: knows who lied.
+        layout: changes with each step.
+        events: told of trials that end.
+    """
+
+    def __init__(self, membership: Membership, fleet: WorkerFleet, layout: LayoutChanges, events: Events) -> None:
+        self._membership = membership
+        self._fleet = fleet
+        self._layout = layout
+        self._events = events
+
+    def go_on(self) -> None:
+        """What members on trial were given so far has been read back: give them more."""
+        records = self._membership.records
+        for record in records:
+            there = self._fleet.volume(record.slot) is not None and self._fleet.is_spotless(record.slot)
+            if not record.allowed or record.standing is not Standing.IN or not there:
+                continue
+            allowed = next_allowance(record, records)
+            self._membership.allow(record.worker, allowed)
+            if not allowed:
+                self._events.note(
+                    "proved", f"worker {record.worker} gave back all that it was given so far; its trial ends"
+                )
+            self._layout.change_soon()
 
 
 def first_allowance(capacity: int, members: Iterable[MemberRecord]) -> int:

@@ -1,0 +1,57 @@
+"""Heartbeats of workers: they renew leases, and tell of space and of rot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taskworker.pool.background.rot_reports import RotReports
+from taskworker.pool.events import Events
+from taskworker.pool.membership import Membership, WorkerLoad
+from taskworker.transport.worker_fleet import WorkerFleet
+
+
+class Heartbeats:
+    """Takes heartbeats, and acts on what they tell. Thread-safe: what it uses is.
+
+    Args:
+        membership: the members and their leases.
+        fleet: their volumes.
+        events: told of rot.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(
+        self, membership: Membership, fleet: WorkerFleet, events: Events, *, clock_s: Callable[[], float]
+    ) -> None:
+        self._membership = membership
+        self._fleet = fleet
+        self._events = events
+        self._rot_reports = RotReports(clock_s)
+
+    def take(self, worker: str, instance: str, load: WorkerLoad) -> bool:
+        """Renew a lease; False: the worker must join again."""
+        before = self._membership.load(worker)
+        record = self._membership.record(worker)
+        # A worker whose volume failed a call while its process lives is connected again by a new join. Until then its
+        # lease runs out: a heartbeat alone does not show that its shards can be reached.
+        if record is None or self._fleet.volume(record.slot) is None:
+            return False
+        if not self._membership.heartbeat(worker, instance, load):
+            return False
+        self._fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
+        if load.rotten > before.rotten:
+            self._rot_reports.add(record.slot, load.rotten - before.rotten)
+            self.act_on_rot()
+        return True
+
+    def act_on_rot(self) -> None:
+        """Have made anew what workers found rotten, where it is time to; to be called a few times a second."""
+        due = dict(self._rot_reports.due())
+        for record in self._membership.records if due else ():
+            found = due.get(record.slot, 0)
+            if not found or not record.standing.is_counted_on or not self._fleet.trusts(record.slot):
+                continue  # nothing that is counted on
+            self._events.note(
+                "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew"
+            )
+            self._fleet.note_rot(record.slot, found)
