@@ -6,30 +6,25 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import Catalog, LmdbCatalog, ProfileCount
-from storage.erasure import profile_for
+from storage.catalog import Catalog, LmdbCatalog
 from storage.errors import StorageError
 from storage.fleet.layout import Layout, Moves
-from storage.fleet.members import Member, by_owner, by_worker, by_zone
+from storage.fleet.members import Member
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
-from taskworker.pool.background.healing import heal_view
 from taskworker.pool.background.repair_scheduling import RepairScheduler
-from taskworker.pool.background.scrubbing import scrub_view
 from taskworker.pool.background.work import WorkJournal
 from taskworker.pool.departures import Departures
 from taskworker.pool.distrust import LiarWatch
-from taskworker.pool.events import Events, PoolEvent
-from taskworker.pool.health import BEHIND_LINE, Risk, Safety, health_line, rebuild_line
+from taskworker.pool.events import Events
 from taskworker.pool.heartbeats import Heartbeats
 from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import (
@@ -37,45 +32,22 @@ from taskworker.pool.membership import (
     MemberRecord,
     Membership,
     WorkerLoad,
-    WorkerState,
-    WorkerView,
 )
 from taskworker.pool.options import PoolOptions
+from taskworker.pool.risks import Risks
 from taskworker.pool.roster import RosterKeeper
 from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
+from taskworker.pool.status import PoolView, StatusReporter
 from taskworker.pool.trial import Trials
-from taskworker.reports import WorkStatus
 from taskworker.transport.port import Connect, Identify
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
-from taskworker.transport.worker_fleet import Domain, WorkerFleet
+from taskworker.transport.worker_fleet import WorkerFleet
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
-
-
-@dataclass(frozen=True, slots=True)
-class PoolView:
-    """The pool at a glance."""
-
-    pool_id: str
-    health: str
-    profile: ErasureProfile
-    files: int
-    versions: int
-    logical_bytes: int
-    layout: Layout | None
-    workers: list[WorkerView]
-    complete: set[int]
-    workers_survivable: int
-    zones_survivable: int
-    owners_survivable: int
-    work: list[WorkStatus]
-    events: list[PoolEvent]
-    lies: dict[int, int]
-    accelerator: str
 
 
 class PoolCore:
@@ -199,6 +171,20 @@ class PoolCore:
         self._liars = LiarWatch(
             self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
         )
+        self._risks = Risks(self.store, self.fleet, self._layout, self.repair_scheduler)
+        self._status = StatusReporter(
+            self.pool_id,
+            self.profile,
+            self.store,
+            self.membership,
+            self.fleet,
+            self._layout,
+            self._risks,
+            self.repair_scheduler,
+            self.collector,
+            self.auditor,
+            self._events,
+        )
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._liars.repair_bytes_max
@@ -293,118 +279,11 @@ class PoolCore:
 
     def view(self) -> PoolView:
         """The pool at a glance; cheap at any size."""
-        stats = self.store.counts()
-        layout = self._layout.current
-        views = [self._seen(view) for view in self.membership.views()]
-        away = [view for view in views if view.record.standing.is_counted_on and view.state.is_away]
-        repair, rebalance = self.repair_scheduler.views()
-        there = [view.load for view in views if not view.state.is_away]
-        risks = self._risks()
-        workers_survivable = min(risk.survivable for risk in risks)
-        safety = Safety(
-            workers_survivable if layout is not None else None,
-            min(risk.promised for risk in risks),
-            stats.files,
-            self.repair_scheduler.endangered(),
-            risks,
-            self._fatal(workers_survivable),
-            sorted(view.record.worker for view in views if view.state is WorkerState.FULL),
-            sorted(view.record.worker for view in views if view.state is WorkerState.READ_ONLY),
-            sorted(view.record.worker for view in views if view.state is WorkerState.REFUSING),
-        )
-        health = health_line(safety, len(away), (repair, rebalance))
-        return PoolView(
-            pool_id=self.pool_id,
-            health=self._health(len(there), health),
-            profile=self.profile,
-            files=stats.files,
-            versions=stats.versions,
-            logical_bytes=stats.logical_bytes,
-            layout=layout,
-            workers=views,
-            complete={view.record.slot for view in views if self.fleet.state(view.record.slot) == "ok"},
-            workers_survivable=workers_survivable,
-            zones_survivable=self._survivable(by_zone),
-            owners_survivable=self._survivable(by_owner),
-            work=[
-                repair,
-                rebalance,
-                heal_view(self.store.healing()),
-                scrub_view(there),
-                self.collector.view(),
-                self.auditor.view(),
-            ],
-            events=self._events.latest(),
-            lies=self.fleet.lies(),
-            accelerator=self.store.accelerator,
-        )
-
-    def _risks(self) -> list[Risk]:
-        """What may be lost, by how things are coded."""
-        metadata, *used = reversed(self.store.profiles())
-        bound = self.fleet.domain_losses_survivable(profile_for(metadata.k, metadata.n), by_worker)
-        return [self._risk(one, bound) for one in used or [metadata]]
-
-    def _risk(self, count: ProfileCount, bound: int) -> Risk:
-        """Of one profile; its files survive no more than their metadata do."""
-        profile = profile_for(count.k, count.n)
-        survivable = min(bound, self.fleet.domain_losses_survivable(profile, by_worker))
-        if self.store.behind and not self.fleet.is_mended():
-            survivable = min(0, survivable)  # what this catalog knows of may have been deleted and collected
-        if self._has_lost():
-            survivable = -1
-        return Risk(
-            str(profile),
-            count.files,
-            count.versions,
-            survivable,
-            self.fleet.losses_survivable_when_mended(profile),
-        )
+        return self._status.view()
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
         """How many losses everything that is stored survives, given how many a profile does."""
-        return -1 if self._has_lost() else self.store.survivable(losses, verified=self.fleet.is_mended())
-
-    def _has_lost(self) -> bool:
-        """Whether all is in its place but for objects that nothing known of can make again."""
-        return bool(self.repair_scheduler.lost) and self.fleet.is_mended()
-
-    def _survivable(self, domain: Domain) -> int:
-        return self.survives(lambda profile: self.fleet.domain_losses_survivable(profile, domain))
-
-    def _fatal(self, workers_survivable: int) -> list[str]:
-        """Kinds of failure domain the loss of one of which some files may not survive, though that of a worker."""
-        if not self._layout.all or workers_survivable < 1:
-            return []
-        members = self._layout.all[0].members
-        kinds = (("owner", by_owner), ("zone", by_zone))
-        return [what for what, of in kinds if len({of(one) for one in members}) > 1 and self._survivable(of) < 1]
-
-    def _health(self, there: int, health: str) -> str:
-        """What is most urgent."""
-        if self.store.needs_rebuild:
-            return rebuild_line(there)
-        if self.store.unfinished:
-            return f"files can only be read: {self.store.unfinished}"
-        return f"{BEHIND_LINE}: run `taskworker rebuild` once all workers are back" if self.store.behind else health
-
-    def _seen(self, view: WorkerView) -> WorkerView:
-        """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
-        if view.state is WorkerState.ALIVE and self.fleet.volume(view.record.slot) is None:
-            return replace(view, state=WorkerState.SUSPECT)
-        if view.state is WorkerState.ALIVE and not self.fleet.trusts(view.record.slot):
-            return replace(view, state=WorkerState.DISTRUSTED)
-        if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.slow():
-            return replace(view, state=WorkerState.SLOW)
-        if view.state is WorkerState.ALIVE and view.record.slot in self.fleet.full():
-            return replace(view, state=self._why_full(view.record.slot))
-        return view
-
-    def _why_full(self, slot: int) -> WorkerState:
-        """Why others take what is new for a worker."""
-        if slot in self.fleet.read_only():
-            return WorkerState.READ_ONLY
-        return WorkerState.REFUSING if slot in self.fleet.refusing() else WorkerState.FULL
+        return self._risks.survives(losses)
 
     def _now_ms(self) -> int:
         return self._runtime.wall_ns() // 1_000_000

@@ -13,7 +13,8 @@ from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
-from taskworker.pool.node_pool import NodePool, PoolView
+from taskworker.pool.node_pool import NodePool
+from taskworker.pool.status import PoolView
 from taskworker.protos import pool_pb2
 from taskworker.reports import WorkStatus
 from taskworker.rpc.binding import Caller
