@@ -1,9 +1,14 @@
-"""How long members that are away are waited for, before what they hold is made again on the others."""
+"""Members that are away and waited for, before what they hold is made again on the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from storage.fleet.layout import Layout
+from storage.fleet.placement import partition_of
+from storage.keys import StripeKey, data_shards, shard_count
+from taskworker.transport.targets import Targets
 
 
 @dataclass(slots=True)
@@ -56,3 +61,34 @@ class Absences:
     def awaited(self, slots: Iterable[int]) -> dict[int, float]:
         """Those of these members that are waited for, each with how much longer."""
         return {slot: left_s for slot in slots if (left_s := self.left_s(slot)) > 0}
+
+
+class Expected:
+    """The members that are waited for, and which shards they may have.
+
+    Args:
+        slots: those members.
+        layouts: that shards were placed by.
+        targets: by which they were put meanwhile.
+        until_s: when it is another set of members, unless one comes or goes before.
+    """
+
+    def __init__(
+        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
+    ) -> None:
+        self.slots = slots
+        self.until_s = until_s
+        self._layouts = layouts
+        self._targets = targets
+        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
+
+    def shards_of(self, stripe: StripeKey) -> frozenset[int]:
+        """Which shards of a stripe one of them may have."""
+        partition, k, n = partition_of(stripe), data_shards(stripe), shard_count(stripe)
+        found = self._known.get((partition, k, n))
+        if found is None:
+            rows = [layout.row(partition, n) for layout in self._layouts]
+            rows += [targets.row(partition, k, n) for targets in self._targets]
+            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
+            found = self._known[partition, k, n] = frozenset(held)
+        return found

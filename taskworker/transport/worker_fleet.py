@@ -28,7 +28,7 @@ from storage.keys import (
 )
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from taskworker.errors import WorkerReadOnly
-from taskworker.transport.absences import Absences
+from taskworker.transport.absences import Absences, Expected
 from taskworker.transport.fullness import Fullness
 from taskworker.transport.port import Ticket, WorkerVolume
 from taskworker.transport.repair_budget import RepairBudget
@@ -53,36 +53,6 @@ class _Started(NamedTuple):
     slot: int
     volume: WorkerVolume
     ticket: Ticket
-
-
-class _Expected:
-    """The members that are waited for, and which shards they may have.
-
-    Args:
-        slots: those members.
-        layouts: that shards were placed by.
-        targets: by which they were put meanwhile.
-        until_s: when it is another set of members, unless one comes or goes before.
-    """
-
-    def __init__(
-        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
-    ) -> None:
-        self.slots = slots
-        self.until_s = until_s
-        self._layouts = layouts
-        self._targets = targets
-        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
-
-    def of(self, partition: int, k: int, n: int) -> frozenset[int]:
-        """Shard slots of the partition's k-of-n stripes that one of them may have."""
-        found = self._known.get((partition, k, n))
-        if found is None:
-            rows = [layout.row(partition, n) for layout in self._layouts]
-            rows += [targets.row(partition, k, n) for targets in self._targets]
-            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
-            found = self._known[partition, k, n] = frozenset(held)
-        return found
 
 
 class WorkerFleet(Fleet[WorkerVolume]):
@@ -119,7 +89,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.margin = margin
         self._now_s = now_s
         self._absences = Absences(grace_s, now_s)
-        self._expected: _Expected | None = None
+        self._expected: Expected | None = None
         self._layouts: tuple[Layout, ...] = ()
         self._owners: dict[int, str] = {}
         self._allow_fragile = allow_fragile
@@ -407,11 +377,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
-        k, n = data_shards(stripe), shard_count(stripe)
         if self.is_in_danger(stripe, there):
             return frozenset()
         expected = self._who_is_expected()
-        return expected.of(partition_of(stripe), k, n) if expected.slots else frozenset()
+        return expected.shards_of(stripe) if expected.slots else frozenset()
 
     def awaited_workers(self) -> dict[str, float]:
         """The workers that are away and waited for, by name, each with how many more seconds."""
@@ -419,7 +388,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             awaited = self._absences.awaited(self._stores)
         return {self.name(slot): left_s for slot, left_s in awaited.items()}
 
-    def _who_is_expected(self) -> _Expected:
+    def _who_is_expected(self) -> Expected:
         expected = self._expected
         if expected is None or self._now_s() >= expected.until_s:
             with self._lock:
@@ -427,7 +396,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 # Where shards were when all was last in its place, and may have been put since.
                 mended = () if self._mended_targets is None else (self._mended_targets,)
                 until_s = self._now_s() + min(awaited.values(), default=math.inf)
-                expected = self._expected = _Expected(
+                expected = self._expected = Expected(
                     frozenset(awaited), self._layouts, (*mended, *self._targets_since), until_s
                 )
         return expected
