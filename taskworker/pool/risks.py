@@ -11,7 +11,8 @@ from storage.fleet.members import by_owner, by_worker, by_zone
 from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.health import Risk
 from taskworker.pool.layout_changes import LayoutChanges
-from taskworker.transport.worker_fleet import Domain, WorkerFleet
+from taskworker.transport.survival import Domain
+from taskworker.transport.worker_fleet import WorkerFleet
 
 
 class Risks:

@@ -20,7 +20,7 @@ from taskworker.reports import WorkStatus
 from taskworker.rpc.binding import Caller
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.transport.frames import COUNT_MAX
-from taskworker.transport.worker_fleet import Domain
+from taskworker.transport.survival import Domain
 
 NumberT = TypeVar("NumberT", int, float)
 

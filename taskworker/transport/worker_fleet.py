@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from storage.erasure import ErasureProfile
 from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
 from storage.fleet.fleet import Fleet
-from storage.fleet.layout import Layout, rows_survive
+from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_worker
 from storage.fleet.placement import partition_of
 from storage.keys import (
@@ -33,6 +33,8 @@ from taskworker.transport.fullness import Fullness
 from taskworker.transport.port import Ticket, WorkerVolume
 from taskworker.transport.repair_budget import RepairBudget
 from taskworker.transport.slowness import Slowness
+from taskworker.transport.survival import Domain, Survival
+from taskworker.transport.target_history import TargetHistory
 from taskworker.transport.targets import Targets
 from taskworker.transport.trust import Trust
 
@@ -40,11 +42,6 @@ log = logging.getLogger(__name__)
 
 _REPAIR_BYTES_MIN = 1 << 30
 _LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
-_TARGETS_KEPT = 32  # that many comings and goings between two moments when all was mended
-
-
-Domain = Callable[[Member], str]
-"""Names what a member fails together with."""
 
 
 class _Started(NamedTuple):
@@ -100,11 +97,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._repairs = RepairBudget(now_s, grace_s)
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
-        self._mended_targets: Targets | None = None  # by which all was in its place then; None: not known any more
-        self._targets_since: deque[Targets] = deque()
-        self._emptied: set[int] = set()  # came with an empty volume since
-        self._stood_in_for: frozenset[int] = frozenset()  # were full at some time since: others have what they should
-        self._latest: Targets | None = None  # by which shards are put now
+        self._history = TargetHistory()
         self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._places: dict[tuple[int, bytes, bool], tuple[int, ...]] = {}
         self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -136,7 +129,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_emptied(self, slot: int) -> None:
         """A member came back with an empty volume."""
         self.incomplete.add(slot)
-        self._emptied.add(slot)
+        self._history.emptied.add(slot)
 
     def remove(self, slot: int) -> None:
         """Forget a member that has no part in the layout any more."""
@@ -148,7 +141,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._absences.forget(slot)
             self._fullness.forget(slot)
             self._undurable -= {slot}
-            self._stood_in_for -= {slot}
+            self._history.forget(slot)
             self._changed()
         if volume is not None:
             volume.close()
@@ -269,7 +262,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         with self._lock:
             read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
             new, mended = self._fullness.refused(slot, read_only=read_only, refusing=refusing), self.is_mended()
-            self._stood_in_for |= {slot}
+            self._history.stood_in_for |= {slot}
             self._changed()
         if new:
             log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
@@ -339,7 +332,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
-            self._note_targets(self._current_targets())
+            self._history.note(self._current_targets())
         self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
         self._epoch += 1  # who began to look in between has seen some of both
 
@@ -348,19 +341,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
         full, distrusted = self._fullness.slots, self._trust.distrusted
         avoided = distrusted | self._slowness.slow
         return Targets(self._layouts[0], there, full, full - distrusted, avoided, self._unproved)
-
-    def _note_targets(self, targets: Targets) -> None:
-        if targets.is_like(self._latest):
-            return
-        known = next((one for one in self._targets_since if targets.is_like(one)), None)
-        if known is not None:  # who went has come back: nothing is put anywhere else than before
-            self._targets_since.remove(known)
-        self._latest = known or targets
-        self._targets_since.append(self._latest)
-        if len(self._targets_since) > _TARGETS_KEPT:
-            # What was put by the oldest is not known any more: only what is in its place counts until all is mended.
-            self._targets_since.popleft()
-            self._mended_targets = None
 
     def epoch(self) -> tuple[int, ...]:
         """See :meth:`Fleet.epoch`."""
@@ -394,11 +374,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
             with self._lock:
                 awaited = self._absences.awaited(self._stores)
                 # Where shards were when all was last in its place, and may have been put since.
-                mended = () if self._mended_targets is None else (self._mended_targets,)
                 until_s = self._now_s() + min(awaited.values(), default=math.inf)
-                expected = self._expected = Expected(
-                    frozenset(awaited), self._layouts, (*mended, *self._targets_since), until_s
-                )
+                expected = self._expected = Expected(frozenset(awaited), self._layouts, self._history.all(), until_s)
         return expected
 
     # -- where things are ------------------------------------------------------------------------
@@ -448,7 +425,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         table = self._targets  # before what it is made from, which is set first when that changes
         found = table.get((partition, profile))
         if found is None:
-            latest = self._latest
+            latest = self._history.latest
             k, n = data_shards(stripe), shard_count(stripe)
             put = self.holders(stripe) if latest is None else latest.row(partition, k, n)
             found = table[partition, profile] = put
@@ -460,7 +437,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         A write under way does not count on those that might lose it: it may have been given to them a moment ago.
         """
         table = self._places
-        targets, latest = self.targets(stripe), self._latest
+        targets, latest = self.targets(stripe), self._history.latest
         if latest is None or not latest.keeping:
             return targets
         strict = bool(self._undurable) and self.is_pinned(stripe)
@@ -475,7 +452,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def places_differ(self) -> bool:
         """See :meth:`Fleet.places_differ`."""
-        latest = self._latest
+        latest = self._history.latest
         return latest is not None and bool(latest.keeping)
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
@@ -502,52 +479,24 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return max(0, self.domain_losses_survivable(profile, by_worker))
 
     def domain_losses_survivable(self, profile: ErasureProfile, domain: Domain) -> int:
-        """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
-
-        What was there when all was last mended is where it was then; what came since is on the targets of
-        its time.
-
-        Args:
-            profile: how the files are coded.
-            domain: what fails together.
-        """
-        if self._latest is None:
-            return -1
-        gone = self._gone()
-        if self.is_mended():
-            return self._targets_survive(profile, domain, gone)
-        short = self._stood_in_for
-        lacking = [slot for slot in self.slots if self.state(slot) != "ok" or slot in short or not self.trusts(slot)]
-        survivable = self.placement.losses_survivable(profile.k, domain, lacking, profile.n)
-        if self._mended_targets is not None:
-            gone |= self._emptied
-            places = (self._mended_targets, *self._targets_since, self._latest)
-            survivable = max(survivable, min(self._survives_by(targets, profile, domain, gone) for targets in places))
-        return survivable
-
-    def _gone(self) -> set[int]:
-        """Members whose shards do not count: they are away, or distrusted."""
-        return {slot for slot in self.slots if self._stores.get(slot) is None or not self.trusts(slot)}
+        """See :meth:`taskworker.transport.survival.Survival.losses`."""
+        return self._survival().losses(profile, domain) if self._layouts else -1
 
     def losses_survivable_when_mended(self, profile: ErasureProfile) -> int:
-        """How many more workers may be lost, whichever, once every shard is where it should be put now."""
-        if self._latest is None:
-            return -1
-        return self._targets_survive(profile, by_worker, self._gone())
+        """See :meth:`taskworker.transport.survival.Survival.losses_when_mended`."""
+        return self._survival().losses_when_mended(profile) if self._layouts else -1
 
-    def _targets_survive(self, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
-        """The same of stripes all of whose shards are where they are to be put now."""
-        assert self._latest is not None
-        survivable = self._survives_by(self._latest, profile, domain, gone)
-        if self._fullness.slots:  # what they held before is there still
-            survivable = min(survivable, self.placement.losses_survivable(profile.k, domain, gone, profile.n))
-        return survivable
-
-    def _survives_by(self, targets: Targets, profile: ErasureProfile, domain: Domain, gone: set[int]) -> int:
-        """The same of stripes that lie as ``targets`` say."""
-        of = {member.slot: domain(member) for member in targets.layout.members}
-        forgotten = of.keys() - self._stores.keys()
-        return rows_survive(targets.rows(profile.k, profile.n), profile.k, of, gone | forgotten)
+    def _survival(self) -> Survival:
+        members, full, short = self.slots, self._fullness.slots, self._history.stood_in_for
+        return Survival(
+            layout=self.placement,
+            history=self._history,
+            members=frozenset(members),
+            gone=frozenset(slot for slot in members if self._stores.get(slot) is None or not self.trusts(slot)),
+            lacking=[slot for slot in members if self.state(slot) != "ok" or slot in short or not self.trusts(slot)],
+            full=full,
+            is_mended=self.is_mended(),
+        )
 
     def mark(self) -> tuple[int, ...]:
         """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
@@ -566,10 +515,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         with self._lock:
             if self.mark() != mark:
                 return False
-            self._mended, self._mended_targets = mark, self._latest
-            self._emptied.clear()
-            self._stood_in_for = self._fullness.slots
-            self._targets_since.clear()
+            self._mended = mark
+            self._history.note_mended(self._fullness.slots)
         return True
 
     # -- writing ---------------------------------------------------------------------------------
