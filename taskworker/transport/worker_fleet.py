@@ -15,14 +15,11 @@ from storage.errors import InsufficientWorkers, StorageError, StoreClosed, Store
 from storage.fleet.fleet import Fleet
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_worker
-from storage.fleet.placement import partition_of
 from storage.keys import (
     Kind,
     ShardKey,
     StripeKey,
-    data_shards,
     kind_of,
-    shard_count,
     slot_of,
     stripe_of,
 )
@@ -30,6 +27,7 @@ from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from taskworker.errors import WorkerReadOnly
 from taskworker.transport.absences import Absences, Expected
 from taskworker.transport.fullness import Fullness
+from taskworker.transport.places import Places
 from taskworker.transport.port import Ticket, WorkerVolume
 from taskworker.transport.repair_budget import RepairBudget
 from taskworker.transport.slowness import Slowness
@@ -98,9 +96,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
         self._history = TargetHistory()
-        self._targets: dict[tuple[int, bytes], tuple[int, ...]] = {}
-        self._places: dict[tuple[int, bytes, bool], tuple[int, ...]] = {}
-        self._elsewhere: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._places = Places()
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -108,12 +104,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
         with self._lock:
             before, self._layouts = self._layouts[:1], (current, *former)
-            self._elsewhere = {}
             for member in current.members:
                 self._stores.setdefault(member.slot, None)
                 self._moves.setdefault(member.slot, 0)
-            if before != (current,):  # where shards are put does not change by the end of a former layout
+            if before != (current,):
                 self._changed()
+            else:  # where shards are put does not change by the end of a former layout
+                self._places = self._current_places()
 
     def attach(self, slot: int, volume: WorkerVolume, owner: str = "") -> None:
         """Take a member's volume into use."""
@@ -333,7 +330,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._absences.note(slot, away=store is None or slot in self._slowness.slow)
         if self._layouts:
             self._history.note(self._current_targets())
-        self._targets, self._places, self._elsewhere, self._expected = {}, {}, {}, None
+        self._places, self._expected = self._current_places(), None
         self._epoch += 1  # who began to look in between has seen some of both
 
     def _current_targets(self) -> Targets:
@@ -341,6 +338,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         full, distrusted = self._fullness.slots, self._trust.distrusted
         avoided = distrusted | self._slowness.slow
         return Targets(self._layouts[0], there, full, full - distrusted, avoided, self._unproved)
+
+    def _current_places(self) -> Places:
+        return Places(self._layouts, self._history.latest, self._undurable, dict(self.online()))
 
     def epoch(self) -> tuple[int, ...]:
         """See :meth:`Fleet.epoch`."""
@@ -383,9 +383,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     @property
     def placement(self) -> Layout:
         """The current layout."""
-        if not self._layouts:
-            raise InsufficientWorkers("no worker has joined this pool yet; start some with `taskworker worker`")
-        return self._layouts[0]
+        return self._places.layout
 
     def away(self) -> list[int]:
         """See :meth:`Fleet.away`. Workers that are done without, or distrusted, are not waited for."""
@@ -421,58 +419,25 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
-        partition, profile = partition_of(stripe), stripe[33:35]
-        table = self._targets  # before what it is made from, which is set first when that changes
-        found = table.get((partition, profile))
-        if found is None:
-            latest = self._history.latest
-            k, n = data_shards(stripe), shard_count(stripe)
-            put = self.holders(stripe) if latest is None else latest.row(partition, k, n)
-            found = table[partition, profile] = put
-        return found
+        return self._places.targets(stripe)
 
     def places(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.places`. What full workers hold is in its place.
 
         A write under way does not count on those that might lose it: it may have been given to them a moment ago.
         """
-        table = self._places
-        targets, latest = self.targets(stripe), self._history.latest
-        if latest is None or not latest.keeping:
+        places, targets = self._places, self.targets(stripe)
+        if not places.differ:
             return targets
-        strict = bool(self._undurable) and self.is_pinned(stripe)
-        key = partition_of(stripe), stripe[33:35], strict
-        found = table.get(key)
-        if found is None:
-            keeping = latest.keeping - self._undurable if strict else latest.keeping
-            both = zip(self.holders(stripe), targets, strict=True)
-            found = tuple(holder if holder in keeping else target for holder, target in both)
-            found = table[key] = targets if found == targets else found
-        return found
+        return places.kept(stripe, targets, strict=bool(self._undurable) and self.is_pinned(stripe))
 
     def places_differ(self) -> bool:
         """See :meth:`Fleet.places_differ`."""
-        latest = self._history.latest
-        return latest is not None and bool(latest.keeping)
+        return self._places.differ
 
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.elsewhere`: holders by former layouts, others in handoff order, then whoever is there.
-
-        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
-        """
-        partition, table = (partition_of(stripe), shard_count(stripe)), self._elsewhere
-        found = table.get(partition)
-        if found is None:
-            found = table[partition] = self._find_elsewhere(stripe)
-        return found
-
-    def _find_elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
-        seen: dict[int, None] = {}
-        for layout in self._layouts[1:]:
-            seen.update(dict.fromkeys(layout.volumes(stripe, shard_count(stripe))))
-        seen.update(dict.fromkeys(self.placement.order(partition_of(stripe))))
-        seen.update(dict.fromkeys(self.slots))
-        return tuple(slot for slot in seen if self._stores.get(slot) is not None)
+        """See :meth:`Fleet.elsewhere`, and :meth:`taskworker.transport.places.Places.elsewhere`."""
+        return self._places.elsewhere(stripe)
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
         """See :meth:`Fleet.losses_survivable`, in workers."""

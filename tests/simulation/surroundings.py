@@ -32,7 +32,7 @@ def simulated_surroundings() -> Iterator[None]:
             patch.setattr("storage.fleet.assignment.PARTITIONS", PARTITIONS)
             patch.setattr("storage.fleet.layout.partition_of", _partition_of)
             patch.setattr("taskworker.transport.absences.partition_of", _partition_of)
-            patch.setattr("taskworker.transport.worker_fleet.partition_of", _partition_of)
+            patch.setattr("taskworker.transport.places.partition_of", _partition_of)
             patch.setattr("storage.formats.authenticity._at_zero", _at_zero)
             patch.setattr("storage.maintenance.collect._SWEEP_KEYS", SWEEP_KEYS)
             patch.setattr("storage.write.upload.FAN_OUT", CHECKPOINT_CHUNKS)
