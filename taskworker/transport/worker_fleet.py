@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,22 +23,17 @@ from storage.keys import (
     stripe_of,
 )
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
-from taskworker.errors import WorkerReadOnly
 from taskworker.transport.absences import Absences, Expected
-from taskworker.transport.fullness import Fullness
+from taskworker.transport.conduct import Conduct
 from taskworker.transport.places import Places
 from taskworker.transport.port import Ticket, WorkerVolume
-from taskworker.transport.repair_budget import RepairBudget
-from taskworker.transport.slowness import Slowness
 from taskworker.transport.survival import Domain, Survival
 from taskworker.transport.target_history import TargetHistory
 from taskworker.transport.targets import Targets
-from taskworker.transport.trust import Trust
 
 log = logging.getLogger(__name__)
 
 _REPAIR_BYTES_MIN = 1 << 30
-_LIES_TOLD_MAX = 1 << 32  # beyond that it is a number that a worker made up
 
 
 class _Started(NamedTuple):
@@ -75,9 +69,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._trust = Trust(now_s)
-        self._slowness = Slowness(now_s)
-        self._fullness = Fullness(now_s)
+        self._conduct = Conduct(now_s, grace_s)
         self._unsynced: set[int] = set()  # were given something since they were synced last
         self._undurable: frozenset[int] = frozenset()  # full ones that could not make durable what they had taken
         self._unproved: frozenset[int] = frozenset()
@@ -89,10 +81,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._owners: dict[int, str] = {}
         self._allow_fragile = allow_fragile
         self._epoch = 0
-        self._lies: Counter[int] = Counter()
         self._rot = 0  # rotten shards met so far
         self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
-        self._repairs = RepairBudget(now_s, grace_s)
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._mended: tuple[int, ...] | None = None
         self._history = TargetHistory()
@@ -136,7 +126,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self._moves.pop(slot, None)
             self.incomplete.discard(slot)
             self._absences.forget(slot)
-            self._fullness.forget(slot)
+            self._conduct.forget(slot)
             self._undurable -= {slot}
             self._history.forget(slot)
             self._changed()
@@ -152,7 +142,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_rot(self, slot: int, count: int) -> None:
         """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
         with self._lock:
-            self._lies[slot] += count
+            self._conduct.note_rot(slot, count)
             if not self.trusts(slot):
                 return  # nothing that is counted on
             self._rot += count
@@ -162,10 +152,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.note_lie`. A worker that does it again and again is not believed any more."""
         super().note_lie(slot, key, text)
         with self._lock:
-            self._lies[slot] += bool(key)  # what is no shard, such as a list that comes too slowly, is none given out
-            known = not self.trusts(slot)
-            lost = self._trust.note_lie(slot)
-            if known:
+            believed = self.trusts(slot)
+            lost = self._conduct.note_lie(slot, shard=bool(key))  # it may be another answer, such as a list of keys
+            if not believed:
                 return  # nothing that it says was counted on
             self._rot += 1
             if lost:
@@ -183,7 +172,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_unread(self, slot: int) -> None:
         """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
         with self._lock:
-            shunned = self._slowness.note_unread(slot)
+            shunned = self._conduct.note_unread(slot)
             if shunned:
                 self._changed()
         if shunned:
@@ -192,11 +181,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_made(self, slot: int, size: int) -> None:
         """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
         with self._lock:
-            spent = self._repairs.spend(slot, size)
+            spent = self._conduct.note_made(slot, size)
         if spent <= self.repair_bytes_max(slot):
             return
         with self._lock:
-            lost = self._trust.distrust(slot)
+            lost = self._conduct.distrust(slot)
             if lost:
                 self._changed()
         if lost:
@@ -208,47 +197,47 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def gone_but_for(self, slot: int) -> list[int]:
         """Others whose shards this one may have been given of late, each as often as it went away."""
         with self._lock:
-            return self._repairs.gone_but_for(slot)
+            return self._conduct.gone_but_for(slot)
 
     def trusts(self, slot: int) -> bool:
         """See :meth:`Fleet.trusts`."""
-        return slot not in self._trust.distrusted
+        return slot not in self._conduct.distrusted
 
     def is_spotless(self, slot: int) -> bool:
         """Whether no lie of a worker has come to light lately, not even one that can be borne with."""
         with self._lock:
-            return self._trust.is_spotless(slot)
+            return self._conduct.is_spotless(slot)
 
     def distrusted(self) -> frozenset[int]:
         """Workers whose word does not count."""
-        return self._trust.distrusted
+        return self._conduct.distrusted
 
     def proven_liars(self) -> list[int]:
         """Workers that lied so often that they should be done without."""
         with self._lock:
-            return self._trust.proven_liars()
+            return self._conduct.proven_liars()
 
     def slow(self) -> frozenset[int]:
         """Workers that others stand in for, because they keep everybody waiting."""
-        return self._slowness.slow
+        return self._conduct.slow
 
     def forgive(self) -> None:
         """Trust those again that have not lied for long enough, and try those that were slow or full."""
         with self._lock:
-            lapsed = [self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()]
-            if any(lapsed):
+            lapsed = self._conduct.lapse()
+            if lapsed:
                 self._changed()
-        if any(lapsed):
+        if lapsed:
             self.on_rot()
 
     def full(self) -> frozenset[int]:
         """Workers that have no space for more: they serve what they hold, and others take what is new."""
-        return self._fullness.slots
+        return self._conduct.full
 
     def note_space(self, slot: int, free: int, used: int) -> None:
         """What a worker says of its disk, in bytes."""
         with self._lock:
-            room = self._fullness.told(slot, free, used)
+            room = self._conduct.note_space(slot, free, used)
             if room:
                 self._changed()
         if room:
@@ -257,8 +246,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_write_refused(self, slot: int, error: StorageError) -> None:
         """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
         with self._lock:
-            read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
-            new, mended = self._fullness.refused(slot, read_only=read_only, refusing=refusing), self.is_mended()
+            new, mended = self._conduct.note_refused(slot, error), self.is_mended()
             self._history.stood_in_for |= {slot}
             self._changed()
         if new:
@@ -268,29 +256,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def read_only(self) -> frozenset[int]:
         """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
-        return self._fullness.read_only
+        return self._conduct.read_only
 
     def refusing(self) -> frozenset[int]:
         """Those of the :meth:`full` ones that could not write for want of something else than space."""
-        return self._fullness.refusing
-
-    def _pool_full(self) -> StorageError:
-        read_only, refusing = self._fullness.read_only, self._fullness.refusing
-        full = sorted(self.name(slot) for slot in self._fullness.slots - read_only - refusing)
-        parts = [f"none is left on {', '.join(full)}"] if full else []
-        if read_only:
-            parts.append(f"the disks of {', '.join(sorted(map(self.name, read_only)))} take no writes")
-        if refusing:
-            parts.append(f"{', '.join(sorted(map(self.name, refusing)))} cannot write for now, see their logs")
-        if refusing == self._fullness.slots:
-            return InsufficientWorkers(f"too few workers can write: {parts[-1]}; try again")
-        return StoreFull(
-            f"the pool is full: too few workers have space; {'; '.join(parts)}; delete files and run "
-            "`taskworker collect`, or add workers or larger disks"
-        )
-
-    def _is_avoided(self, slot: int) -> bool:
-        return slot in self._trust.distrusted or slot in self._slowness.slow
+        return self._conduct.refusing
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
         """See :meth:`Fleet.set_offline`. One that answered nonsense, or held the pool up, is doubted."""
@@ -298,7 +268,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         super().set_offline(slot, reason, failed)
         if volume is not None:
             with self._lock:
-                self._repairs.note_gone(slot)
+                self._conduct.note_gone(slot)
         if volume is not None and volume.misbehaved and self._stores.get(slot) is not volume:
             self.note_lie(slot, b"", f"misbehaves: {volume.misbehaved}")
 
@@ -316,18 +286,18 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def lies(self) -> dict[int, int]:
         """How many wrong or rotten shards each worker gave out since the pool started, for those that did."""
         with self._lock:
-            return {slot: min(count, _LIES_TOLD_MAX) for slot, count in self._lies.items() if count}
+            return self._conduct.wrong_shards()
 
     def times_lied(self, slot: int) -> int:
         """How often a worker was shown to say what is not so since the pool started, of shards or of anything else."""
         with self._lock:
-            return self._trust.total(slot)
+            return self._conduct.times_lied(slot)
 
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`. Nobody who looks meanwhile keeps what held before."""
         self._epoch += 1
         for slot, store in self._stores.items():
-            self._absences.note(slot, away=store is None or slot in self._slowness.slow)
+            self._absences.note(slot, away=store is None or slot in self._conduct.slow)
         if self._layouts:
             self._history.note(self._current_targets())
         self._places, self._expected = self._current_places(), None
@@ -335,9 +305,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
-        full, distrusted = self._fullness.slots, self._trust.distrusted
-        avoided = distrusted | self._slowness.slow
-        return Targets(self._layouts[0], there, full, full - distrusted, avoided, self._unproved)
+        full, keeping = self._conduct.full, self._conduct.full - self._conduct.distrusted
+        return Targets(self._layouts[0], there, full, keeping, self._conduct.avoided, self._unproved)
 
     def _current_places(self) -> Places:
         return Places(self._layouts, self._history.latest, self._undurable, dict(self.online()))
@@ -452,7 +421,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._survival().losses_when_mended(profile) if self._layouts else -1
 
     def _survival(self) -> Survival:
-        members, full, short = self.slots, self._fullness.slots, self._history.stood_in_for
+        members, full, short = self.slots, self._conduct.full, self._history.stood_in_for
         return Survival(
             layout=self.placement,
             history=self._history,
@@ -481,7 +450,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             if self.mark() != mark:
                 return False
             self._mended = mark
-            self._history.note_mended(self._fullness.slots)
+            self._history.note_mended(self._conduct.full)
         return True
 
     # -- writing ---------------------------------------------------------------------------------
@@ -536,7 +505,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def _is_synced_with_all(self, slot: int) -> bool:
         """Whether a worker is asked to make durable what it has whenever all are."""
-        return slot in self._unsynced or not (self._is_avoided(slot) or slot in self._fullness.slots)
+        return slot in self._unsynced or not (slot in self._conduct.avoided or slot in self._conduct.full)
 
     def _note_undurable(self, slot: int) -> None:
         """What a full worker took before it cannot make durable either: it may be lost, the rest can still be read.
@@ -608,12 +577,12 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def _note_taken(self, took_s: dict[int, float]) -> None:
         """How long each worker took to make what it was given durable."""
         with self._lock:
-            slower = self._slowness.note(took_s)
+            slower = self._conduct.note_taken(took_s)
             if slower:
                 self._changed()
         if slower:
             self.on_rot()
-            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._slowness.slow))))
+            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
 
     def _note_refusal(self) -> None:
         with self._lock:
@@ -625,8 +594,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
             target = self._target_now(shard.key)
-            if target in self._fullness.slots:
-                raise self._pool_full()
+            if target in self._conduct.full:
+                raise self._conduct.why_no_space(self.name)
             batches.setdefault(target, []).append(shard)
         return batches
 
@@ -655,9 +624,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         there = [member for member in members if self._stores.get(member.slot) is not None]
         if not there:
             raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
-        takers = {member.worker for member in there if member.slot not in self._fullness.slots}
+        takers = {member.worker for member in there if member.slot not in self._conduct.full}
         if not takers:
-            raise self._pool_full()
+            raise self._conduct.why_no_space(self.name)
         if self._allow_fragile:
             return
         if profile.n == profile.k:
@@ -667,7 +636,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             )
         workers = len({member.worker for member in there})
         if workers > len(takers) and _survives_one(profile, workers) and not _survives_one(profile, len(takers)):
-            raise self._pool_full()
+            raise self._conduct.why_no_space(self.name)
         if not _survives_one(profile, workers):
             raise InsufficientWorkers(
                 f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
