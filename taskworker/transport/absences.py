@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,37 @@ class _Record:
     away: bool
     since_s: float
     spent_s: float
+
+
+class Expected:
+    """The members that are waited for, and which shards they may have.
+
+    Args:
+        slots: those members.
+        layouts: that shards were placed by.
+        targets: by which they were put meanwhile.
+        until_s: when it is another set of members, unless one comes or goes before.
+    """
+
+    def __init__(
+        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
+    ) -> None:
+        self.slots = slots
+        self.until_s = until_s
+        self._layouts = layouts
+        self._targets = targets
+        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
+
+    def shards_of(self, stripe: StripeKey) -> frozenset[int]:
+        """Which shards of a stripe one of them may have."""
+        partition, k, n = partition_of(stripe), data_shards(stripe), shard_count(stripe)
+        found = self._known.get((partition, k, n))
+        if found is None:
+            rows = [layout.row(partition, n) for layout in self._layouts]
+            rows += [targets.row(partition, k, n) for targets in self._targets]
+            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
+            found = self._known[partition, k, n] = frozenset(held)
+        return found
 
 
 class Absences:
@@ -62,33 +94,14 @@ class Absences:
         """Those of these members that are waited for, each with how much longer."""
         return {slot: left_s for slot in slots if (left_s := self.left_s(slot)) > 0}
 
+    def expected(self, slots: Iterable[int], layouts: Sequence[Layout], targets: Sequence[Targets]) -> Expected:
+        """Those of these members that are waited for, and what they may have.
 
-class Expected:
-    """The members that are waited for, and which shards they may have.
-
-    Args:
-        slots: those members.
-        layouts: that shards were placed by.
-        targets: by which they were put meanwhile.
-        until_s: when it is another set of members, unless one comes or goes before.
-    """
-
-    def __init__(
-        self, slots: frozenset[int], layouts: Sequence[Layout], targets: Sequence[Targets], until_s: float
-    ) -> None:
-        self.slots = slots
-        self.until_s = until_s
-        self._layouts = layouts
-        self._targets = targets
-        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
-
-    def shards_of(self, stripe: StripeKey) -> frozenset[int]:
-        """Which shards of a stripe one of them may have."""
-        partition, k, n = partition_of(stripe), data_shards(stripe), shard_count(stripe)
-        found = self._known.get((partition, k, n))
-        if found is None:
-            rows = [layout.row(partition, n) for layout in self._layouts]
-            rows += [targets.row(partition, k, n) for targets in self._targets]
-            held = (index for row in rows for index, slot in enumerate(row) if slot in self.slots)
-            found = self._known[partition, k, n] = frozenset(held)
-        return found
+        Args:
+            slots: of all members.
+            layouts: that shards were placed by.
+            targets: by which they may have been put since all was last in its place.
+        """
+        awaited = self.awaited(slots)
+        until_s = self._clock_s() + min(awaited.values(), default=math.inf)
+        return Expected(frozenset(awaited), layouts, targets, until_s)

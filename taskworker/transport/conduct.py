@@ -31,6 +31,7 @@ class Conduct:
         self._slowness = Slowness(now_s)
         self._fullness = Fullness(now_s)
         self._repairs = RepairBudget(now_s, grace_s)
+        self._undurable: frozenset[int] = frozenset()
         self._wrong: Counter[int] = Counter()  # wrong or rotten shards given out or told of
 
     # -- what it comes to ------------------------------------------------------------------------
@@ -64,6 +65,11 @@ class Conduct:
     def refusing(self) -> frozenset[int]:
         """Those of the full ones that could not write for want of something else than space."""
         return self._fullness.refusing
+
+    @property
+    def undurable(self) -> frozenset[int]:
+        """Those of the full ones that could not make durable what they had taken."""
+        return self._undurable
 
     def is_spotless(self, slot: int) -> bool:
         """Whether no lie of a worker has come to light lately, not even one that can be borne with."""
@@ -145,6 +151,16 @@ class Conduct:
         read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)
         return self._fullness.refused(slot, read_only=read_only, refusing=refusing)
 
+    def note_undurable(self, slot: int) -> bool:
+        """A full worker could not make durable what it took before; whether that is new."""
+        new = slot not in self._undurable
+        self._undurable |= {slot}
+        return new
+
+    def note_durable(self, slot: int) -> None:
+        """A worker has made durable all that it was given."""
+        self._undurable -= {slot}
+
     def lapse(self) -> bool:
         """Trust those again that have not lied for long enough, and try those that were slow or full; are there any."""
         return any([self._trust.lapse(), self._slowness.lapse(), self._fullness.lapse()])
@@ -152,3 +168,4 @@ class Conduct:
     def forget(self, slot: int) -> None:
         """There is no such worker any more. Its lies stay counted."""
         self._fullness.forget(slot)
+        self._undurable -= {slot}

@@ -14,6 +14,7 @@ class TargetHistory:
 
     Attributes:
         latest: by which shards are put now; None before the first worker joined.
+        mended_at: the fleet's mark when all was last in its place; None: that is not known.
         mended: by which all was in its place when that was last so; None: not known any more.
         emptied: members that came with an empty volume since.
         stood_in_for: members that were full at some time since: others have what they should.
@@ -21,6 +22,7 @@ class TargetHistory:
 
     def __init__(self) -> None:
         self.latest: Targets | None = None
+        self.mended_at: tuple[int, ...] | None = None
         self.mended: Targets | None = None
         self.emptied: set[int] = set()
         self.stood_in_for: frozenset[int] = frozenset()
@@ -40,8 +42,9 @@ class TargetHistory:
             self._since.popleft()
             self.mended = None
 
-    def note_mended(self, full: frozenset[int]) -> None:
-        """Every shard is where it should be put now, but for what others hold for these ``full`` members."""
+    def note_mended(self, mark: tuple[int, ...], full: frozenset[int]) -> None:
+        """Every shard was where it should be put at a mark, but for what others hold for these ``full`` members."""
+        self.mended_at = mark
         self.mended = self.latest
         self.emptied.clear()
         self.stood_in_for = full

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from storage.erasure import ErasureProfile
-from storage.errors import InsufficientWorkers, StorageError, StoreClosed, StoreFull
+from storage.errors import StorageError, StoreClosed
 from storage.fleet.fleet import Fleet
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_worker
-from storage.keys import (
-    Kind,
-    ShardKey,
-    StripeKey,
-    kind_of,
-    slot_of,
-    stripe_of,
-)
-from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from storage.keys import StripeKey
+from storage.shards import Shard, ShardStore, VolumeUnavailable
 from taskworker.transport.absences import Absences, Expected
+from taskworker.transport.appends import Appends
 from taskworker.transport.conduct import Conduct
 from taskworker.transport.places import Places
-from taskworker.transport.port import Ticket, WorkerVolume
+from taskworker.transport.port import WorkerVolume
 from taskworker.transport.survival import Domain, Survival
 from taskworker.transport.target_history import TargetHistory
 from taskworker.transport.targets import Targets
+from taskworker.transport.writability import require_enough
 
 log = logging.getLogger(__name__)
 
 _REPAIR_BYTES_MIN = 1 << 30
-
-
-class _Started(NamedTuple):
-    """A sync under way."""
-
-    slot: int
-    volume: WorkerVolume
-    ticket: Ticket
 
 
 class WorkerFleet(Fleet[WorkerVolume]):
@@ -49,6 +34,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
     all n whenever enough workers are there to keep it readable after the loss of any one of them.
+
+    Thread-safe. One lock guards all state, that of the parts (conduct, absences, history) included. It is held for
+    moments: no volume is called, nothing is logged or reported, and no callback runs under it. Whatever changes where
+    shards are put ends with :meth:`_changed`, still under it. What is read often, such as ``_places`` and the sets of
+    the conduct, is replaced whole and read without it; :meth:`epoch` tells whether answers may have changed since.
 
     Args:
         allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
@@ -70,8 +60,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
     ) -> None:
         super().__init__()
         self._conduct = Conduct(now_s, grace_s)
-        self._unsynced: set[int] = set()  # were given something since they were synced last
-        self._undurable: frozenset[int] = frozenset()  # full ones that could not make durable what they had taken
         self._unproved: frozenset[int] = frozenset()
         self.margin = margin
         self._now_s = now_s
@@ -84,9 +72,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._rot = 0  # rotten shards met so far
         self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
-        self._mended: tuple[int, ...] | None = None
         self._history = TargetHistory()
         self._places = Places()
+        self._appends = Appends(self)
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -127,7 +115,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self.incomplete.discard(slot)
             self._absences.forget(slot)
             self._conduct.forget(slot)
-            self._undurable -= {slot}
             self._history.forget(slot)
             self._changed()
         if volume is not None:
@@ -171,28 +158,16 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def note_unread(self, slot: int) -> None:
         """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
-        with self._lock:
-            shunned = self._conduct.note_unread(slot)
-            if shunned:
-                self._changed()
-        if shunned:
-            self.on_rot()
+        self._note(lambda: self._conduct.note_unread(slot))
 
     def note_made(self, slot: int, size: int) -> None:
         """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
         with self._lock:
             spent = self._conduct.note_made(slot, size)
-        if spent <= self.repair_bytes_max(slot):
-            return
-        with self._lock:
-            lost = self._conduct.distrust(slot)
-            if lost:
-                self._changed()
-        if lost:
+        if spent > self.repair_bytes_max(slot) and self._note(lambda: self._conduct.distrust(slot)):
             text = f"lacked shards of {spent / 1e6:,.0f} MB within an hour, more than it was given"
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
             super().note_lie(slot, b"", text)
-            self.on_rot()
 
     def gone_but_for(self, slot: int) -> list[int]:
         """Others whose shards this one may have been given of late, each as often as it went away."""
@@ -223,25 +198,15 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def forgive(self) -> None:
         """Trust those again that have not lied for long enough, and try those that were slow or full."""
-        with self._lock:
-            lapsed = self._conduct.lapse()
-            if lapsed:
-                self._changed()
-        if lapsed:
-            self.on_rot()
+        self._note(self._conduct.lapse)
 
     def full(self) -> frozenset[int]:
         """Workers that have no space for more: they serve what they hold, and others take what is new."""
         return self._conduct.full
 
     def note_space(self, slot: int, free: int, used: int) -> None:
-        """What a worker says of its disk, in bytes."""
-        with self._lock:
-            room = self._conduct.note_space(slot, free, used)
-            if room:
-                self._changed()
-        if room:
-            self.on_rot()  # what others took for it is brought to its place
+        """What a worker says of its disk, in bytes. If it has room again, it gets what others took for it."""
+        self._note(lambda: self._conduct.note_space(slot, free, used))
 
     def note_write_refused(self, slot: int, error: StorageError) -> None:
         """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
@@ -253,6 +218,40 @@ class WorkerFleet(Fleet[WorkerVolume]):
             log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
         if new or mended:
             self.on_rot()
+
+    def note_refusal(self) -> None:
+        """A worker refused appends that may be another push's: whoever began before now looks what is missing."""
+        with self._lock:
+            self._epoch += 1
+        self.on_rot()
+
+    def note_undurable(self, slot: int) -> None:
+        """A full worker cannot make durable what it took before: that may be lost, the rest can still be read."""
+        with self._lock:
+            new = self._conduct.note_undurable(slot)
+            self._changed()
+        if new:
+            log.warning("worker %s may lose what it was given last: its disk does not make it durable", self.name(slot))
+
+    def note_durable(self, slot: int) -> None:
+        """A worker has made durable all that it was given."""
+        if slot in self._conduct.undurable:
+            with self._lock:
+                self._conduct.note_durable(slot)
+                self._changed()
+
+    def note_taken(self, took_s: dict[int, float]) -> None:
+        """How long each worker took to make what it was given durable. Others stand in for slow ones."""
+        if self._note(lambda: self._conduct.note_taken(took_s)):
+            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
+
+    def takes_new(self, slot: int) -> bool:
+        """Whether a worker is neither full, slow nor distrusted, so that it is given what is new."""
+        return slot not in self._conduct.avoided and slot not in self._conduct.full
+
+    def why_no_space(self) -> StorageError:
+        """The error of a write that too few workers can take."""
+        return self._conduct.why_no_space(self.name)
 
     def read_only(self) -> frozenset[int]:
         """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
@@ -293,6 +292,16 @@ class WorkerFleet(Fleet[WorkerVolume]):
         with self._lock:
             return self._conduct.times_lied(slot)
 
+    def _note(self, note: Callable[[], bool]) -> bool:
+        """Take note of something. If that makes a difference, shards are put elsewhere from now on."""
+        with self._lock:
+            differs = note()
+            if differs:
+                self._changed()
+        if differs:
+            self.on_rot()
+        return differs
+
     def _changed(self) -> None:
         """See :meth:`Fleet._changed`. Nobody who looks meanwhile keeps what held before."""
         self._epoch += 1
@@ -309,7 +318,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return Targets(self._layouts[0], there, full, keeping, self._conduct.avoided, self._unproved)
 
     def _current_places(self) -> Places:
-        return Places(self._layouts, self._history.latest, self._undurable, dict(self.online()))
+        return Places(self._layouts, self._history.latest, self._conduct.undurable, dict(self.online()))
 
     def epoch(self) -> tuple[int, ...]:
         """See :meth:`Fleet.epoch`."""
@@ -341,10 +350,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         expected = self._expected
         if expected is None or self._now_s() >= expected.until_s:
             with self._lock:
-                awaited = self._absences.awaited(self._stores)
-                # Where shards were when all was last in its place, and may have been put since.
-                until_s = self._now_s() + min(awaited.values(), default=math.inf)
-                expected = self._expected = Expected(frozenset(awaited), self._layouts, self._history.all(), until_s)
+                layouts, targets = self._layouts, self._history.all()
+                expected = self._expected = self._absences.expected(self._stores, layouts, targets)
         return expected
 
     # -- where things are ------------------------------------------------------------------------
@@ -398,7 +405,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         places, targets = self._places, self.targets(stripe)
         if not places.differ:
             return targets
-        return places.kept(stripe, targets, strict=bool(self._undurable) and self.is_pinned(stripe))
+        return places.kept(stripe, targets, strict=bool(self._conduct.undurable) and self.is_pinned(stripe))
 
     def places_differ(self) -> bool:
         """See :meth:`Fleet.places_differ`."""
@@ -438,174 +445,29 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def is_mended(self) -> bool:
         """Whether nothing of that kind has happened since all was mended."""
-        return self._mended == self.mark()
+        return self._history.mended_at == self.mark()
 
     def note_unknown(self) -> None:
         """There is more than was known when all was last mended, so that it has to be looked at."""
-        self._mended = None
+        self._history.mended_at = None
 
     def note_mended(self, mark: tuple[int, ...]) -> bool:
         """Every shard was where it should be put when this was the :meth:`mark`; whether it still is."""
         with self._lock:
             if self.mark() != mark:
                 return False
-            self._mended = mark
-            self._history.note_mended(self._conduct.full)
+            self._history.note_mended(mark, self._conduct.full)
         return True
 
     # -- writing ---------------------------------------------------------------------------------
 
     def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
-        """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
-        while batches:
-            left: list[Shard] = []
-            for slot, shards in batches.items():
-                volume = self._stores.get(slot)
-                if volume is not None:
-                    try:
-                        self._unsynced.add(slot)
-                        volume.append(shards, urgent=urgent)
-                        continue
-                    except VolumeFailed as error:
-                        self.set_offline(slot, str(error), volume)
-                    except (StoreFull, VolumeUnavailable) as error:
-                        self.note_write_refused(slot, error)
-                left += shards
-            batches = self._again(left)
-        return ()
+        """See :meth:`Fleet.append`, and :meth:`taskworker.transport.appends.Appends.append`."""
+        return self._appends.append(batches, urgent=urgent)
 
     def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
-        """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
-        done = meanwhile
-        others = True
-        again: set[int] = set()  # refused some of it, and are to make durable what they took before
-        while batches or others or again:
-            tickets: list[_Started] = []
-            online = dict(self.online())
-            left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
-            for slot, volume in online.items():
-                if slot in batches or slot in again or (others and self._is_synced_with_all(slot)):
-                    self._start(slot, volume, batches.get(slot, []), tickets, left)
-            if done is not None:
-                done()
-                done = None
-            refusals = again
-            again = set()
-            for slot, error in self._await(tickets):
-                if error is None:
-                    self._note_durable(slot, batches.get(slot, ()))
-                else:
-                    left += batches.get(slot, [])
-                if isinstance(error, (StoreFull, VolumeUnavailable)):
-                    if slot in refusals:
-                        self._note_undurable(slot)
-                    else:
-                        again.add(slot)
-            batches, others = self._again(left), False
-
-    def _is_synced_with_all(self, slot: int) -> bool:
-        """Whether a worker is asked to make durable what it has whenever all are."""
-        return slot in self._unsynced or not (slot in self._conduct.avoided or slot in self._conduct.full)
-
-    def _note_undurable(self, slot: int) -> None:
-        """What a full worker took before it cannot make durable either: it may be lost, the rest can still be read.
-
-        It is not asked again before it is tried as one that has space. Whoever counts on it now looks again.
-        """
-        with self._lock:
-            new = slot not in self._undurable
-            self._undurable |= {slot}
-            self._unsynced.discard(slot)
-            self._changed()
-        if new:
-            log.warning("worker %s may lose what it was given last: its disk does not make it durable", self.name(slot))
-
-    def _note_durable(self, slot: int, shards: Sequence[Shard]) -> None:
-        """A store has made durable what it was given, these shards last."""
-        if slot in self._undurable:
-            with self._lock:
-                self._undurable -= {slot}
-                self._changed()
-        self._note_witness(slot, shards)
-
-    def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
-        """A version that was made durable on a store: if it comes back without, it is an older copy."""
-        if shards and kind_of(shards[-1].key) == Kind.VERSION:  # commits put it last
-            key = shards[-1].key
-            if self.holders(stripe_of(key))[slot_of(key)] == slot:  # stand-ins get rid of theirs
-                self.witnesses[slot] = key
-
-    def _start(
-        self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
-    ) -> None:
-        self._unsynced.discard(slot)
-        try:
-            tickets.append(_Started(slot, volume, volume.start_sync(shards)))
-        except VolumeFailed as error:
-            self.set_offline(slot, str(error), volume)
-            left += shards
-        except (StoreFull, VolumeUnavailable) as error:
-            self.note_write_refused(slot, error)
-            left += shards
-
-    def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
-        """(slot, why it failed or refused) of every sync, all of which have ended."""
-        outcomes: list[tuple[int, StorageError | None]] = []
-        refused: StorageError | None = None
-        for slot, volume, ticket in tickets:
-            try:
-                ticket.wait()
-                outcomes.append((slot, None))
-            except VolumeFailed as error:
-                self.set_offline(slot, str(error), volume)
-                outcomes.append((slot, error))
-            except (StoreFull, VolumeUnavailable) as error:
-                # The appends refused may be another push's.
-                self._unsynced.add(slot)
-                self.note_write_refused(slot, error)
-                outcomes.append((slot, error))
-            except StorageError as error:
-                self._unsynced.add(slot)
-                # The appends refused may be another push's: whoever began before now looks what is missing.
-                self._note_refusal()
-                refused = refused or error
-        self._note_taken({slot: ticket.took_s for slot, _, ticket in tickets})
-        if refused is not None:
-            raise refused
-        return outcomes
-
-    def _note_taken(self, took_s: dict[int, float]) -> None:
-        """How long each worker took to make what it was given durable."""
-        with self._lock:
-            slower = self._conduct.note_taken(took_s)
-            if slower:
-                self._changed()
-        if slower:
-            self.on_rot()
-            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
-
-    def _note_refusal(self) -> None:
-        with self._lock:
-            self._epoch += 1
-        self.on_rot()
-
-    def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
-        """Shards that could not be delivered, by where to put them now."""
-        batches: dict[int, list[Shard]] = {}
-        for shard in shards:
-            target = self._target_now(shard.key)
-            if target in self._conduct.full:
-                raise self._conduct.why_no_space(self.name)
-            batches.setdefault(target, []).append(shard)
-        return batches
-
-    def _target_now(self, key: ShardKey) -> int:
-        """Where to put a shard. A worker that goes away between two looks is another one's turn."""
-        for _ in range(len(self._stores) + 1):
-            target = self.targets(stripe_of(key))[slot_of(key)]
-            if self._stores.get(target) is not None:
-                return target
-        raise InsufficientWorkers("no worker is left to take the data; start some and try again")
+        """See :meth:`Fleet.append_and_sync`, and :meth:`taskworker.transport.appends.Appends.append_and_sync`."""
+        self._appends.append_and_sync(batches, meanwhile)
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """See :meth:`Fleet.sync`."""
@@ -619,36 +481,18 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
         if self._closed:
             raise StoreClosed("the pool is shutting down; try again when it is back")
-        # Only those with a part in the layout take shards: one that is being drained does not count.
         members = self.placement.members
         there = [member for member in members if self._stores.get(member.slot) is not None]
-        if not there:
-            raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
-        takers = {member.worker for member in there if member.slot not in self._conduct.full}
-        if not takers:
-            raise self._conduct.why_no_space(self.name)
-        if self._allow_fragile:
-            return
-        if profile.n == profile.k:
-            raise InsufficientWorkers(
-                f"a {profile} file would not survive the loss of any worker, however many there are; choose an n above "
-                "k, or start the pool with --allow-fragile"
-            )
-        workers = len({member.worker for member in there})
-        if workers > len(takers) and _survives_one(profile, workers) and not _survives_one(profile, len(takers)):
-            raise self._conduct.why_no_space(self.name)
-        if not _survives_one(profile, workers):
-            raise InsufficientWorkers(
-                f"{workers} of {len(members)} workers {'are' if workers > 1 else 'is'} online: a {profile} file would "
-                "not survive the loss of one of them; start more workers, or the pool with --allow-fragile"
-            )
+        require_enough(
+            profile,
+            members,
+            there,
+            self._conduct.full,
+            allow_fragile=self._allow_fragile,
+            why_no_space=self.why_no_space,
+        )
 
     def close(self) -> None:
         """See :meth:`Fleet.close`."""
         self._closed = True
         self._close_stores()
-
-
-def _survives_one(profile: ErasureProfile, workers: int) -> bool:
-    """Whether a file spread over so many workers survives the loss of any one of them."""
-    return profile.n - -(-profile.n // workers) >= profile.k
