@@ -24,8 +24,9 @@ from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard, VolumeFailed
 from taskworker.rpc.serving import Server
 from taskworker.services.shards import shard_handler
+from taskworker.transport.append_sender import SyncTicket
 from taskworker.transport.frames import SHARD_SERVICE
-from taskworker.transport.remote_volume import RemoteVolume, SyncTicket
+from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 from tests.pool.helpers import open_volume
 from tests.storage.helpers import content, digest

@@ -39,6 +39,7 @@ from taskworker.protos.store_pb2 import ErrorDetail
 from taskworker.rpc import status
 from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
+from taskworker.transport.shard_calls import ShardCalls
 from tests.pool.helpers import key_of, made_up_server, noise, open_volume, served, shard_of
 from tests.storage.helpers import flip, records
 
@@ -660,16 +661,16 @@ def test_a_server_that_hangs(exits: ExitStack, call: Callable[[ShardStore], obje
                 call(volume)
 
 
-class GivenUpBeforeSending(RemoteVolume):
-    """Its worker is given up between taking a frame from the queue and sending it."""
+def test_a_worker_given_up_just_before_a_frame_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up between taking a frame from the queue and sending it."""
+    volume = RemoteVolume("127.0.0.1:1", "w1")
+    send = ShardCalls.send
 
-    def _send(self, append: Callable[..., bytes], frame: object) -> StorageError | None:
-        self.abandon("its heartbeats stopped")
-        return super()._send(append, frame)  # type: ignore[arg-type]
+    def give_up_first(calls: ShardCalls, name: str, request: bytes) -> bytes:
+        volume.abandon("its heartbeats stopped")
+        return send(calls, name, request)
 
-
-def test_a_worker_given_up_just_before_a_frame_is_sent() -> None:
-    volume = GivenUpBeforeSending("127.0.0.1:1", "w1")
+    monkeypatch.setattr(ShardCalls, "send", give_up_first)
     ticket = volume.start_sync([shard_of(1)])
     with pytest.raises(VolumeFailed, match="heartbeats stopped"):
         ticket.wait()

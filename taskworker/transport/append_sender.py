@@ -1,0 +1,216 @@
+"""Appends on their way to a worker.
+
+They are gathered: while one frame is being sent, what comes meanwhile goes into the next, so that large pushes travel
+in large messages and a lone small one leaves at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Container, Sequence
+
+from storage.errors import StorageError
+from storage.keys import ShardKey
+from storage.limits import MIB
+from storage.shards import Location, Shard, VolumeFailed
+from taskworker.transport.frames import FLAG_SYNC, FLAG_URGENT, AppendFrame
+from taskworker.transport.shard_calls import ShardCalls
+
+# Frames waiting for one worker; appends wait beyond that, which bounds the pool's memory.
+_QUEUED_BYTES_MAX = 4 * MIB
+# Measured with 256 KiB shards: four to a message cost half of what one does, eight no less.
+_FILLED_BYTES = 900 * 1024
+_FILL_S = 0.02
+
+
+class SyncTicket:
+    """A sync under way on a remote volume."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._error: StorageError | None = None
+        self._began_s = time.monotonic()
+        self.took_s = 0.0
+
+    def settle(self, error: StorageError | None) -> None:
+        """Say how it ended."""
+        self._error = error
+        self.took_s = time.monotonic() - self._began_s
+        self._done.set()
+
+    def wait(self) -> None:
+        """Return when everything before is durable.
+
+        Raises:
+            StoreFull, VolumeUnavailable, VolumeFailed: something of it could not be stored.
+        """
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+
+class AppendSender:
+    """A queue of frames and the thread that sends them. Thread-safe.
+
+    One condition guards the queue, the tickets, and the end of ``calls`` (:meth:`ShardCalls.fail`,
+    :meth:`ShardCalls.end`). It is not held while a frame is being sent.
+
+    Args:
+        calls: to the worker.
+        instance: the process of the worker that is meant; empty: whichever answers.
+    """
+
+    def __init__(self, calls: ShardCalls, instance: bytes) -> None:
+        self._calls = calls
+        self._instance = instance
+        self._changed = threading.Condition()
+        self._frame = AppendFrame(instance)
+        self._full: deque[AppendFrame] = deque()  # frames before that one
+        self._delivered = 0  # frames whose sending has ended
+        self._awaited = 0  # threads that wait for what is on its way
+        self._tickets: list[SyncTicket] = []
+        self._sent: AppendFrame | None = None
+        self._unreported: StorageError | None = None
+        self._thread = threading.Thread(target=self._send_all, name=f"append-{calls.name}", daemon=True)
+        self._thread.start()
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        """Queue shards, once there is room. A failure shows at the next sync."""
+        with self._changed:
+            while self._calls.failure is None and not self._calls.ending and self._is_crowded():
+                self._changed.wait()
+            self._put(shards, FLAG_URGENT if urgent else 0)
+
+    def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
+        """Queue ``shards`` and make them and everything before durable, in one message where it can be."""
+        ticket = SyncTicket()
+        with self._changed:
+            self._put(shards, FLAG_SYNC)
+            self._tickets.append(ticket)
+        return ticket
+
+    def _put(self, shards: Sequence[Shard], flags: int) -> None:
+        self._calls.check_usable()
+        for shard in shards:
+            if not self._frame.takes(shard):
+                self._frame.mark(flags & FLAG_URGENT)
+                self._full.append(self._frame)
+                self._frame = AppendFrame(self._instance)
+                if self._tickets:
+                    self._frame.mark(FLAG_SYNC)  # they are settled with the last frame
+            self._frame.add(shard)
+        self._frame.mark(flags)
+        self._changed.notify_all()
+
+    def _is_crowded(self) -> bool:
+        return bool(self._full) or self._frame.size > _QUEUED_BYTES_MAX
+
+    # -- what is on its way ----------------------------------------------------------------------
+
+    def places(self) -> dict[ShardKey, Location]:
+        """Shards that are not delivered yet, all at place 0."""
+        with self._changed:
+            return {key: place for frame in self._on_its_way() for key, place in frame.keys.items()}
+
+    def queued(self) -> list[Container[ShardKey]]:
+        """The same, frame by frame, to ask whether a shard is among them."""
+        with self._changed:
+            return [frame.keys for frame in self._on_its_way()]
+
+    def await_delivery(self, keys: Collection[ShardKey] | None = None) -> None:
+        """Return when all that was appended has been sent, so that the worker can tell of it.
+
+        Args:
+            keys: wait only if any of these shards is among it.
+        """
+        with self._changed:
+            frames = self._on_its_way()
+            if keys is not None and not any(key in frame.keys for frame in frames for key in keys):
+                return
+            until = self._delivered + len(frames)
+            self._awaited += 1
+            self._changed.notify_all()
+            try:
+                while self._calls.failure is None and self._delivered < until:
+                    self._changed.wait()
+            finally:
+                self._awaited -= 1
+
+    def _on_its_way(self) -> list[AppendFrame]:
+        """Frames not delivered yet; with the lock held."""
+        sent = [self._sent] if self._sent is not None else []
+        return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def _send_all(self) -> None:
+        """The thread: one frame after another, until the connection is closed or has failed."""
+        while True:
+            with self._changed:
+                while self._calls.failure is None and not self._on_its_way() and not self._calls.ending:
+                    self._changed.wait()
+                self._let_it_fill()
+                if self._calls.failure is not None or not self._on_its_way():
+                    return
+                tickets: list[SyncTicket] = []
+                if self._full:
+                    frame = self._full.popleft()
+                else:
+                    frame, self._frame = self._frame, AppendFrame(self._instance)
+                    tickets, self._tickets = self._tickets, []
+                self._sent = frame
+                self._changed.notify_all()
+            error = self._send(frame)
+            with self._changed:
+                self._sent = None
+                self._delivered += 1
+                self._changed.notify_all()
+                if isinstance(error, VolumeFailed):
+                    self._fail(error)
+                self._unreported = self._unreported or error
+                outcome = self._unreported
+                if tickets:
+                    self._unreported = None
+            for ticket in tickets:
+                ticket.settle(outcome)
+
+    def _let_it_fill(self) -> None:
+        """Hold a frame for a moment that is neither full nor waited for: few large messages cost less than many."""
+        until_s = time.monotonic() + _FILL_S
+        while self._calls.failure is None and not self._calls.ending and not self._full and not self._awaited:
+            left_s = until_s - time.monotonic()
+            if self._frame.urgent or self._frame.size >= _FILLED_BYTES or left_s <= 0:
+                return
+            self._changed.wait(left_s)
+
+    def _send(self, frame: AppendFrame) -> StorageError | None:
+        try:
+            answer = self._calls.send("Append", frame.message())
+        except StorageError as error:
+            return error
+        return self._calls.broken(ValueError(f"{len(answer)} bytes instead of none")) if answer else None
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def fail(self, error: VolumeFailed) -> None:
+        """Make every call from now on, and everybody who waits, fail."""
+        with self._changed:
+            self._fail(error)
+
+    def _fail(self, error: VolumeFailed) -> None:
+        self._calls.fail(error)
+        tickets, self._tickets = self._tickets, []
+        for ticket in tickets:
+            ticket.settle(self._calls.failure)
+        self._changed.notify_all()
+
+    def close(self, within_s: float) -> None:
+        """Take nothing more, and send what is queued, as far as that can be done in this time."""
+        with self._changed:
+            self._calls.end()
+            self._changed.notify_all()
+        self._thread.join(within_s)

@@ -1,0 +1,49 @@
+"""The second half of verifying a worker's volume: what is to become of the shards found bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from storage.batching import batched
+from storage.errors import InvalidArgument
+from storage.keys import ShardKey
+from storage.shards import VolumeFailed
+from storage.shards.port import Verdict
+from taskworker.transport.frames import KEYS_MAX, join_keys, parse_keys
+from taskworker.transport.shard_calls import ShardCalls
+
+ResultT = TypeVar("ResultT")
+
+
+class RemoteVerification:
+    """See :class:`storage.shards.port.Verification`.
+
+    Args:
+        calls: to the worker.
+        token: by which the worker knows it.
+    """
+
+    def __init__(self, calls: ShardCalls, token: bytes) -> None:
+        self._calls = calls
+        self._token = token
+
+    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
+        """See :meth:`storage.shards.port.Verification.judge`."""
+        verdicts: list[Verdict] = []
+        for batch in batched(keys, KEYS_MAX):
+            answer = self._ask(lambda batch=batch: self._calls.call("Judge", self._token + join_keys(batch)))  # type: ignore[misc]
+            verdicts += self._calls.verdicts(answer, batch)
+        return verdicts
+
+    def quarantine_rest(self) -> Iterator[ShardKey]:
+        """See :meth:`storage.shards.port.Verification.quarantine_rest`."""
+        messages = self._calls.stream("Rest", self._token)
+        while (message := self._ask(lambda: next(messages, None))) is not None:
+            yield from self._calls.checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
+
+    def _ask(self, ask: Callable[[], ResultT]) -> ResultT:
+        try:
+            return ask()
+        except InvalidArgument as error:
+            raise VolumeFailed(f"worker {self._calls.name} was started anew during a verification ({error})") from None
