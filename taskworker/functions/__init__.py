@@ -1,1 +1,1 @@
-"""Functions: packed by their author, routed by the pool, hosted by workers."""
+"""Functions: authors pack them, the pool routes their calls, workers host them."""

@@ -1,1 +1,1 @@
-"""The worker's side of calls: bundles to sandboxes, calls to reports, and what a function asks for meanwhile."""
+"""The worker's side of calls: runs bundles in sandboxes, and answers what functions ask for."""

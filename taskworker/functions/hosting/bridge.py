@@ -1,7 +1,7 @@
-"""Answers what a function asks of its worker: the calling user's files, calls of other functions, what is outside.
+"""Answers what a function asks of its worker: the calling user's files, nested calls, and capabilities.
 
-What comes here was written by code in a sandbox, that is, by anyone: it is read strictly, within
-bounds, and every question is answered for the user of the call, whatever it says.
+Questions are written by code in a sandbox, so they are untrusted: they are parsed strictly, within bounds, and
+always answered on behalf of the call's user, whatever they say.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from taskworker.sandbox import Asked
 READ_BYTES_MAX = 512 << 10
 PAGE = 200
 PUSHES_MAX = 16
-"""Pushes of one call under way at once."""
+"""Concurrent pushes of one call."""
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES_MAX = 1 << 20
-_TEXTS_MAX = 2 * ARGUMENTS_MAX  # by name: each with its name
+_TEXTS_MAX = 2 * ARGUMENTS_MAX  # arguments by name also have the name
 _SPOOL_BYTES = 1 << 20
 
 
 class UserFiles(Protocol):
-    """The files of one user, wherever they are. Methods raise the engine's errors."""
+    """The files of one user, in any kind of store. Methods raise the engine's errors."""
 
     def stat(self, name: str, version_id: str | None) -> Version:
-        """The head, or one version, of the file with this id or name."""
+        """The head, or a given version, of the file with this id or name."""
 
     def read(self, file_id: str, version_id: str, offset: int, length: int) -> bytes:
         """Verified bytes of a version."""
@@ -45,16 +45,16 @@ class UserFiles(Protocol):
         """Store all of ``source``."""
 
     def write(self, name: str, source: BinaryIO, offset: int) -> Version:
-        """Put all of ``source`` into the file with this id or name, from ``offset`` on, as a new version."""
+        """Write all of ``source`` into the file with this id or name at ``offset``, as a new version."""
 
     def delete(self, name: str) -> None:
-        """End the file with this id or name."""
+        """Delete the file with this id or name."""
 
     def history(self, name: str, before: str | None, limit: int) -> list[Version]:
-        """At most ``limit`` versions of the file with this id or name, newest first, of those before ``before``."""
+        """At most ``limit`` versions of the file with this id or name, newest first, starting after ``before``."""
 
     def page(self, prefix: str, after: str, limit: int) -> list[Version]:
-        """At most ``limit`` heads by name, of those after ``after``."""
+        """At most ``limit`` heads by name, starting after ``after``."""
 
 
 class _Stat(msgspec.Struct, tag="stat", tag_field="op", forbid_unknown_fields=True):
@@ -101,7 +101,7 @@ class _History(msgspec.Struct, tag="history", tag_field="op", forbid_unknown_fie
 
 
 class _Nested(msgspec.Struct, tag="call", tag_field="op", forbid_unknown_fields=True):
-    """With its data: texts, each behind its length: so many ``args``, then names and arguments by turns."""
+    """A nested call. Its data is length-prefixed texts: ``args`` of them, then alternating names and arguments."""
 
     name: str
     args: int = 0
@@ -137,7 +137,7 @@ _NOTHING: dict[str, object] = {}
 
 @dataclass(frozen=True, slots=True)
 class _Push:
-    """A push, or, with an offset, a write into a file, that comes in parts."""
+    """A push that arrives in parts; with an offset, a write into a file."""
 
     name: str
     offset: int | None
@@ -145,15 +145,15 @@ class _Push:
 
 
 class Bridge:
-    """Answers the questions of one call, also several at once; to be closed with it.
+    """Answers the questions of one call, several at once if need be; close it when the call ends.
 
     Args:
-        call: whose questions they are.
-        files: of the call's user.
-        call_function: calls another function and returns its result as JSON, or raises; ended by what it is given.
-        outside: secrets, outside APIs and names, as the call may use them.
-        disk_bytes: how much pushes under way may hold back here, together.
-        asking: what is asked of the world outside and of other functions; ended with the call.
+        call: the call that asks.
+        files: the files of the call's user.
+        call_function: calls another function and returns its result as JSON, or raises; can be ended by its argument.
+        outside: the call's capabilities.
+        disk_bytes: bytes that all unfinished pushes together may hold here.
+        asking: the pending requests for capabilities and nested calls; they end with the call.
     """
 
     def __init__(
@@ -179,11 +179,11 @@ class Bridge:
         self._closed = False
 
     def stop(self) -> None:
-        """Nobody waits for answers any more: end what is asked elsewhere for one."""
+        """End pending requests, since nobody waits for their answers any more."""
         self._asking.cancel()
 
     def close(self) -> None:
-        """Forget what was sent of pushes that came to no end."""
+        """Discard the data of unfinished pushes."""
         with self._lock:
             self._closed = True
             pushes, self._pushes = list(self._pushes.values()), {}
@@ -191,7 +191,7 @@ class Bridge:
             push.spool.close()
 
     def __call__(self, question: bytes, asking: Asked) -> bytes:
-        """The answer; a refusal is one, too."""
+        """The answer to a question; a refusal is also an answer."""
         try:
             header, data = self._answer(question, asking)
         except StorageError as error:
@@ -303,7 +303,7 @@ class Bridge:
         return number
 
     def _add(self, number: int, data: memoryview) -> None:
-        with self._lock:  # for all of it: parts of one push must not be written by two threads at once
+        with self._lock:  # held throughout: two threads must not write parts of one push at once
             push = self._begun(number)
             if self._held_bytes + len(data) > self._disk_bytes:
                 raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""A worker's functions: bundles to sandboxes, calls to reports."""
+"""Hosts a worker's functions: keeps their bundles and sandboxes, and runs calls in them."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ from taskworker.sandbox.inside.base import DEAR
 from taskworker.sandbox.runtime_root import PACKAGE_NAMES
 
 _ARRIVALS_MAX = 2
-"""Bundles that are fetched and unpacked at once: each is in memory meanwhile."""
+"""Bundles that are fetched and unpacked at the same time; each takes its size in memory."""
 _HOSTED_MAX = 1_024
-"""Versions whose documents are kept in memory: more than are kept unpacked."""
+"""Versions whose documents are kept in memory; more than are kept unpacked."""
 _WANTED_PER_FUNCTION_MAX = 16
-"""Versions of the same code that are told to the pool."""
+"""Versions with the same code that are reported to the pool."""
 _REDACTORS_MAX = 4_096
-"""Of users of functions whose processes serve several calls: more than have such processes at once."""
+"""Redactors kept for users whose processes serve several calls; more than there are such processes at once."""
 
 FilesOf = Callable[[str, float | None], UserFiles]
-"""The files of a user, for operations that take at most so many seconds."""
+"""Returns the files of a user, with a timeout in seconds for each operation."""
 
 CapabilitiesOf = Callable[[Call, float | None, RunningCall], Capabilities]
-"""The world outside as a call may use it, for requests that take at most so many seconds, and can be ended."""
+"""Returns the capabilities of a call, with a timeout in seconds for each request, and a way to end them."""
 
 CallFunction = Callable[[Call, float | None, RunningCall], str]
-"""Calls another function for a call under way, taking at most so many seconds; its result as JSON."""
+"""Makes a nested call, with a timeout in seconds; returns its result as JSON."""
 
 
 _LOADED_LATE = sys.stdlib_module_names | frozenset(PACKAGE_NAMES)
-"""What may be imported for a lean function after its own modules can be."""
-_json = msgspec.json.Decoder(msgspec.Raw)  # reads all of a document, and builds nothing of it
+"""Modules that may be imported for a lean function at a time when its own modules could shadow them."""
+_json = msgspec.json.Decoder(msgspec.Raw)  # checks a whole document without building objects from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class HostedFunction:
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """A function of this worker's own program, and its bundle, which no pool has."""
+    """A function that this worker's own program declares, with its bundle, which no pool has."""
 
     hosted: HostedFunction
     bundle: bytes
@@ -90,7 +90,7 @@ class _Own:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A function's processes on this worker, and the versions that it was called for, or tried before a deployment."""
+    """A function's processes on this worker, and the versions that were called, or tried before deployment."""
 
     name: str
     processes: int
@@ -102,11 +102,11 @@ class FunctionHost:
     """Runs calls of functions in sandboxes. Thread-safe.
 
     Args:
-        directory: for unpacked bundles; made if absent.
-        files_of: the files of a call's user.
-        call_function: calls another function for a call under way.
-        capabilities_of: what a call may use of the world outside.
-        limits_max: what a function may ask for at most.
+        directory: where bundles are unpacked; created if absent.
+        files_of: returns the files of a call's user.
+        call_function: makes a nested call.
+        capabilities_of: returns the capabilities of a call.
+        limits_max: the highest limits that a function may ask for.
         keep_max: how long a process may serve calls of one user at most, whatever its function asks for.
     """
 
@@ -129,25 +129,25 @@ class FunctionHost:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._started = False
-        self._arriving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # by bundle
+        self._arriving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # one per bundle
         self._arrivals = threading.BoundedSemaphore(_ARRIVALS_MAX)
         self._own: dict[str, _Own] = {}
         self._hosted: LRUCache[str, HostedFunction] = LRUCache(_HOSTED_MAX)
-        self._wanted: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # versions called or tried → keys of their images
+        self._wanted: LRUCache[str, str] = LRUCache(_HOSTED_MAX)  # called or tried versions → keys of their images
         self._redactors: LRUCache[tuple[str, str], Redactor] = LRUCache(_REDACTORS_MAX)
 
     def start(self) -> None:
-        """Bring up the sandbox; again does nothing. The first call does it, too.
+        """Start the sandbox, unless it runs already. The first call starts it, too.
 
         Raises:
-            SandboxUnavailable: this machine does not isolate processes as it must; the text says what to turn on.
+            SandboxUnavailable: this machine cannot isolate processes as required; the text says what to enable.
         """
         with self._starting:
             if not self._started:
                 try:
                     self._sandbox.start()
                 except sandbox_errors.SandboxUnavailable:
-                    self._sandbox = SandboxHost(self._bundles.directory)  # to be tried again: this one is closed
+                    self._sandbox = SandboxHost(self._bundles.directory)  # for the next attempt: this one is closed
                     raise
                 self._started = True
 
@@ -158,10 +158,10 @@ class FunctionHost:
     # -- functions ---------------------------------------------------------------------------------
 
     def register(self, function: PackedFunction) -> None:
-        """Host a function of this worker's own program, in place of one of the same name.
+        """Add a function that this worker's own program declares, replacing one of the same name.
 
         Raises:
-            InvalidArgument: it asks for more than this worker allows.
+            InvalidArgument: its limits exceed what this worker allows.
         """
         hosted = self._host(function.bundle)
         with self._lock:
@@ -172,15 +172,15 @@ class FunctionHost:
 
     @property
     def own(self) -> Mapping[str, HostedFunction]:
-        """The functions of this worker's own program, by name."""
+        """The functions that this worker's own program declares, by name."""
         with self._lock:
             return {name: own.hosted for name, own in self._own.items()}
 
     def own_function(self, name: str) -> HostedFunction:
-        """A function of this worker's own program; unpacked again if somebody removed it from the disk.
+        """A function that this worker's own program declares; unpacked again if it was removed from the disk.
 
         Raises:
-            FunctionNotFound: it has no such function.
+            FunctionNotFound: the program has no such function.
         """
         with self._lock:
             own = self._own.get(name)
@@ -191,23 +191,23 @@ class FunctionHost:
         return own.hosted
 
     def _in_use(self) -> set[str]:
-        """The bundles that calls need: of functions that have processes, and of those that no pool has."""
+        """Keys of the bundles in use: those of functions that have processes, and those that no pool has."""
         with self._lock:
             return {own.hosted.image.key for own in self._own.values()} | self._sandbox.keys()
 
     def deployed_function(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
-        """The function of a bundle that is deployed, or to be; fetched if it is not here yet.
+        """The function of a bundle that is, or will be, deployed; fetches the bundle if it is not here yet.
 
-        Its processes are wanted until :meth:`end_versions` says otherwise.
+        Its processes are kept until :meth:`end_versions` is called for it.
 
         Args:
-            bundle_id: names the bundle: one version of a file.
-            fetch: reads it.
+            bundle_id: id of the bundle: a version of a file.
+            fetch: reads the bundle.
 
         Raises:
-            FormatError, InvalidArgument: it is no bundle.
-            FunctionsUnavailable: it asks for more than this worker allows, or has no room; others may have it.
-            StorageError: it cannot be read.
+            FormatError, InvalidArgument: it is not a valid bundle.
+            FunctionsUnavailable: its limits exceed what this worker allows, or there is no room; others may run it.
+            StorageError: the bundle cannot be read.
         """
         found = self._here(bundle_id) or self._awaited(bundle_id, fetch)
         with self._lock:
@@ -217,13 +217,13 @@ class FunctionHost:
     def _awaited(self, bundle_id: str, fetch: Callable[[], bytes]) -> HostedFunction:
         with self._lock:
             arriving = self._arriving.setdefault(bundle_id, threading.Lock())
-        with arriving:  # of all who want it, one fetches it
+        with arriving:  # only one of the waiting threads fetches it
             return self._here(bundle_id) or self._arrived(bundle_id, fetch)
 
     def end_versions(self, bundle_ids: Iterable[str]) -> None:
-        """Versions are not called any more, or were not deployed: end their processes, once calls under way are over.
+        """End the processes of versions that are no longer called, or were not deployed, after their running calls.
 
-        Another version of the same code keeps them.
+        Processes stay if another version with the same code needs them.
         """
         for bundle_id in bundle_ids:
             with self._lock:
@@ -262,10 +262,10 @@ class FunctionHost:
         return HostedFunction(spec, image)
 
     def prepare(self, function: HostedFunction) -> None:
-        """Import a function's code in its sandbox, and look its entry up.
+        """Import a function's code in its sandbox, and look up its entry.
 
         Raises:
-            FunctionBroken: it cannot be; the text is of what it raised.
+            FunctionBroken: the import or the lookup failed; the text has the error.
             FunctionsUnavailable: there is no sandbox here.
         """
         try:
@@ -292,7 +292,7 @@ class FunctionHost:
         ]
 
     def _all(self) -> list[HostedFunction]:
-        """All functions that are known here; the lock is held."""
+        """All functions that are known here; the caller holds the lock."""
         return [*self._hosted.values(), *(own.hosted for own in self._own.values())]
 
     # -- calls -------------------------------------------------------------------------------------
@@ -305,14 +305,14 @@ class FunctionHost:
         running: RunningCall,
         items: Items | None = None,
     ) -> CallReport:
-        """Run one call to its end, whatever end that is.
+        """Run one call, and report its outcome.
 
         Args:
-            function: of this host.
-            call: what it is called with.
-            timeout_s: how long the caller waits.
-            running: lets others end it.
-            items: gets what a generator gives as it comes, each as JSON; None: all of it is the result.
+            function: a function of this host.
+            call: the call to run.
+            timeout_s: seconds that the caller waits.
+            running: lets other threads end the call.
+            items: receives the items of a generator as they arrive, as JSON; None: they form the result.
         """
         report, output, asking = CallReport(), _Output(), RunningCall()
         redactor = self._redactor(function, call)
@@ -344,7 +344,7 @@ class FunctionHost:
         return report
 
     def _redactor(self, function: HostedFunction, call: Call) -> Redactor:
-        """What takes the secrets out that a call's process may know: also those of calls that it served before."""
+        """The redactor for all secrets that a call's process may know, also from calls that it served before."""
         if function.spec.keep is None:
             return Redactor()
         with self._lock:
@@ -365,7 +365,7 @@ class FunctionHost:
         results: list[str] = []
 
         def check(told: bytes) -> None:
-            if told or items is None:  # else all of it came in parts
+            if told or items is None:  # otherwise everything came in parts
                 results.append(_read(told, function.spec))
 
         request = msgspec.json.encode(
@@ -406,7 +406,7 @@ class FunctionHost:
 
 
 def _is_lean(spec: FunctionSpec, bundle: bytes) -> bool:
-    """Whether a function uses little of what the sandboxes' base can have loaded for it."""
+    """Whether a function uses so little that the lean base suffices for it."""
     if spec.entry.startswith("pickle:"):
         return False
     modules = own_modules_of(bundle)
@@ -416,10 +416,10 @@ def _is_lean(spec: FunctionSpec, bundle: bytes) -> bool:
 
 
 def _packages(spec: FunctionSpec) -> list[str]:
-    """The directories of a bundle that packages are imported from here.
+    """The directories of a bundle from which packages are imported on this machine.
 
     Raises:
-        FunctionsUnavailable: it has none for this machine; others may run it.
+        FunctionsUnavailable: it has no packages for this machine; other workers may run it.
     """
     if not spec.platforms:
         return [DEPENDENCIES]
@@ -438,7 +438,7 @@ def _checked_items(items: Items, spec: FunctionSpec) -> Callable[[bytes, Callabl
 
 
 def _read(told: bytes, spec: FunctionSpec) -> str:
-    """A result, or an item of one, as JSON; code in the sandbox may have written it itself."""
+    """Check that a result, or an item, is JSON; code in the sandbox may have written it directly."""
     try:
         _json.decode(told)
         return told.decode()
@@ -447,7 +447,7 @@ def _read(told: bytes, spec: FunctionSpec) -> str:
 
 
 def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> StorageError:
-    """The sandbox's errors in the words of the family that callers know."""
+    """Convert an error of the sandbox to one of the family that callers know."""
     match error:
         case sandbox_errors.CallRefused():
             return _refused(error, spec)

@@ -1,4 +1,4 @@
-"""Functions of one process that is its own pool."""
+"""Runs functions in a process without a pool."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from taskworker.functions.routing.port import RoutedFunction
 
 
 class LocalWorkers:
-    """This process as the one worker (``taskworker.functions.routing.port.Workers``)."""
+    """``Workers`` of routing, with this process as the only worker."""
 
     def __init__(self, name: str, host: FunctionHost) -> None:
         self._name = name
         self._host = host
 
     def find(self, name: str) -> RoutedFunction | None:
-        """A function of this program by its name."""
+        """The function that this program declares under ``name``."""
         hosted = self._host.own.get(name)
         return None if hosted is None else RoutedFunction.of(hosted.spec, hosted.image.key)
 
@@ -31,7 +31,7 @@ class LocalWorkers:
         return {} if self.able(function) else {self._name: "has no such function"}
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
-        """See ``Workers``; the router's own places are all there are."""
+        """See ``Workers``; there are no limits beyond the router's own places."""
         return nullcontext()
 
     def invoke(

@@ -1,4 +1,4 @@
-"""What a call prints, from bytes as they come to lines as they are kept."""
+"""Collects what a call prints, and splits it into lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskworker.calls.redaction import Redactor
 
 
 class Output:
-    """Gathers what one call prints; each byte is looked at once. How many there are, the sandbox bounds."""
+    """Collects the output of one call, looking at each byte once. The sandbox limits the number of bytes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,7 +20,7 @@ class Output:
         self._dropped = 0
 
     def add(self, stream: str, piece: bytes) -> None:
-        """Take what was written to ``stdout`` or ``stderr``."""
+        """Add a piece that was written to ``stdout`` or ``stderr``."""
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
             begun = self._begun[stream]
@@ -32,7 +32,7 @@ class Output:
             begun += rest
 
     def lines(self, redactor: Redactor) -> list[OutputLine]:
-        """Give and forget all of it: in order, without secrets, long lines cut, and saying what was dropped."""
+        """Remove and return all lines: in order, redacted, long ones cut, with a note on what was dropped."""
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
             for stream, begun in self._begun.items():

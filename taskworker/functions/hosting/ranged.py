@@ -1,4 +1,4 @@
-"""Writing into a part of a file: the change it makes to the file's chunks."""
+"""Turns a write into a range of a file into a diff of the file's chunks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from storage.limits import DIFF_PATCHES_MAX, FILE_SIZE_MAX
 
 
 def diff_of_write(head: Version, source: BinaryIO, offset: int, read: Callable[[int, int], bytes]) -> ManifestDiff:
-    """The change that putting all of ``source`` at ``offset`` makes to a version.
+    """The diff of writing all of ``source`` at ``offset`` into a version.
 
-    Only the chunks at either end of the range are read, and only where the range does not cover them.
+    Reads at most the chunks at both ends of the range, if the range covers only a part of them.
 
     Args:
         head: the version.
         source: seekable; read from its beginning.
-        offset: in the file, at most its size.
-        read: gives bytes of the version: offset and length.
+        offset: position in the file, at most its size.
+        read: reads the version: takes offset and length.
 
     Raises:
-        InvalidArgument: the offset is behind the end, or the result or the change too large.
+        InvalidArgument: the offset is past the end, or the result or the diff is too large.
     """
     length = source.seek(0, os.SEEK_END)
     end = offset + length

@@ -24,10 +24,10 @@ def _written(
     read: Callable[[str, str, int, int], bytes],
     apply: Callable[[str, ManifestDiff], Version],
 ) -> Version:
-    """Write into the head, whatever that is by then: who writes elsewhere in the file at the same time is no conflict.
+    """Write into the current head, retrying on conflicts, so that concurrent writers of one file do not fail.
 
     Raises:
-        ConflictError: the file changes all the time.
+        ConflictError: the file changed during every attempt.
     """
     attempt = 1
     while True:
@@ -97,9 +97,9 @@ class PoolFiles:
     """One user's files behind a pool; a ``UserFiles``.
 
     Args:
-        client: of the pool.
-        user_id: whose.
-        timeout_s: of each operation.
+        client: a client of the pool.
+        user_id: the user.
+        timeout_s: seconds for each operation.
     """
 
     def __init__(self, client: Client, user_id: str, timeout_s: float | None) -> None:

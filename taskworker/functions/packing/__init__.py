@@ -1,4 +1,4 @@
-"""The author's side: makes bundles of functions, of a program that runs here or of modules on disk."""
+"""The author's side: packs functions into bundles, from the running program or from modules on disk."""
 
 from __future__ import annotations
 

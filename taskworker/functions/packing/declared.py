@@ -1,4 +1,4 @@
-"""Packing functions of a program that runs here."""
+"""Packs functions of the running program."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _NO_FILE = "<dynamic-code>"  # what cloudpickle writes for the file of any code
 
 
 def pack_function(function: Callable[..., Any], spec: FunctionSpec, stand_ins: tuple[type, ...] = ()) -> PackedFunction:
-    """Pack a function as it stands in this program, with what it refers to.
+    """Pack a function of this program as it is now, with everything it refers to.
 
-    What is defined in the user's own modules travels by value; the standard library and the packages
-    that every sandbox has are found there.
+    Objects defined in the user's own modules are packed by value. The standard library and the packages that every
+    sandbox has are referred to by name.
 
     Args:
-        function: of this program.
-        spec: how it is called; its entry is filled in.
-        stand_ins: classes whose objects become ``worker`` inside.
+        function: the function.
+        spec: its specification; the entry is filled in.
+        stand_ins: classes whose objects are replaced with ``worker`` inside.
 
     Raises:
-        InvalidArgument: it refers to something that cannot travel, or is not to be had inside.
+        InvalidArgument: it refers to something that cannot be packed, or that sandboxes do not have.
     """
     own = frozenset(_own_modules(function))
     pickled, referred = _pickled(function, spec.name, stand_ins)
@@ -57,7 +57,7 @@ def pack_function(function: Callable[..., Any], spec: FunctionSpec, stand_ins: t
 
 
 class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Pickles a function, and notes the modules that it refers to."""
+    """Pickles a function, and records the modules that it refers to."""
 
     def __init__(self, file: io.BytesIO, stand_ins: tuple[type, ...]) -> None:
         super().__init__(file, protocol=pickle.DEFAULT_PROTOCOL)
@@ -78,20 +78,20 @@ class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no 
         return super().reducer_override(obj)
 
     def _function_getnewargs(self, func: FunctionType) -> Any:
-        """As cloudpickle has it, but without the path of the function's file on this machine."""
+        """As in cloudpickle, but without the path of the function's file on this machine."""
         parts = super()._function_getnewargs(func)
         parts[1].pop("__file__", None)
         return parts
 
     def _code(self, code: CodeType) -> Any:
-        """As cloudpickle packs it, but with the name of its file, for tracebacks; not the way there."""
+        """As in cloudpickle, but with the name of the file, without its directory, for tracebacks."""
         build, parts = self.dispatch_table[CodeType](code)
         shown = CODE + Path(code.co_filename).name
         return build, tuple(shown if part == _NO_FILE else part for part in parts)
 
 
 def _pickled(function: Callable[..., Any], name: str, stand_ins: tuple[type, ...]) -> tuple[bytes, set[str]]:
-    """The pickle, all that is the user's own in it by value, and the modules it refers to."""
+    """The pickle, with the user's own objects by value, and the modules that it refers to."""
     by_value = [module for module in list(sys.modules.values()) if _is_users(module) and module.__name__ != "__main__"]
     registered = []
     buffer = io.BytesIO()
@@ -113,7 +113,7 @@ def _pickled(function: Callable[..., Any], name: str, stand_ins: tuple[type, ...
 
 
 def _culprit(function: Callable[..., Any]) -> str:
-    """Names the variable that a function cannot take along, where that can be told."""
+    """Describe the variable that cannot be packed, if it can be found."""
     unknown = "something"
     if not isinstance(function, FunctionType):
         return unknown
@@ -130,7 +130,7 @@ def _culprit(function: Callable[..., Any]) -> str:
 
 
 def _is_users(module: ModuleType) -> bool:
-    """Whether a module is neither of the standard library, nor of an installed package, nor of this one."""
+    """Whether a module belongs to the user: not to the standard library, an installed package or TaskWorker."""
     path = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "")
     if not isinstance(path, str) or not path.endswith(tuple(SOURCE_SUFFIXES)) or sys.modules.get(name) is not module:

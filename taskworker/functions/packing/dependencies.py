@@ -1,4 +1,4 @@
-"""A function's dependencies: resolved and installed by pip for the workers' platforms, locked to what was found."""
+"""A function's dependencies: pip resolves and installs them for the workers' platforms; their versions are locked."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from taskworker.calls.platform import Platform, own_platform
 from taskworker.errors import PackagesNotFound
 
 PROVIDED = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "cloudpickle")
-"""Packages that every sandbox has, loaded before a function's own: no other version of them can take their place."""
+"""Packages that every sandbox loads before a function's own; other versions cannot replace them."""
 
 _NATIVE = (".so", ".pyd", ".dylib", ".dll", ".a", ".o")
-_TELLS_PATHS = "direct_url.json"  # where on this machine a package came from
-_OLDEST_GLIBC = 5  # manylinux_2_5 is what the first wheels for Linux were made for
+_TELLS_PATHS = "direct_url.json"  # has the path on this machine that a package came from
+_OLDEST_GLIBC = 5  # manylinux_2_5 is the oldest platform of Linux wheels
 _NAMED_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What was installed.
+    """The installed dependencies.
 
     Attributes:
-        files: of a bundle.
-        locked: ``name==version`` of the packages that are the same for all platforms.
-        platforms: of the others, by platform; empty: all of it runs anywhere.
-        packages: all of them, with what they take.
+        files: contents by path in the bundle.
+        locked: ``name==version`` of the packages that are the same on all platforms.
+        platforms: ``name==version`` of the other packages, by platform; empty: everything runs on any platform.
+        packages: all packages, with the number and bytes of their files.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -50,20 +50,20 @@ class _Package:
     files: Mapping[str, bytes]
 
     def packed(self, platform: str) -> PackedPackage:
-        """What it takes in a bundle."""
+        """Its entry in the list of packages of a bundle."""
         return PackedPackage(self.pinned, platform, len(self.files), sum(map(len, self.files.values())))
 
 
 def installed(requirements: Path, platforms: Sequence[Platform]) -> Dependencies:
-    """Install what a requirements file names, for each platform.
+    """Install the packages of a requirements file, for each platform.
 
     Args:
-        requirements: the file.
-        platforms: of the workers; none: this machine's.
+        requirements: path of the file.
+        platforms: the workers' platforms; none: this machine's.
 
     Raises:
-        InvalidArgument: pip could not, or a package needs another version of what every sandbox has; the text says
-            which.
+        InvalidArgument: pip failed, or a package needs another version of a package that every sandbox has; the text
+            says which.
     """
     platforms = platforms or [_this_machine()]
     found = {platform.tag: _installed_for(requirements, platform) for platform in platforms}
@@ -110,9 +110,9 @@ def _package(distribution: Distribution, scratch: Path) -> _Package:
 
 
 def _files(distribution: Distribution, scratch: Path) -> Iterator[tuple[str, Path]]:
-    """The package's files by their paths; what its RECORD names is the packager's word, and may lie elsewhere."""
+    """The package's files by path; RECORD is written by the packager, and may name files elsewhere."""
     for listed in distribution.files or ():
-        # What lies outside, as scripts in ../../bin, is not imported.
+        # Files outside, such as scripts in ../../bin, cannot be imported.
         if {"__pycache__", ".."} & set(listed.parts) or listed.name == _TELLS_PATHS or listed.is_absolute():
             continue
         path = scratch / listed
@@ -121,7 +121,7 @@ def _files(distribution: Distribution, scratch: Path) -> Iterator[tuple[str, Pat
 
 
 def _constraints(path: Path) -> Path:
-    """Have pip resolve everything for the versions that sandboxes have."""
+    """Write constraints, so that pip resolves for the package versions that sandboxes have."""
     path.write_text("".join(f"{pinned}\n" for pinned in _provided_versions()))
     return path
 
@@ -150,7 +150,7 @@ def _pip_install(requirements: Path, platform: Platform, target: Path, constrain
 
 
 def wheel_tags(platform: Platform) -> Iterator[str]:
-    """The platform tags of wheels that run there (PEP 600, PEP 656), the best first."""
+    """The tags of wheels that run on a platform (PEP 600, PEP 656), best first."""
     major, minor = platform.libc_version
     if platform.libc == "musl":
         for number in range(minor, -1, -1):

@@ -1,7 +1,7 @@
-"""A directory of code: its modules, what they import of each other, and which of its files travel.
+"""A directory of code: its modules, their imports of each other, and which of its files are packed.
 
-Imports are read from the source, those inside functions as well. What the source does not tell, as a module whose
-name is made up while it runs, shows when the bundle is imported in a sandbox.
+Imports are read from the source, including those inside functions. An import that the source does not show, such as one
+whose name is computed at run time, is found when the bundle is imported in a sandbox.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskworker.functions.packing.dependencies import PROVIDED
 
 _LEFT_OUT = {"__pycache__", ".git", ".venv", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 _LOADED_BEFORE = {"taskworker", *PROVIDED}
-"""A sandbox has these before it looks for a function's own modules: of these names, it would not use them."""
+"""Modules that a sandbox has loaded already: it would not use a function's own modules of these names."""
 _IMPORTING = ("import_module", "__import__")
 _SPECIAL = {
     stat.S_IFLNK: "a symbolic link",
@@ -29,7 +29,7 @@ _SPECIAL = {
 
 
 class CodeDirectory:
-    """Code and data of a function's author.
+    """The code and data of a function's author.
 
     Args:
         root: the directory.
@@ -39,15 +39,15 @@ class CodeDirectory:
         self._root = root
 
     def travelling(self, module: str, modules: Collection[str], data: Collection[Path]) -> list[Path]:
-        """The files that make up a module, others, and what all of them import of this directory; and ``data``.
+        """The files to pack: modules, everything they import from this directory, and ``data``.
 
         Args:
-            module: of the function, with dots.
-            modules: further ones.
+            module: dotted name of the function's module.
+            modules: further modules.
             data: further files.
 
         Raises:
-            InvalidArgument: there is no such module, or a file is no plain file.
+            InvalidArgument: there is no such module, or a file is not a regular file.
         """
         self._require(module)
         taken: dict[Path, None] = dict.fromkeys(data)
@@ -66,14 +66,14 @@ class CodeDirectory:
         return sorted(taken)
 
     def has(self, module: str) -> bool:
-        """Whether a module of this name, or the package that it is in, is here."""
+        """Whether this directory has the module with this name, or its package."""
         return bool(self._files_of(module.partition(".")[0]))
 
     def included(self, patterns: Sequence[str]) -> list[Path]:
-        """Files by name, by directory, or by pattern.
+        """Find files by name, directory or pattern.
 
         Raises:
-            InvalidArgument: there are none, one is outside the directory, or no plain file.
+            InvalidArgument: nothing matches, a file is outside the directory, or it is not a regular file.
         """
         found: dict[Path, None] = {}
         for pattern in patterns:
@@ -102,9 +102,9 @@ class CodeDirectory:
             raise InvalidArgument(f"there is no module {module!r} in {self._root}")
 
     def _files_of(self, top: str) -> list[Path]:
-        """The files of a top-level module or package, as an import would choose; none if it is not here."""
+        """The files of a top-level module or package, chosen as by an import; empty if it is not here."""
         package, single = self._root / top, self._root / f"{top}.py"
-        if not top.isidentifier():  # as of ".plugins": the name before the dot is the directory's own
+        if not top.isidentifier():  # such as ".plugins": the name before the dot is empty
             return []
         if top in _LEFT_OUT or top in _LOADED_BEFORE:
             return []
@@ -118,10 +118,10 @@ class CodeDirectory:
 
 
 def _plain_files(path: Path) -> Iterator[Path]:
-    """The file, or all files below the directory.
+    """A file, or all files below a directory.
 
     Raises:
-        InvalidArgument: there is something else.
+        InvalidArgument: one of them is neither a regular file nor a directory.
     """
     if path.name in _LEFT_OUT:
         return
@@ -143,13 +143,13 @@ def _require_no_special(path: Path) -> None:
 
 
 def _imported_by(path: Path) -> Iterator[str]:
-    """Names of modules that a source file may import; of anything else none."""
+    """Names of modules that a source file may import; none for other files."""
     if path.suffix != ".py":
         return
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # whoever imports it is told
+        return  # importing it will report the error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names)

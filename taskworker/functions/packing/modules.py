@@ -1,4 +1,4 @@
-"""Packing functions of modules on disk: the module, what it imports of its own directory, data files, packages."""
+"""Packs functions of modules on disk: the module, its imports from its directory, data files and packages."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def pack_module(
     requirements: Path | None = None,
     platforms: Sequence[Platform] = (),
 ) -> PackedFunction:
-    """Pack a function of a module or package in a directory, with what it needs.
+    """Pack a function of a module or package in a directory, with everything it needs.
 
-    The modules and packages of ``root`` that it imports, and those that these import, travel along; of a package all
-    files do.
+    This includes the modules and packages that it imports from ``root``, directly or indirectly, and all files of
+    these packages.
 
     Args:
         entry: ``module:function``.
-        spec: how it is called; its entry and requirements are filled in.
-        root: where the module is.
-        include: further files of ``root``: names, directories, or patterns as ``templates/*.html``.
-        modules: further modules and packages of ``root``, by name.
-        requirements: a file that names packages.
-        platforms: for which to get them; none: for this machine's.
+        spec: its specification; the entry and requirements are filled in.
+        root: directory of the module.
+        include: further files in ``root``: names, directories, or patterns such as ``templates/*.html``.
+        modules: further modules and packages in ``root``, by name.
+        requirements: path of a requirements file.
+        platforms: the platforms to install packages for; none: this machine's.
 
     Raises:
-        InvalidArgument: no such module or file, or something that functions do not take.
+        InvalidArgument: there is no such module or file, or something cannot be packed.
     """
     module, separator, function = entry.partition(":")
     if not separator or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):

@@ -1,4 +1,4 @@
-"""Functions as a program declares them on its worker, packed and ready to be hosted."""
+"""The functions that a program declares on its worker, packed for hosting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Declarations:
     """The functions of one worker's program, by name.
 
     Args:
-        stand_ins: classes whose objects become ``worker`` inside a function.
+        stand_ins: classes whose objects are replaced with ``worker`` inside a function.
     """
 
     def __init__(self, stand_ins: tuple[type, ...]) -> None:
@@ -35,11 +35,11 @@ class Declarations:
         return bool(self._declared)
 
     def add(self, name: str | None, function: Callable[..., Any], options: dict[str, Any]) -> PackedFunction:
-        """Declare a function under a name, its own by default.
+        """Declare a function under a name, by default its own.
 
         Raises:
-            InvalidArgument: the name is taken or none, an option is unknown or out of bounds, or the
-                function cannot be sent into a sandbox; the text says why.
+            InvalidArgument: the name is taken or invalid, an option is unknown or out of bounds, or the
+                function cannot be packed; the text says why.
         """
         if not callable(function):
             raise InvalidArgument(f"{function!r} is no function")
@@ -52,7 +52,7 @@ class Declarations:
         return packed
 
     def packed(self) -> list[PackedFunction]:
-        """All of them as they are now: what they refer to may have been defined after them."""
+        """Pack all functions as they are now, as objects they refer to may have been defined after them."""
         return [self._packed(declared) for declared in self._declared.values()]
 
     def _packed(self, declared: _Declared) -> PackedFunction:

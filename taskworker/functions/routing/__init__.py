@@ -1,1 +1,1 @@
-"""The pool's side of calls: which call runs next, on which worker, and what is kept of it."""
+"""The pool's side of calls: decides which call runs next, on which worker, and keeps logs and statistics."""

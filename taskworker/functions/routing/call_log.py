@@ -1,4 +1,4 @@
-"""What calls printed and logged, as far as is kept, for those who want to read it, or to follow it."""
+"""The log of what calls printed and logged, which can be read and followed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from taskworker.functions.routing.statistics import StatisticsByFunction
 log = logging.getLogger(__name__)
 
 _WRITE_AFTER_S = 0.05
-"""Lines that come within it are written together."""
+"""Lines that arrive within this time are written together."""
 _WRITE_AFTER_S_MAX = 1.0
 _OF_DISK_TIME = 10
-"""Between writes, so many times as long as one takes is waited: others want the disk as well."""
+"""The pause between two writes, in multiples of the time of a write: others need the disk as well."""
 _PENDING_BYTES_MAX = 32 << 20
-"""Of what waits to be written; where the disk is slower than that, the oldest is dropped, and that is told."""
+"""Bytes that may wait to be written; if the disk is slower, the oldest lines are dropped, with a note."""
 _FIGURES_EVERY_S = 1.0
 _DROP_OLD_EVERY_S = 60.0
 _WAKE_S = 0.5
@@ -33,12 +33,12 @@ _PAGE = 500
 
 
 class CallLog:
-    """The lines of all functions, and, with them, how their calls do, kept over restarts. Thread-safe.
+    """The lines of all functions and the statistics of their calls, kept across restarts. Thread-safe.
 
     Args:
-        path: of the directory that keeps them; None: one that goes with this object.
-        bounds: how much is kept.
-        statistics: what is kept of figures; restored here.
+        path: directory that keeps them; None: a temporary one.
+        bounds: limits on what is kept.
+        statistics: the statistics to keep; restored at construction.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CallLog:
         self._writer.start()
 
     def close(self) -> None:
-        """Write what is to be written, and close the file; again does nothing."""
+        """Write what is pending, and close the file, unless already closed."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -74,7 +74,7 @@ class CallLog:
         self._records.close()
 
     def finished(self, call: Call, worker: str, report: CallReport) -> None:
-        """Keep what a call left behind; returns at once."""
+        """Record the output and outcome of a call; returns at once."""
         with conversion_permit(len(report.output)):
             entries = _entries_of(call, worker, report)
         if not entries:
@@ -89,12 +89,12 @@ class CallLog:
         self._arrived.set()
 
     def read(self, query: LineQuery, *, tail: int | None = None, follow: bool = False) -> Iterator[LoggedLine | None]:
-        """The lines kept, then, if asked to follow, those that come; None every so often while none does.
+        """Yield the kept lines; with ``follow``, go on with new ones, yielding None periodically while there are none.
 
         Args:
-            query: which.
-            tail: of those kept, the last so many.
-            follow: whether to go on.
+            query: selects the lines.
+            tail: how many of the last kept lines to begin with.
+            follow: whether to go on with new lines.
         """
         self._flush()
         at = Position() if tail is None else self._records.position_before(query, tail)
@@ -138,7 +138,7 @@ class CallLog:
                 old_at = begun + _DROP_OLD_EVERY_S
 
     def _flush(self) -> None:
-        with self._writing:  # a reader must find what another thread is just writing
+        with self._writing:  # so that a reader sees what another thread is writing now
             with self._changed:
                 self._arrived.clear()
                 entries, dropped = list(self._pending), self._dropped
@@ -161,7 +161,7 @@ class CallLog:
             self._statistics.saved(changed)
 
     def _try(self, write: Callable[[], None]) -> bool:
-        """Write; where the disk fails, go on without: calls do not wait for their log."""
+        """Write; if the disk fails, carry on without, as calls do not depend on their log."""
         try:
             write()
         except StorageError as error:

@@ -1,11 +1,11 @@
-"""Who may run now: so many calls of a function at once, so many waiting, the rest refused; shared out among users.
+"""Limits the concurrent and waiting calls of a function, refuses the rest, and shares the limits among users.
 
-A turn that is free goes to the user who has the fewest, by weight (``fair_order``). No user alone takes all of them,
-where there are enough to leave some: who comes with one call does not wait for the end of another's long ones.
+A free permit goes to the user who has the fewest, by weight (``fair_order``). If there are enough permits, no user
+gets all of them, so that a user's single call does not wait for the long calls of another user.
 
-A call keeps its turn while it waits for one that it made. Functions that call one another could so wait for each
-other's turns for ever. Therefore a nested call does not wait where everybody who has a turn waits, too: it gets one
-more than may be. So whenever somebody waits for a turn, somebody with a turn is at work.
+A call keeps its permit while it waits for a nested call. So functions that call each other could wait for each other's
+permits for ever. Therefore, if all calls with permits are waiting, a nested call does not wait: it gets a permit
+beyond the limit. Thus, whenever a call waits for a permit, some call with a permit is working.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, Ser
 from taskworker.functions.routing.fair_order import FairOrder
 
 _LEFT_TO_OTHERS = 8
-"""One in so many turns, and places to wait in, is left to other users."""
+"""One in this many permits, and places in the queue, is left to other users."""
 
 
 def most_of_one_user(places: int) -> int:
-    """Of so many turns or places, how many one user may have."""
+    """How many of these permits or places one user may have."""
     return places - places // _LEFT_TO_OTHERS
 
 
 class _Place:
-    """One of those that wait; woken when it is its turn, or when nobody waits for the call any more."""
+    """A waiting call; woken when it gets a permit, or when the call is abandoned."""
 
     __slots__ = ("nested", "number", "permit", "woken")
 
@@ -43,11 +43,11 @@ class _Place:
 
 
 class Permit:
-    """Lets one call run, from when it is given until it is given back.
+    """Permission for one call to run, until it is given back.
 
     Args:
-        limiter: whose it is.
-        user: on whose behalf it is had.
+        limiter: the limiter that issued it.
+        user: the user on whose behalf the call runs.
     """
 
     __slots__ = ("_limiter", "_waits", "over", "refused", "user")
@@ -61,14 +61,14 @@ class Permit:
 
     @property
     def at_work(self) -> bool:
-        """Whether its call goes on by itself; the lock of its limiter is held."""
+        """Whether its call is working, not waiting; the caller holds the limiter's lock."""
         return not (self._waits or self.refused or self.over)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Meanwhile, the call waits for another one, or for a worker.
+        """Within this context, the call counts as waiting for a nested call or for a worker.
 
-        If that one found no place, the call counts as waiting until it asks again, as it does (``nested.patiently``).
+        If the nested call found no place, the call goes on counting as waiting until it retries (``nested.patiently``).
         """
         self._limiter.changed(self, waits=1, refused=False)
         refused = False
@@ -81,7 +81,7 @@ class Permit:
             self._limiter.changed(self, waits=-1, refused=refused)
 
     def count(self, waits: int) -> None:
-        """So many more things are waited for; the lock of its limiter is held."""
+        """Add to the number of things that the call waits for; the caller holds the limiter's lock."""
         self._waits += waits
 
 
@@ -89,8 +89,8 @@ class ConcurrencyLimiter:
     """Hands out permits to calls of one function. Thread-safe.
 
     Args:
-        name: of the function.
-        weight_of: of a user: who has twice the weight gets twice as many.
+        name: name of the function.
+        weight_of: returns a user's weight; a user with twice the weight gets twice as many permits.
     """
 
     def __init__(self, name: str, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
@@ -99,7 +99,7 @@ class ConcurrencyLimiter:
         self._concurrency = 0
         self._order = FairOrder(weight_of)
         self._running = self._order.held
-        self._at_work: Counter[str] = Counter()  # of those that run
+        self._at_work: Counter[str] = Counter()  # running calls that do not wait, by user
         self._waiting: dict[str, deque[_Place]] = {}
         self._came = 0
 
@@ -119,19 +119,19 @@ class ConcurrencyLimiter:
         *,
         nested: bool = False,
     ) -> Iterator[Permit]:
-        """Hold a turn, after waiting for it if need be.
+        """Hold a permit, after waiting for it if necessary.
 
         Args:
-            concurrency: how many may run.
+            concurrency: how many calls may run.
             queue: how many more may wait.
-            timeout_s: for how long to wait.
-            running: the call; ended, it waits no longer.
-            user: on whose behalf.
+            timeout_s: seconds to wait at most.
+            running: the call; if it is ended, it stops waiting.
+            user: the user on whose behalf it runs.
             nested: whether another call waits for this one.
 
         Raises:
-            FunctionBusy: as many run and wait as may, of this user or of all.
-            DeadlineExceeded: the time ran out before its turn came.
+            FunctionBusy: as many calls of this user, or of all users, run and wait as are allowed.
+            DeadlineExceeded: the time ran out before it got a permit.
             CallAbandoned: ``running`` was ended before.
         """
         permit = self._take(concurrency, queue, timeout_s, running, user, nested=nested)
@@ -146,7 +146,7 @@ class ConcurrencyLimiter:
                 self._pass_on()
 
     def changed(self, permit: Permit, *, waits: int, refused: bool) -> None:
-        """Who has a turn waits for so many more things than before."""
+        """Note that a permit's call waits for ``waits`` more things than before."""
         with self._lock:
             was = permit.at_work
             permit.count(waits)
@@ -161,7 +161,7 @@ class ConcurrencyLimiter:
         with self._lock:
             self._concurrency = concurrency
             if self._may_run(user) or (nested and self._would_wait_for_those_that_wait(user)):
-                return self._give(user)  # and nobody who could run waits: a turn that is free was passed on
+                return self._give(user)  # no call that could run is waiting: free permits are passed on at once
             self._check_queue(queue, user)
             self._order.comes(user)
             self._came += 1
@@ -180,7 +180,7 @@ class ConcurrencyLimiter:
         waited_s = time.monotonic() - started
         raise DeadlineExceeded(f"function {self._name}: its turn did not come within {waited_s:.1f} s")
 
-    # The lock is held.
+    # These methods are called with the lock held.
 
     def _waits(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -190,11 +190,11 @@ class ConcurrencyLimiter:
         return self._running.total() < self._concurrency and self._running[user] < most
 
     def _would_wait_for_those_that_wait(self, user: str) -> bool:
-        """Whether no turn is sure to come free: all who have one wait, or all of this user, who may not have more."""
+        """Whether waiting may be in vain: all calls with permits wait, or all of this user's, who may get no more."""
         return not self._at_work.total() or (self._running[user] > 0 and not self._at_work[user])
 
     def _next_of(self, user: str) -> _Place | None:
-        """Who of a user's calls may have a turn now."""
+        """The call of a user that may get a permit next."""
         if self._may_run(user):
             return self._waiting[user][0]
         if self._would_wait_for_those_that_wait(user):
@@ -220,7 +220,7 @@ class ConcurrencyLimiter:
             del self._waiting[user]
 
     def _pass_on(self) -> None:
-        """Give turns that are free to those who wait: first to the user who has the fewest, by weight."""
+        """Give free permits to waiting calls, starting with the user who has the fewest, by weight."""
         while able := {user: place for user in self._waiting if (place := self._next_of(user)) is not None}:
             user = min(able, key=self._rank)
             following = able[user]

@@ -1,7 +1,7 @@
-"""Places at workers: one that comes free goes to a call that waits for it, of the user who is next (``fair_order``).
+"""Places at workers: a free place goes to a waiting call of the user who is next (``fair_order``).
 
-Who asks for a place and who gives one back look for all who wait, in order; so nobody gets a place past a call that
-could have had it and was before. A call that finds none keeps nobody else from one: those after it are looked for, too.
+Whenever a place is requested or given back, places are searched for all waiting calls in order, so that no call
+overtakes another that could have had the place. A call that finds no place does not block those after it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from taskworker.functions.routing.fair_order import FairOrder
 
 _LOOKS_S = 0.002
-"""For each call that waits, between looks at what changed by itself, such as which workers there are."""
+"""Seconds per waiting call between two searches for changes from outside, such as new workers."""
 
 Found = tuple[str, ExitStack]
-"""A worker, and what gives the place there back."""
+"""A worker, and the stack that gives back the place there."""
 
 
 class _Waiting:
-    """A call that wants a place."""
+    """A call that waits for a place."""
 
     __slots__ = ("found", "look", "number", "user", "woken")
 
@@ -37,7 +37,7 @@ class Dispatch:
     """Thread-safe.
 
     Args:
-        weight_of: of a user: who has twice the weight gets twice as many places, where users compete.
+        weight_of: returns a user's weight; with twice the weight, a user gets twice as many places when users compete.
     """
 
     def __init__(self, weight_of: Callable[[str], float]) -> None:
@@ -56,14 +56,14 @@ class Dispatch:
         pause_s: Callable[[], float],
         meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Iterator[str]:
-        """Hold a place at a worker, whose name this gives, after waiting for one if need be.
+        """Hold a place at a worker, after waiting for one if necessary; yields the worker's name.
 
         Args:
-            user: on whose behalf.
-            look: finds a place that is free for this call, at once; not called by two threads at a time.
-            again: called every so often while there is none; raises what is to end the wait.
-            pause_s: for how long to wait until then.
-            meanwhile: entered while the call waits.
+            user: the user on whose behalf the call runs.
+            look: searches for a free place for this call, without waiting; not called by two threads at a time.
+            again: called periodically while there is none; an exception that it raises ends the wait.
+            pause_s: returns the seconds until the next such call.
+            meanwhile: context that is entered while the call waits.
         """
         worker, held = self._at_once(user, look) or self._after_a_wait(user, look, again, pause_s, meanwhile)
         try:
@@ -77,7 +77,7 @@ class Dispatch:
                     self._hand_out()
 
     def _at_once(self, user: str, look: Callable[[], Found | None]) -> Found | None:
-        """If nobody waits: the shorter way."""
+        """The fast path if no call is waiting."""
         with self._lock:
             if self._waiting or (found := look()) is None:
                 return None
@@ -135,15 +135,15 @@ class Dispatch:
                 self._waiting.remove(mine)
                 self._forget_if_gone(mine.user)
                 return
-            mine.found[1].close()  # it came in the same moment
+            mine.found[1].close()  # a place came at the same moment
             self._order.gives_back(mine.user)
             self._forget_if_gone(mine.user)
             self._hand_out()
 
-    # The lock is held.
+    # These methods are called with the lock held.
 
     def _hand_out(self, until: _Waiting | None = None) -> bool:
-        """Give a place to who is the first for whom there is one, up to ``until``; whether another may have one."""
+        """Give a place to the first call, up to ``until``, for which there is one; return whether to try again."""
         if until is None:
             self._looked_at = time.monotonic()
         for one in sorted(self._waiting, key=lambda waiting: (*self._order.rank(waiting.user), waiting.number)):

@@ -1,4 +1,4 @@
-"""What earlier versions kept of calls, in an SQLite file; taken over once."""
+"""Migrates the records of calls that earlier releases kept in an SQLite file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 5_000
 
 
 def take_over(path: Path, records: CallRecords) -> None:
-    """Keep in ``records`` what the file has, and remove it; what cannot be read is left where it is.
+    """Copy the file's contents to ``records``, and remove the file; a file that cannot be read is left alone.
 
     Raises:
         StorageError: the records cannot be written.

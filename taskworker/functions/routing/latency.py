@@ -1,4 +1,4 @@
-"""How fast each worker runs each function, as its latest calls tell."""
+"""Recent latency of each function on each worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _WEIGHT = 0.2
 _ALIKE = 2.0
-"""Times that differ by less are chance: so are those of one worker."""
+"""Latencies whose ratio is below this count as equal; those of a single worker vary as much."""
 _FRESH_S = 1.0
 _KEPT = 4096
 
@@ -20,12 +20,12 @@ class _Pace:
 
 
 class Latencies:
-    """Moving averages of call times by function and worker. To be used under one lock.
+    """Moving averages of call times by function and worker. Callers must hold a common lock.
 
-    A worker that has not run the function lately counts as quick, so that it is tried again.
+    A worker that has not run the function lately counts as fast, so that it is tried again.
 
     Args:
-        now: the clock, in seconds.
+        now: clock in monotonic seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -33,10 +33,10 @@ class Latencies:
         self._latencies: dict[tuple[str, str], _Pace] = {}
 
     def took(self, function: str, worker: str, seconds: float) -> None:
-        """A call came to a good end after so long."""
+        """Record that a call succeeded after so many seconds."""
         known = self._fresh(function, worker)
         if known is None:
-            self._latencies.pop((function, worker), None)  # what is newest stands last
+            self._latencies.pop((function, worker), None)  # newest last
             self._latencies[function, worker] = _Pace(seconds, self._now())
             while len(self._latencies) > _KEPT:
                 del self._latencies[next(iter(self._latencies))]
@@ -45,7 +45,7 @@ class Latencies:
             known.at = self._now()
 
     def slowness(self, function: str, workers: Sequence[str]) -> dict[str, float]:
-        """How many times longer each takes than the quickest of them; 1 while it is about the same."""
+        """How many times slower each worker is than the fastest of them; 1 if they are about equal."""
         known = {worker: pace.seconds for worker in workers if (pace := self._fresh(function, worker)) is not None}
         quickest = min(known.values(), default=0.0)
         if quickest <= 0.0:

@@ -1,4 +1,4 @@
-"""What an operator sets for the functions of a pool."""
+"""The operator's settings for the functions of a pool."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from taskworker.sandbox import Limits
 
 @dataclass(frozen=True, slots=True)
 class FunctionPolicy:
-    """For all functions of a pool.
+    """Settings for all functions of a pool.
 
     Attributes:
-        limits_max: what a function that is deployed may ask for at most.
-        records: how much of what calls print is kept.
-        shares: how much each user gets.
+        limits_max: the highest limits that a deployed function may ask for.
+        records: how much of the output of calls is kept.
+        shares: the shares of users.
     """
 
     limits_max: Limits = LIMITS_MAX

@@ -1,4 +1,4 @@
-"""What routing knows of a function and of the workers: the port to those who run calls."""
+"""The port between routing and the workers that run calls, and what routing knows of a function."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class RoutedFunction:
 
     Attributes:
         name: its name.
-        version: names its code: of a deployed one the version's id, else the bundle's key.
-        file_id: of the deployed bundle; empty: of workers' own programs.
+        version: identifies its code: the version id of a deployed function, otherwise the bundle's key.
+        file_id: file id of the deployed bundle; empty: workers' own programs declare the function.
         idempotent, cache_ttl_s, concurrency, queue, needs: as in ``FunctionSpec``.
-        wall_s: how long a call of it may take.
-        platforms: tags of those that it can run on; none: on any.
+        wall_s: seconds that a call may take.
+        platforms: tags of the platforms that it can run on; none: any.
         keeps: whether its processes serve several calls of one user.
     """
 
@@ -44,7 +44,7 @@ class RoutedFunction:
 
     @classmethod
     def of(cls, spec: FunctionSpec, version: str, file_id: str = "") -> RoutedFunction:
-        """Of a function's document."""
+        """Make it from a function's document."""
         return cls(
             spec.name,
             version,
@@ -75,23 +75,23 @@ class WorkerGone(Exception):
 
 
 class WorkerUnable(ServerBusy):
-    """A worker says that it cannot run a function; the call has not run there, and others may run it."""
+    """A worker reports that it cannot run a function; the call has not run there, and others may run it."""
 
 
 class Workers(Protocol):
-    """Those who run calls."""
+    """The workers that run calls."""
 
     def able(self, function: RoutedFunction) -> list[str]:
         """Names of the workers that can run the function now."""
 
     def obstacles(self, function: RoutedFunction) -> Mapping[str, str]:
-        """Why the others that are alive cannot, by worker: as in ``{"w1": "has no label gpu=none"}``."""
+        """Why the other live workers cannot, by worker: for example ``{"w1": "has no label gpu=none"}``."""
 
     def place(self, worker: str, call: Call) -> AbstractContextManager[None]:
         """Hold a place for a call at a worker.
 
         Raises:
-            ServerBusy: when entered: as many calls are under way there as may be.
+            ServerBusy: raised on entering: the worker runs as many calls as it may.
         """
 
     def invoke(
@@ -105,18 +105,18 @@ class Workers(Protocol):
     ) -> CallReport:
         """Run a call that has a place there.
 
-        With ``items``, what it gives goes to them as it comes, and the report has no result.
+        With ``items``, its items are passed on as they arrive, and the report has no result.
 
         Raises:
-            WorkerGone: it was lost.
-            WorkerUnable: it cannot run it.
-            ServerBusy: it takes no more calls now; the call has not run.
+            WorkerGone: the worker was lost.
+            WorkerUnable: the worker cannot run the function.
+            ServerBusy: the worker accepts no more calls now; the call has not run.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionFigures:
-    """A function's calls as they are now."""
+    """Statistics of a function's calls, and how many run and wait now."""
 
     figures: CallFigures
     running: int

@@ -1,4 +1,4 @@
-"""What is kept of calls: lines, entries, positions, and how large they may be."""
+"""The formats of the records of calls: lines, entries, positions, and their limits."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import msgspec
 
 _ENTRY_BYTES = 64 << 10
-"""Lines are put into one entry until it has so many bytes."""
+"""Lines are added to one entry until it has this many bytes."""
 
 _PIECE_BYTES = 4000
-"""What LMDB keeps in one page of 4 KiB, as it does for each value of more than half of one."""
+"""Fits into one page of 4 KiB; LMDB gives each value that is larger than half a page its own page."""
 
 _PAGE_BYTES = 4096
 
 _OVERHEAD = 224
-"""Bytes of an entry beside its text: its keys in four trees, whose pages are two thirds full."""
+"""Bytes of an entry besides its text: its keys in four trees, whose pages are two thirds full."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBounds:
-    """How much is kept.
+    """Limits on what is kept.
 
     Attributes:
-        function_bytes: of each function.
-        total_bytes: of all together.
-        age_s: for how long.
+        function_bytes: bytes for each function.
+        total_bytes: bytes for all functions.
+        age_s: seconds for which lines are kept.
     """
 
     function_bytes: int = 16 << 20
@@ -36,7 +36,7 @@ class RecordBounds:
 
 @dataclass(frozen=True, slots=True)
 class LoggedLine:
-    """A line of a call's output, or how it ended (stream ``event``)."""
+    """A line of a call's output, or, in the stream ``event``, how it ended."""
 
     time_ms: int
     call_id: str
@@ -47,12 +47,12 @@ class LoggedLine:
 
 @dataclass(frozen=True, slots=True)
 class LineQuery:
-    """Which lines are wanted.
+    """Selects lines.
 
     Attributes:
-        function: of this one; empty: of all.
-        call_id: of calls whose id begins so; empty: of all.
-        since_ms: not older than that.
+        function: lines of this function; empty: of all.
+        call_id: lines of calls whose id starts with this; empty: of all.
+        since_ms: lines from this time on, ms since 1970.
     """
 
     function: str = ""
@@ -62,7 +62,7 @@ class LineQuery:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Before a line: so many lines of an entry, and all of earlier entries, come before it."""
+    """The position before a line: a number of lines of an entry, and all earlier entries, come before it."""
 
     number: int = 0
     lines: int = 0
@@ -70,7 +70,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some lines; where the next page begins, and whether there is one now."""
+    """Some lines, the position of the next page, and whether it has lines now."""
 
     lines: list[LoggedLine]
     following: Position
@@ -79,7 +79,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Lines of one call, as they are kept."""
+    """Lines of one call, in the form in which they are kept."""
 
     function: str
     call_id: str
@@ -88,7 +88,7 @@ class Entry:
 
     @classmethod
     def all_of(cls, function: str, call_id: str, worker: str, lines: Sequence[tuple[int, str, str]]) -> list[Entry]:
-        """A call's lines (time, stream, text), cut into entries of bounded size."""
+        """Split a call's lines (time, stream, text) into entries of bounded size."""
         entries: list[Entry] = []
         some: list[tuple[int, str, str]] = []
         size = 0
@@ -104,14 +104,14 @@ class Entry:
 
     @property
     def kept_bytes(self) -> int:
-        """What it takes on disk."""
+        """Bytes that it takes on disk."""
         full, last = divmod(len(self.body), _PIECE_BYTES)
-        beside_it = max(1, _PIECE_BYTES // (last + 20))  # so many pieces of this size in a page
+        beside_it = max(1, _PIECE_BYTES // (last + 20))  # how many pieces of this size share a page
         return _OVERHEAD + full * _PAGE_BYTES + (_PAGE_BYTES // beside_it if last else 0)
 
 
 def packed(worker: str, lines: list[tuple[int, str, str]]) -> bytes:
-    """The lines that a call printed at a worker, as they are kept."""
+    """Serialize the lines that a call printed on a worker."""
     try:
         return msgspec.msgpack.encode((worker, lines))
     except UnicodeEncodeError:

@@ -1,11 +1,11 @@
-"""What is kept of calls on disk: lines of their output, and figures. One LMDB environment, bounded by size and age.
+"""Keeps calls' output and statistics on disk, in an LMDB environment that is bounded by size and age.
 
-It is kept for people to look at. What a pool that is killed has not written yet, at most about a second's, is lost; a
-damaged environment is put aside, and a new one begun. Neither holds up calls.
+The records are for people to look at. If a pool is killed, it loses what it had not written yet, about a second's worth
+at most. A damaged environment is set aside and a new one started. Neither delays calls.
 
-The lines that a call left are kept together, as one or several *entries*. Entries are numbered in the order in which
-they came. An entry's text is cut into pieces that fit into a page each: so room that is freed is always of use, and
-the file does not grow beyond what is kept, whatever the lengths of lines.
+The lines of a call are kept together, in one or several *entries*, numbered in the order in which they arrived. An
+entry's text is split into pieces that each fit into a page. So freed space can always be reused, and the file does not
+grow beyond what is kept, whatever the lengths of lines.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ _BYTES_KEY = b"bytes"
 _DATABASES = ("meta", "functions", "entries", "pieces", "of_functions", "of_calls", "figures")
 _WRITE_BYTES = 1 << 20
 _PRUNE_TO = 63 / 64
-"""Of a bound: room is made for some time at once."""
+"""Pruning goes down to this part of a bound, so that it is not needed again at once."""
 _DROP_AT_ONCE = 2_000
 _SKEW_MS = 60_000
-"""How much the clock of a worker, which says when a line was printed, may be ahead of the pool's."""
+"""How far a worker's clock, from which lines have their times, may be ahead of the pool's."""
 _INDEXED_CHARS = 6
-"""Beginnings of call ids that are shorter match so many calls that all are looked through."""
+"""A shorter beginning of a call id matches so many calls that all entries are scanned instead."""
 _CALL_ID_BYTES_MAX = 256
 _NUMBER_MAX = (1 << 64) - 1
 
 
 class _Kept(msgspec.Struct, array_like=True):
-    """What is known of an entry without its body."""
+    """An entry without its body."""
 
     function: int
     call_id: str
@@ -84,11 +84,11 @@ _counts = msgspec.msgpack.Decoder(int)
 
 
 class CallRecords:
-    """Thread-safe. Methods raise ``StorageError`` where the disk fails.
+    """The records of calls. Thread-safe. Methods raise ``StorageError`` if the disk fails.
 
     Args:
-        path: of the environment's directory; None: one that goes with this object.
-        bounds: how much is kept.
+        path: directory of the environment; None: a temporary one.
+        bounds: limits on what is kept.
     """
 
     def __init__(self, path: Path | None = None, bounds: RecordBounds | None = None) -> None:
@@ -103,19 +103,19 @@ class CallRecords:
             self._env = _opened(self._path)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the environment."""
         self._env.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
     def add(self, entries: Iterable[Entry], time_ms: int | None = None) -> None:
-        """Keep entries that came at this time (default: now); older ones make room for them."""
+        """Add entries that arrived at this time (default: now); older ones are removed to make room."""
         now_ms = time.time_ns() // 1_000_000 if time_ms is None else time_ms
         for some in _in_parts(entries):
             self._write(lambda env, txn, some=some: _Writing(env, txn, self._bounds).add(some, now_ms))  # type: ignore[misc]
 
     def drop_old(self, time_ms: int | None = None) -> None:
-        """Forget what is older than it may become."""
+        """Remove entries that have reached the maximum age."""
         now_ms = time.time_ns() // 1_000_000 if time_ms is None else time_ms
         before = _first_number(now_ms - int(self._bounds.age_s * 1000))
         while self._write(lambda env, txn: _Writing(env, txn, self._bounds).drop_before(before)):
@@ -126,7 +126,7 @@ class CallRecords:
         return self._env.read(lambda txn: _Reading(self._env, txn, query).page(at, limit))
 
     def position_before(self, query: LineQuery, count: int, limit: int = 500) -> Position:
-        """Where the last ``count`` lines begin."""
+        """The position where the last ``count`` lines begin."""
         if not count:
             return self._env.read(lambda txn: _Reading(self._env, txn, query).end())
         left, before, more = count, _NUMBER_MAX, True
@@ -139,7 +139,7 @@ class CallRecords:
         return Position()
 
     def save_figures(self, documents: Sequence[tuple[str, bytes]], gone: Sequence[str] = ()) -> None:
-        """Keep the figures of functions in place of theirs that were kept, each as a document; forget those gone."""
+        """Save the statistics of functions, one document each, replacing earlier ones; remove those of ``gone``."""
 
         def work(env: Environment, txn: Transaction) -> None:
             for function, document in documents:
@@ -150,7 +150,7 @@ class CallRecords:
         self._write(work)
 
     def figures(self) -> list[tuple[str, bytes]]:
-        """What was kept last."""
+        """The statistics that were saved last."""
         return [
             (key.decode(errors="replace"), value) for page in self._env.pages("figures", b"") for key, value in page
         ]
@@ -167,7 +167,7 @@ class CallRecords:
 
 
 class _Writing:
-    """One transaction's changes."""
+    """The changes of one transaction."""
 
     def __init__(self, env: Environment, txn: Transaction, bounds: RecordBounds) -> None:
         self._txn = txn
@@ -175,7 +175,7 @@ class _Writing:
         self._bounds = bounds
 
     def add(self, entries: Sequence[Entry], now_ms: int) -> None:
-        """Keep entries; older ones make room for them."""
+        """Add entries; older ones are removed to make room."""
         cursor = self._txn.cursor(self._databases["entries"])
         number = max(_first_number(now_ms), _number(cursor.key()) + 1 if cursor.last() else 0)
         functions: dict[str, _Function] = {}
@@ -197,7 +197,7 @@ class _Writing:
             self._make_room(self._total() - int(_PRUNE_TO * self._bounds.total_bytes))
 
     def drop_before(self, number: int) -> bool:
-        """Forget some entries with lower numbers; whether there may be more."""
+        """Remove some entries with lower numbers; return whether there may be more."""
         cursor = self._txn.cursor(self._databases["entries"])
         some = []
         for key in _keys(cursor, b"", number.to_bytes(8, "big")):
@@ -208,7 +208,7 @@ class _Writing:
         return len(some) == _DROP_AT_ONCE
 
     def _make_room(self, wanted: int, of: bytes = b"", name: str = "") -> None:
-        """Forget the oldest entries, of a function or of all, until so many bytes are free."""
+        """Remove the oldest entries, of a function or of all, until so many bytes are free."""
         database = "of_functions" if name else "entries"
         gone = []
         for key in _keys(self._txn.cursor(self._databases[database]), of, of + b"\xff" * 9):
@@ -275,7 +275,7 @@ class _Writing:
 
 
 class _Reading:
-    """One transaction's look at the lines that a query wants."""
+    """Reads the lines that a query selects, in one transaction."""
 
     def __init__(self, env: Environment, txn: Transaction, query: LineQuery) -> None:
         self._txn = txn
@@ -300,14 +300,14 @@ class _Reading:
         return Page(lines, following, more=False)
 
     def end(self) -> Position:
-        """After all lines that there are."""
+        """The position after the last line."""
         if "entries" not in self._databases:
             return Position()
         cursor = self._txn.cursor(self._databases["entries"])
         return Position(_number(cursor.key()) + 1 if cursor.last() else 0)
 
     def back(self, wanted: int, before: int, limit: int) -> tuple[Position | None, int, int, bool]:
-        """From an entry backwards: where the last lines begin, if found; else how many more are wanted, from where."""
+        """Search backwards for where the last lines begin; if not found, how many are missing, and where to go on."""
         for looked_at, number in enumerate(self._numbers(0, before, backwards=True)):
             if looked_at == limit:
                 return None, wanted, number + 1, True
@@ -318,7 +318,7 @@ class _Reading:
         return None, wanted, 0, False
 
     def _lines(self, number: int) -> list[tuple[int, LoggedLine]]:
-        """Those wanted of an entry, each with how many come before it."""
+        """The selected lines of an entry, each with the number of lines before it."""
         kept = _read(_entries, self._txn.get(number.to_bytes(8, "big"), db=self._databases["entries"]))
         if self._function is not None and kept.function != self._function:
             return []
@@ -338,7 +338,7 @@ class _Reading:
         )
 
     def _numbers(self, first: int, before: int, *, backwards: bool) -> Iterator[int]:
-        """Of entries that may have such lines, in order."""
+        """Numbers of entries that may have selected lines, in order."""
         if self._none or "entries" not in self._databases:
             return iter(())
         first = max(first, _first_number(self._query.since_ms - _SKEW_MS))
@@ -360,7 +360,7 @@ class _Reading:
 
 
 def _keys(cursor: Any, low: bytes, high: bytes, *, backwards: bool = False) -> Iterator[bytes]:
-    """Keys from ``low`` on, up to before ``high``."""
+    """Keys from ``low`` up to, but not including, ``high``."""
     if not backwards:
         if cursor.set_range(low) if low else cursor.first():
             for key in cursor.iternext(keys=True, values=False):
@@ -376,7 +376,7 @@ def _keys(cursor: Any, low: bytes, high: bytes, *, backwards: bool = False) -> I
 
 
 def _in_parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Such as are written at once: room for all of it is taken before that of older ones is given back."""
+    """Split entries into batches for one write each, as a batch needs its space before older entries free theirs."""
     part: list[Entry] = []
     size = 0
     for entry in entries:
@@ -390,7 +390,7 @@ def _in_parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def _first_number(time_ms: int) -> int:
-    """The least number of entries that came at this time."""
+    """The lowest number of entries that arrived at this time."""
     return min(max(0, time_ms) << 20, _NUMBER_MAX - 1)
 
 
@@ -410,7 +410,7 @@ def _read(decoder: msgspec.msgpack.Decoder[T], document: bytes | None) -> T:
 
 
 def _opened(path: Path) -> Environment:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # what functions print is nobody else's
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # the output of functions is private
     env = Environment(path, _DATABASES)
     try:
         _check_format(env)

@@ -1,8 +1,8 @@
-"""Routing calls: a turn, a worker, another one if that is lost.
+"""Routes calls: waits for a permit, chooses a worker, and another one if that is lost.
 
-A worker is chosen as the less busy of two taken at random ("the power of two choices", Mitzenmacher,
-IEEE TPDS 12(10), 2001): nearly as good as asking all, without all callers running to the same one. Busy
-is how long a call would take there: the calls it has, times how slow it lately was beside the others.
+It chooses the less busy of two random workers ("the power of two choices", Mitzenmacher, IEEE TPDS 12(10), 2001). This
+is nearly as good as comparing all, and callers do not all choose the same one. How busy a worker is means how long a
+call would take there: the number of its calls, times its recent latency relative to the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CACHE_BYTES = 64 << 20
 _LOOK_AGAIN_S = 0.05
 _HOMES_MAX = 4_096
 _HOME_BUSIER = 2.0
-"""How many times busier than another one a worker may be that has a user's process: starting one takes longer."""
+"""A worker that has a process of the user may be this many times busier, since starting a process takes longer."""
 
 
 @dataclass(slots=True)
@@ -55,15 +55,15 @@ class _Cached:
 
 
 class CallRouter:
-    """Takes calls to workers. Thread-safe.
+    """Routes calls to workers. Thread-safe.
 
     Args:
-        find: a function by its name, None if there is none.
-        workers: who runs them.
-        finished: told of each call that ran: who ran it, and what became of it.
-        statistics: count the calls.
-        shares: how much of it each user gets.
-        places: how many calls may be under way.
+        find: returns a function by name; None if there is none.
+        workers: the workers that run calls.
+        finished: called after each call, with its worker and its report.
+        statistics: counts the calls.
+        shares: the shares of users.
+        places: limits how many calls run.
         clock_s: monotonic seconds.
     """
 
@@ -88,9 +88,9 @@ class CallRouter:
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
         self._latencies = Latencies(clock_s)
-        self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # where a user's last call of one ran
+        self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # which worker ran a user's last call
         self._limiters: WeakValueDictionary[str, ConcurrencyLimiter] = WeakValueDictionary()  # while there are calls
-        self._running: dict[str, _Running] = {}  # by the tokens of what runs at workers
+        self._running: dict[str, _Running] = {}  # calls that run on workers, by token
         self._statistics = statistics or StatisticsByFunction()
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
@@ -100,7 +100,7 @@ class CallRouter:
         )
 
     def call(self, call: Call, timeout_s: float | None, running: RunningCall | None = None) -> str:
-        """The result, as JSON.
+        """Call a function, and return its result as JSON.
 
         Args:
             call: what is called.
@@ -108,13 +108,13 @@ class CallRouter:
             running: lets another thread end it.
 
         Raises:
-            FunctionNotFound: no such function.
-            FunctionBusy: as many calls of it run and wait as may.
-            ServerBusy: as many calls are under way as may be; a nested one is to be made again (``nested.patiently``).
+            FunctionNotFound: there is no such function.
+            FunctionBusy: as many calls of the function run and wait as are allowed.
+            ServerBusy: as many calls run as are allowed; a nested call should be retried (``nested.patiently``).
             FunctionsUnavailable: no worker can run it.
             CallUncertain: its worker was lost, and it must not run twice.
             CallAbandoned: ``running`` was ended.
-            StorageError: what the call itself ended with.
+            StorageError: the call itself failed.
         """
         deadline, running = Until(timeout_s), running or RunningCall()
         with self._admitted(call, deadline, running) as mine:
@@ -132,18 +132,19 @@ class CallRouter:
         return report.result
 
     def stream(self, call: Call, timeout_s: float | None, running: RunningCall, items: Items) -> None:
-        """Call a function, and hand over what it gives as it comes: of a generator its items, else its result.
+        """Call a function, and pass on its items as they arrive; the result of a non-generator is a single item.
 
-        A call that has given something is not run again elsewhere.
+        Once an item has been passed on, the call is not run again elsewhere.
 
         Args:
             call: what is called.
             timeout_s: how long all of it may take; None: the function's own limits.
             running: lets another thread end it.
-            items: get what it gives, as JSON.
+            items: receives the items, as JSON.
 
         Raises:
-            StorageError: as :meth:`call`; CallUncertain, too, if the worker was lost after it gave something.
+            CallUncertain: as for :meth:`call`, and if the worker was lost after it gave an item.
+            StorageError: as for :meth:`call`.
         """
         deadline = Until(timeout_s)
         with self._admitted(call, deadline, running) as mine:
@@ -153,7 +154,7 @@ class CallRouter:
             if key is not None and (found := self._cached(key)) is not None:
                 self._statistics_of(function.name).from_cache()
                 for item in found:
-                    items(item, lambda: False)  # what is cached is no more than may be ahead
+                    items(item, lambda: False)  # cached items fit into what may be sent ahead
                 return
             with self._permit(function, mine, deadline, running) as permit:
                 report = self._run(function, mine, deadline, running, permit, given)
@@ -164,26 +165,26 @@ class CallRouter:
             self._keep(function, key, tuple(given.kept))
 
     def figures(self, name: str) -> FunctionFigures:
-        """How the calls of a function do."""
+        """Statistics of a function's calls."""
         with self._lock:
             limiter = self._limiters.get(name)
         running, waiting = (0, 0) if limiter is None else limiter.counts()
         return FunctionFigures(self._statistics.figures(name), running, waiting)
 
     def forget(self, name: str) -> None:
-        """There is no such function any more: drop what is known of its calls."""
+        """Drop everything known about the calls of a function that was removed."""
         self._statistics.forget(name)
         with self._lock:
             for key in [key for key, cached in self._cache.items() if cached.function == name]:
                 del self._cache[key]
 
     def outstanding(self) -> dict[str, int]:
-        """Calls under way by worker."""
+        """Number of running calls by worker."""
         with self._lock:
             return dict(self._outstanding)
 
     def _found(self, name: str, deadline: Until) -> RoutedFunction:
-        """The function; just after a pool's start, the workers that have its bundle may yet have to come."""
+        """Find a function; waits, as just after a pool's start the workers with its bundle may not have joined yet."""
         give_up = self._clock_s() + WAIT_FOR_WORKERS_S
         while True:
             try:
@@ -197,13 +198,13 @@ class CallRouter:
                 return function
             time.sleep(min(_LOOK_AGAIN_S, deadline.left_s() or _LOOK_AGAIN_S))
 
-    # -- turns and the cache -------------------------------------------------------------------------
+    # -- permits and the cache -----------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _admitted(self, call: Call, deadline: Until, running: RunningCall) -> Iterator[Call]:
-        """Hold a place for a call, while the one that makes it, if one does, waits; what is known of it then.
+        """Hold a place for a call, and mark the outer call, if there is one, as waiting; yields the completed call.
 
-        Who makes it is believed for the sake of its token alone.
+        The caller's claim to be a nested call is believed only because of its token.
         """
         with ExitStack() as held:
             if call.parent:
@@ -215,7 +216,7 @@ class CallRouter:
             else:
                 call = replace(call.checked(), chain=())
                 held.enter_context(self._places.one(0, call.user_id))
-                # Not of nested ones, which are part of a call of the user: it would wait for itself.
+                # Nested calls are not counted: they are part of a call of the user, which would wait for itself.
                 held.enter_context(self._users.one(call.user_id, deadline.left_s(), running))
             yield call
 
@@ -230,7 +231,7 @@ class CallRouter:
         self, function: RoutedFunction, call: Call, deadline: Until, running: RunningCall
     ) -> AbstractContextManager[Permit | None]:
         if function.name in call.chain:
-            # It waits for itself: a turn of its own could never come.
+            # The function waits for itself: it might never get another permit.
             return contextlib.nullcontext()
         return self._limiter_of(function.name).permit(
             function.concurrency,
@@ -329,12 +330,12 @@ class CallRouter:
         running: RunningCall,
         permit: Permit | None,
     ) -> AbstractContextManager[str]:
-        """A worker that can run it, best not one that failed it before, and a place there.
+        """Hold a place at a worker that can run the call, preferably one that has not failed it before.
 
-        Waits for one to come, or to come back, or for a place to come free.
+        Waits for a worker to join or come back, or for a place to become free.
 
         Raises:
-            FunctionsUnavailable: there was none for too long; the text says why.
+            FunctionsUnavailable: there was no such worker for too long; the text says why.
         """
 
         def look() -> Found | None:
@@ -372,7 +373,7 @@ class CallRouter:
 
     @contextlib.contextmanager
     def _with_token(self, call: Call, permit: Permit | None) -> Iterator[Call]:
-        """A call as it goes to a worker: with a token, by which what it makes there is known meanwhile."""
+        """Add a token to a call, by which its nested calls and requests are recognized while it runs."""
         call = replace(call, token=secrets.token_hex(16))
         with self._lock:
             self._running[call.token] = _Running(call, permit)
@@ -383,7 +384,7 @@ class CallRouter:
                 del self._running[call.token]
 
     def _less_busy(self, function: RoutedFunction, user: str, workers: list[str]) -> str:
-        """Choose of two; one is where the user's process is, if it is somewhere."""
+        """The less busy of two workers; one of them is the worker with the user's process, if there is one."""
         if len(workers) == 1:
             return workers[0]
         two = random.sample(workers, 2)
@@ -401,14 +402,14 @@ class CallRouter:
 
     @contextlib.contextmanager
     def _counted(self, function: RoutedFunction, user: str, worker: str) -> Iterator[Callable[[CallReport], None]]:
-        """Count a call as under way at a worker; what is yielded is told what became of it."""
+        """Count a call as running on a worker; yields a callback for its report."""
         started = self._clock_s()
 
         def ended(report: CallReport) -> None:
             with self._lock:
                 if function.keeps:
                     self._homes[function.name, user] = worker
-                if report.error is None:  # one that fails at once is not quick
+                if report.error is None:  # a call that fails at once does not make a worker fast
                     self._latencies.took(function.name, worker, self._clock_s() - started)
 
         with self._lock:
@@ -443,13 +444,13 @@ def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: Given
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A call that runs at a worker, and its turn, if it has one of its own."""
+    """A call that runs on a worker, and its permit, if it has one of its own."""
 
     call: Call
     permit: Permit | None
 
     def nested(self, call: Call) -> Call:
-        """A call that it makes."""
+        """Complete a call that this call makes."""
         mine = self.call
         return replace(call, chain=(*mine.chain, mine.function), user_id=mine.user_id, call_id=mine.call_id)
 

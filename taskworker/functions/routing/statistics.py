@@ -1,4 +1,4 @@
-"""How a function's calls do: counts, rate, and how long they take."""
+"""Statistics of a function's calls: counts, rate, and duration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from storage.errors import FormatError
 
 _KEPT = 4096
 _FUNCTIONS_MAX = 1024
-"""Functions whose calls are counted; of more, those not called for longest are forgotten."""
+"""Functions with statistics; if there are more, the least recently called are forgotten."""
 _KEPT_OVER_RESTARTS = 512
 _RATE_WINDOW_S = 60.0
-_changes = itertools.count(1)  # no two changes have the same number, also of functions that are gone
+_changes = itertools.count(1)  # unique numbers of changes, also across functions that were removed
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _documents = msgspec.json.Decoder(_Kept)
 
 @dataclass(frozen=True, slots=True)
 class CallFigures:
-    """Of one function; percentiles in seconds over its latest 4096 calls."""
+    """Statistics of one function; percentiles in seconds over its latest 4096 calls."""
 
     calls: int = 0
     errors: int = 0
@@ -52,12 +52,12 @@ class CallFigures:
 
 @dataclass(frozen=True, slots=True)
 class FiguresChanged:
-    """Figures to be kept.
+    """Statistics to save.
 
     Attributes:
-        documents: of functions whose figures changed.
-        gone: functions whose figures are to be forgotten.
-        changes: how many changes the documents are of, by function.
+        documents: documents of the functions whose statistics changed.
+        gone: functions whose statistics should be removed.
+        changes: the number of the change that each document includes, by function.
     """
 
     documents: list[tuple[str, bytes]]
@@ -72,13 +72,13 @@ class CallStatistics:
         self._lock = threading.Lock()
         self._changes = 0
         self._calls = self._errors = self._cached = self._moved = 0
-        self._ended = 0  # calls that took time
-        # Of the latest calls, round and round: 64 KiB at most, where tuples would come to take 450.
+        self._ended = 0  # calls that ran, not answered from the cache
+        # Ring buffers of the latest calls: 64 KiB at most, where tuples would take 450.
         self._ended_at = array("d")
         self._taken_s = array("d")
 
     def ended(self, taken_s: float, *, failed: bool) -> None:
-        """A call came to its end."""
+        """Count a call that ended."""
         with self._lock:
             self._note(time.monotonic(), taken_s)
             self._calls += 1
@@ -86,7 +86,7 @@ class CallStatistics:
             self._changes = next(_changes)
 
     def _note(self, at: float, taken_s: float) -> None:
-        """A call ended then, after so long; the lock is held."""
+        """Record when a call ended, and how long it took; the caller holds the lock."""
         place = self._ended % _KEPT
         if place == len(self._ended_at):
             self._ended_at.append(at)
@@ -96,25 +96,25 @@ class CallStatistics:
         self._ended += 1
 
     def from_cache(self) -> None:
-        """A call was answered with an earlier result."""
+        """Count a call that was answered from the cache."""
         with self._lock:
             self._calls += 1
             self._cached += 1
             self._changes = next(_changes)
 
     def was_moved(self) -> None:
-        """A call's worker was lost, and another one took it."""
+        """Count a call that moved to another worker because its worker was lost."""
         with self._lock:
             self._moved += 1
             self._changes = next(_changes)
 
     @property
     def changes(self) -> int:
-        """A number that is another one once something was counted."""
+        """A number that changes whenever something is counted."""
         return self._changes
 
     def to_json(self) -> bytes:
-        """What is to be known of it after a restart."""
+        """Serialize what should survive a restart."""
         with self._lock:
             kept = min(self._ended, _KEPT)
             oldest = self._ended - kept
@@ -123,10 +123,10 @@ class CallStatistics:
         return msgspec.json.encode(counts)
 
     def restore(self, document: bytes) -> None:
-        """Begin with what was known before a restart; the rate is of calls since.
+        """Start from what was saved before a restart; the rate only covers later calls.
 
         Raises:
-            FormatError: the document is none.
+            FormatError: it is not such a document.
         """
         try:
             kept = _documents.decode(document)
@@ -138,14 +138,14 @@ class CallStatistics:
                 self._note(-math.inf, taken_s)
 
     def figures(self) -> CallFigures:
-        """As they are now."""
+        """The current statistics."""
         with self._lock:
             kept = min(self._ended, _KEPT)
             ended_at, taken_s = list(self._ended_at[:kept]), sorted(self._taken_s[:kept])
             counts = (self._calls, self._errors, self._cached, self._moved)
         since = time.monotonic() - _RATE_WINDOW_S
         recent = [at for at in ended_at if at >= since]
-        # Where the window holds more than is kept, what is kept tells over how long.
+        # If the window has more calls than are kept, the kept ones determine its length.
         over_s = _RATE_WINDOW_S if len(recent) < _KEPT else time.monotonic() - min(recent)
         return CallFigures(*counts, len(recent) / over_s, *(_percentile(taken_s, share) for share in (0.5, 0.95, 0.99)))
 
@@ -159,27 +159,27 @@ class StatisticsByFunction:
         self._saved: dict[str, int] = {}
 
     def of(self, function: str) -> CallStatistics:
-        """Of one, which is called, made if there are none yet."""
+        """The statistics of a function that is being called; created if absent."""
         with self._lock:
             found = self._by_function.pop(function, None) or CallStatistics()
-            self._by_function[function] = found  # what was called last stands last
+            self._by_function[function] = found  # most recently called last
             while len(self._by_function) > _FUNCTIONS_MAX:
                 del self._by_function[next(iter(self._by_function))]
             return found
 
     def figures(self, function: str) -> CallFigures:
-        """Of one, as they are now."""
+        """The current statistics of a function."""
         with self._lock:
             found = self._by_function.get(function)
         return CallFigures() if found is None else found.figures()
 
     def forget(self, function: str) -> None:
-        """There is no such function any more."""
+        """Forget a function that was removed."""
         with self._lock:
             self._by_function.pop(function, None)
 
     def changed(self) -> FiguresChanged:
-        """What was counted, and which functions are gone, since :meth:`saved` was told the last time."""
+        """What was counted, and which functions were removed, since the last call of :meth:`saved`."""
         with self._lock:
             all_of_them = list(self._by_function.items())
             gone = [function for function in self._saved if function not in self._by_function]
@@ -193,14 +193,14 @@ class StatisticsByFunction:
         return FiguresChanged(documents, gone, changes)
 
     def saved(self, changed: FiguresChanged) -> None:
-        """These are kept now."""
+        """Note that these statistics have been saved."""
         with self._lock:
             self._saved |= changed.changes
             for function in changed.gone:
                 self._saved.pop(function, None)
 
     def restore(self, function: str, document: bytes) -> None:
-        """Begin with what was kept; what cannot be read is not."""
+        """Start from saved statistics; unreadable ones are ignored."""
         try:
             statistics = self.of(function)
             statistics.restore(document)
@@ -211,5 +211,5 @@ class StatisticsByFunction:
 
 
 def _percentile(ordered: list[float], share: float) -> float:
-    """By nearest rank."""
+    """A percentile by nearest rank."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

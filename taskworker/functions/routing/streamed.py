@@ -1,4 +1,4 @@
-"""Items that a generator gives: how many are ahead of who takes them, and until when."""
+"""Passes on the items of a generator, within a limit on items ahead of the consumer, until the deadline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CACHED_RESULT_BYTES_MAX = 1 << 20
 
 
 def item_bytes(item: str) -> int:
-    """What an item takes in memory."""
-    return len(item) + 64  # and about so much for the text's own head
+    """Bytes that an item takes in memory."""
+    return len(item) + 64  # plus the overhead of the string object
 
 
 class Given:
-    """Hands over items; knows whether there were any, and which, if they are small enough to be cached.
+    """Passes items on, and keeps them for the cache while they are small enough.
 
-    A call has ended when its function's time is over; whoever takes its items may then hold nothing up any more. So
-    those that are not taken by then are dropped, until the worker tells how the call ended.
+    A call has ended when its function's time is over, and a slow consumer of its items must not delay anything after
+    that. So items that are not taken by then are dropped, until the worker reports how the call ended.
     """
 
     def __init__(self, items: Items, function: RoutedFunction) -> None:
@@ -37,7 +37,7 @@ class Given:
         self.kept: list[str] | None = []
 
     def __call__(self, item: str, over: Callable[[], bool]) -> None:
-        """Hand over one item."""
+        """Pass on one item."""
         if not self.any:
             self._over_at = time.monotonic() + self._function.wall_s
         self.any = True
@@ -50,15 +50,15 @@ class Given:
             self._items(item, lambda: over() or self._is_late())
 
     def _is_late(self) -> bool:
-        """Asked while an item waits to be taken, and then it is dropped."""
+        """Whether the call's time is over, so that an item that waits to be taken is dropped."""
         self._late = time.monotonic() >= self._over_at
         return self._late
 
     def require_all(self) -> None:
-        """Return if all that was given was handed over.
+        """Check that all items were passed on.
 
         Raises:
-            DeadlineExceeded: it was not, as it was not taken in time.
+            DeadlineExceeded: some items were dropped because they were not taken in time.
         """
         if self._late:
             raise DeadlineExceeded(
@@ -76,14 +76,14 @@ class Until:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has come."""
+        """Whether this point in time has passed."""
         return self._at is not None and time.monotonic() >= self._at
 
     def left_s(self) -> float | None:
-        """Seconds left.
+        """Seconds left; None: no limit.
 
         Raises:
-            DeadlineExceeded: none are.
+            DeadlineExceeded: no time is left.
         """
         if self._at is None:
             return None

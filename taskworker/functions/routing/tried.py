@@ -1,4 +1,4 @@
-"""What one call's search for a worker came to: who is full, who cannot run it and why, and when that is enough."""
+"""The state of a call's search for a worker: which are full, which cannot run it and why, and when to give up."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 from taskworker.calls.labels import text_of
 
 WAIT_FOR_WORKERS_S = 10.0
-"""How long a worker that can run a call is waited for."""
+"""Seconds to wait for a worker that can run a call."""
 _OF_DEADLINE = 0.75
-"""Of a call's time, if that is less: its caller is to hear why, and does not once its time is over."""
+"""The wait takes at most this part of the call's time, so that the reason still reaches the caller in time."""
 _LOSSES_MAX = 10
-"""Workers that may be lost while they run a call: it may be what ends them."""
+"""Give up after this many workers were lost while running the call, as the call may be the cause."""
 _AGAIN_S = 0.1
 _AGAIN_S_MAX = 2.0
 _NAMED_MAX = 8
 
 
 class Tried:
-    """Belongs to one call.
+    """The workers that one call has tried.
 
     Args:
         timeout_s: how long the call may take; None: for ever.
@@ -33,29 +33,29 @@ class Tried:
         self._full: set[str] = set()
         self._none_since: float | None = None
         self._unable: dict[str, str] = {}
-        self._again: dict[str, tuple[float, float]] = {}  # when to try one that was unable, and the pause before that
+        self._again: dict[str, tuple[float, float]] = {}  # of unable workers: when to retry, and the last pause
         self._lost: dict[str, str] = {}
         self._losses = 0
 
     def fresh(self, able: list[str]) -> list[str]:
-        """Those of them that are to be tried in this round."""
+        """The workers among ``able`` to try in this round."""
         now = self._clock_s()
         return [
             one for one in able if one not in self._skipped | self._full and self._again.get(one, (0.0, 0.0))[0] <= now
         ]
 
     def full(self, worker: str) -> None:
-        """It has as many calls as it may: a place will come free."""
+        """Note that a worker has no free place now; one will become free."""
         self._full.add(worker)
 
     def unable(self, worker: str, reason: str) -> None:
-        """It cannot run the call, which it says itself."""
+        """Note that a worker reported that it cannot run the call."""
         pause_s = min(_AGAIN_S_MAX, 2 * self._again.get(worker, (0.0, _AGAIN_S / 2))[1])
         self._again[worker] = self._clock_s() + pause_s, pause_s
         self._unable[worker] = reason
 
     def lost(self, worker: str, *, may_have_run: bool) -> None:
-        """It was lost amid the call, or before."""
+        """Note that a worker was lost during the call or before it."""
         self._skipped.add(worker)
         self._lost[worker] = "was lost"
         if may_have_run:
@@ -64,24 +64,24 @@ class Tried:
 
     @property
     def too_many_lost(self) -> bool:
-        """Whether the call is better not run again."""
+        """Whether the call should not be run again."""
         return self._losses >= _LOSSES_MAX
 
     def look_again(self) -> None:
-        """A place may have come free where there was none."""
+        """Reconsider workers that were full, as places may have become free."""
         self._full.clear()
 
     def again(self) -> None:
-        """After a pause: those that were lost may be back."""
+        """Reconsider lost workers after a pause, as they may be back."""
         self._skipped.clear()
 
     @property
     def in_vain(self) -> bool:
-        """Whether nobody could take the call in this round, not even later."""
+        """Whether no worker could take the call in this round, or will once it has a free place."""
         return not self._full
 
     def is_enough(self) -> bool:
-        """At the end of a round: whether it has been in vain for so long that nobody is waited for any more."""
+        """At the end of a round: whether the search has been in vain for too long."""
         if not self.in_vain:
             self._none_since = None
             return False
@@ -89,12 +89,12 @@ class Tried:
         return self._clock_s() - self._none_since > self._wait_s
 
     def told(self, name: str, needs: Mapping[str, str], obstacles: Mapping[str, str]) -> str:
-        """Why a function cannot be called, and what to do.
+        """The text that says why a function cannot be called, and what to do.
 
         Args:
-            name: of the function.
+            name: name of the function.
             needs: the labels that it needs.
-            obstacles: why workers that are there cannot run it, by worker.
+            obstacles: why live workers cannot run it, by worker.
         """
         reasons = {**self._lost, **obstacles, **self._unable}
         some = [f"{worker} {reason}" for worker, reason in sorted(reasons.items())[:_NAMED_MAX]]

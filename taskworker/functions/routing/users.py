@@ -1,4 +1,4 @@
-"""What an operator allows each user: how many calls at once, and which share where users compete."""
+"""The operator's limits for users: how many calls each may run, and the weights when users compete."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from taskworker.calls.call import RunningCall
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy
 
 USER_CALLS = 96
-"""Of the 128 calls that a pool has under way."""
+"""Calls that a user may run, of the 128 that a pool runs at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserShares:
-    """How much of a pool's functions each user gets.
+    """Each user's share of a pool's functions.
 
     Attributes:
-        calls: under way at once, of each user.
-        calls_of: of these users, in place of ``calls``.
-        queue: calls beyond these that wait, of each user.
-        queue_of: of these users, in place of ``queue``.
-        weights: of these users; others have 1.
+        calls: how many calls each user may run at once.
+        calls_of: other numbers for these users.
+        queue: how many further calls of each user may wait.
+        queue_of: other numbers for these users.
+        weights: weights of these users; others have 1.
     """
 
     calls: int = USER_CALLS
@@ -48,16 +48,16 @@ class UserShares:
         return self.weights.get(user, 1.0)
 
     def calls_of_one(self, user: str) -> int:
-        """How many calls a user may have under way."""
+        """How many calls a user may run at once."""
         return self.calls_of.get(user, self.calls)
 
     def queue_of_one(self, user: str) -> int:
-        """How many more calls of a user may wait."""
+        """How many further calls of a user may wait."""
         return self.queue_of.get(user, self.queue)
 
 
 class _Calls:
-    """Of one user: how many are under way, and what wakes those that wait, in order."""
+    """The running calls of a user, and the events that wake waiting ones, in order."""
 
     __slots__ = ("under_way", "waiting")
 
@@ -67,30 +67,30 @@ class _Calls:
 
 
 class UserCalls:
-    """Counts the calls of each user, and lets some wait. Thread-safe."""
+    """Limits the running and waiting calls of each user. Thread-safe."""
 
     def __init__(self, shares: UserShares) -> None:
         self._shares = shares
         self._lock = threading.Lock()
-        self._calls: dict[str, _Calls] = {}  # of users who have some
+        self._calls: dict[str, _Calls] = {}  # for users who have calls
 
     def counts(self, user: str) -> tuple[int, int]:
-        """(under way, waiting) of one."""
+        """(running, waiting) calls of a user."""
         with self._lock:
             mine = self._calls.get(user)
             return (0, 0) if mine is None else (mine.under_way, len(mine.waiting))
 
     @contextmanager
     def one(self, user: str, timeout_s: float | None, running: RunningCall) -> Iterator[None]:
-        """Have one call more under way, after waiting for another one's end if need be.
+        """Hold a place for one more running call, after waiting for one if necessary.
 
         Args:
-            user: on whose behalf.
-            timeout_s: for how long to wait.
-            running: the call; ended, it waits no longer.
+            user: the user on whose behalf it runs.
+            timeout_s: seconds to wait at most.
+            running: the call; if it is ended, it stops waiting.
 
         Raises:
-            FunctionBusy: as many of the user's are under way and wait as may.
+            FunctionBusy: as many calls of the user run and wait as are allowed.
             DeadlineExceeded: the time ran out before.
             CallAbandoned: ``running`` was ended before.
         """
@@ -103,7 +103,7 @@ class UserCalls:
             self._end(user)
 
     def _begin(self, user: str) -> threading.Event | None:
-        """Begin, or wait in line: for what this gives."""
+        """Take a place, and return None; or join the queue, and return the event to wait for."""
         most, queue = self._shares.calls_of_one(user), self._shares.queue_of_one(user)
         with self._lock:
             mine = self._calls.setdefault(user, _Calls())
@@ -126,7 +126,7 @@ class UserCalls:
             woken.wait(timeout_s)
         with self._lock:
             mine = self._calls[user]
-            if woken not in mine.waiting:  # its turn came
+            if woken not in mine.waiting:  # it got its place
                 return
             mine.waiting.remove(woken)
         if running.cancelled:
@@ -139,7 +139,7 @@ class UserCalls:
         with self._lock:
             mine = self._calls[user]
             if mine.waiting:
-                mine.waiting.popleft().set()  # which takes its place
+                mine.waiting.popleft().set()  # it takes over the place
                 return
             mine.under_way -= 1
             if not mine.under_way:
