@@ -1,1 +1,1 @@
-"""The world outside of the pool: outside APIs (egress), names (DNS) and the secrets that open them."""
+"""What functions may reach outside the pool: outside APIs (egress), DNS names, and the secrets for both."""

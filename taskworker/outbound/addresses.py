@@ -1,4 +1,4 @@
-"""Which addresses are of the public internet, whatever form they come in."""
+"""Judges whether addresses, in any notation, belong to the public internet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dns.rrset import RRset
 
 Address = IPv4Address | IPv6Address
 
-# Forms of IPv6 that lead to an IPv4 address: its bits from the right.
+# IPv6 networks that embed an IPv4 address, with the number of bits to its right.
 _EMBEDDING = {
     IPv6Network("::/96"): 0,  # "compatible", long obsolete
     IPv6Network("::ffff:0:0/96"): 0,  # mapped
@@ -18,28 +18,28 @@ _EMBEDDING = {
     IPv6Network("64:ff9b::/96"): 0,  # NAT64
     IPv6Network("2002::/16"): 80,  # 6to4
 }
-# Lists of special addresses in the standard library differ between Python's versions: what the oldest lacks is here.
+# The standard library's lists of special addresses differ between Python versions: these are missing in the oldest.
 SPECIAL = tuple(
     map(
         ip_network,
         (
-            "168.63.129.16/32",  # the metadata server of Azure, on an address like any other
-            "192.0.0.0/24",  # protocols' own; Oracle's metadata server among them
+            "168.63.129.16/32",  # Azure's metadata server, at an otherwise ordinary address
+            "192.0.0.0/24",  # reserved for protocols; includes Oracle's metadata server
             "192.88.99.0/24",  # relays of 6to4
-            "2001::/23",  # protocols' own, Teredo among them
+            "2001::/23",  # reserved for protocols; includes Teredo
             "2001:db8::/32",
             "2620:4f:8000::/48",  # reverse zones of private addresses
             "3fff::/20",  # documentation
         ),
     )
 )
-"""Networks of no host that an outside name should lead to."""
+"""Networks that a name outside the pool should not resolve to."""
 _ISATAP = 0x5EFE
-_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # who knows where a site's own translator leads
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # translated by the site itself, to unknown addresses
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is global unicast; one that embeds an IPv4 address is what that one is."""
+    """Whether an address is global unicast; for an embedded IPv4 address, whether that one is."""
     if any(address in network for network in SPECIAL):
         return False
     if isinstance(address, IPv6Address):
@@ -54,13 +54,13 @@ def is_public(address: Address) -> bool:
 
 
 def is_isatap(address: IPv6Address) -> bool:
-    """Whether its last 32 bits are an IPv4 address that it leads to (RFC 5214)."""
+    """Whether the last 32 bits are an embedded IPv4 address (ISATAP, RFC 5214)."""
     number = int(address)
     return (number >> 32) & 0xFFFF == _ISATAP and (number >> 48) & 0xFDFF == 0
 
 
 def addresses_in(rrset: RRset) -> Iterator[Address]:
-    """The addresses that records lead clients to: of A and AAAA, and the hints of SVCB and HTTPS."""
+    """The addresses in records that clients would connect to: A, AAAA, and the hints in SVCB and HTTPS."""
     for record in rrset:
         if rrset.rdtype in (RdataType.A, RdataType.AAAA):
             yield ip_address(record.address)

@@ -1,1 +1,1 @@
-"""The node pool: membership, layout, the fleet of workers behind the engine, and its background work."""
+"""The node pool: membership, layout, the workers behind the engine, and background work."""

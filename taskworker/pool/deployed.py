@@ -1,4 +1,4 @@
-"""Deployed functions: each a file of the pool's own, its versions the function's versions."""
+"""Deployed functions: each is a file owned by the pool, whose versions are the function's versions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from taskworker.functions.routing.port import RoutedFunction
 from taskworker.sandbox import Limits
 
 _CANDIDATE_S = 3600.0
-"""No deployment takes longer."""
+"""Longer than any deployment takes; older candidates are left over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What became of a deployment.
+    """The result of a deployment.
 
     Attributes:
         function: its name.
-        version_id: the newest one, empty after a dry run.
-        changed: whether it was not so already.
+        version_id: id of the newest version; empty after a dry run.
+        changed: False if this version was already the newest.
         imported_by: workers that have imported it.
-        not_imported: why no worker has; of a function's first version, or one that was deployed before.
+        not_imported: why no worker has; only for a function's first version, or one deployed before.
         able: workers that can run it now.
-        unable: those that cannot, and why.
+        unable: workers that cannot, and why.
     """
 
     function: str
@@ -48,43 +48,43 @@ class Deployment:
 
 
 class Importing(Protocol):
-    """The workers, who import a function before it is deployed."""
+    """The port to the workers, which import a function before it is deployed."""
 
     def able(self, function: RoutedFunction) -> list[str]:
-        """Those that can run it."""
+        """Workers that can run it."""
 
     def obstacles(self, function: RoutedFunction) -> dict[str, str]:
-        """Why the others cannot."""
+        """Why the other workers cannot."""
 
     def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
-        """The workers that imported it.
+        """Have workers import it; returns those that did.
 
         Raises:
-            FunctionsUnavailable: none could.
-            StorageError: why the function cannot be imported.
+            FunctionsUnavailable: no worker could import it now.
+            StorageError: the function cannot be imported; the error says why.
         """
 
 
 class DeployedFunctions:
-    """The functions deployed into a pool. Thread-safe.
+    """The deployed functions of a pool. Thread-safe.
 
     Args:
-        store: the pool's.
-        importing: tries what is to be deployed.
-        limits_max: what a function may ask for at most.
+        store: the pool's store.
+        importing: imports functions before they are deployed.
+        limits_max: the highest limits that a function may ask for.
     """
 
     def __init__(self, store: FileStorage, importing: Importing, limits_max: Limits = LIMITS_MAX) -> None:
         self._store = store
         self._importing = importing
         self._limits_max = limits_max
-        self._lock = threading.Lock()  # of changes
+        self._lock = threading.Lock()  # for changes
         self._known: dict[str, RoutedFunction] = {}
-        self._trying: set[str] = set()  # candidates' versions
-        self._tried: dict[str, str] = {}  # by function: what its newest version was as a candidate
+        self._trying: set[str] = set()  # versions of candidates
+        self._tried: dict[str, str] = {}  # by function: the candidate's version id of its newest version
 
     def find(self, name: str) -> RoutedFunction | None:
-        """A function by its name."""
+        """The function with this name."""
         known = self._known.get(name)
         if known is None:
             with self._lock:
@@ -95,11 +95,11 @@ class DeployedFunctions:
         return known
 
     def is_wanted(self, name: str, version_id: str) -> bool:
-        """Whether calls of a function go to this version, now or if it is deployed: from the catalog alone.
+        """Whether this version of a function is live or a candidate; reads only the catalog.
 
         Args:
             name: the function.
-            version_id: of the function, or of the candidate that it was when workers tried it.
+            version_id: version id of the function, or of the candidate that workers imported.
         """
         if version_id in self._trying or self._tried.get(name) == version_id:
             return True
@@ -110,15 +110,15 @@ class DeployedFunctions:
         return head is not None and head.version_id == version_id
 
     def any(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any deployed functions."""
         return bool(self._known or self._store.list_files(user_id=OWNER, limit=1))
 
     def all(self) -> list[tuple[RoutedFunction, Version]]:
-        """Each function with its newest version, by name; while a bundle cannot be read, without its options."""
+        """All functions with their newest versions, by name; without options while a bundle cannot be read."""
         return [(self._listed(head), head) for head in self._store.list_files(user_id=OWNER)]
 
     def names(self) -> list[RoutedFunction]:
-        """Each function without its options, by name: from the catalog alone, so that no worker is waited for."""
+        """All functions by name, without options: reads only the catalog, so that it never waits for a worker."""
         heads = self._store.list_files(user_id=OWNER)
         return [RoutedFunction(head.filename, head.version_id, head.file_id) for head in heads]
 
@@ -130,25 +130,25 @@ class DeployedFunctions:
         return found or RoutedFunction(head.filename, head.version_id, head.file_id)
 
     def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool = False) -> Deployment:
-        """Make a bundle the newest version of the function that it names, once a worker has imported it.
+        """Make a bundle the newest version of its function, once a worker has imported it.
 
         Args:
-            bundle: the function.
-            user_id: who deploys it.
-            dry_run: only have it imported.
+            bundle: the function's bundle.
+            user_id: the user who deploys it.
+            dry_run: import it, but do not deploy it.
 
         Raises:
-            FormatError, InvalidArgument: it is no bundle, or asks for what is not given.
+            FormatError, InvalidArgument: it is not a bundle, or its document asks for something out of bounds.
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and an earlier version would no longer be the newest.
         """
-        spec_of(bundle)  # what is none is not stored
+        spec_of(bundle)  # so that an invalid bundle is not stored
         self._drop_old_candidates()
         version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
         return self.deploy_pushed(version.file_id, version.version_id, user_id, dry_run=dry_run)
 
     def deploy_pushed(self, file_id: str, version_id: str, user_id: str, *, dry_run: bool = False) -> Deployment:
-        """As :meth:`deploy`, with a bundle that is a file of ``CANDIDATE_OWNER`` already, which is deleted then."""
+        """Like :meth:`deploy`, with a bundle that was pushed as a file of ``CANDIDATE_OWNER``; deletes that file."""
         self._drop_old_candidates()
         try:
             bundle = self._candidate(file_id, version_id)
@@ -171,12 +171,12 @@ class DeployedFunctions:
 
         Args:
             name: the function.
-            version_id: the version, or how its id begins; empty: the one before the newest.
-            user_id: who does so.
+            version_id: the version, or the start of its id; empty: the one before the newest.
+            user_id: the user who rolls back.
 
         Raises:
-            FunctionNotFound: no such function.
-            InvalidArgument: no such version, or several.
+            FunctionNotFound: there is no such function.
+            InvalidArgument: there is no such version, or there are several.
         """
         history = self.history(name)
         if not version_id:
@@ -210,7 +210,7 @@ class DeployedFunctions:
         return list(self._store.history(head.file_id, user_id=OWNER))
 
     def undeploy(self, name: str) -> None:
-        """End a function and its versions.
+        """Remove a function and its versions.
 
         Raises:
             FunctionNotFound: no such function.
@@ -245,7 +245,7 @@ class DeployedFunctions:
 
     @contextlib.contextmanager
     def _being_tried(self, version_id: str) -> Iterator[None]:
-        """Meanwhile, workers keep a candidate's processes: either it is deployed then, or they end."""
+        """Within this context, workers keep a candidate's processes; afterwards they end unless it was deployed."""
         self._trying.add(version_id)
         try:
             yield
@@ -253,7 +253,7 @@ class DeployedFunctions:
             self._trying.discard(version_id)
 
     def _imported(self, candidate: RoutedFunction, may_be_untried: bool) -> tuple[tuple[str, ...], str]:
-        """Who has imported it, or why nobody could."""
+        """The workers that imported it, or the reason why none could."""
         try:
             return self._importing.prepare(candidate), ""
         except FunctionsUnavailable as error:
@@ -264,11 +264,11 @@ class DeployedFunctions:
             raise FunctionBroken(f"{candidate.name} is not deployed as this version: {error}") from error
 
     def _drop_old_candidates(self) -> None:
-        """What a pool that was killed has left."""
+        """Remove candidates that a killed pool left behind."""
         before_ms = (time.time() - _CANDIDATE_S) * 1000
         for version in self._store.list_files(user_id=CANDIDATE_OWNER, limit=100):
             if version.time_ms < before_ms:
-                with contextlib.suppress(FileNotFound):  # another deployment took it
+                with contextlib.suppress(FileNotFound):  # another deployment removed it
                     self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
 
     def _routed(self, head: Version) -> RoutedFunction:

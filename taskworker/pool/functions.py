@@ -1,4 +1,4 @@
-"""The pool's part in calls: what is deployed and offered, who runs it, what it left behind."""
+"""The pool's functions: deployments, workers' offers, routing of calls, and their logs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _LOOK_S = 0.25
 
 
 class PoolFunctions:
-    """Functions of a pool, with a thread that watches their workers from :meth:`start` until :meth:`close`.
+    """The functions of a pool, with a thread that watches their workers from :meth:`start` until :meth:`close`.
 
     Args:
-        store: the pool's.
-        membership: the pool's.
-        transport: reaches workers.
-        policy: what the operator sets.
-        records: the directory that keeps what calls print, and how they do; None: one that goes with this object.
+        store: the pool's store.
+        membership: the pool's members.
+        transport: sends calls to workers.
+        policy: the operator's settings.
+        records: directory for calls' output and statistics; None: a temporary one.
 
     Attributes:
-        weight_of: of a user: who has twice the weight gets twice as much, where users compete.
+        weight_of: returns a user's weight; a user with twice the weight gets twice as much when users compete.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PoolFunctions:
         self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._watcher.start()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The state of a pool in one line that a person understands."""
+"""The health of a pool in one readable line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _DOING = {"repair": "repairing", "rebalance": "moving shards"}
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """What may be lost of what is coded alike.
+    """The risk to the versions that have the same erasure profile.
 
     Attributes:
-        profile: how: k-of-n.
-        files: whose heads are.
-        versions: that are, those of deleted files included that were not collected yet.
-        survivable: how many more workers, whichever, with all of it readable; negative: some cannot be read now.
-        promised: how many it will be once all is mended.
+        profile: the profile, k-of-n.
+        files: number of files whose heads have it.
+        versions: number of versions with it, including those of deleted files that were not collected yet.
+        survivable: how many more workers, whichever, may be lost with all versions readable; negative: some are
+            unreadable now.
+        promised: how many that will be after repair.
     """
 
     profile: str
@@ -31,7 +32,7 @@ class Risk:
 
     @property
     def label(self) -> str:
-        """What it is."""
+        """A name for these versions."""
         if self.files:
             return f"{self.files:,} file{'s' if self.files > 1 else ''} ({self.profile})"
         return f"{self.versions:,} earlier or deleted version{'s' if self.versions > 1 else ''} ({self.profile})"
@@ -39,19 +40,19 @@ class Risk:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """What may be lost.
+    """How many losses the files of a pool survive.
 
     Attributes:
-        survivable: how many more workers, whichever, with all files readable as far as is known for sure; None
-            before the first one joined.
-        promised: how many it will be once all is mended.
-        files: there are.
-        endangered: the files that are less safe than that, if they are known.
-        risks: the same by how things are coded, where they are not all coded alike.
-        fatal: kinds of failure domain beyond workers, such as a zone, the loss of one of which may be too much.
-        full: workers that have no space for more.
+        survivable: how many more workers, whichever, may be lost with all files certainly readable; None before the
+            first worker joined.
+        promised: how many that will be after repair.
+        files: number of files.
+        endangered: the files that survive fewer losses, if they are known.
+        risks: the same by erasure profile, if not all files have the same one.
+        fatal: kinds of failure domain besides workers, such as zones, of which losing a single one may be too much.
+        full: workers that have no space left.
         read_only: workers whose disks take no writes.
-        refusing: workers that cannot write for now.
+        refusing: workers that temporarily cannot write.
     """
 
     survivable: int | None
@@ -65,7 +66,7 @@ class Safety:
     refusing: Sequence[str] = ()
 
     def few(self) -> dict[int, int]:
-        """Files less safe than promised, by how many workers they can still lose; empty unless these are only some."""
+        """Numbers of endangered files, by how many losses they survive; empty unless only some files are endangered."""
         if self.endangered is None or not self.endangered.all_known or len(self.risks) > 1:
             return {}
         less = {spare: files for spare, files in sorted(self.endangered.files.items()) if spare < self.promised}
@@ -73,7 +74,7 @@ class Safety:
 
 
 def losses_in_words(count: int, what: str) -> str:
-    """What ``count`` further losses mean."""
+    """``count`` further losses in words."""
     if count < 0:
         return f"some files cannot be read until a {what} comes back"
     if count == 0:
@@ -85,18 +86,18 @@ BEHIND_LINE = "the catalog is older than what the workers hold, so files can onl
 
 
 def rebuild_line(workers: int) -> str:
-    """What is to be done about a catalog that is lost, with so many workers there."""
+    """The line that says how to rebuild a lost catalog, given the number of workers that are back."""
     there = f"{workers} worker{' has' if workers == 1 else 's have'} joined"
     return f"the catalog is lost; {there}: run `taskworker rebuild` once all of them are back"
 
 
 def health_line(safety: Safety, offline: int, work: Sequence[WorkStatus]) -> str:
-    """One sentence: what may be lost, and what is being done about it.
+    """One sentence on which losses the files survive, and what is being done about it.
 
     Args:
-        safety: of the files.
+        safety: the safety of the files.
         offline: how many workers are away.
-        work: repair and rebalance.
+        work: the status of repair and rebalance.
     """
     if safety.survivable is None:
         return "no worker has joined yet; start some with `taskworker worker`"
@@ -141,7 +142,7 @@ def _few_in_words(few: dict[int, int], safety: Safety) -> str:
 
 
 def _bears(spare: int, files: int) -> str:
-    """What so many files bear."""
+    """How many losses these files survive, in words."""
     s = "s" if files == 1 else ""
     if spare < 0:
         return "cannot be read until a worker comes back"

@@ -1,4 +1,4 @@
-"""Which worker can run which function, by what the workers' processes offer, and calls handed to them."""
+"""Keeps track of which workers can run which functions, by their offers, and sends calls to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taskworker.pool.membership import Membership
 
 @dataclass(frozen=True, slots=True)
 class WarmFunction:
-    """A function's processes on a worker; memory as proportional set size in bytes."""
+    """A function's warm processes on a worker; memory is the proportional set size in bytes."""
 
     function: str
     worker: str
@@ -33,18 +33,18 @@ class WarmFunction:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a worker's process can run.
+    """The functions that a worker's process offers to run.
 
     Attributes:
-        worker: its id.
-        instance: of the process.
-        hosts_deployed: whether it takes any deployed function.
-        functions: of its own program, by name.
-        warm: what has processes there.
-        labels: of the worker.
-        address: where a worker without a volume is reached; empty: it is a member of the pool.
-        unavailable: why it takes no deployed function.
-        platform: for compiled packages, if it is known.
+        worker: id of the worker.
+        instance: random name of its process.
+        hosts_deployed: whether it runs deployed functions.
+        functions: functions that its own program declares, by name.
+        warm: functions that have processes there.
+        labels: labels of the worker.
+        address: address of a worker without a volume; empty: the worker is a member of the pool.
+        unavailable: why it does not run deployed functions.
+        platform: its platform for compiled packages, if known.
     """
 
     worker: str
@@ -60,7 +60,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A worker that runs functions, as it is now; ``functions`` are those of its own program, ``platform`` a tag."""
+    """The state of a worker that runs functions; ``functions`` are those of its own program, ``platform`` is a tag."""
 
     worker: str
     address: str
@@ -77,11 +77,11 @@ _OFFERS_TAKE_S = 5.0
 _LOOK_AGAIN_S = 0.05
 _NAMED_MAX = 8
 LEASE_S = 4.0
-"""How long the offer of a worker without a volume counts; it comes again every second."""
+"""How long the offer of a worker without a volume is valid; it is renewed every second."""
 
 
 class Transport(Protocol):
-    """Hands a call to a worker's process."""
+    """Sends calls to workers' processes."""
 
     def invoke(
         self,
@@ -93,31 +93,31 @@ class Transport(Protocol):
         running: RunningCall,
         items: Items | None = None,
     ) -> CallReport:
-        """As ``taskworker.functions.routing.port.Workers.invoke``."""
+        """See ``taskworker.functions.routing.port.Workers.invoke``."""
 
     def prepare(self, worker: str, address: str, function: RoutedFunction, timeout_s: float) -> None:
         """Have a worker import a function that is not deployed yet.
 
         Raises:
-            WorkerGone: it was lost.
-            ServerBusy: it cannot now.
-            StorageError: why the function cannot be imported.
+            WorkerGone: the worker was lost.
+            ServerBusy: the worker cannot import it now.
+            StorageError: the function cannot be imported; the error says why.
         """
 
     def abandon(self, worker: str) -> None:
-        """Let the calls under way at a worker fail with WorkerGone."""
+        """Make a worker's running calls fail with WorkerGone."""
 
 
 class Hosting:
-    """The workers as those who run calls (``taskworker.functions.routing.port.Workers``). Thread-safe.
+    """The ``Workers`` of routing: the pool's workers that run calls. Thread-safe.
 
     Args:
-        membership: tells who is alive.
-        transport: reaches them.
-        weight_of: of a user: who has twice the weight gets twice as many places at a worker.
+        membership: knows which workers are alive.
+        transport: sends calls to them.
+        weight_of: returns a user's weight; a user with twice the weight gets twice as many places at a worker.
 
     Attributes:
-        redactors: take the secrets that calls were given out of what is kept and told of them.
+        redactors: redact secrets that calls were given from their output and errors.
     """
 
     def __init__(
@@ -128,18 +128,18 @@ class Hosting:
         self._weight_of = weight_of
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
-        self._leases: dict[str, float] = {}  # of workers without volumes: when they end, on the monotonic clock
+        self._leases: dict[str, float] = {}  # of workers without volumes: monotonic end times
         self._places: WeakValueDictionary[str, Places] = WeakValueDictionary()  # while there are calls
         self._under_way: dict[str, Call] = {}
         self._running: Counter[str] = Counter()
         self.redactors = CallRedactors()
 
     def offer(self, offer: Offer) -> None:
-        """Take note of what a worker can run.
+        """Record what a worker offers to run.
 
         Raises:
-            NotJoined: the pool holds no lease of this process.
-            WorkerRefused: it has no volume, and the id of another worker.
+            NotJoined: this process has no lease.
+            WorkerRefused: the worker has no volume, and uses the id of another worker.
         """
         if not offer.address and self._membership.address_of(offer.worker, offer.instance) is None:
             raise NotJoined(f"the pool holds no lease of worker {offer.worker}; join again")
@@ -159,13 +159,13 @@ class Hosting:
             )
 
     def is_without_volume(self, worker: str) -> bool:
-        """Whether a worker with this id runs functions, and is no member of the pool."""
+        """Whether the worker with this id only runs functions, and is not a member of the pool."""
         with self._lock:
             offer = self._offers.get(worker)
         return offer is not None and bool(offer.address) and self._is_alive(offer)
 
     def withdraw(self, worker: str, instance: str) -> None:
-        """A worker without a volume stops."""
+        """Note that a worker without a volume stops."""
         with self._lock:
             offer = self._offers.get(worker)
             if offer is None or offer.instance != instance or not offer.address:
@@ -194,7 +194,7 @@ class Hosting:
         ]
 
     def look(self) -> None:
-        """Drop the offers of processes that are gone, and let their calls move; to be called a few times a second."""
+        """Drop the offers of processes that are gone, and move their calls; call this a few times a second."""
         with self._lock:
             gone = [offer for offer in self._offers.values() if not self._is_alive(offer)]
             for offer in gone:
@@ -204,17 +204,17 @@ class Hosting:
             self._transport.abandon(offer.worker)
 
     def offered(self, name: str) -> RoutedFunction | None:
-        """A function of workers' own programs, by name."""
+        """The function that workers' own programs declare under ``name``."""
         with self._lock:
             return next((offer.functions[name] for offer in self._offers.values() if name in offer.functions), None)
 
     def all_offered(self) -> dict[str, RoutedFunction]:
-        """All functions of workers' own programs."""
+        """All functions that workers' own programs declare."""
         with self._lock:
             return {name: one for offer in self._offers.values() for name, one in offer.functions.items()}
 
     def warm(self, function: str) -> list[WarmFunction]:
-        """Where a function has processes."""
+        """A function's warm processes, by worker."""
         with self._lock:
             return [one for offer in self._offers.values() for one in offer.warm if one.function == function]
 
@@ -222,7 +222,7 @@ class Hosting:
         return self._address_of(offer) is not None
 
     def _address_of(self, offer: Offer) -> str | None:
-        """Where a worker is reached, None once it is not alive."""
+        """The address of a worker; None if it is not alive."""
         if offer.address:
             return offer.address if time.monotonic() < self._leases.get(offer.worker, 0.0) else None
         return self._membership.address_of(offer.worker, offer.instance)
@@ -273,7 +273,7 @@ class Hosting:
                 redactor.report(report)
                 return report
         except WorkerGone:
-            # No further calls until it offers itself again, which a living one does within moments.
+            # No further calls until its next offer, which a live worker sends within moments.
             with self._lock:
                 if self._offers.get(worker) is offer:
                     del self._offers[worker]
@@ -286,11 +286,11 @@ class Hosting:
                     del self._running[worker]
 
     def prepare(self, function: RoutedFunction) -> tuple[str, ...]:
-        """Have workers that can run it import a function that is not deployed yet: one of each platform; their ids.
+        """Have one able worker of each platform import a function before it is deployed; returns their ids.
 
         Raises:
-            FunctionsUnavailable: none could.
-            StorageError: why the function cannot be imported.
+            FunctionsUnavailable: no worker could import it now.
+            StorageError: the function cannot be imported; the error says why.
         """
         self._await_hosts()
         able = self.able(function)
@@ -314,7 +314,7 @@ class Hosting:
         raise FunctionsUnavailable(f"no worker can import {function.name}{needed}" + (f" ({told})" if told else ""))
 
     def _prepared(self, offer: Offer, function: RoutedFunction) -> str | None:
-        """None if a worker has imported it; else why it could not now."""
+        """None if a worker has imported it; otherwise why it could not now."""
         address = self._address_of(offer)
         if address is None:
             return "is gone"
@@ -325,21 +325,21 @@ class Hosting:
         return None
 
     def _await_hosts(self) -> None:
-        """Just after a start, workers need a moment to offer themselves."""
+        """Wait for offers: just after the pool's start, workers need a moment."""
         give_up = time.monotonic() + _OFFERS_TAKE_S
         while not self.hosts() and time.monotonic() < give_up:
             time.sleep(_LOOK_AGAIN_S)
 
     def call_of(self, token: str) -> Call | None:
-        """The call under way that was given this token, None if it is over."""
+        """The running call with this token; None if it is over."""
         with self._lock:
             return self._under_way.get(token)
 
 
 def _obstacle(offer: Offer, function: RoutedFunction) -> str:
-    """Why a worker cannot run a function; empty: it can."""
+    """Why a worker cannot run a function; empty if it can."""
     if not function.file_id:
-        # Two processes may pack the same function into bundles that differ by a byte: the name decides.
+        # Compared by name: two processes may pack the same function into bundles that differ by a byte.
         return "" if function.name in offer.functions else "has no such function"
     if not offer.hosts_deployed:
         return f"runs no functions: {offer.unavailable}" if offer.unavailable else "runs no functions"

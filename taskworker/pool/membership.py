@@ -1,8 +1,8 @@
-"""Membership: who takes part in the pool, by leases; pure bookkeeping over a clock, no network.
+"""Membership of the pool, by leases; pure bookkeeping over a clock, without network.
 
-A worker joins, then renews its lease by heartbeats. Missing the lease makes it suspect (its shards are
-stood in for), missing the grace time makes it lost (the layout goes on without it). It is itself again
-whenever it comes back with its id: its slot is kept for it.
+A worker joins, then renews its lease by heartbeats. When its lease expires, it is suspect, and others stand in for it.
+When the grace time expires as well, it is lost, and a new layout is made without it. It resumes its former place
+whenever it comes back with its id, for which its slot is kept.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from taskworker.rpc.protocol import PROTOCOL
 
 
 class Standing(StrEnum):
-    """Whether a member has a part in the layout; kept over restarts."""
+    """Whether a member is in the layout; kept across restarts."""
 
     IN = "in"
-    DRAINING = "draining"  # its shards move off; it serves them meanwhile
-    DRAINED = "drained"  # they have; it takes part again only when told
-    OUT = "out"  # lost; it takes part again once it is back
+    DRAINING = "draining"  # its shards are being moved off; it still serves them
+    DRAINED = "drained"  # its shards have been moved off; it returns only when told to
+    OUT = "out"  # lost; it returns to the layout once it is back
 
     @property
     def is_counted_on(self) -> bool:
@@ -36,7 +36,7 @@ class Standing(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """How a worker is, for people."""
+    """The state of a worker, for people."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
@@ -44,11 +44,11 @@ class WorkerState(StrEnum):
     LEFT = "left"
     DRAINING = "draining"
     DRAINED = "drained"
-    DISTRUSTED = "distrusted"  # it lied about what it holds
-    FULL = "full"  # it has no space for more; others take what is new
-    READ_ONLY = "read-only"  # likewise, as its disk takes no writes
-    REFUSING = "refusing"  # likewise, as it cannot write for now, for want of descriptors or the like
-    SLOW = "slow"  # it keeps pushes waiting, or cannot read what it holds; others stand in for it
+    DISTRUSTED = "distrusted"  # it lied about the shards it holds
+    FULL = "full"  # it has no space left; others take new shards
+    READ_ONLY = "read-only"  # its disk takes no writes; others take new shards
+    REFUSING = "refusing"  # it cannot write for now, for example without free descriptors
+    SLOW = "slow"  # it delays pushes, or cannot read its shards; others stand in for it
 
     @property
     def is_away(self) -> bool:
@@ -65,18 +65,18 @@ _STATES = {
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
-    """A member as it is kept in the catalog.
+    """A member's record in the catalog.
 
     Attributes:
-        slot: its number, given once.
+        slot: its number, which is never reused.
         worker: its id.
         zone: its failure domain.
         capacity: its weight in the layout, in bytes.
-        address: where it was reached last.
-        volume_id: of the volume it came with last.
-        standing: its part in the layout.
+        address: its last address.
+        volume_id: id of the volume that it last had.
+        standing: whether it is in the layout.
         allowed: while it is on trial, how much of its capacity counts in the layout; 0: all of it.
-        owner: whose machine it is, if that is told.
+        owner: the owner of its machine, if given.
     """
 
     slot: int
@@ -91,15 +91,15 @@ class MemberRecord(msgspec.Struct, frozen=True):
 
     @property
     def member(self) -> Member:
-        """As the layout sees it."""
+        """The member of a layout."""
         capacity = min(self.capacity, self.allowed) if self.allowed else self.capacity
         return Member(self.slot, self.worker, self.zone, capacity, self.owner)
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
-    """How a worker is doing: bytes, the share of a processor it takes, rotten shards it found since it started.
+    """A worker's load: bytes, its share of a processor, and the corrupt shards it found since it started.
 
-    What begins with ``scrub`` is of its own scrub, see :class:`taskworker.worker.self_scrub.ScrubState`.
+    Fields that start with ``scrub`` are about its own scrub, see :class:`taskworker.worker.self_scrub.ScrubState`.
     """
 
     cpu: float = 0.0
@@ -118,7 +118,7 @@ class WorkerLoad(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A worker's request to join. ``k`` and ``n`` are of the pool that its volume was made for; 0: not told."""
+    """A worker's request to join. ``k`` and ``n`` are those of the pool that its volume was made for; 0: unknown."""
 
     worker: str
     address: str
@@ -136,7 +136,7 @@ class Application:
 
 @dataclass(slots=True)
 class _Presence:
-    """What is known of a worker's process."""
+    """What is known about a worker's process."""
 
     instance: str
     expires_s: float
@@ -148,7 +148,7 @@ class _Presence:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A member with what is known of its process."""
+    """A member, with the state of its process."""
 
     record: MemberRecord
     state: WorkerState
@@ -169,13 +169,13 @@ class Admission:
     """The outcome of a join."""
 
     record: MemberRecord
-    emptied: bool  # it came with another volume than before
+    emptied: bool  # it came with a different volume than before
     layout_changes: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """Workers whose lease, or grace time, has run out since the last look."""
+    """Workers whose lease or grace time has expired since the last check."""
 
     suspect: list[MemberRecord]
     lost: list[MemberRecord]
@@ -186,10 +186,10 @@ class Membership:
 
     Args:
         pool_id: a worker of another pool is refused.
-        records: the members kept.
-        slots_given: how many slot numbers were ever given, to members forgotten since as well.
-        lease_s: how long a heartbeat counts.
-        grace_s: how long a silent worker keeps its part in the layout.
+        records: the stored members.
+        slots_given: how many slot numbers were ever assigned, including those of members forgotten since.
+        lease_s: how long a lease lasts after a heartbeat.
+        grace_s: how long a silent worker stays in the layout.
         clock_s: monotonic seconds.
         wall_ms: milliseconds since 1970.
     """
@@ -213,33 +213,33 @@ class Membership:
         self._lock = threading.Lock()
         self._records = {record.worker: record for record in records}
         now = clock_s()
-        # After a restart of the pool, everybody gets the time to notice and join again.
+        # After a restart of the pool, all workers get time to notice and join again.
         self._presence = {worker: _Presence("", now, 0, since_s=now) for worker in self._records}
         self._told: dict[str, WorkerState] = {}
         self._slots_given = max([slots_given, *(record.slot + 1 for record in self._records.values())])
 
     @property
     def slots_given(self) -> int:
-        """How many slot numbers were ever given."""
+        """How many slot numbers were ever assigned."""
         return self._slots_given
 
     @property
     def records(self) -> list[MemberRecord]:
-        """All members that are not forgotten, by slot."""
+        """All members that were not forgotten, by slot."""
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.slot)
 
     def record(self, worker: str) -> MemberRecord | None:
-        """What is kept of a member; None if there is none of that name."""
+        """The record of a member; None if there is no such member."""
         with self._lock:
             return self._records.get(worker)
 
     def members(self) -> list[Member]:
-        """Those that have a part in the layout."""
+        """The members that are in the layout."""
         return [record.member for record in self.records if record.standing is Standing.IN]
 
     def rival(self, application: Application) -> Rival | None:
-        """The process that holds the id asked for by an unexpired lease, if there is one."""
+        """The process that holds an unexpired lease for the requested id, if there is one."""
         with self._lock:
             presence = self._presence.get(application.worker)
             if presence is None or presence.instance == application.instance or not self._is_alive(presence):
@@ -247,20 +247,20 @@ class Membership:
             return Rival(presence.instance, self._records[application.worker].address)
 
     def check(self, application: Application) -> None:
-        """Raise what :meth:`join` would raise now; changes nothing."""
+        """Raise the error that :meth:`join` would raise now; changes nothing."""
         with self._lock:
             self._check(application)
 
     def join(self, application: Application, *, allowed: int = 0) -> Admission:
-        """Let a worker in.
+        """Add a worker, or take it back.
 
         Args:
-            application: what it asks for.
-            allowed: how much of its capacity counts if it is a new one; 0: all.
+            application: its request.
+            allowed: how much of its capacity counts if it is new; 0: all.
 
         Raises:
-            WorkerRefused: version skew, another pool's volume, or a living worker has this id.
-            InvalidArgument: no capacity.
+            WorkerRefused: its protocol differs, its volume belongs to another pool, or a live worker has its id.
+            InvalidArgument: its capacity is zero.
         """
         with self._lock:
             self._check(application)
@@ -320,7 +320,7 @@ class Membership:
         return not presence.left and self._clock_s() < presence.expires_s
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
-        """Renew a lease; False if there is none to renew: the worker must join again."""
+        """Renew a lease; False if there is none, so that the worker must join again."""
         with self._lock:
             presence = self._presence.get(worker)
             if presence is None or presence.instance != instance or not self._is_alive(presence):
@@ -331,13 +331,13 @@ class Membership:
             return True
 
     def load(self, worker: str) -> WorkerLoad:
-        """What a worker told in its last heartbeat since it joined."""
+        """The load in a worker's last heartbeat since it joined."""
         with self._lock:
             presence = self._presence.get(worker)
             return presence.load if presence is not None else WorkerLoad()
 
     def leave(self, worker: str, instance: str) -> MemberRecord | None:
-        """A worker stops in good order; None if that one is not here."""
+        """Note that a worker stops in an orderly way; None if this process is not present."""
         with self._lock:
             presence = self._presence.get(worker)
             if presence is None or presence.instance != instance:
@@ -349,12 +349,12 @@ class Membership:
             return self._records[worker]
 
     def allow(self, worker: str, allowed: int) -> None:
-        """How much of a member's capacity counts in the layout from now on; 0: all."""
+        """Set how much of a member's capacity counts in the layout from now on; 0: all."""
         with self._lock:
             self._records[worker] = msgspec.structs.replace(self._records[worker], allowed=allowed)
 
     def set_standing(self, worker: str, standing: Standing) -> MemberRecord:
-        """Change a member's part in the layout.
+        """Change a member's standing.
 
         Raises:
             InvalidArgument: no such worker.
@@ -373,10 +373,10 @@ class Membership:
             return presence is not None and self._is_alive(presence)
 
     def drained(self, placed: Container[int]) -> list[MemberRecord]:
-        """Those whose shards have all moved off now that every shard is in its place: their standing becomes that.
+        """Mark draining members as drained, now that every shard is in its place; returns them.
 
         Args:
-            placed: slots of the members with a part in that layout: nothing has moved off who is drained since.
+            placed: slots of the members in that layout; members in it have not been drained yet.
         """
         with self._lock:
             records = [record for record in self._records.values() if record.slot not in placed]
@@ -386,14 +386,14 @@ class Membership:
             return draining
 
     def forget(self, worker: str) -> None:
-        """Drop a member, whatever it is; should it come back, it is a new one."""
+        """Remove a member, whatever its state; if it comes back, it is a new member."""
         with self._lock:
             self._records.pop(worker, None)
             self._presence.pop(worker, None)
             self._told.pop(worker, None)
 
     def expire(self) -> Expiry:
-        """Who has become suspect or lost since the last look."""
+        """The workers that have become suspect or lost since the last call."""
         suspect: list[MemberRecord] = []
         lost: list[MemberRecord] = []
         with self._lock:
@@ -412,7 +412,7 @@ class Membership:
         return Expiry(suspect, lost)
 
     def address_of(self, worker: str, instance: str) -> str | None:
-        """Where a process of a worker is reached, None once it is not alive."""
+        """The address of a worker's process; None if it is not alive."""
         with self._lock:
             presence = self._presence.get(worker)
             if presence is None or presence.instance != instance or not self._is_alive(presence):
@@ -420,7 +420,7 @@ class Membership:
             return self._records[worker].address
 
     def lost(self) -> list[MemberRecord]:
-        """Those that are lost and have a part in the layout all the same, by slot."""
+        """The members that are lost but still in the layout, by slot."""
         with self._lock:
             lost = (self._records[worker] for worker, told in self._told.items() if told is WorkerState.LOST)
             return sorted((record for record in lost if record.standing is Standing.IN), key=lambda record: record.slot)
@@ -433,7 +433,7 @@ class Membership:
     def _view(self, record: MemberRecord) -> WorkerView:
         presence = self._presence[record.worker]
         if record.standing is Standing.DRAINED:
-            state = WorkerState.DRAINED  # there or not: nobody waits for it
+            state = WorkerState.DRAINED  # present or not, it is not needed
         elif self._is_alive(presence):
             state = _STATES[record.standing]
         else:

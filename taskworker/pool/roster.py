@@ -1,7 +1,7 @@
-"""The roster: who takes part in a pool and where its shards are, kept so that the two agree.
+"""The roster: the members and layouts of a pool, stored consistently.
 
-A member without a layout, or a layout that has dropped a member whose standing still says otherwise, would stay so
-for ever. What changes together is therefore written in one transaction of the catalog.
+If only a part of a change were stored, such as a new member without its layout, or a layout without a member whose
+standing is unchanged, it would stay like that for ever. So related changes are stored in one transaction.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Roster:
     """Members and layouts at one moment.
 
     Attributes:
-        members: all members there are, by slot.
-        slots_given: how many slot numbers were ever given; the next new member gets this one.
-        layouts: the current layout, then those whose shards have not all moved yet, the newest first.
-        retired: layouts before those, whose table is used again once their members are back.
+        members: all members, by slot.
+        slots_given: how many slot numbers were ever assigned; the next new member gets this number.
+        layouts: the current layout, then those whose shards have not all been moved yet, newest first.
+        retired: earlier layouts, whose tables are reused once their members are back.
     """
 
     members: tuple[MemberRecord, ...] = ()
@@ -46,13 +46,13 @@ class Roster:
 
 
 class RosterKeeper:
-    """Keeps the roster in a pool's catalog; the latest one is ``roster``.
+    """Stores the roster in a pool's catalog; ``roster`` is the current one.
 
     Args:
-        catalog: of the pool.
+        catalog: the pool's catalog.
 
     Raises:
-        FormatError: what was kept is damaged.
+        FormatError: the stored roster is damaged.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -60,7 +60,7 @@ class RosterKeeper:
         self.roster = _read(catalog)
 
     def keep(self, roster: Roster) -> None:
-        """Durably put another roster in the place of this one, all of it at once."""
+        """Replace the roster durably, in one transaction."""
         changed: dict[str, bytes] = {}
         if roster.members != self.roster.members:
             changed[_MEMBERS] = msgspec.msgpack.encode(roster.members)
@@ -78,7 +78,7 @@ class RosterKeeper:
 def _read(catalog: Catalog) -> Roster:
     members = _document(catalog, _MEMBERS, _members, (), "the pool's list of members is")
     given = _document(catalog, _SLOTS, _count, 0, "the pool's count of members is")
-    at_least = max((member.slot for member in members), default=-1) + 1  # older pools kept no count
+    at_least = max((member.slot for member in members), default=-1) + 1  # older pools stored no count
     layouts, retired = (
         tuple(Layout.from_record(record) for record in _document(catalog, name, _layouts, [], "the pool's layouts are"))
         for name in (_LAYOUTS, _RETIRED)

@@ -1,4 +1,4 @@
-"""A pool that has just been started again: its workers live on, and are on their way back to it."""
+"""After a pool's restart, makes requests wait until the workers, which kept running, have joined again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class StartupBarrier:
-    """Who of the members is still to come. Thread-safe.
+    """Waits for members to join again. Thread-safe.
 
     Args:
-        slots: of the members whose data users may ask for.
+        slots: slots of the members that hold data of users.
     """
 
     def __init__(self, slots: Iterable[int]) -> None:
@@ -21,16 +21,16 @@ class StartupBarrier:
             self._over.set()
 
     def came(self, slot: int) -> None:
-        """A member has joined."""
+        """Note that a member has joined."""
         with self._lock:
             self._missing.discard(slot)
             if not self._missing:
                 self._over.set()
 
     def end(self) -> None:
-        """Wait for nobody any more."""
+        """End all waiting."""
         self._over.set()
 
     def wait(self) -> None:
-        """Return once all have come, or have been waited for long enough."""
+        """Wait until all members have joined, or the time limit is over."""
         self._over.wait()

@@ -1,7 +1,7 @@
-"""Trials: a new member gets its part in the layout in steps, each after what it was given before was read back.
+"""Trials: a new member gets its share of the layout in steps, each after its previous shards were read back.
 
-While it is on trial, its capacity is believed as far as members that have proved themselves have as much, and at most
-n - k shards of a stripe are on members on trial.
+While it is on trial, its capacity counts only up to the median of the proven members', and members on trial hold at
+most n - k shards of a stripe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import MemberRecord, Membership, Standing
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_FIRST_SHARE = 8  # of what it would get otherwise
+_FIRST_SHARE = 8  # the first step is one part in so many of its full share
 _GROWTH = 8
 
 
@@ -51,17 +51,17 @@ class Trials:
 
 
 def first_allowance(capacity: int, members: Iterable[MemberRecord]) -> int:
-    """How much of the capacity of a new member counts at first."""
+    """How much of a new member's capacity counts at first."""
     return max(1, _believed(capacity, members) // _FIRST_SHARE)
 
 
 def next_allowance(record: MemberRecord, members: Iterable[MemberRecord]) -> int:
-    """How much counts once all that it was given has been read back; 0: all, it is on trial no longer."""
+    """How much counts once all its shards have been read back; 0: all, and the trial is over."""
     grown = record.allowed * _GROWTH
     return 0 if grown >= _believed(record.capacity, members) // _FIRST_SHARE * _FIRST_SHARE else grown
 
 
 def _believed(capacity: int, members: Iterable[MemberRecord]) -> int:
-    """The capacity, but no more than members that take part have; of a newcomer among newcomers all of it."""
+    """The capacity, but at most the median of the proven members'; all of it if there are none."""
     proved = [one.capacity for one in members if one.standing is Standing.IN and not one.allowed]
     return min(capacity, median_high(proved)) if proved else capacity

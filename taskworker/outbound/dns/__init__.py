@@ -1,1 +1,1 @@
-"""Names: the pool's own zone, everything else forwarded and cached, and a DNS server in front of both."""
+"""DNS: the pool's own zone, forwarding and caching for all other names, and a server for both."""

@@ -1,4 +1,4 @@
-"""What is known about a name: records, or that there are none, with how long that holds."""
+"""Answers about names: records, or the fact that there are none, and how long they are valid."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dns.rdatatype import RdataType
 from dns.rrset import RRset
 
 Key = tuple[Name, RdataType]
-"""What is asked for; names compare case-insensitively."""
+"""A name and type; names compare case-insensitively."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known about a name and type.
+    """An answer for a name and type.
 
     Attributes:
-        rcode: NOERROR, NXDOMAIN, or why there is no answer.
-        answer: the records, after the aliases that lead to them.
-        authority: the zone's SOA where there are none (RFC 2308).
-        ttl_s: how long all of it holds, from when it was made.
-        authoritative: it is of the pool's own zone.
-        trouble: an extended error (RFC 8914) that says more than the rcode.
-        text: the same for people.
-        size: about how many bytes it takes.
+        rcode: NOERROR, NXDOMAIN, or the reason why there is no answer.
+        answer: the records, preceded by the aliases that lead to them.
+        authority: the zone's SOA if there are no records (RFC 2308).
+        ttl_s: seconds for which the answer is valid after it was made.
+        authoritative: whether it is from the pool's own zone.
+        trouble: an extended error (RFC 8914) that adds to the rcode.
+        text: the text of that error.
+        size: approximate bytes in memory.
     """
 
     rcode: Rcode
@@ -41,20 +41,20 @@ class Answer:
     size: int = 512
 
     def aged(self, seconds: int) -> Answer:
-        """The same, so many seconds later: TTLs counted down, none below zero."""
+        """The same answer some seconds later: with TTLs counted down, but not below zero."""
         if seconds <= 0:
             return self
         return self._with_ttls(lambda ttl: max(0, ttl - seconds))
 
     def stale(self, ttl_s: int) -> Answer:
-        """The same, given out after its time (RFC 8767) with a TTL of its own."""
+        """The same answer, served stale (RFC 8767) with this TTL."""
         told = self._with_ttls(lambda _ttl: ttl_s)
         if self.trouble is not None:
             return told
         return replace(told, trouble=EDECode.STALE_ANSWER, text="the name servers do not answer; this is out of date")
 
     def records_of(self, kind: RdataType) -> RRset | None:
-        """The records of the type asked for, if there are any."""
+        """The records of the requested type, if there are any."""
         return next((rrset for rrset in self.answer if rrset.rdtype == kind), None)
 
     def _with_ttls(self, changed: Callable[[int], int]) -> Answer:
@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """An answer as it is to be given out now, and for how many seconds it stays like that."""
+    """An answer to send now, and for how many seconds it stays unchanged."""
 
     answer: Answer
     holds_s: float
@@ -79,5 +79,5 @@ def _with_ttl(rrset: RRset, ttl: int) -> RRset:
 
 
 def refusal(rcode: Rcode, trouble: EDECode, text: str, ttl_s: int = 0) -> Answer:
-    """No records, and why."""
+    """An answer without records that says why."""
     return Answer(rcode, ttl_s=ttl_s, trouble=trouble, text=text)

@@ -1,4 +1,4 @@
-"""Keeps a server from being turned against others: replies may exceed their questions only so much."""
+"""Prevents amplification attacks: limits how much larger UDP replies may be than their questions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _BURST_S = 1.0
 
 
 class ReplyBudget:
-    """How many bytes replies over UDP may be larger than the questions, for each network of clients.
+    """Limits by how many bytes replies over UDP may exceed their questions, for each network of clients.
 
-    A forger of sender addresses gains what replies are larger by; so this is what is counted. Past it,
-    replies are sent without records, no longer than the questions, and honest clients come again by TCP.
+    An attacker who forges sender addresses gains the difference in size, so that difference is counted. Beyond the
+    limit, replies have no records and are no longer than the questions, and honest clients retry over TCP.
 
     Args:
-        bytes_per_s: for each network, an IPv4 /24 or IPv6 /56.
+        bytes_per_s: limit for each network, an IPv4 /24 or IPv6 /56.
         clock_s: monotonic seconds.
     """
 
@@ -43,6 +43,6 @@ class ReplyBudget:
 
 @lru_cache(_NETWORKS_MAX)
 def network_of(host: str) -> str:
-    """The network that a client is counted with: whoever has one address of it can have them all."""
+    """The network that a client belongs to: whoever has one of its addresses may have all of them."""
     prefix = 56 if ":" in host else 24
     return str(ip_network((host.partition("%")[0], prefix), strict=False))

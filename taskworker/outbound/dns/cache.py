@@ -1,4 +1,4 @@
-"""Answers kept while they hold: bounded, counted down, renewed before they end, given out late rather than not."""
+"""A bounded cache of answers, which renews answers before they expire, and serves stale ones rather than none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES_MAX = 8 << 20
 _STALE_MAX_S = 86_400.0  # RFC 8767 suggests one to three days
 _STALE_TTL_S = 30  # RFC 8767
 _STALE_AFTER_S = 1.8  # RFC 8767: clients give up after two seconds and more
-_RETRY_S = 30.0  # RFC 8767: so long nobody is asked again after a failure
+_RETRY_S = 30.0  # RFC 8767: the pause after a failure
 _FAILURE_TTL_S = 5  # RFC 9520: failures are kept for one second at least
 _PREFETCH_SHARE = 0.1  # unbound's
 _FETCHES_MAX = 512
@@ -41,16 +41,16 @@ class _Entry:
 
 
 class AnswerCache:
-    """Answers by name and type; for one event loop.
+    """A cache of answers by name and type; for one event loop.
 
-    Equal questions that wait are one question to the name servers: that is quicker, and gives whoever
-    forges answers one chance in place of many.
+    Equal questions that wait become one question to the name servers: this is faster, and gives a forger of
+    answers only one chance.
 
     Args:
-        fetch: asks for what is not here; raises NameServersFailed.
+        fetch: asks the name servers; raises NameServersFailed.
         clock_s: monotonic seconds.
-        bytes_max: of all answers together, as they came.
-        stale_after_s: how long a client waits for a fresh answer while there is an old one.
+        bytes_max: bytes of all answers together, as received.
+        stale_after_s: seconds that a client waits for a fresh answer while there is a stale one.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AnswerCache:
         self._fetching: dict[Key, asyncio.Task[Answer]] = {}
 
     def at_hand(self, name: Name, kind: RdataType) -> Resolved | None:
-        """What is here and holds; near its end it is renewed meanwhile."""
+        """The cached answer, if it is valid; close to its expiry, it is renewed in the background."""
         key, now = (name, kind), self._clock_s()
         entry = self._entries.get(key)
         if entry is None:
@@ -87,7 +87,7 @@ class AnswerCache:
         return Resolved(entry.answer.aged(int(age)), min(left, 1.0 - age % 1.0))
 
     async def get(self, name: Name, kind: RdataType) -> Resolved:
-        """What is here, else what the name servers say; what is out of date if they say nothing in time."""
+        """The cached answer, otherwise the name servers' answer; a stale one if they do not answer in time."""
         key = (name, kind)
         here = self.at_hand(name, kind)
         if here is not None:
@@ -105,12 +105,12 @@ class AnswerCache:
             return _late(old)
 
     def close(self) -> None:
-        """Give up what is being asked."""
+        """Cancel all pending questions."""
         for task in self._fetching.values():
             task.cancel()
 
     def _renew(self, key: Key) -> asyncio.Task[Answer] | None:
-        """Ask, unless it is asked already; None if too much is."""
+        """Ask for a key, unless that is pending already; None if too many questions are pending."""
         task = self._fetching.get(key)
         if task is None and len(self._fetching) < _FETCHES_MAX:
             task = self._fetching[key] = asyncio.create_task(self._fetched(key))

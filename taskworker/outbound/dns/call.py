@@ -1,4 +1,4 @@
-"""Names as a function under way may resolve them."""
+"""Name resolution for running functions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from taskworker.outbound.dns.names import Names, parse_kind, parse_name, shown
 from taskworker.outbound.dns.resolver import is_internal
 
 MayResolve = Callable[[str, str], bool]
-"""Whether a function, by name, may resolve a name of the world outside, in lower case without a dot at its end."""
+"""Whether a function may resolve an outside name, given in lower case without a trailing dot."""
 
 
 class NamesOfCall:
-    """Resolves for one call: the pool's own names, and those that its function may.
+    """Resolves names for one call: those of the pool's zone, and those that its function may resolve.
 
     Args:
-        names: who resolves.
-        function: of the call.
-        may_resolve: what it may.
+        names: resolves names.
+        function: the call's function.
+        may_resolve: tells which outside names it may resolve.
     """
 
     def __init__(self, names: Names, function: str, may_resolve: MayResolve) -> None:
@@ -27,10 +27,10 @@ class NamesOfCall:
         self._may_resolve = may_resolve
 
     def resolve(self, name: str, kind: str) -> list[str]:
-        """As ``taskworker.calls.capabilities.Capabilities.resolve``.
+        """See ``taskworker.calls.capabilities.Capabilities``.
 
         Raises:
-            PermissionDenied: the function may not, whether or not the name exists.
+            PermissionDenied: the function may not resolve the name, whether or not it exists.
         """
         asked = parse_name(name, parse_kind(kind))
         host = shown(asked).lower()

@@ -1,4 +1,4 @@
-"""The port to whoever knows what is in the pool: nodes, workers, functions."""
+"""The port through which DNS learns what is in the pool: nodes, workers, functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Host:
 
     Attributes:
         name: its id.
-        address: where it is reached, ``host:port``, ``[ipv6]:port`` or ``unix:path``; empty while it is not.
-        notes: what its TXT record tells, as ``key=value``.
+        address: its address, ``host:port``, ``[ipv6]:port`` or ``unix:path``; empty while it is not reachable.
+        notes: the entries of its TXT record, ``key=value``.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class NamedFunction:
-    """A function, and the ids of the workers that can run it now; ``notes`` as of :class:`Host`."""
+    """A function, and the ids of the workers that can run it now; ``notes`` as for :class:`Host`."""
 
     name: str
     workers: tuple[str, ...]
@@ -32,7 +32,7 @@ class NamedFunction:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that has a name."""
+    """Everything in the pool that has a name."""
 
     nodes: tuple[Host, ...] = ()
     workers: tuple[Host, ...] = ()
@@ -40,7 +40,7 @@ class Listing:
 
 
 class Directory(Protocol):
-    """Knows who is in the pool."""
+    """Lists what is in the pool."""
 
     def listing(self) -> Listing:
-        """Everybody, as of now; quick, as it is asked for several times a second. Thread-safe."""
+        """The current listing; must be fast, as it is called several times a second. Thread-safe."""

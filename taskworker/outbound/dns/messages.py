@@ -1,4 +1,4 @@
-"""Questions as they come over the network, and replies as they go back. Pure; dnspython reads and writes the bytes."""
+"""Converts DNS messages to questions, and answers to replies. Pure; dnspython reads and writes the bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskworker.outbound.dns.answers import Answer
 from taskworker.outbound.dns.upstream import UDP_BYTES
 
 QUERY_BYTES_MAX = 4096
-"""A question with all options that anybody sends is far smaller."""
+"""Real questions, with all options in use, are far smaller."""
 TCP_BYTES = 65_535
 _PLAIN_UDP_BYTES = 512
 _HEADER = struct.Struct("!6H")
@@ -38,11 +38,11 @@ class Question:
     """A question.
 
     Attributes:
-        message: it comes in.
-        name: asked about.
-        kind: of records asked for.
-        size_limit: of the reply, in bytes.
-        settled: its answer, where nobody need look for it.
+        message: the message that has it.
+        name: the name asked about.
+        kind: the requested type of records.
+        size_limit: bytes that the reply may have.
+        settled: its answer, if that follows from the question itself.
     """
 
     message: Message
@@ -53,17 +53,17 @@ class Question:
 
     @property
     def end(self) -> int:
-        """Where in the message the question ends."""
+        """The position in the message where the question ends."""
         return _HEADER.size + sum(len(label) + 1 for label in self.name.labels) + 4
 
 
 def read(wire: bytes, *, over_tcp: bool) -> Question | bytes | None:
-    """The question in a message; or the reply to one that is none; or None where any reply would be wrong."""
+    """The question in a message; the reply, if the message is invalid; or None if no reply may be sent."""
     if len(wire) < _HEADER.size:
         return None
     _, flags, questions, answers, authorities, additional = _HEADER.unpack_from(wire)
     if flags & _QR:
-        return None  # replying to replies makes loops
+        return None  # replying to replies would make loops
     if flags & _OPCODE:
         return _bare(wire, Rcode.NOTIMP)
     if (questions, answers, authorities) != (1, 0, 0) or additional > _ADDITIONAL_MAX or len(wire) > QUERY_BYTES_MAX:
@@ -100,14 +100,14 @@ def _size_limit(message: Message, over_tcp: bool) -> int:
 
 
 def _minimal_any(name: Name) -> Answer:
-    """What RFC 8482 has for ANY: one made-up record in place of all there are."""
+    """The minimal answer for ANY by RFC 8482: one synthesized record."""
     rrset = RRset(name, RdataClass.IN, RdataType.HINFO)
     rrset.add(dns.rdata.from_text(RdataClass.IN, RdataType.HINFO, '"RFC8482" ""'), _ANY_TTL_S)
     return Answer(Rcode.NOERROR, (rrset,), ttl_s=_ANY_TTL_S)
 
 
 def reply(question: Question, answer: Answer) -> bytes:
-    """The reply to a question, cut down to TC where it is too long."""
+    """The reply to a question; truncated, with TC set, if it is too long."""
     response = dns.message.make_response(question.message, recursion_available=True, our_payload=UDP_BYTES, pad=0)
     if response.edns >= 0 and answer.trouble is not None:
         told = dns.edns.EDEOption(answer.trouble, answer.text or None)
@@ -126,7 +126,7 @@ def reply(question: Question, answer: Answer) -> bytes:
 
 
 def shortened(question: Question, whole: bytes) -> bytes:
-    """A reply without its records that sends the client to TCP; never longer than the question was."""
+    """A reply without records that makes the client retry over TCP; never longer than the question."""
     identity, flags, *_ = _HEADER.unpack_from(whole)
     with_edns = question.message.edns >= 0
     header = _HEADER.pack(identity, flags | _TC, 1, 0, 0, int(with_edns))
@@ -134,7 +134,7 @@ def shortened(question: Question, whole: bytes) -> bytes:
 
 
 def failed(wire: bytes) -> bytes:
-    """The reply when all else fails."""
+    """The reply after an unexpected error."""
     return _bare(wire, Rcode.SERVFAIL)
 
 

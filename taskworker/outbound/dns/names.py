@@ -1,4 +1,4 @@
-"""Resolving names in a thread of its own, for the pool's services and, where wanted, as a DNS server."""
+"""Resolves names in a thread of its own, for the pool's services and, if enabled, as a DNS server."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class DnsOptions:
-    """How names are resolved and served.
+    """Options for resolving and serving names.
 
     Attributes:
-        listen: where to serve them; None: nowhere, the pool's own services resolve them all the same.
-        servers: name servers that the rest is asked of; none: the system's.
-        policy: what is not answered.
-        excess_bytes_per_s: how much larger than their questions UDP replies to one network may be.
-        stale_after_s: how long a fresh answer is waited for while there is an old one.
-        tcp_idle_s: after so long without a question, or an answer to come, a TCP client is sent away.
+        listen: address to serve DNS on; None: no DNS server, but the pool's services still resolve names.
+        servers: name servers to forward to; none: the system's.
+        policy: which names and answers to refuse.
+        excess_bytes_per_s: by how many bytes a second UDP replies to one network may exceed their questions.
+        stale_after_s: seconds to wait for a fresh answer while there is a stale one.
+        tcp_idle_s: seconds after which an idle TCP client is disconnected.
 
     Raises:
-        InvalidArgument: the server would ask itself.
+        InvalidArgument: the server would forward to itself.
     """
 
     listen: Listen | None = None
@@ -71,7 +71,7 @@ class DnsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The records of a name as texts, at least one, and for how many seconds they hold."""
+    """The records of a name as texts, at least one, and for how many seconds they are valid."""
 
     records: tuple[str, ...]
     ttl_s: int
@@ -81,8 +81,8 @@ class Names:
     """Resolves names from :meth:`start` until :meth:`stop`. Thread-safe.
 
     Args:
-        directory: who is in the pool.
-        options: how.
+        directory: lists what is in the pool.
+        options: the options.
         clock_s: monotonic seconds.
     """
 
@@ -101,13 +101,13 @@ class Names:
         self._server = DnsServer(self._resolver, budget, clock_s=clock_s, idle_s=chosen.tcp_idle_s)
         self._thread = threading.Thread(target=self._run, name="dns", daemon=True)
         self.address: Listen | None = None
-        """Where names are served, once they are."""
+        """The address of the DNS server, once it is running."""
 
     def start(self) -> None:
-        """Begin.
+        """Start resolving, and serving if enabled.
 
         Raises:
-            StorageUnavailable: the address to serve on is taken; nothing runs then.
+            StorageUnavailable: the DNS address is taken; nothing is started then.
         """
         self._loop = asyncio.new_event_loop()
         self._thread.start()
@@ -118,7 +118,7 @@ class Names:
             raise
 
     def stop(self) -> None:
-        """End; questions under way are dropped."""
+        """Stop; pending questions are dropped."""
         if self._thread.is_alive():
             self._wait(self._stop())
             self._end()
@@ -127,14 +127,14 @@ class Names:
         """Look a name up.
 
         Args:
-            text: the name; for PTR an address will do.
+            text: the name; for PTR, an address is accepted.
             kind: one of ``KINDS``.
-            timeout_s: how long to wait at most.
+            timeout_s: seconds to wait at most.
 
         Raises:
-            InvalidArgument: no name, or no such kind.
-            NameNotFound: it does not exist, or has no such records.
-            PermissionDenied: it is blocked, or is an outside name that means a private address.
+            InvalidArgument: it is not a name, or there is no such kind.
+            NameNotFound: the name does not exist, or has no such records.
+            PermissionDenied: the name is blocked, or it is an outside name that resolves to a private address.
             NameServersUnavailable: no name server answers.
             DeadlineExceeded: ``timeout_s`` ran out.
         """
@@ -164,7 +164,7 @@ class Names:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(asyncio.sleep(0))  # their sockets are closed in the next turn of the loop
+        self._loop.run_until_complete(asyncio.sleep(0))  # sockets are closed in the next iteration of the loop
         self._loop.close()
 
     def _end(self) -> None:
@@ -172,10 +172,10 @@ class Names:
         self._thread.join()
 
     def _wait(self, work: Coroutine[Any, Any, ResultT], timeout_s: float | None = None) -> ResultT:
-        """Have the loop do ``work``; from any other thread.
+        """Run ``work`` in the event loop, from another thread.
 
         Raises:
-            TimeoutError: not within ``timeout_s``; it is given up then.
+            TimeoutError: it took longer than ``timeout_s``, and was cancelled.
         """
         if not self._thread.is_alive():
             work.close()
@@ -190,10 +190,10 @@ class Names:
 
 
 def parse_kind(text: str) -> RdataType:
-    """The type of records that a text names.
+    """Parse a type of records.
 
     Raises:
-        InvalidArgument: none of ``KINDS``.
+        InvalidArgument: it is not one of ``KINDS``.
     """
     if text.upper() not in KINDS:
         raise InvalidArgument(f"records of type {text[:20]!r} cannot be asked for; choose one of {', '.join(KINDS)}")
@@ -201,10 +201,10 @@ def parse_kind(text: str) -> RdataType:
 
 
 def parse_name(text: str, kind: RdataType = RdataType.A) -> Name:
-    """The name in a text, always absolute; for PTR, the one that an address has.
+    """Parse a name, which is always taken as absolute; for PTR, convert an address to its name.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not a name.
     """
     if not text or len(text) > _NAME_MAX:
         raise InvalidArgument(f"a name has 1 to {_NAME_MAX} characters, not {len(text)}")
@@ -212,7 +212,7 @@ def parse_name(text: str, kind: RdataType = RdataType.A) -> Name:
         try:
             return dns.reversename.from_address(str(ip_address(text)))
         except ValueError:
-            pass  # a name, then
+            pass  # try it as a name
     try:
         return from_text(text)
     except (dns.exception.DNSException, UnicodeError) as error:
@@ -220,7 +220,7 @@ def parse_name(text: str, kind: RdataType = RdataType.A) -> Name:
 
 
 def shown(name: Name) -> str:
-    """A name for people."""
+    """A name in readable form."""
     return name.to_text(omit_final_dot=True)
 
 
@@ -234,13 +234,13 @@ def _lookup(name: Name, kind: RdataType, answer: Answer) -> Lookup:
     found = answer.records_of(kind)
     if found is None:
         raise NameNotFound(f"{shown(name)} exists, but has no {kind.name} records")
-    # Elsewhere the strings of a record are pieces of one text (RFC 7208, 3.3); in the pool's zone, notes of their own.
+    # In other zones, the strings of a TXT record form one text (RFC 7208, 3.3); in the pool's zone, they are entries.
     between = b" " if answer.authoritative else b""
     return Lookup(tuple(_text(record, between) for record in sorted(found)), int(found.ttl))
 
 
 def _text(record: Rdata, between: bytes) -> str:
-    """A record as a program wants it: names without the dot at their end, texts without quotes."""
+    """A record in a form for programs: names without the trailing dot, texts without quotes."""
     if isinstance(record, TXT):
         return between.join(record.strings).decode(errors="backslashreplace")
     return record.to_text(style=_STYLE)

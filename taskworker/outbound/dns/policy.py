@@ -1,6 +1,7 @@
-"""What is not answered: names that are blocked, and private addresses for names of the world outside.
+"""Decides what is refused: blocked names, and private addresses for outside names.
 
-A stranger's name that suddenly means 127.0.0.1 is how DNS rebinding gets a client to attack its own network.
+The latter prevents DNS rebinding, where an attacker's name that resolves to 127.0.0.1 makes a client attack its own
+network.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _HOSTS_FILE_OWN = {"localhost", "localhost.localdomain", "local", "broadcasthost
 
 
 class Suffixes:
-    """A set of names, each with all that is under it.
+    """A set of names, each including all names below it.
 
     Raises:
-        InvalidArgument: one of them is no name.
+        InvalidArgument: one of them is not a name.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        # As bytes: lists of blocked names have hundreds of thousands, and Name objects are ten times as large.
+        # Kept as bytes: block lists have hundreds of thousands of names, and Name objects are ten times as large.
         self._suffixes = frozenset(b"".join(_labels(parse_suffix(text))) for text in names)
 
     def __contains__(self, name: Name) -> bool:
@@ -43,7 +44,7 @@ class Suffixes:
 
 
 def parse_suffix(text: str) -> Name:
-    """A name in an option or a file.
+    """Parse a name in an option or a file.
 
     Raises:
         InvalidArgument: it is none.
@@ -58,15 +59,15 @@ def parse_suffix(text: str) -> Name:
 
 
 def _labels(name: Name) -> list[bytes]:
-    """Each behind its length: a label may have a dot in it."""
+    """Length-prefixed labels, as a label may contain a dot."""
     return [bytes((len(label),)) + label.lower() for label in name.labels if label]
 
 
 def read_block_list(path: Path) -> list[str]:
-    """The names in a file: one a line, or the form of a hosts file; ``#`` begins a remark.
+    """Read names from a file: one per line, or in the format of a hosts file; ``#`` starts a comment.
 
     Raises:
-        InvalidArgument: it cannot be read, or a line is neither; the text names it.
+        InvalidArgument: the file cannot be read, or a line is malformed; the text names it.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -84,14 +85,14 @@ def read_block_list(path: Path) -> list[str]:
 
 
 class Policy:
-    """Judges names and what came back for them.
+    """Judges names, and the answers for them.
 
     Args:
-        blocked: names that do not exist here, with all under them.
-        private_allowed: names that may mean private addresses, with all under them.
+        blocked: names to deny, including all names below them.
+        private_allowed: names that may resolve to private addresses, including all names below them.
 
     Raises:
-        InvalidArgument: a name is none.
+        InvalidArgument: one of them is not a name.
     """
 
     def __init__(self, blocked: Iterable[str] = (), private_allowed: Iterable[str] = ()) -> None:
@@ -99,14 +100,14 @@ class Policy:
         self._private_allowed = Suffixes(private_allowed)
 
     def refusal_of(self, name: Name) -> Answer | None:
-        """Why a name is not looked up at all."""
+        """The refusal for a name that must not be looked up; None if it may."""
         if name not in self._blocked:
             return None
         text = f"{name.to_text(omit_final_dot=True)} is blocked by this pool's block list"
         return refusal(Rcode.NXDOMAIN, EDECode.BLOCKED, text, _BLOCKED_TTL_S)
 
     def judged(self, name: Name, found: Answer) -> Answer:
-        """What came back for a name, or the refusal in its place."""
+        """The answer for a name, or the refusal that replaces it."""
         for rrset in found.answer:
             blocked = self._alias_refusal(rrset.rdtype, [str(record) for record in rrset])
             if blocked is not None:
@@ -121,7 +122,7 @@ class Policy:
         return refusal(Rcode.REFUSED, EDECode.FILTERED, text, found.ttl_s)
 
     def _alias_refusal(self, kind: RdataType, targets: list[str]) -> Answer | None:
-        """A blocked name hidden behind an alias is blocked, too."""
+        """The refusal if an alias leads to a blocked name."""
         if kind not in (RdataType.CNAME, RdataType.DNAME):
             return None
         found = (self.refusal_of(dns.name.from_text(target)) for target in targets)

@@ -1,4 +1,4 @@
-"""One way to any name: the pool's own zone, names that never leave a machine, policy, cache, name servers."""
+"""Resolves any name: by the pool's zone, fixed local names, policy, cache, and name servers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Resolver:
     """Resolves names; for one event loop.
 
     Args:
-        zone: the pool's own.
-        policy: what is not answered.
-        upstream: who knows all else.
+        zone: the pool's own zone.
+        policy: which names and answers to refuse.
+        upstream: forwards all other questions.
         clock_s: monotonic seconds.
         stale_after_s: see ``AnswerCache``.
     """
@@ -44,7 +44,7 @@ class Resolver:
         self._cache = AnswerCache(self._ask, clock_s=clock_s, stale_after_s=stale_after_s)
 
     def at_hand(self, name: Name, kind: RdataType) -> Resolved | None:
-        """The answer, if nobody need be asked for it."""
+        """The answer, if it is known without asking name servers."""
         if name.is_subdomain(APEX):
             return self._zone.answer(name, kind)
         fixed = _fixed(name, kind) or self._policy.refusal_of(name)
@@ -53,11 +53,11 @@ class Resolver:
         return self._cache.at_hand(name, kind)
 
     async def resolve(self, name: Name, kind: RdataType) -> Resolved:
-        """The answer; where there is none, it says why."""
+        """The answer; if there are no records, it says why."""
         return self.at_hand(name, kind) or await self._cache.get(name, kind)
 
     def close(self) -> None:
-        """Give up what is being asked."""
+        """Cancel all pending questions."""
         self._cache.close()
 
     async def _ask(self, name: Name, kind: RdataType) -> Answer:
@@ -65,7 +65,7 @@ class Resolver:
 
 
 def is_internal(name: Name) -> bool:
-    """Whether a name is of the pool's own zone."""
+    """Whether a name belongs to the pool's own zone."""
     return name.is_subdomain(APEX)
 
 

@@ -1,4 +1,4 @@
-"""The DNS server: UDP and TCP on one port of this machine."""
+"""The DNS server, on one UDP and TCP port of this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from taskworker.outbound.dns.resolver import Resolver
 from taskworker.outbound.dns.tcp import IDLE_S, TcpService
 from taskworker.outbound.dns.udp import UdpService
 
-_RECEIVE_BUFFER_BYTES = 1 << 20  # of the kernel: what comes while other threads of the process have their turn
+_RECEIVE_BUFFER_BYTES = 1 << 20  # in the kernel, for what arrives while other threads run
 _BIND_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """A checked address: ``port`` 0 for any free one."""
+    """A checked address; ``port`` 0: any free port."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class Listen:
         """Read ``port``, ``ipv4:port`` or ``[ipv6]:port``.
 
         Raises:
-            InvalidArgument: malformed, or reachable from other machines.
+            InvalidArgument: it is malformed, or other machines can reach it.
         """
         host, separator, port = text.rpartition(":")
         try:
@@ -52,13 +52,13 @@ class Listen:
 
 
 class DnsServer:
-    """Serves a resolver; in the thread of its event loop alone.
+    """Serves a resolver. All methods must run in the thread of its event loop.
 
     Args:
-        resolver: who answers.
-        budget: what UDP may give out.
+        resolver: answers the questions.
+        budget: limits replies over UDP.
         clock_s: monotonic seconds.
-        idle_s: after so long without a question, or without taking its answers, a TCP client is sent away.
+        idle_s: seconds after which a TCP client that asks nothing, or does not read its answers, is disconnected.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class DnsServer:
         self._tcp = TcpService(resolver, idle_s=idle_s)
 
     async def start(self, listen: Listen) -> int:
-        """Listen; the port.
+        """Listen, and return the port.
 
         Raises:
-            StorageUnavailable: it is taken, or not to be had.
+            StorageUnavailable: the address is taken or cannot be bound.
         """
         datagrams, listener = _bound(listen)
         port: int = datagrams.getsockname()[1]
@@ -80,13 +80,13 @@ class DnsServer:
         return port
 
     async def stop(self) -> None:
-        """Take no more questions, and drop those under way."""
+        """Accept no more questions, and drop pending ones."""
         await self._udp.stop()
         await self._tcp.stop()
 
 
 def _bound(listen: Listen) -> tuple[socket.socket, socket.socket]:
-    """Sockets for UDP and TCP on the same port; a free one may be free for one of them only, so several are tried."""
+    """Sockets for UDP and TCP on the same port; tries several, as a port may be free for only one of the two."""
     for tries_left in reversed(range(_BIND_TRIES if listen.port == 0 else 1)):
         datagrams = _socket(listen, socket.SOCK_DGRAM)
         listener = _socket(listen, socket.SOCK_STREAM)

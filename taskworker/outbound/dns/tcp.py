@@ -21,11 +21,11 @@ _LENGTH = struct.Struct("!H")
 
 
 class _Client:
-    """A client, and whether it is idle: it is not while a question of its own is being looked up (RFC 7766, 6.2.3).
+    """A client; it counts as idle while none of its questions is being looked up (RFC 7766, 6.2.3).
 
     Args:
-        writer: of its connection.
-        idle_s: how long it may be.
+        writer: writes to its connection.
+        idle_s: seconds that it may be idle.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, idle_s: float) -> None:
@@ -36,26 +36,26 @@ class _Client:
 
     @property
     def waits(self) -> bool:
-        """Whether an answer is being looked up for it."""
+        """Whether one of its questions is being looked up."""
         return self._looked_up > 0
 
     def asked(self) -> None:
-        """Note that a question of it is being looked up."""
+        """Note that one of its questions is being looked up."""
         self._looked_up += 1
         self._wait_until(None)
 
     def found(self) -> None:
-        """Note that a question was looked up. After the last one, it is idle from now on."""
+        """Note that the lookup of a question is done. After the last one, the client is idle from now on."""
         self._looked_up -= 1
         if not self.waits:
             self._wait_until(asyncio.get_running_loop().time() + self._idle_s)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Meanwhile, bytes of it are waited for, at most until it has been idle for too long.
+        """A context for reading from it, which ends when it has been idle for too long.
 
         Raises:
-            TimeoutError: it has been.
+            TimeoutError: it has been idle for too long.
         """
         async with asyncio.timeout(None if self.waits else self._idle_s) as self._reading:
             try:
@@ -69,29 +69,27 @@ class _Client:
 
 
 class TcpService:
-    """Answers streams of questions; in the thread of its event loop alone.
+    """Answers questions over TCP connections. All methods must run in the thread of its event loop.
 
-    When there are as many clients as are allowed, a new one takes the place of the one that was idle longest, or, if
-    all wait for answers, of the one that has asked nothing for longest: clients that hold on to their places shut
-    nobody out.
+    If the limit on clients is reached, a new client replaces the one that has been idle longest, or, if all wait for
+    answers, the one whose last question is oldest, so that clients that keep their connections shut nobody out.
 
     Args:
-        resolver: who answers.
-        idle_s: after so long without a question or an answer to come, or without taking its answers, a client is
-            sent away.
+        resolver: answers the questions.
+        idle_s: seconds after which a client that is idle, or does not read its answers, is disconnected.
     """
 
     def __init__(self, resolver: Resolver, *, idle_s: float = IDLE_S) -> None:
         self._resolver = resolver
         self._idle_s = idle_s
-        self._clients: dict[_Client, asyncio.Task[None]] = {}  # the one that was active last is the last
+        self._clients: dict[_Client, asyncio.Task[None]] = {}  # the most recently active one is last
 
     async def start(self, bound: socket.socket) -> None:
-        """Begin, on a socket that is closed in the end."""
+        """Start serving on a bound socket, which this object closes in the end."""
         self._server = await asyncio.start_server(self._welcome, sock=bound)
 
     async def stop(self) -> None:
-        """Take no more questions, and drop those under way."""
+        """Accept no more questions, and drop pending ones."""
         self._server.close()
         tasks = list(self._clients.values())
         for client in list(self._clients):
@@ -140,7 +138,7 @@ class TcpService:
                 task.cancel()
 
     async def _question(self, reader: asyncio.StreamReader, client: _Client) -> bytes | None:
-        """The next question; None once the client has no more, or one that is far too long."""
+        """The next question; None after the last one, or if it is far too long."""
         async with client.reading():
             try:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -179,6 +177,6 @@ class TcpService:
                 return messages.reply(question, question.settled)
             found = await self._resolver.resolve(question.name, question.kind)
             return messages.reply(question, found.answer)
-        except Exception as error:  # whatever it was, the next question is to be answered
+        except Exception as error:  # whatever it was, go on with the next question
             log.error("a question over TCP could not be answered", exc_info=error)
             return messages.failed(wire)

@@ -1,7 +1,7 @@
-"""Names as people write them, in the one form that DNS has for each.
+"""Converts names as people write them to their form in DNS.
 
-Letters beyond ASCII go by IDNA 2008 after the mapping of UTS 46 (not its transitional one), as browsers and the rules
-of egress have them: ``straße`` is not ``strasse``. Labels of ASCII stand as they are: DNS allows any octets in them.
+Letters beyond ASCII are converted by IDNA 2008 after the non-transitional mapping of UTS 46, as in browsers and egress
+rules: ``straße`` is not ``strasse``. ASCII labels are kept as they are, since DNS allows any octets in them.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dns.name import IDNACodec, Name
 
 class _Codec(IDNACodec):
     def encode(self, label: str) -> bytes:
-        """A label between two dots, as octets.
+        """Convert a label to octets.
 
         Raises:
-            UnicodeError: it has no such form.
+            UnicodeError: it cannot be converted.
         """
         mapped = label if label.isascii() else _mapped(label)
         if mapped.isascii():
             return mapped.encode("ascii")
-        for part in filter(None, mapped.split("_")):  # which the pool's ids may have, and IDNA does not know
+        for part in filter(None, mapped.split("_")):  # ids in the pool may have underscores, which IDNA does not allow
             idna.check_label(part)
         return b"xn--" + mapped.encode("punycode")
 
 
-_CODEC = _Codec()  # type: ignore[no-untyped-call]  # of the base, which has no types
+_CODEC = _Codec()  # type: ignore[no-untyped-call]  # the base class has no types
 
 
 def from_text(text: str) -> Name:
-    """The name in a text, always absolute; a dot behind a backslash is part of a label.
+    """Parse a name, which is always taken as absolute; a dot after a backslash is part of a label.
 
     Raises:
         dns.exception.DNSException, UnicodeError: it is none.
@@ -41,13 +41,13 @@ def from_text(text: str) -> Name:
 
 
 def below(text: str, origin: Name) -> Name:
-    """The name of an id below another name: each part between dots is a label, and nothing in it is an escape.
+    """The name of an id below another name: each part between dots is a label, without escapes.
 
     Raises:
         dns.exception.DNSException, UnicodeError: it has none.
     """
     if not text.isascii():
-        text = _mapped(text)  # what counts as a dot elsewhere does here
+        text = _mapped(text)  # other characters that IDNA takes as dots count here, too
     return Name([_CODEC.encode(part) for part in text.split(".")] + list(origin.labels))
 
 

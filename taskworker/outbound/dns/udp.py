@@ -16,7 +16,7 @@ from taskworker.outbound.dns.resolver import Resolver
 
 log = logging.getLogger(__name__)
 
-_BURST = 64  # questions taken before others of the loop get their turn
+_BURST = 64  # questions handled before other tasks of the loop run
 _READY_MAX = 4096
 _WAITING_MAX = 1000
 
@@ -25,7 +25,7 @@ Peer = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A reply without its id, until when it is right as it stands, and the form that sends to TCP."""
+    """A reply without its id, the time until which it is valid unchanged, and the shortened reply."""
 
     until_s: float
     whole: bytes
@@ -33,13 +33,13 @@ class _Ready:
 
 
 class UdpService:
-    """Answers datagrams; in the thread of its event loop alone.
+    """Answers questions over UDP. All methods must run in the thread of its event loop.
 
-    The socket is read directly, many datagrams at each turn of the loop: asyncio's own transport takes one.
+    It reads many datagrams from the socket in each iteration of the loop, where asyncio's transport reads one.
 
     Args:
-        resolver: who answers.
-        budget: what may be given out.
+        resolver: answers the questions.
+        budget: limits the size of replies.
         clock_s: monotonic seconds.
     """
 
@@ -47,18 +47,18 @@ class UdpService:
         self._resolver = resolver
         self._budget = budget
         self._clock_s = clock_s
-        # Replies by all of a question but its id. What is in here is right for a second at most, so that
-        # throwing all of it away when it is full costs little.
+        # Replies by question, without its id. They are valid for at most a second, so clearing all of them when
+        # this is full costs little.
         self._ready: dict[bytes, _Ready] = {}
         self._waiting: set[asyncio.Task[None]] = set()
 
     def start(self, bound: socket.socket) -> None:
-        """Begin, on a socket that is closed in the end."""
+        """Start serving on a bound socket, which this object closes in the end."""
         self._socket = bound
         asyncio.get_running_loop().add_reader(bound, self._readable)
 
     async def stop(self) -> None:
-        """Take no more questions, and drop those under way."""
+        """Accept no more questions, and drop pending ones."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         for task in self._waiting:
@@ -70,7 +70,7 @@ class UdpService:
         for _ in range(_BURST):
             try:
                 wire, peer = receive(messages.QUERY_BYTES_MAX + 1)
-            except OSError:  # nothing more, or word of a client that is gone
+            except OSError:  # no more datagrams, or an error about a client that is gone
                 return
             ready = self._ready.get(wire[2:])
             if ready is not None and clock_s() < ready.until_s:
@@ -79,11 +79,11 @@ class UdpService:
                 self._take(wire, peer)
 
     def _send(self, wire: bytes, whole: bytes, short: bytes, peer: Peer) -> None:
-        """Send a reply given without its id, as far as the budget goes."""
+        """Send a reply that has no id yet; the shortened one if the budget is used up."""
         allowed = self._budget.allows(peer[0], len(whole) + 2 - len(wire))
         try:
             self._socket.sendto(wire[:2] + (whole if allowed else short), peer)
-        except OSError as error:  # its buffer is full, or the client out of reach: UDP promises nothing
+        except OSError as error:  # the buffer is full, or the client unreachable; UDP may lose replies
             log.debug("a reply to %s was not sent: %s", peer[0], error)
 
     def _take(self, wire: bytes, peer: Peer) -> None:
@@ -93,7 +93,7 @@ class UdpService:
                 self._send(wire, question[2:], question[2:], peer)
             elif question is not None:
                 self._answer(question, wire, peer)
-        except Exception as error:  # whatever it was, the next question is to be answered
+        except Exception as error:  # whatever it was, go on with the next question
             log.error("a question from %s could not be answered", peer[0], exc_info=error)
 
     def _answer(self, question: Question, wire: bytes, peer: Peer) -> None:

@@ -1,7 +1,7 @@
-"""Asks other name servers.
+"""Forwards questions to other name servers.
 
-All of the protocol is dnspython's: random ports and ids, TCP after truncation, EDNS, other servers when one
-fails, checks that an answer is one to the question.
+dnspython implements the protocol: random ports and ids, TCP after truncation, EDNS, failover to other servers, and
+the check that an answer belongs to the question.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from taskworker.outbound.dns.answers import Answer
 
 PORT = 53
 UDP_BYTES = 1232
-"""What passes everywhere without fragments (DNS Flag Day 2020)."""
+"""The size that is never fragmented (DNS Flag Day 2020)."""
 _TRY_S = 2.0
 _LIFETIME_S = 6.0
 _TTL_MAX_S = 86_400
@@ -33,12 +33,12 @@ _NEGATIVE_TTL_MAX_S = 3_600  # RFC 2308: one to three hours work well
 
 
 class NameServersFailed(Exception):
-    """None of the name servers gave an answer; the text says what each did."""
+    """No name server answered; the text says what each of them did."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameServer:
-    """Where a name server is."""
+    """The address of a name server."""
 
     address: str
     port: int = PORT
@@ -67,7 +67,7 @@ class Upstream:
     """Forwards questions; for one event loop.
 
     Args:
-        servers: whom to ask, in this order; none: those of the system's resolv.conf.
+        servers: name servers in the order in which to ask them; none: those in the system's resolv.conf.
     """
 
     def __init__(self, servers: Sequence[NameServer] = ()) -> None:
@@ -78,10 +78,10 @@ class Upstream:
         self._resolver.lifetime = _LIFETIME_S
 
     async def ask(self, name: Name, kind: RdataType) -> Answer:
-        """What the name servers say.
+        """Ask the name servers.
 
         Raises:
-            NameServersFailed: nothing.
+            NameServersFailed: none of them answered.
         """
         if not self._resolver.nameservers:
             raise NameServersFailed("no name servers are known: resolv.conf has none; give one with --dns-upstream")
@@ -102,7 +102,7 @@ def _of_system() -> list[str | dns.nameserver.Nameserver]:
 
 
 def _answer(response: Message) -> Answer:
-    """What counts of a response: the chain that leads from the question to its records, or the SOA."""
+    """The relevant part of a response: the chain from the question to its records, or the SOA."""
     assert isinstance(response, QueryMessage)
     chain = response.resolve_chaining()
     if chain.answer is not None:
@@ -113,6 +113,6 @@ def _answer(response: Message) -> Answer:
     for rrset in records:
         rrset.ttl = min(rrset.ttl, _TTL_MAX_S)
     for rrset in authority:
-        rrset.ttl = ttl_s  # by which clients know how long there is nothing (RFC 2308)
+        rrset.ttl = ttl_s  # tells clients how long to cache the absence (RFC 2308)
     size = _OVERHEAD_BYTES + len(response.wire or b"")
     return Answer(response.rcode(), tuple(records), tuple(authority), ttl_s, size=size)

@@ -1,9 +1,9 @@
-"""The pool's own zone, made of who is in the pool.
+"""The pool's own zone, made from the listing of the pool.
 
-An id is a name as it stands: each part between dots is a label, underscores and hyphens included (DNS
-allows any octets in labels; only host names of other protocols are narrower). Ids that differ in case alone
-share a name, which then has the records of both. Other letters than ASCII's go by IDNA 2008, as clients ask for
-them. An id that is no name (empty parts, a part of more than 63 bytes, characters that IDNA does not allow) has none.
+An id is used as a name unchanged: each part between dots is a label, underscores and hyphens included (DNS
+allows any octets in labels; only host names of other protocols are restricted). Ids that differ only in case
+share a name, which then has the records of both. Letters beyond ASCII are converted by IDNA 2008, as clients do.
+An id that cannot be a name (empty parts, a part of more than 63 bytes, characters that IDNA forbids) has none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FUNCTIONS = dns.name.from_text("function.hive.")
 _NODES = dns.name.from_text("pool.hive.")
 
 TTL_S = 1
-"""A heartbeat's time: whoever keeps answers that long sees who came and went within one."""
+"""As long as a heartbeat, so that clients that cache answers see changes within a heartbeat."""
 LOOK_S = 0.1
 _TXT_BYTES_MAX = 255
 
@@ -63,7 +63,7 @@ class _Records:
             self._between.add(owner)
 
     def find(self, name: Name) -> Mapping[RdataType, RRset] | None:
-        """All records of a name: none for one that only has others under it; None if it does not exist."""
+        """All records of a name; empty if there are only names below it; None if it does not exist."""
         found = self._table.get(name)
         return {} if found is None and name in self._between else found
 
@@ -87,9 +87,9 @@ class Zone:
     """Answers for ``hive``. Thread-safe.
 
     Args:
-        directory: who is in the pool.
+        directory: lists what is in the pool.
         clock_s: monotonic seconds.
-        serial: of the first listing; counts up with each that differs from the one before it.
+        serial: serial number for the first listing; it increases with each listing that differs from the last.
     """
 
     def __init__(self, directory: Directory, clock_s: Callable[[], float], serial: int) -> None:
@@ -101,7 +101,7 @@ class Zone:
         self._records = _Records(Listing())
 
     def answer(self, name: Name, kind: RdataType) -> Resolved:
-        """What there is of a name at or under ``hive``."""
+        """The answer for a name at or below ``hive``."""
         self._look()
         found = self._records.find(name)
         if found is not None and kind in found:
@@ -133,12 +133,12 @@ class Zone:
         self._listing, self._records = listing, records
 
     def _soa(self, server: Name) -> Rdata:
-        # Nobody transfers the zone; the last figure is for how long "there is no such name" holds.
+        # Nobody transfers the zone; only the last number matters: how long negative answers are valid.
         return _rdata(RdataType.SOA, f"{server} hostmaster.hive. {self._serial} 60 10 600 {TTL_S}")
 
 
 def named(own: str, under: Name) -> Name | None:
-    """The name of an id; None if it can have none."""
+    """The name of an id; None if it cannot have one."""
     try:
         return below(own, under)
     except (dns.exception.DNSException, UnicodeError):
@@ -156,7 +156,7 @@ def _addresses_of(host: str) -> list[IPv4Address | IPv6Address]:
     try:
         return [ip_address(host.removeprefix("[").removesuffix("]"))]
     except ValueError:
-        return []  # of a socket file
+        return []  # a socket file
 
 
 def _services(address: str, target: Name) -> Iterable[Rdata]:

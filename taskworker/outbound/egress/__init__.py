@@ -1,1 +1,1 @@
-"""Outside APIs for functions: by allow-list, over checked and pinned addresses, within limits, audited."""
+"""Functions' requests to outside APIs: by allow-list, to checked and pinned addresses, limited and audited."""

@@ -1,4 +1,4 @@
-"""Which addresses are the world outside, and which are this machine's neighbours."""
+"""Judges whether egress may connect to an address: public, or loopback and private networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Resolve = Callable[[str], list[Address]]
 """The addresses of a name, none if it has none; may block, and raise OSError."""
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is assigned for use between networks."""
+"""The part of IPv6 that is assigned to global unicast."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NEIGHBOURS = tuple(
     map(
@@ -42,7 +42,7 @@ _METADATA = frozenset(
         ),
     )
 )
-"""Metadata servers of clouds, which hand out the machine's credentials, on addresses of private networks."""
+"""Clouds' metadata servers at addresses in private networks; they hand out the machine's credentials."""
 
 
 def resolve_by_system(name: str) -> list[Address]:
@@ -52,7 +52,7 @@ def resolve_by_system(name: str) -> list[Address]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, and the IPv4 address that it may stand for, is of the world outside."""
+    """Whether an address, and any IPv4 address embedded in it, is public."""
     if any(address in network for network in SPECIAL):
         return False
     if isinstance(address, ipaddress.IPv4Address):
@@ -64,7 +64,7 @@ def is_public(address: Address) -> bool:
 
 
 def is_neighbour(address: Address) -> bool:
-    """Whether an address is loopback or of a private network: what a rule with ``private`` opens."""
+    """Whether an address is loopback or in a private network, which a rule with ``private`` allows."""
     inner = _embedded(address) if isinstance(address, ipaddress.IPv6Address) else []
     if inner:
         return not address.is_link_local and all(is_neighbour(one) for one in inner)
@@ -72,7 +72,7 @@ def is_neighbour(address: Address) -> bool:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses that an IPv6 address may lead to."""
+    """The IPv4 addresses that an IPv6 address may embed."""
     if address.ipv4_mapped is not None:
         return [address.ipv4_mapped]
     if address.sixtofour is not None:

@@ -1,4 +1,4 @@
-"""Who called what outside: without paths, queries, headers or bodies, as those may hold secrets."""
+"""The log of requests to outside hosts; without paths, queries, headers or bodies, which may hold secrets."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _WAKE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One request to one host; a request that was redirected, or tried again, has several.
+    """One request to one host; a request that was redirected or retried has several records.
 
     Attributes:
-        time_ms: when it began, since 1970 (UTC).
-        function: that made it.
-        user_id: for whom.
-        host: with its port; empty if the URL could not be read.
-        method: of HTTP.
-        status: of the answer, 0 without one.
+        time_ms: when it began, ms since 1970 (UTC).
+        function: the function that made it.
+        user_id: the user on whose behalf it was made.
+        host: the host with its port; empty if the URL could not be parsed.
+        method: HTTP method.
+        status: HTTP status; 0 without a response.
         sent: bytes of the request's body.
-        received: bytes of the answer's body as they came.
-        ms: how long it took.
+        received: bytes of the response's body as received.
+        ms: how long it took, in milliseconds.
         outcome: ``ok``, ``cache``, or the kind of error.
     """
 
@@ -50,7 +50,7 @@ class AuditLog:
     """The latest 5,000 records in memory, and up to 20 MiB of them in files. Thread-safe.
 
     Args:
-        path: of the file that is written to; the earlier ones have ``.1`` to ``.4`` appended. None: no files.
+        path: the file to write to; earlier files have ``.1`` to ``.4`` appended. None: no files.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -71,7 +71,7 @@ class AuditLog:
             self._file.close()
 
     def add(self, record: AuditRecord) -> None:
-        """Keep a record. A disk that takes no more does not stop requests: logging says so on stderr."""
+        """Add a record. If the disk takes no more, requests go on, and logging reports it on stderr."""
         with self._changed:
             self._records.append(record)
             self._count += 1
@@ -80,11 +80,11 @@ class AuditLog:
             self._file.handle(logging.makeLogRecord({"msg": "%s", "args": (json.dumps(asdict(record)),)}))
 
     def read(self, function: str = "", *, follow: bool = False) -> Iterator[AuditRecord | None]:
-        """The records kept, oldest first, then those that come if asked to follow; None now and then while none does.
+        """Yield the records, oldest first; with ``follow``, go on with new ones, yielding None periodically.
 
         Args:
-            function: only its own; empty: all.
-            follow: go on.
+            function: only records of this function; empty: all.
+            follow: whether to go on with new records.
         """
         number = 0
         while True:

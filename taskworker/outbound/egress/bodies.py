@@ -1,4 +1,4 @@
-"""Bodies of answers, read and decoded within bounds: a compressed one ends at the bound, not in memory."""
+"""Reads and decodes bodies of responses within limits, so that a compressed body cannot exhaust memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MEMBERS_MAX = 1_000
 
 
 class Decoder(Protocol):
-    """Takes what came, gives what it stands for in pieces of at most 64 KiB."""
+    """Decodes a body, in pieces of at most 64 KiB."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Decode a part.
 
         Raises:
-            zlib.error: it is damaged.
+            zlib.error: the data is damaged.
         """
 
     @property
@@ -38,7 +38,7 @@ class _Identity:
 
 
 class _Inflate:
-    """gzip, one member after another, or deflate in either of the two forms that servers send."""
+    """Decodes gzip, with any number of members, or deflate in either of the two forms that servers send."""
 
     def __init__(self, window_bits: int | None) -> None:
         self._window_bits = window_bits
@@ -74,10 +74,10 @@ class _Inflate:
 
 
 def decoder_for(encoding: str, place: str) -> Decoder:
-    """What undoes a Content-Encoding.
+    """The decoder for a Content-Encoding.
 
     Raises:
-        ApiUnreachable: it is none of those asked for.
+        ApiUnreachable: the encoding was not among those requested.
     """
     match encoding.strip().lower():
         case "" | "identity":
@@ -92,18 +92,18 @@ def decoder_for(encoding: str, place: str) -> Decoder:
 async def read_body(
     parts: AsyncIterator[bytes], decoder: Decoder, bytes_max: int, hold: Callable[[int], None], place: str
 ) -> tuple[bytes, int]:
-    """A body, decoded, and how many bytes it came as.
+    """Read a body; returns it decoded, and the number of bytes received.
 
     Args:
-        parts: what comes.
-        decoder: undoes its encoding.
-        bytes_max: of what comes, and of what it stands for.
-        hold: told of bytes before they are kept; may raise.
-        place: who answers, for texts.
+        parts: the parts of the body as they arrive.
+        decoder: decodes the body.
+        bytes_max: limit on the bytes received, and on the decoded bytes.
+        hold: called with a number of bytes before they are kept; may raise.
+        place: host and port, for error texts.
 
     Raises:
-        ApiLimitExceeded: it has more.
-        ApiUnreachable: it is damaged.
+        ApiLimitExceeded: the body is too large.
+        ApiUnreachable: the body is damaged.
     """
     body, received = bytearray(), 0
     try:
@@ -115,11 +115,11 @@ async def read_body(
                 hold(len(piece))
                 body += piece
                 if number % _PIECES_AT_ONCE == 0:
-                    await asyncio.sleep(0)  # a part may stand for much, and others wait for their turn
+                    await asyncio.sleep(0)  # a part may decode to a lot: let other tasks run
     except zlib.error:
         raise ApiUnreachable(f"{place} answered with damaged compressed data") from None
     except BaseException:
-        body.clear()  # the error's traceback would keep it
+        body.clear()  # the error's traceback refers to it
         raise
     if not decoder.complete:
         raise ApiUnreachable(f"{place} answered with compressed data that is cut off")

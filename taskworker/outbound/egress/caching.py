@@ -1,4 +1,4 @@
-"""Answers kept by HTTP's rules (RFC 9111, by hishel), in memory, each function's and user's apart."""
+"""An in-memory cache of responses by HTTP's rules (RFC 9111, with hishel), separate for each function and user."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ENTRIES_PER_URL = 8
 _ENTRY_OVERHEAD = 2048
 _TTL_S = 24 * 3600.0
 _CHANGED_MAX = 4096
-"""Keys remembered for requests under way."""
+"""How many changed places are remembered for running requests."""
 PRIVATE = CacheOptions(shared=False, supported_methods=["GET", "HEAD"], allow_stale=False)
 
 
 def place_key(function: str, user: str, url: str) -> str:
-    """What all answers of a URL have in common: nobody finds another's."""
+    """The key shared by all responses of a URL, for one function and user."""
     return _digest(function, user, url)
 
 
 def entry_key(place: str, credentials: Iterable[str]) -> str:
-    """Under which an answer is kept: those to other credentials are others', whether or not ``Vary`` says so.
+    """The key of a response; requests with other credentials have other keys, whatever ``Vary`` says.
 
-    RFC 9111 leaves that to caches that have one user. A function may speak for several, by their tokens.
+    RFC 9111 assumes a private cache has one user, but a function may act for several, by their tokens.
     """
     return f"{place}{_digest(*credentials)}"
 
@@ -57,11 +57,11 @@ class _Kept:
 
 
 class MemoryStorage(AsyncBaseStorage):
-    """Keeps as many bytes of answers as it may, the latest used ones. Used by one event loop.
+    """Keeps the most recently used responses, up to a number of bytes. For one event loop.
 
     Args:
-        bytes_max: of all.
-        body_bytes_max: of one; larger ones are passed on without being kept.
+        bytes_max: bytes of all responses.
+        body_bytes_max: bytes of a body; larger ones are passed on but not cached.
     """
 
     def __init__(self, bytes_max: int, body_bytes_max: int) -> None:
@@ -75,22 +75,22 @@ class MemoryStorage(AsyncBaseStorage):
 
     @property
     def moment(self) -> int:
-        """Now, for `changed_since`."""
+        """The current moment, for `changed_since`."""
         return self._changes
 
     def changed(self, place: str) -> None:
-        """Forget what is kept of a place, as what it is an answer of may have changed (RFC 9111, 4.4)."""
+        """Invalidate what is cached for a place, since the resource may have changed (RFC 9111, 4.4)."""
         self._changes += 1
         self._changed[place] = self._changes
         self.forget(place)
 
     def forget(self, place: str) -> None:
-        """Keep nothing of a place."""
+        """Drop everything cached for a place."""
         for identity in list(self._by_place.get(place, ())):
             self._drop(identity)
 
     def changed_since(self, place: str, moment: int) -> bool:
-        """Whether that was after a moment: an answer asked for before may be one from before."""
+        """Whether a place changed after a moment: a response requested before then may be outdated."""
         return self._changed.get(place, 0) > moment
 
     async def create_entry(
@@ -134,7 +134,7 @@ class MemoryStorage(AsyncBaseStorage):
         self._drop(id)
 
     async def _saving(self, stream: Any, entry: Entry, key: str, until: float) -> AsyncIterator[bytes]:
-        """Pass on what comes, and keep it once it is whole."""
+        """Pass on a stream, and cache it once it is complete."""
         parts: list[bytes] | None = []
         size = 0
         async for part in stream:

@@ -1,4 +1,4 @@
-"""Outside APIs as one call of a function has them."""
+"""Requests to outside APIs by one call of a function."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from taskworker.outbound.egress.proxy import EgressProxy
 
 
 class EgressCapability:
-    """What a call may request of the world outside (the part of ``Capabilities``).
+    """The part of a call's ``Capabilities`` that requests outside APIs.
 
     Args:
-        proxy: of the pool.
-        call: that asks.
-        is_under_way: whether the call is; what it asked for ends with it.
+        proxy: the pool's proxy.
+        call: the call that makes the requests.
+        is_under_way: whether the call is still running; its requests end with it.
     """
 
     def __init__(self, proxy: EgressProxy, call: Call, is_under_way: Callable[[], bool]) -> None:

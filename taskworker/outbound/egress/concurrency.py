@@ -1,4 +1,4 @@
-"""How often, how many at once, and how much at once: of each function, which its users share, and of all."""
+"""Limits the rate, number and memory of concurrent requests, for each function, its users, and in total."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from taskworker.outbound.egress.limits import EgressLimits
 
 _FUNCTIONS_KEPT = 4096
 _USERS_KEPT = 1024
-"""Of a function; who has made no request for longest is forgotten, and begins anew."""
+"""Users remembered for a function; the one that made no request for longest is forgotten, and starts over."""
 _SHARED_FROM = 8
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """Tokens, of which so many come each second until there are ``most``."""
+    """A token bucket, which refills at a constant rate up to ``most``."""
 
     rate: float
     most: float
@@ -29,7 +29,7 @@ class _Bucket:
     at: float
 
     def filled(self, now: float) -> float:
-        """The tokens that there are now."""
+        """The number of tokens now."""
         self.tokens = min(self.most, self.tokens + (now - self.at) * self.rate)
         self.at = now
         return self.tokens
@@ -44,7 +44,7 @@ class _Function:
         self._of_users: OrderedDict[str, _Bucket] = OrderedDict()
 
     def bucket_of(self, user: str, now: float) -> _Bucket:
-        """A user's part of the function's bucket."""
+        """The bucket of a user of the function."""
         rate, most = self._part
         bucket = self._of_users.setdefault(user, _Bucket(rate, most, most, now))
         self._of_users.move_to_end(user)
@@ -54,12 +54,12 @@ class _Function:
 
 
 def _users_part(most: float) -> float:
-    """What one user may have, so that something is left to who comes next."""
+    """How much one user may have, so that something is left for the next user."""
     return most if most < _SHARED_FROM else most - most / _SHARED_FROM
 
 
 class Permit:
-    """One request under way; tells how many bytes it holds."""
+    """A running request, which counts the bytes it holds."""
 
     def __init__(self, limiter: RequestLimiter, function: _Function, user: str) -> None:
         self._limiter = limiter
@@ -68,16 +68,16 @@ class Permit:
         self.held = 0
 
     def hold(self, count: int) -> None:
-        """Take note of bytes that are kept until the turn's end.
+        """Count bytes that are held until the request ends.
 
         Raises:
-            ApiBusy: too many are held.
+            ApiBusy: too many bytes are held.
         """
         self._limiter.hold(self._function, self._user, count)
         self.held += count
 
     def let_go(self) -> None:
-        """Nothing is held any more."""
+        """Note that the request holds no bytes any more."""
         held, self.held = self.held, 0
         self._limiter.let_go(self._function, self._user, held)
 
@@ -85,10 +85,10 @@ class Permit:
 class RequestLimiter:
     """A token bucket, a count of requests and a count of bytes for each function. Thread-safe.
 
-    One user has seven eighths of what a function has at most: the rest is left to who comes next.
+    One user gets at most seven eighths of a function's limits; the rest is left for other users.
 
     Args:
-        limits: how much.
+        limits: the limits.
         clock_s: monotonic seconds.
     """
 
@@ -101,14 +101,14 @@ class RequestLimiter:
 
     @contextmanager
     def permit(self, name: str, user: str) -> Iterator[Permit]:
-        """A request's turn.
+        """Permission for one request.
 
         Args:
-            name: of the function.
-            user: for whom it runs.
+            name: name of the function.
+            user: the user on whose behalf it runs.
 
         Raises:
-            ApiBusy: the function, or the user by it, has made too many lately, or has too many under way.
+            ApiBusy: the function, or this user of it, has made too many requests recently, or has too many running.
         """
         function = self._begin(name, user)
         permit = Permit(self, function, user)
@@ -154,7 +154,7 @@ class RequestLimiter:
             return function
 
     def _forget(self) -> None:
-        """Drop functions that have not asked for long; of those under way nothing is forgotten."""
+        """Forget functions that made no request for a long time and have none running."""
         while len(self._functions) > _FUNCTIONS_KEPT:
             name, function = next(iter(self._functions.items()))
             if function.running.free < self._limits.concurrency:

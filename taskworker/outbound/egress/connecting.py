@@ -1,4 +1,4 @@
-"""Connections to outside hosts: the name is resolved and judged here, and what was judged is connected to."""
+"""Connects to outside hosts: resolves the name, checks the addresses, and connects to a checked one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from taskworker.outbound.egress.urls import place_of
 _ADDRESSES_TRIED = 4
 _FRAME_HEAD_BYTES = 9
 _FRAME_BYTES_MAX = 16_384
-"""Of a payload, as HTTP/2 has it unless a larger one is agreed on, which it never is here."""
+"""Largest payload of a frame: HTTP/2's default, which is never raised here."""
 _KEPT_IDLE = 16
 _KEPT_S = 30.0
 
 
 class FrameGuard(httpcore.AsyncNetworkStream):
-    """A connection that ends where an HTTP/2 frame is announced that is larger than was agreed.
+    """A connection that ends when the header of an HTTP/2 frame announces more than the allowed size.
 
-    The HTTP/2 library refuses such a frame only once all of it is there, and keeps up to 16 MiB for it until then.
+    The HTTP/2 library refuses such a frame only after receiving all of it, and buffers up to 16 MiB until then.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, *, http2: bool = False) -> None:
@@ -62,7 +62,7 @@ class FrameGuard(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        """See ``AsyncNetworkStream``; what was agreed on says whether there will be frames."""
+        """See ``AsyncNetworkStream``; the negotiated protocol decides whether frames follow."""
         stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
         agreed = stream.get_extra_info("ssl_object")
         return FrameGuard(stream, http2=agreed is not None and agreed.selected_alpn_protocol() == "h2")
@@ -72,7 +72,7 @@ class FrameGuard(httpcore.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
     def _follow(self, data: bytes) -> None:
-        """Go from frame to frame: three bytes of length, six more of head, the payload."""
+        """Step from frame to frame: three bytes of length, six more bytes of header, the payload."""
         at = 0
         while at < len(data):
             if self._payload_left:
@@ -90,13 +90,13 @@ class FrameGuard(httpcore.AsyncNetworkStream):
 
 
 class PinnedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to the very address that was checked, so that a name cannot change its meaning in between.
+    """Connects to the address that was checked, so that a name cannot resolve differently in between.
 
     Args:
-        resolve: name → addresses; blocking.
-        share: of the function that connects.
-        private: whether loopback and private networks may be reached.
-        connect_s: for resolving, and for each connection.
+        resolve: returns the addresses of a name; blocking.
+        share: the share of the function that connects.
+        private: whether loopback and private networks are allowed.
+        connect_s: seconds for resolving, and for each connection.
     """
 
     def __init__(self, resolve: Resolve, share: FunctionShare, *, private: bool, connect_s: float) -> None:
@@ -117,9 +117,9 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         """Connect to a name or an address.
 
         Raises:
-            PermissionDenied: it is not of the world outside.
+            PermissionDenied: the address is not allowed.
             ApiUnreachable: the name has no address.
-            httpcore.ConnectError, httpcore.ConnectTimeout: nobody answers there.
+            httpcore.ConnectError, httpcore.ConnectTimeout: the host does not answer.
         """
         addresses = await self._checked(host, port)
         seconds = self._connect_s if timeout is None else min(timeout, self._connect_s)
@@ -133,7 +133,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         raise ApiUnreachable(f"{place_of(host, port)} cannot be reached: the name has no address")
 
     async def connect_unix_socket(self, *_args: Any, **_options: Any) -> httpcore.AsyncNetworkStream:
-        """Sockets of this machine are none of the outside."""
+        """Refuse: sockets of this machine are not outside."""
         raise PermissionDenied("a socket file is not of the world outside")
 
     async def sleep(self, seconds: float) -> None:
@@ -147,7 +147,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
             addresses = await self._addresses(host, port)
         else:
             addresses = [literal]
-        # All must do: a name that leads to a neighbour as well is not to be trusted with either.
+        # All addresses must be allowed: a name that also resolves to a private address is not trusted at all.
         if not all(self._may_be_reached(address) for address in addresses):
             raise PermissionDenied(
                 f"{place_of(host, port)} is a private, local or reserved address; a rule opens it to a function with "
@@ -172,11 +172,11 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
 
 class PinnedTransport(httpx.AsyncHTTPTransport):
-    """HTTP/1.1 and HTTP/2 over pooled connections of one backend, and by no other way."""
+    """HTTP/1.1 and HTTP/2 over pooled connections that only this backend makes."""
 
     def __init__(self, backend: PinnedBackend, tls: ssl.SSLContext, connections: int) -> None:
         super().__init__(verify=tls, trust_env=False)
-        # httpx has no argument for the backend; without a pool of ours, it would resolve names itself.
+        # httpx has no argument for the backend; with its own connection pool, it would resolve names itself.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             max_connections=connections,

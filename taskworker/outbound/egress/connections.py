@@ -1,4 +1,4 @@
-"""Pooled connections, each function's apart: what one does to a connection is no other's to suffer."""
+"""Pooled connections, separate for each function, so that no function suffers from another's connections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taskworker.outbound.egress.limits import EgressLimits
 from taskworker.outbound.egress.sharing import FunctionShares
 
 _RESOLVER_THREADS = 128
-"""Started as they are needed. A name that takes long holds one for as long as the system's resolver tries."""
+"""Started as needed. A slow name holds a thread for as long as the system's resolver tries."""
 
 
 class _Connections:
-    """The connections of a function, to private or to public addresses."""
+    """A function's connections, either to private or to public addresses."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self.transport = transport
@@ -29,12 +29,12 @@ class _Connections:
 
 
 class ConnectionPools:
-    """Transports by function. Used by one event loop.
+    """Transports by function. For one event loop.
 
     Args:
-        resolve: name → addresses; blocking.
-        tls: which authorities are trusted, and by what versions.
-        limits: of the pool.
+        resolve: returns the addresses of a name; blocking.
+        tls: the trusted authorities and TLS versions.
+        limits: the pool's limits.
     """
 
     def __init__(self, resolve: Resolve, tls: ssl.SSLContext, limits: EgressLimits) -> None:
@@ -49,8 +49,8 @@ class ConnectionPools:
     async def transport(self, function: str, *, private: bool) -> AsyncIterator[httpx.AsyncBaseTransport]:
         """The transport of a function, while a request uses it.
 
-        After a request that was cut off, others get new connections: over HTTP/2, the peer would go on sending, and
-        count the request as one under way.
+        After a request was cut off, later ones get new connections: over HTTP/2, the peer would go on sending, and
+        would go on counting the request as running.
         """
         connections = await self._find((function, private))
         connections.users += 1
@@ -65,7 +65,7 @@ class ConnectionPools:
                 await connections.transport.aclose()
 
     async def aclose(self) -> None:
-        """Close all."""
+        """Close all connections."""
         for connections in self._open.values():
             await connections.transport.aclose()
         self._open.clear()
@@ -91,7 +91,7 @@ class ConnectionPools:
             await connections.transport.aclose()
 
     def _retire(self, key: tuple[str, bool], connections: _Connections) -> None:
-        """Let no further request use them; the last one that does closes them."""
+        """Keep further requests from using these connections; the last request that uses them closes them."""
         connections.retired = True
         if self._open.get(key) is connections:
             del self._open[key]

@@ -1,4 +1,4 @@
-"""Secrets put in the place of ``{{secret:NAME}}``, each in the way that its place is written."""
+"""Fills in secrets for ``{{secret:NAME}}``, escaped as their place in the request requires."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Fill = Callable[[str, str, str], str]
 
 _PLACES_MAX = 16
 _HIDDEN_CHARS_MIN = 4
-"""What is shorter is in every other text by chance."""
+"""Shorter values occur in many texts by chance."""
 _PLACE = re.compile(r"\{\{secret:([A-Za-z0-9_.\-]{1,128})\}\}")
-# As URLs and forms have it, wholly or in part percent-encoded.
+# As in URLs and forms, partly or fully percent-encoded.
 _ENCODED = re.compile(r"(?:\{|%7B){2}secret(?::|%3A)([A-Za-z0-9_.\-]{1,128})(?:\}|%7D){2}", re.IGNORECASE)
 
 
 def no_secrets(_function: str, _host: str, _text: str) -> str:
-    """There are none (a ``Fill``)."""
+    """A ``Fill`` without any secrets."""
     raise PermissionDenied("this pool keeps no secrets, so {{secret:NAME}} stands for nothing here")
 
 
 class Filling:
-    """Fills in the secrets of one request, and hides them again in what comes back.
+    """Fills in the secrets of one request, and hides them in the response.
 
     Args:
-        fill: gives the values.
-        function: that makes the request.
-        host: that it is for.
+        fill: fills in the values.
+        function: the function that makes the request.
+        host: the host that it is for.
     """
 
     def __init__(self, fill: Fill, function: str, host: str) -> None:
@@ -41,17 +41,17 @@ class Filling:
         self._values: dict[str, str] = {}
 
     def query(self, query: str) -> str:
-        """A URL's query."""
+        """Fill in secrets in a URL's query."""
         return self._filled(_ENCODED, query, lambda value: quote(value, safe=""))
 
     def header(self, value: str) -> str:
-        """A header's value."""
+        """Fill in secrets in a header's value."""
         return self._filled(_PLACE, value, lambda secret: secret)
 
     def body(self, body: bytes, content_type: str) -> bytes:
-        """A body of the given Content-Type; a value is quoted as JSON and forms do."""
+        """Fill in secrets in a body; for JSON and forms by Content-Type, values are quoted accordingly."""
         kind = content_type.partition(";")[0].strip().lower()
-        text = body.decode("latin-1")  # bytes for bytes
+        text = body.decode("latin-1")  # one character for each byte
         if kind == "application/x-www-form-urlencoded":
             filled = self._filled(_ENCODED, text, quote_plus)
         elif kind == "application/json" or kind.endswith("+json"):
@@ -61,7 +61,7 @@ class Filling:
         return filled.encode("latin-1")
 
     def hide(self, text: str) -> str:
-        """A text of the answer's head, with names in place of the values that were filled in."""
+        """Replace filled-in values with their names in a text of the response's header."""
         for name, value in sorted(self._values.items(), key=lambda pair: -len(pair[1])):
             if len(value) >= _HIDDEN_CHARS_MIN:
                 for form in dict.fromkeys((value, quote(value, safe=""), quote_plus(value), quote(value))):
@@ -69,7 +69,7 @@ class Filling:
         return text
 
     def is_in(self, url: str) -> bool:
-        """Whether a value that was filled in is in a URL, however it is percent-encoded; hosts have no upper case."""
+        """Whether a URL contains a filled-in value, in any percent-encoding; in hosts, also in lower case."""
         forms = [form.lower() for form in (url, unquote(url), unquote_plus(url))]
         values = [value.lower() for value in self._values.values() if len(value) >= _HIDDEN_CHARS_MIN]
         return any(value in form for value in values for form in forms)
@@ -86,7 +86,7 @@ class Filling:
 
 
 def has_place(texts: Iterable[str]) -> bool:
-    """Whether a secret's place is in one of the texts."""
+    """Whether one of the texts has a place for a secret."""
     return any(_ENCODED.search(text) for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""Bounds on what functions may do outside."""
+"""Limits on functions' requests to outside APIs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from taskworker.calls.capabilities import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
 
 @dataclass(frozen=True, slots=True)
 class EgressLimits:
-    """Bounds of one pool. Sizes are bytes, times seconds.
+    """Limits of one pool. Sizes are in bytes, times in seconds.
 
     Attributes:
-        request_bytes: of a request's body, once its secrets are filled in.
-        response_bytes: of a response's body, both as it comes and decoded.
-        url_chars: of a URL.
+        request_bytes: size of a request's body, after secrets are filled in.
+        response_bytes: size of a response's body, both as received and decoded.
+        url_chars: characters of a URL.
         request_headers: how many a function may set.
-        request_header_bytes: names and values of those together.
-        response_headers: how many an answer may have. The parsers end a head beyond 64 KiB (HTTP/2) or
-            100 KiB (HTTP/1.1) themselves.
-        redirects: followed in one request.
-        connect_s: for a name's resolution and a connection, each.
-        total_s: for a request, redirects, retries and all.
-        rate: requests a second that each function may make on average.
+        request_header_bytes: total size of their names and values.
+        response_headers: how many a response may have. The parsers themselves refuse headers beyond 64 KiB (HTTP/2) or
+            100 KiB (HTTP/1.1) in total.
+        redirects: redirects followed for one request.
+        connect_s: time for resolving a name, and for making a connection.
+        total_s: time for a request, including redirects and retries.
+        rate: average requests per second of each function.
         burst: requests that each function may make at once after a pause.
-        concurrency: requests of each function under way at once.
-        function_bytes: of answers held at once for a function. More would let one function fill the pool's memory.
-        held_bytes: likewise for all functions.
-        attempts: to get an answer to an idempotent request, the first one included.
-        cache_bytes: of answers kept by HTTP's rules, for all functions together.
-        functions: that connections are kept for.
+        concurrency: concurrent requests of each function.
+        function_bytes: bytes of responses held at once for a function, so that it cannot fill the pool's memory.
+        held_bytes: the same for all functions together.
+        attempts: attempts at an idempotent request, including the first.
+        cache_bytes: bytes of cached responses of all functions together.
+        functions: functions for which connections are kept.
     """
 
     request_bytes: int = REQUEST_BYTES_MAX

@@ -1,4 +1,4 @@
-"""A request as it goes out: checked, its secrets filled in, and what is left of it after a redirect."""
+"""Outgoing requests: checks them, fills in secrets, and rewrites them after redirects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header as it is sent; ``filled``: a secret is in it."""
+    """A header to send; ``filled``: it contains a secret."""
 
     name: str
     value: str
@@ -52,7 +52,7 @@ class Header:
 
     @property
     def is_credential(self) -> bool:
-        """Whether it may be for the one host alone that the function named."""
+        """Whether it may be meant only for the host that the function named."""
         return self.filled or bool(_CREDENTIALS.search(self.name.lower()))
 
 
@@ -61,9 +61,9 @@ class Outgoing:
     """A request to one host, ready to be sent.
 
     Attributes:
-        url: with secrets, if there are any in its query.
-        shown: the URL as it may be told.
-        body_filled: a secret is in the body.
+        url: the URL, with any secrets in its query filled in.
+        shown: the URL without secrets, for texts.
+        body_filled: whether the body contains a secret.
     """
 
     method: str
@@ -75,12 +75,12 @@ class Outgoing:
 
     @property
     def credentials(self) -> list[str]:
-        """Names and values of the headers by which the host knows for whom it answers."""
+        """Names and values of the headers that identify the user to the host."""
         own = [(header.name.lower(), header.value) for header in self.headers if header.is_credential]
         return [text for pair in own for text in pair]
 
     def sent_headers(self) -> list[tuple[bytes, bytes]]:
-        """All headers but those that the transport sets."""
+        """All headers except those that the transport sets."""
         names = {header.name.lower() for header in self.headers}
         own = [] if "user-agent" in names else [("User-Agent", "taskworker")]
         own += [] if "accept" in names else [("Accept", "*/*")]
@@ -89,11 +89,11 @@ class Outgoing:
 
 
 def prepare(request: ApiRequest, url: ExternalUrl, filling: Filling, limits: EgressLimits) -> Outgoing:
-    """The request that a function asks for.
+    """Prepare the request that a function asks for.
 
     Raises:
         InvalidArgument: it cannot be sent; the text says why.
-        PermissionDenied: a secret in it is not the function's to use.
+        PermissionDenied: the function may not use a secret in it.
     """
     if request.method not in METHODS:
         raise InvalidArgument(f"method {request.method[:20]!r}: there are {', '.join(sorted(METHODS))}")
@@ -141,16 +141,16 @@ def _header(name: str, value: str, filling: Filling) -> Header:
 
 
 def _is_kept(name: str) -> bool:
-    """What the pool can decode is its own matter; what a function says of it is left out."""
+    """Whether a function's header is sent; the pool itself says which encodings it can decode."""
     return name.lower() != "accept-encoding"
 
 
 def redirected(before: Outgoing, status: int, location: str, filling: Filling, chars_max: int) -> Outgoing:
-    """The request that a redirect asks for; credentials do not go with it to another host.
+    """The request that follows a redirect; credentials are dropped if the host changes.
 
     Raises:
-        ApiUnreachable: it leads nowhere.
-        PermissionDenied: it would take a secret to another host.
+        ApiUnreachable: the redirect has no valid target.
+        PermissionDenied: it would send a secret to another host.
     """
     place = before.url.place
     try:

@@ -1,4 +1,4 @@
-"""The pool's one way to the outside: a function's request, from the checks to the answer."""
+"""The pool's proxy for outside APIs: takes a function's request from the checks to the response."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from taskworker.outbound.egress.rules import RuleBook
 from taskworker.outbound.egress.urls import parse_url, place_of
 
 _TALKATIVE = ("httpx", "httpcore", "hpack", "hishel")
-"""Libraries whose lines below WARNING show URLs and headers, secrets included."""
+"""Libraries whose log messages below WARNING show URLs and headers, including secrets."""
 _CLOSE_S = 5.0
 _LOOK_S = 0.25
-"""How often a request that takes long is asked whether anybody still waits for it."""
+"""How often a long request checks whether its call still waits for it."""
 
 
 class EgressProxy:
-    """Calls outside APIs for functions. Thread-safe; connections are kept by an event loop in a thread of its own.
+    """Calls outside APIs for functions. Thread-safe; an event loop in a thread of its own keeps the connections.
 
     Args:
-        rules: who may call what.
-        audit: told of every request.
-        limits: how much.
-        resolve: name → addresses.
-        fill: secrets.
-        tls: which authorities are trusted; None: those of certifi.
+        rules: which function may call which hosts.
+        audit: records every request.
+        limits: limits on requests.
+        resolve: returns the addresses of a name.
+        fill: fills in secrets.
+        tls: the trusted authorities; None: those of certifi.
     """
 
     def __init__(
@@ -73,22 +73,22 @@ class EgressProxy:
     def request(
         self, function: str, user: str, request: ApiRequest, is_wanted: Callable[[], bool] = lambda: True
     ) -> ApiResponse:
-        """Call an outside API for a function and a user.
+        """Call an outside API for a function, on behalf of a user.
 
         Args:
             function: its name.
             user: on whose behalf it runs.
-            request: what it asks for.
-            is_wanted: asked now and then; False ends the request.
+            request: the request.
+            is_wanted: called periodically; False ends the request.
 
         Raises:
-            InvalidArgument: the request is none, or larger than may be.
-            PermissionDenied: the function may not, or the host is none of the outside.
-            ApiBusy: too often, or too many at once.
-            ApiLimitExceeded: the answer is too large, or redirects do not end.
-            ApiUnreachable: there is no answer to be had.
-            DeadlineExceeded: not within the time allowed.
-            CallAbandoned: it is not wanted any more.
+            InvalidArgument: the request is malformed or too large.
+            PermissionDenied: the function may not call this host, or its address is not allowed.
+            ApiBusy: there are too many requests, or too many at once.
+            ApiLimitExceeded: the response is too large, or there are too many redirects.
+            ApiUnreachable: the host gave no usable response.
+            DeadlineExceeded: it took longer than allowed.
+            CallAbandoned: the call no longer waits for it.
             StoreClosed: the pool is being stopped.
         """
         with self._limiter.permit(function, user) as permit:
@@ -96,7 +96,7 @@ class EgressProxy:
             return self._run(exchange, self._allowed_s(request), is_wanted)
 
     def close(self) -> None:
-        """End requests under way, and all connections."""
+        """End running requests, and close all connections."""
         with self._starting:
             closed, self._closed = self._closed, True
         if closed:
@@ -116,7 +116,7 @@ class EgressProxy:
         return allowed_s if request.timeout_s is None else min(allowed_s, request.timeout_s)
 
     def _prepared(self, function: str, user: str, request: ApiRequest, permit: Permit) -> Exchange:
-        """What can be said without asking anybody outside is said here; refusals are audited, too."""
+        """Make all checks that need no outside host; refusals are audited as well."""
         host = ""
         try:
             url = parse_url(request.url, self._limits.url_chars)
@@ -165,4 +165,4 @@ class EgressProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._sender.aclose()
         await self._loop.shutdown_asyncgens()
-        await asyncio.sleep(0)  # sockets are closed in the loop's next turn
+        await asyncio.sleep(0)  # sockets are closed in the next iteration of the loop

@@ -1,4 +1,4 @@
-"""Requests on their way: each host asked, tried again if that may help, redirects followed, answers read."""
+"""Carries out requests: sends them to hosts, retries, follows redirects, and reads responses."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _OF_A_CONNECTION = frozenset(
     }
 )
 _PASSING = frozenset({502, 503, 504})
-"""Statuses that say: not now."""
+"""Statuses of temporary failures."""
 _WAIT_S, _WAIT_MAX_S = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One host's answer; ``received`` are the body's bytes as they came."""
+    """The response of one host; ``received`` counts the body's bytes as received."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -65,7 +65,7 @@ class _Answer:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request of a function, with all that it leads to."""
+    """A function's request, with its redirects and retries."""
 
     sender: Sender
     function: str
@@ -76,15 +76,15 @@ class Exchange:
     cache: bool
     follow_redirects: bool
     abandoned: bool = False
-    """Set before it is ended because nobody waits for it any more."""
+    """Set before the exchange is ended because its call no longer waits for it."""
 
     @property
     def place(self) -> str:
-        """Who is being asked."""
+        """Host and port of the current request."""
         return self.outgoing.url.place
 
     async def run(self) -> ApiResponse:
-        """Ask, and follow redirects."""
+        """Send the request, and follow redirects."""
         for _ in range(self.sender.limits.redirects + 1):
             answer = await self.sender.answer(self)
             if not self._is_followed(answer):
@@ -107,7 +107,7 @@ class Exchange:
 
 
 class Sender:
-    """Sends requests to the hosts they are for. Used by one event loop."""
+    """Sends requests. For one event loop."""
 
     def __init__(self, pools: ConnectionPools, rules: RuleBook, audit: AuditLog, limits: EgressLimits) -> None:
         self.limits = limits
@@ -121,10 +121,10 @@ class Sender:
         await self._pools.aclose()
 
     async def answer(self, exchange: Exchange) -> _Answer:
-        """The answer of the host that comes next, asked several times if that may help.
+        """The response of the next host; retries if that may help.
 
         Raises:
-            StorageError: there is none, as ``EgressProxy.request`` says.
+            StorageError: there is none; see ``EgressProxy.request``.
         """
         tries = self.limits.attempts if exchange.outgoing.method in IDEMPOTENT else 1
         retrying = AsyncRetrying(
@@ -138,13 +138,13 @@ class Sender:
         try:
             found: _Answer = await retrying(self._audited, exchange)
         except httpx.TransportError as error:
-            # What the libraries say may quote what was sent: the kind of failure is told, not their text.
+            # Texts of the libraries may quote the request, so only the kind of failure is reported.
             reason = _WORDS.get(type(error), "it does not answer")
             raise ApiUnreachable(f"{place} cannot be reached: {reason}") from None
         return found
 
     async def _audited(self, exchange: Exchange) -> _Answer:
-        exchange.permit.let_go()  # of an attempt before
+        exchange.permit.let_go()  # bytes of an earlier attempt
         started, now = time.perf_counter(), time.time_ns() // 1_000_000
         status, received, outcome = 0, 0, ""
         try:
@@ -157,7 +157,7 @@ class Sender:
             outcome = ApiUnreachable.__name__
             raise
         except Exception as error:
-            # Hostile answers find the corners of parsers: those end the request, not more, and are told by kind.
+            # Hostile responses may trigger any error of a parser. It ends only this request; only its kind is reported.
             log.warning(
                 "%s answered with what the HTTP libraries cannot take: %s", exchange.place, type(error).__name__
             )
@@ -193,7 +193,7 @@ class Sender:
             outgoing.url.url,
             headers=outgoing.sent_headers(),
             content=outgoing.body if outgoing.body or outgoing.method in ("POST", "PUT", "PATCH") else None,
-            # Only the whole has a time limit: over HTTP/2, one request's timeout would end its neighbours.
+            # Only the whole exchange has a timeout: over HTTP/2, a timeout of one request would end others.
             extensions={"timeout": {"connect": self.limits.connect_s}},
         )
         place = self._place(exchange, request.url)
@@ -205,7 +205,7 @@ class Sender:
             try:
                 return await self._exchanged(transport, request, exchange)
             finally:
-                if outgoing.method not in SAFE:  # even if no answer came
+                if outgoing.method not in SAFE:  # even without a response
                     self._storage.changed(place)
                 elif self._storage.changed_since(place, moment):
                     self._storage.forget(place)
@@ -240,12 +240,12 @@ class Sender:
 
 
 def _also_changed(url: httpx.URL, response: httpx.Response) -> Iterator[httpx.URL]:
-    """Other URLs of the same place that an answer names as those of what was made or changed."""
+    """Other URLs of the same host that a response names as created or changed."""
     for name in ("location", "content-location"):
         try:
             found = url.join(response.headers.get(name, ""))
         except (httpx.InvalidURL, ValueError):
-            continue  # names nothing
+            continue  # not a URL
         if (found.scheme, found.host, found.port) == (url.scheme, url.host, url.port):
             yield found.copy_with(fragment=None)
 

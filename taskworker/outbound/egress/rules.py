@@ -1,4 +1,4 @@
-"""Which function may call which hosts: by default none."""
+"""Rules on which hosts each function may call; by default none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RULES_MAX = 256
 _FUNCTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(r"[a-z0-9._:-]+")
 _WRITTEN = re.compile(r"(?:(https?)://)?(\*\.)?(\[[^\]]*\]|[^/:?#@\[\]]+)(:[^/?#]*)?(/[^?#]*)?", re.IGNORECASE)
-# Below a prefix, nothing that a server could read as a step out of it.
+# Path segments below a prefix that a server could take as leading out of it.
 _STEP = re.compile(r"(^|/)(\.|%2e){1,2}(/|;|$)|%2f|%5c|%25|//", re.IGNORECASE)
 
 
@@ -25,10 +25,10 @@ class Documents(Protocol):
     """Keeps small documents; a catalog is one."""
 
     def document(self, name: str) -> bytes | None:
-        """What was kept under a name."""
+        """The document with this name."""
 
     def save_document(self, name: str, raw: bytes) -> None:
-        """Durably keep a document."""
+        """Store a document durably."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Rule:
     """Hosts that a function may call.
 
     Attributes:
-        host: a name in its A-form, or an address; with ``subdomains``, all names below it and not itself.
-        subdomains: written ``*.host``.
-        port: None: the scheme's own.
-        prefix: of the path, whole segments of it; "/" is all.
-        private: the host may be on loopback or in a private network.
-        scheme: None: either.
+        host: a name in its A-form, or an address; with ``subdomains``, all names below it but not itself.
+        subdomains: whether the rule is for ``*.host``.
+        port: None: the scheme's default.
+        prefix: whole segments at the start of the path; "/": any path.
+        private: whether the host may be on loopback or in a private network.
+        scheme: None: http or https.
     """
 
     host: str
@@ -53,14 +53,14 @@ class Rule:
 
     @property
     def text(self) -> str:
-        """As it is written."""
+        """The rule as text."""
         scheme = f"{self.scheme}://" if self.scheme else ""
         host = f"*.{self.host}" if self.subdomains else self.host
         place = place_of(host, self.port) if self.port is not None else (f"[{host}]" if ":" in host else host)
         return f"{scheme}{place}{self.prefix if self.prefix != '/' else ''}"
 
     def allows(self, url: ExternalUrl) -> bool:
-        """Whether a URL is one of those meant."""
+        """Whether the rule allows a URL."""
         if self.scheme not in (None, url.scheme) or url.port != (self.port or _default_port(url)):
             return False
         if (self.subdomains and url.address is not None) or not self.stands_for(url.host):
@@ -68,7 +68,7 @@ class Rule:
         return self._allows_path(url.path)
 
     def stands_for(self, host: str) -> bool:
-        """Whether a host, a name in its A-form or an address, is one of those meant."""
+        """Whether the rule is for this host, a name in its A-form or an address."""
         return host.endswith(f".{self.host}") if self.subdomains else host == self.host
 
     def _allows_path(self, path: str) -> bool:
@@ -115,13 +115,13 @@ def parse_rule(text: str, *, private: bool = False) -> Rule:
 
 
 class RuleBook:
-    """The rules of all functions, kept as a document. Thread-safe.
+    """The rules of all functions, stored as a document. Thread-safe.
 
     Args:
-        documents: where they are kept.
+        documents: where they are stored.
 
     Raises:
-        FormatError: what is kept there cannot be read.
+        FormatError: the stored rules cannot be read.
     """
 
     def __init__(self, documents: Documents) -> None:
@@ -134,10 +134,10 @@ class RuleBook:
             raise FormatError(f"the pool's egress rules are damaged ({error}); restore the catalog") from error
 
     def allow(self, function: str, rule: Rule) -> bool:
-        """Add a rule, in place of one that differs in ``private`` only; False if it was there.
+        """Add a rule, replacing one that differs only in ``private``; False if it exists already.
 
         Raises:
-            InvalidArgument: no function can have this name, or it has too many rules.
+            InvalidArgument: the function's name is invalid, or it has too many rules.
         """
         if not _FUNCTION.fullmatch(function):
             raise InvalidArgument(f"{function!r} is no function's name")
@@ -152,7 +152,7 @@ class RuleBook:
         return True
 
     def deny(self, function: str, rule: Rule | None = None) -> list[Rule]:
-        """Take a rule back, or all of a function's; those taken back."""
+        """Remove a rule, or all rules of a function; returns the removed ones."""
         with self._lock:
             had = self._rules.get(function, ())
             gone = [one for one in had if rule is None or one.text == rule.text]
@@ -166,10 +166,10 @@ class RuleBook:
             return [(function, rule) for function in sorted(self._rules) for rule in self._rules[function]]
 
     def require(self, function: str, url: ExternalUrl) -> Rule:
-        """The rule that lets a function call a URL; one with ``private`` goes first.
+        """The rule that allows a function to call a URL, preferably one with ``private``.
 
         Raises:
-            PermissionDenied: there is none.
+            PermissionDenied: no rule allows it.
         """
         with self._lock:
             rules = self._rules.get(function, ())
@@ -182,9 +182,10 @@ class RuleBook:
         return next((rule for rule in found if rule.private), found[0])
 
     def allows_host(self, function: str, host: str) -> bool:
-        """Whether a function may call a host, a name in its A-form, at some place; then it may resolve it, too.
+        """Whether a function may call a host, a name in its A-form, at any URL; then it may also resolve the name.
 
-        A name of DNS whose labels have other characters than hosts' is none: a dot in one would look like two.
+        DNS names whose labels have characters that host names cannot have are refused: a dot in one would look like two
+        labels.
         """
         if not _HOST.fullmatch(host):
             return False

@@ -1,4 +1,4 @@
-"""What functions share in here, each by its turns: the threads that resolve names, and the loop that reads answers."""
+"""Shares the threads that resolve names, and the loop that reads responses, fairly among functions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FIRST_BYTES = 8 << 10
 _LEAST_BYTES = 2 << 10
 _MOST_BYTES = 64 << 10
 _STEP_S = 0.005
-"""What the parser may take for one piece of an answer before pieces become smaller."""
+"""Seconds that the parser may take for a piece of a response before pieces become smaller."""
 
 
 class FunctionShare:
-    """One function's turns. Used by one event loop.
+    """The share of one function. For one event loop.
 
     Args:
-        threads: shared by all functions; what they do cannot be ended, whoever waits for it.
+        threads: the threads, shared by all functions; work in them cannot be cancelled.
     """
 
     def __init__(self, threads: Executor) -> None:
@@ -35,7 +35,7 @@ class FunctionShare:
         self._reading = asyncio.Lock()
 
     async def in_thread(self, act: Callable[[], T]) -> T:
-        """Do something in a thread; its turn ends with it, and not when nobody waits for it any more."""
+        """Run ``act`` in a thread; its place becomes free when the thread is done, even if the caller gave up."""
         await self._lookups.acquire()
         loop = asyncio.get_running_loop()
         try:
@@ -51,13 +51,13 @@ class FunctionShare:
             loop.call_soon_threadsafe(self._lookups.release)
 
     async def read_turn(self) -> None:
-        """Wait until what was read may be parsed: of one function one piece in each round of the loop."""
+        """Wait until the next piece may be parsed: one piece of each function in each iteration of the loop."""
         async with self._reading:
             await asyncio.sleep(0)
 
 
 class FunctionShares:
-    """The shares of all functions; one is there as long as anybody uses it.
+    """The shares of all functions; each exists while it is used.
 
     Args:
         threads: see ``FunctionShare``.
@@ -76,13 +76,13 @@ class FunctionShares:
 
 
 class SharedStream(httpcore.AsyncNetworkStream):
-    """A connection that is read by its function's turns, in pieces that take the parser a few milliseconds at most.
+    """A connection that is read in its function's share, in pieces that take the parser a few milliseconds at most.
 
-    A host may cut its answer so that a parser has thousands of parts in what one read gives, and gets no rest.
+    A host may split its response so that one read contains thousands of parts, which would keep the parser busy.
 
     Args:
         stream: the connection.
-        share: of the function that it is of.
+        share: the share of its function.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, share: FunctionShare) -> None:
@@ -100,7 +100,7 @@ class SharedStream(httpcore.AsyncNetworkStream):
         self._given_s = None
         if not self._unparsed:
             self._unparsed = await self._stream.read(min(max_bytes, self._bytes), timeout)
-        # Who reads may be cut off here, and over HTTP/2, its neighbours go on with what has come.
+        # The reader may be cancelled here, and over HTTP/2, other requests go on with the data that has arrived.
         await self._share.read_turn()
         data, self._unparsed = self._unparsed, b""
         self._given_s = time.monotonic()
@@ -108,7 +108,7 @@ class SharedStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """See ``AsyncNetworkStream``."""
-        self._given_s = None  # a new request: what is between two of them is not the parser's time
+        self._given_s = None  # a new request: the time between two requests is not the parser's
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:

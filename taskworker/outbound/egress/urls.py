@@ -1,4 +1,4 @@
-"""URLs of outside APIs: read once, by httpx, and refused where two readers could disagree."""
+"""URLs of outside APIs: parsed once, by httpx, and refused if two parsers could disagree about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskworker.outbound.egress.addresses import Address
 _PORTS = {"http": 80, "https": 443}
 _SHAPE = re.compile(r"(https?)://([^/?#]+)(?:[/?#].*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@%]+)(?::([1-9][0-9]{0,4}))?")
-# Spaces, controls and what some readers take for a slash or a dot, in ASCII and beyond.
+# Spaces, control characters, and characters that some parsers take for a slash or a dot.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\xa0\\\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]")
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -25,14 +25,14 @@ _PORT_MAX = 65535
 
 @dataclass(frozen=True, slots=True)
 class ExternalUrl:
-    """A URL that has one meaning only.
+    """An unambiguous URL.
 
     Attributes:
-        url: as it is sent, without a fragment.
+        url: the URL as sent, without a fragment.
         scheme: ``http`` or ``https``.
         host: a name in its A-form, or an address in its canonical form, without brackets.
-        port: given or the scheme's.
-        address: if the host is one.
+        port: the given port, or the scheme's default.
+        address: the host, if it is an address.
     """
 
     url: httpx.URL
@@ -43,12 +43,12 @@ class ExternalUrl:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Who is asked: credentials are for no other."""
+        """Scheme, host and port; credentials are meant for no other."""
         return self.scheme, self.host, self.port
 
     @property
     def place(self) -> str:
-        """Who is asked, as a text that may be told to anyone: no path, no query."""
+        """Host and port as a text that reveals neither path nor query."""
         return f"{self.scheme}://{place_of(self.host, self.port)}"
 
     @property
@@ -66,7 +66,7 @@ def parse_url(text: str, chars_max: int = 8192) -> ExternalUrl:
     """Read a URL.
 
     Raises:
-        InvalidArgument: it is none of http or https, or could be read in more ways than one.
+        InvalidArgument: it is not an http or https URL, or it is ambiguous.
     """
     if len(text) > chars_max:
         raise InvalidArgument(f"a URL of {len(text):,} characters: at most {chars_max:,} are taken")
@@ -94,7 +94,7 @@ def parse_url(text: str, chars_max: int = 8192) -> ExternalUrl:
 
 
 def _host(written: str, url: httpx.URL) -> tuple[str, Address | None]:
-    """The host in its one form, checked against what was written."""
+    """The host in its canonical form, checked against what was written."""
     host = url.raw_host.decode("ascii")
     if written.startswith("["):
         address: Address = ipaddress.IPv6Address(host)
@@ -111,7 +111,7 @@ def checked_name(host: str) -> str:
     """A host's name in its A-form.
 
     Raises:
-        InvalidArgument: it is no such name, or an address in disguise.
+        InvalidArgument: it is not such a name, or it is an address in disguise.
     """
     if host.endswith("."):
         raise InvalidArgument("the host's name ends in a dot: leave it away")
@@ -136,10 +136,10 @@ def _check_a_label(label: str) -> None:
 
 
 def mapped_name(name: str) -> str:
-    """A name as a person writes it, in its A-form.
+    """Convert a name as a person writes it to its A-form.
 
     Raises:
-        InvalidArgument: it has none.
+        InvalidArgument: it has no A-form.
     """
     try:
         return name.lower() if name.isascii() else idna.encode(name, uts46=True, std3_rules=True).decode("ascii")

@@ -1,6 +1,6 @@
 """Secrets of a pool: sealed in its catalog under a master key, granted to functions by name.
 
-``master_key`` knows where the master key is, ``sealing`` one secret's record, ``document`` all records as the
-catalog keeps them, ``vault`` both together, changed and re-wrapped in one step; ``store`` is what operators
-and functions do with it.
+``master_key`` keeps the master key, ``sealing`` seals one secret's record, ``document`` holds all records in the form
+that the catalog stores, ``vault`` combines both and changes or re-wraps the records atomically, and ``store`` has the
+operations of operators and functions.
 """

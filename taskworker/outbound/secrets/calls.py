@@ -1,4 +1,4 @@
-"""The pool's secrets as calls may use them; what they were given is told to those who redact."""
+"""The secrets that calls may use; every value that a call gets is reported for redaction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from taskworker.outbound.secrets.store import Secrets
 
 
 class CallSecrets:
-    """Answers for the function of a call, and for no other, whatever the call says.
+    """The secrets of one call: those granted to its function, whatever the call says.
 
     Args:
-        secrets: of the pool.
-        call: who asks.
-        given: told of each value that the call gets.
+        secrets: the pool's secrets.
+        call: the call.
+        given: called with each value that the call gets.
     """
 
     def __init__(self, secrets: Secrets, call: Call, given: Callable[[str], None]) -> None:
@@ -30,11 +30,11 @@ class CallSecrets:
 
 
 class RequestSecrets:
-    """Puts secrets into requests that the pool makes for functions.
+    """Fills secrets into requests that the pool makes for functions.
 
     Args:
-        secrets: of the pool.
-        given: told of the function and of each value that was put in: the answer may echo it.
+        secrets: the pool's secrets.
+        given: called with the function and each value filled in, since the response may echo it.
     """
 
     def __init__(self, secrets: Secrets, given: Callable[[str, str], None]) -> None:
@@ -42,11 +42,11 @@ class RequestSecrets:
         self._given = given
 
     def fill(self, function: str, host: str, text: str) -> str:
-        """Text of a function's request to a host, with values in the place of ``{{secret:NAME}}``.
+        """Fill in ``{{secret:NAME}}`` in a text of a function's request to a host.
 
         Raises:
-            PermissionDenied: one is not granted to the function, or not for this host.
-            InvalidArgument: not a secret's name.
-            SecretsUnavailable, SecretDamaged: one cannot be read now.
+            PermissionDenied: a secret is not granted to the function, or not for this host.
+            InvalidArgument: a name is not a secret's name.
+            SecretsUnavailable, SecretDamaged: a secret cannot be read now.
         """
         return self._secrets.fill(function, text, host=host, given=lambda value: self._given(function, value))

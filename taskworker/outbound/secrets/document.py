@@ -1,8 +1,8 @@
-"""All sealed secrets as one document of the catalog: each in a record of its own, and a table of them.
+"""All sealed secrets in one document of the catalog: a record for each, and a table of records.
 
-The table says which record is the newest of which secret, and carries a tag that only the master key makes. So an
-older record put in place of a newer one, a record under another's name, or one left out, is found, and a
-damaged record does not keep the others from being read.
+The table says which record is the newest of each secret, and carries a tag that only the master key can make. So a
+record that was replaced with an older one, moved to another name, or left out, is detected, and a damaged record does
+not prevent reading the others.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _documents = msgspec.msgpack.Decoder(_Document)
 
 @dataclass(frozen=True, slots=True)
 class SealedSecret:
-    """A secret as the document has it.
+    """A secret in the document.
 
     Attributes:
         name: its name, by the table.
-        version: of its value, by the table.
-        serial: of its record, by the table.
+        version: version of its value, by the table.
+        serial: serial of its record, by the table.
         record: its sealed record.
         key: the master key that wraps its data key.
-        terms: what the record says of itself; None if that cannot be read.
-        damaged: whether the record does not open, or is another than the table says.
+        terms: the terms in the record; None if they cannot be read.
+        damaged: whether the record cannot be opened, or differs from the table.
     """
 
     name: str
@@ -80,7 +80,7 @@ class SealedSecret:
 
 @dataclass(frozen=True, slots=True)
 class SealedSecrets:
-    """What a document holds: secrets by name, and grants by secret's and function's name."""
+    """The contents of a document: secrets by name, and grants by the names of secret and function."""
 
     key: MasterKey
     by_name: Mapping[str, SealedSecret]
@@ -97,15 +97,15 @@ def key_id_of(raw: bytes) -> str:
 
 
 def opened(raw: bytes, ring: KeyRing, source: str) -> SealedSecrets:
-    """Read a document and check all that is in it.
+    """Open a document, and check everything in it.
 
     Args:
         raw: the document; empty: no secrets.
-        ring: the keys that are there.
-        source: where they are, for texts.
+        ring: the available keys.
+        source: where the keys are kept, for error texts.
 
     Raises:
-        SecretsUnavailable: the key that it is sealed under is not among them.
+        SecretsUnavailable: the key that it is sealed under is not available.
         SecretDamaged: the table was changed.
     """
     if not raw:
@@ -126,7 +126,7 @@ def opened(raw: bytes, ring: KeyRing, source: str) -> SealedSecrets:
 
 
 def sealed(secrets: Iterable[SealedSecret], key: MasterKey) -> bytes:
-    """The document of secrets whose records are all wrapped by ``key``; empty if there are none."""
+    """The document of secrets whose records are all wrapped by ``key``; empty without secrets."""
     kept = sorted(secrets, key=lambda one: one.name)
     if not kept:
         return b""
@@ -137,10 +137,10 @@ def sealed(secrets: Iterable[SealedSecret], key: MasterKey) -> bytes:
 
 
 def rewrapped_all(found: SealedSecrets, new: MasterKey) -> bytes:
-    """The document under another master key.
+    """The document re-wrapped with another master key.
 
     Raises:
-        SecretDamaged: a record does not open; the text names it.
+        SecretDamaged: a record cannot be opened; the text names it.
     """
     damaged = [one.name for one in found.by_name.values() if one.damaged]
     if damaged:

@@ -1,4 +1,4 @@
-"""The master key: where it is kept, who may read it, how a new one takes an old one's place."""
+"""The master key: where it is kept, who may read it, and how it is replaced."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADER = "# TaskWorker: the master key of a pool's secrets. Without it they can
 
 
 class MasterKey:
-    """A master key as the two keys derived from it; nothing that shows it shows more than its id.
+    """A master key, as the two keys derived from it; its ``repr`` shows only its id.
 
     Args:
         raw: 32 random bytes.
@@ -48,15 +48,15 @@ class MasterKey:
 
     @classmethod
     def new(cls) -> MasterKey:
-        """A random one."""
+        """A random key."""
         return cls(secrets.token_bytes(KEY_BYTES))
 
     @classmethod
     def of_text(cls, text: str, where: str) -> MasterKey:
-        """One that is written as base64.
+        """Read a key from base64.
 
         Raises:
-            SecretsUnavailable: it is not.
+            SecretsUnavailable: it is not a key.
         """
         try:
             raw = base64.b64decode(text, validate=True)
@@ -70,7 +70,7 @@ class MasterKey:
         return cls(raw)
 
     def text(self) -> str:
-        """As :meth:`of_text` reads it."""
+        """The key in base64, as :meth:`of_text` reads it."""
         return base64.b64encode(self.raw).decode()
 
 
@@ -80,42 +80,42 @@ def _derived(raw: bytes, purpose: bytes, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The key that seals, and those that it is taking the place of."""
+    """The current key, and the former keys that it replaces."""
 
     current: MasterKey
     former: tuple[MasterKey, ...] = ()
 
     def find(self, key_id: str) -> MasterKey | None:
-        """The key with this id, if it is here."""
+        """The key with this id; None if it is not here."""
         return next((key for key in (self.current, *self.former) if key.id == key_id), None)
 
 
 class MasterKeySource(Protocol):
-    """A place that keys are kept in. Methods raise SecretsUnavailable where it cannot be used."""
+    """A place that keeps the keys. Methods raise SecretsUnavailable if it cannot be used."""
 
     @property
     def name(self) -> str:
-        """What to call the place in texts."""
+        """The name of the place, for texts."""
 
     def load(self) -> KeyRing | None:
-        """The keys; None: there are none yet."""
+        """The keys; None if there are none yet."""
 
     def make(self) -> KeyRing:
-        """Keep a first key, durably."""
+        """Make the first key, and store it durably."""
 
     def renew(self, ring: KeyRing) -> KeyRing:
-        """Keep a new key besides those there, durably: it is the current one from now on."""
+        """Add a new key durably; it is the current one from now on."""
 
     def settle(self, ring: KeyRing) -> KeyRing:
-        """Forget the former keys: nothing is wrapped by them any more."""
+        """Delete the former keys, with which nothing is wrapped any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """A file of the pool's own user that nobody else may read: a key a line, the current one first.
+    """A file of the pool's own user that nobody else may read: one key per line, the current one first.
 
     Args:
-        path: of the file; made if absent, its directory too.
+        path: path of the file; it and its directory are created if absent.
     """
 
     path: Path
@@ -127,8 +127,8 @@ class KeyFile:
 
     def load(self) -> KeyRing | None:
         """See ``MasterKeySource``."""
-        with contextlib.suppress(OSError):  # a place that is read alone has none
-            self._aside.unlink()  # keys that a crash kept from being put in place, and that seal nothing
+        with contextlib.suppress(OSError):  # a read-only place has none
+            self._aside.unlink()  # left by a crash before the rename; nothing is sealed with its keys
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -195,7 +195,7 @@ class KeyFile:
 def _write_durably(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)  # whatever the umask made of it
+        os.fchmod(descriptor, 0o600)  # regardless of the umask
         file.write(content)
         file.flush()
         os.fsync(descriptor)
@@ -211,7 +211,7 @@ def _sync_directory(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GivenKeys:
-    """Keys that came with the environment, or from a program: the current one first, separated by commas.
+    """Keys from the environment or from a program: separated by commas, the current one first.
 
     Args:
         text: the keys in base64.
@@ -234,10 +234,10 @@ class GivenKeys:
         return self.load()
 
     def renew(self, ring: KeyRing) -> KeyRing:
-        """Cannot be done from here.
+        """Refuse: the pool cannot change these keys.
 
         Raises:
-            InvalidArgument: always; the text says how to.
+            InvalidArgument: always; the text says how to rotate them.
         """
         raise InvalidArgument(
             f"the pool's master key comes from {self.name}, which the pool cannot change: start it again with "

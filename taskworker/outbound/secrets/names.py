@@ -1,4 +1,4 @@
-"""What secrets and the hosts that they are bound to may be called."""
+"""Valid names of secrets, and patterns of hosts that they are bound to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _HOST_CHARS_MAX = 253
 
 
 def check_name(name: str) -> str:
-    """``name`` if a secret can have it.
+    """Return ``name`` if it is a valid name of a secret.
 
     Raises:
-        InvalidArgument: it cannot.
+        InvalidArgument: it is not.
     """
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
@@ -26,10 +26,10 @@ def check_name(name: str) -> str:
 
 
 def host_pattern(text: str) -> str:
-    """A host that a secret may be bound to, in lower case; ``*.example.com`` stands for all below it.
+    """Normalize a pattern of hosts; ``*.example.com`` stands for all hosts below it.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not such a pattern.
     """
     pattern = normal_host(text)
     if len(pattern) > _HOST_CHARS_MAX or not _HOST.fullmatch(pattern):
@@ -41,12 +41,12 @@ def host_pattern(text: str) -> str:
 
 
 def normal_host(host: str) -> str:
-    """A host as patterns are compared with it: lower case, no dot at its end, no brackets."""
+    """A host in the form that patterns are compared with: lower case, no trailing dot, no brackets."""
     return host.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
 
 
 def host_matches(pattern: str, host: str) -> bool:
-    """Whether a host is one that a pattern stands for."""
+    """Whether a pattern matches a host."""
     found = normal_host(host)
     if pattern.startswith("*."):
         return found.endswith(pattern[1:]) and len(found) > len(pattern) - 1

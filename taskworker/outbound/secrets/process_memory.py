@@ -1,4 +1,4 @@
-"""What the process that has the secrets keeps to itself: its memory, and what it was started with."""
+"""Protects the memory and environment of a process that holds secrets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PR_SET_DUMPABLE = 4
 
 
 def forbid_core_dumps() -> None:
-    """Let neither this process nor its children leave what they know in a core dump.
+    """Disable core dumps of this process and its children.
 
-    A limit of 0 would keep it out of files only: a core_pattern that is a pipe gets it all the same, unless the
-    limit is 1 (core(5)).
+    A limit of 0 only prevents files: if core_pattern is a pipe, it gets the dump nevertheless, unless the limit is 1
+    (core(5)).
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     limit = 0 if hard == 0 else 1
@@ -21,7 +21,7 @@ def forbid_core_dumps() -> None:
 
 
 def keep_private() -> None:
-    """Leave no core dump, and let no other process of this user read or trace this one (prctl(2), PR_SET_DUMPABLE)."""
+    """Disable core dumps, and keep this user's other processes from reading or tracing this one (PR_SET_DUMPABLE)."""
     forbid_core_dumps()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:

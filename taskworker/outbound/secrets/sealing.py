@@ -1,8 +1,8 @@
-"""One secret's record: its value sealed by a data key of its own, which the master key wraps.
+"""Seals one secret's record: its value is sealed with a data key of its own, which the master key wraps.
 
-Both are AES-256-GCM with random nonces, and both have the record's terms, name and version among them, as
-associated data: a record whose terms, key or value were changed, or put together from several, does not open.
-Every sealing takes a fresh data key, so that no data key ever meets a second nonce.
+Both use AES-256-GCM with random nonces, and the record's terms, which include name and version, as associated data. So
+a record whose terms, key or value were changed, or combined from several records, cannot be opened. Every sealing uses
+a fresh data key, so that no data key is used with a second nonce.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _VALUE_CONTEXT = b"taskworker secret value 1\0"
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A function that may use a secret; with ``hosts``, only in requests to these, and without seeing it."""
+    """A function's grant for a secret; with ``hosts``, only in requests to these hosts, without seeing the value."""
 
     function: str
     hosts: tuple[str, ...] = ()
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What is known of a secret besides its value.
+    """The metadata of a secret.
 
     Attributes:
         name: its name.
-        version: of its value, from 1.
-        serial: 16 bytes, random, other ones at each sealing.
-        created_ms: when its first version came, ms since 1970.
-        changed_ms: when this version came.
-        grants: who may use it.
+        version: version of its value, from 1.
+        serial: 16 random bytes, new at each sealing.
+        created_ms: when its first version was made, ms since 1970.
+        changed_ms: when this version was made.
+        grants: the functions that may use it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     grants: tuple[Grant, ...] = ()
 
     def grant(self, function: str) -> Grant | None:
-        """A function's grant, if it has one."""
+        """The grant of a function, if it has one."""
         return next((one for one in self.grants if one.function == function), None)
 
 
@@ -69,7 +69,7 @@ _terms = msgspec.msgpack.Decoder(Terms)
 
 
 def seal(value: str, terms: Terms, key: MasterKey) -> tuple[Terms, bytes]:
-    """The record of a value, and its terms with the serial that it got."""
+    """Seal a value; returns the record, and its terms with their new serial."""
     terms = msgspec.structs.replace(terms, serial=secrets.token_bytes(SERIAL_BYTES))
     encoded = _encode(terms)
     data_key = AESGCM.generate_key(_DATA_KEY_BITS)
@@ -82,10 +82,10 @@ def seal(value: str, terms: Terms, key: MasterKey) -> tuple[Terms, bytes]:
 
 
 def claimed_terms(record: bytes) -> Terms:
-    """The terms as written in a record, which anyone may have written.
+    """The unverified terms in a record.
 
     Raises:
-        SecretDamaged: none can be read.
+        SecretDamaged: they cannot be read.
     """
     return _read_terms(_read(record))
 
@@ -94,7 +94,7 @@ def unseal(record: bytes, key: MasterKey) -> tuple[Terms, str]:
     """The terms and the value of a record.
 
     Raises:
-        SecretDamaged: it was changed, or another key wrapped it.
+        SecretDamaged: the record was changed, or another key wrapped it.
     """
     found = _read(record)
     terms = _read_terms(found)
@@ -107,7 +107,7 @@ def rewrapped(record: bytes, old: MasterKey, new: MasterKey) -> bytes:
     """The record with its data key wrapped by another master key.
 
     Raises:
-        SecretDamaged: it was changed, or ``old`` did not wrap it.
+        SecretDamaged: the record was changed, or ``old`` did not wrap it.
     """
     found = _read(record)
     context = _KEY_CONTEXT + found.terms
@@ -130,7 +130,7 @@ def _opened(key: bytes, sealed: bytes, context: bytes) -> bytes:
 
 def _read(record: bytes) -> _Record:
     found = _decoded(_records, record)
-    # One form for one content: else a byte could change that nobody would miss.
+    # Only the canonical form is accepted: otherwise a byte could be changed without being noticed.
     if _encode(found) != record:
         raise SecretDamaged("a sealed secret is not in its proper form")
     return found

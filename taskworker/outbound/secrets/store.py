@@ -1,4 +1,4 @@
-"""The secrets of a pool: what operators do with them, and what functions get of them."""
+"""The secrets of a pool: the operations of operators and functions."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _PLACE = re.compile(r"\{\{secret:([^{}]{0,200})\}\}")
 
 @dataclass(frozen=True, slots=True)
 class SecretView:
-    """A secret as operators may see it.
+    """What operators may see of a secret.
 
     Attributes:
         name: its name.
-        version: of its value, from 1.
-        created_ms: when its first version came, ms since 1970.
-        changed_ms: when this version came.
+        version: version of its value, from 1.
+        created_ms: when its first version was made, ms since 1970.
+        changed_ms: when this version was made.
         last_used_ms: when a function last used it; None: never.
-        grants: who may use it.
+        grants: the functions that may use it.
         damaged: whether its record was changed, so that it cannot be used.
     """
 
@@ -51,21 +51,21 @@ class SecretView:
 
 @dataclass(frozen=True, slots=True)
 class MasterRotation:
-    """A change of the master key: the new one's id, and how many secrets it wraps."""
+    """A rotation of the master key: the new key's id, and how many secrets it wraps."""
 
     key_id: str
     secrets: int
 
 
 class Secrets:
-    """Thread-safe. What only an operator may know is in the errors of an operator's methods alone.
+    """The secrets of a pool. Thread-safe. Only errors of operators' methods reveal what only operators may know.
 
-    All of those raise ``SecretsUnavailable`` where the master key cannot be used, ``SecretDamaged`` where the catalog
-    was changed.
+    Operators' methods raise ``SecretsUnavailable`` if the master key cannot be used, and ``SecretDamaged`` if the
+    catalog was tampered with.
 
     Args:
-        documents: a catalog, for the sealed secrets.
-        source: where the master key is.
+        documents: a catalog that stores the sealed secrets.
+        source: where the master key is kept.
         now_ms: the time, ms since 1970.
     """
 
@@ -80,7 +80,7 @@ class Secrets:
         self._now_ms = now_ms
 
     def check(self) -> None:
-        """Make the master key if there is none yet, and see that all can be read."""
+        """Make the master key if there is none yet, and check that all secrets can be read."""
         damaged = [one.name for one in self._vault.secrets().by_name.values() if one.damaged]
         if damaged:
             raise SecretDamaged(
@@ -89,17 +89,17 @@ class Secrets:
             )
 
     def close(self) -> None:
-        """Write down what is not kept yet."""
+        """Write what has not been stored yet."""
         self._uses.keep()
 
     # -- for operators -------------------------------------------------------------------------------
 
     def set(self, name: str, value: str) -> SecretView:
-        """Keep a new secret.
+        """Store a new secret.
 
         Raises:
-            SecretExists: there is one of this name.
-            InvalidArgument: not a name, or a value that is empty or larger than 64 KiB.
+            SecretExists: there is already a secret with this name.
+            InvalidArgument: the name is invalid, or the value is empty or larger than 64 KiB.
         """
         check_name(name)
         _check_value(value)
@@ -117,7 +117,7 @@ class Secrets:
         return self._view(self._vault.change(edit))
 
     def rotate(self, name: str, value: str) -> SecretView:
-        """Give a secret a new value, as a new version with the same grants; the old one is gone.
+        """Give a secret a new value, as a new version with the same grants; the old value is deleted.
 
         Raises:
             SecretNotFound: there is none.
@@ -135,7 +135,7 @@ class Secrets:
         return self._view(self._vault.change(edit))
 
     def remove(self, name: str) -> None:
-        """End a secret and its grants, damaged or not.
+        """Remove a secret and its grants, even if damaged.
 
         Raises:
             SecretNotFound: there is none.
@@ -149,21 +149,21 @@ class Secrets:
         self._uses.forget(name)
 
     def remove_all(self) -> None:
-        """Give up all secrets, even those that cannot be read any more."""
+        """Remove all secrets, even those that can no longer be read."""
         self._vault.discard()
 
     def grant(self, name: str, function: str, hosts: Sequence[str] = ()) -> SecretView:
-        """Let a function use a secret; in place of a grant that it has.
+        """Let a function use a secret; replaces an existing grant.
 
         Args:
-            name: of the secret.
-            function: its name; there may be none of this name yet.
-            hosts: if any, the function does not see the secret: it may only have it filled into requests to
-                these. ``*.example.com`` stands for all hosts below it.
+            name: name of the secret.
+            function: name of the function, which need not exist yet.
+            hosts: if given, the function does not see the secret; it may only have it filled into requests to
+                these hosts. ``*.example.com`` stands for all hosts below it.
 
         Raises:
             SecretNotFound: there is none.
-            InvalidArgument: not a function's name, or not a host's.
+            InvalidArgument: the name of the function or a host is invalid.
         """
         grant = Grant(spec.check_name(function), tuple(sorted({host_pattern(host) for host in hosts})))
         if len(grant.hosts) > _HOSTS_MAX:
@@ -178,11 +178,11 @@ class Secrets:
         return self._regrant(name, grants)
 
     def revoke(self, name: str, function: str) -> SecretView:
-        """Take a function's grant back; what it was given before, it may still have.
+        """Revoke a function's grant; the function may have kept values that it got before.
 
         Raises:
             SecretNotFound: there is none.
-            InvalidArgument: the function has no grant of it.
+            InvalidArgument: the function has no grant for it.
         """
 
         def grants(terms: Terms) -> tuple[Grant, ...]:
@@ -193,26 +193,26 @@ class Secrets:
         return self._regrant(name, grants)
 
     def list(self) -> Sequence[SecretView]:
-        """All, by name."""
+        """All secrets, by name."""
         found = self._vault.secrets().by_name
         return [self._view(found[name]) for name in sorted(found)]
 
     def rotate_master(self) -> MasterRotation:
-        """Put a new master key in place of the one there, while secrets are used.
+        """Replace the master key with a new one, while secrets are in use.
 
         Raises:
-            InvalidArgument: the key comes from where the pool cannot change it; the text says what to do.
+            InvalidArgument: the pool cannot change the key where it is kept; the text says what to do.
         """
         return MasterRotation(*self._vault.rotate())
 
     # -- for functions -------------------------------------------------------------------------------
 
     def get(self, function: str, name: str) -> str:
-        """The value of a secret that a function is granted to see.
+        """The value of a secret that a function may read.
 
         Raises:
-            PermissionDenied: it is not, whether or not there is such a secret.
-            InvalidArgument: not a secret's name.
+            PermissionDenied: the function has no grant for it; the same if there is no such secret.
+            InvalidArgument: the name is invalid.
             SecretsUnavailable, SecretDamaged: it cannot be read now.
         """
         secret, grant = self._granted(function, check_name(name))
@@ -226,18 +226,18 @@ class Secrets:
     def fill(
         self, function: str, text: str, *, host: str | None = None, given: Callable[[str], None] = lambda _value: None
     ) -> str:
-        """Put the values of granted secrets in the place of ``{{secret:NAME}}``.
+        """Replace ``{{secret:NAME}}`` with the values of granted secrets.
 
         Args:
-            function: for which.
-            text: of a request.
-            host: that the request goes to; None: to nowhere that is known, as which bound secrets are refused.
-            given: told of each value that was put in.
+            function: the function.
+            text: a text of a request.
+            host: the host of the request; None: unknown, so that secrets bound to hosts are refused.
+            given: called with each value filled in.
 
         Raises:
-            PermissionDenied: one is not granted, or not for this host.
-            InvalidArgument: not a secret's name.
-            SecretsUnavailable, SecretDamaged: one cannot be read now.
+            PermissionDenied: a secret is not granted, or not for this host.
+            InvalidArgument: a name is invalid.
+            SecretsUnavailable, SecretDamaged: a secret cannot be read now.
         """
 
         def value(found: re.Match[str]) -> str:
@@ -256,7 +256,7 @@ class Secrets:
 
     def _granted(self, function: str, name: str) -> tuple[SealedSecret, Grant]:
         try:
-            # One look-up, of the pair: it takes as long for a secret that is not granted as for none.
+            # One lookup of the pair, so that a secret without a grant takes as long as one that does not exist.
             found = self._vault.secrets().grants.get((name, function))
         except (SecretsUnavailable, SecretDamaged):
             raise SecretsUnavailable(

@@ -1,4 +1,4 @@
-"""When secrets were last used: kept in memory, and in the catalog about once a minute."""
+"""Times of last use of secrets, kept in memory, and saved to the catalog about once a minute."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 _DOCUMENT = "pool-secret-uses"
 _counts = msgspec.msgpack.Decoder(dict[str, int])
-_KEEP_EVERY_S = 60.0  # a use must not cost a durable write
+_KEEP_EVERY_S = 60.0  # so that a use does not cost a durable write
 
 
 class LastUses:
-    """Last uses by secret's name, ms since 1970. Thread-safe.
+    """Times of last use by name of secret, ms since 1970. Thread-safe.
 
     Args:
-        documents: where they are kept.
-        now_ms: the time.
+        documents: where they are stored.
+        now_ms: the time, ms since 1970.
     """
 
     def __init__(self, documents: Documents, now_ms: Callable[[], int]) -> None:
@@ -36,7 +36,7 @@ class LastUses:
         self._kept_at_s = time.monotonic()
 
     def note(self, name: str) -> None:
-        """A secret is used now."""
+        """Note that a secret is used now."""
         with self._lock:
             self._uses[name] = self._now_ms()
             self._changed = True
@@ -50,12 +50,12 @@ class LastUses:
             return self._uses.get(name)
 
     def forget(self, name: str) -> None:
-        """A secret is gone."""
+        """Forget a removed secret."""
         with self._lock:
             self._changed = self._uses.pop(name, None) is not None or self._changed
 
     def keep(self) -> None:
-        """Write down what is new; where that fails, a secret is used all the same."""
+        """Save new times; failures are ignored, so that they do not keep secrets from being used."""
         with self._lock:
             self._kept_at_s = time.monotonic()
             if not self._changed:

@@ -1,4 +1,4 @@
-"""The sealed secrets of a pool and the keys to them: read as they are now, changed in one step, wrapped anew."""
+"""The sealed secrets of a pool and their keys: reads, changes and re-wraps them atomically."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Documents(Protocol):
     """The part of a catalog (``storage.catalog.Catalog``) that secrets need."""
 
     def document(self, name: str) -> bytes | None:
-        """What was kept under a name."""
+        """The document with this name."""
 
     def save_document(self, name: str, raw: bytes) -> None:
-        """Durably keep a document, all of it or, if that fails, nothing."""
+        """Store a document durably and atomically."""
 
 
 class Vault:
-    """Thread-safe. The document is looked at anew for each use, so that what others do to it is seen.
+    """The sealed secrets. Thread-safe. Reads the document for each use, so that changes by others are seen.
 
     Args:
-        documents: where the sealed secrets are.
-        source: where the master key is.
+        documents: where the sealed secrets are stored.
+        source: where the master key is kept.
     """
 
     def __init__(self, documents: Documents, source: MasterKeySource) -> None:
@@ -46,20 +46,20 @@ class Vault:
         self._read: tuple[bytes, SealedSecrets] | None = None
 
     def secrets(self) -> SealedSecrets:
-        """All of them as they are now.
+        """All secrets as they are now.
 
         Raises:
-            SecretsUnavailable: the master key is missing, another one, or not kept as it must be.
-            SecretDamaged: what the catalog holds was changed.
+            SecretsUnavailable: the master key is missing, is the wrong one, or is not kept safely.
+            SecretDamaged: the document in the catalog was tampered with.
         """
         with self._lock:
             return self._secrets(self._keys())
 
     def change(self, edit: Callable[[dict[str, SealedSecret], MasterKey], T]) -> T:
-        """Have ``edit`` change the secrets by name, in place, and keep them; if it raises, nothing is changed.
+        """Let ``edit`` change the secrets in place, and store them; if it raises, nothing is changed.
 
         Raises:
-            SecretsUnavailable, SecretDamaged: as :meth:`secrets`.
+            SecretsUnavailable, SecretDamaged: as for :meth:`secrets`.
             StoreFull: all secrets together would be too large.
         """
         with self._lock:
@@ -76,31 +76,32 @@ class Vault:
             return outcome
 
     def discard(self) -> None:
-        """Give up all secrets, readable or not."""
+        """Delete all secrets, even unreadable ones."""
         with self._lock:
             self._documents.save_document(DOCUMENT, b"")
 
     def rotate(self) -> tuple[str, int]:
-        """Make a new master key and wrap all data keys by it; the new key's id, and how many those were.
+        """Make a new master key and wrap all data keys with it; returns the new key's id and the number of data keys.
 
-        Secrets can be used meanwhile. First the new key is kept besides the old one, then all is wrapped anew in
-        one step, then the old key is forgotten: a crash anywhere leaves all readable, and the next start ends it.
+        Secrets can be used meanwhile. First the new key is stored beside the old one, then everything is re-wrapped
+        atomically, then the old key is deleted. After a crash at any point, all secrets are readable, and the next
+        start completes the rotation.
 
         Raises:
-            InvalidArgument: the key comes from where the pool cannot change it.
+            InvalidArgument: the pool cannot change the key where it is kept.
             SecretsUnavailable: the key cannot be read or written.
-            SecretDamaged: a secret was changed.
+            SecretDamaged: a secret was tampered with.
         """
         with self._lock:
             ring = self._keys()
             found = self._secrets(ring)
-            rewrapped_all(found, ring.current)  # refuses what could not be wrapped anew, before anything is changed
+            rewrapped_all(found, ring.current)  # fails before anything is changed, if something cannot be re-wrapped
             self._ring = ring = self._source.renew(ring)
             self._settle(ring)
             return ring.current.id, len(found.by_name)
 
     def _settle(self, ring: KeyRing) -> None:
-        """Bring everything under the current key, then forget the others."""
+        """Re-wrap everything with the current key, then delete the others."""
         found = self._secrets(ring)
         if found.key is not ring.current:
             self._documents.save_document(DOCUMENT, rewrapped_all(found, ring.current))
@@ -128,7 +129,7 @@ class Vault:
         try:
             self._settle(ring)
         except StorageError as error:
-            # All is readable with the keys that are there; the next start, or rotation, tries again.
+            # Everything can be read with the stored keys; the next start or rotation retries.
             log.warning("a change of the master key is not at its end yet: %s", error)
 
     def _secrets(self, ring: KeyRing) -> SealedSecrets:
