@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog
-from storage.errors import StorageError
 from storage.fleet.layout import Layout, Moves
 from storage.fleet.members import Member
 from storage.runtime import Runtime
@@ -20,7 +17,10 @@ from storage.system.locking import StoreLock
 from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
+from taskworker.pool.background.driver import BackgroundWork, WorkDriver
+from taskworker.pool.background.healing import Healing
 from taskworker.pool.background.repair_scheduling import RepairScheduler
+from taskworker.pool.background.scrubbing import Scrubs
 from taskworker.pool.background.work import WorkJournal
 from taskworker.pool.departures import Departures
 from taskworker.pool.distrust import LiarWatch
@@ -33,6 +33,7 @@ from taskworker.pool.membership import (
     Membership,
     WorkerLoad,
 )
+from taskworker.pool.membership_work import MembershipWork
 from taskworker.pool.options import PoolOptions
 from taskworker.pool.risks import Risks
 from taskworker.pool.roster import RosterKeeper
@@ -40,20 +41,18 @@ from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.status import PoolView, StatusReporter
 from taskworker.pool.trial import Trials
+from taskworker.pool.worker_views import WorkerViews
 from taskworker.transport.port import Connect, Identify
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import WorkerFleet
 
-log = logging.getLogger(__name__)
-
-_TICK_S = 0.1  # a small part of the time in which workers are found to be lost
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
 
 
 class PoolCore:
     """What a pool knows and does, without threads of its own.
 
-    Whoever drives it calls :meth:`tick`, ``repair_scheduler`` and ``collector``.
+    Whoever drives it does the work in ``background`` step by step, :meth:`tick` being that of membership.
 
     Thread-safe. ``store`` is the engine that users' calls go to.
 
@@ -133,7 +132,7 @@ class PoolCore:
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
         expected = [record.slot for record in self.membership.records if record.standing.is_counted_on]
         self.startup_barrier = StartupBarrier(expected)
-        self._gathered_by_s = runtime.monotonic_s() + self._options.lease_s
+        gathered_by_s = runtime.monotonic_s() + self._options.lease_s
         tranquility = self._options.tranquility
         self.repair_scheduler = RepairScheduler(
             self.store, self.fleet, self._settled, journal, tranquility=tranquility, runtime=runtime
@@ -172,19 +171,36 @@ class PoolCore:
             self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
         )
         self._risks = Risks(self.store, self.fleet, self._layout, self.repair_scheduler)
+        workers = WorkerViews(self.membership, self.fleet)
         self._status = StatusReporter(
             self.pool_id,
             self.profile,
             self.store,
-            self.membership,
+            workers,
             self.fleet,
             self._layout,
             self._risks,
             self.repair_scheduler,
-            self.collector,
-            self.auditor,
+            [self.repair_scheduler, Healing(self.store), Scrubs(workers.loads), self.collector, self.auditor],
             self._events,
         )
+        self._membership_work = MembershipWork(
+            self.fleet,
+            self._layout,
+            self._departures,
+            self._heartbeats,
+            self._liars,
+            self._trials,
+            self.startup_barrier,
+            gathered_by_s=gathered_by_s,
+            clock_s=runtime.monotonic_s,
+        )
+        self.background: list[BackgroundWork] = [
+            self._membership_work,
+            self.repair_scheduler,
+            self.collector,
+            self.auditor,
+        ]
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._liars.repair_bytes_max
@@ -202,9 +218,8 @@ class PoolCore:
         if not self._home.is_here:
             return
         self.startup_barrier.end()
-        self.repair_scheduler.close()
-        self.collector.close()
-        self.auditor.close()
+        for work in self.background:
+            work.stop()
         self.store.close()
 
     # -- workers ---------------------------------------------------------------------------------
@@ -264,16 +279,7 @@ class PoolCore:
 
     def tick(self) -> None:
         """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
-        if self._runtime.monotonic_s() >= self._gathered_by_s:
-            self.startup_barrier.end()
-        self._departures.expire()
-        if self._layout.is_overdue():
-            self._layout.change_soon()
-        self._heartbeats.act_on_rot()
-        self._liars.watch()
-        if not self._layout.is_planned and self.fleet.is_mended():
-            self._trials.go_on()
-        self._layout.change_if_due()
+        self._membership_work.step()
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -321,26 +327,12 @@ class NodePool(PoolCore):
             raise
         super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
         self.store.read_patience_s = _READ_PATIENCE_S
-        self._closing = threading.Event()
-        self._ticker = threading.Thread(target=self._tick_all, name="membership", daemon=True)
-        self.repair_scheduler.start()
-        self.collector.start()
-        self.auditor.start()
-        self._ticker.start()
+        self._driver = WorkDriver(self.background)
+        self._driver.start()
 
     def close(self) -> None:
         """See :meth:`PoolCore.close`."""
         if not self._home.is_here:
             return
-        self._closing.set()
-        self._ticker.join()
+        self._driver.close()
         super().close()
-
-    def _tick_all(self) -> None:
-        while not self._closing.wait(_TICK_S):
-            try:
-                self.tick()
-            except StorageError as error:
-                log.warning("membership could not be brought up to date, and is tried again: %s", error)
-            except Exception:
-                log.exception("membership could not be brought up to date; it is tried again")

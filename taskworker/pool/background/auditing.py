@@ -6,17 +6,12 @@ What it costs is bounded by a rate in bytes a second.
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import NamedTuple
 
 from storage import FileStorage
-from storage.errors import StorageError
 from storage.runtime import Runtime
-from taskworker.errors import CallAbandoned
+from taskworker.pool.background.driver import Signals
 from taskworker.reports import WorkStatus
-
-log = logging.getLogger(__name__)
 
 AUDIT = "audit"
 AUDIT_BYTES_PER_S = 512 * 1024
@@ -34,7 +29,7 @@ class AuditTally(NamedTuple):
 
 
 class Auditor:
-    """A thread that audits one stripe after another.
+    """Audits one stripe after another (a ``BackgroundWork``).
 
     Args:
         store: what to audit.
@@ -42,26 +37,23 @@ class Auditor:
         runtime: clocks and random bytes.
     """
 
+    name = "auditor"
+    failure_text = "an audit failed: %s"
+    fault_text = "an audit failed unexpectedly"
+
     def __init__(self, store: FileStorage, *, bytes_per_s: int, runtime: Runtime) -> None:
         self._store = store
         self._readback = store.read_back()
         self._bytes_per_s = bytes_per_s
         self._runtime = runtime
-        self._closed = threading.Event()
+        self.signals = Signals()
+        self._pause_s: float | None = _PAUSE_S_MIN if bytes_per_s else None
         self._tally = AuditTally()
         self._ended_ms = 0
-        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        if self._bytes_per_s:
-            self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the stripe at hand."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def views(self) -> list[WorkStatus]:
+        """See :meth:`ShownWork.views`."""
+        return [self.view()]
 
     def view(self) -> WorkStatus:
         """What it is at. Its counts begin with the pool's process."""
@@ -73,19 +65,21 @@ class Auditor:
             note += f"; {tally.wrong:,} were not what they should be"
         return WorkStatus(AUDIT, "idle", note=note if tally.shards else "", ended_ms=self._ended_ms)
 
-    def _run(self) -> None:
-        pause_s = _PAUSE_S_MIN
-        while not self._closed.wait(pause_s):
-            try:
-                pause_s = self.audit_at_pace()
-            except CallAbandoned:
-                return
-            except StorageError as error:
-                log.warning("an audit failed: %s", error)
-                pause_s = _PAUSE_S_MAX
-            except Exception:
-                log.exception("an audit failed unexpectedly")
-                pause_s = _PAUSE_S_MAX
+    def pause_s(self) -> float | None:
+        """See :meth:`BackgroundWork.pause_s`."""
+        return self._pause_s
+
+    def step(self) -> None:
+        """Audit a stripe."""
+        self._pause_s = self.audit_at_pace()
+
+    def note_failure(self, error: Exception) -> None:
+        """See :meth:`BackgroundWork.note_failure`."""
+        self._pause_s = _PAUSE_S_MAX
+
+    def stop(self) -> None:
+        """See :meth:`BackgroundWork.stop`."""
+        self.signals.close()
 
     def audit_at_pace(self) -> float:
         """Audit a stripe; how many seconds to wait before the next one."""

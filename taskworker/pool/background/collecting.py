@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from storage.errors import StorageError
 from storage.reports import CollectReport
 from storage.runtime import Runtime
 from taskworker.errors import CallAbandoned
+from taskworker.pool.background.driver import Signals
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
 
@@ -28,7 +28,7 @@ _CLOCK_OFF_MS = 60_000  # the wall clock was set: when it is next is told anew
 
 
 class Collector:
-    """A thread that collects when it is time to; see :meth:`storage.FileStorage.collect`.
+    """Collects when it is time to (a ``BackgroundWork``); see :meth:`storage.FileStorage.collect`.
 
     What operators have collected counts as well. One that is due waits for workers that are away, up to an
     hour; one that a worker missed is made up for as soon as that worker is back. The time until the next is
@@ -43,6 +43,10 @@ class Collector:
         runtime: clocks.
     """
 
+    name = "collector"
+    failure_text = "collecting failed and is tried again: %s"
+    fault_text = "collecting failed unexpectedly"
+
     def __init__(
         self, store: FileStorage, journal: WorkJournal, *, every_s: float, tranquility: float, runtime: Runtime
     ) -> None:
@@ -50,10 +54,9 @@ class Collector:
         self._journal = journal
         self._every_s = every_s
         self._runtime = runtime
-        self._closed = threading.Event()
-        self._tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self.signals = Signals()
+        self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing)
         self._running: tuple[float, int, int] | None = None  # since when, done, total
-        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._due_s = math.inf  # by the monotonic clock
         self._ended_s = -math.inf
         self._kept_s = runtime.monotonic_s()
@@ -72,15 +75,9 @@ class Collector:
             self._journal.plan(COLLECT, planned_ms)
         self._due_s = now_s + max(0, planned_ms - now_ms) / 1000
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop at the next sign of progress, and wait for that."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def views(self) -> list[WorkStatus]:
+        """See :meth:`ShownWork.views`."""
+        return [self.view()]
 
     def view(self) -> WorkStatus:
         """What it is at."""
@@ -104,21 +101,22 @@ class Collector:
             unit="steps",
         )
 
-    def _run(self) -> None:
-        while not self._closed.wait(self._pause_s()):
-            try:
-                self.collect_if_due()
-                self._keep_time()
-            except CallAbandoned:
-                return
-            except StorageError as error:
-                log.warning("collecting failed and is tried again: %s", error)
-            except Exception:
-                log.exception("collecting failed unexpectedly")
-
-    def _pause_s(self) -> float:
+    def pause_s(self) -> float:
+        """See :meth:`BackgroundWork.pause_s`."""
         left_s = self._due_s - self._runtime.monotonic_s()
         return min(_LOOK_S_MAX, max(_LOOK_WAITING_S if left_s <= 0 else 0.0, left_s))
+
+    def step(self) -> None:
+        """Collect if it is time to, and have kept how long the pool has been running."""
+        self.collect_if_due()
+        self._keep_time()
+
+    def note_failure(self, error: Exception) -> None:
+        """See :meth:`BackgroundWork.note_failure`. It is still due."""
+
+    def stop(self) -> None:
+        """See :meth:`BackgroundWork.stop`."""
+        self.signals.close()
 
     def _keep_time(self) -> None:
         """Have kept how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
@@ -176,8 +174,7 @@ class Collector:
 
     def _progress(self, began_s: float) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
-            if self._closed.is_set():
-                raise CallAbandoned("the pool is shutting down")
+            self.signals.check_open()
             self._running = (began_s, done, total)
 
         return progress

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from storage import FileStorage
 from storage.reports import HealingState
 from taskworker.reports import WorkStatus
 
 HEAL = "heal"
 
 
-def heal_view(state: HealingState) -> WorkStatus:
-    """What reads have found damaged, as a piece of background work. Its counts begin with the pool's process."""
-    return WorkStatus(
-        HEAL,
-        "running" if state.waiting else "idle",
-        note=_note(state),
-        queue=state.waiting,
-        ended_ms=state.ended_ms,
-    )
+class Healing:
+    """The engine's healing, as a piece of background work that is shown (a ``ShownWork``).
+
+    Args:
+        store: the engine.
+    """
+
+    def __init__(self, store: FileStorage) -> None:
+        self._store = store
+
+    def views(self) -> list[WorkStatus]:
+        """What reads have found damaged. Its counts begin with the pool's process."""
+        state = self._store.healing()
+        return [
+            WorkStatus(
+                HEAL,
+                "running" if state.waiting else "idle",
+                note=_note(state),
+                queue=state.waiting,
+                ended_ms=state.ended_ms,
+            )
+        ]
 
 
 def _note(state: HealingState) -> str:

@@ -30,7 +30,7 @@ from storage.keys import (
 from storage.maintenance.collect import LIVE_RATIO_MAX
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
-from taskworker.errors import CallAbandoned
+from taskworker.pool.background.driver import Signals
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
 from taskworker.transport.port import WorkerVolume
@@ -60,7 +60,7 @@ class Endangered:
 
 
 class RepairScheduler:
-    """A thread that mends whenever it is told that something changed.
+    """Mends whenever it is told that something changed (a ``BackgroundWork``).
 
     Args:
         store: the engine over ``fleet``.
@@ -75,6 +75,10 @@ class RepairScheduler:
         tranquility: how its work, and what else is of that kind, makes way for users.
         lost: how many objects the last pass found to have too few shards left on all workers.
     """
+
+    name = "repair_scheduler"
+    failure_text = "repair failed and is tried again: %s"
+    fault_text = "repair failed unexpectedly"
 
     def __init__(
         self,
@@ -92,33 +96,26 @@ class RepairScheduler:
         self._settled = settled
         self._journal = journal
         self._runtime = runtime
-        self._wanted = threading.Event()
+        self.signals = Signals()
         self._at_once = threading.Event()
-        self._closed = threading.Event()
-        self.tranquility = Tranquility(tranquility, store.is_busy, self._closed)
+        self._pause_s: float | None = None
+        self.tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing)
         self._pass: _Pass | None = None
         self._state = "idle"
         self.lost = 0
         self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
         self._endangered: tuple[tuple[int, ...], Endangered] | None = None
-        self._thread = threading.Thread(target=self._run, name="repair_scheduler", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     def wake(self, *, at_once: bool = False) -> None:
         """Something changed: mend soon; ``at_once`` if shards are missing that nobody is about to bring back."""
         if at_once:
             self._at_once.set()
-        self._wanted.set()
+        self.signals.wanted.set()
 
-    def close(self) -> None:
-        """Stop at the next sign of progress, and wait for that."""
-        self._closed.set()
-        self.wake(at_once=True)
-        if self._thread.is_alive():
-            self._thread.join()
+    def stop(self) -> None:
+        """See :meth:`BackgroundWork.stop`."""
+        self.signals.close()
+        self._at_once.set()
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -142,32 +139,27 @@ class RepairScheduler:
 
     # -- working ---------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        pause_s: float | None = None
-        while not self._closed.is_set():
-            self._wanted.wait(pause_s)
-            self._wanted.clear()
-            if not self._at_once.wait(_SETTLE_S) and self._wanted.is_set():
-                continue
-            self._at_once.clear()
-            if self._closed.is_set():
-                return
-            pause_s = None
-            try:
-                if not self.mend():
-                    pause_s = _RETRY_S
-                elif self._deferred:
-                    pause_s = max(_LOOK_S, min(self._fleet.awaited_workers().values(), default=0.0))
-            except CallAbandoned:
-                return
-            except StorageError as error:
-                log.warning("repair failed and is tried again: %s", error)
-                pause_s = _RETRY_S
-                self._fail("failed", str(error))
-            except Exception as error:
-                log.exception("repair failed unexpectedly")
-                pause_s = _RETRY_S
-                self._fail("failed", repr(error))
+    def pause_s(self) -> float | None:
+        """See :meth:`BackgroundWork.pause_s`."""
+        return self._pause_s
+
+    def step(self) -> None:
+        """Mend, once nothing more has changed for a moment."""
+        if not self._at_once.wait(_SETTLE_S) and self.signals.wanted.is_set():
+            return
+        self._at_once.clear()
+        self._pause_s = None
+        if self.signals.closing.is_set():
+            return
+        if not self.mend():
+            self._pause_s = _RETRY_S
+        elif self._deferred:
+            self._pause_s = max(_LOOK_S, min(self._fleet.awaited_workers().values(), default=0.0))
+
+    def note_failure(self, error: Exception) -> None:
+        """See :meth:`BackgroundWork.note_failure`."""
+        self._pause_s = _RETRY_S
+        self._fail("failed", str(error) if isinstance(error, StorageError) else repr(error))
 
     def _fail(self, state: str, error: str) -> None:
         self._state = state
@@ -230,8 +222,7 @@ class RepairScheduler:
 
     def _watch(self, under_way: _Pass, epoch: tuple[int, ...]) -> Callable[[RepairState], None]:
         def watch(state: RepairState) -> None:
-            if self._closed.is_set():
-                raise CallAbandoned("the pool is shutting down")
+            self.signals.check_open()
             under_way.note(state)
             self._endangered = (epoch, Endangered(state.endangered, state.all_examined))
 
@@ -287,8 +278,7 @@ class RepairScheduler:
             with self._fleet.guard(slot, volume):
                 places = _Places(self._fleet, slot)
                 for batch in batched(volume.keys(), _BATCH):
-                    if self._closed.is_set():
-                        raise CallAbandoned("the pool is shutting down")
+                    self.signals.check_open()
                     self._drop_misplaced(slot, volume, places.misplaced(batch))
 
     def _drop_misplaced(self, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from taskworker.pool.membership import WorkerLoad
 from taskworker.reports import WorkStatus
 
 SCRUB = "scrub"
+
+
+class Scrubs:
+    """The workers' scrubs, as a piece of background work that is shown (a ``ShownWork``).
+
+    Args:
+        loads: gives what the workers that are there tell of themselves.
+    """
+
+    def __init__(self, loads: Callable[[], Sequence[WorkerLoad]]) -> None:
+        self._loads = loads
+
+    def views(self) -> list[WorkStatus]:
+        """What they are at, summed up."""
+        return [scrub_view(self._loads())]
 
 
 def scrub_view(loads: Sequence[WorkerLoad]) -> WorkStatus:
