@@ -17,14 +17,14 @@ class TargetHistory:
         mended_at: the fleet's mark when all was last in its place; None: that is not known.
         mended: by which all was in its place when that was last so; None: not known any more.
         emptied: members that came with an empty volume since.
-        stood_in_for: members that were full at some time since: others have what they should.
+        stood_in_for: members that refused writes at some time since: others have what they should.
     """
 
     def __init__(self) -> None:
         self.latest: Targets | None = None
         self.mended_at: tuple[int, ...] | None = None
         self.mended: Targets | None = None
-        self.emptied: set[int] = set()
+        self.emptied: frozenset[int] = frozenset()
         self.stood_in_for: frozenset[int] = frozenset()
         self._since: deque[Targets] = deque()
 
@@ -42,11 +42,19 @@ class TargetHistory:
             self._since.popleft()
             self.mended = None
 
+    def note_emptied(self, slot: int) -> None:
+        """A member came with an empty volume."""
+        self.emptied |= {slot}
+
+    def note_refused(self, slot: int) -> None:
+        """A member refused a write: others stand in for it."""
+        self.stood_in_for |= {slot}
+
     def note_mended(self, mark: tuple[int, ...], full: frozenset[int]) -> None:
         """Every shard was where it should be put at a mark, but for what others hold for these ``full`` members."""
         self.mended_at = mark
         self.mended = self.latest
-        self.emptied.clear()
+        self.emptied = frozenset()
         self.stood_in_for = full
         self._since.clear()
 

@@ -104,7 +104,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def note_emptied(self, slot: int) -> None:
         """A member came back with an empty volume."""
         self.incomplete.add(slot)
-        self._history.emptied.add(slot)
+        with self._lock:
+            self._history.note_emptied(slot)
 
     def remove(self, slot: int) -> None:
         """Forget a member that has no part in the layout any more."""
@@ -212,7 +213,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
         with self._lock:
             new, mended = self._conduct.note_refused(slot, error), self.is_mended()
-            self._history.stood_in_for |= {slot}
+            self._history.note_refused(slot)
             self._changed()
         if new:
             log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
