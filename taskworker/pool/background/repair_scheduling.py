@@ -10,30 +10,19 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from storage import FileStorage
-from storage.batching import batched
-from storage.errors import StorageError, StoreFull
-from storage.fleet.placement import partition_of, start_of
-from storage.keys import (
-    ID_BYTES,
-    SHARD_KEY_BYTES,
-    Kind,
-    ShardKey,
-    kind_of,
-    packed_keys,
-    slot_of,
-    stripe_of,
-)
-from storage.maintenance.collect import LIVE_RATIO_MAX
+from storage.errors import StorageError
 from storage.reports import RepairReport, RepairState
 from storage.runtime import Runtime
+from taskworker.pool.background.compacting import compact_full
 from taskworker.pool.background.driver import Signals
+from taskworker.pool.background.repair_pass import RepairPass
+from taskworker.pool.background.tidying import Tidier
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
-from taskworker.transport.port import WorkerVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 
 log = logging.getLogger(__name__)
@@ -43,9 +32,6 @@ _SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
 _LOOK_S = 0.1
 _NAMED_MAX = 5
-_PRESSING = 5  # a disk of which less than one part in so many is free
-_DEAD = 10  # a volume of which at least one part in so many is dead
-_BATCH = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +77,6 @@ class RepairScheduler:
         runtime: Runtime,
     ) -> None:
         self._store = store
-        self._readback = store.read_back()
         self._fleet = fleet
         self._settled = settled
         self._journal = journal
@@ -100,7 +85,8 @@ class RepairScheduler:
         self._at_once = threading.Event()
         self._pause_s: float | None = None
         self.tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing)
-        self._pass: _Pass | None = None
+        self._tidier = Tidier(fleet, store.read_back(), self.signals, self.tranquility.rest, runtime.monotonic_s)
+        self._pass: RepairPass | None = None
         self._state = "idle"
         self.lost = 0
         self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
@@ -175,9 +161,9 @@ class RepairScheduler:
             self._state, self._deferred = "failed" if self.lost else "idle", 0
             return True
         if self._fleet.full():
-            self._free_space()
+            compact_full(self._fleet)
         epoch, mark = self._fleet.epoch(), self._fleet.mark()
-        self._pass = under_way = _Pass(self._runtime.monotonic_s)
+        self._pass = under_way = RepairPass(self._runtime.monotonic_s)
         try:
             report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, epoch))
             self.lost = report.lost_count
@@ -204,11 +190,11 @@ class RepairScheduler:
         finally:
             self._pass = None
 
-    def _conclude(self, report: RepairReport, under_way: _Pass, mark: tuple[int, ...]) -> None:
+    def _conclude(self, report: RepairReport, under_way: RepairPass, mark: tuple[int, ...]) -> None:
         """All that can be made has been: drop what is in the wrong place, and let drains and trials go on."""
         under_way.tidying = True
-        self._tidy()
-        self._free_space()
+        self._tidier.tidy()
+        compact_full(self._fleet)
         if self._fleet.note_mended(mark):
             self._settled()
         if self.lost:
@@ -220,7 +206,7 @@ class RepairScheduler:
         online = [slot for slot, _ in self._fleet.online()]
         return bool(online) and not self._store.needs_rebuild and not self._fleet.is_mended()
 
-    def _watch(self, under_way: _Pass, epoch: tuple[int, ...]) -> Callable[[RepairState], None]:
+    def _watch(self, under_way: RepairPass, epoch: tuple[int, ...]) -> Callable[[RepairState], None]:
         def watch(state: RepairState) -> None:
             self.signals.check_open()
             under_way.note(state)
@@ -228,7 +214,7 @@ class RepairScheduler:
 
         return watch
 
-    def _note_deferred(self, report: RepairReport, under_way: _Pass) -> None:
+    def _note_deferred(self, report: RepairReport, under_way: RepairPass) -> None:
         """What was in danger has been made; the rest waits for workers that may come back."""
         self._state = "idle"
         if report.shards_rebuilt or self._journal.record(REPAIR).errors:
@@ -240,7 +226,7 @@ class RepairScheduler:
         named = f", such as: {report.lost[0].text}" if report.lost else ""
         self._fail("failed", f"{self.lost:,} objects are lost: too few shards are left on all workers{named}")
 
-    def _note_done(self, report: RepairReport, under_way: _Pass) -> None:
+    def _note_done(self, report: RepairReport, under_way: RepairPass) -> None:
         self._state = "idle"
         taken_s = under_way.taken_s()
         made, size = report.shards_rebuilt - report.shards_moved, report.bytes_rebuilt - report.bytes_moved
@@ -251,145 +237,6 @@ class RepairScheduler:
             self._journal.ended(REPAIR, self._journal.record(REPAIR).result)
         if report.shards_moved:
             self._journal.ended(REBALANCE, _summary("moved", report.shards_moved, report.bytes_moved, taken_s))
-
-    def _free_space(self) -> None:
-        """Compact where dead records take much of a disk that is nearly full."""
-        for slot, volume in self._fleet.online():
-            if not self._fleet.trusts(slot):
-                continue
-            with self._fleet.guard(slot, volume):
-                usage = volume.usage()
-                dead = usage.bytes_used - usage.bytes_live
-                presses = _PRESSING * usage.bytes_free < usage.bytes_used + usage.bytes_free
-                if presses and _DEAD * dead >= usage.bytes_used > 0:
-                    try:
-                        _, freed = volume.compact(LIVE_RATIO_MAX)
-                    except StoreFull as error:
-                        log.warning("worker %s has not even the space to compact: %s", self._fleet.name(slot), error)
-                    else:
-                        log.info("compacted worker %s: %.1f MB freed", self._fleet.name(slot), freed / 1e6)
-
-    # -- shards that are in the wrong place --------------------------------------------------------
-
-    def _tidy(self) -> None:
-        for slot, volume in self._fleet.online():
-            if not self._fleet.trusts(slot):
-                continue  # its copies are no reason for anything
-            with self._fleet.guard(slot, volume):
-                places = _Places(self._fleet, slot)
-                for batch in batched(volume.keys(), _BATCH):
-                    self.signals.check_open()
-                    self._drop_misplaced(slot, volume, places.misplaced(batch))
-
-    def _drop_misplaced(self, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
-        """Remove shards that another store holds as it should: both copies are fetched and compared first."""
-        for proper, misplaced in by_holder.items():
-            began_s = self._runtime.monotonic_s()
-            volume.remove(self._readback.alike(misplaced, former, proper))
-            self.tranquility.rest(self._runtime.monotonic_s() - began_s)
-
-
-_Place = tuple[int, ...]
-"""All of a shard key that says where it belongs: its partition, as first bytes of an id, and what follows the id."""
-_OF_PARTITION = bytes(start_of(partition_of(bytes((0, second))))[1] for second in range(256))
-
-
-class _Places:
-    """Which of a store's shards belong on another one. Remembered by partition and slot: there are millions."""
-
-    def __init__(self, fleet: WorkerFleet, slot: int) -> None:
-        self._fleet = fleet
-        self._slot = slot
-        self._epoch: tuple[int, ...] = ()
-        self._proper: dict[_Place, int] = {}
-
-    def misplaced(self, keys: Sequence[ShardKey]) -> dict[int, list[ShardKey]]:
-        """Those that neither belong here nor are to be put here now, by the store that should hold them."""
-        epoch = self._fleet.epoch()
-        if self._epoch != epoch:
-            self._epoch, self._proper = epoch, {}
-        places = _places_of(keys)
-        different = set(places)
-        unknown = different - self._proper.keys()
-        if unknown:
-            example = dict(zip(places, keys, strict=True))
-            self._proper.update((place, self._holder(example[place])) for place in unknown)
-        found: dict[int, list[ShardKey]] = {}
-        stray = {place: holder for place in different if (holder := self._proper[place]) != self._slot}
-        if stray:
-            for place, key in zip(places, keys, strict=True):
-                if place in stray:
-                    found.setdefault(stray[place], []).append(key)
-        return found
-
-    def _holder(self, key: ShardKey) -> int:
-        """The store that should have a shard; this one, if it is to be put here now."""
-        if kind_of(key) == Kind.MARK:
-            return self._slot  # each store's own
-        stripe, index = stripe_of(key), slot_of(key)
-        return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
-
-
-def _places_of(keys: Sequence[ShardKey]) -> list[_Place]:
-    packed = packed_keys(keys)
-    first, second, *ends = (packed[at::SHARD_KEY_BYTES] for at in (0, 1, *range(ID_BYTES, SHARD_KEY_BYTES)))
-    return list(zip(first, second.translate(_OF_PARTITION), *ends, strict=True))
-
-
-class _Pass:
-    """A pass under way, as it looks from outside."""
-
-    def __init__(self, clock_s: Callable[[], float]) -> None:
-        self._clock_s = clock_s
-        self._began_s = clock_s()
-        self._moving_s = self._began_s  # since when nothing is missing any more
-        self._state = RepairState(0, 0, 0, 0, 0, 0, 0, {})
-        self.tidying = False
-
-    def note(self, state: RepairState) -> None:
-        """How far it is."""
-        if state.missing or not state.all_examined:
-            self._moving_s = self._clock_s()
-        self._state = state
-
-    def taken_s(self) -> float:
-        """Since it began."""
-        return self._clock_s() - self._began_s
-
-    def repair(self, idle: WorkStatus) -> WorkStatus:
-        """Its first part: all objects are looked at, and what is missing is made."""
-        state = self._state
-        if state.all_examined and state.expected and not state.missing:
-            return idle
-        done = state.examined - state.missing
-        left_s = self.taken_s() * (state.expected - done) / done if done else None
-        note = "looking for missing shards" if state.examined < state.expected else "making missing shards"
-        return replace(
-            idle, state="running", done=done, total=state.expected, note=note, seconds_left=left_s, queue=state.missing
-        )
-
-    def rebalance(self, idle: WorkStatus) -> WorkStatus:
-        """Its second part: what is in the wrong place is brought to its own."""
-        state = self._state
-        if self.tidying:
-            return replace(idle, state="running", done=state.moved, total=state.moved, note="dropping former copies")
-        if not state.misplaced:
-            return idle
-        total = state.moved + state.misplaced
-        if state.missing or not state.all_examined:
-            return replace(
-                idle, state="waiting", total=total, done=state.moved, note="waits for repair", queue=state.misplaced
-            )
-        left_s = (self._clock_s() - self._moving_s) * state.misplaced / state.moved if state.moved else None
-        return replace(
-            idle,
-            state="running",
-            done=state.moved,
-            total=total,
-            note="moving shards to their places",
-            seconds_left=left_s,
-            queue=state.misplaced,
-        )
 
 
 def _waiting_for(awaited: Mapping[str, float]) -> str:
