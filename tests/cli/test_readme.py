@@ -43,6 +43,36 @@ def run_python(desk: Cli, code: str) -> str:
     return ended.stdout
 
 
+def test_first_steps(tmp_path: Path, desk: Cli) -> None:
+    section = README.split("## First steps\n")[1].split("\n## ")[0]
+    assert len(section.splitlines()) < 50  # a screen
+    (session,) = re.findall(r"```pycon\n(.*?)```", section, re.DOTALL)
+    code = "".join(line[4:] for line in session.splitlines(keepends=True) if line.startswith((">>> ", "... ")))
+    assert run_python(desk, code) == session.splitlines()[-1] + "\n"
+    consoles = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    script = re.sub(r"^\$ ", "", "".join(consoles), flags=re.MULTILINE)
+    commands = [line for line in script.splitlines() if line not in ("hello", "7") and not line.startswith("all files")]
+    with FunctionPool(tmp_path, workers=2) as pool:
+        (tmp_path / "plain.py").write_text("def f() -> int: return 1\n")
+        pool.deploy("first", "plain:f", tmp_path)  # once its workers are there
+        environment = os.environ | {"TASKWORKER_POOL": pool.address, "TASKWORKER_USER": USER}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        ended = subprocess.run(
+            ["sh", "-e"],
+            input="\n".join(commands),
+            cwd=desk.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert ended.returncode == 0, ended.stderr
+    shown = ended.stdout.splitlines()
+    assert "hello" in shown
+    assert shown[-1] == "7"
+
+
 def test_library(desk: Cli) -> None:
     assert run_python(desk, LIBRARY).splitlines()[-1] == "True 2"
 
