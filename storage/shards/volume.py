@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blake3 import blake3
-from cachetools import LRUCache
 
 from storage.batching import batched
 from storage.errors import StorageError, StoreFull
 from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import Kind, ShardKey, kind_of
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
-from storage.shards.filesystem import FileSystem, LocalFileSystem, Space, VolumeFile
+from storage.shards.condition import Condition
+from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import (
     IDENTITY_FILE,
-    SEGMENT_SUFFIX,
     VolumeIdentity,
     identity_among,
     read_identity_file,
@@ -35,7 +34,6 @@ from storage.shards.port import (
     Shard,
     Verdict,
     Verification,
-    VolumeFailed,
     VolumeReadOnly,
     VolumeUnavailable,
     VolumeUsage,
@@ -48,11 +46,10 @@ from storage.shards.record import (
     pack_segment_header,
     parse_header,
 )
-from storage.shards.room import Room
 from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
+from storage.shards.segment_files import SegmentFiles
 from storage.shards.verification import LocalVerification
-from storage.system.backoff import Backoff
 from storage.system.faults import Fault, fault_of, never_flushed
 
 log = logging.getLogger(__name__)
@@ -60,7 +57,6 @@ log = logging.getLogger(__name__)
 _PAGE_OF_RECORDS_BYTES = 256 * 1024  # whoever asks many volumes has a page or two of each
 _SCANNED_TOGETHER_BYTES = 16 * MIB
 _READ_TOGETHER = 64
-_OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _PROBE_BYTES = 4096
@@ -96,6 +92,8 @@ class LocalVolume:
         VolumeFailed: the disk failed meanwhile.
 
     Attributes:
+        condition: whether it can be read and written now.
+        files: its segments' files.
         shrank: segments that its index knew of were gone or cut short when it was opened.
     """
 
@@ -116,15 +114,10 @@ class LocalVolume:
         self._sync_lock = threading.Lock()
         self._compact_lock = threading.Lock()
         self._appended = True  # since live bytes were last counted
-        self._files: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
-        self._files_lock = threading.Lock()
+        self.condition = Condition(path, self._filesystem)
+        self.files = SegmentFiles(path, self._filesystem, self.condition)
         self._dirty: dict[int, VolumeFile] = {}
         self._directory_dirty = False
-        self._failure: Exception | None = None
-        self._read_only = ""  # why it takes no writes
-        self._room = Room(path, self._space)
-        self._refusal = ""  # why the last write, or look at the disk, could not be done
-        self._retry = Backoff()
         self.shrank = False
         self._zeroed = 0
         self._dropped_segments: list[int] = []
@@ -175,27 +168,17 @@ class LocalVolume:
     @property
     def state(self) -> tuple[str, str]:
         """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
-        if self._failure is not None:
-            return "failed", str(self._failure)
-        if self._read_only:
-            return "read-only", self._read_only
-        try:
-            full = self._room.why_full()
-        except StorageError as error:
-            return "refusing", str(error)
-        if full:
-            return "full", full
-        return ("refusing", self._refusal) if self._refusal else ("ok", "")
+        return self.condition.summary()
 
     def can_be_written(self) -> bool:
         """Whether its disk takes writes, tried again from time to time if it did not, and is not known to be full."""
-        if not self._read_only and not self._room.lacking:
+        if not self.condition.read_only and not self.condition.room.lacking:
             return True
         try:
             with self._lock:
                 self._check_writable()
                 self._look_for_room()
-                return not self._room.lacking or not self._room.is_used_up()
+                return not self.condition.room.lacking or not self.condition.room.is_used_up()
         except StorageError as error:
             log.debug("volume %s cannot be written: %s", self.path, error)
             return False
@@ -203,12 +186,12 @@ class LocalVolume:
     @property
     def wanted(self) -> int:
         """Bytes for which its file system had no space when a write was refused last; 0 if there was, or is again."""
-        return self._room.wanted
+        return self.condition.room.wanted
 
     def has_room(self, length: int) -> bool:
         """Whether its file system has space for so many bytes; also if that cannot be told now."""
         try:
-            return self._room.has(length)
+            return self.condition.room.has(length)
         except StorageError as error:
             log.debug("the space of volume %s cannot be told: %s", self.path, error)
             return True
@@ -219,18 +202,18 @@ class LocalVolume:
         """See :meth:`ShardStore.append`."""
         headers = pack_headers(shards, self._key)
         with self._lock:
-            self._check_usable()
+            self.condition.check_usable()
             self._check_writable()
             start = 0
             try:
                 while start < len(shards):
                     start = self._append_run(shards, headers, start, urgent)
             except StoreFull as error:
-                self._room.note_refused(error)
+                self.condition.room.note_refused(error)
                 raise
-            self._refusal = ""
-            if self._room.lacking and not urgent:
-                self._room.note_taken()
+            self.condition.refusal = ""
+            if self.condition.room.lacking and not urgent:
+                self.condition.room.note_taken()
 
     def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
         """Append as many shards as the active segment takes (at least one); index of the next one."""
@@ -254,7 +237,7 @@ class LocalVolume:
             offset += length
             stop = index + 1
         if not urgent:
-            self._room.require(offset - size)
+            self.condition.room.require(offset - size)
         self._write(buffers, size)
         if offset > self._zeroed:
             self._zero_ahead(offset, offset - size, urgent)
@@ -269,7 +252,7 @@ class LocalVolume:
             self._active.write(buffers, offset)
         except StoreFull as error:
             self._cut(offset)
-            raise self._room.found_none(error) from error
+            raise self.condition.room.found_none(error) from error
         except OSError as error:
             if fault_of(error) in (Fault.PASSING, Fault.FULL):
                 self._cut(offset)
@@ -281,30 +264,30 @@ class LocalVolume:
         Raises:
             VolumeReadOnly: it does not.
         """
-        if not self._read_only:
+        if not self.condition.read_only:
             return
-        if not self._retry.due():
-            raise VolumeReadOnly(self._read_only)
-        reason, self._read_only = self._read_only, ""
+        if not self.condition.retry.due():
+            raise VolumeReadOnly(self.condition.read_only)
+        reason, self.condition.read_only = self.condition.read_only, ""
         try:
             if self._active is None:
                 self._open_active()
             if self._active is None:
                 self._probe()
-            if not self._read_only and not self._index.probe():
-                self._retry.succeeded()
+            if not self.condition.read_only and not self._index.probe():
+                self.condition.retry.succeeded()
                 log.info("volume %s can be written again", self.path)
                 return
         except OSError as error:
             raise self._refused(error) from error
-        self._read_only = self._read_only or reason
-        self._retry.failed()
-        raise VolumeReadOnly(self._read_only)
+        self.condition.read_only = self.condition.read_only or reason
+        self.condition.retry.failed()
+        raise VolumeReadOnly(self.condition.read_only)
 
     def _probe(self) -> None:
         """Have the disk refuse writes if it still does, where no segment that is open for them could tell."""
         last = max(self._segments, default=None)
-        path = self.path / IDENTITY_FILE if last is None else self._segment_path(last)
+        path = self.path / IDENTITY_FILE if last is None else self.files.path_of(last)
         try:
             self._filesystem.open(path, writable=True)
         except OSError as error:
@@ -313,25 +296,14 @@ class LocalVolume:
             self._note_read_only(error)
 
     def _note_read_only(self, error: OSError) -> None:
-        if not self._read_only:
-            log.warning("volume %s can only be read: %s", self.path, error)
-        self._read_only = f"volume {self.path} can only be read: {error}"
+        self.condition.note_read_only(error)
         self._active = None
-        self._retry.failed()
 
     def _refused(self, error: OSError) -> StorageError:
         """What to raise for a write, or a change of the directory, that failed; the state follows from it."""
-        match fault_of(error):
-            case Fault.READ_ONLY:
-                self._note_read_only(error)
-                return VolumeReadOnly(self._read_only)
-            case Fault.PASSING:
-                self._refusal = f"volume {self.path} cannot be written now: {error}"
-                return VolumeUnavailable(self._refusal)
-            case Fault.FULL:
-                return self._room.found_none(error)
-            case _:
-                return self._fail(error)
+        if fault_of(error) is Fault.READ_ONLY:
+            self._active = None
+        return self.condition.refused(error)
 
     def _zero_ahead(self, end: int, written: int, urgent: bool) -> None:
         """After a small append, write zeros behind it for the next ones to overwrite.
@@ -344,7 +316,7 @@ class LocalVolume:
         room = min(_ZERO_AHEAD_BYTES, self._segment_bytes_max - end)
         if written > _SMALL_APPEND_BYTES or room <= 0 or urgent:
             return
-        if not self._room.fits(room):
+        if not self.condition.room.fits(room):
             return  # zeros are not what the reserve is kept for
         try:
             self._active.write([bytes(room)], end)
@@ -362,7 +334,7 @@ class LocalVolume:
         try:
             self._active.truncate(offset)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self.condition.fail(error) from error
 
     def _enter(self, shards: Sequence[Shard], segment: int, offset: int) -> None:
         """Index records that were just written, releasing those they replace.
@@ -397,7 +369,7 @@ class LocalVolume:
 
     def _look_for_room(self) -> None:
         """Try, from time to time, whether there is space again where the space that is free does not tell."""
-        if not self._room.may_be_tried:
+        if not self.condition.room.may_be_tried:
             return
         try:
             if self._active is None:
@@ -407,14 +379,11 @@ class LocalVolume:
                 self._write([bytes(_PROBE_BYTES)], end)
                 self._zeroed = end + _PROBE_BYTES
         except StoreFull as error:
-            self._room.note_refused(error)
+            self.condition.room.note_refused(error)
         else:
-            self._room.note_freed()
+            self.condition.room.note_freed()
 
     # -- segments --------------------------------------------------------------------------------
-
-    def _segment_path(self, number: int) -> Path:
-        return self.path / f"{number:08d}{SEGMENT_SUFFIX}"
 
     def _roll(self) -> SegmentState:
         """Start a new active segment; the old one is synced with everything else."""
@@ -431,34 +400,34 @@ class LocalVolume:
             k=self.identity.k,
             n=self.identity.n,
         )
-        path = self._segment_path(number)
         try:
-            file = self._filesystem.create(path)
+            file = self.files.create(number)
         except FileExistsError as error:
-            raise self._fail(error) from error  # somebody else writes here: what there is must be read again
+            raise self.condition.fail(error) from error  # somebody else writes here: what there is must be read again
         except StoreFull as error:
-            raise self._room.found_none(error) from error
+            raise self.condition.room.found_none(error) from error
         except OSError as error:
             raise self._refused(error) from error
         try:
             file.write([pack_segment_header(header)], 0)
         except (StoreFull, OSError) as error:
-            self._take_back(path)
-            raise (self._room.found_none(error) if isinstance(error, StoreFull) else self._refused(error)) from error
+            self._take_back(number)
+            raise (
+                self.condition.room.found_none(error) if isinstance(error, StoreFull) else self._refused(error)
+            ) from error
         self._active, self._active_number, self._zeroed = file, number, 0
         self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
         self._dirty[number] = file
         self._directory_dirty = True
-        with self._files_lock:
-            self._files[number] = file
+        self.files.keep(number, file)
         return self._segments[number]
 
-    def _take_back(self, path: Path) -> None:
+    def _take_back(self, number: int) -> None:
         """Remove a segment that could not be begun."""
         try:
-            self._filesystem.remove(path)
+            self.files.remove(number)
         except OSError as error:
-            raise self._fail(error) from error
+            raise self.condition.fail(error) from error
 
     def _seal(self) -> None:
         """Done appending to the active segment: give back the zeros behind its records."""
@@ -479,7 +448,7 @@ class LocalVolume:
         if state is None or state.size >= self._segment_bytes_max or self._is_unread(self._active_number):
             return
         try:
-            file = self._filesystem.open(self._segment_path(self._active_number), writable=True)
+            file = self.files.open(self._active_number, writable=True)
             longer = file.size() > state.size
             if longer:
                 file.truncate(state.size)
@@ -493,8 +462,7 @@ class LocalVolume:
             # The cut must not be undone by a crash after new records were written behind it.
             self._dirty[self._active_number] = file
         self._active = file
-        with self._files_lock:
-            self._files[self._active_number] = file
+        self.files.keep(self._active_number, file)
 
     def _is_unread(self, number: int) -> bool:
         """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
@@ -509,8 +477,8 @@ class LocalVolume:
 
     def _load_segments(self) -> dict[int, SegmentState]:
         """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
-        numbers = self._numbers()
-        sizes = {number: self._open_segment(number).size() for number in numbers}
+        numbers = self.files.numbers()
+        sizes = {number: self.files.open(number).size() for number in numbers}
         self._segments = {}
         known = self._index.segments()
         sectors, answered = BadSectors(), False
@@ -540,17 +508,9 @@ class LocalVolume:
         self._settle_aside()
         return self._segments
 
-    def _numbers(self) -> list[int]:
-        names = self._filesystem.names(self.path)
-        stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
-        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
-
-    def _open_segment(self, number: int) -> VolumeFile:
-        return self._filesystem.open(self._segment_path(number), writable=False)
-
     def _remove_headless(self, number: int) -> None:
         try:
-            self._filesystem.remove(self._segment_path(number))
+            self.files.remove(number)
         except OSError as error:
             if fault_of(error) is not Fault.READ_ONLY:
                 raise
@@ -564,7 +524,7 @@ class LocalVolume:
 
     def _has_header(self, number: int) -> bool:
         try:
-            header = read_segment_header(self._segment_path(number), self._filesystem)
+            header = read_segment_header(self.files.path_of(number), self._filesystem)
         except OSError as error:
             if fault_of(error) is not Fault.BROKEN:
                 raise
@@ -578,7 +538,7 @@ class LocalVolume:
         Returns:
             Whether the disk gave anything of it.
         """
-        file = self._open_segment(number)
+        file = self.files.open(number)
         file.drop_cache()
         # These bytes may have survived their writer in memory only; the next commit relies on them.
         self._dirty[number] = file
@@ -616,7 +576,7 @@ class LocalVolume:
         block = memoryview(bytearray(SEGMENT_HEADER_BYTES))
         for number in self._segments:
             try:
-                file = self._open_segment(number)
+                file = self.files.open(number)
                 file.drop_cache()
                 file.read_into([block], 0)
                 return
@@ -629,9 +589,9 @@ class LocalVolume:
         """Read again what could not be read when the index was made, and enter the records found there."""
         for unread in self._index.unread:
             try:
-                file = self._file(unread.segment) if unread.segment in self._segments else None
+                file = self.files.file(unread.segment) if unread.segment in self._segments else None
                 if file is not None:
-                    self._drop_cache(file)
+                    self.files.drop_cache(file)
                 left: set[Unread] = set() if file is None else self._enter_again(file, unread)
             except (OSError, VolumeUnavailable) as error:
                 log.info("a part of segment %d of %s still cannot be read: %s", unread.segment, self.path, error)
@@ -659,11 +619,11 @@ class LocalVolume:
 
     def _flush_replayed(self) -> None:
         """Write the index during a replay; what it then points to must be durable, in whichever segment."""
-        if self._read_only or not self._index.writable:
+        if self.condition.read_only or not self._index.writable:
             return  # it stays in memory
         for file in self._dirty.values():
             file.datasync()
-        self._filesystem.sync_directory(self.path)
+        self.files.sync_directory()
         self._dirty, self._directory_dirty = {}, False
         self._flush_frozen()
 
@@ -678,41 +638,6 @@ class LocalVolume:
         if bears_sequence(shard.key):
             self._note_sequence(shard.key, shard.payload)
         self._segments[number].live += HEADER_BYTES + len(shard.payload)
-
-    def _file(self, number: int) -> VolumeFile | None:
-        """An open segment; None if it is gone from a directory that is there.
-
-        Raises:
-            VolumeUnavailable: it cannot be opened now.
-        """
-        with self._files_lock:
-            file = self._files.get(number)
-            if file is None:
-                try:
-                    file = self._open_segment(number)
-                except FileNotFoundError as error:
-                    if self._is_gone(number):
-                        return None
-                    raise self._unreadable(error) from error
-                except OSError as error:
-                    raise self._unreadable(error) from error
-                self._files[number] = file
-            return file
-
-    def _is_gone(self, number: int) -> bool:
-        """Whether the directory is there, this volume's, and without a segment: all of it seen in one look.
-
-        A disk that dropped out leaves an empty directory behind, or none.
-        """
-        try:
-            names = self._filesystem.names(self.path)
-        except OSError:
-            return False
-        return IDENTITY_FILE in names and self._segment_path(number).name not in names
-
-    def _unreadable(self, error: OSError) -> VolumeUnavailable:
-        self._refusal = f"volume {self.path} cannot be read now: {error}"
-        return VolumeUnavailable(self._refusal)
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -739,7 +664,7 @@ class LocalVolume:
         self._sync_lock.acquire()
         try:
             with self._lock:
-                self._check_usable()
+                self.condition.check_usable()
                 if self._dirty or self._directory_dirty:
                     self._check_writable()
                 frozen = self._index.changed if whole_index else self._index.pending >= PENDING_MAX
@@ -771,7 +696,7 @@ class LocalVolume:
             if error is not None:
                 # After a failed flush nothing since the last good one can be trusted until it has been
                 # read back from the disk, which opening again does.
-                raise self._fail(error) from error
+                raise self.condition.fail(error) from error
             if pending.checkpoint is not None:
                 self._flush_index(pending.checkpoint)
         finally:
@@ -797,7 +722,7 @@ class LocalVolume:
             for file in pending.files.values() if files else ():
                 file.datasync()
             if pending.directory:
-                self._filesystem.sync_directory(self.path)
+                self.files.sync_directory()
         except (OSError, StoreFull) as error:
             return error
         return None
@@ -829,7 +754,7 @@ class LocalVolume:
 
     def flush_index(self) -> None:
         """Sync, and bring the whole index to disk, if that takes writes."""
-        if not self._read_only:
+        if not self.condition.read_only:
             self._sync(whole_index=True)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -851,37 +776,10 @@ class LocalVolume:
         location = self._index.get(key)
         if location is None or location.payload_length != length:
             return False
-        file = self._file(location.segment)
-        if file is not None and self._fill(file, buffers, length, location.offset + HEADER_BYTES):
+        file = self.files.file(location.segment)
+        if file is not None and self.files.fill(file, buffers, length, location.offset + HEADER_BYTES):
             return True
         return self._moved(key, location) and self.read_into(key, buffers, length)
-
-    def _fill(self, file: VolumeFile, buffers: Sequence[memoryview], length: int, offset: int) -> bool:
-        """Read all of it; False if the file ends before.
-
-        Raises:
-            VolumeUnavailable: the disk does not give it now.
-        """
-        try:
-            if file.read_into(buffers, offset) == length:
-                return True
-            # Fewer than asked for is no error; that the file is shorter is only what its length says.
-            whole = memoryview(bytearray(length))
-            done = 0
-            while done < length:
-                count = file.read_into([whole[done:]], offset + done)
-                if count == 0:
-                    break
-                done += count
-            if done < length and file.size() >= offset + length:
-                raise OSError(f"a segment ends at byte {offset + done} of {file.size()}")
-        except OSError as error:
-            raise self._unreadable(error) from error
-        at = 0
-        for buffer in buffers:
-            buffer[:] = whole[at : at + len(buffer)]
-            at += len(buffer)
-        return done == length
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
@@ -921,18 +819,18 @@ class LocalVolume:
 
     def _read_at(self, key: ShardKey, location: Location) -> Shard:
         """The record at a place; read once more past the cache if it is bad, which memory may be to blame for."""
-        file = self._file(location.segment)
+        file = self.files.file(location.segment)
         if file is None:
             raise CorruptShard(f"segment {location.segment} of {self.path} is gone")
         try:
             return self._verified(file, key, location)
         except CorruptShard:
-            self._drop_cache(file)
+            self.files.drop_cache(file)
             return self._verified(file, key, location)
 
     def _verified(self, file: VolumeFile, key: ShardKey, location: Location) -> Shard:
         raw = memoryview(bytearray(HEADER_BYTES + location.payload_length))
-        if not self._fill(file, [raw], len(raw), location.offset):
+        if not self.files.fill(file, [raw], len(raw), location.offset):
             raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is cut short")
         header = parse_header(raw[:HEADER_BYTES], self._key)
         payload = raw[HEADER_BYTES:]
@@ -961,7 +859,7 @@ class LocalVolume:
 
         start = SEGMENT_HEADER_BYTES
         for number in sorted(self._segments):
-            file, state = self._file(number), self._segments.get(number)
+            file, state = self.files.file(number), self._segments.get(number)
             if file is None or state is None:
                 continue
             yield from self._records_in(scan_records(file, self._key, start, state.size, go_past=go_past), kinds)
@@ -1030,7 +928,7 @@ class LocalVolume:
                 if found is None or sequence > found[0].sequence:
                     found = Newest(sequence, key), shard
         if found is None and sectors.last is not None:
-            raise self._unreadable(sectors.last) from sectors.last
+            raise self.condition.unreadable(sectors.last) from sectors.last
         with self._lock:
             removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
             # What was appended meanwhile may be newer, and was not noted beside one that claims to be later.
@@ -1074,9 +972,9 @@ class LocalVolume:
             state = self._segments.get(number)
             if state is None:
                 continue
-            file = self._file(number)
+            file = self.files.file(number)
             indexed = state.size  # once: what is appended during the scan is none of its business
-            size = min(indexed, self._length(file)) if file else 0
+            size = min(indexed, self.files.length(file)) if file else 0
             if file is not None:
                 self._require_answer(file)
                 self._scrub_segment(file, number, size, bad, progress)
@@ -1105,22 +1003,10 @@ class LocalVolume:
             except VolumeUnavailable:
                 return Verdict.UNREADABLE
 
-    def _length(self, file: VolumeFile) -> int:
-        try:
-            return file.size()
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _drop_cache(self, file: VolumeFile) -> None:
-        try:
-            file.drop_cache()
-        except OSError as error:
-            raise self._unreadable(error) from error
-
     def _require_answer(self, file: VolumeFile) -> None:
         """See that the disk gives a segment's first block: what else it does not give then are bad sectors."""
-        self._drop_cache(file)
-        self._fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
+        self.files.drop_cache(file)
+        self.files.fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
 
     def _restore_readable(self) -> None:
         """Look again at what was set aside for being unreadable or bad."""
@@ -1145,9 +1031,9 @@ class LocalVolume:
         Raises:
             VolumeUnavailable: the disk does not give it now.
         """
-        file = self._file(location.segment)
+        file = self.files.file(location.segment)
         raw = memoryview(bytearray(HEADER_BYTES))
-        if file is None or not self._fill(file, [raw], HEADER_BYTES, location.offset):
+        if file is None or not self.files.fill(file, [raw], HEADER_BYTES, location.offset):
             return False
         header = parse_header(raw, self._key)
         return header is not None and header[:3] == (key, location.object_length, location.payload_length)
@@ -1196,11 +1082,15 @@ class LocalVolume:
             self._index.remove(key)
             return True
 
+    def all_aside(self) -> dict[ShardKey, Aside]:
+        """All records set aside, by shard."""
+        return self._index.all_aside()
+
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
         with self._compact_lock:
             with self._lock:
-                self._check_usable()
+                self.condition.check_usable()
                 self._check_writable()
             self._look_again()
             self._recount()
@@ -1221,7 +1111,7 @@ class LocalVolume:
                 compacted += 1
             if freed:
                 with self._lock:
-                    self._room.note_freed()
+                    self.condition.room.note_freed()
             return compacted, freed
 
     def _recount(self) -> None:
@@ -1268,7 +1158,7 @@ class LocalVolume:
         before = self._segments[number]
         size = before.size
         # Also where no record counts as live: a wrong count must not cost data.
-        room = self._bytes_free()
+        room = self.condition.space().free
         if room > before.live + _ROOM_KEPT_BYTES:
             moved = self._move_live(number, before.size)
         else:
@@ -1281,17 +1171,16 @@ class LocalVolume:
             self._segments.pop(number, None)
             self._dirty.pop(number, None)
             self._dropped_segments.append(number)
-        with self._files_lock:
-            self._files.pop(number, None)
+        self.files.let_go(number)
         try:
-            self._filesystem.remove(self._segment_path(number))
-            self._filesystem.sync_directory(self.path)
+            self.files.remove(number)
+            self.files.sync_directory()
         except OSError as error:
             raise self._refused(error) from error
         return size - moved
 
     def _move_live(self, number: int, size: int) -> int:
-        file = self._file(number)
+        file = self.files.file(number)
         if file is None:
             return 0
         moved, batch, batch_bytes = 0, [], 0
@@ -1311,7 +1200,7 @@ class LocalVolume:
 
     def _move_from_end(self, number: int, state: SegmentState, batch_bytes_max: int) -> int:
         """Like :meth:`_move_live` for want of room: each piece is cut off before the next one is moved."""
-        file = self._file(number)
+        file = self.files.file(number)
         if file is None:
             return 0
         keys = [
@@ -1356,7 +1245,7 @@ class LocalVolume:
         # The index must not count on more than is left, and must know where everything has gone.
         self.flush_index()
         try:
-            file = self._filesystem.open(self._segment_path(number), writable=True)
+            file = self.files.open(number, writable=True)
             file.truncate(size)
         except OSError as error:
             raise self._refused(error) from error
@@ -1378,12 +1267,12 @@ class LocalVolume:
         return sum(self._move_aside(key, aside) for key, aside in left)
 
     def _move_aside(self, key: ShardKey, aside: Aside) -> int:
-        file = self._file(aside.location.segment)
+        file = self.files.file(aside.location.segment)
         length = HEADER_BYTES + aside.location.payload_length
         raw = memoryview(bytearray(length))
-        there = file is not None and self._fill(file, [raw], length, aside.location.offset)
+        there = file is not None and self.files.fill(file, [raw], length, aside.location.offset)
         with self._lock:
-            self._check_usable()
+            self.condition.check_usable()
             if self._index.aside(key) != aside:
                 return 0
             if not there:  # the file ends before it does: there is nothing to keep
@@ -1411,7 +1300,7 @@ class LocalVolume:
         headers = pack_headers(shards, self._key)
         moved = 0
         with self._lock:
-            self._check_usable()
+            self.condition.check_usable()
             for (offset, shard), header in zip(batch, headers, strict=True):
                 here = self._index.get(shard.key)
                 if here is None or here[:2] != (number, offset):
@@ -1426,59 +1315,48 @@ class LocalVolume:
 
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
-        free = self._space().free
+        free = self.condition.space().free
         with self._lock:
             states = list(self._segments.values())
             return VolumeUsage(
                 segments=len(states),
                 bytes_used=sum(state.size for state in states),
                 bytes_live=sum(state.live for state in states),
-                bytes_free=0 if self._read_only else free,
+                bytes_free=0 if self.condition.read_only else free,
                 shards=self._index.entries(),
             )
 
-    def _bytes_free(self) -> int:
-        return self._space().free
-
-    def _space(self) -> Space:
-        self._check_usable()
-        try:
-            return self._filesystem.space(self.path)
-        except OSError as error:
-            raise self._unreadable(error) from error
-
     def present(self) -> bool:
         """Whether the directory is still there and still ours, as far as can be told now."""
-        if self._failure is not None:
+        if self.condition.has_failed:
             return False
         try:
             there = IDENTITY_FILE in self._filesystem.names(self.path)
-            self._refusal = ""
+            self.condition.refusal = ""
             return there
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._refusal = f"volume {self.path} cannot be looked at now: {error}"
+            self.condition.refusal = f"volume {self.path} cannot be looked at now: {error}"
             return True
 
     def close(self) -> None:
         """See :meth:`ShardStore.close`. A failed volume is closed without touching its files."""
         try:
-            if self._failure is None and not self._read_only:
+            if not self.condition.has_failed and not self.condition.read_only:
                 with self._lock:
                     self._seal()
                 self.flush_index()
         finally:
-            self._failure = self._failure or VolumeFailed(f"volume {self.path} is closed")
+            self.condition.end(f"volume {self.path} is closed")
             self._index.close()
             self._active = None
             self._dirty.clear()
-            with self._files_lock:
-                self._files.clear()
+            self.files.clear()
 
     def abandon(self, reason: str) -> None:
         """See :meth:`ShardStore.abandon`: close without writing anything."""
-        self._failure = self._failure or VolumeFailed(reason)
+        self.condition.end(reason)
         # Whoever is writing must have ended before the directory is opened anew; a hanging disk holds up nobody.
         drained = self._lock.acquire(timeout=_DRAIN_S)
         try:
@@ -1486,16 +1364,6 @@ class LocalVolume:
         finally:
             if drained:
                 self._lock.release()
-
-    def _check_usable(self) -> None:
-        if self._failure is not None:
-            raise VolumeFailed(f"volume {self.path} cannot be used: {self._failure}")
-
-    def _fail(self, error: Exception) -> VolumeFailed:
-        if self._failure is None:
-            log.error("volume %s failed: %s", self.path, error)
-            self._failure = error
-        return VolumeFailed(f"volume {self.path} failed: {error}; it is opened anew once its disk answers")
 
 
 def _is_whole(found: ScannedRecord) -> bool:

@@ -224,7 +224,7 @@ class EmbeddedSimulation:
         count = 0
         for slot, holder in enumerate(self.store._volumes.holders(stripe)):
             volume, key = self.store._volumes.volume(holder), shard_key(stripe, slot)
-            count += volume is None or (volume.locate(key) is None and volume._index.aside(key) is None)
+            count += volume is None or (volume.locate(key) is None and key not in volume.all_aside())
         return count
 
     def _refused(self, name: Name, error: StorageError) -> str:

@@ -10,6 +10,7 @@ import pytest
 from storage.errors import StoreFull
 from storage.fleet.volumes import VolumeSet
 from storage.shards import CorruptShard, LocalVolume
+from storage.shards.condition import Condition
 from storage.shards.identity import VolumeIdentity, read_identity
 
 Patch = pytest.MonkeyPatch
@@ -17,7 +18,7 @@ Patch = pytest.MonkeyPatch
 
 def take_refusals_for_rot(patch: Patch) -> None:
     """Reading: what cannot be read now counts as rotten."""
-    patch.setattr(LocalVolume, "_unreadable", lambda volume, error: CorruptShard(str(error)))
+    patch.setattr(Condition, "unreadable", lambda condition, error: CorruptShard(str(error)))
 
 
 def take_refusals_for_dead_disks(patch: Patch) -> None:

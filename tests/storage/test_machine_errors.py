@@ -80,7 +80,7 @@ def states(store: FileStorage) -> list[str]:
 def forget_files(store: FileStorage) -> None:
     """Have segments opened again."""
     for _, volume in store._volumes.online():
-        volume._files.clear()
+        volume.files.clear()
 
 
 def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
@@ -100,7 +100,7 @@ def until_tried_again(store: FileStorage) -> None:
     """Wait until the pause before volumes that refused writes are tried again is over."""
 
     def due() -> None:
-        assert all(volume._retry.due() for _, volume in store._volumes.online())
+        assert all(volume.condition.retry.due() for _, volume in store._volumes.online())
 
     eventually(due)
 
@@ -328,7 +328,7 @@ def test_descriptors_used_up(root: Path) -> None:
             data = os.urandom(3 << 20)
             version = store.push(data, filename="a", user_id="u")
             for slot in range(6):
-                store._volumes.volume(slot)._files.clear()
+                store._volumes.volume(slot).files.clear()
             used = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, 4096))
             for again in range(2):
@@ -343,7 +343,7 @@ def test_descriptors_used_up(root: Path) -> None:
             assert store.repair().complete
             report = store.scrub()
             assert report.clean, report
-            assert not any(store._volumes.volume(slot)._index.all_aside() for slot in range(6))
+            assert not any(store._volumes.volume(slot).all_aside() for slot in range(6))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env=python_environment(), capture_output=True, text=True
@@ -396,10 +396,10 @@ def rot(volume: LocalVolume, shard: Shard) -> None:
 
 
 def unrot(volume: LocalVolume, shard: Shard) -> None:
-    location = volume._index.aside(shard.key)
+    location = volume.all_aside().get(shard.key)
     assert location is not None
     place = location.location
-    flip(volume._segment_path(place.segment), place.offset + 96 + place.payload_length - 1)
+    flip(volume.files.path_of(place.segment), place.offset + 96 + place.payload_length - 1)
 
 
 def test_rot_that_passes_is_found_again(volume: LocalVolume) -> None:
@@ -458,7 +458,7 @@ def test_what_cannot_be_read_is_not_called_rotten(volume: LocalVolume, disk: Fau
     shards = [shard_of(seed) for seed in range(20)]
     volume.append(shards)
     volume.sync()
-    volume._files.clear()
+    volume.files.clear()
     disk.fail(number, "open", "read")
     for shard in shards:
         with pytest.raises(VolumeUnavailable):
@@ -476,7 +476,7 @@ def test_a_segment_that_is_really_shorter_is_damage(volume: LocalVolume) -> None
     shards = [shard_of(seed) for seed in range(4)]
     volume.append(shards)
     volume.sync()
-    segment = volume._segment_path(1)
+    segment = volume.files.path_of(1)
     with segment.open("r+b") as stream:
         stream.truncate(records(volume.path)[-1].start + 50)
     with pytest.raises(CorruptShard):

@@ -75,7 +75,7 @@ def test_a_bad_sector_costs_only_what_lies_in_it_and_that_only_for_now(
     volume.append(SHARDS)
     volume.sync()
     volume.close()
-    segment = volume._segment_path(1)
+    segment = volume.files.path_of(1)
     size = segment.stat().st_size
     at = PLACES[place]
     start = records(volume.path)[7].start if at is None else at % size
@@ -109,7 +109,7 @@ def test_a_bad_sector_costs_only_what_lies_in_it_and_that_only_for_now(
 def test_what_can_be_read_again_is_found_at_the_next_opening(volume: LocalVolume, disk: FaultyDisk) -> None:
     volume.append(SHARDS)
     volume.sync()
-    disk.spoil(volume._segment_path(1), records(volume.path)[7].start, records(volume.path)[7].start + SECTOR)
+    disk.spoil(volume.files.path_of(1), records(volume.path)[7].start, records(volume.path)[7].start + SECTOR)
     volume = reopened(volume, disk)
     assert 7 not in readable(volume, SHARDS)
     disk.heal()
@@ -125,7 +125,7 @@ def test_a_sector_that_can_be_read_again_during_a_compaction_loses_nothing(
     volume.append(SHARDS)
     volume.sync()
     start = records(volume.path)[7].start
-    disk.spoil(volume._segment_path(1), start, start + SECTOR)
+    disk.spoil(volume.files.path_of(1), start, start + SECTOR)
     volume = reopened(volume, disk)
     hit = set(range(20)) - readable(volume, SHARDS)
     assert 7 in hit
@@ -163,13 +163,13 @@ def test_segments_tell_which_volume_it_is_where_its_file_cannot_be_read(volume: 
     """Nor can the first segment."""
     volume.append([shard_of(seed, 30_000) for seed in range(12)])
     volume.sync()
-    disk.spoil(volume._segment_path(1), 0, SECTOR)
+    disk.spoil(volume.files.path_of(1), 0, SECTOR)
     disk.fail(errno.EIO, "read_whole")
     assert read_identity(volume.path, disk) == volume.identity
     volume = reopened(volume, disk)
     assert volume.read(shard_of(11, 30_000).key) is not None
     volume.close()
-    disk.spoil(volume._segment_path(2), 0, SECTOR)
+    disk.spoil(volume.files.path_of(2), 0, SECTOR)
     with pytest.raises(StoreUnavailable):
         read_identity(volume.path, disk)
     disk.fail(errno.ENOMEM, "read_whole")

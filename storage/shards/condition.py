@@ -1,0 +1,119 @@
+"""Whether a volume can be read and written now, and what each error of its disk means for that."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from storage.errors import StorageError
+from storage.shards.filesystem import FileSystem, Space
+from storage.shards.port import VolumeFailed, VolumeReadOnly, VolumeUnavailable
+from storage.shards.room import Room
+from storage.system.backoff import Backoff
+from storage.system.faults import Fault, fault_of
+
+log = logging.getLogger(__name__)
+
+
+class Condition:
+    """The state of a volume as its errors tell it. Whoever meets an error of the disk asks here what to raise.
+
+    Without a lock of its own: each attribute is replaced as a whole, and readers take it as it is.
+
+    Args:
+        path: the volume's directory.
+        filesystem: tells how much space there is.
+
+    Attributes:
+        room: whether there is space for more; guarded by the volume's lock.
+        read_only: why the disk takes no writes; empty if it does.
+        refusal: why the last write, or look at the disk, could not be done; empty if it could.
+        retry: when to try again to write to a disk that took no writes; guarded by the volume's lock.
+    """
+
+    def __init__(self, path: Path, filesystem: FileSystem) -> None:
+        self._path = path
+        self._filesystem = filesystem
+        self._failure: Exception | None = None
+        self.room = Room(path, self.space)
+        self.read_only = ""
+        self.refusal = ""
+        self.retry = Backoff()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the volume failed or was closed, and has to be opened anew."""
+        return self._failure is not None
+
+    def summary(self) -> tuple[str, str]:
+        """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
+        if self._failure is not None:
+            return "failed", str(self._failure)
+        if self.read_only:
+            return "read-only", self.read_only
+        try:
+            full = self.room.why_full()
+        except StorageError as error:
+            return "refusing", str(error)
+        if full:
+            return "full", full
+        return ("refusing", self.refusal) if self.refusal else ("ok", "")
+
+    def check_usable(self) -> None:
+        """Let only volumes pass that are open and have not failed.
+
+        Raises:
+            VolumeFailed: this one is not.
+        """
+        if self._failure is not None:
+            raise VolumeFailed(f"volume {self._path} cannot be used: {self._failure}")
+
+    def space(self) -> Space:
+        """The space on the volume's file system.
+
+        Raises:
+            VolumeFailed: the volume is closed or failed.
+            VolumeUnavailable: the file system does not tell now.
+        """
+        self.check_usable()
+        try:
+            return self._filesystem.space(self._path)
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def fail(self, error: Exception) -> VolumeFailed:
+        """Note that nothing counts any more until the volume is opened anew; what to raise for the error."""
+        if self._failure is None:
+            log.error("volume %s failed: %s", self._path, error)
+            self._failure = error
+        return VolumeFailed(f"volume {self._path} failed: {error}; it is opened anew once its disk answers")
+
+    def end(self, reason: str) -> None:
+        """Note that the volume is closed, unless it failed before: nobody can use it from now on."""
+        self._failure = self._failure or VolumeFailed(reason)
+
+    def unreadable(self, error: OSError) -> VolumeUnavailable:
+        """What to raise for a read that failed."""
+        self.refusal = f"volume {self._path} cannot be read now: {error}"
+        return VolumeUnavailable(self.refusal)
+
+    def refused(self, error: OSError) -> StorageError:
+        """What to raise for a write, or a change of the directory, that failed; the condition follows from it."""
+        match fault_of(error):
+            case Fault.READ_ONLY:
+                self.note_read_only(error)
+                return VolumeReadOnly(self.read_only)
+            case Fault.PASSING:
+                self.refusal = f"volume {self._path} cannot be written now: {error}"
+                return VolumeUnavailable(self.refusal)
+            case Fault.FULL:
+                return self.room.found_none(error)
+            case _:
+                return self.fail(error)
+
+    def note_read_only(self, error: OSError) -> None:
+        """The disk takes no writes; when to try again is counted from now."""
+        if not self.read_only:
+            log.warning("volume %s can only be read: %s", self._path, error)
+        self.read_only = f"volume {self._path} can only be read: {error}"
+        self.retry.failed()

@@ -1,0 +1,159 @@
+"""The segment files of a volume: their names, and open ones to read from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from storage.shards.condition import Condition
+from storage.shards.filesystem import FileSystem, VolumeFile
+from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX
+
+_OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
+
+
+class SegmentFiles:
+    """Opens segments, and reads from them. Thread-safe, by a lock that is held while a segment is opened.
+
+    Methods that say nothing else raise OSError as the disk gives it; what it means is for the caller to judge.
+
+    Args:
+        directory: the volume's.
+        filesystem: the door to the disk.
+        condition: tells what to raise when a read fails.
+    """
+
+    def __init__(self, directory: Path, filesystem: FileSystem, condition: Condition) -> None:
+        self._directory = directory
+        self._filesystem = filesystem
+        self._condition = condition
+        self._open: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
+        self._lock = threading.Lock()
+
+    def path_of(self, number: int) -> Path:
+        """Where a segment's file is."""
+        return self._directory / f"{number:08d}{SEGMENT_SUFFIX}"
+
+    def numbers(self) -> list[int]:
+        """Numbers of the segments in the directory, ascending."""
+        names = self._filesystem.names(self._directory)
+        stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+    def open(self, number: int, *, writable: bool = False) -> VolumeFile:
+        """Open a segment's file anew."""
+        return self._filesystem.open(self.path_of(number), writable=writable)
+
+    def create(self, number: int) -> VolumeFile:
+        """Create a segment's file. Raises StoreFull, and FileExistsError if there is one."""
+        return self._filesystem.create(self.path_of(number))
+
+    def remove(self, number: int) -> None:
+        """Remove a segment's name."""
+        self._filesystem.remove(self.path_of(number))
+
+    def sync_directory(self) -> None:
+        """Make names created and removed durable."""
+        self._filesystem.sync_directory(self._directory)
+
+    # -- open files ------------------------------------------------------------------------------
+
+    def file(self, number: int) -> VolumeFile | None:
+        """An open segment; None if it is gone from a directory that is there.
+
+        Raises:
+            VolumeUnavailable: it cannot be opened now.
+        """
+        with self._lock:
+            file = self._open.get(number)
+            if file is None:
+                try:
+                    file = self.open(number)
+                except FileNotFoundError as error:
+                    if self._is_gone(number):
+                        return None
+                    raise self._condition.unreadable(error) from error
+                except OSError as error:
+                    raise self._condition.unreadable(error) from error
+                self._open[number] = file
+            return file
+
+    def _is_gone(self, number: int) -> bool:
+        """Whether the directory is there, this volume's, and without a segment: all of it seen in one look.
+
+        A disk that dropped out leaves an empty directory behind, or none.
+        """
+        try:
+            names = self._filesystem.names(self._directory)
+        except OSError:
+            return False
+        return IDENTITY_FILE in names and self.path_of(number).name not in names
+
+    def keep(self, number: int, file: VolumeFile) -> None:
+        """Have readers use a file that was opened for writing."""
+        with self._lock:
+            self._open[number] = file
+
+    def let_go(self, number: int) -> None:
+        """Keep a segment open no longer."""
+        with self._lock:
+            self._open.pop(number, None)
+
+    def clear(self) -> None:
+        """Keep no segment open: each is opened anew by whoever reads it next."""
+        with self._lock:
+            self._open.clear()
+
+    # -- reading from them -----------------------------------------------------------------------
+
+    def fill(self, file: VolumeFile, buffers: Sequence[memoryview], length: int, offset: int) -> bool:
+        """Read ``length`` bytes, all that the buffers hold, from ``offset``; False if the file ends before.
+
+        Raises:
+            VolumeUnavailable: the disk does not give them now.
+        """
+        try:
+            if file.read_into(buffers, offset) == length:
+                return True
+            # Fewer than asked for is no error; that the file is shorter is only what its length says.
+            whole = memoryview(bytearray(length))
+            done = 0
+            while done < length:
+                count = file.read_into([whole[done:]], offset + done)
+                if count == 0:
+                    break
+                done += count
+            if done < length and file.size() >= offset + length:
+                raise OSError(f"a segment ends at byte {offset + done} of {file.size()}")
+        except OSError as error:
+            raise self._condition.unreadable(error) from error
+        at = 0
+        for buffer in buffers:
+            buffer[:] = whole[at : at + len(buffer)]
+            at += len(buffer)
+        return done == length
+
+    def length(self, file: VolumeFile) -> int:
+        """A file's length in bytes.
+
+        Raises:
+            VolumeUnavailable: the disk does not tell it now.
+        """
+        try:
+            return file.size()
+        except OSError as error:
+            raise self._condition.unreadable(error) from error
+
+    def drop_cache(self, file: VolumeFile) -> None:
+        """See to it that the next reads come from the disk, see :meth:`VolumeFile.drop_cache`.
+
+        Raises:
+            VolumeUnavailable: that cannot be done now.
+        """
+        try:
+            file.drop_cache()
+        except OSError as error:
+            raise self._condition.unreadable(error) from error
