@@ -17,6 +17,7 @@ from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import Kind, ShardKey, kind_of
 from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
 from storage.shards.condition import Condition
+from storage.shards.entries import Entries
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import (
     IDENTITY_FILE,
@@ -49,6 +50,8 @@ from storage.shards.record import (
 from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
 from storage.shards.segment_files import SegmentFiles
+from storage.shards.segment_table import SegmentTable
+from storage.shards.unflushed import Unflushed
 from storage.shards.verification import LocalVerification
 from storage.system.faults import Fault, fault_of, never_flushed
 
@@ -113,23 +116,21 @@ class LocalVolume:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._compact_lock = threading.Lock()
-        self._appended = True  # since live bytes were last counted
         self.condition = Condition(path, self._filesystem)
         self.files = SegmentFiles(path, self._filesystem, self.condition)
-        self._dirty: dict[int, VolumeFile] = {}
-        self._directory_dirty = False
+        self._unflushed = Unflushed()
+        self._table = SegmentTable()
         self.shrank = False
         self._zeroed = 0
-        self._dropped_segments: list[int] = []
         try:
             self._identify()
             self._index = ShardIndex(path / "index", self._filesystem)
         except OSError as error:
             raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
         self._active: VolumeFile | None = None
-        self._active_number = 0
+        self._entries = Entries(self._index, self._table)
         try:
-            self._segments = self._load()
+            self._load()
             self._look_again()
             self._open_active()
         except OSError as error:
@@ -217,7 +218,7 @@ class LocalVolume:
 
     def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
         """Append as many shards as the active segment takes (at least one); index of the next one."""
-        state = self._segments.get(self._active_number)
+        state = self._table.get(self._table.last)
         size = state.size if state else 0
         if self._active is None or (
             size > SEGMENT_HEADER_BYTES and size + HEADER_BYTES + len(shards[start].payload) > self._segment_bytes_max
@@ -242,8 +243,8 @@ class LocalVolume:
         if offset > self._zeroed:
             self._zero_ahead(offset, offset - size, urgent)
         state.size = offset  # before any entry points there: a scrub takes what lies beyond for rotten
-        self._enter(shards[start:stop], self._active_number, size)
-        self._dirty[self._active_number] = self._active
+        self._entries.enter(shards[start:stop], self._table.last, size)
+        self._unflushed.note(self._table.last, self._active)
         return stop
 
     def _write(self, buffers: Sequence[BytesLike], offset: int) -> None:
@@ -286,7 +287,7 @@ class LocalVolume:
 
     def _probe(self) -> None:
         """Have the disk refuse writes if it still does, where no segment that is open for them could tell."""
-        last = max(self._segments, default=None)
+        last = max(self._table.numbers(), default=None)
         path = self.path / IDENTITY_FILE if last is None else self.files.path_of(last)
         try:
             self._filesystem.open(path, writable=True)
@@ -336,37 +337,6 @@ class LocalVolume:
         except OSError as error:
             raise self.condition.fail(error) from error
 
-    def _enter(self, shards: Sequence[Shard], segment: int, offset: int) -> None:
-        """Index records that were just written, releasing those they replace.
-
-        Only recent entries can be replaced here: writers ask for a shard's presence first, so a
-        second copy comes from a race between them. Looking in memory alone is what that needs.
-        """
-        start = offset
-        for key, object_length, _, payload in shards:
-            length = len(payload)
-            if bears_sequence(key):
-                self._note_sequence(key, payload)
-            replaced = self._index.replace(key, segment, offset, length, object_length)
-            if replaced is not None:
-                self._release(replaced)
-            superseded = self._index.forget_aside(key)
-            if superseded is not None:
-                self._release(superseded.location)
-            offset += HEADER_BYTES + length
-        self._segments[segment].live += offset - start
-        self._appended = True
-
-    def _note_sequence(self, key: ShardKey, payload: BytesLike) -> None:
-        sequence, newest = sequence_in(key, payload), self._index.newest
-        if sequence and (newest is None or sequence >= newest.sequence):
-            self._index.newest = Newest(sequence, key)
-
-    def _release(self, location: Location) -> None:
-        state = self._segments.get(location.segment)
-        if state is not None:
-            state.live -= HEADER_BYTES + location.payload_length
-
     def _look_for_room(self) -> None:
         """Try, from time to time, whether there is space again where the space that is free does not tell."""
         if not self.condition.room.may_be_tried:
@@ -375,7 +345,7 @@ class LocalVolume:
             if self._active is None:
                 self._roll()
             else:  # zeros behind all records, and behind the zeros that are there
-                end = max(self._zeroed, self._segments[self._active_number].size)
+                end = max(self._zeroed, self._table[self._table.last].size)
                 self._write([bytes(_PROBE_BYTES)], end)
                 self._zeroed = end + _PROBE_BYTES
         except StoreFull as error:
@@ -388,7 +358,7 @@ class LocalVolume:
     def _roll(self) -> SegmentState:
         """Start a new active segment; the old one is synced with everything else."""
         self._seal()
-        number = self._active_number + 1
+        number = self._table.last + 1
         header = SegmentHeader(
             store_id=bytes.fromhex(self.identity.store_id),
             volume_key=self._key,
@@ -415,12 +385,12 @@ class LocalVolume:
             raise (
                 self.condition.room.found_none(error) if isinstance(error, StoreFull) else self._refused(error)
             ) from error
-        self._active, self._active_number, self._zeroed = file, number, 0
-        self._segments[number] = SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES)
-        self._dirty[number] = file
-        self._directory_dirty = True
+        self._active, self._table.last, self._zeroed = file, number, 0
+        self._table.add(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
+        self._unflushed.note(number, file)
+        self._unflushed.directory = True
         self.files.keep(number, file)
-        return self._segments[number]
+        return self._table[number]
 
     def _take_back(self, number: int) -> None:
         """Remove a segment that could not be begun."""
@@ -432,23 +402,23 @@ class LocalVolume:
     def _seal(self) -> None:
         """Done appending to the active segment: give back the zeros behind its records."""
         active, self._active = self._active, None
-        state = self._segments.get(self._active_number)
+        state = self._table.get(self._table.last)
         if active is None or state is None or self._zeroed <= state.size:
             return
         try:
             active.truncate(state.size)
         except OSError as error:
             raise self._refused(error) from error
-        self._dirty[self._active_number] = active
+        self._unflushed.note(self._table.last, active)
         self._zeroed = 0
 
     def _open_active(self) -> None:
         """Go on with the last segment if it has room; otherwise the next append starts a new one."""
-        state = self._segments.get(self._active_number)
-        if state is None or state.size >= self._segment_bytes_max or self._is_unread(self._active_number):
+        state = self._table.get(self._table.last)
+        if state is None or state.size >= self._segment_bytes_max or self._is_unread(self._table.last):
             return
         try:
-            file = self.files.open(self._active_number, writable=True)
+            file = self.files.open(self._table.last, writable=True)
             longer = file.size() > state.size
             if longer:
                 file.truncate(state.size)
@@ -460,26 +430,25 @@ class LocalVolume:
         self._zeroed = 0
         if longer:
             # The cut must not be undone by a crash after new records were written behind it.
-            self._dirty[self._active_number] = file
+            self._unflushed.note(self._table.last, file)
         self._active = file
-        self.files.keep(self._active_number, file)
+        self.files.keep(self._table.last, file)
 
     def _is_unread(self, number: int) -> bool:
         """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
         return any(unread.segment == number for unread in self._index.unread)
 
-    def _load(self) -> dict[int, SegmentState]:
+    def _load(self) -> None:
         try:
-            return self._load_segments()
+            self._load_segments()
         except IndexDamaged:
             self._index.clear()
-            return self._load_segments()
+            self._load_segments()
 
-    def _load_segments(self) -> dict[int, SegmentState]:
+    def _load_segments(self) -> None:
         """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
         numbers = self.files.numbers()
         sizes = {number: self.files.open(number).size() for number in numbers}
-        self._segments = {}
         known = self._index.segments()
         sectors, answered = BadSectors(), False
         if any(_shrunk(state, sizes.get(number)) for number, state in known.items()):
@@ -487,26 +456,25 @@ class LocalVolume:
             self.shrank = True
             self._index.clear()
             known = {}
-        self._dropped_segments = [number for number in known if number not in sizes]
-        # Numbers are never used twice, so that a stale entry can't point into a later segment.
-        self._active_number = max([*numbers, *known], default=0)
+        self._table.begin_anew(
+            last=max([*numbers, *known], default=0), dropped=[number for number in known if number not in sizes]
+        )
         # Segments made by a process that died before its sync have names that are not durable yet.
-        self._directory_dirty = any(number not in known for number in numbers)
+        self._unflushed.directory = any(number not in known for number in numbers)
         for number, size in sizes.items():
             state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
-            self._segments[number] = state
+            self._table.add(number, state)
             if state.size < size:
                 answered |= self._replay(number, state, size, sectors)
             if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
                 # A crash came between creating this segment and making its first block durable.
                 self._remove_headless(number)
-                del self._segments[number]
+                self._table.forget(number)
         if sectors.given_up and not answered:
             self._require_any_answer(sectors)
         if sectors.given_up:
             log.warning("%d pages of %s could not be read and are looked at again later", sectors.given_up, self.path)
         self._settle_aside()
-        return self._segments
 
     def _remove_headless(self, number: int) -> None:
         try:
@@ -519,7 +487,7 @@ class LocalVolume:
     def _settle_aside(self) -> None:
         """A good record may have been written, and the index not have been told of it, before a crash."""
         for key, aside in self._index.all_aside().items():
-            if self._index.get(key) is not None or aside.location.segment not in self._segments:
+            if self._index.get(key) is not None or aside.location.segment not in self._table:
                 self._index.forget_aside(key)
 
     def _has_header(self, number: int) -> bool:
@@ -541,7 +509,7 @@ class LocalVolume:
         file = self.files.open(number)
         file.drop_cache()
         # These bytes may have survived their writer in memory only; the next commit relies on them.
-        self._dirty[number] = file
+        self._unflushed.note(number, file)
         pages, given_up = -(-(size - state.size) // PAGE_BYTES), sectors.given_up
         for found in scan_records(file, self._key, state.size, size, go_past=sectors.go_past):
             if found.unreadable:
@@ -551,21 +519,13 @@ class LocalVolume:
                     continue  # a torn record, or none at all
             elif found.intact:
                 shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
-                self._replay_record(shard, number, found.offset)
+                self._entries.enter_found(shard, number, found.offset)
             else:
-                self._replay_bad(found, number)
+                self._entries.enter_bad(found, number)
             state.size = found.stop
             if self._index.pending >= PENDING_MAX:
                 self._flush_replayed()
         return sectors.given_up - given_up < pages
-
-    def _replay_bad(self, found: ScannedRecord, number: int) -> None:
-        """Set aside a whole record that is not intact, unless there is a good one."""
-        key, length = found.header.key, found.header.payload_length
-        if self._index.get(key) is None and self._index.aside(key) is None:
-            place = Location(number, found.offset, length, found.header.object_length)
-            if self._index.set_aside(key, Aside(place, wrong=False)):
-                self._segments[number].live += HEADER_BYTES + length
 
     def _require_any_answer(self, sectors: BadSectors) -> None:
         """See that the disk gives something of some segment: what else it does not give then are bad sectors.
@@ -574,7 +534,7 @@ class LocalVolume:
             OSError: it gives nothing.
         """
         block = memoryview(bytearray(SEGMENT_HEADER_BYTES))
-        for number in self._segments:
+        for number in self._table.numbers():
             try:
                 file = self.files.open(number)
                 file.drop_cache()
@@ -589,7 +549,7 @@ class LocalVolume:
         """Read again what could not be read when the index was made, and enter the records found there."""
         for unread in self._index.unread:
             try:
-                file = self.files.file(unread.segment) if unread.segment in self._segments else None
+                file = self.files.file(unread.segment) if unread.segment in self._table else None
                 if file is not None:
                     self.files.drop_cache(file)
                 left: set[Unread] = set() if file is None else self._enter_again(file, unread)
@@ -612,32 +572,20 @@ class LocalVolume:
             with self._lock:
                 aside = self._index.aside(shard.key)
                 if not found.intact:
-                    self._replay_bad(found, number)
+                    self._entries.enter_bad(found, number)
                 elif self._index.get(shard.key) is None and not (aside and aside.wrong):
-                    self._replay_record(shard, number, found.offset)
+                    self._entries.enter_found(shard, number, found.offset)
         return left
 
     def _flush_replayed(self) -> None:
         """Write the index during a replay; what it then points to must be durable, in whichever segment."""
         if self.condition.read_only or not self._index.writable:
             return  # it stays in memory
-        for file in self._dirty.values():
+        for file in self._unflushed.files.values():
             file.datasync()
         self.files.sync_directory()
-        self._dirty, self._directory_dirty = {}, False
+        self._unflushed.clear()
         self._flush_frozen()
-
-    def _replay_record(self, shard: Shard, number: int, offset: int) -> None:
-        old = self._index.get(shard.key)
-        if old is not None and old[:2] != (number, offset):
-            self._release(old)
-        self._index.put(shard.key, (number, offset, len(shard.payload), shard.object_length))
-        superseded = self._index.forget_aside(shard.key)
-        if superseded is not None:
-            self._release(superseded.location)
-        if bears_sequence(shard.key):
-            self._note_sequence(shard.key, shard.payload)
-        self._segments[number].live += HEADER_BYTES + len(shard.payload)
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -665,16 +613,15 @@ class LocalVolume:
         try:
             with self._lock:
                 self.condition.check_usable()
-                if self._dirty or self._directory_dirty:
+                if self._unflushed:
                     self._check_writable()
                 frozen = self._index.changed if whole_index else self._index.pending >= PENDING_MAX
-                if not self._dirty and not self._directory_dirty and not frozen:
+                if not self._unflushed and not frozen:
                     self._sync_lock.release()
                     return None
                 frozen = frozen and self._index.freeze()
-                pending = PendingSync(self._dirty, self._directory_dirty, self._checkpoint() if frozen else None)
-                self._dirty, self._directory_dirty = {}, False
-                return pending
+                checkpoint = self._table.checkpoint() if frozen else None
+                return PendingSync(*self._unflushed.take(), checkpoint)
         except BaseException:
             self._sync_lock.release()
             raise
@@ -705,8 +652,7 @@ class LocalVolume:
     def cancel_sync(self, pending: PendingSync) -> None:
         """In place of the second half, when flushing was not gone through with: it is all still to do."""
         with self._lock:
-            self._dirty = {**pending.files, **self._dirty}
-            self._directory_dirty = self._directory_dirty or pending.directory
+            self._unflushed.give_back(pending.files, pending.directory)
             if pending.checkpoint is not None:
                 self._index.thaw()
         self._sync_lock.release()
@@ -727,14 +673,8 @@ class LocalVolume:
             return error
         return None
 
-    def _checkpoint(self) -> dict[int, tuple[int, int]]:
-        # A count below zero comes of rotten index entries; kept as zero, it has the index made again.
-        return {number: (state.size, max(state.live, 0)) for number, state in self._segments.items()}
-
     def _flush_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
-        # The row of the last segment stays, be the file gone: it tells the next free number.
-        dropped = [number for number in self._dropped_segments if number != self._active_number]
-        self._dropped_segments = [number for number in self._dropped_segments if number == self._active_number]
+        dropped = self._table.take_dropped()
         try:
             self._index.flush(checkpoint, dropped)
         except (StoreFull, VolumeUnavailable) as error:
@@ -742,15 +682,15 @@ class LocalVolume:
             # by reading the segments if need be.
             log.warning("the index of %s stays in memory for now: %s", self.path, error)
             self._index.thaw()
-            self._dropped_segments += dropped
+            self._table.give_back_dropped(dropped)
         except StorageError:
             self._index.thaw()
-            self._dropped_segments += dropped
+            self._table.give_back_dropped(dropped)
             raise
 
     def _flush_frozen(self) -> None:
         if self._index.freeze():
-            self._flush_index(self._checkpoint())
+            self._flush_index(self._table.checkpoint())
 
     def flush_index(self) -> None:
         """Sync, and bring the whole index to disk, if that takes writes."""
@@ -811,9 +751,7 @@ class LocalVolume:
         except CorruptShard:
             return None
         with self._lock:
-            if self._index.aside(key) == aside and self._index.get(key) is None:
-                self._index.forget_aside(key)
-                self._index.put(key, aside.location)
+            if self._entries.restore(key, aside):
                 log.info("shard %s of %s can be read again", key.hex(), self.path)
         return shard
 
@@ -858,8 +796,8 @@ class LocalVolume:
             return True
 
         start = SEGMENT_HEADER_BYTES
-        for number in sorted(self._segments):
-            file, state = self.files.file(number), self._segments.get(number)
+        for number in self._table.numbers():
+            file, state = self.files.file(number), self._table.get(number)
             if file is None or state is None:
                 continue
             yield from self._records_in(scan_records(file, self._key, start, state.size, go_past=go_past), kinds)
@@ -919,7 +857,7 @@ class LocalVolume:
 
     def _next_newest(self, gone: Newest, sectors: BadSectors, *, is_wrong: bool) -> Shard | None:
         """The newest record of those that can be read, where the newest of all cannot, was removed, or is another."""
-        size_before = self._bytes_indexed()
+        size_before = self._table.bytes_indexed()
         found: tuple[Newest, Shard] | None = None
         for key in self._index.keys(b"", None):
             shard = self._read_past(key, sectors) if bears_sequence(key) else None
@@ -932,13 +870,10 @@ class LocalVolume:
         with self._lock:
             removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
             # What was appended meanwhile may be newer, and was not noted beside one that claims to be later.
-            replaceable = removed or (is_wrong and self._bytes_indexed() == size_before)
+            replaceable = removed or (is_wrong and self._table.bytes_indexed() == size_before)
             if replaceable and self._index.newest == gone:
                 self._index.newest = None if found is None else found[0]
         return None if found is None else found[1]
-
-    def _bytes_indexed(self) -> int:
-        return sum(state.size for state in list(self._segments.values()))
 
     def _read_past(self, key: ShardKey, sectors: BadSectors) -> Shard | None:
         """A shard; None if it is not there, is rotten, or lies in a bad sector."""
@@ -953,7 +888,7 @@ class LocalVolume:
 
     def segment_sizes(self) -> dict[int, int]:
         """Bytes of each segment by its number, in order."""
-        return {number: state.size for number, state in sorted(self._segments.items())}
+        return self._table.sizes()
 
     def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
         """Read and verify what is stored (in ``segments``, default all); where the bytes are bad, or cannot be read.
@@ -968,8 +903,8 @@ class LocalVolume:
         self._index.check()
         self._look_again()
         self._restore_readable()
-        for number in sorted(self._segments if segments is None else segments):
-            state = self._segments.get(number)
+        for number in sorted(self._table.numbers() if segments is None else segments):
+            state = self._table.get(number)
             if state is None:
                 continue
             file = self.files.file(number)
@@ -978,7 +913,7 @@ class LocalVolume:
             if file is not None:
                 self._require_answer(file)
                 self._scrub_segment(file, number, size, bad, progress)
-            if size < indexed and number in self._segments:
+            if size < indexed and number in self._table:
                 bad.add(number, size, indexed)
         return bad
 
@@ -1040,8 +975,7 @@ class LocalVolume:
 
     def covers(self, segment: int, stop: int) -> bool:
         """Whether a segment is there and reaches to offset ``stop``."""
-        state = self._segments.get(segment)
-        return state is not None and stop <= state.size
+        return self._table.covers(segment, stop)
 
     # -- removal and compaction ------------------------------------------------------------------
 
@@ -1050,15 +984,7 @@ class LocalVolume:
         removed = 0
         for key in keys:
             with self._lock:
-                location = self._index.get(key)
-                if location is not None:
-                    self._index.remove(key)
-                    self._release(location)
-                    removed += 1
-                aside = self._index.forget_aside(key)
-                if aside is not None:
-                    self._release(aside.location)
-                    removed += location is None
+                removed += self._entries.remove(key)
             if self._index.pending >= PENDING_MAX:
                 self.flush_index()
         return removed
@@ -1077,10 +1003,7 @@ class LocalVolume:
     def set_aside(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         """Let nobody read a record any more, unless the shard has another by now. Its bytes stay, and count as live."""
         with self._lock:
-            if self._index.get(key) != location or not self._index.set_aside(key, Aside(location, wrong)):
-                return False
-            self._index.remove(key)
-            return True
+            return self._entries.set_aside(key, location, wrong=wrong)
 
     def all_aside(self) -> dict[ShardKey, Aside]:
         """All records set aside, by shard."""
@@ -1115,35 +1038,27 @@ class LocalVolume:
             return compacted, freed
 
     def _recount(self) -> None:
-        """Bring the index to disk, and correct counts of live bytes that are too high.
-
-        A shard that is stored a second time, its entry being in LMDB already, leaves its first record counted.
-        """
+        """Bring the index to disk, and correct counts of live bytes that are too high."""
         with self._lock:
-            sizes = {number: state.size for number, state in self._segments.items()}
-            appended, self._appended = self._appended, False
+            sizes = self._entries.begin_count()
         self.flush_index()
-        if not appended:
+        if sizes is None:
             return
         counted = self._index.live_bytes()
         with self._lock:
-            for number, size in sizes.items():
-                state = self._segments.get(number)
-                if state is not None:  # what was appended meanwhile may not be among what was counted
-                    most = SEGMENT_HEADER_BYTES + counted[number] + state.size - size
-                    state.live = min(state.live, most)
+            self._entries.correct(sizes, counted)
 
     def _compactable(self, live_ratio_max: float) -> list[int]:
         """Segments worth rewriting, emptiest first so that space is there for the rest."""
         with self._lock:
-            active = self._segments.get(self._active_number)
+            active = self._table.get(self._table.last)
             if active and self._active is not None and self._worth(active, live_ratio_max):
                 self._seal()  # the next append starts a new segment
             chosen = [
                 (state.live / state.size, number)
-                for number, state in self._segments.items()
+                for number, state in self._table.items()
                 if self._worth(state, live_ratio_max)
-                and not (self._active and number == self._active_number)
+                and not (self._active and number == self._table.last)
                 and not self._is_unread(number)
             ]
         return [number for _, number in sorted(chosen)]
@@ -1155,7 +1070,7 @@ class LocalVolume:
 
     def _compact_segment(self, number: int) -> int:
         """Move live records away, make that durable, then drop the file. Returns bytes freed."""
-        before = self._segments[number]
+        before = self._table[number]
         size = before.size
         # Also where no record counts as live: a wrong count must not cost data.
         room = self.condition.space().free
@@ -1168,9 +1083,8 @@ class LocalVolume:
         self.flush_index()
         with self._lock:
             self._check_writable()  # the index must have been told where everything has gone
-            self._segments.pop(number, None)
-            self._dirty.pop(number, None)
-            self._dropped_segments.append(number)
+            self._table.drop(number)
+            self._unflushed.forget(number)
         self.files.let_go(number)
         try:
             self.files.remove(number)
@@ -1250,7 +1164,7 @@ class LocalVolume:
         except OSError as error:
             raise self._refused(error) from error
         with self._lock:
-            self._dirty[number] = file
+            self._unflushed.note(number, file)
 
     def _move_rest(self, number: int, intact: set[ShardKey]) -> int:
         """Move, byte by byte, what is no intact record: its place set aside, it may be all that is left of a shard.
@@ -1276,22 +1190,18 @@ class LocalVolume:
             if self._index.aside(key) != aside:
                 return 0
             if not there:  # the file ends before it does: there is nothing to keep
-                self._index.forget_aside(key)
-                self._release(aside.location)
+                self._entries.drop_aside(key, aside)
                 return 0
-            state = self._segments.get(self._active_number)
+            state = self._table.get(self._table.last)
             if self._active is None or state is None or state.size + length > self._segment_bytes_max:
                 state = self._roll()
             assert self._active is not None
             offset = state.size
             self._write([raw], offset)
             state.size = offset + length
-            state.live += length
             self._zeroed = max(self._zeroed, state.size)
-            self._release(aside.location)
-            moved = aside.location._replace(segment=self._active_number, offset=offset)
-            self._index.set_aside(key, Aside(moved, aside.wrong))
-            self._dirty[self._active_number] = self._active
+            self._entries.move_aside(key, aside, self._table.last, offset)
+            self._unflushed.note(self._table.last, self._active)
         return length
 
     def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
@@ -1306,7 +1216,7 @@ class LocalVolume:
                 if here is None or here[:2] != (number, offset):
                     continue
                 if self._index.recent(shard.key) is None:
-                    self._release(here)
+                    self._entries.release(here)
                 self._append_run([shard], [header], 0, True)
                 moved += HEADER_BYTES + len(shard.payload)
         return moved
@@ -1317,7 +1227,7 @@ class LocalVolume:
         """See :meth:`ShardStore.usage`."""
         free = self.condition.space().free
         with self._lock:
-            states = list(self._segments.values())
+            states = [state for _, state in self._table.items()]
             return VolumeUsage(
                 segments=len(states),
                 bytes_used=sum(state.size for state in states),
@@ -1351,7 +1261,7 @@ class LocalVolume:
             self.condition.end(f"volume {self.path} is closed")
             self._index.close()
             self._active = None
-            self._dirty.clear()
+            self._unflushed.clear()
             self.files.clear()
 
     def abandon(self, reason: str) -> None:
