@@ -148,6 +148,10 @@ class ShardIndex:
                     found.add(Unread(segment, start, *_UNREAD_STOP.unpack(value)))
         return frozenset(found)
 
+    def is_unread(self, segment: int) -> bool:
+        """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
+        return any(unread.segment == segment for unread in self.unread)
+
     @property
     def writable(self) -> bool:
         """Whether entries reach the disk."""

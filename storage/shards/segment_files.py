@@ -27,7 +27,7 @@ class SegmentFiles:
     """
 
     def __init__(self, directory: Path, filesystem: FileSystem, condition: Condition) -> None:
-        self._directory = directory
+        self.directory = directory
         self._filesystem = filesystem
         self._condition = condition
         self._open: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
@@ -35,11 +35,11 @@ class SegmentFiles:
 
     def path_of(self, number: int) -> Path:
         """Where a segment's file is."""
-        return self._directory / f"{number:08d}{SEGMENT_SUFFIX}"
+        return self.directory / f"{number:08d}{SEGMENT_SUFFIX}"
 
     def numbers(self) -> list[int]:
         """Numbers of the segments in the directory, ascending."""
-        names = self._filesystem.names(self._directory)
+        names = self._filesystem.names(self.directory)
         stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
@@ -57,7 +57,7 @@ class SegmentFiles:
 
     def sync_directory(self) -> None:
         """Make names created and removed durable."""
-        self._filesystem.sync_directory(self._directory)
+        self._filesystem.sync_directory(self.directory)
 
     # -- open files ------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class SegmentFiles:
         A disk that dropped out leaves an empty directory behind, or none.
         """
         try:
-            names = self._filesystem.names(self._directory)
+            names = self._filesystem.names(self.directory)
         except OSError:
             return False
         return IDENTITY_FILE in names and self.path_of(number).name not in names

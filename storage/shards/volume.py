@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,8 @@ from storage.batching import batched
 from storage.errors import StorageError, StoreFull
 from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import Kind, ShardKey, kind_of
-from storage.limits import MIB, SEGMENT_BYTES_MAX, BytesLike
+from storage.limits import MIB, SEGMENT_BYTES_MAX
+from storage.shards.appending import Appender
 from storage.shards.condition import Condition
 from storage.shards.entries import Entries
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
@@ -42,17 +42,17 @@ from storage.shards.port import (
 from storage.shards.record import (
     HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
-    SegmentHeader,
     pack_headers,
-    pack_segment_header,
     parse_header,
 )
 from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
+from storage.shards.segment_writer import SegmentWriter
 from storage.shards.unflushed import Unflushed
 from storage.shards.verification import LocalVerification
+from storage.shards.write_access import WriteAccess
 from storage.system.faults import Fault, fault_of, never_flushed
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,6 @@ _SCANNED_TOGETHER_BYTES = 16 * MIB
 _READ_TOGETHER = 64
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
-_PROBE_BYTES = 4096
-_ZERO_AHEAD_BYTES = 1 * MIB
-_SMALL_APPEND_BYTES = 64 * 1024
 _DRAIN_S = 5.0
 _UNREADABLE_RECORDS_MAX = 16  # passed over in search of the newest record; each may take the disk seconds
 
@@ -111,7 +108,6 @@ class LocalVolume:
         self.path = path
         self.identity = identity
         self._filesystem = filesystem or LocalFileSystem()
-        self._segment_bytes_max = segment_bytes_max
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -121,18 +117,43 @@ class LocalVolume:
         self._unflushed = Unflushed()
         self._table = SegmentTable()
         self.shrank = False
-        self._zeroed = 0
         try:
             self._identify()
             self._index = ShardIndex(path / "index", self._filesystem)
         except OSError as error:
             raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
-        self._active: VolumeFile | None = None
         self._entries = Entries(self._index, self._table)
+        self._writer = SegmentWriter(
+            identity,
+            segment_bytes_max,
+            files=self.files,
+            table=self._table,
+            unflushed=self._unflushed,
+            index=self._index,
+            condition=self.condition,
+        )
+        self._access = WriteAccess(
+            self._filesystem,
+            files=self.files,
+            table=self._table,
+            writer=self._writer,
+            index=self._index,
+            condition=self.condition,
+            lock=self._lock,
+        )
+        self._appender = Appender(
+            self._key,
+            writer=self._writer,
+            table=self._table,
+            entries=self._entries,
+            access=self._access,
+            condition=self.condition,
+            lock=self._lock,
+        )
         try:
             self._load()
             self._look_again()
-            self._open_active()
+            self._writer.resume()
         except OSError as error:
             self._index.close()
             raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
@@ -164,7 +185,7 @@ class LocalVolume:
         except OSError as error:
             if fault_of(error) is not Fault.READ_ONLY:
                 raise
-            self._note_read_only(error)  # the segments tell what it is
+            self.condition.note_read_only(error)  # the segments tell what it is
 
     @property
     def state(self) -> tuple[str, str]:
@@ -173,16 +194,7 @@ class LocalVolume:
 
     def can_be_written(self) -> bool:
         """Whether its disk takes writes, tried again from time to time if it did not, and is not known to be full."""
-        if not self.condition.read_only and not self.condition.room.lacking:
-            return True
-        try:
-            with self._lock:
-                self._check_writable()
-                self._look_for_room()
-                return not self.condition.room.lacking or not self.condition.room.is_used_up()
-        except StorageError as error:
-            log.debug("volume %s cannot be written: %s", self.path, error)
-            return False
+        return self._access.can_be_written()
 
     @property
     def wanted(self) -> int:
@@ -201,242 +213,9 @@ class LocalVolume:
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         """See :meth:`ShardStore.append`."""
-        headers = pack_headers(shards, self._key)
-        with self._lock:
-            self.condition.check_usable()
-            self._check_writable()
-            start = 0
-            try:
-                while start < len(shards):
-                    start = self._append_run(shards, headers, start, urgent)
-            except StoreFull as error:
-                self.condition.room.note_refused(error)
-                raise
-            self.condition.refusal = ""
-            if self.condition.room.lacking and not urgent:
-                self.condition.room.note_taken()
+        self._appender.append(shards, urgent=urgent)
 
-    def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
-        """Append as many shards as the active segment takes (at least one); index of the next one."""
-        state = self._table.get(self._table.last)
-        size = state.size if state else 0
-        if self._active is None or (
-            size > SEGMENT_HEADER_BYTES and size + HEADER_BYTES + len(shards[start].payload) > self._segment_bytes_max
-        ):
-            state = self._roll()
-            size = state.size
-        assert state is not None
-        assert self._active is not None
-        buffers: list[BytesLike] = []
-        offset, stop = size, start
-        for index in range(start, len(shards)):
-            length = HEADER_BYTES + len(shards[index].payload)
-            if index > start and offset + length > self._segment_bytes_max:
-                break
-            buffers.append(headers[index])
-            buffers.append(shards[index].payload)
-            offset += length
-            stop = index + 1
-        if not urgent:
-            self.condition.room.require(offset - size)
-        self._write(buffers, size)
-        if offset > self._zeroed:
-            self._zero_ahead(offset, offset - size, urgent)
-        state.size = offset  # before any entry points there: a scrub takes what lies beyond for rotten
-        self._entries.enter(shards[start:stop], self._table.last, size)
-        self._unflushed.note(self._table.last, self._active)
-        return stop
-
-    def _write(self, buffers: Sequence[BytesLike], offset: int) -> None:
-        assert self._active is not None
-        try:
-            self._active.write(buffers, offset)
-        except StoreFull as error:
-            self._cut(offset)
-            raise self.condition.room.found_none(error) from error
-        except OSError as error:
-            if fault_of(error) in (Fault.PASSING, Fault.FULL):
-                self._cut(offset)
-            raise self._refused(error) from error
-
-    def _check_writable(self) -> None:
-        """Try, from time to time, whether a disk that took no writes does again.
-
-        Raises:
-            VolumeReadOnly: it does not.
-        """
-        if not self.condition.read_only:
-            return
-        if not self.condition.retry.due():
-            raise VolumeReadOnly(self.condition.read_only)
-        reason, self.condition.read_only = self.condition.read_only, ""
-        try:
-            if self._active is None:
-                self._open_active()
-            if self._active is None:
-                self._probe()
-            if not self.condition.read_only and not self._index.probe():
-                self.condition.retry.succeeded()
-                log.info("volume %s can be written again", self.path)
-                return
-        except OSError as error:
-            raise self._refused(error) from error
-        self.condition.read_only = self.condition.read_only or reason
-        self.condition.retry.failed()
-        raise VolumeReadOnly(self.condition.read_only)
-
-    def _probe(self) -> None:
-        """Have the disk refuse writes if it still does, where no segment that is open for them could tell."""
-        last = max(self._table.numbers(), default=None)
-        path = self.path / IDENTITY_FILE if last is None else self.files.path_of(last)
-        try:
-            self._filesystem.open(path, writable=True)
-        except OSError as error:
-            if fault_of(error) is not Fault.READ_ONLY:
-                raise
-            self._note_read_only(error)
-
-    def _note_read_only(self, error: OSError) -> None:
-        self.condition.note_read_only(error)
-        self._active = None
-
-    def _refused(self, error: OSError) -> StorageError:
-        """What to raise for a write, or a change of the directory, that failed; the state follows from it."""
-        if fault_of(error) is Fault.READ_ONLY:
-            self._active = None
-        return self.condition.refused(error)
-
-    def _zero_ahead(self, end: int, written: int, urgent: bool) -> None:
-        """After a small append, write zeros behind it for the next ones to overwrite.
-
-        A file that does not grow spares each flush a journal commit (measured: 0.26 ms against
-        0.36 ms for six volumes). Readers take zeros at a segment's end for what they are: nothing.
-        """
-        assert self._active is not None
-        self._zeroed = end
-        room = min(_ZERO_AHEAD_BYTES, self._segment_bytes_max - end)
-        if written > _SMALL_APPEND_BYTES or room <= 0 or urgent:
-            return
-        if not self.condition.room.fits(room):
-            return  # zeros are not what the reserve is kept for
-        try:
-            self._active.write([bytes(room)], end)
-            self._zeroed = end + room
-        except StoreFull:
-            self._cut(end)
-        except OSError as error:
-            if fault_of(error) not in (Fault.PASSING, Fault.FULL):
-                raise self._refused(error) from error
-            self._cut(end)
-
-    def _cut(self, offset: int) -> None:
-        """Take back a write that did not fit."""
-        assert self._active is not None
-        try:
-            self._active.truncate(offset)
-        except OSError as error:
-            raise self.condition.fail(error) from error
-
-    def _look_for_room(self) -> None:
-        """Try, from time to time, whether there is space again where the space that is free does not tell."""
-        if not self.condition.room.may_be_tried:
-            return
-        try:
-            if self._active is None:
-                self._roll()
-            else:  # zeros behind all records, and behind the zeros that are there
-                end = max(self._zeroed, self._table[self._table.last].size)
-                self._write([bytes(_PROBE_BYTES)], end)
-                self._zeroed = end + _PROBE_BYTES
-        except StoreFull as error:
-            self.condition.room.note_refused(error)
-        else:
-            self.condition.room.note_freed()
-
-    # -- segments --------------------------------------------------------------------------------
-
-    def _roll(self) -> SegmentState:
-        """Start a new active segment; the old one is synced with everything else."""
-        self._seal()
-        number = self._table.last + 1
-        header = SegmentHeader(
-            store_id=bytes.fromhex(self.identity.store_id),
-            volume_key=self._key,
-            slot=self.identity.slot,
-            volume_count=self.identity.volumes,
-            number=number,
-            created_ms=max(0, time.time_ns() // 1_000_000),  # the clock may stand before 1970
-            chunk_size=self.identity.chunk_size,
-            k=self.identity.k,
-            n=self.identity.n,
-        )
-        try:
-            file = self.files.create(number)
-        except FileExistsError as error:
-            raise self.condition.fail(error) from error  # somebody else writes here: what there is must be read again
-        except StoreFull as error:
-            raise self.condition.room.found_none(error) from error
-        except OSError as error:
-            raise self._refused(error) from error
-        try:
-            file.write([pack_segment_header(header)], 0)
-        except (StoreFull, OSError) as error:
-            self._take_back(number)
-            raise (
-                self.condition.room.found_none(error) if isinstance(error, StoreFull) else self._refused(error)
-            ) from error
-        self._active, self._table.last, self._zeroed = file, number, 0
-        self._table.add(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
-        self._unflushed.note(number, file)
-        self._unflushed.directory = True
-        self.files.keep(number, file)
-        return self._table[number]
-
-    def _take_back(self, number: int) -> None:
-        """Remove a segment that could not be begun."""
-        try:
-            self.files.remove(number)
-        except OSError as error:
-            raise self.condition.fail(error) from error
-
-    def _seal(self) -> None:
-        """Done appending to the active segment: give back the zeros behind its records."""
-        active, self._active = self._active, None
-        state = self._table.get(self._table.last)
-        if active is None or state is None or self._zeroed <= state.size:
-            return
-        try:
-            active.truncate(state.size)
-        except OSError as error:
-            raise self._refused(error) from error
-        self._unflushed.note(self._table.last, active)
-        self._zeroed = 0
-
-    def _open_active(self) -> None:
-        """Go on with the last segment if it has room; otherwise the next append starts a new one."""
-        state = self._table.get(self._table.last)
-        if state is None or state.size >= self._segment_bytes_max or self._is_unread(self._table.last):
-            return
-        try:
-            file = self.files.open(self._table.last, writable=True)
-            longer = file.size() > state.size
-            if longer:
-                file.truncate(state.size)
-        except OSError as error:
-            if fault_of(error) is not Fault.READ_ONLY:
-                raise
-            self._note_read_only(error)
-            return
-        self._zeroed = 0
-        if longer:
-            # The cut must not be undone by a crash after new records were written behind it.
-            self._unflushed.note(self._table.last, file)
-        self._active = file
-        self.files.keep(self._table.last, file)
-
-    def _is_unread(self, number: int) -> bool:
-        """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
-        return any(unread.segment == number for unread in self._index.unread)
+    # -- opening ---------------------------------------------------------------------------------
 
     def _load(self) -> None:
         try:
@@ -482,7 +261,7 @@ class LocalVolume:
         except OSError as error:
             if fault_of(error) is not Fault.READ_ONLY:
                 raise
-            self._note_read_only(error)
+            self.condition.note_read_only(error)
 
     def _settle_aside(self) -> None:
         """A good record may have been written, and the index not have been told of it, before a crash."""
@@ -614,7 +393,7 @@ class LocalVolume:
             with self._lock:
                 self.condition.check_usable()
                 if self._unflushed:
-                    self._check_writable()
+                    self._access.require()
                 frozen = self._index.changed if whole_index else self._index.pending >= PENDING_MAX
                 if not self._unflushed and not frozen:
                     self._sync_lock.release()
@@ -635,10 +414,9 @@ class LocalVolume:
         """
         if isinstance(error, OSError) and never_flushed(error):
             self.cancel_sync(pending)
-            raise self._refused(error) from error
+            raise self.condition.refused(error) from error
         try:
-            active = self._active
-            if error is None and active is not None and _seems_removed(active):
+            if error is None and self._writer.seems_removed():
                 error = FileNotFoundError(f"{self.path} was removed while in use")
             if error is not None:
                 # After a failed flush nothing since the last good one can be trusted until it has been
@@ -1014,7 +792,7 @@ class LocalVolume:
         with self._compact_lock:
             with self._lock:
                 self.condition.check_usable()
-                self._check_writable()
+                self._access.require()
             self._look_again()
             self._recount()
             compacted = freed = 0
@@ -1051,15 +829,15 @@ class LocalVolume:
     def _compactable(self, live_ratio_max: float) -> list[int]:
         """Segments worth rewriting, emptiest first so that space is there for the rest."""
         with self._lock:
-            active = self._table.get(self._table.last)
-            if active and self._active is not None and self._worth(active, live_ratio_max):
-                self._seal()  # the next append starts a new segment
+            active = self._writer.active
+            if active is not None and self._worth(active, live_ratio_max):
+                self._writer.seal()  # the next append starts a new segment
             chosen = [
                 (state.live / state.size, number)
                 for number, state in self._table.items()
                 if self._worth(state, live_ratio_max)
-                and not (self._active and number == self._table.last)
-                and not self._is_unread(number)
+                and not self._writer.is_active(number)
+                and not self._index.is_unread(number)
             ]
         return [number for _, number in sorted(chosen)]
 
@@ -1082,15 +860,10 @@ class LocalVolume:
             moved += self._move_rest(number, set())
         self.flush_index()
         with self._lock:
-            self._check_writable()  # the index must have been told where everything has gone
+            self._access.require()  # the index must have been told where everything has gone
             self._table.drop(number)
             self._unflushed.forget(number)
-        self.files.let_go(number)
-        try:
-            self.files.remove(number)
-            self.files.sync_directory()
-        except OSError as error:
-            raise self._refused(error) from error
+        self._writer.remove(number)
         return size - moved
 
     def _move_live(self, number: int, size: int) -> int:
@@ -1158,11 +931,7 @@ class LocalVolume:
             state.size = size
         # The index must not count on more than is left, and must know where everything has gone.
         self.flush_index()
-        try:
-            file = self.files.open(number, writable=True)
-            file.truncate(size)
-        except OSError as error:
-            raise self._refused(error) from error
+        file = self._writer.shorten(number, size)
         with self._lock:
             self._unflushed.note(number, file)
 
@@ -1192,16 +961,7 @@ class LocalVolume:
             if not there:  # the file ends before it does: there is nothing to keep
                 self._entries.drop_aside(key, aside)
                 return 0
-            state = self._table.get(self._table.last)
-            if self._active is None or state is None or state.size + length > self._segment_bytes_max:
-                state = self._roll()
-            assert self._active is not None
-            offset = state.size
-            self._write([raw], offset)
-            state.size = offset + length
-            self._zeroed = max(self._zeroed, state.size)
-            self._entries.move_aside(key, aside, self._table.last, offset)
-            self._unflushed.note(self._table.last, self._active)
+            self._entries.move_aside(key, aside, *self._appender.append_raw(raw))
         return length
 
     def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
@@ -1217,7 +977,7 @@ class LocalVolume:
                     continue
                 if self._index.recent(shard.key) is None:
                     self._entries.release(here)
-                self._append_run([shard], [header], 0, True)
+                self._appender.append_copy(shard, header)
                 moved += HEADER_BYTES + len(shard.payload)
         return moved
 
@@ -1255,12 +1015,12 @@ class LocalVolume:
         try:
             if not self.condition.has_failed and not self.condition.read_only:
                 with self._lock:
-                    self._seal()
+                    self._writer.seal()
                 self.flush_index()
         finally:
             self.condition.end(f"volume {self.path} is closed")
             self._index.close()
-            self._active = None
+            self._writer.let_go()
             self._unflushed.clear()
             self.files.clear()
 
@@ -1279,15 +1039,6 @@ class LocalVolume:
 def _is_whole(found: ScannedRecord) -> bool:
     """Whether all the bytes are there that its header promises, whatever they are."""
     return found.stop - found.offset == HEADER_BYTES + found.header.payload_length
-
-
-def _seems_removed(file: VolumeFile) -> bool:
-    """Whether a file that was flushed has no name any more. Where that cannot be asked now, the flush counts."""
-    try:
-        return file.removed()
-    except OSError as error:
-        log.warning("whether a segment still has a name cannot be asked: %s", error)
-        return False
 
 
 def _shrunk(state: SegmentState, size: int | None) -> bool:

@@ -1,0 +1,118 @@
+"""Appending records to a volume."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from storage.errors import StoreFull
+from storage.limits import BytesLike
+from storage.shards.condition import Condition
+from storage.shards.entries import Entries
+from storage.shards.port import Shard
+from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES, pack_headers
+from storage.shards.segment_table import SegmentTable
+from storage.shards.segment_writer import SegmentWriter
+from storage.shards.write_access import WriteAccess
+
+
+class Appender:
+    """Writes records to the active segment and indexes them.
+
+    Args:
+        key: of the tags of the volume's records.
+        writer: has the active segment.
+        table: tells its number.
+        entries: where records are indexed.
+        access: tells whether the disk takes writes.
+        condition: whether there is space, among other things.
+        lock: the volume's.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        *,
+        writer: SegmentWriter,
+        table: SegmentTable,
+        entries: Entries,
+        access: WriteAccess,
+        condition: Condition,
+        lock: threading.Lock,
+    ) -> None:
+        self._key = key
+        self._writer = writer
+        self._table = table
+        self._entries = entries
+        self._access = access
+        self._condition = condition
+        self._lock = lock
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool) -> None:
+        """See :meth:`ShardStore.append`. Takes the volume's lock."""
+        headers = pack_headers(shards, self._key)
+        room = self._condition.room
+        with self._lock:
+            self._condition.check_usable()
+            self._access.require()
+            start = 0
+            try:
+                while start < len(shards):
+                    start = self._append_run(shards, headers, start, urgent)
+            except StoreFull as error:
+                room.note_refused(error)
+                raise
+            self._condition.refusal = ""
+            if room.lacking and not urgent:
+                room.note_taken()
+
+    def append_copy(self, shard: Shard, header: bytes) -> None:
+        """Append one shard to be removed from where it was. Called with the volume's lock held.
+
+        Args:
+            shard: the shard.
+            header: of its record, see :func:`pack_headers`.
+
+        Raises:
+            StorageError: as :meth:`ShardStore.append` does.
+        """
+        self._append_run([shard], [header], 0, urgent=True)
+
+    def append_raw(self, raw: BytesLike) -> tuple[int, int]:
+        """Append bytes as they are, without an entry in the index. Called with the volume's lock held.
+
+        Returns:
+            The segment and the offset in it where they are.
+
+        Raises:
+            StorageError: as :meth:`ShardStore.append` does.
+        """
+        state, length = self._writer.active, len(raw)
+        if state is None or state.size + length > self._writer.segment_bytes_max:
+            self._writer.begin()
+        offset = self._writer.append([raw], length, urgent=True)
+        return self._table.last, offset
+
+    def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
+        """Append as many shards as the active segment takes (at least one); index of the next one."""
+        state, bytes_max = self._writer.active, self._writer.segment_bytes_max
+        if state is None or (
+            state.size > SEGMENT_HEADER_BYTES and state.size + HEADER_BYTES + len(shards[start].payload) > bytes_max
+        ):
+            state = self._writer.begin()
+        size = state.size
+        buffers: list[BytesLike] = []
+        offset, stop = size, start
+        for index in range(start, len(shards)):
+            length = HEADER_BYTES + len(shards[index].payload)
+            if index > start and offset + length > bytes_max:
+                break
+            buffers.append(headers[index])
+            buffers.append(shards[index].payload)
+            offset += length
+            stop = index + 1
+        if not urgent:
+            self._condition.room.require(offset - size)
+        self._writer.append(buffers, offset - size, urgent=urgent)
+        self._entries.enter(shards[start:stop], self._table.last, size)
+        return stop
