@@ -24,9 +24,9 @@ from storage.fleet.fleet import Fleet
 from storage.fleet.placement import FixedLayout
 from storage.keys import StripeKey, shard_count
 from storage.shards import LocalVolume, Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from storage.shards.durability import PendingSync
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
-from storage.shards.volume import PendingSync
 from storage.system.backoff import Backoff
 from storage.system.flushing import Flusher, new_flusher
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from storage.shards.filesystem import VolumeFile
+from storage.shards.port import Shard
 from storage.shards.record import HEADER_BYTES, RECORD_MAGIC, Header, parse_header
 
 _WINDOW_BYTES = 4 << 20
@@ -29,6 +30,15 @@ class ScannedRecord(NamedTuple):
     payload: memoryview
     intact: bool
     unreadable: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all the bytes are there that its header promises, whatever they are."""
+        return self.stop - self.offset == HEADER_BYTES + self.header.payload_length
+
+    def shard(self) -> Shard:
+        """The shard of an intact record; its payload is valid until the next step of the scan, too."""
+        return Shard(self.header.key, self.header.object_length, self.header.digest, self.payload)
 
 
 class Gap(NamedTuple):

@@ -10,7 +10,8 @@ from cachetools import LRUCache
 
 from storage.shards.condition import Condition
 from storage.shards.filesystem import FileSystem, VolumeFile
-from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX
+from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, read_segment_header
+from storage.shards.record import SegmentHeader
 
 _OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
 
@@ -46,6 +47,10 @@ class SegmentFiles:
     def open(self, number: int, *, writable: bool = False) -> VolumeFile:
         """Open a segment's file anew."""
         return self._filesystem.open(self.path_of(number), writable=writable)
+
+    def header(self, number: int) -> SegmentHeader | None:
+        """A segment's first block; None if it is damaged or not there."""
+        return read_segment_header(self.path_of(number), self._filesystem)
 
     def create(self, number: int) -> VolumeFile:
         """Create a segment's file. Raises StoreFull, and FileExistsError if there is one."""

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -17,6 +16,7 @@ from storage.keys import Kind, ShardKey, kind_of
 from storage.limits import MIB, SEGMENT_BYTES_MAX
 from storage.shards.appending import Appender
 from storage.shards.condition import Condition
+from storage.shards.durability import Durability, PendingSync
 from storage.shards.entries import Entries
 from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import (
@@ -24,10 +24,9 @@ from storage.shards.identity import (
     VolumeIdentity,
     identity_among,
     read_identity_file,
-    read_segment_header,
     write_identity,
 )
-from storage.shards.index import PENDING_MAX, Aside, IndexDamaged, Newest, SegmentState, ShardIndex, Unread
+from storage.shards.index import Aside, Newest, SegmentState, ShardIndex
 from storage.shards.port import (
     CorruptShard,
     DamagedRanges,
@@ -45,15 +44,17 @@ from storage.shards.record import (
     pack_headers,
     parse_header,
 )
-from storage.shards.scan import PAGE_BYTES, Gap, ScannedRecord, scan_records
+from storage.shards.replay import Replay
+from storage.shards.scan import Gap, ScannedRecord, scan_records
 from storage.shards.sectors import BadSectors, any_page
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
 from storage.shards.segment_writer import SegmentWriter
 from storage.shards.unflushed import Unflushed
+from storage.shards.unread import UnreadParts
 from storage.shards.verification import LocalVerification
 from storage.shards.write_access import WriteAccess
-from storage.system.faults import Fault, fault_of, never_flushed
+from storage.system.faults import Fault, fault_of
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,6 @@ _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _DRAIN_S = 5.0
 _UNREADABLE_RECORDS_MAX = 16  # passed over in search of the newest record; each may take the disk seconds
-
-
-class PendingSync(NamedTuple):
-    """What a sync has to flush: files, whether the directory too, and the index checkpoint to write then."""
-
-    files: dict[int, VolumeFile]
-    directory: bool
-    checkpoint: dict[int, tuple[int, int]] | None
 
 
 class LocalVolume:
@@ -110,13 +103,11 @@ class LocalVolume:
         self._filesystem = filesystem or LocalFileSystem()
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
-        self._sync_lock = threading.Lock()
         self._compact_lock = threading.Lock()
         self.condition = Condition(path, self._filesystem)
         self.files = SegmentFiles(path, self._filesystem, self.condition)
         self._unflushed = Unflushed()
         self._table = SegmentTable()
-        self.shrank = False
         try:
             self._identify()
             self._index = ShardIndex(path / "index", self._filesystem)
@@ -150,9 +141,37 @@ class LocalVolume:
             condition=self.condition,
             lock=self._lock,
         )
+        self._durability = Durability(
+            files=self.files,
+            table=self._table,
+            unflushed=self._unflushed,
+            index=self._index,
+            writer=self._writer,
+            access=self._access,
+            condition=self.condition,
+            lock=self._lock,
+        )
+        self._unread = UnreadParts(
+            self._key,
+            files=self.files,
+            table=self._table,
+            index=self._index,
+            entries=self._entries,
+            lock=self._lock,
+        )
+        replay = Replay(
+            self._key,
+            files=self.files,
+            table=self._table,
+            index=self._index,
+            entries=self._entries,
+            unflushed=self._unflushed,
+            durability=self._durability,
+            condition=self.condition,
+        )
         try:
-            self._load()
-            self._look_again()
+            replay.run()
+            self._unread.look_again()
             self._writer.resume()
         except OSError as error:
             self._index.close()
@@ -160,6 +179,7 @@ class LocalVolume:
         except BaseException:
             self._index.close()
             raise
+        self.shrank = replay.shrank
 
     def _identify(self) -> None:
         """Make sure that the directory holds this volume, and begin a new one only where there is none.
@@ -215,195 +235,18 @@ class LocalVolume:
         """See :meth:`ShardStore.append`."""
         self._appender.append(shards, urgent=urgent)
 
-    # -- opening ---------------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        try:
-            self._load_segments()
-        except IndexDamaged:
-            self._index.clear()
-            self._load_segments()
-
-    def _load_segments(self) -> None:
-        """Segments on disk; whatever their index lacks is read in (the replay after a crash)."""
-        numbers = self.files.numbers()
-        sizes = {number: self.files.open(number).size() for number in numbers}
-        known = self._index.segments()
-        sectors, answered = BadSectors(), False
-        if any(_shrunk(state, sizes.get(number)) for number, state in known.items()):
-            log.warning("segments of %s are gone or cut short; its index is made again", self.path)
-            self.shrank = True
-            self._index.clear()
-            known = {}
-        self._table.begin_anew(
-            last=max([*numbers, *known], default=0), dropped=[number for number in known if number not in sizes]
-        )
-        # Segments made by a process that died before its sync have names that are not durable yet.
-        self._unflushed.directory = any(number not in known for number in numbers)
-        for number, size in sizes.items():
-            state = known.get(number, SegmentState(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES))
-            self._table.add(number, state)
-            if state.size < size:
-                answered |= self._replay(number, state, size, sectors)
-            if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
-                # A crash came between creating this segment and making its first block durable.
-                self._remove_headless(number)
-                self._table.forget(number)
-        if sectors.given_up and not answered:
-            self._require_any_answer(sectors)
-        if sectors.given_up:
-            log.warning("%d pages of %s could not be read and are looked at again later", sectors.given_up, self.path)
-        self._settle_aside()
-
-    def _remove_headless(self, number: int) -> None:
-        try:
-            self.files.remove(number)
-        except OSError as error:
-            if fault_of(error) is not Fault.READ_ONLY:
-                raise
-            self.condition.note_read_only(error)
-
-    def _settle_aside(self) -> None:
-        """A good record may have been written, and the index not have been told of it, before a crash."""
-        for key, aside in self._index.all_aside().items():
-            if self._index.get(key) is not None or aside.location.segment not in self._table:
-                self._index.forget_aside(key)
-
-    def _has_header(self, number: int) -> bool:
-        try:
-            header = read_segment_header(self.files.path_of(number), self._filesystem)
-        except OSError as error:
-            if fault_of(error) is not Fault.BROKEN:
-                raise
-            self._index.unread |= {Unread(number, 0, SEGMENT_HEADER_BYTES)}
-            return True  # for all that is known
-        return header is not None and header.number == number
-
-    def _replay(self, number: int, state: SegmentState, size: int, sectors: BadSectors) -> bool:
-        """Index what lies behind the last durable point. A torn record at the end is cut off later, nothing else is.
-
-        Returns:
-            Whether the disk gave anything of it.
-        """
-        file = self.files.open(number)
-        file.drop_cache()
-        # These bytes may have survived their writer in memory only; the next commit relies on them.
-        self._unflushed.note(number, file)
-        pages, given_up = -(-(size - state.size) // PAGE_BYTES), sectors.given_up
-        for found in scan_records(file, self._key, state.size, size, go_past=sectors.go_past):
-            if found.unreadable:
-                self._index.unread |= {Unread(number, found.offset, found.stop)}
-            if isinstance(found, Gap) or not _is_whole(found):
-                if not found.unreadable:
-                    continue  # a torn record, or none at all
-            elif found.intact:
-                shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
-                self._entries.enter_found(shard, number, found.offset)
-            else:
-                self._entries.enter_bad(found, number)
-            state.size = found.stop
-            if self._index.pending >= PENDING_MAX:
-                self._flush_replayed()
-        return sectors.given_up - given_up < pages
-
-    def _require_any_answer(self, sectors: BadSectors) -> None:
-        """See that the disk gives something of some segment: what else it does not give then are bad sectors.
-
-        Raises:
-            OSError: it gives nothing.
-        """
-        block = memoryview(bytearray(SEGMENT_HEADER_BYTES))
-        for number in self._table.numbers():
-            try:
-                file = self.files.open(number)
-                file.drop_cache()
-                file.read_into([block], 0)
-                return
-            except OSError as error:
-                log.debug("segment %d of %s gives no answer: %s", number, self.path, error)
-        if sectors.last is not None:
-            raise sectors.last
-
-    def _look_again(self) -> None:
-        """Read again what could not be read when the index was made, and enter the records found there."""
-        for unread in self._index.unread:
-            try:
-                file = self.files.file(unread.segment) if unread.segment in self._table else None
-                if file is not None:
-                    self.files.drop_cache(file)
-                left: set[Unread] = set() if file is None else self._enter_again(file, unread)
-            except (OSError, VolumeUnavailable) as error:
-                log.info("a part of segment %d of %s still cannot be read: %s", unread.segment, self.path, error)
-                continue
-            with self._lock:
-                self._index.unread = self._index.unread - {unread} | left
-
-    def _enter_again(self, file: VolumeFile, unread: Unread) -> set[Unread]:
-        """Enter what lies in a range that could not be read; what still cannot be."""
-        number = unread.segment
-        left: set[Unread] = set()
-        for found in scan_records(file, self._key, unread.start, unread.stop, go_past=BadSectors().go_past):
-            if found.unreadable:
-                left.add(Unread(number, found.offset, found.stop))
-            if isinstance(found, Gap) or not _is_whole(found):
-                continue
-            shard = Shard(found.header.key, found.header.object_length, found.header.digest, found.payload)
-            with self._lock:
-                aside = self._index.aside(shard.key)
-                if not found.intact:
-                    self._entries.enter_bad(found, number)
-                elif self._index.get(shard.key) is None and not (aside and aside.wrong):
-                    self._entries.enter_found(shard, number, found.offset)
-        return left
-
-    def _flush_replayed(self) -> None:
-        """Write the index during a replay; what it then points to must be durable, in whichever segment."""
-        if self.condition.read_only or not self._index.writable:
-            return  # it stays in memory
-        for file in self._unflushed.files.values():
-            file.datasync()
-        self.files.sync_directory()
-        self._unflushed.clear()
-        self._flush_frozen()
-
     # -- durability ------------------------------------------------------------------------------
 
     def sync(self) -> None:
         """See :meth:`ShardStore.sync`."""
-        self._sync()
-
-    def _sync(self, *, whole_index: bool = False) -> None:
-        pending = self.begin_sync(whole_index=whole_index)
-        if pending is None:
-            return
-        try:
-            error = self.flush(pending)
-        except BaseException:  # what it is does not matter: all is still to do
-            self.cancel_sync(pending)
-            raise
-        self.end_sync(pending, error)
+        self._durability.sync()
 
     def begin_sync(self, *, whole_index: bool = False) -> PendingSync | None:
         """First half of a sync, for callers that flush several volumes at once: note what must be flushed.
 
         None if there is nothing to do. Otherwise this volume's syncs wait until :meth:`end_sync`.
         """
-        self._sync_lock.acquire()
-        try:
-            with self._lock:
-                self.condition.check_usable()
-                if self._unflushed:
-                    self._access.require()
-                frozen = self._index.changed if whole_index else self._index.pending >= PENDING_MAX
-                if not self._unflushed and not frozen:
-                    self._sync_lock.release()
-                    return None
-                frozen = frozen and self._index.freeze()
-                checkpoint = self._table.checkpoint() if frozen else None
-                return PendingSync(*self._unflushed.take(), checkpoint)
-        except BaseException:
-            self._sync_lock.release()
-            raise
+        return self._durability.begin(whole_index=whole_index)
 
     def end_sync(self, pending: PendingSync, error: Exception | None = None) -> None:
         """Second half: everything noted by :meth:`begin_sync` has been flushed, or that failed.
@@ -412,28 +255,11 @@ class LocalVolume:
             VolumeFailed: flushing failed, or the directory is gone.
             VolumeUnavailable: it could not be begun; it is all still to do.
         """
-        if isinstance(error, OSError) and never_flushed(error):
-            self.cancel_sync(pending)
-            raise self.condition.refused(error) from error
-        try:
-            if error is None and self._writer.seems_removed():
-                error = FileNotFoundError(f"{self.path} was removed while in use")
-            if error is not None:
-                # After a failed flush nothing since the last good one can be trusted until it has been
-                # read back from the disk, which opening again does.
-                raise self.condition.fail(error) from error
-            if pending.checkpoint is not None:
-                self._flush_index(pending.checkpoint)
-        finally:
-            self._sync_lock.release()
+        self._durability.end(pending, error)
 
     def cancel_sync(self, pending: PendingSync) -> None:
         """In place of the second half, when flushing was not gone through with: it is all still to do."""
-        with self._lock:
-            self._unflushed.give_back(pending.files, pending.directory)
-            if pending.checkpoint is not None:
-                self._index.thaw()
-        self._sync_lock.release()
+        self._durability.cancel(pending)
 
     def flush(self, pending: PendingSync, *, files: bool = True) -> Exception | None:
         """Flush what :meth:`begin_sync` noted; the error to pass to :meth:`end_sync`.
@@ -442,38 +268,11 @@ class LocalVolume:
             pending: what to flush.
             files: flush the files as well as the directory; False if that has been done.
         """
-        try:
-            for file in pending.files.values() if files else ():
-                file.datasync()
-            if pending.directory:
-                self.files.sync_directory()
-        except (OSError, StoreFull) as error:
-            return error
-        return None
-
-    def _flush_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
-        dropped = self._table.take_dropped()
-        try:
-            self._index.flush(checkpoint, dropped)
-        except (StoreFull, VolumeUnavailable) as error:
-            # The records themselves are durable; their entries stay in memory and are found again
-            # by reading the segments if need be.
-            log.warning("the index of %s stays in memory for now: %s", self.path, error)
-            self._index.thaw()
-            self._table.give_back_dropped(dropped)
-        except StorageError:
-            self._index.thaw()
-            self._table.give_back_dropped(dropped)
-            raise
-
-    def _flush_frozen(self) -> None:
-        if self._index.freeze():
-            self._flush_index(self._table.checkpoint())
+        return self._durability.flush(pending, files=files)
 
     def flush_index(self) -> None:
         """Sync, and bring the whole index to disk, if that takes writes."""
-        if not self.condition.read_only:
-            self._sync(whole_index=True)
+        self._durability.flush_index()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -562,7 +361,7 @@ class LocalVolume:
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         """See :meth:`ShardStore.keys`."""
-        self.flush_index()
+        self._durability.flush_index()
         yield from self._index.keys(start, stop)
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
@@ -677,9 +476,9 @@ class LocalVolume:
             VolumeUnavailable: the disk gives nothing of a segment, or the machine cannot open it.
         """
         bad = DamagedRanges()
-        self.flush_index()
+        self._durability.flush_index()
         self._index.check()
-        self._look_again()
+        self._unread.look_again()
         self._restore_readable()
         for number in sorted(self._table.numbers() if segments is None else segments):
             state = self._table.get(number)
@@ -763,8 +562,8 @@ class LocalVolume:
         for key in keys:
             with self._lock:
                 removed += self._entries.remove(key)
-            if self._index.pending >= PENDING_MAX:
-                self.flush_index()
+            if self._durability.is_index_due:
+                self._durability.flush_index()
         return removed
 
     def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
@@ -793,7 +592,7 @@ class LocalVolume:
             with self._lock:
                 self.condition.check_usable()
                 self._access.require()
-            self._look_again()
+            self._unread.look_again()
             self._recount()
             compacted = freed = 0
             for number in self._compactable(live_ratio_max):
@@ -819,7 +618,7 @@ class LocalVolume:
         """Bring the index to disk, and correct counts of live bytes that are too high."""
         with self._lock:
             sizes = self._entries.begin_count()
-        self.flush_index()
+        self._durability.flush_index()
         if sizes is None:
             return
         counted = self._index.live_bytes()
@@ -858,7 +657,7 @@ class LocalVolume:
             moved = self._move_from_end(number, before, room // 4)
         if before.live > SEGMENT_HEADER_BYTES:
             moved += self._move_rest(number, set())
-        self.flush_index()
+        self._durability.flush_index()
         with self._lock:
             self._access.require()  # the index must have been told where everything has gone
             self._table.drop(number)
@@ -930,7 +729,7 @@ class LocalVolume:
         with self._lock:
             state.size = size
         # The index must not count on more than is left, and must know where everything has gone.
-        self.flush_index()
+        self._durability.flush_index()
         file = self._writer.shorten(number, size)
         with self._lock:
             self._unflushed.note(number, file)
@@ -1016,7 +815,7 @@ class LocalVolume:
             if not self.condition.has_failed and not self.condition.read_only:
                 with self._lock:
                     self._writer.seal()
-                self.flush_index()
+                self._durability.flush_index()
         finally:
             self.condition.end(f"volume {self.path} is closed")
             self._index.close()
@@ -1034,15 +833,3 @@ class LocalVolume:
         finally:
             if drained:
                 self._lock.release()
-
-
-def _is_whole(found: ScannedRecord) -> bool:
-    """Whether all the bytes are there that its header promises, whatever they are."""
-    return found.stop - found.offset == HEADER_BYTES + found.header.payload_length
-
-
-def _shrunk(state: SegmentState, size: int | None) -> bool:
-    """Whether a segment is not as indexed: cut short, gone with live records in it, or its counts cannot be."""
-    if size is None:
-        return state.live > SEGMENT_HEADER_BYTES
-    return size < state.size or not SEGMENT_HEADER_BYTES <= state.live <= state.size

@@ -75,7 +75,7 @@ def plain_flushing() -> Iterator[None]:
 def pending_max(entries: int) -> Iterator[None]:
     """Inside, indexes are written to disk that often."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.shards.volume.PENDING_MAX", entries)
+        patch.setattr("storage.shards.durability.PENDING_MAX", entries)
         yield
 
 

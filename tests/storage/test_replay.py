@@ -16,6 +16,7 @@ from storage.errors import StoreUnavailable
 from storage.keys import Kind, shard_key, stripe_key
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.shards.port import Shard, VolumeFailed, VolumeUnavailable
+from storage.shards.unread import UnreadParts
 from storage.shards.volume import LocalVolume
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import content, digest, flip, records
@@ -130,13 +131,13 @@ def test_a_sector_that_can_be_read_again_during_a_compaction_loses_nothing(
     hit = set(range(20)) - readable(volume, SHARDS)
     assert 7 in hit
     volume.remove([SHARDS[at].key for at in range(20) if at not in hit])
-    look_again = volume._look_again
+    look_again = UnreadParts.look_again
 
-    def heal_afterwards() -> None:
-        look_again()
+    def heal_afterwards(parts: UnreadParts) -> None:
+        look_again(parts)
         disk.heal()
 
-    monkeypatch.setattr(volume, "_look_again", heal_afterwards)
+    monkeypatch.setattr(UnreadParts, "look_again", heal_afterwards)
     volume.compact(0.99)
     monkeypatch.undo()
     volume.verify(lambda _: None)
