@@ -40,6 +40,10 @@ class ScannedRecord(NamedTuple):
         """The shard of an intact record; its payload is valid until the next step of the scan, too."""
         return Shard(self.header.key, self.header.object_length, self.header.digest, self.payload)
 
+    def copied(self) -> Shard:
+        """The shard of an intact record, to keep."""
+        return Shard(self.header.key, self.header.object_length, self.header.digest, bytes(self.payload))
+
 
 class Gap(NamedTuple):
     """Bytes that are no record: a torn tail, a hole, or rot in a header.

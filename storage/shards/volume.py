@@ -7,18 +7,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from blake3 import blake3
-
-from storage.batching import batched
 from storage.errors import StorageError, StoreFull
-from storage.formats.sequences import bears_sequence, is_own, sequence_in
-from storage.keys import Kind, ShardKey, kind_of
+from storage.keys import Kind, ShardKey
 from storage.limits import MIB, SEGMENT_BYTES_MAX
 from storage.shards.appending import Appender
 from storage.shards.condition import Condition
 from storage.shards.durability import Durability, PendingSync
 from storage.shards.entries import Entries
-from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
+from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import (
     IDENTITY_FILE,
     VolumeIdentity,
@@ -26,10 +22,10 @@ from storage.shards.identity import (
     read_identity_file,
     write_identity,
 )
-from storage.shards.index import Aside, Newest, SegmentState, ShardIndex
+from storage.shards.index import Aside, SegmentState, ShardIndex
+from storage.shards.newest import NewestRecord
 from storage.shards.port import (
     CorruptShard,
-    DamagedRanges,
     Location,
     Shard,
     Verdict,
@@ -38,15 +34,18 @@ from storage.shards.port import (
     VolumeUnavailable,
     VolumeUsage,
 )
+from storage.shards.quarantine import Quarantine
+from storage.shards.reading import Reader
 from storage.shards.record import (
     HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     pack_headers,
-    parse_header,
 )
+from storage.shards.record_reader import RecordReader
+from storage.shards.record_walk import RecordWalk
 from storage.shards.replay import Replay
-from storage.shards.scan import Gap, ScannedRecord, scan_records
-from storage.shards.sectors import BadSectors, any_page
+from storage.shards.scan import ScannedRecord, scan_records
+from storage.shards.scrub import Scrub
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
 from storage.shards.segment_writer import SegmentWriter
@@ -58,13 +57,9 @@ from storage.system.faults import Fault, fault_of
 
 log = logging.getLogger(__name__)
 
-_PAGE_OF_RECORDS_BYTES = 256 * 1024  # whoever asks many volumes has a page or two of each
-_SCANNED_TOGETHER_BYTES = 16 * MIB
-_READ_TOGETHER = 64
 _COMPACT_BATCH_BYTES = 8 * MIB
 _ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _DRAIN_S = 5.0
-_UNREADABLE_RECORDS_MAX = 16  # passed over in search of the newest record; each may take the disk seconds
 
 
 class LocalVolume:
@@ -158,6 +153,31 @@ class LocalVolume:
             index=self._index,
             entries=self._entries,
             lock=self._lock,
+        )
+        self._records = RecordReader(self._key, self.files)
+        self._quarantine = Quarantine(
+            path, index=self._index, entries=self._entries, records=self._records, lock=self._lock
+        )
+        self._reader = Reader(
+            index=self._index,
+            files=self.files,
+            records=self._records,
+            quarantine=self._quarantine,
+            durability=self._durability,
+        )
+        self._walk = RecordWalk(self._key, files=self.files, table=self._table, index=self._index, reader=self._reader)
+        self._newest = NewestRecord(
+            index=self._index, table=self._table, reader=self._reader, condition=self.condition, lock=self._lock
+        )
+        self._scrub = Scrub(
+            self._key,
+            files=self.files,
+            table=self._table,
+            index=self._index,
+            reader=self._reader,
+            quarantine=self._quarantine,
+            unread=self._unread,
+            durability=self._durability,
         )
         replay = Replay(
             self._key,
@@ -290,269 +310,56 @@ class LocalVolume:
 
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """See :meth:`ShardStore.read_into`."""
-        location = self._index.get(key)
-        if location is None or location.payload_length != length:
-            return False
-        file = self.files.file(location.segment)
-        if file is not None and self.files.fill(file, buffers, length, location.offset + HEADER_BYTES):
-            return True
-        return self._moved(key, location) and self.read_into(key, buffers, length)
+        return self._reader.read_into(key, buffers, length)
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
-        payloads: list[memoryview | None] = []
-        for key, length in wanted:
-            payload = memoryview(bytearray(length))
-            payloads.append(payload if self.read_into(key, [payload], length) else None)
-        return payloads
+        return self._reader.fetch_all(wanted)
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""
-        location = self._index.get(key)
-        if location is None:
-            return self._restored(key)
-        try:
-            return self._read_at(key, location)
-        except CorruptShard:
-            if self._moved(key, location):
-                return self.read(key)
-            raise
-
-    def _restored(self, key: ShardKey) -> Shard | None:
-        """A shard that was set aside for being unreadable, and reads well now: it counts as there again."""
-        aside = self._index.aside(key)
-        if aside is None or aside.wrong:
-            return None
-        try:
-            shard = self._read_at(key, aside.location)
-        except CorruptShard:
-            return None
-        with self._lock:
-            if self._entries.restore(key, aside):
-                log.info("shard %s of %s can be read again", key.hex(), self.path)
-        return shard
-
-    def _read_at(self, key: ShardKey, location: Location) -> Shard:
-        """The record at a place; read once more past the cache if it is bad, which memory may be to blame for."""
-        file = self.files.file(location.segment)
-        if file is None:
-            raise CorruptShard(f"segment {location.segment} of {self.path} is gone")
-        try:
-            return self._verified(file, key, location)
-        except CorruptShard:
-            self.files.drop_cache(file)
-            return self._verified(file, key, location)
-
-    def _verified(self, file: VolumeFile, key: ShardKey, location: Location) -> Shard:
-        raw = memoryview(bytearray(HEADER_BYTES + location.payload_length))
-        if not self.files.fill(file, [raw], len(raw), location.offset):
-            raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is cut short")
-        header = parse_header(raw[:HEADER_BYTES], self._key)
-        payload = raw[HEADER_BYTES:]
-        if header is None or header.key != key or header.payload_length != len(payload):
-            raise CorruptShard(f"record at {location.segment}:{location.offset} of {self.path} is not shard's")
-        if blake3(payload).digest() != header.digest:
-            raise CorruptShard(f"payload at {location.segment}:{location.offset} of {self.path} is rotten")
-        return Shard(key, header.object_length, header.digest, payload)
-
-    def _moved(self, key: ShardKey, location: Location) -> bool:
-        """Whether compaction moved the shard since it was looked up."""
-        return self._index.get(key) not in (None, location)
+        return self._reader.read(key)
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
         """See :meth:`ShardStore.keys`."""
-        self._durability.flush_index()
-        yield from self._index.keys(start, stop)
+        return self._reader.keys(start, stop)
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
         """See :meth:`ShardStore.records`."""
-        passed: list[OSError] = []
-
-        def go_past(error: OSError) -> bool:
-            passed[:] = [error]
-            return True
-
-        start = SEGMENT_HEADER_BYTES
-        for number in self._table.numbers():
-            file, state = self.files.file(number), self._table.get(number)
-            if file is None or state is None:
-                continue
-            yield from self._records_in(scan_records(file, self._key, start, state.size, go_past=go_past), kinds)
-        if passed:
-            yield from self._records_by_index(kinds)
-
-    def _records_in(self, scan: Iterator[ScannedRecord | Gap], kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        page: list[Shard] = []
-        size, scanned = 0, 0
-        for found in scan:
-            # What a collect has dropped must not come back for being still on disk.
-            if (
-                isinstance(found, ScannedRecord)
-                and found.intact
-                and kind_of(found.header.key) in kinds
-                and self._index.get(found.header.key) is not None
-            ):
-                header = found.header
-                page.append(Shard(header.key, header.object_length, header.digest, bytes(found.payload)))
-                size += HEADER_BYTES + header.payload_length
-            scanned += found.stop - found.offset
-            if size >= _PAGE_OF_RECORDS_BYTES or scanned >= _SCANNED_TOGETHER_BYTES:
-                yield page
-                page, size, scanned = [], 0, 0
-        yield page
-
-    def _records_by_index(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        """What a scan may have passed over: the index tells whether the pages that it could not read held anything."""
-        unread: list[VolumeUnavailable] = []
-
-        def read(key: ShardKey) -> Shard | None:
-            if kind_of(key) not in kinds or self._index.get(key) is None:
-                return None
-            try:
-                return self.read(key)
-            except CorruptShard:
-                return None
-            except VolumeUnavailable as error:
-                unread[:] = [error]
-                return None
-
-        for keys in batched(self.keys(), _READ_TOGETHER):
-            yield [shard for key in keys if (shard := read(key)) is not None]
-        if unread:
-            raise unread[0]
+        return self._walk.records(kinds)
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
-        known = self._index.newest
-        if known is None:
-            return None
-        sectors = BadSectors(_UNREADABLE_RECORDS_MAX)
-        shard = self._read_past(known.key, sectors)
-        if shard is not None and is_own(shard.key, shard.payload):
-            return shard
-        return self._next_newest(known, sectors, is_wrong=shard is not None)
+        return self._newest.read()
 
-    def _next_newest(self, gone: Newest, sectors: BadSectors, *, is_wrong: bool) -> Shard | None:
-        """The newest record of those that can be read, where the newest of all cannot, was removed, or is another."""
-        size_before = self._table.bytes_indexed()
-        found: tuple[Newest, Shard] | None = None
-        for key in self._index.keys(b"", None):
-            shard = self._read_past(key, sectors) if bears_sequence(key) else None
-            if shard is not None and is_own(key, shard.payload):
-                sequence = sequence_in(key, shard.payload)
-                if found is None or sequence > found[0].sequence:
-                    found = Newest(sequence, key), shard
-        if found is None and sectors.last is not None:
-            raise self.condition.unreadable(sectors.last) from sectors.last
-        with self._lock:
-            removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
-            # What was appended meanwhile may be newer, and was not noted beside one that claims to be later.
-            replaceable = removed or (is_wrong and self._table.bytes_indexed() == size_before)
-            if replaceable and self._index.newest == gone:
-                self._index.newest = None if found is None else found[0]
-        return None if found is None else found[1]
-
-    def _read_past(self, key: ShardKey, sectors: BadSectors) -> Shard | None:
-        """A shard; None if it is not there, is rotten, or lies in a bad sector."""
-        try:
-            return self.read(key)
-        except CorruptShard:
-            return None
-        except VolumeUnavailable as error:
-            if not isinstance(error.__cause__, OSError) or not sectors.go_past(error.__cause__):
-                raise
-            return None
+    # -- what is bad -----------------------------------------------------------------------------
 
     def segment_sizes(self) -> dict[int, int]:
         """Bytes of each segment by its number, in order."""
         return self._table.sizes()
 
-    def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
-        """Read and verify what is stored (in ``segments``, default all); where the bytes are bad, or cannot be read.
-
-        ``progress`` gets bytes read.
-
-        Raises:
-            VolumeUnavailable: the disk gives nothing of a segment, or the machine cannot open it.
-        """
-        bad = DamagedRanges()
-        self._durability.flush_index()
-        self._index.check()
-        self._unread.look_again()
-        self._restore_readable()
-        for number in sorted(self._table.numbers() if segments is None else segments):
-            state = self._table.get(number)
-            if state is None:
-                continue
-            file = self.files.file(number)
-            indexed = state.size  # once: what is appended during the scan is none of its business
-            size = min(indexed, self.files.length(file)) if file else 0
-            if file is not None:
-                self._require_answer(file)
-                self._scrub_segment(file, number, size, bad, progress)
-            if size < indexed and number in self._table:
-                bad.add(number, size, indexed)
-        return bad
-
     def verify(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> Verification:
         """See :meth:`ShardStore.verify`. With ``segments``, only what is in these is read, all else counts as good."""
-        return LocalVerification(self, self.damaged_ranges(progress, segments))
+        return LocalVerification(
+            self._scrub.damaged_ranges(progress, segments),
+            index=self._index,
+            table=self._table,
+            records=self._records,
+            reader=self._reader,
+            quarantine=self._quarantine,
+        )
 
     def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
         """See :meth:`ShardStore.check`."""
-        return [self._check_one(key) for key in keys]
+        return self._scrub.check(keys)
 
-    def _check_one(self, key: ShardKey) -> Verdict:
-        while True:
-            place = self.locate(key)
-            try:
-                return Verdict.MISSING if self.read(key) is None else Verdict.GOOD
-            except CorruptShard:
-                if place is not None and self.discard(key, place):
-                    return Verdict.ROTTEN
-                if place == self.locate(key):  # otherwise a collect moved it meanwhile
-                    return Verdict.UNREADABLE
-            except VolumeUnavailable:
-                return Verdict.UNREADABLE
+    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
+        """See :meth:`ShardStore.discard`."""
+        return self._quarantine.discard(key, location, wrong=wrong)
 
-    def _require_answer(self, file: VolumeFile) -> None:
-        """See that the disk gives a segment's first block: what else it does not give then are bad sectors."""
-        self.files.drop_cache(file)
-        self.files.fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
-
-    def _restore_readable(self) -> None:
-        """Look again at what was set aside for being unreadable or bad."""
-        for key, aside in self._index.all_aside().items():
-            if not aside.wrong:
-                try:
-                    self._restored(key)
-                except VolumeUnavailable as error:
-                    log.info("shard %s of %s stays set aside: %s", key.hex(), self.path, error)
-
-    def _scrub_segment(
-        self, file: VolumeFile, number: int, size: int, bad: DamagedRanges, progress: Callable[[int], None]
-    ) -> None:
-        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size, go_past=any_page):
-            if isinstance(found, Gap) or not found.intact:
-                bad.add(number, found.offset, found.stop)
-            progress(found.stop - found.offset)
-
-    def holds(self, key: ShardKey, location: Location) -> bool:
-        """Whether the record at a location is this shard's, judged by its header.
-
-        Raises:
-            VolumeUnavailable: the disk does not give it now.
-        """
-        file = self.files.file(location.segment)
-        raw = memoryview(bytearray(HEADER_BYTES))
-        if file is None or not self.files.fill(file, [raw], HEADER_BYTES, location.offset):
-            return False
-        header = parse_header(raw, self._key)
-        return header is not None and header[:3] == (key, location.object_length, location.payload_length)
-
-    def covers(self, segment: int, stop: int) -> bool:
-        """Whether a segment is there and reaches to offset ``stop``."""
-        return self._table.covers(segment, stop)
+    def all_aside(self) -> dict[ShardKey, Aside]:
+        """All records set aside, by shard."""
+        return self._index.all_aside()
 
     # -- removal and compaction ------------------------------------------------------------------
 
@@ -565,26 +372,6 @@ class LocalVolume:
             if self._durability.is_index_due:
                 self._durability.flush_index()
         return removed
-
-    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
-        """See :meth:`ShardStore.discard`."""
-        if not wrong:
-            try:
-                self._read_at(key, location)
-            except CorruptShard:
-                pass  # as its reader found it
-            else:
-                return False
-        return self.set_aside(key, location, wrong=wrong)
-
-    def set_aside(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
-        """Let nobody read a record any more, unless the shard has another by now. Its bytes stay, and count as live."""
-        with self._lock:
-            return self._entries.set_aside(key, location, wrong=wrong)
-
-    def all_aside(self) -> dict[ShardKey, Aside]:
-        """All records set aside, by shard."""
-        return self._index.all_aside()
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
@@ -714,9 +501,9 @@ class LocalVolume:
         if location is None or location[:2] != (number, offset):
             return None
         try:
-            return self._read_at(key, location)
+            return self._records.read(key, location)
         except CorruptShard:
-            if self.set_aside(key, location):
+            if self._quarantine.set_aside(key, location):
                 self._move_aside(key, Aside(location, wrong=False))
             return None
 
@@ -739,10 +526,10 @@ class LocalVolume:
 
         What neither the index nor an authentic header tells of belongs to no shard that anybody could name.
         """
-        for key in self.keys():
+        for key in self._reader.keys():  # noqa: SIM118 - a method of the port, no mapping
             here = self._index.get(key)
             if here is not None and here.segment == number and key not in intact:
-                self.set_aside(key, here)
+                self._quarantine.set_aside(key, here)
         left = [(key, aside) for key, aside in self._index.all_aside().items() if aside.location.segment == number]
         if left:
             log.warning("segment %d of %s: %d records set aside are moved as they are", number, self.path, len(left))

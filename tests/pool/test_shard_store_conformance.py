@@ -340,7 +340,7 @@ def test_records_of_some_kinds(stand: Stand) -> None:
 def test_a_scan_that_finds_no_records_for_a_while_tells_that_it_goes_on(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.shards.volume._SCANNED_TOGETHER_BYTES", 100_000)
+    monkeypatch.setattr("storage.shards.record_walk._SCANNED_TOGETHER_BYTES", 100_000)
     monkeypatch.setattr("taskworker.services.shards._SIGN_OF_LIFE_S", 0.0)
     version = shard_of(99, 100, kind=Kind.VERSION)
     stand.store.append([*(shard_of(seed, 50_000) for seed in range(10)), version])

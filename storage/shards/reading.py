@@ -1,0 +1,80 @@
+"""Reading a volume's shards by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from storage.keys import ShardKey
+from storage.shards.durability import Durability
+from storage.shards.index import ShardIndex
+from storage.shards.port import CorruptShard, Location, Shard
+from storage.shards.quarantine import Quarantine
+from storage.shards.record import HEADER_BYTES
+from storage.shards.record_reader import RecordReader
+from storage.shards.segment_files import SegmentFiles
+
+
+class Reader:
+    """Finds shards in the index, and follows those that a compaction moves meanwhile. Takes no lock.
+
+    Args:
+        index: where each record is.
+        files: the segments' files.
+        records: reads and checks whole records.
+        quarantine: gives back what was set aside and reads well now.
+        durability: flushes the index before its keys are walked.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: ShardIndex,
+        files: SegmentFiles,
+        records: RecordReader,
+        quarantine: Quarantine,
+        durability: Durability,
+    ) -> None:
+        self._index = index
+        self._files = files
+        self._records = records
+        self._quarantine = quarantine
+        self._durability = durability
+
+    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
+        """See :meth:`ShardStore.read_into`."""
+        location = self._index.get(key)
+        if location is None or location.payload_length != length:
+            return False
+        file = self._files.file(location.segment)
+        if file is not None and self._files.fill(file, buffers, length, location.offset + HEADER_BYTES):
+            return True
+        return self._was_moved(key, location) and self.read_into(key, buffers, length)
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        """See :meth:`ShardStore.fetch_all`."""
+        payloads: list[memoryview | None] = []
+        for key, length in wanted:
+            payload = memoryview(bytearray(length))
+            payloads.append(payload if self.read_into(key, [payload], length) else None)
+        return payloads
+
+    def read(self, key: ShardKey) -> Shard | None:
+        """See :meth:`ShardStore.read`."""
+        location = self._index.get(key)
+        if location is None:
+            return self._quarantine.restored(key)
+        try:
+            return self._records.read(key, location)
+        except CorruptShard:
+            if self._was_moved(key, location):
+                return self.read(key)
+            raise
+
+    def _was_moved(self, key: ShardKey, location: Location) -> bool:
+        """Whether compaction moved the shard since it was looked up."""
+        return self._index.get(key) not in (None, location)
+
+    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
+        """See :meth:`ShardStore.keys`."""
+        self._durability.flush_index()
+        yield from self._index.keys(start, stop)
