@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
@@ -28,7 +29,8 @@ _SMALL_APPEND_BYTES = 64 * 1024
 class SegmentWriter:
     """Owns the active segment, the one that is appended to, and makes all other changes of segment files.
 
-    Guarded by the volume's lock; :meth:`remove`, :meth:`shorten` and :meth:`seems_removed` need no lock.
+    Called with the volume's lock held, but for :meth:`remove`, :meth:`shorten` and :meth:`seems_removed`, which
+    are called without it.
 
     Args:
         identity: what the first block of each segment says.
@@ -38,6 +40,7 @@ class SegmentWriter:
         unflushed: what a sync has to flush.
         index: tells which segments could not be read wholly.
         condition: tells what to raise for an error, and keeps what follows from it.
+        lock: the volume's.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class SegmentWriter:
         unflushed: Unflushed,
         index: ShardIndex,
         condition: Condition,
+        lock: threading.Lock,
     ) -> None:
         self._identity = identity
         self.segment_bytes_max = segment_bytes_max
@@ -58,6 +62,7 @@ class SegmentWriter:
         self._unflushed = unflushed
         self._index = index
         self._condition = condition
+        self._lock = lock
         self._active: VolumeFile | None = None  # its number is the table's last
         self._zeroed = 0  # where the zeros behind its records end; not above its size if there are none
 
@@ -254,8 +259,13 @@ class SegmentWriter:
 
     # -- other segments --------------------------------------------------------------------------
 
+    def drop(self, number: int) -> None:
+        """A segment does not count any more, and is about to be removed."""
+        self._table.drop(number)
+        self._unflushed.forget(number)
+
     def remove(self, number: int) -> None:
-        """Remove a segment that the table has dropped; it is gone durably afterwards.
+        """Remove the file of a segment that was dropped; it is gone durably afterwards.
 
         Raises:
             StorageError: the machine refuses it.
@@ -267,8 +277,8 @@ class SegmentWriter:
         except OSError as error:
             raise self.refused(error) from error
 
-    def shorten(self, number: int, size: int) -> VolumeFile:
-        """Cut a segment off behind ``size`` bytes; its file, which is still to be flushed.
+    def shorten(self, number: int, size: int) -> None:
+        """Cut a segment off behind ``size`` bytes; the next sync flushes that.
 
         Raises:
             StorageError: the machine refuses it.
@@ -278,7 +288,8 @@ class SegmentWriter:
             file.truncate(size)
         except OSError as error:
             raise self.refused(error) from error
-        return file
+        with self._lock:
+            self._unflushed.note(number, file)
 
     def refused(self, error: OSError) -> StorageError:
         """What to raise for a change that failed. On a disk that is read-only, there is no active segment any more."""

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from storage.errors import StorageError, StoreFull
+from storage.errors import StorageError
 from storage.keys import Kind, ShardKey
-from storage.limits import MIB, SEGMENT_BYTES_MAX
+from storage.limits import SEGMENT_BYTES_MAX
 from storage.shards.appending import Appender
+from storage.shards.compaction import Compaction
 from storage.shards.condition import Condition
 from storage.shards.durability import Durability, PendingSync
 from storage.shards.entries import Entries
+from storage.shards.evacuation import Evacuation
 from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import (
     IDENTITY_FILE,
@@ -22,29 +24,22 @@ from storage.shards.identity import (
     read_identity_file,
     write_identity,
 )
-from storage.shards.index import Aside, SegmentState, ShardIndex
+from storage.shards.index import Aside, ShardIndex
+from storage.shards.moving import Mover
 from storage.shards.newest import NewestRecord
 from storage.shards.port import (
-    CorruptShard,
     Location,
     Shard,
     Verdict,
     Verification,
-    VolumeReadOnly,
     VolumeUnavailable,
     VolumeUsage,
 )
 from storage.shards.quarantine import Quarantine
 from storage.shards.reading import Reader
-from storage.shards.record import (
-    HEADER_BYTES,
-    SEGMENT_HEADER_BYTES,
-    pack_headers,
-)
 from storage.shards.record_reader import RecordReader
 from storage.shards.record_walk import RecordWalk
 from storage.shards.replay import Replay
-from storage.shards.scan import ScannedRecord, scan_records
 from storage.shards.scrub import Scrub
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
@@ -57,8 +52,6 @@ from storage.system.faults import Fault, fault_of
 
 log = logging.getLogger(__name__)
 
-_COMPACT_BATCH_BYTES = 8 * MIB
-_ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
 _DRAIN_S = 5.0
 
 
@@ -98,7 +91,6 @@ class LocalVolume:
         self._filesystem = filesystem or LocalFileSystem()
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
-        self._compact_lock = threading.Lock()
         self.condition = Condition(path, self._filesystem)
         self.files = SegmentFiles(path, self._filesystem, self.condition)
         self._unflushed = Unflushed()
@@ -117,6 +109,7 @@ class LocalVolume:
             unflushed=self._unflushed,
             index=self._index,
             condition=self.condition,
+            lock=self._lock,
         )
         self._access = WriteAccess(
             self._filesystem,
@@ -178,6 +171,40 @@ class LocalVolume:
             quarantine=self._quarantine,
             unread=self._unread,
             durability=self._durability,
+        )
+        evacuation = Evacuation(
+            self._key,
+            files=self.files,
+            index=self._index,
+            records=self._records,
+            reader=self._reader,
+            quarantine=self._quarantine,
+            mover=Mover(
+                self._key,
+                files=self.files,
+                index=self._index,
+                entries=self._entries,
+                appender=self._appender,
+                condition=self.condition,
+                lock=self._lock,
+            ),
+            writer=self._writer,
+            durability=self._durability,
+            condition=self.condition,
+            lock=self._lock,
+        )
+        self._compaction = Compaction(
+            files=self.files,
+            table=self._table,
+            index=self._index,
+            entries=self._entries,
+            evacuation=evacuation,
+            unread=self._unread,
+            durability=self._durability,
+            writer=self._writer,
+            access=self._access,
+            condition=self.condition,
+            lock=self._lock,
         )
         replay = Replay(
             self._key,
@@ -375,197 +402,7 @@ class LocalVolume:
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
-        with self._compact_lock:
-            with self._lock:
-                self.condition.check_usable()
-                self._access.require()
-            self._unread.look_again()
-            self._recount()
-            compacted = freed = 0
-            for number in self._compactable(live_ratio_max):
-                try:
-                    freed += self._compact_segment(number)
-                except StoreFull:
-                    if not compacted:
-                        raise
-                    break
-                except (OSError, VolumeUnavailable) as error:
-                    # It may hold what can be read at another time, or on another controller.
-                    log.warning("segment %d of %s cannot be compacted now and stays: %s", number, self.path, error)
-                    if isinstance(error, VolumeReadOnly):
-                        break
-                    continue
-                compacted += 1
-            if freed:
-                with self._lock:
-                    self.condition.room.note_freed()
-            return compacted, freed
-
-    def _recount(self) -> None:
-        """Bring the index to disk, and correct counts of live bytes that are too high."""
-        with self._lock:
-            sizes = self._entries.begin_count()
-        self._durability.flush_index()
-        if sizes is None:
-            return
-        counted = self._index.live_bytes()
-        with self._lock:
-            self._entries.correct(sizes, counted)
-
-    def _compactable(self, live_ratio_max: float) -> list[int]:
-        """Segments worth rewriting, emptiest first so that space is there for the rest."""
-        with self._lock:
-            active = self._writer.active
-            if active is not None and self._worth(active, live_ratio_max):
-                self._writer.seal()  # the next append starts a new segment
-            chosen = [
-                (state.live / state.size, number)
-                for number, state in self._table.items()
-                if self._worth(state, live_ratio_max)
-                and not self._writer.is_active(number)
-                and not self._index.is_unread(number)
-            ]
-        return [number for _, number in sorted(chosen)]
-
-    def _worth(self, state: SegmentState, live_ratio_max: float) -> bool:
-        if state.size <= SEGMENT_HEADER_BYTES:
-            return False
-        return state.live <= SEGMENT_HEADER_BYTES or state.live / state.size <= live_ratio_max
-
-    def _compact_segment(self, number: int) -> int:
-        """Move live records away, make that durable, then drop the file. Returns bytes freed."""
-        before = self._table[number]
-        size = before.size
-        # Also where no record counts as live: a wrong count must not cost data.
-        room = self.condition.space().free
-        if room > before.live + _ROOM_KEPT_BYTES:
-            moved = self._move_live(number, before.size)
-        else:
-            moved = self._move_from_end(number, before, room // 4)
-        if before.live > SEGMENT_HEADER_BYTES:
-            moved += self._move_rest(number, set())
-        self._durability.flush_index()
-        with self._lock:
-            self._access.require()  # the index must have been told where everything has gone
-            self._table.drop(number)
-            self._unflushed.forget(number)
-        self._writer.remove(number)
-        return size - moved
-
-    def _move_live(self, number: int, size: int) -> int:
-        file = self.files.file(number)
-        if file is None:
-            return 0
-        moved, batch, batch_bytes = 0, [], 0
-        for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, size):
-            if not isinstance(found, ScannedRecord) or not found.intact:
-                continue
-            header = found.header
-            here = self._index.get(header.key)
-            if here is None or here[:2] != (number, found.offset):
-                continue
-            batch.append((found.offset, Shard(header.key, header.object_length, header.digest, bytes(found.payload))))
-            batch_bytes += HEADER_BYTES + len(found.payload)
-            if batch_bytes >= _COMPACT_BATCH_BYTES:
-                moved += self._move_batch(number, batch)
-                batch, batch_bytes = [], 0
-        return moved + self._move_batch(number, batch)
-
-    def _move_from_end(self, number: int, state: SegmentState, batch_bytes_max: int) -> int:
-        """Like :meth:`_move_live` for want of room: each piece is cut off before the next one is moved."""
-        file = self.files.file(number)
-        if file is None:
-            return 0
-        keys = [
-            (found.offset, found.header.key)
-            for found in scan_records(file, self._key, SEGMENT_HEADER_BYTES, state.size)
-            if isinstance(found, ScannedRecord) and found.intact and self._is_at(found.header.key, number, found.offset)
-        ]
-        moved = self._move_rest(number, {key for _, key in keys})
-        while keys:
-            batch: list[tuple[int, Shard]] = []
-            batch_bytes = 0
-            while keys and (not batch or batch_bytes < min(batch_bytes_max, _COMPACT_BATCH_BYTES)):
-                offset, key = keys.pop()
-                shard = self._read_to_move(key, number, offset)
-                if shard is not None:
-                    batch.append((offset, shard))
-                    batch_bytes += HEADER_BYTES + len(shard.payload)
-            moved += self._move_batch(number, batch)
-            self._cut_end(number, state, offset)
-        return moved
-
-    def _read_to_move(self, key: ShardKey, number: int, offset: int) -> Shard | None:
-        """A record that is still where it was; None if it is not, or if it rotted just now and was set aside."""
-        location = self._index.get(key)
-        if location is None or location[:2] != (number, offset):
-            return None
-        try:
-            return self._records.read(key, location)
-        except CorruptShard:
-            if self._quarantine.set_aside(key, location):
-                self._move_aside(key, Aside(location, wrong=False))
-            return None
-
-    def _is_at(self, key: ShardKey, number: int, offset: int) -> bool:
-        here = self._index.get(key)
-        return here is not None and here[:2] == (number, offset)
-
-    def _cut_end(self, number: int, state: SegmentState, size: int) -> None:
-        """Give back the end of a segment that nothing points into any more."""
-        with self._lock:
-            state.size = size
-        # The index must not count on more than is left, and must know where everything has gone.
-        self._durability.flush_index()
-        file = self._writer.shorten(number, size)
-        with self._lock:
-            self._unflushed.note(number, file)
-
-    def _move_rest(self, number: int, intact: set[ShardKey]) -> int:
-        """Move, byte by byte, what is no intact record: its place set aside, it may be all that is left of a shard.
-
-        What neither the index nor an authentic header tells of belongs to no shard that anybody could name.
-        """
-        for key in self._reader.keys():  # noqa: SIM118 - a method of the port, no mapping
-            here = self._index.get(key)
-            if here is not None and here.segment == number and key not in intact:
-                self._quarantine.set_aside(key, here)
-        left = [(key, aside) for key, aside in self._index.all_aside().items() if aside.location.segment == number]
-        if left:
-            log.warning("segment %d of %s: %d records set aside are moved as they are", number, self.path, len(left))
-        return sum(self._move_aside(key, aside) for key, aside in left)
-
-    def _move_aside(self, key: ShardKey, aside: Aside) -> int:
-        file = self.files.file(aside.location.segment)
-        length = HEADER_BYTES + aside.location.payload_length
-        raw = memoryview(bytearray(length))
-        there = file is not None and self.files.fill(file, [raw], length, aside.location.offset)
-        with self._lock:
-            self.condition.check_usable()
-            if self._index.aside(key) != aside:
-                return 0
-            if not there:  # the file ends before it does: there is nothing to keep
-                self._entries.drop_aside(key, aside)
-                return 0
-            self._entries.move_aside(key, aside, *self._appender.append_raw(raw))
-        return length
-
-    def _move_batch(self, number: int, batch: list[tuple[int, Shard]]) -> int:
-        """Append copies and point the index at them, unless a record was removed or replaced meanwhile."""
-        shards = [shard for _, shard in batch]
-        headers = pack_headers(shards, self._key)
-        moved = 0
-        with self._lock:
-            self.condition.check_usable()
-            for (offset, shard), header in zip(batch, headers, strict=True):
-                here = self._index.get(shard.key)
-                if here is None or here[:2] != (number, offset):
-                    continue
-                if self._index.recent(shard.key) is None:
-                    self._entries.release(here)
-                self._appender.append_copy(shard, header)
-                moved += HEADER_BYTES + len(shard.payload)
-        return moved
+        return self._compaction.compact(live_ratio_max)
 
     # -- the rest --------------------------------------------------------------------------------
 

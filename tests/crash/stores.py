@@ -84,8 +84,8 @@ def limits_of(setting: Setting) -> Iterator[None]:
     """Inside, volumes have the limits of a setting."""
     with pending_max(setting.pending_max), pytest.MonkeyPatch.context() as patch:
         if setting.little_room:
-            patch.setattr("storage.shards.volume._ROOM_KEPT_BYTES", 1 << 60)
-            patch.setattr("storage.shards.volume._COMPACT_BATCH_BYTES", 50_000)
+            patch.setattr("storage.shards.evacuation._ROOM_KEPT_BYTES", 1 << 60)
+            patch.setattr("storage.shards.evacuation._COMPACT_BATCH_BYTES", 50_000)
         yield
 
 
