@@ -9,7 +9,7 @@ from typing import NamedTuple
 from storage.errors import StorageError, StoreFull
 from storage.shards.condition import Condition
 from storage.shards.filesystem import VolumeFile
-from storage.shards.index import PENDING_MAX, ShardIndex
+from storage.shards.index import ShardIndex
 from storage.shards.port import VolumeUnavailable
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
@@ -19,6 +19,8 @@ from storage.shards.write_access import WriteAccess
 from storage.system.faults import never_flushed
 
 log = logging.getLogger(__name__)
+
+PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
 
 
 class PendingSync(NamedTuple):

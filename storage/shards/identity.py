@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,11 @@ import msgspec
 from storage.errors import FormatError, StoreUnavailable
 from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 from storage.shards.filesystem import FileSystem, LocalFileSystem
+from storage.shards.port import VolumeUnavailable
 from storage.shards.record import SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_header
 from storage.system.faults import Fault, fault_of
+
+log = logging.getLogger(__name__)
 
 IDENTITY_FILE = "VOLUME"
 SEGMENT_SUFFIX = ".seg"
@@ -141,6 +145,31 @@ def read_identity_file(directory: Path, filesystem: FileSystem | None = None) ->
         return _read_identity_file(directory, filesystem or LocalFileSystem())
     except FileNotFoundError:
         return None
+
+
+def lacks_identity(directory: Path, expected: VolumeIdentity, filesystem: FileSystem) -> bool:
+    """Whether ``VOLUME`` is still to be written in a directory that is about to be opened as this volume.
+
+    Whoever looked before may have found nothing because the directory was out of reach just then.
+
+    Raises:
+        VolumeUnavailable: there is another volume in it.
+        FormatError: written by a newer version, or damaged so that it cannot be told which volume it is.
+        OSError: it cannot be read now.
+    """
+    found, is_missing = None, False
+    try:
+        found = read_identity_file(directory, filesystem)
+        is_missing = found is None
+    except OSError as error:
+        if fault_of(error) is not Fault.BROKEN:
+            raise
+        log.warning("%s cannot be read; the segments tell what it is: %s", directory / IDENTITY_FILE, error)
+    if found is None:
+        found = identity_among(filesystem.names(directory), directory, filesystem)
+    if found is not None and found.key != expected.key:
+        raise VolumeUnavailable(f"there is another volume in {directory} than a moment ago; it is opened anew")
+    return is_missing
 
 
 def _read_identity_file(directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:

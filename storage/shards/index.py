@@ -37,7 +37,6 @@ _NEWEST_KEY = b"newest"
 _UNREAD_PREFIX = b"unread"
 _UNREAD_KEY = struct.Struct(">6sII")
 _UNREAD_STOP = struct.Struct("<I")
-PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
 
 _CHECK_PAGE = 4096  # entries checked in one transaction
 

@@ -1,4 +1,25 @@
-"""A volume: a directory of append-only segment files on one disk, with a derivable index."""
+"""A volume: a directory of append-only segment files on one disk, with a derivable index.
+
+:class:`LocalVolume` puts the parts of a volume together; what each of them does is in a module of its own.
+
+Locks, in the order in which they are taken. Whoever holds one takes only those below it:
+
+1. that of :class:`~storage.shards.compaction.Compaction`: one compaction at a time.
+2. that of :class:`~storage.shards.durability.Durability`: one sync at a time, from its begin to its end. Files are
+   flushed, and the index is written to disk, under this one alone, so that appends go on meanwhile.
+3. the volume's, which is made here and given to the parts. It guards what a record is written and indexed by: the
+   active segment, the table of segments, the entries of the index, what is unflushed, and the room. ``Entries``,
+   ``SegmentTable``, ``Unflushed``, ``Room``, ``SegmentWriter``, ``WriteAccess.require``, ``Appender.append_copy`` and
+   ``Appender.append_raw`` leave it to their callers to take it (their docstrings name the exceptions). All others take
+   it where they change any of that.
+4. that of :class:`~storage.shards.segment_files.SegmentFiles`: the files that are open, while one is opened.
+
+Readers take the last one only, unless they give back a record that was set aside. They look up single entries of the
+index and of the table. An entry is there only after its bytes were written and its segment's size was raised, and a
+record that is not where the index said is looked up again: a compaction may have moved it. The condition has no lock:
+an error is noted by whoever meets it. A volume that is being opened is known to nobody else, and is replayed without
+locks.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +38,11 @@ from storage.shards.durability import Durability, PendingSync
 from storage.shards.entries import Entries
 from storage.shards.evacuation import Evacuation
 from storage.shards.filesystem import FileSystem, LocalFileSystem
-from storage.shards.identity import (
-    IDENTITY_FILE,
-    VolumeIdentity,
-    identity_among,
-    read_identity_file,
-    write_identity,
-)
+from storage.shards.identity import IDENTITY_FILE, VolumeIdentity, lacks_identity, write_identity
 from storage.shards.index import Aside, ShardIndex
 from storage.shards.moving import Mover
 from storage.shards.newest import NewestRecord
-from storage.shards.port import (
-    Location,
-    Shard,
-    Verdict,
-    Verification,
-    VolumeUnavailable,
-    VolumeUsage,
-)
+from storage.shards.port import Location, Shard, Verdict, Verification, VolumeUnavailable, VolumeUsage
 from storage.shards.quarantine import Quarantine
 from storage.shards.reading import Reader
 from storage.shards.record_reader import RecordReader
@@ -162,7 +170,23 @@ class LocalVolume:
         self._newest = NewestRecord(
             index=self._index, table=self._table, reader=self._reader, condition=self.condition, lock=self._lock
         )
-        self._scrub = Scrub(
+        self._scrub = self._new_scrub()
+        self._compaction = self._new_compaction()
+        self.shrank = self._open_segments()
+
+    def _identify(self) -> None:
+        """Make sure that the directory holds this volume, and begin a new one only where there is none."""
+        if not lacks_identity(self.path, self.identity, self._filesystem):
+            return
+        try:
+            write_identity(self.path, self.identity, self._filesystem)
+        except OSError as error:
+            if fault_of(error) is not Fault.READ_ONLY:
+                raise
+            self.condition.note_read_only(error)  # the segments tell what it is
+
+    def _new_scrub(self) -> Scrub:
+        return Scrub(
             self._key,
             files=self.files,
             table=self._table,
@@ -172,6 +196,17 @@ class LocalVolume:
             unread=self._unread,
             durability=self._durability,
         )
+
+    def _new_compaction(self) -> Compaction:
+        mover = Mover(
+            self._key,
+            files=self.files,
+            index=self._index,
+            entries=self._entries,
+            appender=self._appender,
+            condition=self.condition,
+            lock=self._lock,
+        )
         evacuation = Evacuation(
             self._key,
             files=self.files,
@@ -179,21 +214,13 @@ class LocalVolume:
             records=self._records,
             reader=self._reader,
             quarantine=self._quarantine,
-            mover=Mover(
-                self._key,
-                files=self.files,
-                index=self._index,
-                entries=self._entries,
-                appender=self._appender,
-                condition=self.condition,
-                lock=self._lock,
-            ),
+            mover=mover,
             writer=self._writer,
             durability=self._durability,
             condition=self.condition,
             lock=self._lock,
         )
-        self._compaction = Compaction(
+        return Compaction(
             files=self.files,
             table=self._table,
             index=self._index,
@@ -206,6 +233,9 @@ class LocalVolume:
             condition=self.condition,
             lock=self._lock,
         )
+
+    def _open_segments(self) -> bool:
+        """Replay what the index lacks, and go on with the last segment; whether segments were gone or cut short."""
         replay = Replay(
             self._key,
             files=self.files,
@@ -222,37 +252,11 @@ class LocalVolume:
             self._writer.resume()
         except OSError as error:
             self._index.close()
-            raise VolumeUnavailable(f"volume {path} cannot be opened now: {error}") from error
+            raise VolumeUnavailable(f"volume {self.path} cannot be opened now: {error}") from error
         except BaseException:
             self._index.close()
             raise
-        self.shrank = replay.shrank
-
-    def _identify(self) -> None:
-        """Make sure that the directory holds this volume, and begin a new one only where there is none.
-
-        Whoever looked before may have found nothing because the directory was out of reach just then.
-        """
-        found, is_written = None, True
-        try:
-            found = read_identity_file(self.path, self._filesystem)
-            is_written = found is not None
-        except OSError as error:
-            if fault_of(error) is not Fault.BROKEN:
-                raise
-            log.warning("%s cannot be read; the segments tell what it is: %s", self.path / IDENTITY_FILE, error)
-        if found is None:
-            found = identity_among(self._filesystem.names(self.path), self.path, self._filesystem)
-        if found is not None and found.key != self.identity.key:
-            raise VolumeUnavailable(f"there is another volume in {self.path} than a moment ago; it is opened anew")
-        if is_written:
-            return
-        try:
-            write_identity(self.path, self.identity, self._filesystem)
-        except OSError as error:
-            if fault_of(error) is not Fault.READ_ONLY:
-                raise
-            self.condition.note_read_only(error)  # the segments tell what it is
+        return replay.shrank
 
     @property
     def state(self) -> tuple[str, str]:
