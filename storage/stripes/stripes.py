@@ -10,22 +10,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, islice, product
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 from cachetools import LRUCache
 
 from storage.erasure import ErasureProfile, code_for_key
-from storage.errors import DataLossError, FormatError, ShardsUnavailable, StorageError, StoreClosed
+from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
 from storage.fleet.fleet import Fleet
-from storage.formats.versions import decode_version
 from storage.keys import (
     BYTE,
     Kind,
     ShardKey,
     StripeKey,
-    StripeParts,
     data_shards,
     kind_of,
     object_id_of,
@@ -39,6 +37,7 @@ from storage.keys import (
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
+from storage.stripes.decoding import is_object, solve, survivors_by_length
 from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
 from storage.stripes.making import Making
 from storage.stripes.shard_map import ShardMap, ShardMapper
@@ -52,7 +51,6 @@ _MENDED_TOGETHER = 4  # usual chunks of 1 MiB; readers wait for so much at most
 _TOGETHER_MAX = 64
 _LATELY_KEPT = 4096  # more than lie between two leases of a push
 
-_COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
 _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
 _ASKERS = 16  # threads that ask stores where shards are
@@ -88,14 +86,6 @@ class Written(NamedTuple):
     length: int
     digest: bytes
     store: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Survivors:
-    """Intact-looking shards of a stripe by slot, and the object's length they agree on."""
-
-    payloads: dict[int, memoryview]
-    length: int
 
 
 @dataclass(slots=True)
@@ -614,7 +604,7 @@ class StripeStore:
     def _unread(self, stripe: StripeKey, reads: _ShardReads) -> Unread:
         """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
         k = data_shards(stripe)
-        most = max((len(group.payloads) for group in _by_length(reads.found, k)), default=0)
+        most = max((len(group.payloads) for group in survivors_by_length(reads.found, k)), default=0)
         sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
         away = len(reads.unreachable.keys() - reads.found.keys())
         if sound + away < k or most > sound:
@@ -630,11 +620,11 @@ class StripeStore:
         found, places = reads.found, reads.places
         if reads.rotten:
             self._set_aside(stripe, reads.rotten, "digest differs")
-        groups = _by_length(found, parts.k)
+        groups = survivors_by_length(found, parts.k)
         if expect is not None:
             groups = [group for group in groups if group.length == expect]
         for survivors in groups:
-            data = self._solve(parts, survivors)
+            data = solve(parts, survivors)
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
                 if liars:
@@ -703,37 +693,12 @@ class StripeStore:
             reads.unreachable[slot_of(key)] = self._cause(holder)
         return None
 
-    def _solve(self, parts: StripeParts, survivors: _Survivors) -> memoryview | None:
-        """Decode; if intact-looking shards give a wrong object, find the combination that does not."""
-        slots = sorted(survivors.payloads)
-        for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
-            data = self._decode(parts.k, parts.n, survivors, chosen)
-            # The padding, too: what a liar put there would make liars of the shards that are coded from it.
-            if _is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
-                return data
-        return None
-
     def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
         """Slots whose shard is not what the verified object encodes to."""
         truth = self.shards_of(stripe, data, length)
         return [
             slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
         ]
-
-    @staticmethod
-    def _decode(k: int, n: int, survivors: _Survivors, chosen: tuple[int, ...]) -> memoryview:
-        """The padded object (k * shard length bytes) from k shards."""
-        shard_length = -(-survivors.length // k)
-        data = memoryview(bytearray(k * shard_length))
-        cut = [data[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)]
-        for slot in chosen:
-            if slot < k:
-                cut[slot][:] = survivors.payloads[slot]
-        missing = [slot for slot in range(k) if slot not in chosen]
-        code_for_key(k, n).decode_into(
-            [survivors.payloads[s] for s in chosen], list(chosen), missing, [cut[s] for s in missing]
-        )
-        return data
 
     def _set_aside(self, stripe: StripeKey, places: _Places, why: str, *, wrong: bool = False) -> None:
         """Have bad shards read by nobody any more, and ask for the stripe to be healed.
@@ -835,7 +800,7 @@ class StripeStore:
         return {
             read.stripe: read.target
             for read, missing in zip(reads, outcomes, strict=True)
-            if missing is not None and _is_object(split_stripe_key(read.stripe), read.target)
+            if missing is not None and is_object(split_stripe_key(read.stripe), read.target)
         }
 
     def _make_absent(
@@ -887,31 +852,9 @@ class StripeStore:
         return padded, len(data)
 
 
-def _by_length(found: dict[int, Shard], k: int) -> list[_Survivors]:
-    """Shards grouped by the object length they claim, the largest group first."""
-    groups: dict[int, dict[int, memoryview]] = {}
-    for slot, shard in found.items():
-        if len(shard.payload) == -(-shard.object_length // k):
-            groups.setdefault(shard.object_length, {})[slot] = memoryview(shard.payload)
-    return sorted(
-        (_Survivors(payloads, length) for length, payloads in groups.items()), key=lambda group: -len(group.payloads)
-    )
-
-
 def _is_same(one: Shard, other: Shard) -> bool:
     """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
     return one.digest == other.digest and one.object_length == other.object_length
-
-
-def _is_object(parts: StripeParts, data: memoryview) -> bool:
-    """Whether these bytes are what the id names. A version's id is the hash of the record in its object."""
-    if parts.kind is not Kind.VERSION:
-        return blake3(data).digest() == parts.object_id
-    try:
-        decode_version(bytes(data), parts.object_id)
-    except FormatError:
-        return False
-    return True
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:
