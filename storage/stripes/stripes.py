@@ -38,6 +38,7 @@ from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
 from storage.stripes.decoding import is_object, solve, survivors_by_length
+from storage.stripes.encoding import Encoder
 from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
 from storage.stripes.making import Making
 from storage.stripes.shard_map import ShardMap, ShardMapper
@@ -121,6 +122,7 @@ class StripeStore:
         self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
         self._lately_lock = threading.Lock()
         self._making = Making()
+        self._encoder = Encoder()
         self._soundness = Soundness(remembers_reads=volumes.remote)
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
@@ -137,12 +139,7 @@ class StripeStore:
     # -- writing ---------------------------------------------------------------------------------
 
     def shards_of(
-        self,
-        stripe: StripeKey,
-        data: BytesLike,
-        length: int,
-        scratch: bytearray | None = None,
-        slots: Collection[int] | None = None,
+        self, stripe: StripeKey, data: BytesLike, length: int, *, slots: Collection[int] | None = None
     ) -> list[Shard]:
         """Shards of an object; data shards are views of ``data``.
 
@@ -150,27 +147,9 @@ class StripeStore:
             stripe: its key.
             data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
             length: its length in bytes.
-            scratch: buffer for the parity shards, a new one otherwise.
             slots: those wanted; default all.
         """
-        k, n = data_shards(stripe), shard_count(stripe)
-        wanted = range(n) if slots is None else sorted(slots)
-        if k == 1:
-            digest = blake3(data).digest()
-            return [Shard(ShardKey(stripe + BYTE[slot]), length, digest, data) for slot in wanted]
-        shard_length = -(-length // k)
-        view = memoryview(data)
-        coded = any(slot >= k for slot in wanted)
-        parity = code_for_key(k, n).encode(data, shard_length, scratch) if coded else view
-        shards = []
-        for slot in wanted:
-            payload = (
-                view[slot * shard_length : (slot + 1) * shard_length]
-                if slot < k
-                else parity[(slot - k) * shard_length : (slot - k + 1) * shard_length]
-            )
-            shards.append(Shard(ShardKey(stripe + BYTE[slot]), length, blake3(payload).digest(), payload))
-        return shards
+        return self._encoder.shards_of(stripe, data, length, slots=slots)
 
     def is_new(self, stripe: StripeKey) -> bool:
         """Whether nothing of a stripe is stored, judged by its first shard alone where all volumes are whole.
@@ -288,7 +267,7 @@ class StripeStore:
     def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
         """:meth:`put` what is to be written anew of a stripe that is not sound; arguments as there."""
         with self._making.of([stripe]):
-            slots = self.unsound_slots(stripe, self.shards_of(stripe, data, length, self._parity(stripe, length)))
+            slots = self.unsound_slots(stripe, self._encoder.passing_shards_of(stripe, data, length))
             if slots:
                 self.put(stripe, data, length, slots)
 
@@ -339,7 +318,7 @@ class StripeStore:
         if self.volumes.remote:
             with self._lately_lock:
                 self._lately[stripe] = None
-        shards = self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
+        shards = self._encoder.passing_shards_of(stripe, data, length, slots)
         batches, since = self.by_volume(stripe, shards, targets), self.volumes.epoch()
         missed = self.volumes.append(batches)
         self.note_appended(batches, since)
@@ -354,14 +333,6 @@ class StripeStore:
             absent = self.look_for(stripe)
             if absent.slots:
                 self.put(stripe, data, length, absent.slots, absent.targets)
-
-    def _parity(self, stripe: StripeKey, length: int) -> bytearray:
-        """This thread's parity buffer: what is appended is on its way to the disk when append returns."""
-        needed = (shard_count(stripe) - data_shards(stripe)) * -(-length // data_shards(stripe))
-        parity: bytearray | None = getattr(self._scratch, "parity", None)
-        if parity is None or len(parity) < needed:
-            parity = self._scratch.parity = bytearray(needed)
-        return parity
 
     def by_volume(
         self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
@@ -695,7 +666,7 @@ class StripeStore:
 
     def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
         """Slots whose shard is not what the verified object encodes to."""
-        truth = self.shards_of(stripe, data, length)
+        truth = self._encoder.shards_of(stripe, data, length)
         return [
             slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
         ]

@@ -12,7 +12,7 @@ from blake3 import blake3
 from storage import ErasureProfile
 from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, VolumeUnavailable
-from storage.stripes.stripes import StripeStore
+from storage.stripes.encoding import Encoder
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
 from tests.simulation.network import Connection
@@ -161,16 +161,16 @@ def test_a_worker_that_comes_back_once_its_shards_were_missed_is_given_none_that
     assert any(name == away.name for name, _ in before)
     away.stop()
     cluster.pass_time(LEASE_S + 2)
-    shards_of = StripeStore.shards_of
+    shards_of = Encoder.shards_of
 
-    def come_back_first(self: StripeStore, *arguments: Any, **named: Any) -> list[Shard]:
+    def come_back_first(self: Encoder, *arguments: Any, **named: Any) -> list[Shard]:
         if not away.up:
             away.start()
             away.beat(cluster.pool)
             assert away.joined
         return shards_of(self, *arguments, **named)
 
-    monkeypatch.setattr(StripeStore, "shards_of", come_back_first)
+    monkeypatch.setattr(Encoder, "shards_of", come_back_first)
     if where == "in the middle of a push":
         push_again(cluster, content)
     else:
