@@ -58,9 +58,9 @@ class Encoder:
     def passing_shards_of(
         self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None
     ) -> list[Shard]:
-        """:meth:`shards_of` whose payloads change with this thread's next call.
+        """:meth:`shards_of` into a buffer that this thread's next call overwrites.
 
-        That is soon enough for what is appended: it is on its way to the disk when append returns.
+        Appended shards may share it: when an append returns, it has handed the payloads on.
         """
         return self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
 

@@ -40,6 +40,7 @@ from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFail
 from storage.stripes.decoding import is_object, solve, survivors_by_length
 from storage.stripes.encoding import Encoder
 from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
+from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
@@ -55,7 +56,6 @@ _LATELY_KEPT = 4096  # more than lie between two leases of a push
 _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
 _ASKERS = 16  # threads that ask stores where shards are
-_LOOKS_MAX = 3  # at a stripe, while stores that are asked come and go
 
 
 HealRequest = Callable[[StripeKey], None]
@@ -66,18 +66,6 @@ Unread = DataLossError | ShardsUnavailable
 
 _Places = dict[int, tuple[int, Location | None]]
 """Where shards of a stripe were found, by stripe slot: store slot and place in it."""
-
-
-class Absent(NamedTuple):
-    """Shards of a stripe that are not known to be where they should be put now.
-
-    ``slots``: theirs. ``unsure``: those of which that cannot be told, see :class:`ShardMap`. ``targets``: the store
-    to put each shard on, by the same look: one that came since, which may have them, was not asked.
-    """
-
-    slots: list[int]
-    unsure: frozenset[int]
-    targets: tuple[int, ...]
 
 
 class Written(NamedTuple):
@@ -127,6 +115,7 @@ class StripeStore:
         self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
         self.shard_mapper = ShardMapper(volumes, self._askers)
+        self._lookup = ShardLookup(volumes, self._soundness, self.shard_mapper)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -152,14 +141,8 @@ class StripeStore:
         return self._encoder.shards_of(stripe, data, length, slots=slots)
 
     def is_new(self, stripe: StripeKey) -> bool:
-        """Whether nothing of a stripe is stored, judged by its first shard alone where all volumes are whole.
-
-        May be wrong for a stripe that has just lost that shard; writing it again does no harm.
-        """
-        if self.volumes.incomplete:
-            return False
-        holder = self.volumes.holders(stripe)[0]
-        return self._lacks(holder, ShardKey(stripe + BYTE[0])) is True
+        """Whether nothing of a stripe is stored, as far as a quick look tells; see :class:`ShardLookup`."""
+        return self._lookup.is_new(stripe)
 
     def was_put_lately(self, stripe: StripeKey) -> bool:
         """Whether :meth:`put` had this stripe among the last few thousand."""
@@ -171,52 +154,15 @@ class StripeStore:
 
         A stripe that could not be read lacks all of them until it was written anew.
         """
-        return self.look_for(stripe).slots
+        return self._lookup.look_for(stripe).slots
 
     def look_for(self, stripe: StripeKey) -> Absent:
         """:meth:`absent_slots`, and the stores to put them on."""
-        for _ in range(_LOOKS_MAX):
-            epoch = self.volumes.epoch()
-            if self._soundness.is_doubted(stripe, epoch):
-                return Absent(list(range(shard_count(stripe))), frozenset(), self.volumes.targets(stripe))
-            found = self._look_now(stripe)
-            if not found.slots or self.volumes.epoch() == epoch:
-                break
-        return found
-
-    def _look_now(self, stripe: StripeKey) -> Absent:
-        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
-        absent, unsure = [], []
-        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
-            key = ShardKey(stripe + BYTE[slot])
-            lacks = self._lacks(target, key)
-            if lacks is not False and place != target:
-                there = self._lacks(place, key)
-                lacks = there and lacks
-            if lacks is not False:
-                absent.append(slot)
-                unsure += [slot] if lacks is None else []
-        return Absent(absent, frozenset(unsure), targets)
-
-    def _lacks(self, store: int, key: ShardKey) -> bool | None:
-        """Whether a store has not got a shard; None if it does not answer, and was not known to be away."""
-        volume: ShardStore | None = self.volumes.volume(store)
-        if volume is None:
-            return True
-        try:
-            return volume.locate(key) is None
-        except StorageError as error:
-            self.volumes.failed(store, volume, error)
-        return None
+        return self._lookup.look_for(stripe)
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
         """:meth:`absent_slots` of many stripes, asking each store once."""
-        lacking = self.shard_mapper.lacking(stripes)
-        now = self.volumes.epoch()
-        return [
-            list(range(shard_count(stripe))) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
-            for index, stripe in enumerate(stripes)
-        ]
+        return self._lookup.absent(stripes)
 
     def is_sound(self, stripe: StripeKey, length: int) -> bool:
         """Whether a stripe whose shards are all said to be there can be counted on without writing it anew.
@@ -286,19 +232,7 @@ class StripeStore:
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
         """Where the shards of many stripes are, in their places and elsewhere."""
-        found = self.shard_mapper.shard_maps(stripes)
-        return [
-            found.get(index) or ShardMap(self.volumes.targets(stripe), [], None) for index, stripe in enumerate(stripes)
-        ]
-
-    def _locate(self, holder: int, key: ShardKey) -> Location | None:
-        volume: ShardStore | None = self.volumes.volume(holder)
-        if volume is not None:
-            try:
-                return volume.locate(key)
-            except StorageError as error:
-                self.volumes.failed(holder, volume, error)
-        return None
+        return self._lookup.shard_maps(stripes)
 
     def put(
         self,
@@ -377,11 +311,7 @@ class StripeStore:
 
     def object_length(self, stripe: StripeKey) -> int | None:
         """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
-        for slot, holder in enumerate(self.volumes.holders(stripe)):
-            location = self._locate(holder, shard_key(stripe, slot))
-            if location is not None:
-                return location.object_length
-        return None
+        return self._lookup.object_length(stripe)
 
     def _read_data_shards(self, stripe: StripeKey, target: memoryview, *, look_into: bool = True) -> bool:
         k = data_shards(stripe)
@@ -463,7 +393,7 @@ class StripeStore:
             key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
             if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
-            place = self._locate(holders[slot], key)
+            place = self._lookup.locate(holders[slot], key)
             reads = _ShardReads()
             shard = self._read_checked(holders[slot], volume, key, place, reads)
             if shard is not None and shard.object_length != length:
@@ -617,7 +547,7 @@ class StripeStore:
                 reads.unreachable[slot] = self._cause(holder)
                 continue
             key = shard_key(stripe, slot)
-            place = self._locate(holder, key)
+            place = self._lookup.locate(holder, key)
             reads.places[slot] = (holder, place)
             shard = self._read_checked(holder, volume, key, place, reads)
             if shard is not None:

@@ -1,0 +1,128 @@
+"""Where the shards of stripes are, and which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from storage.errors import StorageError
+from storage.fleet.fleet import Fleet
+from storage.keys import BYTE, ShardKey, StripeKey, shard_count, shard_key
+from storage.shards import Location, ShardStore
+from storage.stripes.shard_map import ShardMap, ShardMapper
+from storage.stripes.soundness import Soundness
+
+_LOOKS_MAX = 3  # at a stripe, while stores that are asked come and go
+
+
+class Absent(NamedTuple):
+    """Shards of a stripe that are missing where they should be put now, as far as is known.
+
+    Attributes:
+        slots: the missing shards.
+        unsure: those of them whose store did not answer and may have them, see :class:`ShardMap`.
+        targets: the store to put each shard of the stripe on, as it was when the stores were asked. A store that
+            came back since was not asked.
+    """
+
+    slots: list[int]
+    unsure: frozenset[int]
+    targets: tuple[int, ...]
+
+
+class ShardLookup:
+    """Asks the stores of a fleet what they have, one stripe at a time or many. Thread-safe.
+
+    Args:
+        fleet: the stores.
+        soundness: knows which stripes could not be read; those count as absent.
+        mapper: asks for many stripes.
+    """
+
+    def __init__(self, fleet: Fleet[Any], soundness: Soundness, mapper: ShardMapper) -> None:
+        self._fleet = fleet
+        self._soundness = soundness
+        self._mapper = mapper
+
+    def is_new(self, stripe: StripeKey) -> bool:
+        """Whether nothing of a stripe is stored, judged by its first shard alone; False unless all stores are whole.
+
+        Wrong for a stripe that has just lost that shard; writing it again does no harm.
+        """
+        if self._fleet.incomplete:
+            return False
+        holder = self._fleet.holders(stripe)[0]
+        return self._lacks(holder, ShardKey(stripe + BYTE[0])) is True
+
+    def look_for(self, stripe: StripeKey) -> Absent:
+        """The shards that are not known to be where they should be put now; with no slots, the stripe is whole.
+
+        A stripe that could not be read counts as having none until it is written anew.
+        """
+        for _ in range(_LOOKS_MAX):
+            epoch = self._fleet.epoch()
+            if self._soundness.is_doubted(stripe, epoch):
+                return Absent(list(range(shard_count(stripe))), frozenset(), self._fleet.targets(stripe))
+            found = self._look_now(stripe)
+            if not found.slots or self._fleet.epoch() == epoch:
+                break
+        return found
+
+    def _look_now(self, stripe: StripeKey) -> Absent:
+        targets, places = self._fleet.targets(stripe), self._fleet.places(stripe)
+        absent, unsure = [], []
+        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
+            key = ShardKey(stripe + BYTE[slot])
+            lacks = self._lacks(target, key)
+            if lacks is not False and place != target:
+                there = self._lacks(place, key)
+                lacks = there and lacks
+            if lacks is not False:
+                absent.append(slot)
+                unsure += [slot] if lacks is None else []
+        return Absent(absent, frozenset(unsure), targets)
+
+    def _lacks(self, store: int, key: ShardKey) -> bool | None:
+        """Whether a store lacks a shard; None if it is not known to be away, and does not answer."""
+        volume: ShardStore | None = self._fleet.volume(store)
+        if volume is None:
+            return True
+        try:
+            return volume.locate(key) is None
+        except StorageError as error:
+            self._fleet.failed(store, volume, error)
+        return None
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """The slots that :meth:`look_for` finds, of many stripes, asking each store once."""
+        lacking = self._mapper.lacking(stripes)
+        now = self._fleet.epoch()
+        return [
+            list(range(shard_count(stripe))) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
+            for index, stripe in enumerate(stripes)
+        ]
+
+    def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
+        """Where the shards of many stripes are, in their places and elsewhere."""
+        found = self._mapper.shard_maps(stripes)
+        return [
+            found.get(index) or ShardMap(self._fleet.targets(stripe), [], None) for index, stripe in enumerate(stripes)
+        ]
+
+    def locate(self, holder: int, key: ShardKey) -> Location | None:
+        """Where a store has a shard; None if it lacks it, is away, or does not answer."""
+        volume: ShardStore | None = self._fleet.volume(holder)
+        if volume is not None:
+            try:
+                return volume.locate(key)
+            except StorageError as error:
+                self._fleet.failed(holder, volume, error)
+        return None
+
+    def object_length(self, stripe: StripeKey) -> int | None:
+        """Length of a stored object as its shards' headers tell it; None if no shard can be had."""
+        for slot, holder in enumerate(self._fleet.holders(stripe)):
+            location = self.locate(holder, shard_key(stripe, slot))
+            if location is not None:
+                return location.object_length
+        return None
