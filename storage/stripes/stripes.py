@@ -7,14 +7,12 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from typing import Any, NamedTuple
 
 from blake3 import blake3
-from cachetools import LRUCache
 
 from storage.erasure import ErasureProfile, code_for_key
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
@@ -32,7 +30,6 @@ from storage.keys import (
     slot_of,
     split_stripe_key,
     stripe_key,
-    stripe_of,
 )
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
@@ -44,6 +41,7 @@ from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
+from storage.stripes.writing import StripeWriter
 
 # Read together from stores that cost a round trip: several shards a message, in bounded memory. Measured on a
 # pool of six workers: 8 MiB are a tenth faster than 4. 16 are another tenth faster for one reader, but not for
@@ -51,7 +49,6 @@ from storage.stripes.soundness import Soundness
 _TOGETHER_BYTES = 8 * MIB
 _MENDED_TOGETHER = 4  # usual chunks of 1 MiB; readers wait for so much at most
 _TOGETHER_MAX = 64
-_LATELY_KEPT = 4096  # more than lie between two leases of a push
 
 _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
@@ -107,8 +104,6 @@ class StripeStore:
         self.on_missing: HealRequest = lambda stripe: None
         self._scratch = threading.local()
         self._closed = False
-        self._lately: LRUCache[StripeKey, None] = LRUCache(_LATELY_KEPT)
-        self._lately_lock = threading.Lock()
         self._making = Making()
         self._encoder = Encoder()
         self._soundness = Soundness(remembers_reads=volumes.remote)
@@ -116,6 +111,7 @@ class StripeStore:
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
         self.shard_mapper = ShardMapper(volumes, self._askers)
         self._lookup = ShardLookup(volumes, self._soundness, self.shard_mapper)
+        self._writer = StripeWriter(volumes, self._encoder, self._lookup, self._making, self._soundness)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -145,9 +141,8 @@ class StripeStore:
         return self._lookup.is_new(stripe)
 
     def was_put_lately(self, stripe: StripeKey) -> bool:
-        """Whether :meth:`put` had this stripe among the last few thousand."""
-        with self._lately_lock:
-            return stripe in self._lately
+        """Whether :meth:`put` had this stripe among the last few thousand; remembered for remote stores only."""
+        return self._writer.was_put_lately(stripe)
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
         """Slots whose shard is not known to be where it should be put now; empty means the stripe is whole.
@@ -218,17 +213,13 @@ class StripeStore:
                 self.put(stripe, data, length, slots)
 
     def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
-        """Shards were put on their stores; what all shards of were among them is not to be doubted any more.
+        """Count stripes of which all shards were appended as readable again.
 
         Args:
             batches: the shards, by store.
-            since: the stores' epoch before: one that failed meanwhile has not got its shards.
+            since: the stores' epoch before: a store that failed since then may lack its shards.
         """
-        if self._soundness.doubts_any:
-            written = Counter(stripe_of(shard.key) for shards in batches.values() for shard in shards)
-            for stripe, count in written.items():
-                if count == shard_count(stripe):
-                    self._soundness.note_written(StripeKey(stripe), since)
+        self._writer.note_appended(batches, since)
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
         """Where the shards of many stripes are, in their places and elsewhere."""
@@ -242,45 +233,29 @@ class StripeStore:
         slots: Collection[int] | None = None,
         targets: Sequence[int] | None = None,
     ) -> list[Shard]:
-        """Append an object's shards (those in ``slots``, default all) to their volumes; not yet durable.
+        """Append shards of an object to their volumes; not yet durable.
 
-        ``targets`` are those by which it was looked what is absent.
+        Args:
+            stripe: its key.
+            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
+            length: its length in bytes.
+            slots: the shards to append; default all.
+            targets: the volume for each shard of the stripe, as :meth:`look_for` told; default where they go now.
 
         Returns:
-            The shards that were taken; their payloads are this thread's, and change with the next call.
+            The shards that were taken; this thread's next call overwrites their payloads.
         """
-        if self.volumes.remote:
-            with self._lately_lock:
-                self._lately[stripe] = None
-        shards = self._encoder.passing_shards_of(stripe, data, length, slots)
-        batches, since = self.by_volume(stripe, shards, targets), self.volumes.epoch()
-        missed = self.volumes.append(batches)
-        self.note_appended(batches, since)
-        if missed:
-            left_out = {shard.key for store in missed for shard in batches[store]}
-            return [shard for shard in shards if shard.key not in left_out]
-        return shards
+        return self._writer.put(stripe, data, length, slots, targets)
 
     def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` those of its shards that are absent still, once nobody else makes them."""
-        with self._making.of([stripe]):
-            absent = self.look_for(stripe)
-            if absent.slots:
-                self.put(stripe, data, length, absent.slots, absent.targets)
+        """:meth:`put` the shards that are still absent once no other thread completes the stripe."""
+        self._writer.put_absent(stripe, data, length)
 
     def by_volume(
         self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
     ) -> dict[int, list[Shard]]:
         """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
-        holders = self.volumes.targets(stripe) if targets is None else targets
-        batches: dict[int, list[Shard]] = {}
-        for shard in shards:
-            holder = holders[slot_of(shard[0])]
-            if holder in batches:
-                batches[holder].append(shard)
-            else:
-                batches[holder] = [shard]
-        return batches
+        return self._writer.by_volume(stripe, shards, targets)
 
     # -- reading ---------------------------------------------------------------------------------
 
