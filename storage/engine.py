@@ -139,8 +139,8 @@ class FileStorage:
         self._recount()
         self.read_patience_s = 0.0
         self._healer = Healer(self._stripes, runtime, self._is_needed)
-        self._stripes.on_damage = self._healer.request
-        self._stripes.on_missing = self._healer.request_missing
+        self._stripes.heal_requests.damaged = self._healer.request
+        self._stripes.heal_requests.missing = self._healer.request_missing
         self._pins = Pins()
         volumes.is_pinned = self._pins.pinned
         self._uploads = Uploads(catalog, runtime.monotonic_s, opening_s=opening_s)

@@ -220,6 +220,13 @@ class Fleet(ABC, Generic[StoreT]):
         elif self._stores.get(slot) is store or not isinstance(error, StoreClosed):
             raise error  # otherwise the store has been abandoned meanwhile
 
+    def could_not_read(self, slot: int, store: ShardStore, error: Exception) -> None:
+        """A store raised this error instead of giving a shard, which says nothing about the shard."""
+        if isinstance(error, VolumeFailed):
+            self.set_offline(slot, str(error), store)
+        else:
+            self.note_unavailable(slot, str(error))
+
     def note_unavailable(self, slot: int, reason: str) -> None:
         """A store could not do what it was asked to, for now."""
         if self._reasons.get(slot) != reason:

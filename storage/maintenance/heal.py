@@ -14,7 +14,8 @@ from storage.errors import DataLossError, StorageError
 from storage.keys import StripeKey, object_id_of
 from storage.reports import HealingState
 from storage.runtime import Runtime
-from storage.stripes.stripes import StripeStore, Unread
+from storage.stripes.recovery import Unread
+from storage.stripes.stripes import StripeStore
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
 from storage.erasure import ErasureProfile, code_for_key
-from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
+from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.fleet.fleet import Fleet
 from storage.keys import (
     BYTE,
@@ -33,12 +32,15 @@ from storage.keys import (
 )
 from storage.limits import MIB, BytesLike
 from storage.runtime import Runtime
-from storage.shards import CorruptShard, Location, Shard, ShardStore, VolumeFailed
-from storage.stripes.decoding import is_object, solve, survivors_by_length
+from storage.shards import Shard, ShardStore
+from storage.stripes.checked_reads import CheckedReader, ShardReads
+from storage.stripes.decoding import is_object
 from storage.stripes.encoding import Encoder
 from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
 from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
+from storage.stripes.quarantine import HealRequests, Quarantine
+from storage.stripes.recovery import Recovery, Unread
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 from storage.stripes.writing import StripeWriter
@@ -55,16 +57,6 @@ _COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two c
 _ASKERS = 16  # threads that ask stores where shards are
 
 
-HealRequest = Callable[[StripeKey], None]
-
-Unread = DataLossError | ShardsUnavailable
-"""Why an object cannot be read: shards of it are gone, or out of reach for now."""
-
-
-_Places = dict[int, tuple[int, Location | None]]
-"""Where shards of a stripe were found, by stripe slot: store slot and place in it."""
-
-
 class Written(NamedTuple):
     """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
 
@@ -74,36 +66,19 @@ class Written(NamedTuple):
     store: int
 
 
-@dataclass(slots=True)
-class _ShardReads:
-    """What was found when all stores were asked for the shards of a stripe.
-
-    Attributes:
-        found: the intact-looking shards.
-        places: where each was.
-        rotten: where those were that do not match their digests.
-        unreachable: why the others could not be read, where that is not for being gone.
-    """
-
-    found: dict[int, Shard] = field(default_factory=dict)
-    places: _Places = field(default_factory=dict)
-    rotten: _Places = field(default_factory=dict)
-    unreachable: dict[int, str] = field(default_factory=dict)
-
-
 class StripeStore:
     """Writes and reads whole objects over a :class:`~storage.fleet.fleet.Fleet`. Thread-safe.
 
-    ``on_damage`` is called with the stripe key whenever a read had to get round a rotten shard, ``on_missing``
-    when a store had not got its shard.
+    Attributes:
+        volumes: the shard stores.
+        shard_mapper: looks for shards of many stripes.
+        heal_requests: called when a read finds a stripe that is to be healed.
     """
 
     def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
         self.volumes = volumes
-        self.on_damage: HealRequest = lambda stripe: None
-        self.on_missing: HealRequest = lambda stripe: None
+        self.heal_requests = HealRequests()
         self._scratch = threading.local()
-        self._closed = False
         self._making = Making()
         self._encoder = Encoder()
         self._soundness = Soundness(remembers_reads=volumes.remote)
@@ -111,11 +86,16 @@ class StripeStore:
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
         self.shard_mapper = ShardMapper(volumes, self._askers)
         self._lookup = ShardLookup(volumes, self._soundness, self.shard_mapper)
+        self._checked = CheckedReader(volumes, self._lookup, self.shard_mapper)
+        self._quarantine = Quarantine(volumes, self._soundness, self.heal_requests)
+        self._recovery = Recovery(
+            volumes, self._checked, self.shard_mapper, self._encoder, self._quarantine, self._soundness
+        )
         self._writer = StripeWriter(volumes, self._encoder, self._lookup, self._making, self._soundness)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
-        self._closed = True
+        self._recovery.close()
         if self._hedged is not None:
             self._hedged.close()
         if self._askers is not None:
@@ -188,7 +168,7 @@ class StripeStore:
         if self._soundness.is_doubted(stripe, self.volumes.epoch()):
             return list(range(len(shards)))
         targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
-        reads = _ShardReads()
+        reads = ShardReads()
         right = []
         for shard, *stores in zip(shards, targets, places, strict=True):
             if any(self._gives_back(store, shard, reads) for store in dict.fromkeys(stores)):
@@ -198,11 +178,11 @@ class StripeStore:
             kept |= reads.unreachable.keys() - reads.rotten.keys()
         return [slot for slot in range(len(shards)) if slot not in kept]
 
-    def _gives_back(self, store: int, shard: Shard, reads: _ShardReads) -> bool:
+    def _gives_back(self, store: int, shard: Shard, reads: ShardReads) -> bool:
         volume = self.volumes.volume(store)
         if volume is None:
             return False
-        found = self._read_checked(store, volume, shard.key, None, reads)
+        found = self._checked.read(store, volume, shard.key, None, reads)
         return found is not None and (found.digest, found.object_length) == (shard.digest, shard.object_length)
 
     def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
@@ -272,7 +252,7 @@ class StripeStore:
         if read(stripe, target) and blake3(target).digest() == object_id_of(stripe):
             self._soundness.note_read(stripe)
             return
-        data = self._recover(stripe, expect=len(target))
+        data = self._recovery.recover(stripe, expect=len(target))
         target[:] = data[: len(target)]
 
     def read(self, stripe: StripeKey) -> bytes:
@@ -282,7 +262,7 @@ class StripeStore:
             DataLossError: fewer than k intact shards are left.
             ShardsUnavailable: too many shards are out of reach for now.
         """
-        return bytes(self._recover(stripe, expect=None))
+        return bytes(self._recovery.recover(stripe, expect=None))
 
     def object_length(self, stripe: StripeKey) -> int | None:
         """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
@@ -319,7 +299,7 @@ class StripeStore:
     def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
         stores = (holders[slot] for slot in missing)
         if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
-            self.on_missing(stripe)
+            self.heal_requests.missing(stripe)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
@@ -358,7 +338,7 @@ class StripeStore:
         try:
             return volume.fetch_all(wanted)
         except (StorageError, OSError) as error:
-            self._note_unreadable(holder, volume, wanted[0][0], error)
+            self.volumes.could_not_read(holder, volume, error)
             return [None] * len(wanted)
 
     def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
@@ -369,15 +349,15 @@ class StripeStore:
             if volume is None or holders[slot] in self.volumes.incomplete:
                 continue
             place = self._lookup.locate(holders[slot], key)
-            reads = _ShardReads()
-            shard = self._read_checked(holders[slot], volume, key, place, reads)
+            reads = ShardReads()
+            shard = self._checked.read(holders[slot], volume, key, place, reads)
             if shard is not None and shard.object_length != length:
-                self._recover(stripe, expect=length)  # which tells from the whole object who is wrong
+                self._recovery.recover(stripe, expect=length)  # which tells from the whole object who is wrong
                 return
             if shard is None and not reads.rotten and slot not in reads.unreachable:
-                self.on_damage(stripe)
+                self.heal_requests.damaged(stripe)
             if reads.rotten:
-                self._set_aside(stripe, reads.rotten, "does not match its digest")
+                self._quarantine.set_aside(stripe, reads.rotten, "does not match its digest")
 
     def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
         volume: ShardStore | None = self.volumes.volume(holder)
@@ -386,15 +366,8 @@ class StripeStore:
         try:
             return volume.read_into(key, buffers, length)
         except (StorageError, OSError) as error:
-            return self._note_unreadable(holder, volume, key, error)
-
-    def _note_unreadable(self, holder: int, volume: ShardStore, key: ShardKey, error: Exception) -> bool:
-        """A store could not give a shard: that says nothing about the shard."""
-        if isinstance(error, VolumeFailed):
-            self.volumes.set_offline(holder, str(error), volume)
-        else:
-            self.volumes.note_unavailable(holder, str(error))
-        return False
+            self.volumes.could_not_read(holder, volume, error)
+            return False
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
         """Compute missing data shards in place from parity; False if there is not enough of it."""
@@ -427,171 +400,6 @@ class StripeStore:
         if block is None or len(block) < length:
             block = blocks[index] = bytearray(length)
         return memoryview(block)[:length]
-
-    # -- recovery --------------------------------------------------------------------------------
-
-    def _recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
-        """The careful path: check every shard, decode from the intact ones, quarantine the rest.
-
-        Where shards move between stores, one may go from where was not looked yet to where was looked
-        already: it is looked again as long as that brings up others than before.
-        """
-        seen: set[int] | None = None
-        while True:
-            if self._closed:
-                raise StoreClosed("the store was closed while it was being read")
-            reads = self._read_all(stripe)
-            data = self._recover_from(stripe, expect, reads)
-            if data is not None:
-                self._soundness.note_read(stripe)
-                return data
-            if self.volumes.revive():
-                continue
-            if not self.volumes.stand_ins or (seen is not None and reads.found.keys() <= seen):
-                data = self._recover_from_copies(stripe, expect, reads)
-                if data is not None:
-                    return data
-                raise self._unread(stripe, reads)
-            seen = (seen or set()) | reads.found.keys()
-
-    def _recover_from_copies(self, stripe: StripeKey, expect: int | None, reads: _ShardReads) -> memoryview | None:
-        """The object from other copies of its shards: a store's wrong shard may have hidden the right one of another.
-
-        None if no choice of copies gives the object.
-        """
-        copies = {slot: [(shard, reads.places[slot])] for slot, shard in reads.found.items()}
-        for holder in self.volumes.elsewhere(stripe):
-            volume = self.volumes.volume(holder)
-            locations = self.shard_mapper.locate(holder, [shard_key(stripe, slot) for slot in copies])
-            for slot, place in zip(copies, locations or [None] * len(copies), strict=True):
-                if volume is None or place is None or reads.places[slot][0] == holder:
-                    continue
-                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, _ShardReads())
-                if shard is not None and not any(_is_same(shard, known) for known, _ in copies[slot]):
-                    copies[slot].append((shard, (holder, place)))
-        for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
-            shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
-            where = dict(zip(copies, (place for _, place in chosen), strict=True))
-            data = self._recover_from(stripe, expect, _ShardReads(shards, where))
-            if data is not None:
-                return data
-        return None
-
-    def _unread(self, stripe: StripeKey, reads: _ShardReads) -> Unread:
-        """Why an object could not be read: lost only if it could not be, were all that is away within reach."""
-        k = data_shards(stripe)
-        most = max((len(group.payloads) for group in survivors_by_length(reads.found, k)), default=0)
-        sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
-        away = len(reads.unreachable.keys() - reads.found.keys())
-        if sound + away < k or most > sound:
-            self._soundness.note_unreadable(stripe)
-        if sound + away < k:
-            return DataLossError(object_id_of(stripe).hex(), most if most == sound else 0, k)
-        causes = tuple(dict.fromkeys(reads.unreachable.values()))
-        return ShardsUnavailable(object_id_of(stripe).hex(), sound, k, away=away, causes=causes)
-
-    def _recover_from(self, stripe: StripeKey, expect: int | None, reads: _ShardReads) -> memoryview | None:
-        """The object from what was read; None if that is not enough of it."""
-        parts = split_stripe_key(stripe)
-        found, places = reads.found, reads.places
-        if reads.rotten:
-            self._set_aside(stripe, reads.rotten, "digest differs")
-        groups = survivors_by_length(found, parts.k)
-        if expect is not None:
-            groups = [group for group in groups if group.length == expect]
-        for survivors in groups:
-            data = solve(parts, survivors)
-            if data is not None:
-                liars = self._liars(stripe, survivors.length, data, found)
-                if liars:
-                    self._set_aside(
-                        stripe,
-                        {slot: places[slot] for slot in liars},
-                        "content differs from what the stripe decodes to",
-                        wrong=True,
-                    )
-                return data[: survivors.length]
-        return None
-
-    def _read_all(self, stripe: StripeKey) -> _ShardReads:
-        """Read all shards with their digests checked."""
-        reads = _ShardReads()
-        for slot, holder in enumerate(self.volumes.holders(stripe)):
-            volume = self.volumes.volume(holder)
-            if volume is None:
-                reads.unreachable[slot] = self._cause(holder)
-                continue
-            key = shard_key(stripe, slot)
-            place = self._lookup.locate(holder, key)
-            reads.places[slot] = (holder, place)
-            shard = self._read_checked(holder, volume, key, place, reads)
-            if shard is not None:
-                reads.found[slot] = shard
-        if len(reads.found) < shard_count(stripe):
-            self._read_elsewhere(stripe, reads)
-        return reads
-
-    def _cause(self, holder: int) -> str:
-        """Where shards are that are out of reach, and why, for people."""
-        place, reason = self.volumes.place(holder), self.volumes.reason(holder)
-        if not reason:
-            return f"{place} is away"
-        return reason if place in reason else f"{place}: {reason}"
-
-    def _read_elsewhere(self, stripe: StripeKey, reads: _ShardReads) -> None:
-        """Look for the shards that are not where they belong on stores that may have them all the same."""
-        for holder in self.volumes.elsewhere(stripe):
-            slots = [slot for slot in range(shard_count(stripe)) if slot not in reads.found]
-            if not slots:
-                return
-            locations = self.shard_mapper.locate(holder, [shard_key(stripe, slot) for slot in slots])
-            if locations is None:
-                reads.unreachable |= {slot: self._cause(holder) for slot in slots if slot not in reads.unreachable}
-                continue
-            for slot, place in zip(slots, locations, strict=True):
-                volume = self.volumes.volume(holder)
-                if place is None or volume is None:
-                    continue
-                other = _ShardReads(unreachable=reads.unreachable)
-                shard = self._read_checked(holder, volume, shard_key(stripe, slot), place, other)
-                if shard is not None:
-                    reads.found[slot], reads.places[slot] = shard, (holder, place)
-
-    def _read_checked(
-        self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, reads: _ShardReads
-    ) -> Shard | None:
-        try:
-            return volume.read(key)
-        except CorruptShard:
-            reads.rotten[slot_of(key)] = (holder, place)
-        except (StorageError, OSError) as error:
-            self._note_unreadable(holder, volume, key, error)
-            reads.unreachable[slot_of(key)] = self._cause(holder)
-        return None
-
-    def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
-        """Slots whose shard is not what the verified object encodes to."""
-        truth = self._encoder.shards_of(stripe, data, length)
-        return [
-            slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
-        ]
-
-    def _set_aside(self, stripe: StripeKey, places: _Places, why: str, *, wrong: bool = False) -> None:
-        """Have bad shards read by nobody any more, and ask for the stripe to be healed.
-
-        Nothing is deleted by this: the stores keep the bytes until they have a good record of the same shard, or
-        no file needs it. Shards that were collected and written anew meanwhile are others, and stay; so do those
-        that their store reads well, unless they were proved to be ``wrong``.
-        """
-        self._soundness.note_damaged(stripe)
-        for slot, (holder, place) in places.items():
-            key = shard_key(stripe, slot)
-            volume = self.volumes.volume(holder)
-            if volume is not None and place is not None:
-                with self.volumes.guard(holder, volume):
-                    volume.discard(key, place, wrong=wrong)
-            self.volumes.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
-        self.on_damage(stripe)
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
         """The absent slots whose shards are to be made now.
@@ -722,15 +530,10 @@ class StripeStore:
             )
             if whole and blake3(target).digest() == object_id_of(stripe):
                 return padded, length
-        data = self._recover(stripe, expect=None)
+        data = self._recovery.recover(stripe, expect=None)
         padded = memoryview(bytearray(k * -(-len(data) // k)))
         padded[: len(data)] = data
         return padded, len(data)
-
-
-def _is_same(one: Shard, other: Shard) -> bool:
-    """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
-    return one.digest == other.digest and one.object_length == other.object_length
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:

@@ -1,0 +1,155 @@
+"""Recovery of an object from any k of its shards, though others are gone, rotten or lies."""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from typing import Any
+
+from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
+from storage.fleet.fleet import Fleet
+from storage.keys import StripeKey, data_shards, object_id_of, shard_key, split_stripe_key
+from storage.shards import Shard
+from storage.stripes.checked_reads import CheckedReader, ShardReads
+from storage.stripes.decoding import solve, survivors_by_length
+from storage.stripes.encoding import Encoder
+from storage.stripes.quarantine import Quarantine
+from storage.stripes.shard_map import ShardMapper
+from storage.stripes.soundness import Soundness
+
+_COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
+
+Unread = DataLossError | ShardsUnavailable
+"""Why an object cannot be read: shards of it are gone, or out of reach for now."""
+
+
+class Recovery:
+    """Reads all shards, decodes the object from intact ones, and sets the others aside. Thread-safe.
+
+    Args:
+        fleet: the stores.
+        reader: reads the shards.
+        mapper: tells where further copies of them are.
+        encoder: tells what the shards of the object should be.
+        quarantine: takes the bad ones.
+        soundness: learns which stripes can be read.
+    """
+
+    def __init__(
+        self, fleet: Fleet[Any], reader: CheckedReader, mapper: ShardMapper, encoder: Encoder, quarantine: Quarantine,
+        soundness: Soundness,
+    ) -> None:  # fmt: skip
+        self._fleet = fleet
+        self._reader = reader
+        self._mapper = mapper
+        self._encoder = encoder
+        self._quarantine = quarantine
+        self._soundness = soundness
+        self._closed = False
+
+    def close(self) -> None:
+        """From now on, say of what cannot be read that the store was closed, not that it is lost."""
+        self._closed = True
+
+    def recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
+        """The verified object.
+
+        Where shards move between stores, one may go from a store that was not asked yet to one that was asked
+        already. So they are asked again as long as that brings up shards that were not found before.
+
+        Args:
+            stripe: its key.
+            expect: its length in bytes, if that is known.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
+            StoreClosed: the store was closed meanwhile.
+        """
+        seen: set[int] | None = None
+        while True:
+            if self._closed:
+                raise StoreClosed("the store was closed while it was being read")
+            reads = self._reader.read_all(stripe)
+            data = self._recover_from(stripe, expect, reads)
+            if data is not None:
+                self._soundness.note_read(stripe)
+                return data
+            if self._fleet.revive():
+                continue
+            if not self._fleet.stand_ins or (seen is not None and reads.found.keys() <= seen):
+                data = self._recover_from_copies(stripe, expect, reads)
+                if data is not None:
+                    return data
+                raise self._unread(stripe, reads)
+            seen = (seen or set()) | reads.found.keys()
+
+    def _recover_from(self, stripe: StripeKey, expect: int | None, reads: ShardReads) -> memoryview | None:
+        """The object from what was read; None if that is not enough of it."""
+        parts = split_stripe_key(stripe)
+        found, places = reads.found, reads.places
+        if reads.rotten:
+            self._quarantine.set_aside(stripe, reads.rotten, "digest differs")
+        groups = survivors_by_length(found, parts.k)
+        if expect is not None:
+            groups = [group for group in groups if group.length == expect]
+        for survivors in groups:
+            data = solve(parts, survivors)
+            if data is not None:
+                liars = self._liars(stripe, survivors.length, data, found)
+                if liars:
+                    self._quarantine.set_aside(
+                        stripe,
+                        {slot: places[slot] for slot in liars},
+                        "content differs from what the stripe decodes to",
+                        wrong=True,
+                    )
+                return data[: survivors.length]
+        return None
+
+    def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
+        """Slots whose shard is not what the verified object encodes to."""
+        truth = self._encoder.shards_of(stripe, data, length)
+        return [
+            slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
+        ]
+
+    def _recover_from_copies(self, stripe: StripeKey, expect: int | None, reads: ShardReads) -> memoryview | None:
+        """The object from other copies of its shards: one store's wrong shard may have hidden another's right one.
+
+        None if no choice of copies gives the object.
+        """
+        copies = {slot: [(shard, reads.places[slot])] for slot, shard in reads.found.items()}
+        for holder in self._fleet.elsewhere(stripe):
+            volume = self._fleet.volume(holder)
+            locations = self._mapper.locate(holder, [shard_key(stripe, slot) for slot in copies])
+            for slot, place in zip(copies, locations or [None] * len(copies), strict=True):
+                if volume is None or place is None or reads.places[slot][0] == holder:
+                    continue
+                shard = self._reader.read(holder, volume, shard_key(stripe, slot), place, ShardReads())
+                if shard is not None and not any(_is_same(shard, known) for known, _ in copies[slot]):
+                    copies[slot].append((shard, (holder, place)))
+        for chosen in islice(product(*copies.values()), 1, _COPIES_TRIED_MAX):  # the first choice has been tried
+            shards = dict(zip(copies, (shard for shard, _ in chosen), strict=True))
+            where = dict(zip(copies, (place for _, place in chosen), strict=True))
+            data = self._recover_from(stripe, expect, ShardReads(shards, where))
+            if data is not None:
+                return data
+        return None
+
+    def _unread(self, stripe: StripeKey, reads: ShardReads) -> Unread:
+        """Why an object could not be read. It is lost only if all that is out of reach would not be enough either."""
+        k = data_shards(stripe)
+        most = max((len(group.payloads) for group in survivors_by_length(reads.found, k)), default=0)
+        sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
+        away = len(reads.unreachable.keys() - reads.found.keys())
+        if sound + away < k or most > sound:
+            self._soundness.note_unreadable(stripe)
+        if sound + away < k:
+            return DataLossError(object_id_of(stripe).hex(), most if most == sound else 0, k)
+        causes = tuple(dict.fromkeys(reads.unreachable.values()))
+        return ShardsUnavailable(object_id_of(stripe).hex(), sound, k, away=away, causes=causes)
+
+
+def _is_same(one: Shard, other: Shard) -> bool:
+    """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
+    return one.digest == other.digest and one.object_length == other.object_length
