@@ -6,18 +6,16 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from storage.erasure import ErasureProfile, code_for_key
-from storage.errors import DataLossError, ShardsUnavailable, StorageError
+from storage.erasure import ErasureProfile
+from storage.errors import DataLossError, ShardsUnavailable
 from storage.fleet.fleet import Fleet
 from storage.keys import (
-    BYTE,
     Kind,
     ShardKey,
     StripeKey,
@@ -25,34 +23,25 @@ from storage.keys import (
     kind_of,
     object_id_of,
     shard_count,
-    shard_key,
     slot_of,
-    split_stripe_key,
     stripe_key,
 )
-from storage.limits import MIB, BytesLike
+from storage.limits import BytesLike
 from storage.runtime import Runtime
-from storage.shards import Shard, ShardStore
+from storage.shards import Shard
 from storage.stripes.checked_reads import CheckedReader, ShardReads
-from storage.stripes.decoding import is_object
 from storage.stripes.encoding import Encoder
-from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
+from storage.stripes.fast_reads import FastReads
+from storage.stripes.hedged_reads import HedgedReads
+from storage.stripes.local_reads import LocalReads
 from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.quarantine import HealRequests, Quarantine
+from storage.stripes.reading import StripeReader
 from storage.stripes.recovery import Recovery, Unread
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 from storage.stripes.writing import StripeWriter
-
-# Read together from stores that cost a round trip: several shards a message, in bounded memory. Measured on a
-# pool of six workers: 8 MiB are a tenth faster than 4. 16 are another tenth faster for one reader, but not for
-# eight, who take 50 MiB more then.
-_TOGETHER_BYTES = 8 * MIB
-_MENDED_TOGETHER = 4  # usual chunks of 1 MiB; readers wait for so much at most
-_TOGETHER_MAX = 64
-
-_COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
 
 _ASKERS = 16  # threads that ask stores where shards are
 
@@ -78,11 +67,9 @@ class StripeStore:
     def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
         self.volumes = volumes
         self.heal_requests = HealRequests()
-        self._scratch = threading.local()
         self._making = Making()
         self._encoder = Encoder()
         self._soundness = Soundness(remembers_reads=volumes.remote)
-        self._hedged = HedgedReader(self._fetch_all, runtime) if volumes.remote else None
         self._askers = runtime.executor(_ASKERS, "locate") if volumes.remote else None
         self.shard_mapper = ShardMapper(volumes, self._askers)
         self._lookup = ShardLookup(volumes, self._soundness, self.shard_mapper)
@@ -91,13 +78,18 @@ class StripeStore:
         self._recovery = Recovery(
             volumes, self._checked, self.shard_mapper, self._encoder, self._quarantine, self._soundness
         )
+        self._fast: FastReads = (
+            HedgedReads(volumes, self._soundness, self.heal_requests, runtime)
+            if volumes.remote
+            else LocalReads(volumes, self._lookup, self._checked, self._quarantine, self._recovery, self.heal_requests)
+        )
+        self._reader = StripeReader(self._fast, self._recovery, self._soundness)
         self._writer = StripeWriter(volumes, self._encoder, self._lookup, self._making, self._soundness)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
         self._recovery.close()
-        if self._hedged is not None:
-            self._hedged.close()
+        self._fast.close()
         if self._askers is not None:
             self._askers.shutdown()
 
@@ -248,12 +240,7 @@ class StripeStore:
             DataLossError: fewer than k intact shards are left.
             ShardsUnavailable: too many shards are out of reach for now.
         """
-        read = self._read_data_shards if self._hedged is None else self._read_hedged
-        if read(stripe, target) and blake3(target).digest() == object_id_of(stripe):
-            self._soundness.note_read(stripe)
-            return
-        data = self._recovery.recover(stripe, expect=len(target))
-        target[:] = data[: len(target)]
+        self._reader.read_into(stripe, target)
 
     def read(self, stripe: StripeKey) -> bytes:
         """The verified object, its length taken from its shards.
@@ -268,39 +255,6 @@ class StripeStore:
         """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
         return self._lookup.object_length(stripe)
 
-    def _read_data_shards(self, stripe: StripeKey, target: memoryview, *, look_into: bool = True) -> bool:
-        k = data_shards(stripe)
-        length = len(target)
-        shard_length = -(-length // k)
-        holders = self.volumes.holders(stripe)
-        missing: list[int] = []
-        for slot in range(k):
-            part = target[slot * shard_length : (slot + 1) * shard_length]
-            buffers = [part] if len(part) == shard_length else [part, self._padding(shard_length - len(part))]
-            if not self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), buffers, shard_length):
-                missing.append(slot)
-        if not missing:
-            return True
-        whole = self._fill_from_parity(stripe, target, shard_length, missing)
-        if whole and look_into:
-            self._look_into(stripe, missing, len(target))
-        return whole
-
-    def _read_hedged(self, stripe: StripeKey, target: memoryview) -> bool:
-        """Fill ``target`` from the k fastest shards; stores that say they lack theirs get the stripe healed."""
-        assert self._hedged is not None
-        holders = self.volumes.places(stripe)
-        missing = self._hedged.read_into(stripe, holders, target)
-        if missing is None:
-            return False
-        self._note_missing(stripe, holders, missing)
-        return True
-
-    def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
-        stores = (holders[slot] for slot in missing)
-        if any(store is not None and self.volumes.state(store) == "ok" for store in stores):
-            self.heal_requests.missing(stripe)
-
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
 
@@ -308,98 +262,16 @@ class StripeStore:
             DataLossError: fewer than k intact shards of one of them are left.
             ShardsUnavailable: too many shards of one of them are out of reach for now.
         """
-        if self._hedged is None:
-            for stripe, target in reads:
-                self.read_into(stripe, target)
-            return
-        wanted = [StripeRead(stripe, self.volumes.places(stripe), target) for stripe, target in reads]
-        for read, missing in zip(wanted, self._hedged.read_all(wanted), strict=True):
-            good = missing is not None and blake3(read.target).digest() == object_id_of(read.stripe)
-            if not good:
-                self.read_into(read.stripe, read.target)
-                continue
-            self._soundness.note_read(read.stripe)
-            if missing:
-                self._note_missing(read.stripe, read.holders, missing)
+        self._reader.read_all(reads)
 
     def together(self, object_bytes: int) -> int:
         """How many objects of this size :meth:`read_all` should best be given at a time."""
-        return 1 if self._hedged is None else max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
+        return self._fast.together(object_bytes)
 
     @property
     def mended_together(self) -> int:
         """How many stripes :meth:`heal_all` should best be given at a time."""
-        return 1 if self._hedged is None else _MENDED_TOGETHER
-
-    def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
-        volume: ShardStore | None = self.volumes.volume(holder)
-        if volume is None:
-            return [None] * len(wanted)
-        try:
-            return volume.fetch_all(wanted)
-        except (StorageError, OSError) as error:
-            self.volumes.could_not_read(holder, volume, error)
-            return [None] * len(wanted)
-
-    def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
-        """Shards could not be read: unless their volumes wait for repair anyway, have the stripe healed."""
-        holders = self.volumes.holders(stripe)
-        for slot in slots:
-            key, volume = shard_key(stripe, slot), self.volumes.volume(holders[slot])
-            if volume is None or holders[slot] in self.volumes.incomplete:
-                continue
-            place = self._lookup.locate(holders[slot], key)
-            reads = ShardReads()
-            shard = self._checked.read(holders[slot], volume, key, place, reads)
-            if shard is not None and shard.object_length != length:
-                self._recovery.recover(stripe, expect=length)  # which tells from the whole object who is wrong
-                return
-            if shard is None and not reads.rotten and slot not in reads.unreachable:
-                self.heal_requests.damaged(stripe)
-            if reads.rotten:
-                self._quarantine.set_aside(stripe, reads.rotten, "does not match its digest")
-
-    def _read_one(self, holder: int, key: ShardKey, buffers: list[memoryview], length: int) -> bool:
-        volume: ShardStore | None = self.volumes.volume(holder)
-        if volume is None:
-            return False
-        try:
-            return volume.read_into(key, buffers, length)
-        except (StorageError, OSError) as error:
-            self.volumes.could_not_read(holder, volume, error)
-            return False
-
-    def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
-        """Compute missing data shards in place from parity; False if there is not enough of it."""
-        k, n = data_shards(stripe), shard_count(stripe)
-        if len(target) != k * shard_length:
-            return False  # padded objects take the careful path: their last shards have no room in target
-        holders = self.volumes.holders(stripe)
-        extra: dict[int, memoryview] = {}
-        for slot in range(k, n):
-            if len(extra) == len(missing):
-                break
-            block = self._block(len(extra), shard_length)
-            if self._read_one(holders[slot], ShardKey(stripe + BYTE[slot]), [block], shard_length):
-                extra[slot] = block
-        if len(extra) < len(missing):
-            return False
-        cut = {slot: target[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)}
-        have = {slot: block for slot, block in cut.items() if slot not in missing} | extra
-        slots = sorted(have)
-        code_for_key(k, n).decode_into([have[s] for s in slots], slots, missing, [cut[s] for s in missing])
-        return True
-
-    def _padding(self, length: int) -> memoryview:
-        return memoryview(bytearray(length))
-
-    def _block(self, index: int, length: int) -> memoryview:
-        """A reusable buffer of this thread for the index-th parity shard of a read."""
-        blocks: dict[int, bytearray] = self._scratch.__dict__.setdefault("blocks", {})
-        block = blocks.get(index)
-        if block is None or len(block) < length:
-            block = blocks[index] = bytearray(length)
-        return memoryview(block)[:length]
+        return self._fast.healed_together
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
         """The absent slots whose shards are to be made now.
@@ -451,7 +323,7 @@ class StripeStore:
                 replace(where, absent=self.due(stripe, where)) if where.absent else where
                 for stripe, where in zip(stripes, looked, strict=True)
             ]
-        objects = self._read_together(
+        objects = self._fast.read_located(
             [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
         )
         made: list[tuple[int, int] | Unread] = []
@@ -469,23 +341,6 @@ class StripeStore:
             except (DataLossError, ShardsUnavailable) as error:
                 made.append(error)
         return made
-
-    def _read_together(self, wanted: list[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
-        """Verified objects, padded to k whole shards and cut to their length: those that could be read at once."""
-        if self._hedged is None:
-            return {}
-        reads: list[StripeRead] = []
-        for stripe, where in wanted:
-            if where.length is not None:
-                k = data_shards(stripe)
-                target = memoryview(bytearray(k * -(-where.length // k)))[: where.length]
-                reads.append(StripeRead(stripe, where.holders, target))
-        outcomes = self._hedged.read_all(reads)
-        return {
-            read.stripe: read.target
-            for read, missing in zip(reads, outcomes, strict=True)
-            if missing is not None and is_object(split_stripe_key(read.stripe), read.target)
-        }
 
     def _make_absent(
         self,
@@ -523,12 +378,7 @@ class StripeStore:
         if length is not None and kind_of(stripe) != Kind.VERSION:  # those are not named by their bytes' hash
             padded = memoryview(bytearray(k * -(-length // k)))
             target = padded[:length]
-            whole = (
-                self._read_data_shards(stripe, target, look_into=False)
-                if self._hedged is None
-                else self._hedged.read_into(stripe, self.volumes.places(stripe), target) is not None
-            )
-            if whole and blake3(target).digest() == object_id_of(stripe):
+            if self._fast.fill(stripe, target) and blake3(target).digest() == object_id_of(stripe):
                 return padded, length
         data = self._recovery.recover(stripe, expect=None)
         padded = memoryview(bytearray(k * -(-len(data) // k)))
