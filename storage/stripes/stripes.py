@@ -29,10 +29,11 @@ from storage.keys import (
 from storage.limits import BytesLike
 from storage.runtime import Runtime
 from storage.shards import Shard
-from storage.stripes.checked_reads import CheckedReader, ShardReads
+from storage.stripes.checked_reads import CheckedReader
 from storage.stripes.encoding import Encoder
 from storage.stripes.fast_reads import FastReads
 from storage.stripes.hedged_reads import HedgedReads
+from storage.stripes.known_content import KnownContent
 from storage.stripes.local_reads import LocalReads
 from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
@@ -85,6 +86,16 @@ class StripeStore:
         )
         self._reader = StripeReader(self._fast, self._recovery, self._soundness)
         self._writer = StripeWriter(volumes, self._encoder, self._lookup, self._making, self._soundness)
+        self._known_content = KnownContent(
+            volumes,
+            self._lookup,
+            self._reader,
+            self._checked,
+            self._encoder,
+            self._writer,
+            self._making,
+            self._soundness,
+        )
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -132,57 +143,16 @@ class StripeStore:
         return self._lookup.absent(stripes)
 
     def is_sound(self, stripe: StripeKey, length: int) -> bool:
-        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew.
-
-        Where stores are others' machines, it is read for that, once since there was last reason to doubt it.
-        """
-        if self._soundness.was_read(stripe):
-            return True
-        damaged_before = self._soundness.damaged_count
-        try:
-            self.read_into(stripe, memoryview(bytearray(length)))
-        except (DataLossError, ShardsUnavailable):
-            return False
-        # A shard that this read found bad was said to be there, and is missing from now on.
-        return self._soundness.damaged_count == damaged_before or not self.absent_slots(stripe)
+        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew."""
+        return self._known_content.is_sound(stripe, length)
 
     def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
-        """The slots to write anew of a stripe that is not sound, when its content is at hand.
-
-        That is all of one that proved undecodable. Of one that is out of reach for now, what a store gives back right
-        stays, what is wrong or gone is written anew, and what cannot be read for the moment stays where enough others
-        are right: its store said that it has it.
-
-        Args:
-            stripe: that cannot be counted on, see :meth:`is_sound`.
-            shards: all of them, as they should be.
-        """
-        if self._soundness.is_doubted(stripe, self.volumes.epoch()):
-            return list(range(len(shards)))
-        targets, places = self.volumes.targets(stripe), self.volumes.places(stripe)
-        reads = ShardReads()
-        right = []
-        for shard, *stores in zip(shards, targets, places, strict=True):
-            if any(self._gives_back(store, shard, reads) for store in dict.fromkeys(stores)):
-                right.append(slot_of(shard.key))
-        kept = set(right)
-        if len(right) >= data_shards(stripe) + self.volumes.margin:
-            kept |= reads.unreachable.keys() - reads.rotten.keys()
-        return [slot for slot in range(len(shards)) if slot not in kept]
-
-    def _gives_back(self, store: int, shard: Shard, reads: ShardReads) -> bool:
-        volume = self.volumes.volume(store)
-        if volume is None:
-            return False
-        found = self._checked.read(store, volume, shard.key, None, reads)
-        return found is not None and (found.digest, found.object_length) == (shard.digest, shard.object_length)
+        """The slots to write anew of a stripe that is not sound; ``shards`` are all of its shards as they should be."""
+        return self._known_content.unsound_slots(stripe, shards)
 
     def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` what is to be written anew of a stripe that is not sound; arguments as there."""
-        with self._making.of([stripe]):
-            slots = self.unsound_slots(stripe, self._encoder.passing_shards_of(stripe, data, length))
-            if slots:
-                self.put(stripe, data, length, slots)
+        """:meth:`put` the :meth:`unsound_slots`, once no other thread completes the stripe."""
+        self._known_content.put_unsound(stripe, data, length)
 
     def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
         """Count stripes of which all shards were appended as readable again.
