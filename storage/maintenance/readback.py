@@ -19,7 +19,8 @@ from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from storage.stripes.stripes import StripeStore, Written
+from storage.stripes.healing import Written
+from storage.stripes.stripes import StripeStore
 
 log = logging.getLogger(__name__)
 

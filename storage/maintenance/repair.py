@@ -36,9 +36,9 @@ from storage.maintenance.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
 from storage.maintenance.set_aside import SetAside
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.stripes.healing import Written
 from storage.stripes.recovery import Unread
 from storage.stripes.shard_map import ShardMap
-from storage.stripes.stripes import Written
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _READ_BACK_BYTES = 8 * MIB

@@ -7,31 +7,18 @@ tombstones) is coded (1, n), which zfec makes plain copies, so that any one volu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
-
-from blake3 import blake3
+from typing import Any
 
 from storage.erasure import ErasureProfile
-from storage.errors import DataLossError, ShardsUnavailable
 from storage.fleet.fleet import Fleet
-from storage.keys import (
-    Kind,
-    ShardKey,
-    StripeKey,
-    data_shards,
-    kind_of,
-    object_id_of,
-    shard_count,
-    slot_of,
-    stripe_key,
-)
+from storage.keys import Kind, StripeKey, stripe_key
 from storage.limits import BytesLike
 from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes.checked_reads import CheckedReader
 from storage.stripes.encoding import Encoder
 from storage.stripes.fast_reads import FastReads
+from storage.stripes.healing import StripeHealer, Written
 from storage.stripes.hedged_reads import HedgedReads
 from storage.stripes.known_content import KnownContent
 from storage.stripes.local_reads import LocalReads
@@ -47,22 +34,13 @@ from storage.stripes.writing import StripeWriter
 _ASKERS = 16  # threads that ask stores where shards are
 
 
-class Written(NamedTuple):
-    """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
-
-    key: ShardKey
-    length: int
-    digest: bytes
-    store: int
-
-
 class StripeStore:
     """Writes and reads whole objects over a :class:`~storage.fleet.fleet.Fleet`. Thread-safe.
 
     Attributes:
         volumes: the shard stores.
         shard_mapper: looks for shards of many stripes.
-        heal_requests: called when a read finds a stripe that is to be healed.
+        heal_requests: what reads call to have stripes healed.
     """
 
     def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
@@ -96,6 +74,7 @@ class StripeStore:
             self._making,
             self._soundness,
         )
+        self._healer = StripeHealer(volumes, self._lookup, self._fast, self._recovery, self._writer, self._making)
 
     def close(self) -> None:
         """From now on, what cannot be read is said to be closed, not lost."""
@@ -104,7 +83,36 @@ class StripeStore:
         if self._askers is not None:
             self._askers.shutdown()
 
-    # -- writing ---------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
+
+    def absent_slots(self, stripe: StripeKey) -> list[int]:
+        """Slots whose shard is not known to be where it should be put now; with none, the stripe is whole.
+
+        A stripe that could not be read counts as having none until it is written anew.
+        """
+        return self._lookup.look_for(stripe).slots
+
+    def look_for(self, stripe: StripeKey) -> Absent:
+        """:meth:`absent_slots`, and the stores to put them on."""
+        return self._lookup.look_for(stripe)
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """:meth:`absent_slots` of many stripes, asking each store once."""
+        return self._lookup.absent(stripes)
+
+    def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
+        """Where the shards of many stripes are, in their places and elsewhere."""
+        return self._lookup.shard_maps(stripes)
+
+    def is_new(self, stripe: StripeKey) -> bool:
+        """Whether nothing of a stripe is stored, as far as a quick look tells; see :class:`ShardLookup`."""
+        return self._lookup.is_new(stripe)
+
+    def object_length(self, stripe: StripeKey) -> int | None:
+        """Length of a stored object as its shards' headers tell it, None if no shard can be had."""
+        return self._lookup.object_length(stripe)
+
+    # -- writing -----------------------------------------------------------------------------------
 
     def shards_of(
         self, stripe: StripeKey, data: BytesLike, length: int, *, slots: Collection[int] | None = None
@@ -119,53 +127,11 @@ class StripeStore:
         """
         return self._encoder.shards_of(stripe, data, length, slots=slots)
 
-    def is_new(self, stripe: StripeKey) -> bool:
-        """Whether nothing of a stripe is stored, as far as a quick look tells; see :class:`ShardLookup`."""
-        return self._lookup.is_new(stripe)
-
-    def was_put_lately(self, stripe: StripeKey) -> bool:
-        """Whether :meth:`put` had this stripe among the last few thousand; remembered for remote stores only."""
-        return self._writer.was_put_lately(stripe)
-
-    def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is not known to be where it should be put now; empty means the stripe is whole.
-
-        A stripe that could not be read lacks all of them until it was written anew.
-        """
-        return self._lookup.look_for(stripe).slots
-
-    def look_for(self, stripe: StripeKey) -> Absent:
-        """:meth:`absent_slots`, and the stores to put them on."""
-        return self._lookup.look_for(stripe)
-
-    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
-        """:meth:`absent_slots` of many stripes, asking each store once."""
-        return self._lookup.absent(stripes)
-
-    def is_sound(self, stripe: StripeKey, length: int) -> bool:
-        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew."""
-        return self._known_content.is_sound(stripe, length)
-
-    def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
-        """The slots to write anew of a stripe that is not sound; ``shards`` are all of its shards as they should be."""
-        return self._known_content.unsound_slots(stripe, shards)
-
-    def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` the :meth:`unsound_slots`, once no other thread completes the stripe."""
-        self._known_content.put_unsound(stripe, data, length)
-
-    def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
-        """Count stripes of which all shards were appended as readable again.
-
-        Args:
-            batches: the shards, by store.
-            since: the stores' epoch before: a store that failed since then may lack its shards.
-        """
-        self._writer.note_appended(batches, since)
-
-    def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
-        """Where the shards of many stripes are, in their places and elsewhere."""
-        return self._lookup.shard_maps(stripes)
+    def by_volume(
+        self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
+    ) -> dict[int, list[Shard]]:
+        """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
+        return self._writer.by_volume(stripe, shards, targets)
 
     def put(
         self,
@@ -193,13 +159,34 @@ class StripeStore:
         """:meth:`put` the shards that are still absent once no other thread completes the stripe."""
         self._writer.put_absent(stripe, data, length)
 
-    def by_volume(
-        self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
-    ) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
-        return self._writer.by_volume(stripe, shards, targets)
+    def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
+        """Count stripes of which all shards were appended as readable again.
 
-    # -- reading ---------------------------------------------------------------------------------
+        Args:
+            batches: the shards, by store.
+            since: the stores' epoch before: a store that failed since then may lack its shards.
+        """
+        self._writer.note_appended(batches, since)
+
+    def was_put_lately(self, stripe: StripeKey) -> bool:
+        """Whether :meth:`put` had this stripe among the last few thousand; remembered for remote stores only."""
+        return self._writer.was_put_lately(stripe)
+
+    # -- content that is stored already ------------------------------------------------------------
+
+    def is_sound(self, stripe: StripeKey, length: int) -> bool:
+        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew."""
+        return self._known_content.is_sound(stripe, length)
+
+    def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
+        """The slots to write anew of a stripe that is not sound; ``shards`` are all of its shards as they should be."""
+        return self._known_content.unsound_slots(stripe, shards)
+
+    def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
+        """:meth:`put` the :meth:`unsound_slots`, once no other thread completes the stripe."""
+        self._known_content.put_unsound(stripe, data, length)
+
+    # -- reading -----------------------------------------------------------------------------------
 
     def read_into(self, stripe: StripeKey, target: memoryview) -> None:
         """Fill ``target`` (exactly the object's length) with the verified object.
@@ -211,19 +198,6 @@ class StripeStore:
             ShardsUnavailable: too many shards are out of reach for now.
         """
         self._reader.read_into(stripe, target)
-
-    def read(self, stripe: StripeKey) -> bytes:
-        """The verified object, its length taken from its shards.
-
-        Raises:
-            DataLossError: fewer than k intact shards are left.
-            ShardsUnavailable: too many shards are out of reach for now.
-        """
-        return bytes(self._recovery.recover(stripe, expect=None))
-
-    def object_length(self, stripe: StripeKey) -> int | None:
-        """Length of a stored object as its shards' headers tell it, None if no shard is to be had."""
-        return self._lookup.object_length(stripe)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
@@ -238,23 +212,20 @@ class StripeStore:
         """How many objects of this size :meth:`read_all` should best be given at a time."""
         return self._fast.together(object_bytes)
 
-    @property
-    def mended_together(self) -> int:
-        """How many stripes :meth:`heal_all` should best be given at a time."""
-        return self._fast.healed_together
+    def read(self, stripe: StripeKey) -> bytes:
+        """The verified object, its length taken from its shards.
+
+        Raises:
+            DataLossError: fewer than k intact shards are left.
+            ShardsUnavailable: too many shards are out of reach for now.
+        """
+        return bytes(self._recovery.recover(stripe, expect=None))
+
+    # -- healing -----------------------------------------------------------------------------------
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
-        """The absent slots whose shards are to be made now.
-
-        Those of stores that are expected back can wait, and of stores that do not answer for the moment.
-        """
-        return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
-
-    def _due(self, stripe: StripeKey, absent: list[int], unsure: frozenset[int], there: int) -> list[int]:
-        waiting = self.volumes.awaited(stripe, there)
-        if not self.volumes.is_in_danger(stripe, there):
-            waiting |= unsure
-        return [slot for slot in absent if slot not in waiting]
+        """The absent slots whose shards are to be made now: those of stores that are expected back can wait."""
+        return self._healer.due(stripe, where)
 
     def heal_all(
         self,
@@ -266,94 +237,22 @@ class StripeStore:
     ) -> list[tuple[int, int] | Unread]:
         """Make the absent shards of several stripes again, which are read together.
 
-        Of each, (shards, bytes) appended, not yet durable, or why it cannot be read.
-
         Args:
             stripes: to be made whole.
-            known: their :meth:`shard_maps` a short while ago, under the same epoch; looked up otherwise, and
-                where some of them were made lately.
+            known: their :meth:`shard_maps` a short while ago, under the same epoch. They are looked up otherwise, and
+                where some of the stripes were made whole lately.
             note: told of each shard that was appended.
             at_once: wait for no store that is expected back, see :meth:`due`.
+
+        Returns:
+            For each stripe, (shards, bytes) appended, not yet durable, or why it cannot be read.
         """
-        with self._making.of(stripes) as lately:
-            return self._heal_all(stripes, None if lately else known, note, at_once=at_once)
+        return self._healer.heal_all(stripes, known, note, at_once=at_once)
 
-    def _heal_all(
-        self,
-        stripes: Sequence[StripeKey],
-        known: Sequence[ShardMap] | None,
-        note: Callable[[Written], None] | None,
-        *,
-        at_once: bool,
-    ) -> list[tuple[int, int] | Unread]:
-        epoch = self.volumes.epoch()
-        looked = self.shard_maps(stripes) if known is None else known
-        if not at_once:
-            looked = [
-                replace(where, absent=self.due(stripe, where)) if where.absent else where
-                for stripe, where in zip(stripes, looked, strict=True)
-            ]
-        objects = self._fast.read_located(
-            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
-        )
-        made: list[tuple[int, int] | Unread] = []
-        for stripe, where in zip(stripes, looked, strict=True):
-            try:
-                content = objects.get(stripe)
-                if not where.absent:
-                    made.append((0, 0))
-                    continue
-                written, size = self._make_absent(stripe, where, content, epoch, at_once=at_once)
-                made.append((len(written), size))
-                if note is not None:
-                    for one in written:
-                        note(one)
-            except (DataLossError, ShardsUnavailable) as error:
-                made.append(error)
-        return made
-
-    def _make_absent(
-        self,
-        stripe: StripeKey,
-        where: ShardMap,
-        content: memoryview | None,
-        epoch: tuple[int, ...],
-        *,
-        at_once: bool,
-    ) -> tuple[list[Written], int]:
-        k, absent, targets = data_shards(stripe), where.absent, self.volumes.targets(stripe)
-        if content is None:
-            padded, length = self._whole(stripe)
-            if where.told_by is not None and where.length != length:
-                self.volumes.note_lie(where.told_by, stripe, f"says that an object has {where.length} bytes")
-        else:
-            length = len(content)
-            assert isinstance(content.obj, bytearray)
-            padded = memoryview(content.obj)
-        if content is None or self.volumes.epoch() != epoch:
-            # Asked again: reading may have quarantined more, and a store that came back may have what it is put on.
-            absent, unsure, targets = self.look_for(stripe)
-            if not at_once:
-                absent = self._due(stripe, absent, unsure, shard_count(stripe) - len(absent))
-        slots = [slot for slot in absent if self.volumes.volume(targets[slot]) is not None]
-        size = -(-length // k)
-        shards = self.put(stripe, padded, length, slots, targets)
-        written = [Written(shard.key, size, shard.digest, targets[slot_of(shard.key)]) for shard in shards]
-        return written, len(written) * size
-
-    def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
-        """The verified object, zero-padded to k whole shards, and its length."""
-        k = data_shards(stripe)
-        length = self.object_length(stripe)
-        if length is not None and kind_of(stripe) != Kind.VERSION:  # those are not named by their bytes' hash
-            padded = memoryview(bytearray(k * -(-length // k)))
-            target = padded[:length]
-            if self._fast.fill(stripe, target) and blake3(target).digest() == object_id_of(stripe):
-                return padded, length
-        data = self._recovery.recover(stripe, expect=None)
-        padded = memoryview(bytearray(k * -(-len(data) // k)))
-        padded[: len(data)] = data
-        return padded, len(data)
+    @property
+    def mended_together(self) -> int:
+        """How many stripes :meth:`heal_all` should best be given at a time."""
+        return self._fast.healed_together
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:

@@ -1,0 +1,165 @@
+"""Making absent shards again from those that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from storage.errors import DataLossError, ShardsUnavailable
+from storage.fleet.fleet import Fleet
+from storage.keys import Kind, ShardKey, StripeKey, data_shards, kind_of, object_id_of, shard_count, slot_of
+from storage.stripes.fast_reads import FastReads
+from storage.stripes.lookup import ShardLookup
+from storage.stripes.making import Making
+from storage.stripes.recovery import Recovery, Unread
+from storage.stripes.shard_map import ShardMap
+from storage.stripes.writing import StripeWriter
+
+
+class Written(NamedTuple):
+    """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
+
+    key: ShardKey
+    length: int
+    digest: bytes
+    store: int
+
+
+class StripeHealer:
+    """Makes stripes whole. Thread-safe.
+
+    Args:
+        fleet: the stores.
+        lookup: tells which shards are absent.
+        fast: reads the objects.
+        recovery: reads those of which that fails.
+        writer: puts the shards.
+        making: lets one thread at a time complete a stripe.
+    """
+
+    def __init__(
+        self, fleet: Fleet[Any], lookup: ShardLookup, fast: FastReads, recovery: Recovery, writer: StripeWriter,
+        making: Making,
+    ) -> None:  # fmt: skip
+        self._fleet = fleet
+        self._lookup = lookup
+        self._fast = fast
+        self._recovery = recovery
+        self._writer = writer
+        self._making = making
+
+    def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
+        """The absent slots whose shards are to be made now.
+
+        Shards of stores that are expected back can wait, and so can those of stores that do not answer for the moment.
+        """
+        return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
+
+    def _due(self, stripe: StripeKey, absent: list[int], unsure: frozenset[int], there: int) -> list[int]:
+        waiting = self._fleet.awaited(stripe, there)
+        if not self._fleet.is_in_danger(stripe, there):
+            waiting |= unsure
+        return [slot for slot in absent if slot not in waiting]
+
+    def heal_all(
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[ShardMap] | None = None,
+        note: Callable[[Written], None] | None = None,
+        *,
+        at_once: bool = False,
+    ) -> list[tuple[int, int] | Unread]:
+        """Make the absent shards of several stripes again, which are read together.
+
+        Args:
+            stripes: to be made whole.
+            known: where their shards were a short while ago, under the same epoch. It is looked up otherwise, and
+                where some of the stripes were made whole lately.
+            note: told of each shard that was appended.
+            at_once: wait for no store that is expected back, see :meth:`due`.
+
+        Returns:
+            For each stripe, (shards, bytes) appended, not yet durable, or why it cannot be read.
+        """
+        with self._making.of(stripes) as lately:
+            return self._heal_all(stripes, None if lately else known, note, at_once=at_once)
+
+    def _heal_all(
+        self,
+        stripes: Sequence[StripeKey],
+        known: Sequence[ShardMap] | None,
+        note: Callable[[Written], None] | None,
+        *,
+        at_once: bool,
+    ) -> list[tuple[int, int] | Unread]:
+        epoch = self._fleet.epoch()
+        looked = self._lookup.shard_maps(stripes) if known is None else known
+        if not at_once:
+            looked = [
+                replace(where, absent=self.due(stripe, where)) if where.absent else where
+                for stripe, where in zip(stripes, looked, strict=True)
+            ]
+        objects = self._fast.read_located(
+            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
+        )
+        made: list[tuple[int, int] | Unread] = []
+        for stripe, where in zip(stripes, looked, strict=True):
+            try:
+                content = objects.get(stripe)
+                if not where.absent:
+                    made.append((0, 0))
+                    continue
+                written, size = self._make_absent(stripe, where, content, epoch, at_once=at_once)
+                made.append((len(written), size))
+                if note is not None:
+                    for one in written:
+                        note(one)
+            except (DataLossError, ShardsUnavailable) as error:
+                made.append(error)
+        return made
+
+    def _make_absent(
+        self,
+        stripe: StripeKey,
+        where: ShardMap,
+        content: memoryview | None,
+        epoch: tuple[int, ...],
+        *,
+        at_once: bool,
+    ) -> tuple[list[Written], int]:
+        k, absent, targets = data_shards(stripe), where.absent, self._fleet.targets(stripe)
+        if content is None:
+            padded, length = self._whole(stripe)
+            if where.told_by is not None and where.length != length:
+                self._fleet.note_lie(where.told_by, stripe, f"says that an object has {where.length} bytes")
+        else:
+            length = len(content)
+            assert isinstance(content.obj, bytearray)
+            padded = memoryview(content.obj)
+        if content is None or self._fleet.epoch() != epoch:
+            # Look again: reading may have quarantined more, and a store that came back may have shards already.
+            absent, unsure, targets = self._lookup.look_for(stripe)
+            if not at_once:
+                absent = self._due(stripe, absent, unsure, shard_count(stripe) - len(absent))
+        slots = [slot for slot in absent if self._fleet.volume(targets[slot]) is not None]
+        size = -(-length // k)
+        shards = self._writer.put(stripe, padded, length, slots, targets)
+        written = [Written(shard.key, size, shard.digest, targets[slot_of(shard.key)]) for shard in shards]
+        return written, len(written) * size
+
+    def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
+        """The verified object, zero-padded to k whole shards, and its length."""
+        k = data_shards(stripe)
+        length = self._lookup.object_length(stripe)
+        if length is not None and kind_of(stripe) != Kind.VERSION:  # a version is not named by the hash of its bytes
+            padded = memoryview(bytearray(k * -(-length // k)))
+            target = padded[:length]
+            if self._fast.fill(stripe, target) and blake3(target).digest() == object_id_of(stripe):
+                return padded, length
+        data = self._recovery.recover(stripe, expect=None)
+        padded = memoryview(bytearray(k * -(-len(data) // k)))
+        padded[: len(data)] = data
+        return padded, len(data)
