@@ -36,7 +36,7 @@ from taskworker.pool.membership import (
 from taskworker.pool.membership_work import MembershipWork
 from taskworker.pool.options import PoolOptions
 from taskworker.pool.risks import Risks
-from taskworker.pool.roster import RosterKeeper
+from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.pool.settings import PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.status import PoolView, StatusReporter
@@ -95,15 +95,7 @@ class PoolCore:
             self._catalog = catalog
             keeper = RosterKeeper(catalog)
             journal = WorkJournal(catalog, self._now_ms)
-            self.membership = Membership(
-                settings.store_id,
-                keeper.roster.members,
-                slots_given=keeper.roster.slots_given,
-                lease_s=self._options.lease_s,
-                grace_s=self._options.grace_s,
-                clock_s=runtime.monotonic_s,
-                wall_ms=self._now_ms,
-            )
+            self.membership = self._make_membership(settings.store_id, keeper.roster)
         except BaseException:
             catalog.close()
             lock.release()
@@ -111,13 +103,7 @@ class PoolCore:
         self.pool_id = settings.store_id
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
-        self.fleet = WorkerFleet(
-            allow_fragile=self._options.allow_fragile,
-            grace_s=self._options.grace_s,
-            margin=self._options.margin,
-            now_s=runtime.monotonic_s,
-        )
-        self.fleet.incomplete.update(settings.incomplete)
+        self.fleet = self._make_fleet(settings.incomplete)
         self._events = Events(self._now_ms)
         self._layout = LayoutChanges(
             keeper, self.membership, self.fleet, self._events, width=self.profile.n, clock_s=runtime.monotonic_s
@@ -151,7 +137,48 @@ class PoolCore:
             self._events,
             profile=self.profile,
         )
-        self._admission = WorkerAdmission(
+        self._admission = self._make_admission(connect, identify)
+        self._heartbeats = Heartbeats(self.membership, self.fleet, self._events, clock_s=runtime.monotonic_s)
+        self._trials = Trials(self.membership, self.fleet, self._layout, self._events)
+        self._liars = LiarWatch(
+            self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
+        )
+        self._risks = Risks(self.store, self.fleet, self._layout, self.repair_scheduler)
+        self._status = self._make_status()
+        self._membership_work = self._make_membership_work(gathered_by_s)
+        self.background: list[BackgroundWork] = [
+            self._membership_work,
+            self.repair_scheduler,
+            self.collector,
+            self.auditor,
+        ]
+        self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
+        self.fleet.on_rot = self.repair_scheduler.wake
+        self.fleet.repair_bytes_max = self._liars.repair_bytes_max
+
+    def _make_membership(self, pool_id: str, roster: Roster) -> Membership:
+        return Membership(
+            pool_id,
+            roster.members,
+            slots_given=roster.slots_given,
+            lease_s=self._options.lease_s,
+            grace_s=self._options.grace_s,
+            clock_s=self._runtime.monotonic_s,
+            wall_ms=self._now_ms,
+        )
+
+    def _make_fleet(self, incomplete: Iterable[int]) -> WorkerFleet:
+        fleet = WorkerFleet(
+            allow_fragile=self._options.allow_fragile,
+            grace_s=self._options.grace_s,
+            margin=self._options.margin,
+            now_s=self._runtime.monotonic_s,
+        )
+        fleet.incomplete.update(incomplete)
+        return fleet
+
+    def _make_admission(self, connect: Connect, identify: Identify) -> WorkerAdmission:
+        return WorkerAdmission(
             self.store,
             self.membership,
             self.fleet,
@@ -165,14 +192,10 @@ class PoolCore:
             connect=connect,
             identify=identify,
         )
-        self._heartbeats = Heartbeats(self.membership, self.fleet, self._events, clock_s=runtime.monotonic_s)
-        self._trials = Trials(self.membership, self.fleet, self._layout, self._events)
-        self._liars = LiarWatch(
-            self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
-        )
-        self._risks = Risks(self.store, self.fleet, self._layout, self.repair_scheduler)
+
+    def _make_status(self) -> StatusReporter:
         workers = WorkerViews(self.membership, self.fleet)
-        self._status = StatusReporter(
+        return StatusReporter(
             self.pool_id,
             self.profile,
             self.store,
@@ -184,7 +207,9 @@ class PoolCore:
             [self.repair_scheduler, Healing(self.store), Scrubs(workers.loads), self.collector, self.auditor],
             self._events,
         )
-        self._membership_work = MembershipWork(
+
+    def _make_membership_work(self, gathered_by_s: float) -> MembershipWork:
+        return MembershipWork(
             self.fleet,
             self._layout,
             self._departures,
@@ -193,17 +218,8 @@ class PoolCore:
             self._trials,
             self.startup_barrier,
             gathered_by_s=gathered_by_s,
-            clock_s=runtime.monotonic_s,
+            clock_s=self._runtime.monotonic_s,
         )
-        self.background: list[BackgroundWork] = [
-            self._membership_work,
-            self.repair_scheduler,
-            self.collector,
-            self.auditor,
-        ]
-        self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
-        self.fleet.on_rot = self.repair_scheduler.wake
-        self.fleet.repair_bytes_max = self._liars.repair_bytes_max
 
     @property
     def documents(self) -> Catalog:
