@@ -1,4 +1,4 @@
-"""What takes a version to local content: the chunks that differ, found one by one as they are asked for."""
+"""The difference between a version and local content: the chunks that differ, found lazily."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Changed = Iterable[tuple[int, int]]
 
 
 class LocalContent(Protocol):
-    """Content that can be read anywhere, and again; ``size`` in bytes."""
+    """Content that can be read at any position, repeatedly; ``size`` in bytes."""
 
     size: int
 
@@ -25,12 +25,12 @@ class LocalContent(Protocol):
 
 
 class LocalDiff:
-    """The chunks of local content that a version does not have in the same place. Memory: one chunk.
+    """The chunks of local content that differ from the version's chunk at the same index. Holds one chunk in memory.
 
     Args:
-        size: of the version, in bytes.
-        chunk_size: of the version, in bytes; the content is cut likewise.
-        known: gives the version's chunk ids in order.
+        size: bytes of the version.
+        chunk_size: bytes of the version's chunks; the content is split in the same way.
+        known: yields the version's chunk ids in order.
         content: the local content.
         changed: the only places that may differ; None: compare everything.
         progress: called with (bytes compared, bytes in all).
@@ -54,7 +54,7 @@ class LocalDiff:
         self._progress = progress
 
     def is_empty(self) -> bool:
-        """Whether the content is the version's; stops at the first difference."""
+        """Whether the content equals the version's; stops at the first difference."""
         return self._content.size == self._size and next(self.names(), None) is None
 
     def names(self) -> Iterator[Patch]:
@@ -62,7 +62,7 @@ class LocalDiff:
         return (patch for patch, _data in self.changes())
 
     def changes(self) -> Iterator[tuple[Patch, BytesLike]]:
-        """Likewise, each with the bytes that were compared."""
+        """The changed chunks in order, each with its bytes."""
         compared = self._all() if self._changed is None else self._touched(self._changed)
         for index, known in compared:
             data = self.chunk(index)
@@ -76,7 +76,7 @@ class LocalDiff:
         return self._content.read(start, min(self._chunk_size, self._content.size - start))
 
     def _all(self) -> Iterator[tuple[int, bytes | None]]:
-        """(index, the version's chunk id or None past its end) of all chunks of the local content."""
+        """(index, the version's chunk id, or None past its end) for all chunks of the local content."""
         known = self._known()
         for index in range(self._chunk_count()):
             yield index, next(known, None)
@@ -84,7 +84,7 @@ class LocalDiff:
                 self._progress(min((index + 1) * self._chunk_size, self._content.size), self._content.size)
 
     def _touched(self, changed: Changed) -> Iterator[tuple[int, bytes | None]]:
-        """The chunks that overlap a change, and those that the new size adds, cuts or lengthens."""
+        """The chunks that overlap a change, and those that are added, cut or lengthened by the new size."""
         size, count = self._chunk_size, self._chunk_count()
         touched: set[int] = set()
         for offset, length in changed:

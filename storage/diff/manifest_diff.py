@@ -1,4 +1,4 @@
-"""Manifest diffs: what a revision changes, made locally or received from outside."""
+"""Manifest diffs: the changes of a revision, made locally or received from outside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from storage.limits import DIFF_PATCHES_MAX, FILE_SIZE_MAX
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Chunk ``index`` becomes ``chunk_id``; ``data`` are its bytes, or None for a chunk the user already has."""
+    """Replaces chunk ``index`` with ``chunk_id``; ``data`` has its bytes, or None if the user has the chunk already."""
 
     index: int
     chunk_id: bytes
@@ -25,14 +25,14 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class ManifestDiff:
-    """From one version's content to another's.
+    """The changes from one version's content to another's.
 
     Attributes:
         base_version_id: hex id of the version this applies to.
         new_size: bytes of the result.
         chunk_size: must be the file's own.
         patches: changed and added chunks, ascending by index.
-        target_version_id: hex id of the version it leads to, where that exists already.
+        target_version_id: hex id of the resulting version, if it exists already.
     """
 
     base_version_id: str
@@ -48,12 +48,12 @@ class ManifestDiff:
 
 
 def check_diff(diff: ManifestDiff, root: RootNode) -> None:
-    """See that a diff from outside is well-formed and gives every chunk of the result its right length.
+    """Check that a diff from outside is well-formed, and that every chunk of the result has the right length.
 
-    Chunk data is checked against its id here; chunks without data are the caller's to check.
+    Chunk data is verified against its id here; the caller must check chunks without data.
 
     Raises:
-        InvalidArgument: says what is wrong.
+        InvalidArgument: the diff is invalid; the text says why.
     """
     if diff.chunk_size != root.chunk_size:
         raise InvalidArgument(f"the diff has chunks of {diff.chunk_size} bytes, the file has {root.chunk_size}")

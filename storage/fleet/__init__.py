@@ -1,1 +1,1 @@
-"""The shard stores of one store by slot: which are usable, and which holds which shard."""
+"""The shard stores of one store, by slot: which are usable, and which shard belongs where."""

@@ -1,4 +1,4 @@
-"""Assignment: which members get which slots of which partitions, so that only what must moves."""
+"""Assigns slots of partitions to members, with the fewest moves."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from blake3 import blake3
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from storage.fleet.placement import PARTITIONS
 
-_SCORES_KEPT = 1 << 15  # logarithms: of a pool of 32 members
+_SCORES_KEPT = 1 << 15  # cached logarithms, enough for a pool of 32 members
 
 
 _ROUNDING = 1e-6
 
 
-_SURPLUS_MAX = 1.5  # slots of the table that a member may be given beyond its quota, but for what no other may take
+_SURPLUS_MAX = 1.5  # slots that a member may get beyond its quota, not counting those that no other may take
 
 
 def _score(partition: int, member: Member) -> float:
-    """Weighted rendezvous score: the highest wins with a probability in proportion to the capacity."""
+    """Weighted rendezvous score: a member's probability of having the highest is proportional to its capacity."""
     return -member.capacity / _log_uniform(partition, member.slot)
 
 
 @lru_cache(maxsize=_SCORES_KEPT)
 def _log_uniform(partition: int, slot: int) -> float:
-    """Logarithm of a number in 0…1 that a partition and a slot always have in common."""
+    """Logarithm of a pseudorandom number in 0…1 that depends only on the partition and the slot."""
     digest = blake3(partition.to_bytes(2, "big") + slot.to_bytes(4, "big")).digest(8)
     return math.log((int.from_bytes(digest, "big") + 0.5) / 2.0**64)
 
 
 class _Domain:
-    """How the members of one level (volumes, workers, zones, owners) may share a row: at most ``limit`` slots each."""
+    """The domains of one level (volumes, workers, zones, owners), each with at most ``limit`` slots of a row."""
 
     def __init__(self, of: dict[int, str], sizes: Counter[str], width: int) -> None:
         self.of = of
@@ -44,7 +44,7 @@ class _Domain:
             self._inside.setdefault(name, set()).add(slot)
 
     def rooms(self, due: dict[int, float]) -> list[tuple[float, set[int]]]:
-        """For each domain how many more slots of the table it can take, and its members."""
+        """For each domain, its members and how many more slots of the table it can take."""
         return [
             (PARTITIONS * self.limit - sum(due[slot] for slot in inside), inside) for inside in self._inside.values()
         ]
@@ -53,7 +53,7 @@ class _Domain:
 def _least_limit(sizes: Counter[str], width: int) -> int:
     """The smallest limit per domain that still lets a row of ``width`` slots be filled.
 
-    ``sizes`` says how many slots of a row each domain can take at most.
+    ``sizes`` has the most slots of a row that each domain can take.
     """
     limit = 1
     while sum(min(limit, size) for size in sizes.values()) < width:
@@ -62,13 +62,13 @@ def _least_limit(sizes: Counter[str], width: int) -> int:
 
 
 class Assignment:
-    """One layout being made from the one before.
+    """A new layout in the making, from the previous one.
 
     Args:
         width: slots of a row.
-        rows: of the layout before, a row for each partition.
-        by_slot: the members of the layout before.
-        members: of the new one.
+        rows: rows of the previous layout, one for each partition.
+        by_slot: members of the previous layout.
+        members: members of the new layout.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Assignment:
         return [tuple(row) for row in self._rows]
 
     def _quotas(self) -> dict[int, float]:
-        """Slots due to each member: in proportion to capacity, no domain more than fits into its rows.
+        """The quota of each member: proportional to its capacity, but no domain gets more than fits into its rows.
 
-        Progressive filling: all grow at the rate of their capacity until a domain is full, then the rest.
+        Progressive filling: all quotas grow at rates proportional to capacity; when a domain is full, the others go on.
         """
         due = dict.fromkeys(self._members, 0.0)
         growing = set(due)
@@ -122,7 +122,7 @@ class Assignment:
         return due
 
     def _vacate_crowded(self, row: list[int]) -> None:
-        """Take the last slots from domains that hold more of a row than they may."""
+        """Vacate the last slots of domains that hold too many slots of a row."""
         for domain in self._domains:
             counts: Counter[str] = Counter()
             for index, slot in enumerate(row):
@@ -132,7 +132,7 @@ class Assignment:
                         row[index] = -1
 
     def _allowed(self, row: list[int], candidate: int, leaving: int = -1) -> bool:
-        """Whether a member may take a place in a row (instead of ``leaving``)."""
+        """Whether a member may take a place in a row (in place of ``leaving``)."""
         for domain in self._domains:
             name = domain.of[candidate]
             held = sum(domain.of[slot] == name for slot in row if slot >= 0)
@@ -149,7 +149,7 @@ class Assignment:
                 self._load[row[index]] += 1
 
     def _pick(self, partition: int, row: list[int]) -> int:
-        """The best-ranked member with quota left; the one least over it if there is none."""
+        """The best-ranked member below its quota; if there is none, the one that exceeds its quota least."""
         scores = self._scores[partition]
         allowed = [slot for slot in self._members if self._allowed(row, slot)]
         with_quota = [slot for slot in allowed if self._load[slot] + 1 <= self._quota[slot] + 0.5]
@@ -158,10 +158,10 @@ class Assignment:
         return min(allowed, key=lambda slot: (self._load[slot] / self._quota[slot], -scores[slot]))
 
     def _level(self) -> None:
-        """Give members short of their quota slots of members over it, as far as the domains let them.
+        """Move slots from members above their quota to members below it, as far as the domains allow.
 
-        First slots that move anyway, then others of members over their quota: who gives without being over
-        takes from yet another, and that moves twice.
+        First slots that move anyway, then others of members above their quota: a member that gives without exceeding
+        its quota would have to take from another one, which moves twice.
         """
         for moving, over in ((True, 0.5), (True, -math.inf), (False, 0.5), (False, -math.inf)):
             for short in sorted(self._members, key=self._surplus):
@@ -175,9 +175,9 @@ class Assignment:
         return self._load[slot] - self._quota[slot]
 
     def _relieve(self, crowded: int) -> None:
-        """Hand places of a member far over its quota to others that want none, but are nearer to theirs.
+        """Move places of a member far above its quota to others that are not below theirs, but closer to it.
 
-        Members that are short may be missing only from rows that ``crowded`` is not in.
+        Members below their quota may be absent only from rows that ``crowded`` is not in.
         """
         ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][crowded])
         for partition in ranked:
@@ -187,7 +187,7 @@ class Assignment:
                 self._give_away(partition, crowded)
 
     def _give_away(self, partition: int, crowded: int) -> None:
-        """Let the member least over its quota have the place of ``crowded``, if it may and that is a gain."""
+        """Give the place of ``crowded`` to the member that exceeds its quota least, if allowed and an improvement."""
         row, scores = self._rows[partition], self._scores[partition]
         index = row.index(crowded)
         gain_min = 1 if row[index] != self._old_rows[partition][index] else 2
@@ -206,7 +206,7 @@ class Assignment:
         return math.floor(self._quota[slot] - self._load[slot] + 0.5)
 
     def _give(self, short: int, over: float, *, moving: bool) -> None:
-        """Go through the rows, those that ``short`` ranks highest in first, again while it gets some."""
+        """Go through the rows, those where ``short`` ranks highest first, repeatedly while it gets places."""
         ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][short], reverse=True)
         before = -1
         while before < self._load[short]:
@@ -217,8 +217,8 @@ class Assignment:
                 self._take_over(partition, short, over, moving=moving)
 
     def _take_over(self, partition: int, short: int, over: float, *, moving: bool) -> None:
-        """Let ``short`` have the place of the member most over its quota, if by ``over`` at least and it may leave."""
-        # By less they would only change places, or, where nothing moves anyway, move for the rounding.
+        """Give ``short`` the place of the member that exceeds its quota most, if by at least ``over`` and allowed."""
+        # With a smaller difference, they would only swap roles, or move slots because of rounding.
         gain_min = 1 if moving or short not in self._old_members else 2
         row, old = self._rows[partition], self._old_rows[partition]
         places = {slot: index for index, slot in enumerate(row) if not moving or slot != old[index]}
@@ -232,7 +232,7 @@ class Assignment:
 
 
 def _put_back(row: list[int], old: tuple[int, ...]) -> None:
-    """Let members that lost one place of a row and got another have the one they had."""
+    """Give members that lost one place of a row and got another their former place back."""
     for index, slot in enumerate(old):
         if row[index] != slot and slot in row:
             for other, taken in enumerate(row):
@@ -244,8 +244,8 @@ def _put_back(row: list[int], old: tuple[int, ...]) -> None:
 def _domains(members: list[Member], width: int) -> list[_Domain]:
     """Volumes, workers, zones and owners, each with its limit per row.
 
-    What a domain can take at most follows from the limits of those inside it, so that all limits can be
-    kept at once: volumes are inside of workers, workers inside of zones, zones inside of owners.
+    The most that a domain can take follows from the limits of the domains inside it, so that all limits hold at once:
+    volumes are inside workers, workers inside zones, zones inside owners.
     """
     names: list[Callable[[Member], str]] = [lambda member: str(member.slot), by_worker, by_zone, by_owner]
     inner = Counter({str(member.slot): width for member in members})

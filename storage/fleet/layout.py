@@ -1,9 +1,9 @@
 """The layout of a pool: a versioned table partition → ordered slots → member.
 
-Quotas say how many slots a member gets (in proportion to its capacity); weighted rendezvous hashing
-(Resch, "New hashing algorithms for data storage", SNIA 2015) says which. A layout is made from the one
-before it: what need not move keeps its place and its slot, so that adding one of N equal members moves
-1/N of the shards and removing one moves only its own. Failure domains come first, quotas second.
+Quotas, proportional to capacity, decide how many slots a member gets; weighted rendezvous hashing (Resch, "New hashing
+algorithms for data storage", SNIA 2015) decides which. A layout is made from the previous one with the fewest moves:
+adding one of N equal members moves 1/N of the shards, and removing one moves only its own. Failure domains take
+precedence over quotas.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ANSWERS_KEPT = 64
 
 
 class LayoutRecord(msgspec.Struct, frozen=True):
-    """A layout as it is kept: ``table`` is 1024 x width slot numbers, 2 bytes each, big-endian."""
+    """The stored form of a layout: ``table`` is 1024 x width slot numbers, 2 bytes each, big-endian."""
 
     version: int
     width: int
@@ -37,11 +37,11 @@ class LayoutRecord(msgspec.Struct, frozen=True):
 
 
 class Moves(msgspec.Struct, frozen=True):
-    """What changes from one layout to the next, in shares (0…1) of all shards of default-width stripes.
+    """The changes from one layout to the next, as shares (0…1) of all shards of stripes with default width.
 
     Attributes:
         moved: share of shards whose member changes.
-        into, out_of: the same by member slot.
+        into, out_of: the same, by the slot of the new and of the former member.
     """
 
     moved: float
@@ -50,16 +50,16 @@ class Moves(msgspec.Struct, frozen=True):
 
 
 class Layout:
-    """Immutable. Slot i of a stripe lives on the i-th member of its partition's row.
+    """A layout; immutable. Slot i of a stripe belongs on the i-th member of its partition's row.
 
     Args:
         version: 1 for the first layout of a pool.
-        width: slots in a row: n of the pool's default profile.
-        members: all that take part, by rising slot.
-        rows: for each partition, the member slot numbers in stripe-slot order.
+        width: slots of a row: n of the pool's default profile.
+        members: all members, by ascending slot.
+        rows: for each partition, the slot numbers of members, in the order of stripe slots.
 
     Raises:
-        InvalidArgument: no members, too many, or two with one slot.
+        InvalidArgument: there are no members, too many, or two with the same slot.
     """
 
     def __init__(self, version: int, width: int, members: Sequence[Member], rows: Sequence[tuple[int, ...]]) -> None:
@@ -78,7 +78,7 @@ class Layout:
         return empty.after(members)
 
     def after(self, members: Iterable[Member]) -> Layout:
-        """The next version, over these members, with the fewest moves from this one; none for the same members."""
+        """The next version, for these members, with the fewest moves; without moves if the members are the same."""
         chosen = _checked(members)
         if self.members == tuple(sorted(chosen, key=lambda member: member.slot)):
             return Layout(self.version + 1, self.width, chosen, self.rows)
@@ -89,11 +89,11 @@ class Layout:
     # -- where things are --------------------------------------------------------------------------
 
     def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
-        """The member slot that holds each stripe slot 0…n-1 of the object."""
+        """The slot of the member for each stripe slot 0…n-1 of the object."""
         return self.row(partition_of(object_id), n)
 
     def row(self, partition: int, n: int) -> tuple[int, ...]:
-        """The same of every object in a partition."""
+        """The same for every object in a partition."""
         placed = self._placed.setdefault(n, {})
         found = placed.get(partition)
         if found is None:
@@ -101,7 +101,7 @@ class Layout:
         return found
 
     def different_rows(self, n: int) -> frozenset[tuple[int, ...]]:
-        """All rows for stripes of n shards, each once."""
+        """All distinct rows for stripes of n shards."""
         found = self._different.get(n)
         if found is None:
             rows = frozenset(self.row(partition, n) for partition in range(len(self.rows)))
@@ -109,7 +109,7 @@ class Layout:
         return found
 
     def _spread(self, partition: int, n: int) -> tuple[int, ...]:
-        """The row, cut or made longer to n slots such that no member holds more of them than it must."""
+        """The row, cut or extended to n slots such that they are spread over members as evenly as possible."""
         limit = -(-n // len(self.members))
         held: Counter[int] = Counter()
         spread: list[int] = []
@@ -119,12 +119,12 @@ class Layout:
             spread.append(kept)
         for index, slot in enumerate(spread):
             if slot < 0:
-                spread[index] = min(self.order(partition), key=held.__getitem__)  # of equals the first in order
+                spread[index] = min(self.order(partition), key=held.__getitem__)  # the first one, if equal
                 held[spread[index]] += 1
         return tuple(spread)
 
     def order(self, partition: int) -> tuple[int, ...]:
-        """All members: those of the partition's row first, then the others in the order they take handoffs."""
+        """All members: those in the partition's row first, then the others in the order in which they stand in."""
         order = self._orders.get(partition)
         if order is None:
             ranked = sorted(self.members, key=lambda member: _score(partition, member), reverse=True)
@@ -135,40 +135,40 @@ class Layout:
 
     @cached_property
     def by_slot(self) -> dict[int, Member]:
-        """Members by their slot."""
+        """Members by slot."""
         return {member.slot: member for member in self.members}
 
     @cached_property
     def domains(self) -> dict[int, tuple[int | str, ...]]:
-        """The failure domains of each member, in the order in which they should not hold two shards of a stripe."""
+        """The failure domains of each member, in order of importance that they do not hold two shards of a stripe."""
         return {member.slot: (member.slot, by_owner(member), by_zone(member)) for member in self.members}
 
     def shares(self) -> dict[int, float]:
-        """Share (0…1) of the shards that each member holds."""
+        """Share (0…1) of all shards for each member."""
         return {slot: count / (PARTITIONS * self.width) for slot, count in self._held.items()}
 
     @cached_property
     def _held(self) -> dict[int, int]:
-        """How many slots of all rows each member has."""
+        """How many slots each member has in all rows."""
         counts = Counter(slot for row in self.rows for slot in row)
         return {member.slot: counts[member.slot] for member in self.members}
 
     def losses_survivable(
         self, k: int, domain: Callable[[Member], str], absent: Iterable[int] = (), n: int | None = None
     ) -> int:
-        """How many whole domains may be lost at once, whichever, with stripes of k-of-``n`` readable.
+        """How many domains, whichever, may be lost at once with k-of-``n`` stripes still readable.
 
         Args:
             k: shards needed.
-            n: of so many; default the width.
-            domain: what fails together, such as ``lambda member: member.worker``.
-            absent: member slots that are gone already. -1 is answered if that is too much by itself.
+            n: shards stored; default: the width.
+            domain: the failure domain of a member, such as ``lambda member: member.worker``.
+            absent: slots of members that are already gone. The result is -1 if their loss alone is too much.
         """
         rows = self.different_rows(self.width if n is None else n)
         return rows_survive(rows, k, {member.slot: domain(member) for member in self.members}, absent)
 
     def moves_to(self, later: Layout) -> Moves:
-        """What has to move from here to a later layout."""
+        """What must move from this layout to a later one."""
         into: Counter[int] = Counter()
         out_of: Counter[int] = Counter()
         for before, after in zip(self.rows, later.rows, strict=True):
@@ -183,16 +183,16 @@ class Layout:
     # -- keeping -----------------------------------------------------------------------------------
 
     def record(self) -> LayoutRecord:
-        """For keeping; see :meth:`from_record`."""
+        """The form to store; see :meth:`from_record`."""
         table = b"".join(slot.to_bytes(_SLOT_BYTES, "big") for row in self.rows for slot in row)
         return LayoutRecord(self.version, self.width, self.members, table)
 
     @classmethod
     def from_record(cls, record: LayoutRecord) -> Layout:
-        """The layout that was kept.
+        """Restore a stored layout.
 
         Raises:
-            FormatError: the table does not fit the members, or they are not such as a layout can have.
+            FormatError: the table does not fit the members, or the members are invalid.
         """
         width, table = record.width, record.table
         if width < 1 or len(table) != PARTITIONS * width * _SLOT_BYTES:
@@ -209,15 +209,15 @@ class Layout:
 
 
 def rows_survive(rows: frozenset[tuple[int, ...]], k: int, of: Mapping[int, str], gone: Iterable[int]) -> int:
-    """How many whole domains may be lost at once, whichever, with k shards of each of these rows left; -1: none may.
+    """How many domains, whichever, may be lost at once with k shards left in each row; -1: too many are lost already.
 
-    What was answered lately is remembered: whoever looks at a pool asks the same again and again.
+    Recent results are cached, since a pool's status asks the same repeatedly.
 
     Args:
         rows: the member slot of each shard.
         k: shards needed.
         of: the domain of each member.
-        gone: members whose shards are gone already.
+        gone: members whose shards are already lost.
     """
     return _rows_survive(rows, k, tuple(sorted(of.items())), frozenset(gone))
 

@@ -1,4 +1,4 @@
-"""Members of a layout, and the domains in which they fail together."""
+"""Members of a layout, and their failure domains."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import msgspec
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A volume that takes part in a layout.
+    """A volume in a layout.
 
     Attributes:
-        slot: its number in the pool, given once and never to another.
+        slot: its number in the pool, which is never reused.
         worker: id of the worker that offers it.
-        zone: what fails together with it beyond the worker (a rack, a room); "" is a zone like any other. Zones are an
-            owner's: those of two owners are different ones, whatever they are called.
+        zone: its failure domain beyond the worker (a rack, a room); "" is a zone like any other. Zones of different
+            owners are different, even if they have the same name.
         capacity: its weight, in bytes.
-        owner: who runs the machine, and may take it away together with all others of theirs; "" for all whose owner
-            is not named, as they may be the same.
+        owner: who runs the machine, and may take it away with all his others; members whose owner is not named share
+            the owner "", since they may belong to one owner.
     """
 
     slot: int

@@ -1,8 +1,8 @@
 """Placement: which volume holds which slot of a stripe.
 
-1024 partitions by the first 10 bits of the object id; within a partition the volumes are ordered by
-rendezvous hashing (Thaler and Ravishankar, 1998), so that data and parity, and with them load, spread
-evenly, and so that adding a volume moves only what comes to it.
+There are 1024 partitions, by the first 10 bits of the object id. Within a partition, volumes are ordered by rendezvous
+hashing (Thaler and Ravishankar, 1998), so that data and parity, and thus load, are spread evenly, and adding a volume
+moves only shards that go to it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def partition_of(object_id: bytes) -> int:
 
 
 def start_of(partition: int) -> bytes:
-    """The least that an id of this partition, or of one after it, may be; ``PARTITIONS``: above all ids."""
+    """The lowest possible id in this partition; for ``PARTITIONS``, a bound above all ids."""
     return (partition << 6).to_bytes(2, "big") if partition < PARTITIONS else b"\xff" * 33
 
 
 def losses_survivable(holders: Iterable[int], k: int) -> int:
-    """How many whole stores may be lost at once, whichever, with an object readable; -1: it is not readable now.
+    """How many stores, whichever, may be lost at once with an object still readable; -1: it is unreadable now.
 
     Args:
-        holders: the store of each shard that there is.
+        holders: the store of each existing shard.
         k: shards needed.
     """
     counts = sorted(Counter(holders).values(), reverse=True)
@@ -43,11 +43,11 @@ def losses_survivable(holders: Iterable[int], k: int) -> int:
 
 
 class FixedLayout:
-    """Immutable table partition → order of volumes; slot i of a stripe lives on the i-th of them.
+    """An immutable table from partition to an order of volumes; slot i of a stripe belongs on the i-th of them.
 
-    Its rows are made when they are asked for: a command that touches few objects needs few of them.
+    Rows are computed on demand, as a command that touches few objects needs few of them.
 
-    With fewer volumes than slots, the order is walked round again: one volume holds several slots.
+    With fewer volumes than slots, the order is repeated, so that a volume holds several slots.
     """
 
     def __init__(self, volume_count: int) -> None:
@@ -65,7 +65,7 @@ class FixedLayout:
         return found
 
     def losses_survivable(self, k: int, n: int) -> int:
-        """How many whole volumes may be lost at once, whichever they are, with k-of-n stripes readable."""
+        """How many volumes, whichever, may be lost at once with k-of-n stripes still readable."""
         per_volume = -(-n // self.volume_count)
         return (n - k) // per_volume
 

@@ -1,4 +1,4 @@
-"""The volumes of a store as one: which are usable, writing to and syncing all of them at once."""
+"""The volumes of a store: tracks which are usable, and writes to and syncs all of them in parallel."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from storage.system.flushing import Flusher, new_flusher
 log = logging.getLogger(__name__)
 
 _PRESENCE_CHECK_S = 1.0
-_NAMED_MAX = 12  # volumes in a message
-# What opening a volume may meet that has nothing to do with the others.
+_NAMED_MAX = 12  # volumes listed in a message
+# Errors of opening a volume that do not affect the others.
 _PASSING = (VolumeFailed, StoreUnavailable, StoreFull)
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeOptions:
-    """How volumes are opened; tests inject faults here."""
+    """Options for opening volumes; tests inject faults here."""
 
     filesystem: FileSystem | None = None
     segment_bytes_max: int | None = None
@@ -49,14 +49,14 @@ class VolumeOptions:
 class VolumeSet(Fleet[LocalVolume]):
     """All volumes of a store on this machine, by slot.
 
-    A slot that came up empty (a lost or swapped disk), or missed something that was acknowledged, is
-    ``incomplete``. A volume that failed is opened anew, with pauses between attempts. One that is full, or takes no
-    writes, is written around like one that is offline, and goes on being read; each write tries it again.
+    A slot that was found empty (a lost or swapped disk), or missed acknowledged data, is ``incomplete``. A volume that
+    failed is reopened, with pauses between attempts. Writes skip a full or read-only volume like an offline one, but it
+    is still read; each write tries it again.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
         super().__init__()
-        self.vacant: set[int] = set()  # offline, and nothing was found in their places when they were to be opened
+        self.vacant: set[int] = set()  # offline, as their directories were empty when they were to be opened
         self._settings = settings
         self.store_id = settings.store_id
         self.paths = [root / path for path in settings.volumes]
@@ -65,7 +65,7 @@ class VolumeSet(Fleet[LocalVolume]):
         self._options = options
         self._stores = dict.fromkeys(range(len(self.paths)))
         self._moves = dict.fromkeys(range(len(self.paths)), 0)
-        self._full: set[int] = set()  # had no space for what they were to take last
+        self._full: set[int] = set()  # had no space at the last write
         self._checked_s = 0.0
         self._attaching = threading.Lock()
         self._retries = {slot: Backoff() for slot in range(len(self.paths))}
@@ -73,7 +73,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     @property
     def placement(self) -> FixedLayout:
-        """Fixed when the store was made."""
+        """The placement, fixed when the store was created."""
         return self.layout
 
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
@@ -102,13 +102,13 @@ class VolumeSet(Fleet[LocalVolume]):
     def open_all(self, *, expect_data: bool, is_in_use: Callable[[], bool] = lambda: False) -> None:
         """Open every volume; create those that are missing or empty.
 
-        Of a store that is in use, so many may be missing that it cannot be read without them. They are more likely not
-        mounted than lost, and what was stored in their places would be hidden once they are: they stay offline, and
-        so nothing is stored, until they are there or a repair begins them anew.
+        If so many volumes of a store in use are missing that it cannot be read, they are probably not mounted, rather
+        than lost, and shards written to their mount points would be hidden later. So they stay offline, and the store
+        refuses writes, until they are mounted or a repair creates them anew.
 
         Args:
-            expect_data: the store has been used: a volume made now waits for repair, and one whose disk
-                fails stays offline.
+            expect_data: whether the store has been used: if so, a volume created now waits for repair, and one whose
+                disk fails stays offline.
             is_in_use: whether there are files.
 
         Raises:
@@ -141,14 +141,14 @@ class VolumeSet(Fleet[LocalVolume]):
         )
 
     def reattach(self) -> list[int]:
-        """Open again the volumes that went offline, empty where there is none; returns the slots brought back."""
+        """Reopen offline volumes, creating missing ones; returns the slots that are back."""
         with self._attaching:
             return [slot for slot in self._offline() if self._attach(slot, may_be_new=True)]
 
     def revive(self) -> bool:
-        """Open anew the volumes that went offline and are there again, those that it is time to try.
+        """Reopen offline volumes that are back and whose next attempt is due.
 
-        A directory without a volume may be a mount point whose disk is missing: nothing is made in it.
+        A directory without a volume may be a mount point whose disk is missing, so nothing is created in it.
         """
         if not self._offline() or not self._attaching.acquire(blocking=False):
             return False
@@ -160,7 +160,7 @@ class VolumeSet(Fleet[LocalVolume]):
             self._attaching.release()
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
-        """See :meth:`Fleet.set_offline`. One that was opened anew only just is not tried again at once."""
+        """See :meth:`Fleet.set_offline`. A volume that was reopened only recently is not retried at once."""
         was_open = self._stores.get(slot) is not None
         super().set_offline(slot, reason, failed)
         if was_open and self._stores.get(slot) is None:
@@ -184,7 +184,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     @contextmanager
     def _unusable(self, slot: int, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-        """A volume whose disk fails like this while it is being opened stays offline; the others carry on."""
+        """Keep a volume offline if opening it fails with one of these errors; the others carry on."""
         try:
             yield
         except errors as error:
@@ -251,9 +251,9 @@ class VolumeSet(Fleet[LocalVolume]):
     # -- access ----------------------------------------------------------------------------------
 
     def check_present(self, *, at_once: bool = False) -> None:
-        """Notice, at most once a second unless ``at_once``, volumes taken away, and those that are back.
+        """Detect volumes that were removed or are back, at most once a second unless ``at_once``.
 
-        Also those that take writes again: with nothing to store, nobody else would try.
+        Also detects volumes that accept writes again, which nothing else would try while there is nothing to store.
         """
         now = time.monotonic()
         if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
@@ -294,7 +294,7 @@ class VolumeSet(Fleet[LocalVolume]):
     # -- writing ---------------------------------------------------------------------------------
 
     def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
-        """See :meth:`Fleet.append`. Nobody stands in for a volume: what it did not take waits for repair."""
+        """See :meth:`Fleet.append`. No other volume stands in: shards that a volume did not take wait for repair."""
         missed = []
         for slot, shards in batches.items():
             volume = self._stores[slot]
@@ -305,12 +305,12 @@ class VolumeSet(Fleet[LocalVolume]):
                 except (VolumeFailed, VolumeUnavailable, StoreFull) as error:
                     self._missed(slot, volume, error)
             missed.append(slot)
-        if urgent and len(missed) < len(batches):  # nobody asks afterwards whether enough volumes had it
+        if urgent and len(missed) < len(batches):  # the caller does not check whether enough volumes have it
             self.incomplete.update(missed)
         return missed
 
     def _missed(self, slot: int, volume: LocalVolume, error: VolumeFailed | VolumeUnavailable | StoreFull) -> None:
-        """A volume did not take what it was to keep: what is being stored must do without it."""
+        """Note that a volume did not take its shards, so that the running write must do without it."""
         if isinstance(error, StoreFull):
             self._note_full(slot, str(error))
         if not isinstance(error, VolumeFailed):
@@ -319,11 +319,11 @@ class VolumeSet(Fleet[LocalVolume]):
             self.failed(slot, volume, error)
 
     def _note_move(self, slot: int) -> None:
-        with self._lock:  # two threads that note the same must not undo each other's
+        with self._lock:  # so that concurrent updates are not lost
             self._moves[slot] += 1
 
     def _note_full(self, slot: int, reason: str) -> None:
-        """Say once that a volume is full, until it is not."""
+        """Log once that a volume is full, until it is no longer full."""
         if slot not in self._full:
             self._full.add(slot)
             log.warning("volume %s takes no writes for now; what it lacks, repair makes: %s", self.name(slot), reason)
@@ -331,13 +331,13 @@ class VolumeSet(Fleet[LocalVolume]):
         self._reasons[slot] = reason
 
     def note_whole(self, slots: Collection[int], since: tuple[int, ...]) -> None:
-        """See :meth:`Fleet.note_whole`. A volume that lacks something has refused it itself, whoever else did."""
+        """See :meth:`Fleet.note_whole`. Only a volume that itself refused something may lack it."""
         with self._lock:
             now = self.epoch()
             self.incomplete.difference_update(slot for slot in slots if now[slot] == since[slot])
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Make all online volumes durable, at once.
+        """Sync all online volumes in parallel.
 
         Args:
             meanwhile: work to do while the disks are at it; it must not count on the outcome.
@@ -349,7 +349,7 @@ class VolumeSet(Fleet[LocalVolume]):
                 self._begin_sync(slot, volume, begun)
             self._flush_together(begun, meanwhile)
         finally:
-            # Ending is owed to every volume, whatever happens to the others.
+            # Every begun sync must be ended, whatever happens to the others.
             for sync in begun:
                 self._end_sync(sync, failures)
         if failures:
@@ -376,7 +376,7 @@ class VolumeSet(Fleet[LocalVolume]):
             failures.append(error)
 
     def _flush_together(self, begun: list[_BegunSync], meanwhile: Callable[[], None] | None) -> None:
-        """Flush files that have descriptors all at once, then the rest (directories, after a new segment)."""
+        """Flush files with descriptors in parallel, then the rest (directories, after a new segment)."""
         files = [(sync, file.descriptor()) for sync in begun for file in sync.pending.files.values()]
         together = [(sync, descriptor) for sync, descriptor in files if descriptor >= 0]
         outcomes = self._flusher.flush([descriptor for _, descriptor in together], meanwhile)
@@ -387,7 +387,7 @@ class VolumeSet(Fleet[LocalVolume]):
             sync.flushed = True
 
     def sync_each(self) -> None:
-        """Make all online volumes durable one after another, leaving the parallel syncers to commits."""
+        """Sync all online volumes one after another, leaving the parallel flusher to commits."""
         for slot, volume in self.online():
             try:
                 volume.sync()
@@ -414,7 +414,7 @@ class VolumeSet(Fleet[LocalVolume]):
             self._require_bearable(profile, lacking)
 
     def _lacking(self, since: tuple[int, ...]) -> list[int]:
-        """Volumes that may lack some of what was written since that epoch."""
+        """Volumes that may lack something written since that epoch."""
         now = self.epoch()
         if since == now and None not in self._stores.values():
             return []
@@ -441,9 +441,9 @@ class VolumeSet(Fleet[LocalVolume]):
         raise InsufficientWorkers(f"{text}; bring them back, run repair and try again")
 
     def _next_to_full(self, full: list[int], lacking: list[int]) -> list[int]:
-        """Other volumes that have no space either for what full ones refused: mostly, they share a disk.
+        """Other volumes that have no space either for what full ones refused, usually because they share a disk.
 
-        Such a store is full. It refuses the push that does not fit any more rather than store it less safely.
+        Such a store is full, and refuses a push that does not fit, instead of storing it less safely.
         """
         wanted = max((volume.wanted for slot in full if (volume := self._stores[slot]) is not None), default=0)
         others = [(slot, volume) for slot, volume in self.online() if slot not in lacking] if wanted else []
@@ -464,7 +464,7 @@ def _listed(texts: list[str], separator: str) -> str:
 
 
 class _BegunSync:
-    """A volume's sync between its two halves."""
+    """A volume's sync that was begun and not yet ended."""
 
     __slots__ = ("error", "flushed", "pending", "slot", "volume")
 

@@ -1,8 +1,8 @@
-"""The store's secret: what versions and tombstones are signed with, and its shares, which the volumes keep.
+"""The store's secret, which signs versions and tombstones, and its shares, which the volumes keep.
 
-Shards lie on machines that may lie. Chunks and nodes are named by their hash; versions and tombstones could be
-made up by anybody, so they carry a MAC. Its key is made of a secret that is kept in the catalog. Each volume has a
-share of it (Shamir's sharing): enough volumes together give it back when the catalog is lost, fewer tell nothing.
+Machines that hold shards may lie. Chunks and nodes are named by their hash, but anybody could make up versions and
+tombstones, so these carry a MAC. Its key is derived from a secret in the catalog. Each volume has a share of the secret
+(Shamir's secret sharing): if the catalog is lost, enough volumes together restore it, while fewer reveal nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blake3 import blake3
 from storage.errors import FormatError, InvalidArgument
 from storage.formats.voices import Voice
 
-SECRET_BYTES = 16  # what the library's field, GF(2^128), holds
+SECRET_BYTES = 16  # an element of the library's field, GF(2^128)
 MAC_BYTES = 32
 NONCE_BYTES = 16
 THRESHOLD_MAX = 256
@@ -33,16 +33,16 @@ _Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 def sharing_threshold(k: int, n: int, *, remote: bool) -> int:
-    """How many volumes together give the store's secret back.
+    """How many volumes are needed to restore the store's secret.
 
-    Volumes on this machine's disks are the owner's, and each may know it. Of workers, those that may lie at once
-    (n - k) must not learn it, and those that must be left for files to be read (k) should have it.
+    Volumes on this machine's disks belong to the owner, so each may know it. The number of workers that may lie at
+    once (n - k) must not be enough, and the number that is needed to read files (k) should be.
     """
     return max(k, n - k + 1) if remote else 1
 
 
 class StoreSecret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The secret and the polynomial it is shared by. As a MessagePack array, this is what the catalog keeps.
+    """The secret, and the polynomial that shares it. The catalog keeps it as a MessagePack array.
 
     Attributes:
         format: 1.
@@ -54,17 +54,17 @@ class StoreSecret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
     @property
     def threshold(self) -> int:
-        """How many shares give it back."""
+        """How many shares restore it."""
         return len(self.points)
 
     @property
     def commitment(self) -> bytes:
-        """Tells whether a secret that was put together is the right one, and nothing else of it."""
+        """Shows whether a restored secret is the right one, and reveals nothing else about it."""
         return blake3(self.points[0], derive_key_context=_COMMITMENT_CONTEXT).digest()
 
     @property
     def mac_key(self) -> bytes:
-        """Key of the MACs, 32 bytes."""
+        """The key of the MACs, 32 bytes."""
         return blake3(self.points[0], derive_key_context=_KEY_CONTEXT).digest()
 
     def share(self, index: int) -> bytes:
@@ -76,11 +76,11 @@ class StoreSecret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     def _value(self, index: int) -> bytes:
         if index < self.threshold:
             return self.points[index]
-        # Shifted by ``index``, which in this field is an exclusive or, the value wanted is the one at 0.
+        # After a shift by ``index``, which is an exclusive or in this field, the wanted value is the one at 0.
         return _at_zero({at ^ index: point for at, point in enumerate(self.points)})
 
     def encoded(self) -> bytes:
-        """As the catalog keeps it."""
+        """The form that the catalog keeps."""
         return msgspec.msgpack.encode(self)
 
 
@@ -105,16 +105,16 @@ def decode_secret(raw: bytes) -> StoreSecret:
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a store leaves on each volume: its share, and a name by which this very state of it is known again.
+    """What a store writes to each volume: its share, and a nonce that identifies this state of the volume.
 
     Attributes:
         format: 1.
         slot: the volume's number in the store.
-        nonce: random; a volume gets a mark with another one after it was repaired.
-        threshold: how many shares give the secret back.
-        index: of the share, 1 or more.
+        nonce: random; a volume gets a mark with a new nonce after it was repaired.
+        threshold: how many shares restore the secret.
+        index: index of the share, 1 or more.
         share: the share.
-        commitment: of the secret.
+        commitment: commitment to the secret.
     """
 
     format: Literal[1]
@@ -154,15 +154,15 @@ def decode_mark(raw: bytes) -> Mark:
 def recover_secret(
     marks: Iterable[tuple[int, Mark]], *, threshold_min: int, voice_of: Mapping[int, Voice] | None = None
 ) -> StoreSecret | None:
-    """The secret that enough volumes have shares of; None if there are too few, or too many false ones.
+    """The secret that enough volumes have shares of; None if there are too few shares, or too many false ones.
 
-    Volumes may lie: shares are tried together until they fit what the most volumes say of the secret. A volume
-    counts once for a secret, whatever it shows.
+    Volumes may lie: combinations of shares are tried until one fits the commitment that most volumes show. A volume
+    counts once for each secret, whatever it shows.
 
     Args:
         marks: (volume, mark) of every mark that was found.
-        threshold_min: secrets that fewer volumes could have made up are passed over.
-        voice_of: of each volume; those of one owner count once. Where there are fewer voices, all must agree.
+        threshold_min: secrets that fewer volumes could have made up are ignored.
+        voice_of: gives the voice of each volume; volumes of one owner count once. With fewer voices, all must agree.
     """
     claims: dict[tuple[int, bytes], dict[int, Mark]] = {}
     for volume, mark in marks:
@@ -172,7 +172,7 @@ def recover_secret(
         if voice_of is not None:
             enough = min(threshold_min, len({*voice_of.values()}))
             if len({voice_of.get(volume) for volume in by_volume}) < enough:
-                continue  # a single owner could have made it up, with many volumes
+                continue  # a single owner with many volumes could have made it up
         secret = _recover(threshold, commitment, [(mark.index, mark.share) for mark in by_volume.values()])
         if secret is not None:
             return secret
@@ -183,7 +183,7 @@ def _recover(threshold: int, commitment: bytes, shares: list[tuple[int, bytes]])
     tries = max(1, _COMBINATIONS_WORK_MAX // (threshold * threshold))
     for combination in islice(combinations(sorted(shares), threshold), tries):
         chosen = dict(combination)
-        if len(chosen) == threshold:  # a liar may show another volume's index
+        if len(chosen) == threshold:  # a liar may use another volume's index
             secret = StoreSecret(1, list(_points(chosen, threshold)))
             if hmac.compare_digest(secret.commitment, commitment):
                 return secret
@@ -197,16 +197,16 @@ def _points(shares: Mapping[int, bytes], threshold: int) -> Iterator[bytes]:
 
 
 def _at_zero(shares: Mapping[int, bytes]) -> bytes:
-    # Imported here: it takes 20 ms, and commands that only read need none of it.
+    # Imported here, as it takes 20 ms, and commands that only read do not need it.
     from Crypto.Protocol.SecretSharing import Shamir
 
     return Shamir.combine(list(shares.items()))
 
 
 class Authority:
-    """Signs what the store commits, and tells what it has signed. Thread-safe.
+    """Signs what the store commits, and verifies its signatures. Thread-safe.
 
-    Without a secret it vouches for nothing.
+    Without a secret, it vouches for nothing.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class Authority:
 
     @property
     def secret(self) -> StoreSecret | None:
-        """The secret, once there is one."""
+        """The secret, if there is one yet."""
         return self._secret
 
     def use(self, secret: StoreSecret) -> None:
@@ -235,5 +235,5 @@ class Authority:
         return blake3(body, key=self._key).digest(MAC_BYTES)
 
     def vouches(self, body: bytes, mac: bytes) -> bool:
-        """Whether this store has signed these bytes."""
+        """Whether this store signed these bytes."""
         return bool(self._key) and hmac.compare_digest(self.sign(body), mac)

@@ -27,7 +27,7 @@ TRANSFORM_IDENTITY = 0
 ROOT_FORMAT = 1
 
 LoadNode = Callable[[bytes], bytes]
-"""Gives the bytes of the node with this id, or raises."""
+"""Returns the bytes of the node with this id, or raises."""
 StoreNode = Callable[[bytes, bytes], None]
 """Takes (id, bytes) of a new node."""
 
@@ -91,10 +91,10 @@ def encode_root(root: RootNode) -> bytes:
 
 
 def read_root(raw: bytes) -> RootNode:
-    """The root in bytes that were checked when they were stored (the catalog's).
+    """Read a root from bytes that were checked when they were stored in the catalog.
 
     Raises:
-        FormatError: they are malformed all the same.
+        FormatError: they are malformed nevertheless.
     """
     try:
         root = _root_decoder.decode(raw)
@@ -111,7 +111,7 @@ def decode_root(raw: bytes) -> RootNode:
     """Inverse of :func:`encode_root`, checking every bound and the canonical form.
 
     Raises:
-        FormatError: not a root this version understands.
+        FormatError: it is not a root that this release understands.
     """
     root = read_root(raw)
     if encode_root(root) != raw:
@@ -125,10 +125,10 @@ def encode_node(level: int, children: bytes) -> bytes:
 
 
 def decode_node(raw: bytes, level: int) -> bytes:
-    """The children of an inner node that must be of this level.
+    """The children of an inner node, which must be of this level.
 
     Raises:
-        FormatError: malformed, of another level, or with a broken list of children.
+        FormatError: it is malformed, of another level, or has a broken list of children.
     """
     try:
         node = _node_decoder.decode(raw)
@@ -145,7 +145,7 @@ def object_id(raw: bytes | memoryview) -> bytes:
 
 
 def height_for(chunk_count: int) -> int:
-    """Levels of nodes below the root of a tree over this many chunks."""
+    """The number of levels below the root of a tree over this many chunks."""
     height, reach = 0, FAN_OUT
     while chunk_count > reach:
         height, reach = height + 1, reach * FAN_OUT
@@ -166,7 +166,7 @@ def _child(children: bytes | bytearray, position: int) -> bytes:
 
 
 def _there(children: bytes, position: int) -> bytes:
-    """Like :func:`_child`, of one that must be there."""
+    """Like :func:`_child`, for a child that must exist."""
     child = _child(children, position)
     if len(child) != ID_BYTES:
         raise FormatError("manifest node has too few children")
@@ -175,7 +175,7 @@ def _there(children: bytes, position: int) -> bytes:
 
 @dataclass(slots=True)
 class ManifestBuilder:
-    """Builds a tree from chunk ids in order, handing out full nodes as they arise (bounded memory)."""
+    """Builds a tree from chunk ids in order, passing on nodes as soon as they are full (bounded memory)."""
 
     store_node: StoreNode
     count: int = 0
@@ -188,7 +188,7 @@ class ManifestBuilder:
 
     @property
     def newest(self) -> bytes:
-        """Ids of the last chunks, which are in no node handed out yet; concatenated."""
+        """Concatenated ids of the last chunks, which are in no node passed on yet."""
         return bytes(self._levels[0])
 
     def _push(self, level: int, child: bytes) -> None:
@@ -208,7 +208,7 @@ class ManifestBuilder:
         return identifier
 
     def root(self, size: int, chunk_size: int, profile: ErasureProfile) -> RootNode:
-        """Finish: emit partial nodes and return the root."""
+        """Emit partial nodes, and return the root."""
         level = 0
         while level < len(self._levels) - 1:  # a push may add a level
             self._push(level + 1, self._emit(level))
@@ -245,7 +245,7 @@ class Manifest:
             start = upto
 
     def leaves(self) -> Iterator[list[bytes]]:
-        """Ids of all chunks, a leaf's at a time."""
+        """Ids of all chunks, one leaf at a time."""
         for start in range(0, self.root.chunk_count, FAN_OUT):
             count = min(FAN_OUT, self.root.chunk_count - start)
             leaf = self._leaf(start)[: count * ID_BYTES]
@@ -278,7 +278,7 @@ class Manifest:
 
 
 def edited(manifest: Manifest, size: int, chunks: Sequence[tuple[int, bytes]], store_node: StoreNode) -> RootNode:
-    """The root of a tree with some chunks replaced and the size changed, by copying only touched paths.
+    """The root of a tree with some chunks replaced and another size; copies only the changed paths.
 
     Args:
         manifest: the tree to start from.
@@ -315,7 +315,7 @@ class _Edit:
         return RootNode(ROOT_FORMAT, self._size, root.chunk_size, root.k, root.n, root.transform, height, children)
 
     def _lifted(self, top: int) -> bytes:
-        """The old root's children as they look in a tree of greater height."""
+        """The old root's children, in a tree of greater height."""
         children = self._root.children
         for level in range(self._root.height, top):
             if not children:
@@ -327,7 +327,7 @@ class _Edit:
         return children
 
     def _descend(self, children: bytes, level: int) -> bytes:
-        """A shrunk tree lies wholly below the first child of the old top."""
+        """Descend in a shrunk tree, which lies entirely below the first child of the old top."""
         return self._children(_child(children, 0), level - 1) if children else b""
 
     def _edit(self, old: bytes, level: int, first: int) -> bytes:
@@ -337,7 +337,7 @@ class _Edit:
         children = bytearray(old[: width * ID_BYTES])
         touched = self._touched(children, level, first, width)
         if _child(children, 0) in self._fresh and 0 not in touched:
-            # The old root stands unchanged as a node of the taller tree: it was never stored as one.
+            # The old root becomes an unchanged node of the taller tree, but was never stored as a node.
             for identifier, raw in self._fresh.items():
                 self._store(identifier, raw)
         for position in touched:
@@ -346,7 +346,7 @@ class _Edit:
         return bytes(children)
 
     def _touched(self, children: bytearray, level: int, first: int, width: int) -> list[int]:
-        """Positions whose child changes: holding an edited chunk, new, or of another chunk count."""
+        """Positions whose child changes: it has an edited chunk, is new, or covers another number of chunks."""
         span = _span(level)
         low, high = bisect_left(self._indices, first), bisect_left(self._indices, first + width * span)
         positions = {(index - first) // span for index in self._indices[low:high]}
@@ -385,14 +385,14 @@ class _Edit:
 
 
 def differing_chunks(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
-    """(index, new chunk id) wherever ``new`` differs from ``old``; costs grow with the difference."""
+    """(index, new chunk id) wherever ``new`` differs from ``old``; the cost grows with the difference."""
     top = max(old.root.height, new.root.height)
     a, b = _Lifted(old, top), _Lifted(new, top)
     yield from _differing(a, b, a.children, b.children, top, 0)
 
 
 class _Lifted:
-    """A tree seen as one of greater height, its old root standing as a node."""
+    """A view of a tree as one of greater height, in which its old root is a node."""
 
     def __init__(self, manifest: Manifest, top: int) -> None:
         self._manifest = manifest

@@ -1,7 +1,7 @@
-"""The commit sequence in the bytes of a version or tombstone, read without believing anything else of them.
+"""Reads the commit sequence from the bytes of a version or tombstone, without trusting anything else in them.
 
-A volume knows by it which of its records is the newest. Whether a record that says so is what was stored, as far as
-its own key tells, is looked at when it is asked for: see :func:`is_own`. Who made it, whoever asks checks.
+With it, a volume knows which of its records is the newest. When that record is asked for, :func:`is_own` checks its
+bytes against its key; the caller checks who made it.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _decode = msgspec.msgpack.Decoder().decode
 _decode_object = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 
 
-# The copies of one object go to all volumes one after another: it is decoded once. One tuple, so threads see a pair.
+# The copies of an object go to all volumes in succession, so it is decoded once. A tuple, so that threads see a pair.
 _last: tuple[BytesLike, int] = (b"", 0)
 
 
 def bears_sequence(key: ShardKey) -> bool:
-    """Whether the object is of a kind that has a sequence."""
+    """Whether objects of this kind have a sequence."""
     return kind_of(key) in _AT
 
 
 def sequence_in(key: ShardKey, payload: BytesLike) -> int:
-    """The sequence in a version's or tombstone's bytes; 0 if they are none."""
+    """The sequence in the bytes of a version or tombstone; 0 if they are malformed."""
     global _last
     known, sequence = _last
     if payload is not known:
         sequence = _decoded(Kind(kind_of(key)), payload)
-        if isinstance(payload, bytes):  # others may be written to
+        if isinstance(payload, bytes):  # other buffers may change
             _last = payload, sequence
     return sequence
 
 
 def is_own(key: ShardKey, payload: BytesLike) -> bool:
-    """Whether bytes with a sequence are those that their key names: others may tell any sequence."""
+    """Whether the bytes are those that their key names; other bytes could have any sequence."""
     raw, identifier = bytes(payload), object_id_of(key)
     if sequence_in(key, raw) == 0:
         return False

@@ -15,7 +15,7 @@ from storage.formats.authenticity import MAC_BYTES, Authority
 from storage.formats.manifest import RootNode, decode_root, encode_root, object_id, read_root
 from storage.limits import FILE_SIZE_MAX
 
-RECORD_FORMAT = 1  # without a MAC, as stores made them before there were any
+RECORD_FORMAT = 1  # without a MAC, as in stores of before MACs were introduced
 SIGNED_FORMAT = 2
 NO_MAC = bytes(MAC_BYTES)
 FILE_ID_BYTES = 16
@@ -59,12 +59,12 @@ class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class SignedRecord(VersionRecord, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A version's record with a MAC, which tells it from one that a volume made up.
+    """A version's record with a MAC, which distinguishes it from one that a volume made up.
 
     Attributes:
-        committed: the sequence up to which the catalog had committed everything when this was made. A catalog
-            that has not come that far is older than this record.
-        mac: by the store's secret, of the record's bytes before these 32.
+        committed: the sequence up to which the catalog had committed everything when this record was made. A catalog
+            that has not reached it is older than this record.
+        mac: MAC, with the store's secret, of the record's bytes before these 32.
     """
 
     committed: _Sequence
@@ -72,7 +72,7 @@ class SignedRecord(VersionRecord, frozen=True, array_like=True, forbid_unknown_f
 
 
 class VersionObject(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What is stored under a version's id: its record and, beside it, the manifest root it names."""
+    """The object stored under a version's id: its record, and the manifest root that the record names."""
 
     record: bytes
     root: bytes
@@ -87,7 +87,7 @@ class Tombstone(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class SignedTombstone(Tombstone, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A tombstone with a MAC, as that of a :class:`SignedRecord`. It is made once the catalog has committed it."""
+    """A tombstone with a MAC, like a :class:`SignedRecord`. It is written after the catalog has committed it."""
 
     mac: _Mac
 
@@ -109,7 +109,7 @@ class Version:
         sequence: the store's commit order.
         sha256: hex SHA-256 of the content, if the author gave it.
         note: free text.
-        unchanged: in what a push or revise returns, that there was nothing to store: this was the head already.
+        unchanged: in the result of a push or revise: there was nothing to store, as this was already the head.
     """
 
     file_id: str
@@ -149,7 +149,7 @@ _tombstone_decoders: dict[bytes, msgspec.msgpack.Decoder[Tombstone]] = {
 class StoredVersion:
     """A version with the manifest root it names, as stored; ``raw`` is the whole object's bytes.
 
-    ``unchanged``: it was the head before the commit that returned it.
+    ``unchanged``: it was already the head before the commit that returned it.
     """
 
     version_id: bytes
@@ -159,7 +159,7 @@ class StoredVersion:
     unchanged: bool = False
 
     def public(self) -> Version:
-        """The form users see."""
+        """The form that users see."""
         record, root = self.record, self.root
         return Version(
             file_id=record.file_id.hex(),
@@ -179,10 +179,10 @@ class StoredVersion:
 
 
 def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersion:
-    """Encode a record and name it by its hash.
+    """Encode a record, and name it by its hash.
 
     Raises:
-        InvalidArgument: the record could not be read again.
+        InvalidArgument: the record could not be decoded again.
     """
     with _keepable():
         return _named(_encoder.encode(record), root, root_raw)
@@ -204,15 +204,15 @@ def _keepable() -> Iterator[None]:
 
 
 def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:
-    record = _decode_record(raw_record)  # one that cannot be read must not get into a store; this takes 2 µs
+    record = _decode_record(raw_record)  # an unreadable record must not get into a store; takes 2 µs
     return StoredVersion(object_id(raw_record), record, root, _encoder.encode(VersionObject(raw_record, root_raw)))
 
 
 def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
-    """The version in bytes that were checked when they were stored (the catalog's).
+    """Read a version from bytes that were checked when they were stored in the catalog.
 
     Raises:
-        FormatError: they are malformed, as older software or damage may have left them.
+        FormatError: they are malformed, through older software or damage.
     """
     try:
         stored = _object_decoder.decode(raw)
@@ -232,12 +232,12 @@ def _decode_record(raw: bytes) -> VersionRecord:
 
 
 def decode_version(raw: bytes, version_id: bytes | None = None) -> StoredVersion:
-    """Inverse of :func:`seal` and :func:`seal_signed`, every bound, hash and the canonical form checked.
+    """Inverse of :func:`seal` and :func:`seal_signed`; checks every bound, all hashes and the canonical form.
 
-    Not who made it: see :func:`is_signed_version`.
+    It does not check who made it; see :func:`is_signed_version`.
 
     Raises:
-        FormatError: malformed, or not the version asked for.
+        FormatError: it is malformed, or not the requested version.
     """
     try:
         stored = _object_decoder.decode(raw)
@@ -256,7 +256,7 @@ def decode_version(raw: bytes, version_id: bytes | None = None) -> StoredVersion
 
 
 def is_signed_version(stored: StoredVersion, authority: Authority) -> bool:
-    """Whether the store itself made this version, by its MAC."""
+    """Whether the MAC shows that the store itself made this version."""
     if not isinstance(stored.record, SignedRecord):
         return False
     raw_record = _object_decoder.decode(stored.raw).record
@@ -275,7 +275,7 @@ def sign_tombstone(file_id: bytes, sequence: int, authority: Authority) -> bytes
 
 
 def decode_tombstone(raw: bytes) -> Tombstone:
-    """Inverse of :func:`encode_tombstone` and :func:`sign_tombstone`. Not who made it.
+    """Inverse of :func:`encode_tombstone` and :func:`sign_tombstone`; does not check who made it.
 
     Raises:
         FormatError: malformed.
@@ -295,7 +295,7 @@ def decode_tombstone(raw: bytes) -> Tombstone:
 
 
 def is_signed_tombstone(raw: bytes, tombstone: Tombstone, authority: Authority) -> bool:
-    """Whether the store itself made this tombstone, by its MAC."""
+    """Whether the MAC shows that the store itself made this tombstone."""
     return isinstance(tombstone, SignedTombstone) and authority.vouches(raw[:-MAC_BYTES], tombstone.mac)
 
 

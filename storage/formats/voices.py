@@ -1,4 +1,4 @@
-"""Voices: who is counted once where stores must agree, as those of one owner say whatever that owner wants."""
+"""Voices: where stores must agree, all stores of one owner count once, since the owner controls what they say."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ Voice = tuple[str, str]
 
 
 def voices(owners: Mapping[Store, str], enough: int) -> dict[Store, Voice]:
-    """The voice of each store: the same for all of one owner.
+    """The voice of each store; it is the same for all stores of one owner.
 
-    Stores whose owner is not named may be one and the same's: where ``enough`` others are named they share one voice.
-    Where fewer are, each of them speaks for itself, as do all if there is but one owner: nothing could be agreed on.
+    Stores without a named owner may all belong to one owner, so they share one voice if ``enough`` owners are named.
+    If fewer are named, each of them has its own voice. If there is only one owner, so does every store, since nothing
+    could be agreed on otherwise.
 
     Args:
-        owners: of all stores that are asked; "" where that is not told.
-        enough: how many voices are to agree.
+        owners: the owners of all stores that are asked; "" if unknown.
+        enough: how many voices must agree.
     """
     named = {owner for owner in owners.values() if owner}
     if len({*owners.values()}) < 2:
@@ -32,5 +33,5 @@ def voices(owners: Mapping[Store, str], enough: int) -> dict[Store, Voice]:
 
 
 def agreement_quorum(profile: ErasureProfile, count: int) -> int:
-    """How many of so many voices must agree on what no MAC vouches for: one more than may lie at once, or all."""
+    """How many of ``count`` voices must agree on an object without a MAC: one more than may lie at once, or all."""
     return max(1, min(profile.n - profile.k + 1, count))

@@ -1,1 +1,1 @@
-"""Background work on a store: scrub, repair, heal, collect, rebuild. Each in a module of its own."""
+"""Maintenance of a store: scrub, repair, heal, collect and rebuild, each in a module of its own."""

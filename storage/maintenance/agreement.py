@@ -1,4 +1,4 @@
-"""Which volumes show the same object: a table on disk, for a rebuild to find out what enough of them agree on."""
+"""A table on disk of which volumes show which object, by which a rebuild finds objects that enough of them agree on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from storage.limits import MIB
 from storage.system.lmdb_env import Environment, Transaction
 
 _TABLE = "holders"
-_AGREED = b""  # in place of the holders' bits
-_ROW_BYTES = 100  # of a key of 33 bytes and the bits, in pages that are two thirds full
-_ROOM_BYTES_MIN = 4 * MIB  # which nobody is refused for, however full the disk is
+_AGREED = b""  # replaces the bits of the holders
+_ROW_BYTES = 100  # for a key of 33 bytes and the bits, in pages that are two thirds full
+_ROOM_BYTES_MIN = 4 * MIB  # always allowed, however full the disk is
 
 
 class _Change(NamedTuple):
-    """What showing some objects has changed: the rows that wait for more volumes, by volume and in all."""
+    """The effect of showing some objects: changes in the number of rows that wait for more volumes."""
 
     agreed: set[bytes]
     waiting: Counter[int]
@@ -28,12 +28,12 @@ class _Change(NamedTuple):
 
 
 class Agreement:
-    """Counts who shows what. What volumes of ``quorum`` owners show is agreed on.
+    """Counts which volumes show which objects. Objects shown by volumes of ``quorum`` owners are agreed on.
 
     Args:
         quorum: how many voices must agree.
-        scratch: for a temporary file, made when first needed.
-        voice_of: of each volume, see :func:`storage.formats.voices.voices`; each speaks for itself by default.
+        scratch: directory for a temporary file, created when first needed.
+        voice_of: the voice of each volume, see :func:`storage.formats.voices.voices`; default: each has its own.
     """
 
     def __init__(self, quorum: int, scratch: Path, voice_of: Mapping[int, Voice] | None = None) -> None:
@@ -42,15 +42,15 @@ class Agreement:
         self._voice_of = {} if voice_of is None else voice_of
         self._directory: Path | None = None
         self._holders: Environment | None = None
-        self._waiting: Counter[int] = Counter()  # by volume: what it shows and too few others do
+        self._waiting: Counter[int] = Counter()  # by volume: objects that it shows but too few others do
         self._rows = 0
 
     def voice(self, volume: int) -> Voice | int:
-        """Who speaks from a volume."""
+        """The voice of a volume."""
         return self._voice_of.get(volume, volume)
 
     def show(self, keys: Sequence[bytes], volume: int) -> set[bytes]:
-        """A volume shows these objects; those of them that are agreed on."""
+        """Note that a volume shows these objects; returns those that are agreed on."""
         change = self._opened().write(lambda txn: self._noted(txn, keys, volume))
         self._waiting.update(change.waiting)
         self._rows += change.rows
@@ -80,11 +80,11 @@ class Agreement:
         return change._replace(rows=rows)
 
     def is_crowded(self) -> bool:
-        """Whether what waits takes more of the disk than it leaves free."""
+        """Whether waiting rows take more of the disk than they leave free."""
         return self._directory is not None and self._rows * _ROW_BYTES > room_bytes(self._directory)
 
     def fullest(self) -> int | None:
-        """The volume that shows the most that waits, of the voice that does; None if nothing waits."""
+        """The volume with the most waiting objects, of the voice with the most; None if none wait."""
         shown = {volume: count for volume, count in self._waiting.items() if count > 0}
         by_voice: Counter[Voice | int] = Counter()
         for volume, count in shown.items():
@@ -92,11 +92,11 @@ class Agreement:
         return max(shown, key=lambda volume: (by_voice[self.voice(volume)], shown[volume], volume), default=None)
 
     def waiting(self, volume: int) -> int:
-        """How many objects a volume shows that too few others do."""
+        """How many objects a volume shows that too few others show."""
         return self._waiting[volume]
 
     def forget(self, volume: int) -> None:
-        """Take back what a volume has shown, except what is agreed on already."""
+        """Remove what a volume has shown, except what is already agreed on."""
         if not self._waiting[volume]:
             return
         holders = self._opened()
@@ -116,7 +116,7 @@ class Agreement:
                 txn.delete(key, db=table)
 
     def rest(self) -> Iterator[tuple[bytes, list[int]]]:
-        """What too few volumes show, and which do."""
+        """The objects that too few volumes show, and these volumes."""
         for page in self._holders.pages(_TABLE, b"") if self._holders is not None else ():
             for key, bits in page:
                 if bits != _AGREED:
@@ -138,7 +138,7 @@ class Agreement:
 
 
 def room_bytes(directory: Path) -> int:
-    """How much of a disk may be taken by what waits: as much as is left free."""
+    """How many bytes of a disk waiting rows may take: as many as are left free."""
     return max(shutil.disk_usage(directory).free, _ROOM_BYTES_MIN)
 
 
@@ -155,5 +155,5 @@ def _shows(bits: bytes, volume: int) -> bool:
 
 
 def _without(bits: bytes, volume: int) -> bytes:
-    """The bits of the others; none if there is no other."""
+    """The bits of the other volumes; empty if there are none."""
     return _packed(int.from_bytes(bits, "little") & ~(1 << volume))

@@ -1,4 +1,4 @@
-"""Which versions and tombstones a rebuild takes for the store's own: volumes may be on machines that lie."""
+"""Decides which versions and tombstones a rebuild accepts as the store's own, since volumes may lie."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _UNCHECKED = 0x80  # beside the kind in a question
 
 
 class Refused(NamedTuple):
-    """An object that nobody vouches for, and the volumes that show it.
+    """An object that is not accepted, and the volumes that show it.
 
-    ``unchecked``: it bears a MAC, and the store's secret, which could tell whether that is right, is not known.
+    ``unchecked``: it has a MAC, but the store's secret, which is needed to verify it, is unknown.
     """
 
     object_id: bytes
@@ -26,14 +26,14 @@ class Refused(NamedTuple):
 
 
 class Belief:
-    """Believes what bears the store's MAC, and what enough volumes agree on.
+    """Accepts objects with the store's MAC, and objects that enough volumes agree on.
 
-    Without the MAC are what stores made before there was one, and everything where the store's secret is lost. Then
-    the same bytes must be shown by volumes of as many owners as ``agreement`` asks for; one fewer may lie.
+    Objects of stores from before MACs were introduced have none, and if the store's secret is lost, no MAC can be
+    verified. Then volumes of as many owners as ``agreement`` requires must show the same bytes; one fewer may lie.
 
     Args:
-        authority: vouches for what the store has signed.
-        agreement: knows what volumes agree on; closed with this.
+        authority: verifies what the store has signed.
+        agreement: counts what volumes agree on; closed with this object.
     """
 
     def __init__(self, authority: Authority, agreement: Agreement) -> None:
@@ -41,13 +41,13 @@ class Belief:
         self.agreement = agreement
 
     def about_version(self, stored: StoredVersion) -> bytes | None:
-        """None if a version is believed, whoever shows it; otherwise what :meth:`agreed` is to be asked about."""
+        """None if a version is accepted whichever volume shows it; otherwise the question for :meth:`agreed`."""
         if self.agreement.quorum <= 1 or is_signed_version(stored, self._authority):
             return None
         return self._question(stored.version_id, Kind.VERSION, has_mac=stored.record.format == SIGNED_FORMAT)
 
     def about_tombstone(self, identifier: bytes, raw: bytes, tombstone: Tombstone) -> bytes | None:
-        """None if a tombstone is believed, whoever shows it; otherwise what :meth:`agreed` is to be asked about."""
+        """None if a tombstone is accepted whichever volume shows it; otherwise the question for :meth:`agreed`."""
         if self.agreement.quorum <= 1 or is_signed_tombstone(raw, tombstone, self._authority):
             return None
         return self._question(identifier, Kind.TOMBSTONE, has_mac=tombstone.format == SIGNED_FORMAT)
@@ -57,15 +57,15 @@ class Belief:
         return identifier + bytes([kind | unchecked])
 
     def agreed(self, questions: Sequence[bytes], volume: int) -> set[bytes]:
-        """Which objects of those that a volume shows are believed, because others show them as well."""
+        """Which of the objects that a volume shows are accepted because others show them as well."""
         return self.agreement.show(questions, volume) if questions else set()
 
     def refused(self) -> Iterator[Refused]:
-        """What too few volumes agreed on."""
+        """The objects that too few volumes agreed on."""
         for question, holders in self.agreement.rest():
             kind = Kind(question[-1] & ~_UNCHECKED)
             yield Refused(question[:-1], kind, holders, bool(question[-1] & _UNCHECKED))
 
     def close(self) -> None:
-        """Forget what was shown."""
+        """Close the agreement, and forget what was shown."""
         self.agreement.close()

@@ -1,11 +1,11 @@
-"""Collect: drop what no version of an existing file reaches, and give the space back.
+"""Collect: remove what no version of an existing file reaches, and free its space.
 
-Mark notes the key of every live object in one of 256 buckets by its first byte; sweep takes
-one bucket at a time into memory and compares it with the same range of the catalog's claims and of
-each volume's index. Memory is a 256th of the keys, whatever the size of the store.
+Mark writes the key of every live object to one of 256 buckets, by its first byte. Sweep loads one bucket at a time, and
+compares it with the same range of the catalog's claims and of each volume's index. So memory is needed for a 256th of
+the keys.
 
-Claims are dropped once every store was swept: while one is away, a push of the same content is to find
-what that one still has, instead of storing it a second time. Who missed a collect is kept in the catalog.
+Claims are dropped once every store was swept: while one is away, a push of the same content should find what that store
+still has, instead of storing it again. The catalog records which stores missed a collect.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 _MISSED = "collect-missed"
 _BUCKETS = 256
-_SWEEP_KEYS = 4096  # of a store with fewer keys than that in each bucket, several buckets are swept at once
-_PACED_S_MIN = 0.01  # shorter steps are taken together
+_SWEEP_KEYS = 4096  # if buckets have fewer keys than this, several are swept at once
+_PACED_S_MIN = 0.01  # shorter steps are combined
 _MARK_BYTES = STRIPE_KEY_BYTES + USER_KEY_BYTES
 _MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
 _REMOVE_BATCH = 512
@@ -56,17 +56,17 @@ def collect(
     progress: Progress | None = None,
     pace: Callable[[float], None] | None = None,
 ) -> CollectReport:
-    """Free everything unreachable, beside pushes in flight.
+    """Free everything that is unreachable, while pushes go on.
 
     Args:
         context: the store.
-        grace_s: for how many seconds that the store was open what an interrupted push has claimed is kept.
-        progress: called with (steps done, steps in all).
-        pace: called with the seconds that each step took; may sleep, to leave room for others.
+        grace_s: how long the claims of an interrupted push are kept, in seconds during which the store was open.
+        progress: called with (steps done, total steps).
+        pace: called with the seconds that each step took; may sleep, to leave resources for others.
 
     Raises:
-        InsufficientWorkers: no store is there.
-        StoreFull: no room for moving what is live out of segments that are not; nothing was freed.
+        InsufficientWorkers: no store is available.
+        StoreFull: there is no room for moving live records out of segments to free; nothing was freed.
     """
     if not context.stripes.volumes.online():
         raise InsufficientWorkers("none of the stores is there, so nothing can be freed; try again when they are back")
@@ -87,7 +87,7 @@ def collect(
 
 
 def missed_stores(catalog: Catalog, slots: Iterable[int]) -> set[int]:
-    """Slots of the stores that the latest collects have missed: all there are if what was kept is damaged."""
+    """Slots of the stores that missed recent collects; all stores, if that record is damaged."""
     raw = catalog.document(_MISSED)
     try:
         return set() if raw is None else _slots.decode(raw)
@@ -97,7 +97,7 @@ def missed_stores(catalog: Catalog, slots: Iterable[int]) -> set[int]:
 
 
 def _note_missed(context: MaintenanceContext, tally: _Tally) -> set[int]:
-    """Keep who missed this one, beside those who missed others; of this one's, those who are expected back."""
+    """Add the stores that missed this collect, and are expected back, to those that missed earlier ones."""
     volumes = context.stripes.volumes
     swept = {slot for slot, buckets in tally.swept.items() if buckets == _BUCKETS}
     missed = set(volumes.slots) - swept
@@ -120,7 +120,7 @@ class _Tally:
 
 
 class _Distinct:
-    """Counts distinct stripe keys that arrive in order within a bucket, without keeping earlier buckets."""
+    """Counts distinct stripe keys, which arrive in order within each bucket, without keeping earlier buckets."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -160,7 +160,7 @@ class _Steps:
 
 
 class _Marks:
-    """Live keys by bucket: in memory while they are few, so that a full disk can be collected; then in files."""
+    """Live keys by bucket: in memory while there are few, so that a full disk can be collected; then in files."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
@@ -195,7 +195,7 @@ class _Marks:
         self._bytes = 0
 
     def take(self, buckets: range) -> set[bytes]:
-        """The marks of some buckets, which are not kept any longer."""
+        """Remove and return the marks of some buckets."""
         return set().union(*(self._take(bucket) for bucket in buckets))
 
     def _take(self, bucket: int) -> set[bytes]:
@@ -211,7 +211,7 @@ class _Marks:
 
 
 def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
-    """Which uploads are honoured. Decided before the first version is read: one that ends later is among them."""
+    """The uploads whose claims are kept. Decided before the first version is read, to include those that end later."""
     uploads = context.uploads.kept(grace_s)
     try:
         context.uploads.keep()
@@ -226,7 +226,7 @@ def _mark(context: MaintenanceContext, marks: _Marks, set_aside: SetAside, steps
     for live in live_objects(catalog, context.load_node, copies, set_aside, steps.step, in_use):
         user = users.get(live.user_id)
         if user is None:
-            users.clear()  # files come ordered by age, not by owner: keep just the last one
+            users.clear()  # files are ordered by age, not by owner: keep only the last one
             user = users[live.user_id] = user_key(live.user_id.encode()) if live.user_id else _NOBODY
         marks.add(live.stripe + user)
 
@@ -243,7 +243,7 @@ def _sweep(
         live = {stripe_of(mark) for mark in marks}
         claimed, lapsed = _judge_claims(context, marks, set_aside, uploads, start, stop)
         live |= claimed
-        if not set_aside:  # one that cannot be read may need any of them
+        if not set_aside:  # a version that cannot be read may need any of them
             _sweep_nodes(context, live, start, stop)
         if _sweep_volumes(context, live, set_aside, start, stop, tally, width):
             _drop_claims(context, lapsed)
@@ -253,7 +253,7 @@ def _sweep(
 
 
 def _sweep_width(context: MaintenanceContext, marks: int) -> int:
-    """How many buckets to sweep at once, a power of two: each time every store is asked for what it has in them."""
+    """How many buckets to sweep at once, a power of two; for each sweep, every store lists its keys in them."""
     volumes = context.stripes.volumes
     most = marks
     for slot, volume in volumes.online():
@@ -274,7 +274,7 @@ def _judge_claims(
     start: bytes,
     stop: bytes | None,
 ) -> tuple[set[StripeKey], list[Holding]]:
-    """The stripes of the claims that stay, and the claims that have lapsed."""
+    """The stripes of claims that stay, and the claims that have lapsed."""
     kept: set[StripeKey] = set()
     lapsed: list[Holding] = []
     for holding in context.catalog.holdings(start, stop):
@@ -292,7 +292,7 @@ def _judge_claims(
 
 def _drop_claims(context: MaintenanceContext, lapsed: list[Holding]) -> None:
     for batch in batched(lapsed, _REMOVE_BATCH):
-        # Pins are asked for inside the transaction: whoever pins later makes its own claim by a later one.
+        # Pins are read inside the transaction: a later pin comes with its own claim, in a later transaction.
         context.catalog.drop_holdings(batch, context.pins.pinned)
 
 
@@ -305,7 +305,7 @@ def _sweep_volumes(
     tally: _Tally,
     width: int,
 ) -> bool:
-    """Remove what is not live from all stores; whether all of them are there. Those that lie hold up nobody."""
+    """Remove what is not live from all stores; return whether all were available. Lying stores do not delay this."""
     volumes = context.stripes.volumes
     swept: set[int] = set()
     for slot, volume in volumes.online():
@@ -327,7 +327,7 @@ def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], start: bytes
 
 
 def _is_needed(key: ShardKey, live: set[StripeKey]) -> bool:
-    """Whether a shard is of a live object, or a volume's own mark."""
+    """Whether a shard belongs to a live object, or is a volume's own mark."""
     return stripe_of(key) in live or kind_of(key) == Kind.MARK
 
 
@@ -362,7 +362,7 @@ def _drop_dead_versions(context: MaintenanceContext) -> None:
 
 def _compact(context: MaintenanceContext, tally: _Tally) -> None:
     full: StoreFull | None = None
-    # Segments without anything live first, on all volumes: that makes the room for moving the rest.
+    # First free segments without live records, on all volumes, to make room for moving the rest.
     for ratio in (0.0, LIVE_RATIO_MAX):
         for slot, volume in context.stripes.volumes.online():
             try:

@@ -1,4 +1,4 @@
-"""Healing: stripes that a read found damaged are made whole again in the background."""
+"""Heal: repairs stripes in the background that a read found damaged."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from storage.stripes.stripes import StripeStore
 
 log = logging.getLogger(__name__)
 
-_WAITING_MAX = 10_000  # damage beyond this is left to repair
-_TOGETHER = 8  # stripes that merely lack shards: read together, and made durable by one flush of each store
+_WAITING_MAX = 10_000  # further damage is left to repair
+_TOGETHER = 8  # stripes that only lack shards: read together, and synced together
 
 
 class Pace(Protocol):
-    """How healing that can wait makes way for users."""
+    """Decides when healing that is not urgent runs, to give way to users."""
 
     def lull(self, is_over: Callable[[], bool]) -> None:
-        """Return once users pause, something else is to be done (``is_over``), or it has waited long enough."""
+        """Wait until users pause, ``is_over`` returns true, or the wait has been long enough."""
 
     def rest(self, worked_s: float) -> None:
-        """Leave room for users after so many seconds of work."""
+        """Pause after ``worked_s`` seconds of work, to leave resources for users."""
 
 
 class Unpaced:
-    """Makes no way (a ``Pace``)."""
+    """A ``Pace`` that never waits."""
 
     def lull(self, is_over: Callable[[], bool]) -> None:
         """See ``Pace``."""
@@ -44,17 +44,18 @@ class Unpaced:
 
 
 class Healer:
-    """Heals stripes as reports of damage come in, the rotten ones first. Thread-safe.
+    """Heals stripes when damage is reported, corrupt ones first. Thread-safe.
 
-    What lacks shards because stores are away comes in as fast as users read, and can wait: it makes way for them.
+    Stripes that lack shards because stores are away are reported as fast as users read. They are not urgent, so healing
+    them gives way to users.
 
     Args:
-        stripes: where they are.
-        runtime: threads.
-        is_needed: whether anything needs a stripe still: one that was collected before its turn came is not lost.
+        stripes: reads and writes the stripes.
+        runtime: provides the thread.
+        is_needed: whether a stripe is still needed; one that was collected meanwhile is not lost.
 
     Attributes:
-        pace: how it makes way.
+        pace: how it gives way to users.
     """
 
     def __init__(
@@ -76,13 +77,13 @@ class Healer:
         self._closed = False
 
     def state(self) -> HealingState:
-        """How far it is."""
+        """The progress of healing."""
         with self._lock:
             waiting = len(self._rotten) + len(self._lacking) + self._at_hand
             return HealingState(waiting, self._healed_shards, self._failed_stripes, self._ended_ms)
 
     def request(self, stripe: StripeKey) -> None:
-        """Ask for a stripe with bad shards to be healed soon; asking again while it waits changes nothing."""
+        """Request that a stripe with corrupt shards is healed soon; repeated requests have no effect while it waits."""
         with self._lock:
             self._lacking.pop(stripe, None)
             asked = self._ask(self._rotten, stripe)
@@ -90,7 +91,7 @@ class Healer:
             self._wake()
 
     def request_missing(self, stripe: StripeKey) -> None:
-        """Ask for a stripe that lacks shards to be healed when there is time."""
+        """Request that a stripe that lacks shards is healed when there is time."""
         with self._lock:
             first = not (self._lacking or self._at_hand)
             asked = stripe not in self._rotten and self._ask(self._lacking, stripe)
@@ -111,18 +112,18 @@ class Healer:
             log.debug("what is damaged is not healed: the store was closed meanwhile")
 
     def drain(self) -> None:
-        """Wait until everything asked for so far has been dealt with."""
+        """Wait until all requests so far have been handled."""
         if not self._closed:
             self._thread.submit(lambda: None).result()
 
     def close(self) -> None:
-        """End after the stripe in hand."""
+        """Stop after the current stripe."""
         with self._lock:
             self._closed = True
         self._thread.shutdown(cancel_futures=True)
 
     def _heal(self) -> None:
-        """Heal some of what waits; there may be nothing left."""
+        """Heal some of the waiting stripes, if any are left."""
         self._await_lull()
         with self._lock:
             waiting, most = (self._rotten, 1) if self._rotten else (self._lacking, _TOGETHER)
@@ -151,7 +152,7 @@ class Healer:
             self.pace.rest(time.perf_counter() - began_s)
 
     def _await_lull(self) -> None:
-        """Whoever reads what lacks shards goes on reading, mostly: let them, before the first of it is healed."""
+        """Wait before healing stripes that lack shards: a user who has read one usually goes on reading."""
         with self._lock:
             if self._rotten or not self._lull_due:
                 return
@@ -165,7 +166,7 @@ class Healer:
             self._ended_ms = self._runtime.wall_ns() // 1_000_000
 
     def _tell(self, stripe: StripeKey, made: tuple[int, int] | Unread) -> bool:
-        """Say what became of a stripe; whether it is lost."""
+        """Log the outcome for a stripe; return whether it is lost."""
         if isinstance(made, DataLossError):
             if not self._is_needed(stripe):
                 return False

@@ -1,4 +1,4 @@
-"""The first half of a rebuild: what the volumes show is taken into the catalog, as far as it is believed."""
+"""The first half of a rebuild: enters what the volumes show into the catalog, if it is accepted."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from storage.shards import Shard
 
 _LISTED_MAX = 10_000
 _REFUSED_LISTED_MAX = 1_000
-_MALFORMED_LISTED_MAX = 100  # of each store
-_ROUNDS_MAX = 3  # of looks for stores that came while others were examined
+_MALFORMED_LISTED_MAX = 100  # for each store
+_ROUNDS_MAX = 3  # of asking stores that came while others were examined
 
 
 @dataclass(slots=True)
 class Tally:
-    """How far a rebuild has come, and what it tells in the end."""
+    """The progress of a rebuild, and its report."""
 
     progress: Progress | None
     sequence: int
@@ -40,40 +40,40 @@ class Tally:
     malformed: Counter[int] = field(default_factory=Counter)
 
     def step(self, count: int = 1) -> None:
-        """So many more objects were dealt with."""
+        """Count objects that were handled."""
         self.done += count
         if self.progress is not None:
             self.progress(self.done, 0)
 
     def skip(self, text: str) -> None:
-        """Something cannot be taken over."""
+        """Report something that cannot be restored."""
         if len(self.skipped) < _LISTED_MAX:
             self.skipped.append(text)
 
     def skip_malformed(self, slot: int, text: str) -> None:
-        """A record that a store shows is malformed; none can fill the whole list with those."""
+        """Report a malformed record of a store, up to a limit for each store."""
         self.malformed[slot] += 1
         if self.malformed[slot] <= _MALFORMED_LISTED_MAX:
             self.skip(text)
 
     def leave_undecided(self, text: str) -> None:
-        """Something cannot be decided before what is out of reach was examined."""
+        """Report something that cannot be decided until unreachable stores were examined."""
         if len(self.undecided) < _LISTED_MAX:
             self.undecided.append(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Takes what stores show into the catalog.
+    """Enters what stores show into the catalog.
 
     Args:
-        catalog: what to fill.
+        catalog: the catalog to fill.
         volumes: the stores.
-        belief: what to believe of them.
-        copies: how many there are of each object.
+        belief: decides which objects to accept.
+        copies: how many copies there are of each object.
         liars_max: how many stores may lie at once.
         now_s: a clock, in seconds.
-        tally: how far it has come.
+        tally: collects progress and reports.
     """
 
     catalog: Catalog
@@ -85,12 +85,12 @@ class Intake:
     tally: Tally
 
     def run(self, examined: Examined) -> None:
-        """Copy every version and tombstone that is intact and believed; further copies change nothing.
+        """Copy every version and tombstone that is intact and accepted; further copies of one have no effect.
 
-        A store that fails while it is asked, or is refused, holds up nobody: it counts as not examined.
+        A store that fails meanwhile, or is refused, does not stop this; it counts as not examined.
 
         Raises:
-            InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed.
+            InsufficientWorkers: the store's secret is unknown, and too few volumes agree on signed objects.
         """
         shown = RoundRobin(
             self.volumes,
@@ -110,12 +110,12 @@ class Intake:
         _report_refused(self.belief, self.volumes, self.tally)
 
     def _believed_max(self) -> int:
-        """How many records a store can show that the catalog has: each copy, and a former one that it replaced."""
+        """How many records known to the catalog a store can show: each copy, and a former copy that it replaced."""
         objects = self.catalog.counters().versions + sum(1 for _ in self.catalog.tombstones())
         return 2 * self.copies * objects
 
     def _take(self, slot: int, page: list[Shard], *, unsigned: bool) -> int:
-        """Take over what is believed of some records that a store shows; how many those are."""
+        """Enter those of a store's records that are accepted; return their number."""
         believed: list[Shard] = []
         questions: dict[bytes, Shard] = {}
         for shard in page:
@@ -135,10 +135,10 @@ class Intake:
         return len(believed)
 
     def _question(self, shard: Shard) -> bytes | None:
-        """None if an object is believed; otherwise what others are to agree on.
+        """None if an object is accepted; otherwise the question on which others must agree.
 
         Raises:
-            FormatError, InvalidArgument: it is malformed.
+            FormatError, InvalidArgument: the object is malformed.
         """
         identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.VERSION:
@@ -167,7 +167,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
         else:
             file_id = decode_version(raw).record.file_id
             known = txn.version(file_id, identifier)
-            if known != raw:  # which is what the id says; what the catalog has instead is damaged
+            if known != raw:  # ``raw`` matches the id, so the catalog's bytes are damaged
                 txn.put_version(file_id, identifier, raw)
                 added += known is None
     if added:
@@ -190,7 +190,7 @@ def _report_refused(belief: Belief, volumes: Fleet[Any], tally: Tally) -> None:
     if count > _REFUSED_LISTED_MAX:
         tally.skip(f"{count - _REFUSED_LISTED_MAX:,} more that are not signed, and that too few volumes agree on")
     if undecided:
-        # To go on without them, and collect then, would destroy files that are there.
+        # Going on without them, and collecting afterwards, would destroy existing files.
         raise InsufficientWorkers(
             f"{undecided:,} versions or deletions are signed, and whether by this store cannot be told: too few "
             f"workers show their share of its secret, and fewer than {quorum} agree; bring more workers back "

@@ -1,4 +1,4 @@
-"""What is live: every object that some version of some existing file needs, from the catalog."""
+"""Lists the live objects: those that some version of an existing file needs, by the catalog."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
 
 
 class LiveObject(NamedTuple):
-    """An object and the file it was met in (file_id empty for tombstones)."""
+    """An object, and the file in which the walk found it (``file_id`` empty for tombstones)."""
 
     stripe: StripeKey
     user_id: str
@@ -26,7 +26,7 @@ class LiveObject(NamedTuple):
 
 
 class LiveRun(NamedTuple):
-    """Objects that were met in one file one after another; few thousand at most."""
+    """Consecutive objects of one file; a few thousand at most."""
 
     stripes: list[StripeKey]
     user_id: str
@@ -34,12 +34,12 @@ class LiveRun(NamedTuple):
     file_id: bytes
 
     def object(self, index: int) -> LiveObject:
-        """One of them."""
+        """The object at ``index``."""
         return LiveObject(self.stripes[index], self.user_id, self.filename, self.file_id)
 
 
 def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode:
-    """Loads manifest nodes from the catalog, or from the volumes where it has lost one."""
+    """A function that loads manifest nodes from the catalog, or from the volumes if the catalog has lost one."""
 
     def load(node_id: bytes) -> bytes:
         raw = catalog.node(node_id)
@@ -56,10 +56,10 @@ def live_objects(
     seen_version: Callable[[], None] = lambda: None,
     in_use: Container[bytes] = (),
 ) -> Iterator[LiveObject]:
-    """Every live object at least once; what a version shares with its parent is not told again. Bounded memory.
+    """Every live object at least once, without those that a version shares with its parent. Bounded memory.
 
-    Deleted files whose id is ``in_use`` count as live and nobody's. Of a version that cannot be read, or whose
-    manifest cannot, only what is known is told, and it is set aside.
+    Deleted files whose ids are ``in_use`` count as live, without an owner. If a version or its manifest cannot be read,
+    only its known objects are listed, and it is set aside.
     """
     for run in live_runs(catalog, load_node, copies, set_aside, seen_version, in_use):
         for index in range(len(run.stripes)):
@@ -74,7 +74,7 @@ def live_runs(
     seen_version: Callable[[], None] = lambda: None,
     in_use: Container[bytes] = (),
 ) -> Iterator[LiveRun]:
-    """Like :func:`live_objects`, many at a time: there are millions, and few of them are looked at by themselves."""
+    """Like :func:`live_objects`, in runs: there are millions of objects, and few are handled individually."""
     for kept in catalog.versions():
         yield from _live_in(catalog, load_node, copies, set_aside, kept, in_use)
         seen_version()
@@ -103,7 +103,7 @@ def _live_in(
         yield from _objects_of(catalog, load_node, copies, entry, stored)
     except (DataLossError, FormatError) as error:
         if entry is not None and catalog.file(kept.file_id) is None:
-            return  # it was deleted, and its nodes collected, during the walk: nothing of it is live
+            return  # deleted, and its nodes collected, during the walk: nothing of it is live
         name = "a file" if entry is None else f"{entry.filename!r} of {entry.user_id!r}"
         set_aside.add(
             stripe,
@@ -114,10 +114,10 @@ def _live_in(
 
 
 def is_live(catalog: Catalog, live: LiveObject) -> bool:
-    """Whether the file that an object was met in is still there; what else needs the object meets it as well.
+    """Whether the file in which an object was found still exists; other files that need the object list it as well.
 
-    To be asked once an object was found to be missing: its file may have been deleted, and what only that
-    one needed collected, since the walk met it.
+    Call this if an object is missing: since the walk found it, its file may have been deleted and its objects
+    collected.
     """
     return not live.file_id or catalog.file(live.file_id) is not None
 
@@ -132,7 +132,7 @@ def _objects_of(
     manifest = Manifest(stored.root, load_node)
     for node_id in manifest.node_ids():
         yield run([metadata_stripe(Kind.NODE, node_id, copies)])
-    code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, not for each of millions
+    code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, instead of for each of millions
     for chunk_ids in _new_chunks(catalog, load_node, stored, manifest):
         yield run([StripeKey(chunk_id + code) for chunk_id in chunk_ids])
 
@@ -147,7 +147,7 @@ def _new_chunks(
     try:
         before = read_version(raw, parent).root
     except FormatError:
-        return manifest.leaves()  # the parent is set aside when the walk comes to it
+        return manifest.leaves()  # the walk sets the parent aside when it gets there
     after = stored.root
     if (before.k, before.n, before.chunk_size) != (after.k, after.n, after.chunk_size):
         return manifest.leaves()

@@ -1,7 +1,7 @@
-"""Reading back: what a store says it holds is fetched and compared before anything rests on it.
+"""Reads shards back: what a store claims to hold is fetched and compared before anything relies on it.
 
-A store's word that it has a shard, or that the shard is good, costs it nothing. Copies elsewhere are dropped, and
-shards that were made anew are counted on, only after their bytes were fetched and found to be the right ones.
+A store can easily claim that it has a shard, or that the shard is intact. So copies elsewhere are dropped, and rebuilt
+shards are relied on, only after their bytes were fetched and found to be correct.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 
-_TOGETHER_BYTES = 4 * MIB  # held in memory for each store that is read from
+_TOGETHER_BYTES = 4 * MIB  # memory for each store that is read
 _TOGETHER = 512
-# A store that answers so many questions wrongly in a row is asked no more until it has been dealt with.
+# A store that gives so many wrong answers in a row is not asked again until that was handled.
 _WRONG_MAX = 8
 
 
 class Moved(NamedTuple):
-    """A shard that was written, and the store that held it until then; None if it was missing."""
+    """A shard that was written, and the store that held it before; None if it was missing."""
 
     shard: Written
     former: int | None
 
 
 class Looked(NamedTuple):
-    """Shards that were given back as they were written, and those that were not."""
+    """Shards that were read back as written, and those that were not."""
 
     good: list[Moved]
     rest: list[Moved]
 
 
 class Audited(NamedTuple):
-    """What the audit of a stripe found: shards fetched, all bytes read for it, shards that are not right."""
+    """The result of a stripe's audit: shards fetched, bytes read in total, incorrect shards."""
 
     shards: int
     bytes: int
@@ -55,11 +55,11 @@ class Audited(NamedTuple):
 
 
 class ReadBack:
-    """Compares what stores give back with what they should hold. Thread-safe.
+    """Compares what stores return with what they should hold. Thread-safe.
 
     Args:
-        stripes: the objects.
-        is_collecting: whether shards may be removed right now because no file needs them any more.
+        stripes: reads the objects.
+        is_collecting: whether a collect may be removing shards right now.
     """
 
     def __init__(self, stripes: StripeStore, is_collecting: Callable[[], bool]) -> None:
@@ -68,11 +68,11 @@ class ReadBack:
         self._fleet: Fleet[Any] = stripes.volumes
 
     def look(self, moved: Sequence[Moved], epoch: tuple[int, ...]) -> Looked:
-        """Fetch shards that were written a moment ago, while they are in everybody's memory; accuses nobody.
+        """Fetch shards that were just written, while they are still in the stores' memory; accuses no store.
 
         Args:
             moved: shards that were written.
-            epoch: the fleet's when it was decided where to put them.
+            epoch: the fleet's epoch when their places were chosen.
         """
         good: list[Moved] = []
         rest: list[Moved] = []
@@ -88,17 +88,17 @@ class ReadBack:
         return Looked(good, rest)
 
     def settle(self, looked: Looked, epoch: tuple[int, ...]) -> None:
-        """All of it has been made durable since: drop the former copies of what is right, and look into the rest.
+        """After a sync: drop the former copies of correct shards, and investigate the others.
 
         Args:
-            looked: what came of :meth:`look`.
-            epoch: as there; under another nothing is dropped, and nothing proves a lie.
+            looked: the result of :meth:`look`.
+            epoch: as for :meth:`look`; if it has changed, nothing is dropped and nothing proves a lie.
         """
         good = list(looked.good)
         for store, written in by_store(looked.rest).items():
             volume = self._fleet.volume(store)
             if volume is None or self._fleet.epoch() != epoch:
-                continue  # or it may be another process, which never was given these
+                continue  # otherwise it may be another process, which never got these shards
             with self._fleet.guard(store, volume):
                 good += self._right_ones(store, volume, written)
         if self._fleet.epoch() == epoch:
@@ -140,10 +140,10 @@ class ReadBack:
         return self._fleet.holders(stripe)[slot_of(key)] == store and self._fleet.trusts(store)
 
     def alike(self, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
-        """Those of the shards that both stores give out with the same content, so that ``former`` may drop its own.
+        """The shards that both stores return with the same content, so that ``former`` may drop its copies.
 
-        To compare them is enough: if ``former`` is honest, the other copy is as right as its own; if it is not, its
-        copy is worth nothing.
+        Comparing them is enough: if ``former`` is honest, the other copy is as correct as its own; if it is not, its
+        copy is worthless.
         """
         mine, theirs = self._fleet.volume(former), self._fleet.volume(proper)
         if mine is None or theirs is None or not self._fleet.trusts(proper):
@@ -161,10 +161,10 @@ class ReadBack:
                 if wrong >= _WRONG_MAX:
                     break
             try:
-                theirs.sync()  # what was fetched may have been appended a moment ago
+                theirs.sync()  # the fetched shards may have been appended a moment ago
             except (StoreFull, VolumeUnavailable) as error:
                 log.warning("nothing is dropped for what is on %s for now: %s", self._fleet.name(proper), error)
-                self._fleet.note_write_refused(proper, error)  # it may be a push's that was refused
+                self._fleet.note_write_refused(proper, error)  # the refused write may be that of a push
                 return []
             return alike
         return []  # type: ignore[unreachable]
@@ -172,7 +172,7 @@ class ReadBack:
     def _compared(
         self, batch: list[tuple[ShardKey, int]], former: int, mine: ShardStore, proper: int, theirs: ShardStore
     ) -> tuple[list[ShardKey], int]:
-        """Those that are the same, and how many others the proper store should have given back."""
+        """The shards that are equal, and how many others the proper store should have returned."""
         own: Sequence[memoryview | None] = [None] * len(batch)
         with self._fleet.guard(former, mine):
             own = mine.fetch_all(batch)
@@ -188,17 +188,17 @@ class ReadBack:
         return same, wrong
 
     def audit(self, stripe: StripeKey) -> Audited:
-        """Fetch every shard of a stripe from the store that should hold it, and compare it with what it should be.
+        """Fetch every shard of a stripe from the store that should hold it, and compare it with the correct content.
 
-        Those that a store says itself that it lacks are left to repair.
+        Shards that a store reports as missing are left to repair.
         """
         truth = self._truth(stripe)
         if truth is None:
-            return Audited(0, 0, 0)  # too little of it can be read now: repair tells of that
+            return Audited(0, 0, 0)  # too little can be read now; repair reports that
         fetched = wrong = 0
         length = -(-truth[0].object_length // data_shards(stripe))
         for slot, shard in enumerate(truth):
-            # Where somebody stands in for a store that is there, that one is asked as well: it may be a liar.
+            # If another store stands in for an available one, the latter is asked as well: it may be lying.
             for store in {self._fleet.targets(stripe)[slot], self._fleet.holders(stripe)[slot]}:
                 volume = self._fleet.volume(store)
                 if volume is None:
@@ -213,7 +213,7 @@ class ReadBack:
         return Audited(fetched, length * (data_shards(stripe) + fetched), wrong)
 
     def _truth(self, stripe: StripeKey) -> list[Shard] | None:
-        """All shards of a stripe as its verified object gives them; None if that cannot be read."""
+        """All shards of a stripe, encoded from its verified object; None if the object cannot be read."""
         try:
             data = self._stripes.read(stripe)
         except (DataLossError, ShardsUnavailable):
@@ -221,30 +221,30 @@ class ReadBack:
         return self._stripes.shards_of(stripe, data + bytes(-len(data) % data_shards(stripe)), len(data))
 
     def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes, *, new: bool = False) -> bool:
-        """Ask once more for a shard that was not given back as it should be; tells of rot and of lies.
+        """Ask again for a shard that was not returned correctly; reports corruption and lies.
 
         Args:
             store: the slot of ``volume``.
-            volume: says that it holds the shard.
-            key: of the shard.
-            digest: what its payload's should be, by the word of another store or by what was written.
-            new: the store has just said that it made the shard durable.
+            volume: claims to hold the shard.
+            key: key of the shard.
+            digest: the digest that its payload should have, by another store's copy or by what was written.
+            new: whether the store has just confirmed that the shard is durable.
         """
         try:
             shard: Shard | None = volume.read(key)
         except CorruptShard:
-            if volume.check([key]) == [Verdict.ROTTEN]:  # it sets it aside, so that it is missing and made anew
+            if volume.check([key]) == [Verdict.ROTTEN]:  # the store sets it aside, so that it gets rebuilt
                 self._fleet.report("rotten", key, store, "found while reading back; it is made anew")
             return False
         except VolumeFailed:
             raise
         except (StorageError, OSError):
-            self._fleet.note_unread(store)  # which proves nothing, unless it goes on
+            self._fleet.note_unread(store)  # proves nothing, unless it happens repeatedly
             return False
         if shard is not None and shard.digest == digest:
             return True
         if shard is None:
-            # Somebody may have dropped it for good reasons between two calls; then it says so.
+            # It may have been dropped legitimately between two calls; then the store says so.
             if new and not self._is_collecting():
                 self._fleet.note_lie(store, key, "took a shard, said that it is durable, and does not have it")
             elif not volume.missing([key]):
@@ -253,11 +253,11 @@ class ReadBack:
         return self._is_true(store, shard)
 
     def _is_true(self, store: int, shard: Shard) -> bool:
-        """Two contents of one shard: what the whole stripe decodes to decides."""
+        """Decide between two contents of a shard by decoding the whole stripe."""
         stripe, slot = stripe_of(shard.key), slot_of(shard.key)
         truth = self._truth(stripe)
         if truth is None:
-            return False  # nobody can tell: both copies stay
+            return False  # undecidable: both copies stay
         if truth[slot].digest == shard.digest:
             return True
         self._fleet.note_lie(store, shard.key, "holds other content than the shard's, under a digest that fits it")
@@ -265,7 +265,7 @@ class ReadBack:
 
 
 def by_store(moved: Iterable[Moved]) -> dict[int, list[Moved]]:
-    """Shards that were written, by the store that took them."""
+    """Written shards, by the store that took them."""
     found: defaultdict[int, list[Moved]] = defaultdict(list)
     for one in moved:
         found[one.shard.store].append(one)
@@ -273,7 +273,7 @@ def by_store(moved: Iterable[Moved]) -> dict[int, list[Moved]]:
 
 
 def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[tuple[ShardKey, int]]:
-    """Shards with their payload lengths, without those that no shard can have."""
+    """Shards with valid payload lengths."""
     return [
         (key, place.payload_length)
         for key, place in zip(keys, places, strict=True)
@@ -282,7 +282,7 @@ def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[t
 
 
 def _fitting(items: Iterable[ItemT], length: Callable[[ItemT], int]) -> Iterator[list[ItemT]]:
-    """As many at a time as are held in memory."""
+    """Batches that fit into memory."""
     batch: list[ItemT] = []
     size = 0
     for item in items:

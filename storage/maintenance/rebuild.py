@@ -1,4 +1,4 @@
-"""Rebuild: the whole catalog again, from what the volumes hold alone."""
+"""Rebuild: restores the whole catalog from nothing but the volumes."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def rebuild(
 ) -> RebuildReport:
     """Enter every file, owner, name and version found on the volumes into a catalog that lacks them.
 
-    The catalog is empty, or older than the volumes; what is in it already is believed. A file's head is its latest
-    version that is wholly there; a version that a crash kept from being acknowledged may appear if all of it had
-    reached the disks. What is left out is reported. May be cut short and begun again at any time.
+    The catalog is empty, or older than the volumes; its contents are trusted. A file's head is its latest complete
+    version. A version that was never acknowledged because of a crash may appear if all of it had reached the disks.
+    What is left out is reported. A rebuild may be interrupted and repeated at any time.
 
-    What is not within reach is not taken for absent: where a store that was not examined may have what is lacking, the
-    file stays as the catalog has it, and is reported as undecided. Until nothing is, more may be on the volumes than
-    the catalog knows of.
+    Unreachable objects do not count as absent: if a store that was not examined may have what a file lacks, the file
+    stays as it is in the catalog, and is reported as undecided. As long as anything is undecided, the volumes may hold
+    more than the catalog knows.
 
     Args:
-        catalog: what to fill.
-        stripes: the volumes.
-        metadata_copies: copies of metadata objects.
-        belief: what to believe of the volumes; closed at the end.
+        catalog: the catalog to fill.
+        stripes: reads from the volumes.
+        metadata_copies: number of copies of metadata objects.
+        belief: decides which objects to accept; closed at the end.
         liars_max: how many volumes may lie at once.
         now_s: a clock, in seconds.
-        progress: called with (metadata records and files taken in, 0).
+        progress: called with (metadata records and files entered, 0).
 
     Raises:
-        InsufficientWorkers: the store's secret is not known, and too few volumes agree on what it signed. Nothing is
+        InsufficientWorkers: the store's secret is unknown, and too few volumes agree on signed objects. Nothing was
             dropped; run it again.
     """
     tally = Tally(progress, sequence=catalog.counters().sequence)
@@ -89,12 +89,12 @@ class _File:
 
 
 class _Nodes:
-    """Loads manifest nodes, and keeps those in the catalog that it lacks, or has damaged.
+    """Loads manifest nodes, and stores those in the catalog that it lacks or has damaged.
 
     Args:
-        catalog: keeps them.
-        stripes: has those that the catalog has not.
-        copies: how many there are of each.
+        catalog: stores the nodes.
+        stripes: reads nodes that the catalog lacks.
+        copies: how many copies there are of each node.
     """
 
     def __init__(self, catalog: Catalog, stripes: StripeStore, copies: int) -> None:
@@ -105,7 +105,7 @@ class _Nodes:
 
     @property
     def crowded(self) -> bool:
-        """Whether it is time to :meth:`keep` them: memory is to be bounded."""
+        """Whether it is time to :meth:`keep` them, so that memory stays bounded."""
         return len(self._found) >= _NODES_MAX
 
     def load(self, node_id: bytes) -> bytes:
@@ -116,7 +116,7 @@ class _Nodes:
         return raw
 
     def keep(self) -> None:
-        """Put into the catalog what was found on the volumes; not inside a transaction."""
+        """Store nodes found on the volumes in the catalog; do not call this inside a transaction."""
         if self._found:
             found = list(self._found.items())
             self._catalog.transact(lambda txn: txn.put_nodes(found))
@@ -124,19 +124,19 @@ class _Nodes:
 
 
 class _Found(NamedTuple):
-    """What the catalog has of a file after all that volumes show was taken in."""
+    """What the catalog has of a file after everything that volumes show was entered."""
 
     file_id: bytes
     versions: list[StoredVersion]
     deleted: bool
 
     def size(self) -> int:
-        """About how many bytes of memory it takes."""
+        """Approximate bytes that it takes in memory."""
         return sum(len(stored.raw) for stored in self.versions)
 
 
 class _Graves:
-    """Which files have a tombstone, asked in the order of their ids: memory is the same for any number of them."""
+    """Tells which files have a tombstone, if asked in the order of their ids, with constant memory."""
 
     def __init__(self, catalog: Catalog, tally: Tally) -> None:
         self._left = catalog.tombstones()
@@ -144,13 +144,13 @@ class _Graves:
         self._next = self._read()
 
     def has(self, file_id: bytes) -> bool:
-        """Whether a file has one; no file that was asked for before has a later id."""
+        """Whether a file has a tombstone; ids must not decrease from call to call."""
         while self._next is not None and self._next < file_id:
             self._next = self._read()
         return self._next == file_id
 
     def read_rest(self) -> None:
-        """Read those of files after the last one asked for: how late they are counts."""
+        """Read the remaining tombstones, since their sequences count."""
         while self._next is not None:
             self._next = self._read()
 
@@ -167,7 +167,7 @@ class _Graves:
 
 
 def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
-    """The versions of each file that can be read. A file whose entry or head cannot be read is left as it is."""
+    """The readable versions of each file. A file whose entry or head cannot be read is left as it is."""
     tombstones = _Graves(catalog, tally)
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
         deleted = tombstones.has(file_id)
@@ -194,12 +194,12 @@ def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
 
 
 class _UndecidedError(Exception):
-    """What a file consists of cannot be told before all that may hold parts of it was examined."""
+    """A file's contents cannot be determined until all stores that may hold parts of it were examined."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """Decides which version of a file is its head, by what is there of each."""
+    """Decides which version of a file is its head, by which parts of each exist."""
 
     stripes: StripeStore
     nodes: _Nodes
@@ -208,7 +208,7 @@ class _Judge:
     looked_up: dict[StripeKey, ShardMap] = field(default_factory=dict)
 
     def look_up(self, files: Iterable[_Found]) -> None:
-        """Ask where the chunks of small files are, of many at once: each question costs a round trip to all stores."""
+        """Look up the chunks of many small files at once, as each lookup costs a round trip to all stores."""
         self.looked_up.clear()
         for stripes in batched(_chunks_of_small(files), _LOCATED_TOGETHER):
             self.looked_up.update(zip(stripes, self.stripes.shard_maps(stripes), strict=True))
@@ -218,10 +218,10 @@ class _Judge:
         return known if len(known) == len(chunks) else self.stripes.shard_maps(chunks)
 
     def choose(self, file_id: bytes, versions: list[StoredVersion]) -> _File | None:
-        """The head of a file and the chain below it; None if no version is whole.
+        """The head of a file and the chain below it; None if no version is complete.
 
         Raises:
-            _UndecidedError: a version that would come before may be whole.
+            _UndecidedError: a preferable version may be complete.
         """
         by_id = {stored.version_id: stored for stored in versions}
         for head in sorted(versions, key=_sequence, reverse=True):
@@ -240,10 +240,10 @@ class _Judge:
         return None
 
     def _problem(self, head: StoredVersion) -> str | None:
-        """Why a version cannot be a head: something of it is not there.
+        """Why a version cannot be the head: the part of it that is missing.
 
         Raises:
-            _UndecidedError: it may be, out of reach.
+            _UndecidedError: that part may exist on an unreachable store.
         """
         try:
             for chunk_ids in batched(Manifest(head.root, self.nodes.load).chunk_ids(), _LOCATED_TOGETHER):
@@ -290,7 +290,7 @@ def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[S
 
 
 def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
-    """Enter files that are whole, and drop those that are deleted or lost; those that are undecided stay as is."""
+    """Enter complete files, and drop deleted and lost ones; undecided files stay as they are."""
     entered: list[_File] = []
     dropped: list[_Found] = []
     judge.look_up(batch)
@@ -311,9 +311,9 @@ def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
 
 
 def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
-    """Enter the claims of files, so many at a time that memory is bounded, before the files themselves.
+    """Enter the claims of files, in bounded batches, before the files themselves.
 
-    Claims without a version are dropped by a collect, and there is none before the rebuild has ended.
+    A collect would drop claims without a version, but none runs before the rebuild has ended.
     """
     claims: list[tuple[bytes, StripeKey]] = []
     for claim in _all_claims(files, judge):
@@ -352,7 +352,7 @@ def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
         return dropped
 
     leftovers = catalog.transact(work)
-    if is_final:  # what has been out of reach may show where they belong
+    if is_final:  # unreachable objects may show where they belong
         catalog.drop_versions(leftovers, counted=True)
 
 
@@ -373,7 +373,7 @@ def _enter_file(
         if not is_final:
             tally.leave_undecided(f"{record.filename!r} ({file.file_id.hex()}): another file has this name")
             return
-        # Names are unique, so the earlier of the two was never acknowledged, or is a leftover.
+        # Names are unique, so the earlier of the two files was never acknowledged, or is left over.
         if _sequence_of_head(txn, rival_id, rival) > record.sequence:
             tally.skip(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
             dropped.extend((file.file_id, stored.version_id) for stored in file.chain + file.others)
@@ -388,7 +388,7 @@ def _enter_file(
 
 
 def _settle(txn: CatalogTransaction, sequence: int) -> Counters:
-    """Note how far the catalog has come: as far as anything on the volumes, be it entered, deleted or left out."""
+    """Set the catalog's sequence to the highest on the volumes, of objects entered, deleted or left out."""
     counters = txn.counters()
     settled = msgspec.structs.replace(counters, sequence=max(counters.sequence, sequence), committed=None)
     txn.set_counters(settled)
@@ -404,7 +404,7 @@ def _entry(txn: CatalogTransaction, file_id: bytes, tally: Tally) -> FileEntry |
 
 
 def _sequence_of_head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> int:
-    """0 for one that cannot be read: nothing was stored after it under its name unless it was deleted."""
+    """The head's sequence; 0 if it is unreadable, as nothing was stored later under its name unless it was deleted."""
     raw = txn.version(file_id, entry.head)
     try:
         return 0 if raw is None else read_version(raw, entry.head).record.sequence
@@ -413,7 +413,7 @@ def _sequence_of_head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry)
 
 
 def _count(txn: CatalogTransaction, before: FileEntry | None, size: int | None) -> None:
-    """Keep the totals in step with an entry that is set, or removed (None)."""
+    """Update the totals for an entry that is set, or removed (None)."""
     counters = txn.counters()
     txn.set_counters(
         msgspec.structs.replace(
@@ -430,14 +430,14 @@ def _forget(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> None:
 
 
 def _drop(catalog: Catalog, groups: list[_Found]) -> None:
-    """Take deleted files out of the catalog, and those of which no version is whole unless they were in it before."""
+    """Remove deleted files from the catalog, and files without a complete version unless they were in it before."""
 
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
         for file_id, versions, deleted in groups:
             entry = txn.file(file_id)
             if entry is not None and not deleted:
-                continue  # what is lacking may come back
+                continue  # the missing parts may come back
             if entry is not None:
                 _forget(txn, file_id, entry)
                 txn.forget_name(name_key(user_key(entry.user_id.encode()), entry.filename.encode()), file_id)
@@ -448,7 +448,7 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
 
 
 def _claims(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[StripeKey]:
-    """Stripes of the chunks in which a version differs from its parent."""
+    """Stripes of the chunks that a version does not share with its parent."""
     root, load = stored.root, judge.nodes.load
     manifest = Manifest(root, load)
     parents = {version.version_id: version for version in file.chain}
@@ -461,7 +461,7 @@ def _claims(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[Strip
         for chunk_id in ids:
             yield chunk_stripe(chunk_id, root.profile)
     except (DataLossError, FormatError):
-        return  # an old version whose manifest is lost keeps its place in the chain, and no more claims
+        return  # an old version whose manifest is lost stays in the chain, without claims
     except ShardsUnavailable as error:
         judge.tally.leave_undecided(
             f"{stored.record.filename!r} ({stored.record.file_id.hex()}) version {stored.version_id.hex()}: its "

@@ -1,6 +1,6 @@
-"""Repair: make missing and quarantined shards again from the ones that are left, and misplaced ones in their place.
+"""Repair: rebuilds missing and quarantined shards from the remaining ones, and moves misplaced ones.
 
-Both are one pass over all live objects: what lacks shards comes first, the least safe of it before the rest.
+One pass over all live objects does both; objects that lack shards come first, the least safe of them before the rest.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from storage.stripes.shard_map import ShardMap
 _SYNC_EVERY_BYTES = 64 * MIB
 _READ_BACK_BYTES = 8 * MIB
 _READ_BACK_SHARDS = 2048
-_SYNC_EVERY_SHARDS = 32_768  # some 10 MB of what is known of them
+_SYNC_EVERY_SHARDS = 32_768  # about 10 MB of bookkeeping
 _IN_FLIGHT_MAX = 6
-_THREADS_REMOTE = 4  # they wait for workers most of the time
-_EXAMINED_TOGETHER = 16_384  # so that stripes with the same holders come together; some megabytes of keys
-_SORTED_AT_ONCE = 65_536  # damaged objects held in memory to be put in order: some 30 MB
+_THREADS_REMOTE = 4  # mostly waiting for workers
+_EXAMINED_TOGETHER = 16_384  # so that stripes with the same holders are grouped; some megabytes of keys
+_SORTED_AT_ONCE = 65_536  # damaged objects sorted in memory, about 30 MB
 
 Watch = Callable[[RepairState], None]
-"""Told every so often how far a repair is."""
+"""Called periodically with the progress of a repair."""
 
 
 def repair(
@@ -59,20 +59,20 @@ def repair(
     pace: Callable[[float], None] | None = None,
     watch: Watch | None = None,
 ) -> RepairReport:
-    """Bring offline volumes back, then give every live object all its shards again.
+    """Reopen offline volumes, then restore all shards of every live object.
 
-    Can be interrupted and started again at any time: what was made stays.
+    A repair may be interrupted and repeated at any time; rebuilt shards stay.
 
     Args:
         context: the store.
         progress: called with (objects examined, objects expected).
-        pace: called with the seconds that each object took; may sleep, to leave room for others.
-        watch: told more than ``progress``.
+        pace: called with the seconds that each object took; may sleep, to leave resources for others.
+        watch: called with more details than ``progress``.
 
     Raises:
-        FormatError: a volume directory holds somebody else's volume.
-        StoreFull: others stand in for stores that are full, and too few have space. Where none does, the others get
-            theirs, and the report names those that are full.
+        FormatError: a volume directory holds another store's volume.
+        StoreFull: others stand in for full stores, and too few have space. If none stand in, the other stores get their
+            shards, and the report names the full ones.
     """
     volumes = context.stripes.volumes
     volumes.reattach()
@@ -97,20 +97,20 @@ def repair(
 
 
 def _unwritable(volumes: Fleet[Any]) -> list[str]:
-    """Why stores that are there, and wait for what they lack, do not take it."""
+    """Why available stores that lack shards do not take them."""
     waiting = (slot for slot, _ in volumes.online() if slot in volumes.incomplete)
     return [volumes.reason(slot) for slot in waiting if volumes.takes_no_writes(slot)]
 
 
 _Made = tuple[int, int] | Unread | None
-"""(shards, bytes) made of an object, or why none could be; None: its file was deleted meanwhile."""
+"""(shards, bytes) rebuilt of an object, or why none could be; None: its file was deleted meanwhile."""
 
 
 class _Damaged(NamedTuple):
-    """An object that does not have all its shards where they belong.
+    """An object whose shards are not all where they belong.
 
-    ``spare`` is how many more whole stores may be lost, whichever, before it cannot be read. ``deferred``: some of its
-    shards are not made yet, because stores are waited for. ``unanswered``: or because one does not answer now, why.
+    ``spare``: how many more stores, whichever, may be lost before it becomes unreadable. ``deferred``: some of its
+    shards are not rebuilt yet, because their stores may come back. ``unanswered``: why a store does not answer now.
     """
 
     live: LiveObject
@@ -124,24 +124,24 @@ class _Damaged(NamedTuple):
 
     @property
     def due(self) -> bool:
-        """Whether any of it is to be made now."""
+        """Whether any of its shards should be rebuilt now."""
         return bool(self.where.absent)
 
     @property
     def urgency(self) -> tuple[bool, int]:
-        """Sorts the most urgent first."""
+        """A sort key; the most urgent come first."""
         return not self.missing, self.spare
 
 
 class _Endangered:
-    """Files with objects that wait and are less safe than they will be. As many as wait are in memory at most."""
+    """Files with waiting objects that are less safe than after repair. Memory grows with the waiting objects only."""
 
     def __init__(self) -> None:
-        self._waiting: dict[bytes, tuple[int, int]] = {}  # how many objects of each file, the least spare of them
+        self._waiting: dict[bytes, tuple[int, int]] = {}  # by file: number of objects, and the lowest ``spare``
         self.counts: Counter[int] = Counter()
 
     def add(self, damaged: _Damaged) -> None:
-        """An object was found."""
+        """Add a damaged object."""
         file_id = damaged.live.file_id
         if not damaged.endangered or not file_id:
             return
@@ -153,7 +153,7 @@ class _Endangered:
         self.counts[spare] += 1
 
     def remove(self, damaged: _Damaged) -> None:
-        """It waits no longer."""
+        """Remove an object that no longer waits."""
         file_id = damaged.live.file_id
         if not damaged.endangered or not file_id:
             return
@@ -171,7 +171,7 @@ class _Tally:
     watch: Watch | None
     set_aside: SetAside
     examined: int = 0
-    missing: int = 0  # found, and not dealt with yet
+    missing: int = 0  # found, and not handled yet
     misplaced: int = 0  # likewise
     repaired: int = 0
     moved: int = 0
@@ -183,11 +183,11 @@ class _Tally:
     endangered: _Endangered = field(default_factory=_Endangered)
     lost: list[Damage] = field(default_factory=list)
     lost_count: int = 0
-    unavailable: int = 0  # cannot be read, or not be looked for, now, and wait
-    unavailable_why: str = ""  # of the first of them
+    unavailable: int = 0  # cannot be read or looked up now, and wait
+    unavailable_why: str = ""  # why, for the first of them
 
     def find(self, damaged: _Damaged) -> None:
-        """An object is to be dealt with, now or once it is clear that a store does not come back."""
+        """Count an object to handle now, or once it is clear that a store does not come back."""
         if damaged.unanswered:
             self._note_unavailable(damaged.unanswered)
         if not damaged.due:
@@ -199,7 +199,7 @@ class _Tally:
         self.endangered.add(damaged)
 
     def settle(self, damaged: _Damaged, made: _Made) -> None:
-        """It has been."""
+        """Count an object that was handled."""
         self.missing -= damaged.missing
         self.misplaced -= not damaged.missing
         if isinstance(made, ShardsUnavailable):
@@ -233,12 +233,12 @@ class _Tally:
             self.lost.append(Damage(time.time_ns() // 1_000_000, "lost", error.chunk, -1, -1, str(named)))
 
     def finish(self) -> None:
-        """All has been looked at."""
+        """Note that all objects were examined."""
         self.expected = self.examined
         self.tell()
 
     def tell(self) -> None:
-        """Say how far it is."""
+        """Report the progress."""
         expected = max(self.expected, self.examined)
         if self.progress is not None:
             self.progress(self.examined - self.missing - self.misplaced, expected)
@@ -259,7 +259,7 @@ class _Tally:
             )
 
     def report(self, unwritable: list[str]) -> RepairReport:
-        """The outcome; why stores that wait for some of it do not take it is told by them."""
+        """The outcome; ``unwritable`` says why available stores do not take shards."""
         lost = [*self.lost, *self.set_aside.damage][:DAMAGE_LISTED_MAX]
         count = self.lost_count + self.set_aside.count
         return RepairReport(
@@ -278,7 +278,7 @@ class _Tally:
 
 
 class _Batch:
-    """Objects that are looked at together."""
+    """Objects that are examined together."""
 
     def __init__(self) -> None:
         self.stripes: list[StripeKey] = []
@@ -286,13 +286,13 @@ class _Batch:
         self._starts: list[int] = []
 
     def add(self, run: LiveRun) -> None:
-        """Put in one after another."""
+        """Add the objects of a run."""
         self._starts.append(len(self.stripes))
         self._runs.append(run)
         self.stripes += run.stripes
 
     def object(self, index: int) -> LiveObject:
-        """The one whose stripe is at ``index``."""
+        """The object whose stripe is at ``index``."""
         at = bisect_right(self._starts, index) - 1
         return self._runs[at].object(index - self._starts[at])
 
@@ -309,7 +309,7 @@ def _batches(runs: Iterable[LiveRun]) -> Iterator[_Batch]:
 
 
 def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
-    """Objects with shards that are not in their place: of every so many, the most urgent first."""
+    """Objects with misplaced or missing shards, the most urgent first within each batch."""
     found: list[_Damaged] = []
     runs = live_runs(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
     ready = (run for run in runs if not _is_being_written(context, run.stripes[0]))
@@ -330,7 +330,7 @@ def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
 
 
 def _is_being_written(context: MaintenanceContext, stripe: StripeKey) -> bool:
-    """Whether a delete has yet to write this tombstone: unlike versions, they are entered into the catalog first."""
+    """Whether a delete has not written this tombstone yet: unlike versions, tombstones enter the catalog first."""
     return kind_of(stripe) == Kind.TOMBSTONE and context.pins.pinned(stripe)
 
 
@@ -346,19 +346,19 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: ShardMap, epoc
 
 
 def _unanswered(context: MaintenanceContext, stripe: StripeKey, slots: Collection[int]) -> str:
-    """Why it cannot be told whether these shards are there; "" if there are none of them."""
+    """Why it is unknown whether these shards exist; "" if it is known."""
     volumes = context.stripes.volumes
     stores = (volumes.targets(stripe)[slot] for slot in sorted(slots))
     return next((f"{volumes.place(one)} does not answer: {volumes.reason(one) or 'see the log'}" for one in stores), "")
 
 
-@lru_cache(4 * PARTITIONS)  # there are not many more ways to lie on stores than partitions
+@lru_cache(4 * PARTITIONS)  # there are hardly more combinations of holders than partitions
 def _spare(holders: tuple[int | None, ...], k: int) -> int:
     return losses_survivable([holder for holder in holders if holder is not None], k)
 
 
 class _Group(NamedTuple):
-    """What was made of a few objects, and which shards were written for it."""
+    """The results for a few objects, and the shards written for them."""
 
     made: list[_Made]
     moved: list[Moved]
@@ -368,10 +368,10 @@ _UnderWay = tuple[list[_Damaged], "Future[_Group]"]
 
 
 class _New:
-    """Shards that were written by this repair, until they are read back and durable: so few that they fit into memory.
+    """Shards written by this repair, until they are read back and durable; few enough for memory.
 
-    They are read back while others are being made, and while they are in the memory of those that took them: from all
-    stores at once, and some time after they were written, so that nobody waits for what is on its way.
+    They are read back while others are being rebuilt, and while they are still in the memory of their stores: from all
+    stores at once, and some time after they were written, so that nothing waits for writes in flight.
     """
 
     def __init__(self, context: MaintenanceContext, threads: Executor, epoch: tuple[int, ...]) -> None:
@@ -381,17 +381,17 @@ class _New:
         self._readback = ReadBack(context.stripes, context.collecting.locked)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
         self._unread: list[Moved] = []
-        self._ripe: list[Moved] = []  # those before that have most likely arrived
+        self._ripe: list[Moved] = []  # earlier ones, which have probably arrived
         self._looks: list[Future[Looked]] = []
 
     def add(self, moved: list[Moved]) -> None:
-        """Some were written."""
+        """Add written shards."""
         size = sum(one.shard.length for one in moved)
         for store, made in _made_by_store(moved).items():
             self._volumes.note_made(store, made)
         self._unsynced_bytes += size
         self._unsynced_shards += len(moved)
-        if self._volumes.remote:  # this machine's own disks give back what they were given, or scrub tells
+        if self._volumes.remote:  # local disks return what was written, or scrub finds it
             self._unread += moved
             self._unread_bytes += size
             if self._unread_bytes >= _READ_BACK_BYTES or len(self._unread) >= _READ_BACK_SHARDS:
@@ -401,7 +401,7 @@ class _New:
             self.settle(self._volumes.sync_each)
 
     def settle(self, sync: Callable[[], None]) -> None:
-        """Make all of them durable, and drop the former copies of those that were given back."""
+        """Make all of them durable, and drop the former copies of those that were read back."""
         self._look(self._ripe + self._unread)
         self._ripe, self._unread, self._unread_bytes = [], [], 0
         sync()
@@ -416,7 +416,7 @@ class _New:
 
 
 def _made_by_store(moved: list[Moved]) -> Counter[int]:
-    """Bytes of the shards that were missing, by the store that they were put on."""
+    """Bytes of rebuilt shards, by the store that they were written to."""
     sizes: Counter[int] = Counter()
     for one in moved:
         if one.former is None:
@@ -425,7 +425,7 @@ def _made_by_store(moved: list[Moved]) -> Counter[int]:
 
 
 def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Callable[[float], None] | None) -> _Group:
-    """Make the absent shards of a few objects."""
+    """Rebuild the missing shards of a few objects."""
     began_s = time.perf_counter()
     now = context.stripes.volumes.epoch()
     known = [damaged.where for damaged in group] if all(damaged.epoch == now for damaged in group) else None
@@ -435,8 +435,8 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
         _make_from_catalog(context, damaged.live, one) if isinstance(one, StorageError) else one
         for damaged, one in zip(group, outcomes, strict=True)
     ]
-    # While a store that stands in for others keeps their shards, one of its own is no reason to drop a copy elsewhere:
-    # it would hold more of the object than may be lost with it.
+    # While a store keeps shards that it holds for others, writing one of its own there must not drop a copy elsewhere:
+    # otherwise it would hold more shards of the object than may be lost together.
     whole = [damaged for damaged in group if known is not None and not damaged.deferred]
     former = {damaged.live.stripe: damaged.where.holders for damaged in whole}
     moved = [Moved(one, _former(former.get(stripe_of(one.key)), one)) for one in written]
@@ -446,7 +446,7 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
 
 
 def _former(holders: tuple[int | None, ...] | None, written: Written) -> int | None:
-    """The store that held a shard before it was written; None if none did, or that is not known any more."""
+    """The store that held a shard before it was written; None if none did, or it is no longer known."""
     return None if holders is None else holders[slot_of(written.key)]
 
 
@@ -462,7 +462,7 @@ def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unr
 
 
 def _from_catalog(catalog: Catalog, live: LiveObject) -> bytes | None:
-    """A metadata object of which the volumes have nothing left; None if the catalog has not got it either."""
+    """A metadata object that is lost on all volumes, from the catalog; None if the catalog lacks it, too."""
     identifier, kind = object_id_of(live.stripe), kind_of(live.stripe)
     if kind == Kind.VERSION:
         return catalog.version(live.file_id, identifier)

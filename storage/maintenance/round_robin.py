@@ -1,4 +1,4 @@
-"""Stores show their records in turn, and each within bounds, so that none of them can hold up the others for long."""
+"""Has stores show their records in turn and within limits, so that no store can delay the others for long."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from storage.maintenance.agreement import Agreement
 from storage.maintenance.examined import Examined
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 
-# Nodes are not asked for: they are read as versions that are believed name them, so that nobody can send any others.
+# Nodes are not asked for: they are read when accepted versions name them, so that no store can send others.
 SHOWN = frozenset({Kind.VERSION, Kind.TOMBSTONE})
 # A version has up to 32 KiB of chunk ids, and texts of a few KiB.
 RECORD_BYTES_MAX = 64 * 1024
-_SHOWING_MAX = 8  # stores at once; each has a page or two in memory
-_IN_STEP_S = 5.0  # who took so much longer than the others waits for them
-# What the last few, which may all lie, may take in all: so long, and twice as long as those that have ended together,
-# and longer for each of their records that was believed.
+_SHOWING_MAX = 8  # stores at the same time; each takes a page or two of memory
+_IN_STEP_S = 5.0  # a store that took so much longer than the others waits for them
+# The total time of the last few stores, which may all lie: this long, plus twice the total time of those that have
+# ended, plus an allowance for each accepted record.
 PATIENCE_S = 600.0
 _SHARE_OF_ENDED = 2.0
 _BELIEVED_PER_S_MIN = 200
@@ -38,7 +38,7 @@ class _Stream:
     believed: int = 0
 
     def turn(self) -> tuple[int, int, int]:
-        """Whose is the lowest is next: all go on in step, so that what they agree on waits for each other briefly."""
+        """The sort key; the lowest is next. Stores advance in step, so that objects they agree on wait only briefly."""
         return int(self.spent_s / _IN_STEP_S), self.shown, self.slot
 
     def stop(self) -> None:
@@ -49,24 +49,24 @@ class _Stream:
 
 
 class _RefusedError(Exception):
-    """A store shows what no honest one does, or more, or longer, than is put up with."""
+    """A store shows what an honest one never would, or exceeds the limit on number or time."""
 
 
 class RoundRobin:
-    """Has stores show their records.
+    """Has stores show their records, in turn.
 
-    Where they are on others' machines, the one that shows the most of what nobody else does is refused once that no
-    longer fits on the disk; and when only so many are left as may lie at once, those that do not come to an end.
-    Of what these have shown, only what is agreed on, or signed, counts. They are noted as not examined.
+    If the stores are on others' machines, two kinds are refused: the store that shows the most objects which no other
+    shows, once these no longer fit on the disk; and, once only as many are left as may lie at once, those that do not
+    finish. Of what these have shown, only signed objects and those agreed on count. They are noted as not examined.
 
     Args:
         volumes: the stores.
-        examined: learns how each has ended.
-        agreement: knows what waits for others to agree.
-        liars_max: how many may lie at once.
-        believed_max: how many records of a single store can be believed, if it shows none over and over again.
+        examined: records how each store has ended.
+        agreement: knows which objects wait for others to agree.
+        liars_max: how many stores may lie at once.
+        believed_max: the most records of a store that can be accepted if it repeats none.
         now_s: a clock, in seconds.
-        take: takes the records of a slot in, and says how many of them are believed.
+        take: enters records of a slot, and returns how many were accepted.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class RoundRobin:
         self._take = take
         self._waiting: deque[tuple[int, ShardStore]] = deque()
         self._showing: list[_Stream] = []
-        self._ended_s = 0.0  # how long those took together that have come to an end
+        self._ended_s = 0.0  # total time of the stores that have ended
 
     def run(self) -> None:
-        """Ask all that are there and were not asked yet."""
+        """Ask all available stores that were not asked yet."""
         self._waiting.extend(self._examined.pending())
         try:
             while self._fill_up():
@@ -107,9 +107,9 @@ class RoundRobin:
                 stream.stop()
 
     def _fill_up(self) -> bool:
-        # Disks of this machine are read one after another, as several volumes may be on one of them.
+        # Local volumes are read one after another, as several may be on one disk.
         most = _SHOWING_MAX if self._volumes.remote else 1
-        # Those that take long keep nobody from beginning, however many they are.
+        # Slow stores do not keep others from starting, however many there are.
         most += sum(stream.spent_s > PATIENCE_S for stream in self._showing)
         while self._waiting and len(self._showing) < most:
             slot, volume = self._waiting.popleft()
@@ -121,7 +121,7 @@ class RoundRobin:
         try:
             page = next(stream.pages, None)
         except (VolumeFailed, VolumeUnavailable) as error:
-            # A worker that answers nonsense, or is too slow, loses trust by it, in the end.
+            # A worker that sends nonsense, or is too slow, eventually loses trust.
             self._showing.remove(stream)
             self._volumes.failed(stream.slot, stream.volume, error)
             self._examined.note_failed(stream.slot, str(error))
@@ -143,7 +143,7 @@ class RoundRobin:
         if stream.spent_s <= PATIENCE_S or not self._volumes.remote:
             return
         if len({self._agreement.voice(slot) for slot in left}) > self._liars_max:
-            return  # one of them is honest, and may just as well be this one
+            return  # at least one of them is honest, and it may be this one
         believed = min(stream.believed, self._believed_max())
         if stream.spent_s > PATIENCE_S + _SHARE_OF_ENDED * self._ended_s + believed / _BELIEVED_PER_S_MIN:
             raise _RefusedError(

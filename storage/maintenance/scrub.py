@@ -1,4 +1,4 @@
-"""Scrub: read and verify everything that is stored, and see that nothing is missing."""
+"""Scrub: reads and verifies everything that is stored, and finds what is missing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SEEN_MAX = 200_000  # damaged shards remembered so that shared chunks are count
 def scrub(context: MaintenanceContext, progress: Progress | None = None) -> ScrubReport:
     """Verify every stored byte, then that every live object has all its shards in good places.
 
-    Rotten shards, and those in bad sectors, are set aside (their bytes kept, but not read), so that repair makes
-    them anew. A volume that cannot be read as a whole now is left as it is.
+    Sets corrupt shards, and those in bad sectors, aside (their bytes are kept but no longer read), so that repair
+    rebuilds them. A volume that cannot be read at all now is left as it is.
 
     Args:
         context: the store.
@@ -57,7 +57,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
 
 
 class _Meter:
-    """Adds up bytes from several threads."""
+    """Adds up bytes read by several threads."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -73,7 +73,7 @@ class _Meter:
 
 
 def _verify_volumes(context: MaintenanceContext, meter: _Meter) -> dict[int, Verification]:
-    """Every usable store verified, two at a time."""
+    """Verify every usable store, two at a time."""
     volumes = context.stripes.volumes
     found: dict[int, Verification] = {}
     with context.runtime.executor(2, "scrub") as pool:
@@ -119,7 +119,7 @@ class _Findings:
 def _check_objects(
     context: MaintenanceContext, batch: list[LiveObject], verified: dict[int, Verification], findings: _Findings
 ) -> None:
-    """See that every shard of these objects is there and good, asking each store once."""
+    """Check that every shard of these objects exists and is intact, asking each store once."""
     volumes = context.stripes.volumes
     wanted: dict[int, list[tuple[ShardKey, LiveObject]]] = {}
     placed = context.stripes.shard_mapper.placed([live.stripe for live in batch])
@@ -135,7 +135,7 @@ def _check_objects(
             if verdict is Verdict.ROTTEN:
                 volumes.report("rotten", key, holder, "found by scrub, quarantined")
             elif not is_live(context.catalog, live):
-                continue  # deleted and collected since the walk met it
+                continue  # deleted and collected since the walk found it
             findings.add(_KINDS[verdict], key, holder, live)
 
 

@@ -1,4 +1,4 @@
-"""Records that a walk over the store cannot read: reported and set aside, while the work on the others goes on."""
+"""Reports records that a walk over the store cannot read, and sets them aside, while the walk goes on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ UNREADABLE = "unreadable"
 
 
 class SetAside:
-    """The versions that one walk could not read, and whose claims nothing must be concluded from.
+    """The versions that a walk could not read, so that nothing may be concluded about their claims.
 
-    What such a version needs is not known, so a collect spares all that its owner has a claim on, and all manifest
-    nodes, until the file was deleted.
+    It is unknown what such a version needs, so a collect spares everything that its owner has claims on, and all
+    manifest nodes, until the file is deleted.
 
     Args:
-        report: keeps a note of damage, as ``Fleet.report`` does.
+        report: records damage, like ``Fleet.report``.
 
     Attributes:
-        count: how many there are.
+        count: number of versions set aside.
         damage: the first of them, for reports.
     """
 
@@ -44,8 +44,8 @@ class SetAside:
         """Set a version aside.
 
         Args:
-            stripe: of its version object.
-            user_id: the owner; None: not known.
+            stripe: stripe of its version object.
+            user_id: the owner; None: unknown.
             text: what is wrong, and what to do.
         """
         self.count += 1
@@ -57,7 +57,7 @@ class SetAside:
         self.report(stripe, text)
 
     def report(self, stripe: StripeKey, text: str) -> None:
-        """Tell of a record that cannot be read, and of which enough is known to do no harm."""
+        """Report an unreadable record about which enough is known to go on safely."""
         if len(self.damage) < DAMAGE_LISTED_MAX:
             now_ms = time.time_ns() // 1_000_000
             self.damage.append(Damage(now_ms, UNREADABLE, object_id_of(stripe).hex(), -1, -1, text))
@@ -65,9 +65,9 @@ class SetAside:
             log.warning("set aside: %s", text)
 
     def needs(self, key: ShardKey) -> bool:
-        """Whether a shard must be kept, whatever else is known: it is of a version set aside, or of a node."""
+        """Whether a shard must be kept in any case: it belongs to a version set aside, or to a node."""
         return self.count > 0 and (kind_of(key) == Kind.NODE or stripe_of(key) in self._stripes)
 
     def spares(self, user: bytes) -> bool:
-        """Whether what the user with this key has a claim on must be kept, whatever else is known."""
+        """Whether everything that the user with this key has claims on must be kept."""
         return self._owner_unknown or user in self._owners

@@ -1,1 +1,1 @@
-"""Reading: versions as files whose every byte was verified."""
+"""Reading of versions, as files whose every byte is verified."""

@@ -1,4 +1,4 @@
-"""Reading a version: a seekable file whose every byte was verified."""
+"""Reads a version as a seekable file whose every byte is verified."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ T = TypeVar("T")
 _AHEAD_BYTES = 4 * MIB
 _AHEAD_MAX = 4
 _LEAVES_CACHED = 4
-_BUFFER_BYTES = 64 * KIB  # reads of lines and the like take 0.1 ms for each; larger reads go past it
+_BUFFER_BYTES = 64 * KIB  # one fill takes 0.1 ms; larger reads bypass it
 _BUFFER_BYTES_MIN = 8 * KIB
-AHEAD_BYTES_ALL = 16 * MIB  # of all readers together; those that find it used up read when they are asked
+AHEAD_BYTES_ALL = 16 * MIB  # read-ahead of all readers together; without a share of it, a reader reads on demand
 
 
 class _Share:
-    """A part of a budget, had as soon as there is enough, and from then on."""
+    """A part of a budget, taken as soon as there is enough, and held from then on."""
 
     def __init__(self, budget: Budget, count: int) -> None:
         self._budget = budget
@@ -40,20 +40,20 @@ class _Share:
         self._had = False
 
     def had(self) -> bool:
-        """Whether it is had, now if not before."""
+        """Whether the share is held; tries to take it if not."""
         self._had = self._had or self._budget.try_take(self._count)
         return self._had
 
     def give_back(self) -> None:
-        """End it."""
+        """Give back the share."""
         if self._had:
             self._budget.give_back(self._count)
 
 
 class VersionStream(io.RawIOBase):
-    """A version's bytes, unbuffered: every read goes to the chunks. :class:`FileReader` is what users have.
+    """A version's bytes, unbuffered: every read goes to the chunks. Users get a :class:`FileReader`.
 
-    Not for use by several threads at once.
+    Not thread-safe.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class VersionStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; past the end is allowed and reads nothing.
+        """Move the position; it may be past the end, where reads return nothing.
 
         Raises:
             ValueError: see :func:`~storage.limits.sought`.
@@ -116,13 +116,13 @@ class VersionStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: BytesLike) -> int:  # type: ignore[override]
-        """Fill ``buffer`` from the position on; the number of bytes read, 0 at the end.
+        """Fill ``buffer`` from the position on, and return the number of bytes read, 0 at the end.
 
-        A buffer that spans whole chunks is read into directly, several chunks at a time.
+        If the buffer spans whole chunks, they are read directly into it, several at a time.
 
         Raises:
-            DataLossError: a chunk is lost; names file and chunk.
-            ShardsUnavailable: too many volumes, or workers, are out of reach for now.
+            DataLossError: a chunk is lost; the text names file and chunk.
+            ShardsUnavailable: too many volumes or workers are out of reach now.
         """
         self._check_open()
         target = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
@@ -136,14 +136,14 @@ class VersionStream(io.RawIOBase):
     def readall(self) -> bytes:
         """Everything from the position to the end, in memory."""
         self._check_open()
-        # A BytesIO gives up its buffer as bytes without a copy.
+        # A BytesIO returns its buffer as bytes without a copy.
         content = io.BytesIO(bytes(max(0, self.size - self._position)))
         with content.getbuffer() as view:
             self.readinto(view)
         return content.getvalue()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to ``size`` bytes from the position on, all that is left by default; b"" at the end."""
+        """Read up to ``size`` bytes from the position on, by default to the end; b"" at the end."""
         if size is None or size < 0:
             return self.readall()
         self._check_open()
@@ -153,13 +153,13 @@ class VersionStream(io.RawIOBase):
         return content.getvalue()
 
     def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
-        """Bytes start…stop piece by piece, each piece at most a chunk, read ahead.
+        """Bytes start…stop in pieces of at most a chunk, with read-ahead.
 
         Args:
             start: first byte wanted.
-            stop: end of the range, default the end of the file.
-            recycled: a piece is valid only until the next one is asked for; its buffer then serves again,
-                which spares the system handing out and clearing fresh memory for every chunk.
+            stop: end of the range; default: the end of the file.
+            recycled: each piece is valid only until the next one is requested; its buffer is then reused, which saves
+                the system from allocating and clearing memory for every chunk.
         """
         stop = self.size if stop is None else min(stop, self.size)
         if start >= stop:
@@ -192,7 +192,7 @@ class VersionStream(io.RawIOBase):
                     free.append(buffer)
 
     def close(self) -> None:
-        """Let go of buffers. Reading afterwards raises ValueError."""
+        """Release the buffers. Reading afterwards raises ValueError."""
         self._cached = None
         self._ahead.clear()
         if self._home.is_here:
@@ -223,7 +223,7 @@ class VersionStream(io.RawIOBase):
                 futures.append(self._submit(self._read_all, reads))
                 reads = []
         for future in futures:
-            future.exception()  # the caller's buffer must not be written to after an error has been raised
+            future.exception()  # nothing may write to the caller's buffer after an error was raised
         for future in futures:
             future.result()
         self._position += done
@@ -271,7 +271,7 @@ class VersionStream(io.RawIOBase):
         return buffer
 
     def _stripes_of(self, first: int, buffers: list[memoryview]) -> list[tuple[StripeKey, memoryview]]:
-        """The stripes of the chunks from ``first`` on, each with room for it in one of the buffers."""
+        """The stripes of the chunks from ``first`` on, each with space in one of the buffers."""
         return [
             (self._stripe(index), buffer[: self._root.chunk_length(index)])
             for index, buffer in enumerate(buffers, first)
@@ -299,7 +299,7 @@ class VersionStream(io.RawIOBase):
                 self._fail(error)
 
     def _fail(self, error: DataLossError | ShardsUnavailable) -> NoReturn:
-        """Say of a chunk that cannot be read which file is concerned."""
+        """Add the file to the error of a chunk that cannot be read."""
         if isinstance(error, ShardsUnavailable):
             raise ShardsUnavailable(
                 error.chunk,
@@ -326,7 +326,7 @@ class VersionStream(io.RawIOBase):
             raise StoreClosed("the store was closed while a file was being read") from error
 
     def _stripe(self, index: int) -> StripeKey:
-        """Stripe of a chunk, by way of the leaves read last."""
+        """The stripe of a chunk, from the most recently read leaves."""
         leaf, position = divmod(index, FAN_OUT)
         ids = self._leaves.get(leaf)
         if ids is None:
@@ -340,15 +340,14 @@ class VersionStream(io.RawIOBase):
 
 
 class FileReader(io.BufferedReader):
-    """A version's content as a seekable binary stream; reads see this version whatever happens to the file.
+    """A version's content as a seekable binary stream; it keeps reading this version even if the file changes.
 
-    It does all that a file opened by ``open(path, "rb")`` does: ``peek``, lines, ``io.TextIOWrapper`` around it. Large
-    reads go past its buffer, straight into what they return. Not for use by several threads at once; open one per
-    thread.
+    It supports what a file opened with ``open(path, "rb")`` does: ``peek``, lines, wrapping in ``io.TextIOWrapper``.
+    Large reads bypass its buffer and go directly into the result. Not thread-safe; open one per thread.
 
     Raises:
-        DataLossError: (from reads) a chunk is lost; names file and chunk.
-        InsufficientWorkers: (from reads) too many of a pool's workers are away for now.
+        DataLossError: (from reads) a chunk is lost; the text names file and chunk.
+        InsufficientWorkers: (from reads) too many of a pool's workers are away now.
     """
 
     def __init__(self, stream: VersionStream) -> None:
@@ -370,5 +369,5 @@ class FileReader(io.BufferedReader):
         return self.read()
 
     def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
-        """See :meth:`VersionStream.iter_chunks`; the position has nothing to do with it."""
+        """See :meth:`VersionStream.iter_chunks`; it is independent of the position."""
         return self._stream.iter_chunks(start, stop, recycled=recycled)

@@ -1,1 +1,1 @@
-"""What the engine takes from the operating system: locks, forks, errors of the machine, databases, flushing."""
+"""The engine's use of the operating system: locks, forks, system errors, LMDB environments, flushing."""

@@ -1,4 +1,4 @@
-"""When to try again what failed."""
+"""Backoff between attempts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 
 _FIRST_S = 0.25
 _LAST_S = 10.0
-_STEADY_S = 60.0  # what has gone well for so long had no part in a later failure
+_STEADY_S = 60.0  # after working for so long, a failure counts as a new one
 
 
 class Backoff:
-    """Pauses that double from one failure to the next. Guarded by its user's lock."""
+    """Pauses that double with each failure. Callers must hold a lock."""
 
     def __init__(self, first_s: float = _FIRST_S, last_s: float = _LAST_S) -> None:
         self._first_s = first_s
@@ -21,11 +21,11 @@ class Backoff:
         self._well_since_s = math.inf
 
     def due(self) -> bool:
-        """Whether it is time for another attempt."""
+        """Whether another attempt is due."""
         return time.monotonic() >= self._next_s
 
     def failed(self) -> None:
-        """The attempt failed, or something to be tried again has just come up."""
+        """Note that an attempt failed, or that something has just failed for the first time."""
         if self._was_steady():
             self._pause_s = 0.0
         self._well_since_s = math.inf
@@ -33,12 +33,12 @@ class Backoff:
         self._next_s = time.monotonic() + self._pause_s
 
     def succeeded(self) -> None:
-        """It went well, for now."""
+        """Note that an attempt succeeded."""
         self._next_s = 0.0
         self._well_since_s = time.monotonic()
 
     def relapsed(self) -> None:
-        """What had gone well has failed. It may be tried at once, or after a longer pause if that was only just."""
+        """Note a failure after a success: retry at once, or after a longer pause if the success was only recent."""
         if math.isfinite(self._well_since_s) and not self._was_steady():
             self.failed()
         else:

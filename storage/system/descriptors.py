@@ -1,8 +1,8 @@
-"""Standard descriptors that were closed, so that no file of a store is opened in their place.
+"""Occupies closed standard descriptors, so that no file of a store gets their numbers.
 
-A process that is started with descriptors 0 to 2 closed (`<&-`, some daemons) gives these numbers to the first
-files that it opens. Whatever then reads "standard input", or writes to "standard output", does so to a store's
-lock, database or segment.
+If a process is started with some of descriptors 0 to 2 closed (`<&-`, some daemons), the first files that it opens get
+these numbers. Code that reads "standard input" or writes to "standard output" would then access a store's lock,
+database or segment.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
 def occupy_standard_descriptors() -> frozenset[int]:
-    """Open the null device as those of descriptors 0 to 2 that are closed; says which they were.
+    """Open the null device for each of descriptors 0 to 2 that is closed, and return these.
 
-    Each is opened for the direction that it is not used in, as coreutils and gnulib do: reading standard input
-    fails, and so does writing to the other two, just as if they were closed still.
+    Each is opened for the opposite direction, as coreutils and gnulib do: reading standard input fails, and so does
+    writing to the other two, as if they were still closed.
     """
     if all(map(_is_open, STANDARD_DESCRIPTORS)):
         return frozenset()
     closed: set[int] = set()
-    # The system gives out the lowest free number, so nothing can come between the look and the opening.
+    # The system assigns the lowest free number, so the null device gets the number that was found closed.
     while (descriptor := os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) in STANDARD_DESCRIPTORS:
         closed.add(descriptor)
         if descriptor == 0:
             _replace(descriptor, os.O_WRONLY)
         else:
-            os.set_inheritable(descriptor, True)  # programs started from here are no safer without it
+            os.set_inheritable(descriptor, True)  # child processes need it as well
     os.close(descriptor)
     return frozenset(closed)
 

@@ -1,7 +1,7 @@
-"""What an error of the operating system means for the data: the only place that judges error numbers.
+"""Judges what an error of the operating system means for the data; the only module that interprets error numbers.
 
-None of them says anything about the bytes on the disk. Only bytes that were read completely and do not match
-their digest are rotten.
+No error number says anything about the bytes on the disk. Only bytes that were read completely and do not match their
+digest are corrupt.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """What is wrong."""
+    """A kind of error."""
 
     PASSING = "passing"
-    """The machine is short of something, or the directory is out of reach: the same call may work later."""
+    """A resource is exhausted, or the directory is out of reach: the same call may work later."""
 
     READ_ONLY = "read-only"
-    """The file system takes no writes; reading goes on."""
+    """The file system is read-only; reading still works."""
 
     FULL = "full"
-    """No space, quota used up, or the file would be too large."""
+    """There is no space, the quota is used up, or the file would be too large."""
 
     BROKEN = "broken"
-    """The device failed: what was written lately counts only after it was read back from the disk."""
+    """The device failed: recent writes count only after they were read back from the disk."""
 
 
 _PASSING = frozenset(
@@ -46,14 +46,14 @@ _PASSING = frozenset(
 )
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-# What open(2) gives, but never fsync(2) of what is open.
+# Errors of open(2), but never of fsync(2) on an open file.
 _OF_OPENING = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 )
 
 
 def fault_of(error: OSError) -> Fault:
-    """What kind of fault an error is."""
+    """The kind of an error."""
     if error.errno in _FULL:
         return Fault.FULL
     if error.errno == errno.EROFS:
@@ -62,15 +62,15 @@ def fault_of(error: OSError) -> Fault:
 
 
 def numbers_of(fault: Fault) -> frozenset[int]:
-    """The error numbers of a kind, for libraries that tell them as text only; none for BROKEN: all others are."""
+    """The error numbers of a kind, for libraries that report them only as text; none for BROKEN, the default."""
     return {Fault.PASSING: _PASSING, Fault.FULL: _FULL, Fault.READ_ONLY: frozenset({errno.EROFS})}.get(
         fault, frozenset()
     )
 
 
 def never_flushed(error: OSError) -> bool:
-    """Whether making a directory durable failed before it began, so that it can simply be done again.
+    """Whether syncing a directory failed before it began, so that it can simply be repeated.
 
-    After a flush itself has failed, a second one that succeeds says nothing: the kernel has dropped the pages.
+    If the flush itself failed, a later success means nothing, since the kernel has dropped the pages.
     """
     return error.errno in _OF_OPENING

@@ -1,7 +1,7 @@
-"""Forks of this process: objects with threads, locks and open databases belong to the process that made them.
+"""Protects objects with threads, locks and open databases from use in forked children.
 
-LMDB, gRPC and thread pools do not survive a fork, and a child that used or closed what it inherited would harm
-its parent. So each such object remembers how many forks it was made after, and refuses to work after another.
+LMDB, gRPC and thread pools do not survive a fork, and a child that used or closed inherited objects would harm its
+parent. So each such object records the number of forks before it was made, and refuses to work after a further one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from storage.errors import UsedAfterFork
 
 
 class _Forks:
-    """Counts the forks between the program's start and this process. Comparing costs about 20 ns, getpid() 60."""
+    """Counts the forks from the program's start to this process. A comparison costs about 20 ns, getpid() 60."""
 
     __slots__ = ("count",)
 
@@ -21,7 +21,7 @@ class _Forks:
         self.count = 0
 
     def note(self) -> None:
-        """This process is a new child."""
+        """Note that this process is a new child."""
         self.count += 1
 
 
@@ -45,7 +45,7 @@ class HomeProcess:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is that process, and not a child of it."""
+        """Whether this is that process, not a child of it."""
         return self._count == forks.count
 
     def check(self) -> None:
@@ -59,31 +59,31 @@ class HomeProcess:
 
 
 class PrivateDescriptors:
-    """Descriptors that a forked child must not keep open: a lock on one would outlive the process that took it."""
+    """Descriptors that a forked child must close: otherwise a lock on one would outlive the process that took it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: set[int] = set()
-        # With the lock held over a fork, the child sees exactly the descriptors that were open at that moment.
+        # As the lock is held during a fork, the child sees exactly the descriptors open at that moment.
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._close_all
         )
 
     def open(self, path: os.PathLike[str], flags: int, mode: int) -> int:
-        """``os.open``, for a descriptor that children close at once."""
+        """Like ``os.open``, for a descriptor that children close at once."""
         with self._lock:
             descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
             self._open.add(descriptor)
         return descriptor
 
     def close(self, descriptor: int) -> None:
-        """``os.close`` of such a descriptor."""
+        """Like ``os.close``, for such a descriptor."""
         with self._lock:
             self._open.discard(descriptor)
             os.close(descriptor)
 
     def _close_all(self) -> None:
-        # Closing does not unlock: a flock ends with the last descriptor of its opening, which the parent has.
+        # Closing does not unlock: a flock ends with the last descriptor of its open file, which the parent still has.
         for descriptor in self._open:
             os.close(descriptor)
         self._open.clear()

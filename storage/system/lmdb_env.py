@@ -1,7 +1,7 @@
-"""LMDB environments whose map grows by itself, shared by many threads.
+"""LMDB environments that grow their maps automatically, shared by many threads.
 
-LMDB wants its map resized only while no transaction of the process is open; a small gate keeps
-readers and the (single) writer out for that moment.
+LMDB's map may be resized only while the process has no open transaction; a gate keeps readers and the (single) writer
+out for that moment.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, orig
 log = logging.getLogger(__name__)
 
 _READERS_MAX = 1024
-_PROBE = b"probe"  # a key written to see whether writing works again
-ROOT = ""  # name of the tree that the named databases are entries of; holds small keys as well
+_PROBE = b"probe"  # a key that is written to test whether writing works again
+ROOT = ""  # name of the tree that has the named databases as entries, and also small keys
 T = TypeVar("T")
 
 
 class _GaveUp(lmdb.PanicError):
-    """An environment met an error that it does not recover from."""
+    """An environment had an error that it does not recover from."""
 
     def __init__(self, env: lmdb.Environment) -> None:
         super().__init__("MDB_PANIC: it must be closed and opened anew")
@@ -55,14 +55,13 @@ else:
 class Environment:
     """One LMDB environment with named databases; thread-safe.
 
-    Where its file system takes no writes, it is opened for reading; databases that were not made before read as
-    empty then. After an error that LMDB does not recover
-    from, it is opened anew: by the next use, with pauses between attempts.
+    On a read-only file system, it is opened for reading; databases that do not exist then read as empty. After an error
+    that LMDB does not recover from, the next use reopens it, with pauses between attempts.
 
     Raises:
         FormatError: the file is not LMDB's, or damaged.
-        StoreUnavailable: it cannot be opened now for want of descriptors, memory, or the directory.
-        StoreReadOnly: it is not there, and cannot be made (also from writes).
+        StoreUnavailable: it cannot be opened now, as descriptors, memory or the directory are unavailable.
+        StoreReadOnly: it does not exist and cannot be created (also from writes).
         StoreFull: the disk is full (from writes).
     """
 
@@ -80,8 +79,8 @@ class Environment:
         self._names = databases
         self._sync = sync
         self._note_doubt = note_doubt
-        self._origin: Origin | None = None  # of the open file; None: no note is kept
-        self._note_due = False  # with the next transaction
+        self._origin: Origin | None = None  # of the open file; None: there is no note
+        self._note_due = False  # write it with the next transaction
         self._doubtful = False
         self.databases: dict[str, Database] = {}
         self._gate = threading.Lock()
@@ -98,16 +97,16 @@ class Environment:
 
     @property
     def trouble(self) -> str:
-        """Why it cannot be written, or used, now; empty if it can."""
+        """Why it cannot be written or used now; empty if it can."""
         return self._trouble
 
     @property
     def doubtful(self) -> bool:
-        """Whether it is a copy that may lack entries, and that could not be written down yet."""
+        """Whether it is a copy that may lack entries, which could not be recorded yet."""
         return self._doubtful
 
     def probe(self) -> str:
-        """Like :attr:`trouble`, after trying again what failed, if it is time to."""
+        """Like :attr:`trouble`, after retrying what failed, if that is due."""
         if self._trouble:
             try:
                 if ROOT in self._names:
@@ -122,7 +121,7 @@ class Environment:
         return self._trouble
 
     def _open(self, map_bytes: int) -> None:
-        """Open the environment, for reading alone if its file system takes no writes."""
+        """Open the environment, only for reading if its file system is read-only."""
         try:
             self._open_writable(map_bytes)
         except StoreReadOnly as error:
@@ -139,7 +138,7 @@ class Environment:
             raise unavailable(error, self._path) from error
         self._open_as(map_bytes, readonly=False)
         if fresh:
-            # LMDB makes its pages durable, but not the names of a new database's files.
+            # LMDB syncs its pages, but not the directory entries of new files.
             try:
                 sync_names(self._path)
                 sync_names(self._path.parent)
@@ -164,7 +163,7 @@ class Environment:
                 sync=self._sync,
                 mode=0o640,
                 readonly=readonly,
-                lock=not readonly,  # nobody writes to what cannot be written
+                lock=not readonly,  # a read-only environment has no writer
             )
             if not readonly:
                 self._env.reader_check()
@@ -174,7 +173,7 @@ class Environment:
                         None if name == ROOT else name.encode(), create=not readonly
                     )
                 except lmdb.NotFoundError:
-                    self.databases.pop(name, None)  # made by an older version, which had no such database
+                    self.databases.pop(name, None)  # made by an older release, which had no such database
         except lmdb.Error as error:
             self._let_go()
             raise translated(error, self._path) from error
@@ -187,7 +186,7 @@ class Environment:
             raise unavailable(error, self._path) from error
 
     def _take_note(self, past: Past, *, readonly: bool) -> None:
-        """Note where this is written now: at once if it is a copy, so that it is not looked at again."""
+        """Note the file that this is written in now: at once for a copy, so that it is not examined again."""
         try:
             self._origin = origin_of(self._path) if self._sync else None
         except OSError as error:
@@ -214,7 +213,7 @@ class Environment:
             self._note_doubt(txn)
 
     def _note_closed(self) -> None:
-        """Note that it is closed in good order, if it was noted to be in use."""
+        """Note that it is closed cleanly, if it was noted to be in use."""
         origin = self._origin
         if self._note_doubt is None or origin is None or self._note_due or self._closed or self.read_only:
             return
@@ -234,7 +233,7 @@ class Environment:
         return self.read(lambda txn: txn.get(key, db=self.databases[database]) if database in self.databases else None)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in one read transaction (keep it short: it holds up growth) and return its result."""
+        """Run ``work`` in one read transaction and return its result; keep it short, as it delays growth."""
         try:
             return self._read(work)
         except _GaveUp as error:
@@ -259,7 +258,7 @@ class Environment:
     def pages(
         self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Walk start <= key < stop in pages, each from its own short transaction, so that writers go on."""
+        """Yield start <= key < stop in pages, each read in its own short transaction, so that writers can go on."""
 
         def page(cursor: Cursor) -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
@@ -276,7 +275,7 @@ class Environment:
     def key_pages(
         self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[bytes]]:
-        """Like :meth:`pages`, of keys alone."""
+        """Like :meth:`pages`, with keys only."""
 
         def page(cursor: Cursor) -> list[bytes]:
             found = list(islice(cursor.iternext(values=False), size))
@@ -289,7 +288,7 @@ class Environment:
     def _walk(
         self, database: str, start: bytes, size: int, page: Callable[[Cursor], list[T]], key_of: Callable[[T], bytes]
     ) -> Iterator[list[T]]:
-        """Pages of at most ``size``, each read by a cursor at the first key behind the page before."""
+        """Pages of at most ``size``, each read by a cursor at the first key after the previous page."""
 
         def read(txn: Transaction) -> list[T]:
             if database not in self.databases:
@@ -306,11 +305,11 @@ class Environment:
             start = key_of(found[-1]) + b"\0"
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in a write transaction and commit it durably; run again with a larger map if it was full.
+        """Run ``work`` in a write transaction and commit it durably; rerun it with a larger map if the map was full.
 
-        ``work`` must be repeatable. If it raises, nothing is kept.
+        ``work`` must be repeatable. If it raises, nothing is written.
         """
-        self._home.check()  # before the lock, which may have been held when this process was forked
+        self._home.check()  # before taking the lock, which may have been held when this process was forked
         with self._write_lock:
             self._make_writable()
             panics = 0
@@ -369,7 +368,7 @@ class Environment:
             self._let_go()
 
     def _enter(self) -> lmdb.Environment:
-        """Count this thread in; the environment it may use until :meth:`_leave`."""
+        """Register this thread; returns the environment that it may use until :meth:`_leave`."""
         self._home.check()
         with self._gate:
             while self._growing:
@@ -388,14 +387,14 @@ class Environment:
 
     @contextmanager
     def _alone(self, failed: lmdb.Environment | None = None) -> Iterator[bool]:
-        """Keep everybody out of the environment for a moment; with no transaction of this thread's own.
+        """Keep all other threads out of the environment for a moment; this thread must have no transaction.
 
         Args:
-            failed: do so only if this is still the one in use. Others may use the one that took its place, and wait
-                for each other: a writer that reads while it writes must not be held up half-way.
+            failed: do so only if this environment is still in use. Threads may already use its replacement, and wait
+                for each other: a writer that reads while it writes must not be blocked half-way.
 
         Yields:
-            Whether nobody else is in; False if another environment is in use.
+            True if no other thread is in; False if another environment is in use.
         """
         with self._gate:
             while self._growing:
@@ -417,21 +416,21 @@ class Environment:
     def _grow(self) -> None:
         with self._alone():
             if self._env is None:
-                return  # opened anew by whoever enters next
+                return  # the next thread that enters reopens it
             size = self._env.info()["map_size"]
             try:
-                self._env.reader_check()  # a snapshot that was killed keeps pages from being used again
+                self._env.reader_check()  # a killed snapshot process would keep pages from being reused
                 self._env.set_mapsize(2 * size)
             except lmdb.Error as error:
-                # LMDB has let go of the old map by then, and cannot be used without one.
+                # LMDB has released the old map by then, and cannot be used without a map.
                 self._let_go()
                 self._reopened(size)
                 raise translated(error, self._path) from error
 
     def _open_anew(self, failed: lmdb.Environment) -> None:
-        """After an error that LMDB does not recover from; what is in memory only must not be taken for durable.
+        """Reopen after an error that LMDB does not recover from, as data in memory must not be taken for durable.
 
-        Does nothing if another thread has done so already.
+        Does nothing if another thread has already done so.
         """
         with self._alone(failed) as alone:
             if not alone:
@@ -443,10 +442,10 @@ class Environment:
             self._reopened()
 
     def _reopened(self, map_bytes: int = 0) -> lmdb.Environment:
-        """Open what is closed, unless that failed a moment ago; with the gate held.
+        """Reopen a closed environment, unless that failed a moment ago; the caller holds the gate.
 
         Raises:
-            StoreUnavailable: it still cannot be.
+            StoreUnavailable: it still cannot be opened.
         """
         if not self._retry.due():
             raise StoreUnavailable(self._trouble)
@@ -461,7 +460,7 @@ class Environment:
         return self._env
 
     def _make_writable(self) -> None:
-        """Open for writing what could only be opened for reading, unless that failed a moment ago.
+        """Reopen a read-only environment for writing, unless that failed a moment ago.
 
         Raises:
             StoreReadOnly: it still cannot be written.

@@ -1,4 +1,4 @@
-"""What errors of LMDB, and of the system about its files, mean to the engine."""
+"""Translates errors of LMDB, and system errors about its files, to the engine's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DAMAGE = (
 
 
 def unavailable(error: OSError, path: Path) -> StorageError:
-    """The engine's error for one of the operating system's about a database."""
+    """The engine's error for a system error about a database."""
     match fault_of(error):
         case Fault.FULL:
             return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
@@ -37,10 +37,10 @@ def unavailable(error: OSError, path: Path) -> StorageError:
 
 
 def translated(error: lmdb.Error, path: Path) -> StorageError:
-    """The engine's error for one of LMDB's. Only what LMDB says of its own pages is damage."""
+    """The engine's error for an error of LMDB. Only errors about LMDB's own pages mean damage."""
     if isinstance(error, _DAMAGE):
         return FormatError(f"the database in {path} cannot be used: {error}")
-    text = str(error)  # what py-lmdb tells of the error number
+    text = str(error)  # py-lmdb's only report of the error number
     if isinstance(error, lmdb.DiskError) or _tells(text, Fault.FULL):
         return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
     if os.strerror(errno.EIO) in text and _is_full(path):
@@ -55,12 +55,12 @@ def _tells(text: str, fault: Fault) -> bool:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether a write may have come out short, which LMDB calls an I/O error."""
+    """Whether a write may have been cut short by a full disk, which LMDB reports as an I/O error."""
     try:
         status = os.statvfs(path)
         size = (path / DATA_FILE).stat().st_size
     except OSError:
-        return False  # it is not known to be, and what failed is told as it is
+        return False  # unknown: report the original error
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     room = _SHORT_WRITE_BYTES_MAX
     limited = limit != resource.RLIM_INFINITY and size + room > limit

@@ -1,4 +1,4 @@
-"""The files of an LMDB environment: their names made durable, their cache dropped, how large a map they need."""
+"""Operations on the files of an LMDB environment: syncing their names, dropping their cache, sizing the map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAP_BYTES_START = 64 << 20
 
 
 def sync_names(directory: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the entries of a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -24,7 +24,7 @@ def sync_names(directory: Path) -> None:
 
 
 def drop_cache(file: Path) -> None:
-    """Have reads give what is on the disk; pages that are still to be written stay, see posix_fadvise(2)."""
+    """Make later reads come from the disk; pages not written yet stay cached, see posix_fadvise(2)."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -35,7 +35,7 @@ def drop_cache(file: Path) -> None:
 
 
 def initial_map(path: Path) -> int:
-    """How many bytes to map of an environment that is opened: twice what it has, and 64 MiB at least."""
+    """How many bytes to map when opening an environment: twice its size, at least 64 MiB."""
     try:
         used = (path / DATA_FILE).stat().st_size
     except FileNotFoundError:

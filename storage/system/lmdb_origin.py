@@ -1,7 +1,7 @@
-"""Which file an LMDB environment was written in: by that, a copy of it is known.
+"""Recognizes copies of an LMDB environment by the identity of its data file.
 
-The environment keeps a note of its data file's identity in its main tree, so that a copy has the note of the file it
-was made from. A copy may have been made while the other was in use, and be torn (:mod:`storage.system.lmdb_pages`).
+The environment has a note of its data file's identity in its main tree, so a copy has the note of the file that it was
+made from. A copy that was made while the original was in use may be torn (:mod:`storage.system.lmdb_pages`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Origin(msgspec.Struct, array_like=True, frozen=True):
     """The note.
 
     Attributes:
-        inode: of the data file.
-        born_ns: when that file was made, in ns since 1970; 0 where the file system does not tell. With the inode's
-            number it tells files of different file systems apart; a device's number may be another after each start.
-        closed_in: the transaction that closed the environment in good order; 0 while it is in use.
+        inode: inode of the data file.
+        born_ns: when that file was created, ns since 1970; 0 if the file system does not say. With the inode's number,
+            it distinguishes files of different file systems; device numbers may change with each boot.
+        closed_in: the transaction that closed the environment cleanly; 0 while it is in use.
     """
 
     inode: int
@@ -45,12 +45,12 @@ class Origin(msgspec.Struct, array_like=True, frozen=True):
     closed_in: int = 0
 
     def encoded(self) -> bytes:
-        """As it is kept."""
+        """The stored form."""
         return msgspec.msgpack.encode(self)
 
     def is_of(self, file: Origin) -> bool:
-        """Whether it was written in this file."""
-        # Another kernel may tell what this one does not.
+        """Whether the note was written in this file."""
+        # Another kernel may report a time that this one does not.
         return self.inode == file.inode and (self.born_ns == file.born_ns or 0 in (self.born_ns, file.born_ns))
 
 
@@ -58,7 +58,7 @@ _origin_of_note = msgspec.msgpack.Decoder(Origin)
 
 
 class Past(Enum):
-    """What an environment was before."""
+    """The earlier state of an environment."""
 
     NONE = "there is none yet"
     SAME = "it was written here"
@@ -70,10 +70,10 @@ class Past(Enum):
 
 
 def origin_of(path: Path) -> Origin:
-    """What the note of an environment in this directory is to say.
+    """The note for an environment in this directory.
 
     Raises:
-        OSError: the file cannot be asked.
+        OSError: the file's status cannot be read.
     """
     descriptor = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -83,19 +83,19 @@ def origin_of(path: Path) -> Origin:
 
 
 def write_closing_note(txn: lmdb.Transaction[bytes], origin: Origin) -> None:
-    """Note that the environment is closed in good order with this transaction."""
+    """Note that this transaction closes the environment cleanly."""
     txn.put(ORIGIN_KEY, Origin(origin.inode, origin.born_ns, txn.id()).encoded())
 
 
 def past_of(path: Path, *, thoroughly: bool = False) -> Past:
-    """What the environment in this directory was before. All of it is read once, if it was not written here.
+    """The earlier state of the environment in this directory. If it was not written here, all of it is checked once.
 
     Args:
-        path: of the environment; nobody writes to it.
-        thoroughly: read all of it in any case.
+        path: directory of the environment, which must have no writer.
+        thoroughly: check all of it in any case.
 
     Raises:
-        FormatError: its pages do not belong together.
+        FormatError: its pages are inconsistent.
         OSError: it cannot be read.
     """
     try:
@@ -124,7 +124,7 @@ def _decoded(raw: bytes | None) -> Origin | None:
     try:
         return None if raw is None else _origin_of_note.decode(raw)
     except msgspec.MsgspecError:
-        return None  # as if there were none: all is looked at, and it is written anew
+        return None  # as if there were no note: everything is checked, and a new note written
 
 
 def _origin(descriptor: int) -> Origin:
@@ -144,5 +144,5 @@ def _born_ns(descriptor: int) -> int:
 
 @functools.cache
 def _statx() -> Callable[..., int] | None:
-    """The call of the C library, which Python does not offer; None if the library has none."""
+    """The C library's function, which Python does not offer; None if the library lacks it."""
     return getattr(ctypes.CDLL(None, use_errno=True), "statx", None)

@@ -1,9 +1,9 @@
-"""The pages of an LMDB data file, read without LMDB: do they belong together?
+"""Checks the consistency of an LMDB data file's pages, without LMDB.
 
-LMDB writes a changed page to another place, and uses the former place again a few transactions later. So a copy of a
-file that is in use may have its header from before that and other pages from after it. LMDB has no checksums and opens
-such a copy, but entries are missing, pages are in use and free at once, and a write may destroy more; a walk over it
-may end the process by a failed assertion. So it is read here first, with every offset checked.
+LMDB writes a changed page to another place, and reuses the former place a few transactions later. So a copy of a file
+in use may combine an older header with newer pages. LMDB has no checksums and opens such a copy, but entries are
+missing, pages are both in use and free, a write may destroy more, and reading it may end the process with a failed
+assertion. So this module reads it first, and checks every offset.
 
 The format is LMDB 0.9's, data version 1 (``mdb.c``: MDB_page, MDB_node, MDB_db, MDB_meta).
 """
@@ -30,7 +30,7 @@ _NODE = struct.Struct("<HHHH")
 _NUMBER = struct.Struct("<Q")
 _RUN = struct.Struct("<I")  # pages of an overflow run, where other pages have lower and upper
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
-_KINDS = 0x6F  # the flags that say what a page is; others are of a transaction
+_KINDS = 0x6F  # the flags for the kind of page; others belong to a transaction
 _BIG, _SUBTREE = 0x01, 0x02  # flags of a leaf's node: the value is on overflow pages; it is a tree
 _NO_PAGE = (1 << 64) - 1
 _METAS = 2
@@ -40,7 +40,7 @@ _META_READ_BYTES = _HEADER.size + _META.size
 
 
 class TornPages(Exception):
-    """Pages that do not belong together; the text says which."""
+    """The pages are inconsistent; the text says which."""
 
 
 class _Tree(NamedTuple):
@@ -63,7 +63,7 @@ class _Meta(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """What a leaf has for a key: flags, length and place of the value."""
+    """A leaf's entry for a key: flags, length and position of the value."""
 
     key: bytes
     flags: int
@@ -76,9 +76,9 @@ class _Page(NamedTuple):
 
     Attributes:
         raw: its bytes.
-        places: where its nodes are.
-        keys: of its nodes.
-        below: pages below, of a branch.
+        places: positions of its nodes.
+        keys: keys of its nodes.
+        below: numbers of the pages below a branch.
         flagged: which nodes of a leaf have flags.
     """
 
@@ -89,17 +89,17 @@ class _Page(NamedTuple):
     flagged: list[int]
 
     def node(self, at: int) -> _Node:
-        """One of a leaf's."""
+        """A leaf's node."""
         low, high, flags, key_length = _NODE.unpack_from(self.raw, self.places[at])
         return _Node(self.keys[at], flags, low | high << 16, self.places[at] + _NODE.size + key_length)
 
 
 class DataFile:
-    """The latest committed state of a data file that nobody writes to; see :meth:`opened`.
+    """The latest committed state of a data file without a writer; see :meth:`opened`.
 
     Attributes:
-        descriptor: of the open file.
-        pages_written: how many the file is long enough for; those after them were given back before they were written.
+        descriptor: descriptor of the open file.
+        pages_written: how many pages the file has; later ones were freed before they were written.
         transaction: number of the latest transaction.
     """
 
@@ -112,7 +112,7 @@ class DataFile:
     @classmethod
     @contextmanager
     def opened(cls, path: Path) -> Iterator[DataFile | None]:
-        """The file at a path; None if there is none, or none that LMDB takes for its own.
+        """Open the file at a path; None if there is none, or LMDB would not accept it.
 
         Raises:
             OSError: it cannot be read.
@@ -129,10 +129,10 @@ class DataFile:
             os.close(descriptor)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key of the main tree, if it is there and short.
+        """The value of a key in the main tree, if it exists and is short.
 
         Raises:
-            TornPages: what leads there is damaged.
+            TornPages: a page on the way to it is damaged.
         """
         number, depth = self._meta.main.root, min(self._meta.main.depth, _DEPTH_MAX)
         for left in range(depth - 1, -1, -1):
@@ -145,9 +145,9 @@ class DataFile:
         return None
 
     def check(self) -> None:
-        """See that trees and free list are whole, in order, as large as they should be, and share no page.
+        """Check that trees and free list are complete, in order, of the right size, and share no page.
 
-        It reads all of the file, and takes a few seconds for a million entries.
+        This reads the whole file, and takes a few seconds for a million entries.
 
         Raises:
             TornPages: they are not.
@@ -156,13 +156,13 @@ class DataFile:
         _Check(self, self._meta).run()
 
     def read(self, number: int, count: int) -> bytes:
-        """The bytes of so many pages."""
+        """The bytes of ``count`` pages."""
         if number < _METAS or number + count > min(self._meta.last_page + 1, self.pages_written):
             raise TornPages(f"page {number} is beyond the end")
         return os.pread(self.descriptor, count * self._meta.page_bytes, number * self._meta.page_bytes)
 
     def page(self, number: int, *, leaf: bool) -> _Page:
-        """A page of a tree, with all that is on it seen to be within it."""
+        """A page of a tree, after checking that everything on it lies within it."""
         raw = self.read(number, 1)
         size = len(raw)
         found, _, flags, lower, upper = _HEADER.unpack_from(raw)
@@ -195,10 +195,10 @@ class DataFile:
 
 
 class _Check:
-    """One look at all pages.
+    """One check of all pages.
 
     Args:
-        file: has them.
+        file: the data file.
         meta: its header.
     """
 
@@ -206,7 +206,7 @@ class _Check:
         self._file = file
         self._meta = meta
         self._seen = bytearray(min(meta.last_page + 1, file.pages_written))
-        self._entries = 0  # of one tree
+        self._entries = 0  # in the current tree
 
     def run(self) -> None:
         trees = self._walk(self._meta.main, "the main tree")
@@ -216,7 +216,7 @@ class _Check:
         self._walk_free()
 
     def _walk(self, tree: _Tree, name: str) -> list[tuple[str, _Tree]]:
-        """Check one tree; the trees that are its entries."""
+        """Check one tree; returns the trees among its entries."""
         below: list[tuple[str, _Tree]] = []
         for page in self._leaves(tree, name, ordered=True):
             for node in map(page.node, page.flagged):
@@ -228,7 +228,7 @@ class _Check:
         return below
 
     def _walk_free(self) -> None:
-        """Check the free list, and that what is in it is not in use."""
+        """Check the free list, and that no page in it is in use."""
         for page in self._leaves(self._meta.free, "the free list", ordered=False):
             for node in map(page.node, range(len(page.keys))):
                 if len(node.key) != _NUMBER.size or _NUMBER.unpack(node.key)[0] > self._meta.transaction:
@@ -251,7 +251,7 @@ class _Check:
         return (_HEADER.size - 1 + length) // self._meta.page_bytes + 1
 
     def _leaves(self, tree: _Tree, name: str, *, ordered: bool) -> Iterator[_Page]:
-        """The leaves of a tree from left to right, while all of it is checked."""
+        """Yield the leaves of a tree from left to right, checking all of it on the way."""
         self._entries = 0
         if tree.root != _NO_PAGE:
             if not 1 <= tree.depth <= _DEPTH_MAX:
@@ -287,7 +287,7 @@ class _Check:
             raise TornPages(f"{name} has entries out of order")
 
     def _take_run(self, number: int, length: int) -> None:
-        """A value's pages: as many as it needs, or more if it was longer before in the same transaction."""
+        """Take the pages of a value: as many as it needs, or more if it was longer earlier in the same transaction."""
         header = self._file.read(number, 1)
         found, _, flags, _, _ = _HEADER.unpack_from(header)
         (count,) = _RUN.unpack_from(header, _HEADER.size - _RUN.size)
@@ -305,7 +305,7 @@ class _Check:
 
 
 def _newest_meta(descriptor: int) -> _Meta | None:
-    """The later of the two headers; None if they are not LMDB's, or of another version: it is LMDB's to refuse that."""
+    """The later of the two headers; None if they are not LMDB's, or of another version, which LMDB itself refuses."""
     first = _meta(os.pread(descriptor, _META_READ_BYTES, 0))
     if first is None or not _PAGE_BYTES_MIN <= first.page_bytes <= _PAGE_BYTES_MAX:
         return None

@@ -1,4 +1,4 @@
-"""One process owns a store directory: an advisory lock that ends with the process, also if it has forked."""
+"""An advisory lock by which one process owns a store directory; it ends with the process, even after forks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 class StoreLock:
     """Holds ``LOCK`` in a store directory.
 
-    On a file system that takes no writes the file is locked as it is; where there is none, nobody else could make
-    and lock it either, and the directory is only read.
+    On a read-only file system, an existing file is locked; if there is none, no other process could create and lock it
+    either, and the directory is only read.
 
     Raises:
-        StoreLocked: another process (or another opening in this one) holds it.
-        StoreUnavailable: the machine cannot tell now.
+        StoreLocked: another process (or another opening in this process) holds it.
+        StoreUnavailable: the lock cannot be examined now.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -52,20 +52,20 @@ class StoreLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
-            log.info("who holds %s cannot be noted in it: %s", self._path, error)  # it is held all the same
+            log.info("who holds %s cannot be noted in it: %s", self._path, error)  # the lock is held nevertheless
 
     def release(self) -> None:
-        """Let others in. In a forked child this does nothing: the lock is the parent's."""
+        """Release the lock. Does nothing in a forked child, as the lock belongs to the parent."""
         if self._fd >= 0 and self._home.is_here:
-            # A child that was forked just now may not have closed its descriptor yet, which would keep the lock.
-            with contextlib.suppress(OSError):  # closing ends it in any case, only later
+            # A child that was just forked may not have closed its descriptor yet, which would keep the lock.
+            with contextlib.suppress(OSError):  # closing releases it in any case, only later
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
             private_descriptors.close(self._fd)
         self._fd = -1
 
 
 def _open(path: Path) -> int:
-    """A descriptor to lock; -1 if there is no file, and none can be made."""
+    """A descriptor to lock; -1 if there is no file and none can be created."""
     try:
         return private_descriptors.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     except OSError as error:
