@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,15 +19,13 @@ from storage.catalog import (
     Catalog,
     Counters,
     FileEntry,
-    LmdbCatalog,
     ProfileCount,
     StoreSettings,
-    name_key,
     user_key,
 )
 from storage.catalog.port import DamagedSettings
 from storage.diff.manifest_diff import ManifestDiff
-from storage.erasure import ErasureProfile, accelerator_name, profile_for
+from storage.erasure import ErasureProfile, accelerator_name
 from storage.errors import (
     ConflictError,
     FormatError,
@@ -37,9 +35,10 @@ from storage.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from storage.figures import Figures
 from storage.files import Files, name_of, parsed_id, permitted
 from storage.fleet.fleet import Fleet
-from storage.fleet.volumes import VolumeOptions, VolumeSet
+from storage.fleet.volumes import VolumeOptions
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import Manifest
 from storage.formats.versions import Version
@@ -58,6 +57,7 @@ from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
+from storage.opening import opened_parts
 from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL, FileReader, VersionStream
 from storage.reports import (
@@ -68,24 +68,23 @@ from storage.reports import (
     RepairReport,
     ScrubReport,
     StoreStats,
-    VolumeStats,
 )
 from storage.runtime import Runtime
-from storage.settings import keep_settings, load_or_create_settings, looks_like_store, with_incomplete
-from storage.shards import ShardStore, VolumeUsage
+from storage.settings import with_incomplete
+from storage.shards import ShardStore
 from storage.stripes.stripes import StripeStore, chunk_stripe
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.write import revising
 from storage.write.commit import GroupCommit
 from storage.write.context import PushContext
-from storage.write.known import survives_a_loss
+from storage.write.known import usable_stripes
 from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
 from storage.write.small import push_small
 from storage.write.sources import Source, feed, source_size
-from storage.write.target import PushTarget
+from storage.write.target import PushTarget, push_target
 from storage.write.upload import INLINE_BYTES_MAX, Upload
 
 log = logging.getLogger(__name__)
@@ -132,6 +131,7 @@ class FileStorage:
         self._settings = settings
         self._catalog = catalog
         self._files = Files(catalog)
+        self._figures = Figures(catalog, volumes, settings)
         self._volumes = volumes
         self._lock = lock
         self._runtime = runtime = runtime or Runtime()
@@ -216,52 +216,28 @@ class FileStorage:
             StoreUnavailable: its catalog is gone, and so are volumes to make it again from; or it cannot be read now.
             InvalidArgument: no store there and ``create`` is False, or bad arguments.
         """
-        root = Path(path)
-        if not create and not looks_like_store(root, volumes):
-            raise InvalidArgument(f"there is no store at {root}")
-        root.mkdir(parents=True, exist_ok=True)
-        lock = StoreLock(root)
-        opened: LmdbCatalog | None = None
-        volume_set: VolumeSet | None = None
-        try:
-            opened = catalog = LmdbCatalog(root / "catalog")
-            found = load_or_create_settings(
-                root,
-                catalog,
-                profile=profile,
-                volumes=None if volumes is None else [Path(volume) for volume in volumes],
-                chunk_size=chunk_size,
-                create=create,
-            )
-            opening = VolumeSet(root, found.settings, volume_options or VolumeOptions())
-            opening.open_all(
-                expect_data=not found.created,
-                is_in_use=lambda: found.needs_rebuild or catalog.counters().files > 0,
-            )
-            volume_set = opening
-            if found.relocated and not opening.vacant:
-                keep_settings(root, catalog, found.settings)
+        with opened_parts(
+            Path(path),
+            profile=profile,
+            volumes=None if volumes is None else [Path(volume) for volume in volumes],
+            chunk_size=chunk_size,
+            create=create,
+            options=volume_options or VolumeOptions(),
+        ) as parts:
             store = cls(
-                root,
-                found.settings,
-                catalog,
-                volume_set,
-                lock,
-                needs_rebuild=found.needs_rebuild,
+                parts.root,
+                parts.settings,
+                parts.catalog,
+                parts.volumes,
+                parts.lock,
+                needs_rebuild=parts.needs_rebuild,
                 runtime=runtime,
                 opening_s=_OPENING_S,
             )
-            volume_set.on_attached = store._meet_again
-            if not found.needs_rebuild:
+            parts.volumes.on_attached = store._meet_again
+            if not parts.needs_rebuild:
                 store._lineage.meet_all()
                 store._write_down()
-        except BaseException:
-            if volume_set is not None:
-                volume_set.close()
-            if opened is not None:
-                opened.close()
-            lock.release()
-            raise
         return store
 
     def _meet_again(self, slot: int) -> None:
@@ -414,34 +390,10 @@ class FileStorage:
         Chunks that only other users have count as missing.
         """
         self._check_open()
-        user = user_key(user_id.encode())
         chosen = profile or self.profile
         stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
-        held = self._catalog.holds(user, stripes)
-        ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
-        refusing = self._refusing()
-        whole = [
-            stripe
-            for stripe, absent in zip(ours, self._stripes.absent(ours), strict=True)
-            if not absent or (refusing and self._is_as_whole_as_can_be(stripe, absent, refusing))
-        ]
-        usable = {stripe for stripe in whole if self._is_sound(stripe)}
+        usable = usable_stripes(self._context, user_key(user_id.encode()), stripes)
         return [stripe not in usable for stripe in stripes]
-
-    def _refusing(self) -> set[int]:
-        """Volumes that take no writes now, if nobody stands in for them: sending content again brings none there."""
-        if self._volumes.stand_ins:
-            return set()
-        volumes = self._volumes
-        return {slot for slot in volumes.slots if volumes.volume(slot) is None or volumes.takes_no_writes(slot)}
-
-    def _is_as_whole_as_can_be(self, stripe: StripeKey, absent: Sequence[int], refusing: Collection[int]) -> bool:
-        holders = self._volumes.holders(stripe)
-        return survives_a_loss(stripe, absent) and all(holders[slot] in refusing for slot in absent)
-
-    def _is_sound(self, stripe: StripeKey) -> bool:
-        length = self._stripes.object_length(stripe)
-        return length is not None and self._stripes.is_sound(stripe, length)
 
     @checked
     def revise(
@@ -802,10 +754,7 @@ class FileStorage:
         Metadata counts as a profile of its own, as files cannot be read without it.
         """
         self._check_usable()
-        used = self._catalog.profiles()
-        if not used:
-            return [ProfileCount(self.profile.k, self.profile.n, 0, 0)]
-        return [*used, ProfileCount(1, self._settings.n, 0, 0)]
+        return self._figures.profiles()
 
     def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
         """How many losses all files survive, given how many a profile does.
@@ -813,7 +762,8 @@ class FileStorage:
         No more than 0 while the catalog is behind, because what it knows of may have been deleted and collected,
         unless a repair has ``verified`` since that all of it is there.
         """
-        survivable = min(losses(profile_for(one.k, one.n)) for one in self.profiles())
+        self._check_usable()
+        survivable = self._figures.survivable(losses)
         return min(0, survivable) if self.behind and not verified else survivable
 
     @property
@@ -825,23 +775,7 @@ class FileStorage:
         """The store at a glance; cheap at any size."""
         self._check_usable()
         self._volumes.check_present()
-        counters = self._catalog.counters()
-        volumes = [self._volume_stats(slot) for slot in self._volumes.slots]
-        return StoreStats(
-            store_id=self._settings.store_id,
-            files=counters.files,
-            versions=counters.versions,
-            logical_bytes=counters.logical_bytes,
-            stored_bytes=sum(volume.bytes_used for volume in volumes),
-            profile=self.profile,
-            accelerator=accelerator_name(self.profile),
-            volumes=volumes,
-            losses_survivable=self.survivable(self._volumes.losses_survivable),
-            recent_damage=list(self._volumes.recent_damage),
-            needs_rebuild=self.needs_rebuild,
-            behind=self.behind,
-            unfinished=self.unfinished,
-        )
+        return self._figures.stats(behind=self.behind, unfinished=self.unfinished, needs_rebuild=self.needs_rebuild)
 
     def trouble(self) -> str:
         """Why the catalog cannot be used now, tried again if it could not be lately; empty if it can."""
@@ -875,26 +809,6 @@ class FileStorage:
         if kind_of(stripe) == Kind.CHUNK:
             return self._catalog.is_held(stripe)
         return kind_of(stripe) != Kind.NODE or self._catalog.node(object_id_of(stripe)) is not None
-
-    def _volume_stats(self, slot: int) -> VolumeStats:
-        volume = self._volumes.volume(slot)
-        path, usage = Path(self._volumes.place(slot)), VolumeUsage(0, 0, 0, 0, 0)
-        if volume is not None:
-            with self._volumes.guard(slot, volume):
-                usage = volume.usage()
-        state = self._volumes.state(slot)
-        return VolumeStats(
-            slot,
-            path,
-            state,
-            usage.segments,
-            usage.bytes_used,
-            usage.bytes_live,
-            usage.bytes_free,
-            usage.shards,
-            self._volumes.reason(slot),
-            self._volumes.takes_no_writes(slot),
-        )
 
     def _check_usable(self) -> None:
         self._home.check()
@@ -978,25 +892,10 @@ class FileStorage:
         self._check_open()
         self._lineage.check_current()
         self._volumes.check_present()
-        target = self._target(
-            options,
-            options.profile or self.profile,
-            self.chunk_size if options.chunk_size is None else options.chunk_size,
-        )
+        chunk_size = self.chunk_size if options.chunk_size is None else options.chunk_size
+        target = self._target(options, options.profile or self.profile, chunk_size)
         self._volumes.require_writable(target.profile)
         return target
 
     def _target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
-        user = user_key(options.user_id.encode())
-        return PushTarget(
-            user_id=options.user_id,
-            user=user,
-            filename=options.filename,
-            name=name_key(user, options.filename.encode()),
-            profile=profile,
-            chunk_size=chunk_size,
-            time_ms=self._runtime.wall_ns() // 1_000_000 if options.time_ms is None else options.time_ms,
-            sha256=bytes.fromhex(options.sha256) if options.sha256 else None,
-            note=options.note,
-            epoch=self._volumes.epoch(),
-        )
+        return push_target(options, profile, chunk_size, self._volumes.epoch(), self._runtime)

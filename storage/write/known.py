@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from storage.errors import StorageError
+from storage.fleet.fleet import Fleet
 from storage.keys import StripeKey, data_shards, shard_count
 from storage.write.context import PushContext
 
@@ -41,3 +43,35 @@ def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | N
 def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
     """Whether a stripe without these shards can be read after the loss of one more."""
     return shard_count(stripe) - len(absent) > data_shards(stripe)
+
+
+def usable_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> set[StripeKey]:
+    """Those of some chunks that this user has a claim on, and that are whole, or as whole as they can be now."""
+    held = context.catalog.holds(user, stripes)
+    ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
+    refusing = _refusing(context.stripes.volumes)
+    whole = [
+        stripe
+        for stripe, absent in zip(ours, context.stripes.absent(ours), strict=True)
+        if not absent or (refusing and _is_as_whole_as_can_be(context.stripes.volumes, stripe, absent, refusing))
+    ]
+    return {stripe for stripe in whole if _is_sound(context, stripe)}
+
+
+def _refusing(volumes: Fleet[Any]) -> set[int]:
+    """Volumes that take no writes now, if nobody stands in for them: sending content again brings none there."""
+    if volumes.stand_ins:
+        return set()
+    return {slot for slot in volumes.slots if volumes.volume(slot) is None or volumes.takes_no_writes(slot)}
+
+
+def _is_as_whole_as_can_be(
+    volumes: Fleet[Any], stripe: StripeKey, absent: Sequence[int], refusing: Collection[int]
+) -> bool:
+    holders = volumes.holders(stripe)
+    return survives_a_loss(stripe, absent) and all(holders[slot] in refusing for slot in absent)
+
+
+def _is_sound(context: PushContext, stripe: StripeKey) -> bool:
+    length = context.stripes.object_length(stripe)
+    return length is not None and context.stripes.is_sound(stripe, length)

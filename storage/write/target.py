@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from storage.catalog import name_key, user_key
 from storage.erasure import ErasureProfile
+from storage.options import PushOptions
+from storage.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,22 @@ class PushTarget:
     sha256: bytes | None
     note: str
     epoch: tuple[int, ...]
+
+
+def push_target(
+    options: PushOptions, profile: ErasureProfile, chunk_size: int, epoch: tuple[int, ...], runtime: Runtime
+) -> PushTarget:
+    """What a push with these options writes to."""
+    user = user_key(options.user_id.encode())
+    return PushTarget(
+        user_id=options.user_id,
+        user=user,
+        filename=options.filename,
+        name=name_key(user, options.filename.encode()),
+        profile=profile,
+        chunk_size=chunk_size,
+        time_ms=runtime.wall_ns() // 1_000_000 if options.time_ms is None else options.time_ms,
+        sha256=bytes.fromhex(options.sha256) if options.sha256 else None,
+        note=options.note,
+        epoch=epoch,
+    )
