@@ -1,6 +1,7 @@
 """The catalog: the small mutable state of a store, behind one port."""
 
 from storage.catalog.lmdb_catalog import LmdbCatalog
+from storage.catalog.memory import MemoryCatalog, MemoryDatabase
 from storage.catalog.port import (
     COPIED_IN_USE,
     Catalog,
@@ -20,6 +21,8 @@ __all__ = [
     "Counters",
     "FileEntry",
     "LmdbCatalog",
+    "MemoryCatalog",
+    "MemoryDatabase",
     "ProfileCount",
     "StoreSettings",
     "name_key",

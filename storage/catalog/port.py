@@ -157,11 +157,6 @@ def name_key(user: bytes, filename: bytes) -> bytes:
     return user + filename[:_NAME_PLAIN_MAX] + blake3(filename).digest()
 
 
-def never(key: bytes) -> bool:
-    """No reason to keep anything."""
-    return False
-
-
 class CatalogTransaction(Protocol):
     """Reads and changes that take effect together or not at all."""
 
@@ -250,7 +245,13 @@ class Catalog(Protocol):
         """Durably keep several by their names, all of them or none."""
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
-        """Run ``work``, then commit durably. ``work`` may be run more than once; if it raises, nothing is kept."""
+        """Run ``work``, then commit durably; if it raises, nothing is kept.
+
+        Args:
+            work: reads and changes. It may be run more than once: a catalog may run it on the state that it committed
+                last, and commit only if nothing that it read has changed since. So it does no I/O, waits for nobody,
+                and changes nothing but the transaction. Each run reads one state. It may raise.
+        """
 
     def file(self, file_id: bytes) -> FileEntry | None:
         """A live file."""
@@ -312,15 +313,11 @@ class Catalog(Protocol):
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
         """Forget version objects of deleted files: (file id, version id); ``counted`` takes them off the totals."""
 
-    def drop_nodes(self, node_ids: Iterable[bytes], unless: Callable[[bytes], bool] = never) -> None:
-        """Forget nodes, unless ``unless`` says True of their id inside the transaction."""
+    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
+        """Forget nodes."""
 
-    def drop_holdings(self, holdings: Iterable[Holding], unless: Callable[[StripeKey], bool] = never) -> list[Holding]:
-        """Forget claims that were not renewed meanwhile.
-
-        Returns:
-            those kept because ``unless``, asked inside the transaction, said True of their stripe.
-        """
+    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
+        """Forget those claims that are still as they are given here."""
 
     def close(self) -> None:
         """Let go of the database."""

@@ -292,8 +292,9 @@ def _judge_claims(
 
 def _drop_claims(context: MaintenanceContext, lapsed: list[Holding]) -> None:
     for batch in batched(lapsed, _REMOVE_BATCH):
-        # Pins are read inside the transaction: a later pin comes with its own claim, in a later transaction.
-        context.catalog.drop_holdings(batch, context.pins.pinned)
+        # Whoever would count on one of them waits for the end of the block, and enters its own claim after that.
+        with context.pins.removing(holding.stripe for holding in batch) as going:
+            context.catalog.drop_holdings([holding for holding in batch if holding.stripe in going])
 
 
 def _sweep_volumes(
@@ -322,8 +323,10 @@ def _sweep_nodes(context: MaintenanceContext, live: set[StripeKey], start: bytes
     def stripe(node_id: bytes) -> StripeKey:
         return metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
 
-    dead = [node_id for node_id in context.catalog.nodes(start, stop) if stripe(node_id) not in live]
-    context.catalog.drop_nodes(dead, lambda node_id: context.pins.pinned(stripe(node_id)))
+    dead = (node_id for node_id in context.catalog.nodes(start, stop) if stripe(node_id) not in live)
+    for batch in batched(dead, _REMOVE_BATCH):
+        with context.pins.removing(map(stripe, batch)) as going:
+            context.catalog.drop_nodes([node_id for node_id in batch if stripe(node_id) in going])
 
 
 def _is_needed(key: ShardKey, live: set[StripeKey]) -> bool:

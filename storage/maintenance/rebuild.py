@@ -345,46 +345,61 @@ def _all_claims(files: list[_File], judge: _Judge) -> Iterator[tuple[bytes, Stri
 def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
     is_final = not judge.examined.may_come_back()
 
-    def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
-        dropped: list[tuple[bytes, bytes]] = []
+    def work(txn: CatalogTransaction) -> _Entering:
+        entering = _Entering(is_final)  # anew each time that this is run
         for file in files:
-            _enter_file(txn, file, judge, dropped, is_final=is_final)
-        return dropped
+            _enter_file(txn, file, entering)
+        return entering
 
-    leftovers = catalog.transact(work)
+    entered = catalog.transact(work)
+    for text in entered.skipped:
+        judge.tally.skip(text)
+    for text in entered.undecided:
+        judge.tally.leave_undecided(text)
     if is_final:  # unreachable objects may show where they belong
-        catalog.drop_versions(leftovers, counted=True)
+        catalog.drop_versions(entered.dropped, counted=True)
 
 
-def _enter_file(
-    txn: CatalogTransaction,
-    file: _File,
-    judge: _Judge,
-    dropped: list[tuple[bytes, bytes]],
-    *,
-    is_final: bool,
-) -> None:
-    record, tally = file.head.record, judge.tally
+@dataclass(slots=True)
+class _Entering:
+    """What comes of entering some files.
+
+    Attributes:
+        is_final: whether everything was examined.
+        skipped, undecided: what to tell of it, see :class:`Tally`.
+        dropped: (file id, version id) of versions that belong to no chain.
+    """
+
+    is_final: bool
+    skipped: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+    dropped: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def _enter_file(txn: CatalogTransaction, file: _File, entering: _Entering) -> None:
+    record = file.head.record
     user = user_key(record.user_id.encode())
     key = name_key(user, record.filename.encode())
     rival_id = txn.find(key)
-    rival = _entry(txn, rival_id, tally) if rival_id is not None else None
+    rival = _entry(txn, rival_id, entering) if rival_id is not None else None
     if rival_id is not None and rival is not None and rival_id != file.file_id:
-        if not is_final:
-            tally.leave_undecided(f"{record.filename!r} ({file.file_id.hex()}): another file has this name")
+        if not entering.is_final:
+            entering.undecided.append(f"{record.filename!r} ({file.file_id.hex()}): another file has this name")
             return
         # Names are unique, so the earlier of the two files was never acknowledged, or is left over.
         if _sequence_of_head(txn, rival_id, rival) > record.sequence:
-            tally.skip(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
-            dropped.extend((file.file_id, stored.version_id) for stored in file.chain + file.others)
+            entering.skipped.append(f"{record.filename!r} ({file.file_id.hex()}): a later file has this name")
+            entering.dropped.extend((file.file_id, stored.version_id) for stored in file.chain + file.others)
             return
-        tally.skip(f"{rival.filename!r} ({rival_id.hex()}): a later file has this name")
+        entering.skipped.append(f"{rival.filename!r} ({rival_id.hex()}): a later file has this name")
         _forget(txn, rival_id, rival)
     _count(txn, txn.file(file.file_id), record.size)
     txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
     for stored in file.others:
-        tally.skip(f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head")
-        dropped.append((file.file_id, stored.version_id))
+        entering.skipped.append(
+            f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head"
+        )
+        entering.dropped.append((file.file_id, stored.version_id))
 
 
 def _settle(txn: CatalogTransaction, sequence: int) -> Counters:
@@ -395,11 +410,11 @@ def _settle(txn: CatalogTransaction, sequence: int) -> Counters:
     return settled
 
 
-def _entry(txn: CatalogTransaction, file_id: bytes, tally: Tally) -> FileEntry | None:
+def _entry(txn: CatalogTransaction, file_id: bytes, entering: _Entering) -> FileEntry | None:
     try:
         return txn.file(file_id)
     except FormatError as error:
-        tally.skip(f"file {file_id.hex()} loses its name to a later one: {error}")
+        entering.skipped.append(f"file {file_id.hex()} loses its name to a later one: {error}")
         return None
 
 

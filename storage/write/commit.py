@@ -1,5 +1,8 @@
 """Group commit: many versions made durable by one flush of the volumes and one catalog transaction.
 
+A commit is planned on what the catalog has, written to the volumes, then entered by a transaction that first compares
+the catalog with what the plan was made on. Nothing is written to disks or sent to workers while a transaction is open.
+
 Order on disk: shards and version objects on all volumes, then the catalog. A version is visible
 exactly when its catalog transaction has committed; a crash before leaves only unreachable shards.
 """
@@ -14,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from storage.catalog import Catalog, CatalogTransaction, FileEntry
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
 from storage.errors import (
     ConflictError,
     FileNotFound,
@@ -22,6 +25,7 @@ from storage.errors import (
     InsufficientWorkers,
     StorageError,
     StoreFull,
+    StoreUnavailable,
 )
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import object_id
@@ -32,7 +36,6 @@ from storage.formats.versions import (
     SIGNED_FORMAT,
     SignedRecord,
     StoredVersion,
-    read_version,
     root_id,
     seal_signed,
     sign_tombstone,
@@ -41,7 +44,7 @@ from storage.keys import Kind, StripeKey
 from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
-from storage.write.batch import BatchState, revisable
+from storage.write.batch import Basis, BatchPlan, DeletePlan
 from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
@@ -50,6 +53,7 @@ from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
 log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
+_PLANS_MAX = 16  # one process's commits and deletes wait for each other, so that one plan is nearly always enough
 _TOO_FEW_STORES = (InsufficientWorkers, StoreFull)
 _RESERVE = 60_000_000  # sequences, of a microsecond each
 _ID_TIME_BYTES = 6
@@ -82,6 +86,7 @@ class GroupCommit:
         self._lineage = lineage
         self._authority = authority
         self._mutex = threading.Lock()
+        self._ordering = threading.Lock()  # held from a plan until it is entered
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
         self._written_tombstones: list[bytes] = []
@@ -170,69 +175,85 @@ class GroupCommit:
 
     def _commit_batch(self, batch: list[PendingVersion]) -> None:
         self._lineage.begin()
-        self._reserve()
         pinned: list[StripeKey] = []
         try:
-            outcomes, self._reserved = self._transact(batch, pinned)
+            with self._ordering:
+                self._reserve()
+                outcomes = self._commit_together(batch, pinned)
         finally:
             self._pins.unpin(pinned)
         for pending, outcome in zip(batch, outcomes, strict=True):
             pending.settle(outcome)
 
-    def _transact(
+    def _commit_together(
         self, batch: list[PendingVersion], pinned: list[StripeKey]
-    ) -> tuple[list[StoredVersion | BaseException], int]:
+    ) -> list[StoredVersion | BaseException]:
         try:
-            return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+            return self._plan_and_enter(batch, pinned)
         except _TOO_FEW_STORES as error:
             if len(batch) == 1 or self._stripes.volumes.stand_ins:
                 raise
             log.info("%d commits are tried again, as some of them may do without some stores: %s", len(batch), error)
         # Now it is known which refuse: what cannot do without them fails alone, before anything of it is written.
-        return self._catalog.transact(lambda txn: self._apply_all(txn, batch, pinned))
+        return self._plan_and_enter(batch, pinned)
 
-    def _apply_all(
-        self, txn: CatalogTransaction, batch: list[PendingVersion], pinned: list[StripeKey]
-    ) -> tuple[list[StoredVersion | BaseException], int]:
-        """What became of each, and up to which sequence the transaction reserves."""
-        state = BatchState(txn.counters(), pinned)
-        outcomes: list[StoredVersion | BaseException] = []
-        for pending in batch:
-            # The next one must see this one's head; the last has the time of the flush to be entered.
-            state.enter_last()
+    def _plan_and_enter(
+        self, batch: list[PendingVersion], pinned: list[StripeKey]
+    ) -> list[StoredVersion | BaseException]:
+        """Plan a batch, make it durable, then enter it; once more if the catalog has changed meanwhile."""
+        for _ in range(_PLANS_MAX):
+            plan = self._plan(batch, pinned)
+            if plan.has_something:
+                self._make_durable(batch, plan)
+            entered = self._catalog.transact(partial(self._enter, plan))
+            if entered is not None:
+                self._reserved = entered.reserved
+                return plan.outcomes
+            log.info("%d commits are planned anew, as others came first", len(batch))
+        raise _overtaken()
+
+    def _enter(self, plan: BatchPlan, txn: CatalogTransaction) -> Counters | None:
+        entered = plan.enter(txn, _RESERVE)
+        if entered is not None:
+            self._keep_incomplete(txn)
+        return entered
+
+    def _plan(self, batch: list[PendingVersion], pinned: list[StripeKey]) -> BatchPlan:
+        """Decide what becomes of each version, and what is to be written for it."""
+        plan = BatchPlan(batch, self._catalog.transact(lambda txn: Basis.read(txn, batch)))
+        for at, pending in enumerate(batch):
             try:
-                outcomes.append(self._apply(txn, pending, state))
+                outcome: StoredVersion | BaseException = self._plan_one(plan, at, pending, pinned)
             except (ConflictError, FileNotFound, *_TOO_FEW_STORES, FormatError, EpochChanged) as error:
-                outcomes.append(error)
+                outcome = error
+            plan.outcomes.append(outcome)
+        return plan
 
-        def finish() -> None:
-            state.enter_last()
-            state.reserved = max(state.reserved, state.sequence + _RESERVE)  # it costs nothing here
-            txn.set_counters(state.counters())
-
-        if state.shards or state.restored:
-            volumes = self._stripes.volumes
-            since = volumes.epoch()
-            volumes.append_and_sync(state.shards, finish)
-            self._stripes.note_appended(state.shards, since)
-            self._make_whole(batch, state)
-            for pending, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, StoredVersion):  # the others have failed already
-                    volumes.require_writable(pending.root.profile, pending.epoch)
-        self._keep_incomplete(txn)
-        return outcomes, state.reserved
+    def _make_durable(self, batch: list[PendingVersion], plan: BatchPlan) -> None:
+        """Write what a plan needs to the volumes, and see that enough of them have it."""
+        volumes = self._stripes.volumes
+        since = volumes.epoch()
+        volumes.append_and_sync(plan.shards)
+        self._stripes.note_appended(plan.shards, since)
+        self._make_whole(batch, plan)
+        for pending, outcome in zip(batch, plan.outcomes, strict=True):
+            if isinstance(outcome, StoredVersion):  # the others have failed already
+                volumes.require_writable(pending.root.profile, pending.epoch)
 
     def _keep_incomplete(self, txn: CatalogTransaction) -> None:
-        """Enter, with what is stored, which volumes lack some of it: a crash must not make them count as whole."""
+        """Enter, with what is stored, which volumes lack some of it: a crash must not make them count as whole.
+
+        They are looked at within the transaction: one that another thread has entered meanwhile must stay entered.
+        """
         volumes = self._stripes.volumes
         if volumes.incomplete and not volumes.stand_ins:
             txn.keep_incomplete(volumes.incomplete)
 
-    def _make_whole(self, batch: list[PendingVersion], state: BatchState) -> None:
+    def _make_whole(self, batch: list[PendingVersion], plan: BatchPlan) -> None:
         """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
 
         def written() -> Iterable[StripeKey]:
-            stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in state.shards.values() for shard in shards)
+            stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in plan.shards.values() for shard in shards)
             for pending in batch:
                 stripes.update(dict.fromkeys(pending.stripes))
             yield from stripes
@@ -244,50 +265,32 @@ class GroupCommit:
         since = next((pending.epoch for pending in batch if pending.epoch != present), present)
         make_whole(self._stripes, written, since)
 
-    def _apply(self, txn: CatalogTransaction, pending: PendingVersion, state: BatchState) -> StoredVersion:
-        """Check one pending version against the heads and enter it; raises before it changes anything."""
+    def _plan_one(self, plan: BatchPlan, at: int, pending: PendingVersion, pinned: list[StripeKey]) -> StoredVersion:
+        """Check one pending version against the heads and plan it; raises before it changes anything."""
         volumes = self._stripes.volumes
         if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
             raise EpochChanged("stores came or went before the commit; push again")  # no others wait for it here
-        file_id = pending.file_id or txn.find(pending.target.name)
-        entry = txn.file(file_id) if file_id is not None else None
-        if pending.file_id is not None:
-            entry = revisable(entry, pending)
+        file_id, entry = plan.file_of(at)
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
-            head = self._head(txn, file_id, entry)
+            head = plan.head_of(at, file_id, entry)
             # The same content with something new said of it is a version of its own.
             if head.record.root_id == identifier and pending.target.note in ("", head.record.note):
-                state.restore(pending.shards)
-                if pending.upload is not None:
-                    txn.end_upload(pending.upload)
+                plan.restore(pending)
                 return replace(head, unchanged=True)
         else:
             file_id = self._new_file_id()
         # Asked again once all is flushed; here, one that lasted through failures fails alone.
         volumes.require_writable(pending.root.profile, pending.epoch)
-        state.sequence = self._next_sequence(state.sequence, self._reserved - _BATCH_MAX)
-        stored = self._seal(pending, file_id, entry, identifier, root_raw, state)
-        state.add(stored, entry, partial(self._enter, txn, pending, stored))
-        state.add_shards(pending.shards)
+        plan.sequence = self._next_sequence(plan.sequence, self._reserved - _BATCH_MAX)
+        stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
+        plan.add(pending, stored, entry)
+        plan.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
         self._pins.pin(stripe)
-        state.pinned.append(stripe)
-        state.add_shards(self._stripes.by_volume(stripe, self._stripes.shards_of(stripe, stored.raw, len(stored.raw))))
+        pinned.append(stripe)
+        plan.add_shards(self._stripes.by_volume(stripe, self._stripes.shards_of(stripe, stored.raw, len(stored.raw))))
         return stored
-
-    @staticmethod
-    def _head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry) -> StoredVersion:
-        raw = txn.version(file_id, entry.head)
-        try:
-            if raw is None:
-                raise FormatError("it is not in the catalog")
-            return read_version(raw, entry.head)
-        except FormatError as error:
-            raise FormatError(
-                f"the newest version of {entry.filename!r} ({file_id.hex()}) cannot be read: {error}; delete the file, "
-                "then push it again"
-            ) from error
 
     def _seal(
         self,
@@ -296,7 +299,7 @@ class GroupCommit:
         entry: FileEntry | None,
         identifier: bytes,
         root_raw: bytes,
-        state: BatchState,
+        plan: BatchPlan,
     ) -> StoredVersion:
         record = SignedRecord(
             SIGNED_FORMAT,
@@ -307,24 +310,13 @@ class GroupCommit:
             pending.target.user_id,
             pending.target.filename,
             pending.target.time_ms,
-            state.sequence,
+            plan.sequence,
             pending.target.sha256,
             pending.target.note,
-            state.committed,
+            plan.committed,
             NO_MAC,
         )
         return seal_signed(record, pending.root, root_raw, self._authority)
-
-    @staticmethod
-    def _enter(txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion) -> None:
-        file_id = stored.record.file_id
-        txn.put_version(file_id, stored.version_id, stored.raw)
-        txn.put_nodes(pending.nodes)
-        txn.hold(pending.target.user, pending.stripes, None)
-        if pending.upload is not None:
-            txn.end_upload(pending.upload)
-        entry = FileEntry(pending.target.user_id, pending.target.filename, stored.version_id, stored.record.size)
-        txn.set_file(file_id, entry, pending.target.name)
 
     def delete(
         self,
@@ -340,46 +332,47 @@ class GroupCommit:
             name: makes the key of a filename.
         """
         self._lineage.begin()
-        with self._mutex:
-            written, self._written_tombstones = self._written_tombstones, []
         pinned: list[StripeKey] = []
-
-        def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
-            tombstones: list[tuple[bytes, bytes]] = []
-            counters = txn.counters()
-            logical_bytes, sequence = counters.logical_bytes, counters.sequence
-            for file_id in file_ids:
-                entry = check(file_id, txn.file(file_id))
-                sequence = self._next_sequence(sequence)
-                raw = sign_tombstone(file_id, sequence, self._authority)
-                txn.delete_file(file_id, name(entry.filename), raw)
-                pinned.append(self._tombstone_stripe(raw))
-                self._pins.pin(pinned[-1])
-                logical_bytes -= entry.size
-                tombstones.append((file_id, raw))
-            txn.tombstones_written(written)
-            counters = msgspec.structs.replace(
-                counters,
-                files=counters.files - len(tombstones),
-                logical_bytes=logical_bytes,
-                sequence=sequence,
-                closed=False,
-                committed=None,
-            )
-            txn.set_counters(counters)
-            self._keep_incomplete(txn)
-            return tombstones
-
         try:
-            self._write_tombstones(self._enter_deletes(work, written))
+            with self._ordering:
+                tombstones = self._delete(file_ids, check, name, pinned)
+            self._write_tombstones(tombstones)
         finally:
             self._pins.unpin(pinned)
 
-    def _enter_deletes(
-        self, work: Callable[[CatalogTransaction], list[tuple[bytes, bytes]]], written: list[bytes]
+    def _delete(
+        self,
+        file_ids: Sequence[bytes],
+        check: Callable[[bytes, FileEntry | None], FileEntry],
+        name: Callable[[str], bytes],
+        pinned: list[StripeKey],
     ) -> list[tuple[bytes, bytes]]:
+        with self._mutex:
+            written, self._written_tombstones = self._written_tombstones, []
+
+        def read(txn: CatalogTransaction) -> tuple[int, dict[bytes, FileEntry]]:
+            return txn.counters().sequence, {file_id: check(file_id, txn.file(file_id)) for file_id in file_ids}
+
+        def enter(plan: DeletePlan, txn: CatalogTransaction) -> bool:
+            entered = plan.enter(txn, written)
+            if entered:
+                self._keep_incomplete(txn)
+            return entered
+
         try:
-            return self._catalog.transact(work)
+            for _ in range(_PLANS_MAX):
+                sequence, entries = self._catalog.transact(read)
+                plan = DeletePlan(sequence, entries)
+                for file_id, entry in entries.items():
+                    plan.sequence = self._next_sequence(plan.sequence)
+                    raw = sign_tombstone(file_id, plan.sequence, self._authority)
+                    plan.add(file_id, name(entry.filename), raw)
+                    stripe = self._tombstone_stripe(raw)
+                    self._pins.pin(stripe)
+                    pinned.append(stripe)
+                if self._catalog.transact(partial(enter, plan)):
+                    return plan.tombstones
+            raise _overtaken()
         except BaseException:
             with self._mutex:
                 self._written_tombstones += written
@@ -410,7 +403,7 @@ class GroupCommit:
     def _next_sequence(self, last: int, most: int = SEQUENCE_MAX) -> int:
         """The store's clock in microseconds, but ``most``, or the next number where the clock did not advance.
 
-        Greater than any that a failed commit has put on the volumes; within a transaction.
+        Greater than any that a failed commit has put on the volumes. Call with the ordering lock held.
         """
         self._sequence = max(last + 1, self._sequence + 1, min(self._clock_us(), most))
         return self._sequence
@@ -481,6 +474,10 @@ class GroupCommit:
                 self._written_tombstones += told
         finally:
             self._pins.unpin(stripes)
+
+
+def _overtaken() -> StoreUnavailable:
+    return StoreUnavailable("the catalog was changed by others all the while; try again")
 
 
 def _raise_sequence(txn: CatalogTransaction, sequence: int) -> None:

@@ -1,4 +1,4 @@
-"""What a collect running beside pushes and readers must not take, though no version needs it."""
+"""Pins that keep collect from deleting what pushes and open readers count on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.keys import StripeKey
 class Pins:
     """Counted pins. What is not pinned is removed in a :meth:`removing` block, with no lock held.
 
-    Commits pin inside their catalog transaction: never begin one in such a block.
+    Never pin inside a catalog transaction: it would wait for such a block, which may wait for the catalog.
 
     Whoever counts on a stripe pins it first and only then looks whether it is there. While a collect
     runs, pins outlast their owners: its picture of what is live is older than their commits.

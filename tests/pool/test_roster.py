@@ -53,7 +53,7 @@ class Killed(Exception):
 
 def killed_at_commit(cluster: Cluster, number: int, work: Callable[[], object]) -> bool:
     """Do something, and kill the pool at its ``number``-th step to or from a commit; whether it got that far."""
-    reach, steps = cluster.environment._reach, [0]
+    reach, steps = cluster.tables._reach, [0]
 
     def reach_until(where: str) -> None:
         reach(where)
@@ -62,13 +62,13 @@ def killed_at_commit(cluster: Cluster, number: int, work: Callable[[], object]) 
             cluster.crash_pool()
             raise Killed
 
-    cluster.environment._reach = reach_until
+    cluster.tables._reach = reach_until
     try:
         work()
     except Killed:
         return True
     finally:
-        cluster.environment._reach = reach
+        cluster.tables._reach = reach
     return False
 
 

@@ -377,7 +377,7 @@ def test_profiles_are_kept_in_step_and_counted_once_in_older_catalogs(cluster: C
     store.push(b"another", filename="a", user_id="u", profile=thrifty)
     expected = [ProfileCount(4, 6, 0, 1), ProfileCount(5, 6, 2, 2), ProfileCount(1, 6, 0, 0)]
     assert store.profiles() == expected
-    del cluster.database.tables[""][b"profiles"]  # as older software left it
+    cluster.database.change({("", b"profiles"): None})  # as older software left it
     cluster.crash_pool()
     cluster.start_pool()
     cluster.pass_time(5.0)

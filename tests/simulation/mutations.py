@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from storage.keys import ShardKey, StripeKey
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
 from storage.maintenance.readback import Looked, Moved, ReadBack
-from storage.shards import Shard, ShardStore
+from storage.shards import ShardStore
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from storage.write.commit import GroupCommit
@@ -38,18 +39,12 @@ def commit_before_sync(patch: Patch) -> None:
 
     def commit_batch(commits: GroupCommit, batch: list[PendingVersion]) -> None:
         volumes = commits._stripes.volumes
-        append_and_sync = volumes.append_and_sync
-
-        def append(batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
-            volumes.append(batches)
-            if meanwhile is not None:
-                meanwhile()
-
-        with pytest.MonkeyPatch.context() as inside:
-            inside.setattr(volumes, "append_and_sync", append)
-            outcomes, _ = commits._catalog.transact(lambda txn: commits._apply_all(txn, batch, []))
-        append_and_sync({})
-        for pending, outcome in zip(batch, outcomes, strict=True):
+        with commits._ordering:
+            plan = commits._plan(batch, [])
+            volumes.append(plan.shards)
+            commits._catalog.transact(partial(commits._enter, plan))
+        volumes.append_and_sync({})
+        for pending, outcome in zip(batch, plan.outcomes, strict=True):
             pending.settle(outcome)
 
     patch.setattr(GroupCommit, "_commit_batch", commit_batch)

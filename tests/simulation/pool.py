@@ -6,12 +6,13 @@ from pathlib import Path
 from random import Random
 
 from storage import ErasureProfile
+from storage.catalog.table_catalog import TableCatalog
 from storage.keys import ShardKey
 from storage.shards import VolumeFailed
 from storage.system.locking import StoreLock
 from taskworker.pool.node_pool import PoolCore
 from taskworker.pool.options import PoolOptions
-from tests.simulation.catalog import Database, MemoryCatalog, MemoryEnvironment
+from tests.simulation.catalog import Database, ReachedTables
 from tests.simulation.clock import Clock
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.network import Connection, Network, Process
@@ -97,10 +98,10 @@ class Cluster:
         """Start the pool's process over the catalog as it is, or in the place of a pool whose catalog is lost."""
         self.process = Process(self.network)
         self.runtime = SimulatedRuntime(self.clock, self.rng)
-        self.environment = MemoryEnvironment(self.database, self.process.reach)
+        self.tables = ReachedTables(self.database, self.process.reach)
         self.pool = PoolCore(
             Path("/nonexistent/pool"),
-            MemoryCatalog(self.environment),
+            TableCatalog(self.tables),
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,

@@ -493,7 +493,7 @@ def test_a_full_disk_keeps_no_store_from_being_opened_and_closed(root: Path, mon
         raise StoreFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("storage.catalog.lmdb_catalog._Transaction.keep_incomplete", full)
+        patched.setattr("storage.catalog.transaction.RecordTransaction.keep_incomplete", full)
         with open_store(root) as store:
             assert get(store, version) == DATA
     with open_store(root) as store:

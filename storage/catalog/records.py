@@ -1,0 +1,151 @@
+"""How a catalog keeps its records: their keys in the tables, and their bytes."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from storage.catalog.port import (
+    LEASES_BEFORE,
+    USER_KEY_BYTES,
+    Counters,
+    DamagedSettings,
+    FileEntry,
+    Holding,
+    StoreSettings,
+    StoreTime,
+    UploadRecord,
+)
+from storage.errors import FormatError
+from storage.keys import stripe_of
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SETTINGS = b"settings"
+COUNTERS = b"counters"
+PROFILES = b"profiles"
+TIME = b"time"
+NO_UPLOAD = b""  # a claim's value: it is for a version
+_DOCUMENT = b"document:"
+_LEASE_BEFORE = struct.Struct("<q")  # a claim's value before: a time, 0 for none
+_CLAIM_FORMAT = b"\x01"
+_NUMBER_BYTES = 8
+
+encode = msgspec.msgpack.Encoder().encode
+encode_settings = msgspec.json.Encoder().encode
+_settings = msgspec.json.Decoder(StoreSettings)
+_entries = msgspec.msgpack.Decoder(FileEntry)
+_counters = msgspec.msgpack.Decoder(Counters)
+_uploads = msgspec.msgpack.Decoder(UploadRecord)
+_times = msgspec.msgpack.Decoder(StoreTime)
+
+
+def document_key(name: str) -> bytes:
+    """Key of a document."""
+    return _DOCUMENT + name.encode()
+
+
+def number_key(number: int) -> bytes:
+    """Key of an upload."""
+    return number.to_bytes(_NUMBER_BYTES, "big")
+
+
+def decode_settings(raw: bytes) -> StoreSettings:
+    """Settings.
+
+    Raises:
+        DamagedSettings: they cannot be read.
+    """
+    try:
+        return _settings.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamagedSettings(
+            f"the catalog's settings are damaged ({error}); move the catalog away and rebuild"
+        ) from error
+
+
+def decode_counters(raw: bytes) -> Counters:
+    """Totals.
+
+    Raises:
+        FormatError: they cannot be read.
+    """
+    return _decoded(_counters, raw, "totals")
+
+
+def decode_time(raw: bytes) -> StoreTime:
+    """The store's time.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    return _decoded(_times, raw, "record of time")
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], raw: bytes, what: str) -> T:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"the catalog's {what} cannot be read ({error}); close the store and open it again"
+        ) from error
+
+
+def decode_upload(raw: bytes) -> UploadRecord:
+    """An upload; one that goes on if it cannot be read."""
+    try:
+        return _uploads.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("the record of an upload cannot be read, so that it counts as one that goes on: %s", error)
+        return UploadRecord()
+
+
+def decode_entry(raw: bytes) -> FileEntry:
+    """A file's entry.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    try:
+        return _entries.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(f"the catalog's entry of a file cannot be read ({error})") from error
+
+
+def entry_or_problem(raw: bytes) -> tuple[FileEntry | None, str]:
+    """A file's entry, or why it cannot be read."""
+    try:
+        return decode_entry(raw), ""
+    except FormatError as error:
+        return None, str(error)
+
+
+def holding_of(key: bytes, value: bytes) -> Holding:
+    """A claim by its key and value."""
+    stripe, user = stripe_of(key), key[-USER_KEY_BYTES:]
+    try:
+        return Holding(stripe, user, _claimants(value))
+    except FormatError as error:
+        return Holding(stripe, user, (), str(error))
+
+
+def claim(uploads: tuple[int, ...]) -> bytes:
+    """The value of a claim for uploads."""
+    return _CLAIM_FORMAT + b"".join(number_key(number) for number in uploads)
+
+
+def _claimants(value: bytes) -> tuple[int, ...]:
+    """The uploads in a claim's value."""
+    if value == NO_UPLOAD:
+        return ()
+    if len(value) == _LEASE_BEFORE.size:
+        return (LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()
+    if value[:1] != _CLAIM_FORMAT or len(value) % _NUMBER_BYTES != 1:
+        raise FormatError("a claim in the catalog is damaged or of a newer format; upgrade, or run rebuild")
+    starts = range(1, len(value), _NUMBER_BYTES)
+    return tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)

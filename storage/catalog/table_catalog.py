@@ -1,0 +1,245 @@
+"""A catalog that is kept in tables, of whatever database."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from storage.catalog.port import (
+    COPIED_IN_USE,
+    CatalogTransaction,
+    Counters,
+    FileEntry,
+    Holding,
+    ProfileCount,
+    StoredEntry,
+    StoreSettings,
+    StoreTime,
+    UploadRecord,
+)
+from storage.catalog.profiles import as_counts, count_all, is_whole, packed, unpacked
+from storage.catalog.records import (
+    COUNTERS,
+    PROFILES,
+    SETTINGS,
+    TIME,
+    decode_counters,
+    decode_entry,
+    decode_settings,
+    decode_time,
+    decode_upload,
+    document_key,
+    encode_settings,
+    entry_or_problem,
+    holding_of,
+)
+from storage.catalog.recount import recounted, time_from
+from storage.catalog.tables import ROOT, Tables, TableTransaction
+from storage.catalog.transaction import RecordTransaction
+from storage.errors import FormatError
+from storage.formats.versions import FILE_ID_BYTES
+from storage.keys import StripeKey
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class TableCatalog:
+    """A :class:`~storage.catalog.port.Catalog` over :class:`~storage.catalog.tables.Tables`.
+
+    Few tables are touched by a commit, as a database may pay for every one: settings and totals lie in the root table,
+    and a file's entry lies right before its versions in one table, under time-ordered ids.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def trouble(self) -> str:
+        return self._tables.trouble()
+
+    def settings(self) -> StoreSettings | None:
+        raw = self._tables.get(ROOT, SETTINGS)
+        if raw is None:
+            return None
+        settings = decode_settings(raw)
+        if settings.format > 1:
+            raise FormatError(f"the catalog has format {settings.format}; this version reads format 1: upgrade")
+        return settings
+
+    def save_settings(self, settings: StoreSettings) -> None:
+        raw = encode_settings(settings)
+        self._tables.transact(lambda txn: txn.put(ROOT, SETTINGS, raw))
+
+    def document(self, name: str) -> bytes | None:
+        if name == COPIED_IN_USE and self._tables.doubtful:
+            return b"1"
+        return self._tables.get(ROOT, document_key(name))
+
+    def save_document(self, name: str, raw: bytes) -> None:
+        self.save_documents({name: raw})
+
+    def save_documents(self, documents: Mapping[str, bytes]) -> None:
+        kept = dict(documents)
+
+        def work(txn: TableTransaction) -> None:
+            for name, raw in kept.items():
+                txn.put(ROOT, document_key(name), raw)
+
+        self._tables.transact(work)
+
+    def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
+        return self._tables.transact(lambda txn: RecordTransaction.run(txn, work))
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        raw = self._tables.get("files", file_id)
+        return None if raw is None else decode_entry(raw)
+
+    def find(self, key: bytes) -> bytes | None:
+        return self._tables.get("names", key)
+
+    def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        base = user + prefix[:440]
+        start = base if after is None else max(base, after + b"\0")
+        return self._first("names", start, _past(base), limit)
+
+    def _first(self, table: str, start: bytes, stop: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """The first few of a range of keys."""
+        return next(self._tables.pages(table, start, stop, size=limit), []) if limit > 0 else []
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        return self._tables.get("files", file_id + version_id)
+
+    def node(self, node_id: bytes) -> bytes | None:
+        return self._tables.get("nodes", node_id)
+
+    def is_held(self, stripe: StripeKey) -> bool:
+        return bool(self._first("holdings", stripe, _past(stripe), 1))
+
+    def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
+        return [claim is not None for claim in self._tables.get_each("holdings", [stripe + user for stripe in stripes])]
+
+    def counters(self) -> Counters:
+        raw = self._tables.get(ROOT, COUNTERS)
+        try:
+            return Counters() if raw is None else decode_counters(raw)
+        except FormatError as error:
+            log.warning("%s; they are counted again", error)
+            return recounted(self.versions(), self.tombstones())
+
+    def profiles(self) -> list[ProfileCount]:
+        raw = self._tables.get(ROOT, PROFILES)
+        if raw is not None:
+            return as_counts(unpacked(raw))
+        return as_counts(count_all(self.versions())) if self.counters().versions else []
+
+    def recount(self) -> None:
+        raw = self._tables.get(ROOT, COUNTERS)
+        try:
+            if raw is not None:
+                decode_counters(raw)
+        except FormatError:
+            totals = self.counters()
+            self.transact(lambda txn: txn.set_counters(totals))
+        self._count_profiles()
+
+    def _count_profiles(self) -> None:
+        if not is_whole(self._tables.get(ROOT, PROFILES)) and self.counters().versions:
+            raw = packed(count_all(self.versions()))
+            self._tables.transact(lambda txn: txn.put(ROOT, PROFILES, raw))
+
+    def versions(self) -> Iterator[StoredEntry]:
+        file_id, entry, problem = b"", None, ""
+        # Few a page: a version of a large file is 32 KiB.
+        for page in self._tables.pages("files", b"", size=64):
+            for key, value in page:
+                if len(key) == FILE_ID_BYTES:
+                    file_id, entry, problem = key, *entry_or_problem(value)
+                    continue
+                owner, version_id = key[:FILE_ID_BYTES], key[FILE_ID_BYTES:]
+                if owner == file_id:
+                    yield StoredEntry(owner, entry, version_id, value, problem)
+                else:
+                    yield StoredEntry(owner, None, version_id, value)
+
+    def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
+        for page in self._tables.pages("nodes", start, stop, size=64):
+            for key, _ in page:
+                yield key
+
+    def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
+        for page in self._tables.pages("tombstones", b""):
+            yield from page
+
+    def pending_tombstones(self) -> list[tuple[bytes, bytes]]:
+        return [entry for page in self._tables.pages("unburied", b"") for entry in page]
+
+    def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
+        for page in self._tables.pages("holdings", start, stop):
+            for key, value in page:
+                yield holding_of(key, value)
+
+    def uploads(self) -> dict[int, UploadRecord]:
+        return {
+            int.from_bytes(key, "big"): decode_upload(raw)
+            for page in self._tables.pages("uploads", b"")
+            for key, raw in page
+        }
+
+    def store_time(self) -> StoreTime | None:
+        raw = self._tables.get(ROOT, TIME)
+        try:
+            return None if raw is None else decode_time(raw)
+        except FormatError as error:
+            log.warning("%s; interrupted uploads are kept as if they had been interrupted just now", error)
+            return time_from(self.uploads(), self.holdings())
+
+    def claims(self) -> int:
+        return self._tables.entries("holdings")
+
+    def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
+        doomed = [file_id + version_id for file_id, version_id in keys]
+
+        def work(txn: RecordTransaction) -> None:
+            dropped = sum(txn.drop_version(key) for key in doomed)
+            if counted:
+                counters = txn.counters()
+                txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
+
+        if doomed:
+            self._tables.transact(lambda txn: RecordTransaction.run(txn, work))
+
+    def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
+        doomed = list(node_ids)
+
+        def work(txn: TableTransaction) -> None:
+            for node_id in doomed:
+                txn.delete("nodes", node_id)
+
+        if doomed:
+            self._tables.transact(work)
+
+    def drop_holdings(self, holdings: Iterable[Holding]) -> None:
+        doomed = list(holdings)
+
+        def work(txn: TableTransaction) -> None:
+            for holding in doomed:
+                key = holding.stripe + holding.user
+                value = txn.get("holdings", key)
+                if value is not None and holding_of(key, value) == holding:
+                    txn.delete("holdings", key)
+
+        if doomed:
+            self._tables.transact(work)
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def _past(prefix: bytes) -> bytes | None:
+    """The first key after all that begin with a prefix; None if there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None

@@ -1,0 +1,188 @@
+"""Transactions of a catalog that is kept in tables: what changes along with a record is changed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from storage.catalog.port import Counters, DamagedSettings, FileEntry, StoreTime, UploadRecord
+from storage.catalog.profiles import Profile, ProfileChanges, profile_in
+from storage.catalog.records import (
+    COUNTERS,
+    NO_UPLOAD,
+    PROFILES,
+    SETTINGS,
+    TIME,
+    claim,
+    decode_counters,
+    decode_entry,
+    decode_settings,
+    decode_upload,
+    encode,
+    encode_settings,
+    entry_or_problem,
+    holding_of,
+    number_key,
+)
+from storage.catalog.tables import ROOT, TableTransaction
+from storage.formats.versions import FILE_ID_BYTES
+from storage.keys import StripeKey
+
+T = TypeVar("T")
+
+
+class RecordTransaction:
+    """A :class:`~storage.catalog.port.CatalogTransaction` over one of tables, see :meth:`run`."""
+
+    __slots__ = ("_changes", "_last_put", "_txn")
+
+    def __init__(self, txn: TableTransaction) -> None:
+        self._txn = txn
+        self._changes: ProfileChanges | None = None  # once something was counted
+        self._last_put: tuple[bytes, Profile | None] = b"", None  # key and profile of a version; a head's, mostly
+
+    @classmethod
+    def run(cls, txn: TableTransaction, work: Callable[[RecordTransaction], T]) -> T:
+        """Do some work, and write what it adds up to."""
+        transaction = cls(txn)
+        outcome = work(transaction)
+        transaction._settle()
+        return outcome
+
+    def file(self, file_id: bytes) -> FileEntry | None:
+        raw = self._txn.get("files", file_id)
+        return None if raw is None else decode_entry(raw)
+
+    def find(self, key: bytes) -> bytes | None:
+        return self._txn.get("names", key)
+
+    def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
+        return self._txn.get("files", file_id + version_id)
+
+    def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
+        key, profile = file_id + version_id, profile_in(raw, version_id)
+        if self._txn.put("files", key, raw, overwrite=False):
+            self._last_put = key, profile
+            self._count(profile, 0, 1)
+            return
+        head, before = self._head_profile(file_id), profile_in(self.version(file_id, version_id), version_id)
+        self._txn.put("files", key, raw)
+        self._last_put = key, profile
+        if profile != before:
+            self._count(before, 0, -1)
+            self._count(profile, 0, 1)
+        if (head_now := self._head_profile(file_id)) != head:
+            self._count(head, -1, 0)
+            self._count(head_now, 1, 0)
+
+    def drop_version(self, key: bytes) -> bool:
+        """Remove a version by file id and version id; whether it was there."""
+        self._last_put = b"", None
+        self._count(profile_in(self._txn.get("files", key), key[FILE_ID_BYTES:]), 0, -1)
+        return self._txn.delete("files", key)
+
+    def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
+        before = self._head_profile(file_id)
+        self._txn.put("files", file_id, encode(entry))
+        self._txn.put("names", key, file_id)
+        after = self._version_profile(file_id, entry.head)
+        if after != before:
+            self._count(before, -1, 0)
+            self._count(after, 1, 0)
+
+    def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
+        self.forget_file(file_id)
+        self._txn.delete("names", key)
+        self.keep_tombstone(file_id, tombstone)
+        self._txn.put("unburied", file_id, tombstone)
+
+    def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
+        self._txn.put("tombstones", file_id, tombstone)
+
+    def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
+        for file_id in file_ids:
+            self._txn.delete("unburied", file_id)
+
+    def forget_file(self, file_id: bytes) -> None:
+        self._count(self._head_profile(file_id), -1, 0)
+        self._txn.delete("files", file_id)
+
+    def _head_profile(self, file_id: bytes) -> Profile | None:
+        raw = self._txn.get("files", file_id)
+        entry = None if raw is None else entry_or_problem(raw)[0]
+        return None if entry is None else self._version_profile(file_id, entry.head)
+
+    def _version_profile(self, file_id: bytes, version_id: bytes) -> Profile | None:
+        key, profile = self._last_put
+        return profile if key == file_id + version_id else profile_in(self.version(file_id, version_id), version_id)
+
+    def _count(self, profile: Profile | None, files: int, versions: int) -> None:
+        """So many more of a profile; those of an older catalog are counted when it is opened."""
+        if profile is None:
+            return
+        if self._changes is None:
+            raw = self._txn.get(ROOT, PROFILES)
+            self._changes = ProfileChanges(raw, is_counted=raw is not None or not self.counters().versions)
+        self._changes.add(profile, files, versions)
+
+    def _settle(self) -> None:
+        if self._changes is not None and (raw := self._changes.packed()) is not None:
+            self._txn.put(ROOT, PROFILES, raw)
+
+    def forget_name(self, key: bytes, file_id: bytes) -> None:
+        if self.find(key) == file_id:
+            self._txn.delete("names", key)
+
+    def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
+        for node_id, raw in nodes:
+            self._txn.put("nodes", node_id, raw)
+
+    def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
+        value = NO_UPLOAD if upload is None else claim((upload,))
+        for stripe in stripes:
+            key = stripe + user
+            if not self._txn.put("holdings", key, value, overwrite=False) and upload is not None:
+                numbers = holding_of(key, self._txn.get("holdings", key) or b"").uploads
+                if upload not in numbers:
+                    self._txn.put("holdings", key, claim((*self._still_kept(numbers), upload)))
+
+    def _still_kept(self, numbers: tuple[int, ...]) -> list[int]:
+        """Those of some uploads that go on, and of the interrupted ones the latest: so that few pile up."""
+        records = {number: record for number in numbers if (record := self._upload(number)) is not None}
+        kept = [number for number, record in records.items() if record.interrupted_s is None]
+        waiting = {number: at for number, record in records.items() if (at := record.interrupted_s) is not None}
+        if waiting:
+            kept.append(max(waiting, key=lambda number: waiting[number]))
+        return kept
+
+    def _upload(self, number: int) -> UploadRecord | None:
+        raw = self._txn.get("uploads", number_key(number))
+        return None if raw is None else decode_upload(raw)
+
+    def keep_upload(self, number: int, record: UploadRecord) -> None:
+        self._txn.put("uploads", number_key(number), encode(record))
+
+    def end_upload(self, number: int) -> None:
+        self._txn.delete("uploads", number_key(number))
+
+    def set_store_time(self, time: StoreTime) -> None:
+        self._txn.put(ROOT, TIME, encode(time))
+
+    def keep_incomplete(self, slots: Iterable[int]) -> None:
+        incomplete, raw = sorted(slots), self._txn.get(ROOT, SETTINGS)
+        try:
+            settings = None if raw is None else decode_settings(raw)
+        except DamagedSettings:
+            return
+        if settings is not None and settings.incomplete != incomplete:
+            settings = msgspec.structs.replace(settings, incomplete=incomplete)
+            self._txn.put(ROOT, SETTINGS, encode_settings(settings))
+
+    def counters(self) -> Counters:
+        raw = self._txn.get(ROOT, COUNTERS)
+        return Counters() if raw is None else decode_counters(raw)
+
+    def set_counters(self, counters: Counters) -> None:
+        self._txn.put(ROOT, COUNTERS, encode(counters))
