@@ -23,6 +23,7 @@ from storage.errors import (
     FileNotFound,
     FormatError,
     InsufficientWorkers,
+    InvalidArgument,
     StorageError,
     StoreFull,
     StoreUnavailable,
@@ -224,7 +225,7 @@ class GroupCommit:
         for at, pending in enumerate(batch):
             try:
                 outcome: StoredVersion | BaseException = self._plan_one(plan, at, pending, pinned)
-            except (ConflictError, FileNotFound, *_TOO_FEW_STORES, FormatError, EpochChanged) as error:
+            except (ConflictError, FileNotFound, InvalidArgument, *_TOO_FEW_STORES, FormatError, EpochChanged) as error:
                 outcome = error
             plan.outcomes.append(outcome)
         return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from storage import ConflictError, FileNotFound, FileStorage, Version
 from storage.catalog import CatalogTransaction
-from storage.errors import StoreUnavailable
+from storage.errors import InvalidArgument, StoreUnavailable
 from tests.storage.helpers import USER, check_all, content, push
 
 Patch = pytest.MonkeyPatch
@@ -185,3 +186,41 @@ def test_commits_and_deletes_beside_each_other(store: FileStorage) -> None:
     assert failures == []
     assert store.stats().files == len(kept) == 24
     check_all(store, kept)
+
+
+def test_a_version_that_cannot_be_planned_fails_alone(store: FileStorage, monkeypatch: Patch) -> None:
+    """Others that wait to be committed with it are."""
+    first = push(store, content(1, 100), "a")
+    flushing, go_on = threading.Event(), threading.Event()
+
+    def wait(at: int) -> None:
+        if at == 0:
+            flushing.set()
+            go_on.wait(20)
+
+    during_flushes(store, monkeypatch, wait)
+    failures: list[BaseException] = []
+
+    def misnamed() -> None:
+        with store.upload(filename="b", user_id=USER) as upload:
+            upload.write(content(2, 100))
+            try:
+                upload.commit(file_id=bytes.fromhex(first.file_id))
+            except InvalidArgument as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=push, args=(store, content(3, 100), "c"))]
+    threads[0].start()
+    assert flushing.wait(20)
+    threads += [threading.Thread(target=misnamed), threading.Thread(target=push, args=(store, content(4, 100), "d"))]
+    for thread in threads[1:]:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(store._context.commits._queue) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(store._context.commits._queue) == 2  # both in the next batch
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(failures) == 1
+    assert {version.filename for version in store.list_files(user_id=USER)} == {"a", "c", "d"}
