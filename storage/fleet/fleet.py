@@ -300,17 +300,13 @@ class Fleet(ABC, Generic[StoreT]):
         """
 
     @abstractmethod
-    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Sync all online stores in parallel.
+    def sync(self) -> None:
+        """Sync all online stores in parallel."""
 
-        Args:
-            meanwhile: work to do while the disks are busy; it must not depend on the outcome.
-        """
-
-    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
         """:meth:`append`, then :meth:`sync`."""
         self.append(batches)
-        self.sync(meanwhile)
+        self.sync()
 
     @abstractmethod
     def sync_each(self) -> None:

@@ -336,18 +336,14 @@ class VolumeSet(Fleet[LocalVolume]):
             now = self.epoch()
             self.incomplete.difference_update(slot for slot in slots if now[slot] == since[slot])
 
-    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Sync all online volumes in parallel.
-
-        Args:
-            meanwhile: work to do while the disks are at it; it must not count on the outcome.
-        """
+    def sync(self) -> None:
+        """Sync all online volumes in parallel."""
         begun: list[_BegunSync] = []
         failures: list[StorageError] = []
         try:
             for slot, volume in self.online():
                 self._begin_sync(slot, volume, begun)
-            self._flush_together(begun, meanwhile)
+            self._flush_together(begun)
         finally:
             # Every begun sync must be ended, whatever happens to the others.
             for sync in begun:
@@ -375,11 +371,11 @@ class VolumeSet(Fleet[LocalVolume]):
         except StorageError as error:
             failures.append(error)
 
-    def _flush_together(self, begun: list[_BegunSync], meanwhile: Callable[[], None] | None) -> None:
+    def _flush_together(self, begun: list[_BegunSync]) -> None:
         """Flush files with descriptors in parallel, then the rest (directories, after a new segment)."""
         files = [(sync, file.descriptor()) for sync in begun for file in sync.pending.files.values()]
         together = [(sync, descriptor) for sync, descriptor in files if descriptor >= 0]
-        outcomes = self._flusher.flush([descriptor for _, descriptor in together], meanwhile)
+        outcomes = self._flusher.flush([descriptor for _, descriptor in together])
         for (sync, _), outcome in zip(together, outcomes, strict=True):
             sync.error = sync.error or outcome
         for sync in begun:

@@ -39,9 +39,7 @@ class Entries:
             replaced = self._index.replace(key, segment, offset, length, object_length)
             if replaced is not None:
                 self._table.release(replaced)
-            superseded = self._index.forget_aside(key)
-            if superseded is not None:
-                self._table.release(superseded.location)
+            self._drop_any_aside(key)
             offset += HEADER_BYTES + length
         self._table[segment].live += offset - start
         self._appended = True
@@ -49,12 +47,10 @@ class Entries:
     def enter_found(self, shard: Shard, segment: int, offset: int) -> None:
         """Index an intact record that was found in a segment, in place of any that is indexed."""
         old = self._index.get(shard.key)
-        if old is not None and old[:2] != (segment, offset):
+        if old is not None and not old.is_at(segment, offset):
             self._table.release(old)
-        self._index.put(shard.key, (segment, offset, len(shard.payload), shard.object_length))
-        superseded = self._index.forget_aside(shard.key)
-        if superseded is not None:
-            self._table.release(superseded.location)
+        self._index.put(shard.key, Location(segment, offset, len(shard.payload), shard.object_length))
+        self._drop_any_aside(shard.key)
         if bears_sequence(shard.key):
             self._note_sequence(shard.key, shard.payload)
         self._table[segment].live += HEADER_BYTES + len(shard.payload)
@@ -82,10 +78,14 @@ class Entries:
         if location is not None:
             self._index.remove(key)
             self._table.release(location)
+        return self._drop_any_aside(key) or location is not None
+
+    def _drop_any_aside(self, key: ShardKey) -> bool:
+        """Forget the record of a shard that is set aside; False if there is none."""
         aside = self._index.forget_aside(key)
         if aside is not None:
             self._table.release(aside.location)
-        return location is not None or aside is not None
+        return aside is not None
 
     # -- records set aside -----------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class Evacuation:
     def _read_to_move(self, key: ShardKey, number: int, offset: int) -> Shard | None:
         """A record that is still where it was; None if it is not, or if it rotted just now and was set aside."""
         location = self._index.get(key)
-        if location is None or location[:2] != (number, offset):
+        if location is None or not location.is_at(number, offset):
             return None
         try:
             return self._records.read(key, location)
@@ -150,7 +150,7 @@ class Evacuation:
 
     def _is_at(self, key: ShardKey, number: int, offset: int) -> bool:
         here = self._index.get(key)
-        return here is not None and here[:2] == (number, offset)
+        return here is not None and here.is_at(number, offset)
 
     def _cut_end(self, number: int, state: SegmentState, size: int) -> None:
         """Give back the end of a segment that nothing points into any more."""

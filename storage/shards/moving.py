@@ -62,7 +62,7 @@ class Mover:
             self._condition.check_usable()
             for (offset, shard), header in zip(batch, headers, strict=True):
                 here = self._index.get(shard.key)
-                if here is None or here[:2] != (number, offset):
+                if here is None or not here.is_at(number, offset):
                     continue
                 if self._index.recent(shard.key) is None:
                     self._entries.release(here)

@@ -30,6 +30,10 @@ class Location(NamedTuple):
     payload_length: int
     object_length: int
 
+    def is_at(self, segment: int, offset: int) -> bool:
+        """Whether the record begins at this offset of this segment."""
+        return self.segment == segment and self.offset == offset
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeUsage:

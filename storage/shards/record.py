@@ -83,11 +83,6 @@ def parse_header(raw: bytes | memoryview, volume_key: bytes) -> Header | None:
     return Header(ShardKey(key), object_length, payload_length, digest)
 
 
-def record_bytes(payload_length: int) -> int:
-    """Size of a whole record."""
-    return HEADER_BYTES + payload_length
-
-
 def pack_segment_header(header: SegmentHeader) -> bytes:
     """The 128-byte block that starts a segment file."""
     body = _SEGMENT.pack(SEGMENT_MAGIC, *header[:-2], header.k - 1, header.n - 1) + bytes(_SEGMENT_PAD)

@@ -138,9 +138,8 @@ class LocalReads:
             reads = ShardReads()
             shard = self._checked.read(holders[slot], volume, key, place, reads)
             if shard is not None and shard.object_length != length:
-                self._recovery.recover(
-                    stripe, expect=length
-                )  # which tells from the whole object which shards are wrong
+                # Recovery decodes the whole object, and so finds out which shards are wrong.
+                self._recovery.recover(stripe, expect=length)
                 return
             if shard is None and not reads.rotten and slot not in reads.unreachable:
                 self._heal_requests.damaged(stripe)

@@ -31,8 +31,8 @@ class FlushError(Exception):
 class Flusher(Protocol):
     """Makes files durable, in parallel."""
 
-    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
-        """Fdatasync each descriptor, run ``meanwhile`` in this thread in the meantime, and return each outcome."""
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        """Fdatasync each descriptor, and return each outcome."""
 
     def close(self) -> None:
         """Release threads or kernel resources."""
@@ -118,27 +118,21 @@ class KernelFlusher:
             self.close()
             raise FlushError(f"IOCB_CMD_FDSYNC: {outcome}")
 
-    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
         """See :class:`Flusher`."""
         outcomes: list[OSError | None] = []
         with self._lock:
             for start in range(0, max(1, len(descriptors)), _BATCH_MAX):
-                outcomes += self._flush_batch(descriptors[start : start + _BATCH_MAX], meanwhile)
-                meanwhile = None
+                outcomes += self._flush_batch(descriptors[start : start + _BATCH_MAX])
         return outcomes
 
-    def _flush_batch(self, descriptors: Sequence[int], meanwhile: Job | None) -> list[OSError | None]:
+    def _flush_batch(self, descriptors: Sequence[int]) -> list[OSError | None]:
         count = len(descriptors)
         for request, descriptor in zip(self._requests, descriptors, strict=False):
             request.aio_fildes = descriptor
         submitted = self._syscall(self._submit, self._context, ctypes.c_long(count), self._pointers)
         outcomes: list[OSError | None] = [None] * count
-        try:
-            if meanwhile is not None:
-                meanwhile()
-        finally:
-            # The requests are submitted: first collect their outcomes.
-            self._reap(max(submitted, 0), outcomes)
+        self._reap(max(submitted, 0), outcomes)
         for index in range(max(submitted, 0), count):
             # The kernel accepted fewer than all: flush the rest one by one.
             outcomes[index] = _datasync(descriptors[index])
@@ -174,10 +168,8 @@ class ThreadFlusher:
         self._lock = threading.Lock()
         self._threads = [_FlushThread(f"flush-{number}") for number in range(1, parallel)]
 
-    def flush(self, descriptors: Sequence[int], meanwhile: Job | None = None) -> list[OSError | None]:
+    def flush(self, descriptors: Sequence[int]) -> list[OSError | None]:
         """See :class:`Flusher`."""
-        if meanwhile is not None:
-            meanwhile()
         outcomes: list[OSError | None] = [None] * len(descriptors)
 
         def job(index: int) -> None:

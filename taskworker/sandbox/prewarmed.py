@@ -42,7 +42,6 @@ _ROOM_S = 0.25
 """How long a sender waits before it looks at its time again."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CPU_CLOCK = 2
-_GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 _FOR_GOOD = (

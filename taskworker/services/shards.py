@@ -42,7 +42,6 @@ from taskworker.transport.frames import (
 )
 
 _VERIFICATIONS_KEPT = 2
-_PROGRESS_EVERY_BYTES = 8 << 20
 _TOKEN_BYTES = 8
 _SIGN_OF_LIFE_S = 1.0
 _PROGRESS = struct.Struct("<Q")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from storage.errors import InsufficientWorkers, StorageError, StoreFull
@@ -101,9 +101,8 @@ class Appends:
             batches = self._again(left)
         return ()
 
-    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
         """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
-        done = meanwhile
         others = True
         again: set[int] = set()  # refused some of it, and are to make durable what they took before
         while batches or others or again:
@@ -113,9 +112,6 @@ class Appends:
             for slot, volume in online.items():
                 if slot in batches or slot in again or (others and self._is_synced_with_all(slot)):
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
-            if done is not None:
-                done()
-                done = None
             refusals = again
             again = set()
             for slot, error in self._await(tickets):

@@ -33,8 +33,6 @@ from storage.keys import ID_BYTES, SHARD_KEY_BYTES, Kind, PackedKeys, ShardKey, 
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import Location, Shard
 
-# Above this a frame takes no further shard: larger messages are no faster, and memory is theirs times the workers.
-FRAME_BYTES = MIB
 # The largest single shard (k = 1, the largest chunk) with its headers must fit into one message.
 MESSAGE_BYTES_MAX = CHUNK_SIZE_MAX + 2 * MIB
 KEYS_MAX = 4096

@@ -466,13 +466,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.append`, and :meth:`taskworker.transport.appends.Appends.append`."""
         return self._appends.append(batches, urgent=urgent)
 
-    def append_and_sync(self, batches: dict[int, list[Shard]], meanwhile: Callable[[], None] | None = None) -> None:
+    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
         """See :meth:`Fleet.append_and_sync`, and :meth:`taskworker.transport.appends.Appends.append_and_sync`."""
-        self._appends.append_and_sync(batches, meanwhile)
+        self._appends.append_and_sync(batches)
 
-    def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
+    def sync(self) -> None:
         """See :meth:`Fleet.sync`."""
-        self.append_and_sync({}, meanwhile)
+        self.append_and_sync({})
 
     def sync_each(self) -> None:
         """See :meth:`Fleet.sync_each`."""

@@ -26,31 +26,18 @@ def flusher(request: pytest.FixtureRequest) -> Iterator[Flusher]:
 def test_what_fails_is_told_apart_from_what_does_not(flusher: Flusher, tmp_path: Path, count: int) -> None:
     descriptors = [os.open(tmp_path / str(number), os.O_CREAT | os.O_RDWR) for number in range(count)]
     reading, writing = os.pipe()
-    called: list[bool] = []
     try:
         for descriptor in descriptors:
             os.write(descriptor, b"content")
         mixed = [*descriptors[: count // 2], writing, *descriptors[count // 2 :], reading]
-        outcomes = flusher.flush(mixed, lambda: called.append(True))
+        outcomes = flusher.flush(mixed)
     finally:
         for descriptor in (*descriptors, reading, writing):
             os.close(descriptor)
     failed = [place for place, outcome in enumerate(outcomes) if outcome is not None]
     assert failed == [count // 2, count + 1]
     assert {outcome.errno for outcome in outcomes if outcome is not None} <= {errno.EINVAL, errno.EROFS}
-    assert called == [True]
 
 
-def test_work_that_fails_meanwhile_is_told_once_all_is_flushed(flusher: Flusher, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
-
-    def fail() -> None:
-        raise ZeroDivisionError
-
-    try:
-        with pytest.raises(ZeroDivisionError):
-            flusher.flush([descriptor], fail)
-        assert flusher.flush([descriptor]) == [None]
-    finally:
-        os.close(descriptor)
+def test_nothing_to_flush(flusher: Flusher) -> None:
     assert flusher.flush([]) == []
