@@ -1,4 +1,4 @@
-"""Erasure profiles, the codec port, and the choice of a codec.
+"""The erasure code of a profile, and the choice of a codec.
 
 A chunk of L bytes is cut into k data shards of S = ceil(L / k) bytes (the last padded with zeros);
 n - k parity shards of S bytes follow. Any k shards give back the chunk. All codecs produce the bytes
@@ -9,64 +9,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
-from storage.errors import InvalidArgument
-from storage.limits import BytesLike, shown
+from storage.erasure.codec import Codec, CodecUnavailable
+from storage.erasure.profile import ErasureProfile, profile_for
+from storage.limits import BytesLike
 
-
-@dataclass(frozen=True, slots=True)
-class ErasureProfile:
-    """A (k, n) code: any k of n shards restore a chunk; n - k losses are survived.
-
-    Raises:
-        InvalidArgument: unless 1 <= k <= n <= 256 (zfec works in GF(2^8)).
-    """
-
-    k: int = 4
-    n: int = 6
-
-    def __post_init__(self) -> None:
-        if type(self.k) is not int or type(self.n) is not int:
-            raise InvalidArgument(f"erasure profile {self._shown()}: k and n must be whole numbers (int)")
-        if not 1 <= self.k <= self.n <= 256:
-            raise InvalidArgument(f"erasure profile {self._shown()}: must satisfy 1 <= k <= n <= 256")
-
-    def _shown(self) -> str:
-        return f"{shown(self.k)}-of-{shown(self.n)}"
-
-    def shard_length(self, length: int) -> int:
-        """Bytes of each shard of an object of ``length`` bytes."""
-        return -(-length // self.k)
-
-    def __str__(self) -> str:
-        return f"{self.k}-of-{self.n}"
-
-
-@lru_cache(maxsize=1024)
-def profile_for(k: int, n: int) -> ErasureProfile:
-    """The profile (k, n), made and checked once."""
-    return ErasureProfile(k, n)
-
-
-class Codec(Protocol):
-    """Multiplies k equally long blocks by a matrix over GF(2^8), as fast as it can."""
-
-    name: str
-
-    def encode(self, data: BytesLike, shard_length: int, parity: memoryview) -> None:
-        """Write the n - k parity shards of ``data`` (k * shard_length bytes) one after another into ``parity``."""
-
-    def decode(
-        self, blocks: Sequence[memoryview], slots: Sequence[int], wanted: Sequence[int], out: Sequence[memoryview]
-    ) -> None:
-        """From k ``blocks`` held in distinct ``slots``, compute data shards ``wanted`` (each < k) into ``out``."""
-
-
-class CodecUnavailable(Exception):
-    """This codec cannot work here; the text says why."""
+__all__ = [
+    "Codec",
+    "CodecUnavailable",
+    "ErasureCode",
+    "ErasureProfile",
+    "accelerator_name",
+    "code_for",
+    "code_for_key",
+    "profile_for",
+]
 
 
 class ErasureCode:

@@ -14,7 +14,8 @@ from typing import Any
 
 import cffi
 
-from storage.erasure.code import CodecUnavailable, ErasureProfile
+from storage.erasure.codec import CodecUnavailable
+from storage.erasure.profile import ErasureProfile
 from storage.erasure.zfec_codec import ZfecCodec
 from storage.limits import BytesLike
 
@@ -46,7 +47,7 @@ class IsalCodec:
         self._decode_tables = lru_cache(maxsize=_DECODE_TABLES_MAX)(self._make_decode_tables)
 
     def encode(self, data: BytesLike, shard_length: int, parity: memoryview) -> None:
-        """See :class:`storage.erasure.code.Codec`."""
+        """See :class:`storage.erasure.codec.Codec`."""
         ffi = self._ffi
         source = ffi.from_buffer("unsigned char[]", data)
         target = ffi.from_buffer("unsigned char[]", parity, require_writable=True)
@@ -57,7 +58,7 @@ class IsalCodec:
     def decode(
         self, blocks: Sequence[memoryview], slots: Sequence[int], wanted: Sequence[int], out: Sequence[memoryview]
     ) -> None:
-        """See :class:`storage.erasure.code.Codec`."""
+        """See :class:`storage.erasure.codec.Codec`."""
         ffi = self._ffi
         order = sorted(range(len(slots)), key=slots.__getitem__)
         tables = self._decode_tables(tuple(slots[i] for i in order), tuple(wanted))

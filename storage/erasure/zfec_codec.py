@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import zfec  # type: ignore[import-untyped]
 
-from storage.erasure.code import ErasureProfile
+from storage.erasure.profile import ErasureProfile
 from storage.limits import BytesLike
 
 
@@ -21,7 +21,7 @@ class ZfecCodec:
         self._decoder = zfec.Decoder(profile.k, profile.n)
 
     def encode(self, data: BytesLike, shard_length: int, parity: memoryview) -> None:
-        """See :class:`storage.erasure.code.Codec`."""
+        """See :class:`storage.erasure.codec.Codec`."""
         view = memoryview(data)
         # zfec takes objects with a contiguous buffer; slices of bytes are what it is tested with.
         blocks = [bytes(view[i * shard_length : (i + 1) * shard_length]) for i in range(self._k)]
@@ -31,7 +31,7 @@ class ZfecCodec:
     def decode(
         self, blocks: Sequence[memoryview], slots: Sequence[int], wanted: Sequence[int], out: Sequence[memoryview]
     ) -> None:
-        """See :class:`storage.erasure.code.Codec`."""
+        """See :class:`storage.erasure.codec.Codec`."""
         data = self._decoder.decode([bytes(block) for block in blocks], list(slots))
         for slot, target in zip(wanted, out, strict=True):
             target[:] = data[slot]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from storage import (
     Version,
@@ -14,9 +14,6 @@ from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import Fetch, Wanted
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
-
-if TYPE_CHECKING:
-    pass
 
 RETRIES = 3
 

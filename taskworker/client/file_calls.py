@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from storage import (
     ErasureProfile,
@@ -26,9 +26,6 @@ from taskworker.client.sources import Pushable
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
 from taskworker.rpc.limits import DELETE_MAX, PAGE_MAX
-
-if TYPE_CHECKING:
-    pass
 
 
 class FileCalls(ClientBase):

@@ -171,9 +171,9 @@ class FunctionClient(OperatorClient):
 
     def _pushed(self, bundle: bytes, timeout_s: float | None) -> tuple[str, str]:
         """Push a bundle that is too large for a message as a file; chunks that the pool has are not sent."""
-        from taskworker.client.client import Client
+        from taskworker.client.file_calls import FileCalls
 
-        with Client(self.address, timeout_s=timeout_s) as files:
+        with FileCalls(self.address, timeout_s=timeout_s) as files:
             version = files.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
         return version.file_id, version.version_id
 
