@@ -22,9 +22,22 @@ BROKEN = b"import nothing_of_the_kind\n"
 
 
 def bring_up(host: FunctionHost, version: str, code: bytes, name: str = "f", isolation: str = "call") -> None:
+    host.prepare(host.deployed_function(version, lambda: bundle_of(code, name, isolation)))
+
+
+def bundle_of(code: bytes, name: str = "f", isolation: str = "call") -> bytes:
     spec = FunctionSpec(name=name, entry="app:f", isolation=isolation)  # type: ignore[arg-type]
-    bundle = packed(spec, {"app/app.py": code}).bundle
-    host.prepare(host.deployed_function(version, lambda: bundle))
+    return packed(spec, {"app/app.py": code}).bundle
+
+
+def opened(directory: Path, stack: contextlib.ExitStack) -> FunctionHost:
+    store = stack.enter_context(contextlib.closing(FileStorage.open(directory / "store")))
+    host = FunctionHost(
+        directory / "functions",
+        lambda user, _timeout_s: EmbeddedFiles(store, user),
+        lambda call, _timeout_s, _asking: call.function,
+    )
+    return stack.enter_context(contextlib.closing(host))
 
 
 def warm(host: FunctionHost) -> list[tuple[str, tuple[str, ...]]]:
@@ -34,13 +47,7 @@ def warm(host: FunctionHost) -> list[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize("isolation", ["call", "user"])
 def test_processes_end_with_the_last_version_of_their_code(tmp_path: Path, isolation: str) -> None:
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(FileStorage.open(tmp_path / "store")))
-        host = FunctionHost(
-            tmp_path / "functions",
-            lambda user, _timeout_s: EmbeddedFiles(store, user),
-            lambda call, _timeout_s, _asking: call.function,
-        )
-        stack.enter_context(contextlib.closing(host))
+        host = opened(tmp_path, stack)
         bring_up(host, "tried", CODE, isolation=isolation)
         bring_up(host, "deployed", CODE, isolation=isolation)
         bring_up(host, "other", CODE, name="g", isolation=isolation)
@@ -55,3 +62,20 @@ def test_processes_end_with_the_last_version_of_their_code(tmp_path: Path, isola
             assert time.monotonic() < until, warm(host)
             time.sleep(0.01)
         assert warm(host) == [("f", ("newer",)), ("g", ("other",))]
+
+
+def test_a_late_call_of_a_version_that_was_ended_does_not_keep_its_processes(tmp_path: Path) -> None:
+    """The call found its function before the pool's answer came, and took a process after it."""
+    with contextlib.ExitStack() as stack:
+        host = opened(tmp_path, stack)
+        bring_up(host, "deployed", NEWER)
+        late = host.deployed_function("replaced", lambda: bundle_of(CODE))
+        host.end_versions(["replaced"])
+        host.prepare(late)
+        assert warm(host) == [("f", ()), ("f", ("deployed",))]
+        host.end_versions([])  # as after each further offer
+        until = time.monotonic() + WAIT_S
+        while len(warm(host)) > 1:
+            assert time.monotonic() < until, warm(host)
+            time.sleep(0.01)
+        assert warm(host) == [("f", ("deployed",))]

@@ -223,14 +223,16 @@ class FunctionHost:
     def end_versions(self, bundle_ids: Iterable[str]) -> None:
         """End the processes of versions that are no longer called, or were not deployed, after their running calls.
 
-        Processes stay if another version with the same code needs them.
+        Processes stay if another version with the same code needs them. Processes that no version needs end as well,
+        even if none of ``bundle_ids`` had them: a late call can start them again after its version was ended.
         """
-        for bundle_id in bundle_ids:
-            with self._lock:
-                key = self._wanted.pop(bundle_id, None)
-                needed = {*self._wanted.values(), *(own.hosted.image.key for own in self._own.values())}
-            if key is not None and key not in needed:
-                self._sandbox.end_when_idle(key)
+        running = self._sandbox.keys()  # first: a version is noted as wanted before it has processes
+        with self._lock:
+            for bundle_id in bundle_ids:
+                self._wanted.pop(bundle_id, None)
+            needed = {*self._wanted.values(), *(own.hosted.image.key for own in self._own.values())}
+        for key in running - needed:
+            self._sandbox.end_when_idle(key)
 
     def _here(self, bundle_id: str) -> HostedFunction | None:
         with self._lock:
