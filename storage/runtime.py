@@ -7,6 +7,11 @@ import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 
+def wall_ms() -> int:
+    """Milliseconds since 1970, by the machine's clock, which may be set."""
+    return time.time_ns() // 1_000_000
+
+
 class Runtime:
     """The machine's own. A simulation gives another, in which one seed decides everything."""
 

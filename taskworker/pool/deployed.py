@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage import FileStorage, Version
 from storage.errors import FileNotFound, InvalidArgument, StorageError
+from storage.runtime import wall_ms
 from taskworker.calls.bundle import ARCHIVE_BYTES_MAX, spec_of
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.owners import DEPLOYED_OWNER as OWNER
@@ -72,9 +72,17 @@ class DeployedFunctions:
         store: the pool's store.
         importing: imports functions before they are deployed.
         limits_max: the highest limits that a function may ask for.
+        now_ms: milliseconds since 1970.
     """
 
-    def __init__(self, store: FileStorage, importing: Importing, limits_max: Limits = LIMITS_MAX) -> None:
+    def __init__(
+        self,
+        store: FileStorage,
+        importing: Importing,
+        limits_max: Limits = LIMITS_MAX,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._now_ms = now_ms
         self._store = store
         self._importing = importing
         self._limits_max = limits_max
@@ -265,7 +273,7 @@ class DeployedFunctions:
 
     def _drop_old_candidates(self) -> None:
         """Remove candidates that a killed pool left behind."""
-        before_ms = (time.time() - _CANDIDATE_S) * 1000
+        before_ms = self._now_ms() - _CANDIDATE_S * 1000
         for version in self._store.list_files(user_id=CANDIDATE_OWNER, limit=100):
             if version.time_ms < before_ms:
                 with contextlib.suppress(FileNotFound):  # another deployment removed it

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from storage import FileStorage
+from storage.runtime import wall_ms
 from taskworker.functions.routing.call_log import CallLog
 from taskworker.functions.routing.policy import FunctionPolicy
 from taskworker.functions.routing.port import RoutedFunction
@@ -27,6 +30,8 @@ class PoolFunctions:
         transport: sends calls to workers.
         policy: the operator's settings.
         records: directory for calls' output and statistics; None: a temporary one.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
 
     Attributes:
         weight_of: returns a user's weight; a user with twice the weight gets twice as much when users compete.
@@ -39,14 +44,18 @@ class PoolFunctions:
         transport: Transport,
         policy: FunctionPolicy | None = None,
         records: Path | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         policy = policy or FunctionPolicy()
         self.weight_of = policy.shares.weight_of
-        self.hosting = Hosting(membership, transport, policy.shares.weight_of)
-        self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max)
-        statistics = StatisticsByFunction()
-        self.log = CallLog(records, policy.records, statistics)
-        self.router = CallRouter(self._find, self.hosting, self.log.finished, statistics, policy.shares)
+        self.hosting = Hosting(membership, transport, policy.shares.weight_of, clock_s)
+        self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max, now_ms)
+        statistics = StatisticsByFunction(clock_s)
+        self.log = CallLog(records, policy.records, statistics, clock_s, now_ms)
+        self.router = CallRouter(
+            self._find, self.hosting, self.log.finished, statistics, policy.shares, clock_s=clock_s
+        )
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)
 

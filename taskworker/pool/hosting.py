@@ -115,17 +115,23 @@ class Hosting:
         membership: knows which workers are alive.
         transport: sends calls to them.
         weight_of: returns a user's weight; a user with twice the weight gets twice as many places at a worker.
+        clock_s: monotonic seconds.
 
     Attributes:
         redactors: redact secrets that calls were given from their output and errors.
     """
 
     def __init__(
-        self, membership: Membership, transport: Transport, weight_of: Callable[[str], float] = lambda _user: 1.0
+        self,
+        membership: Membership,
+        transport: Transport,
+        weight_of: Callable[[str], float] = lambda _user: 1.0,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
         self._transport = transport
         self._weight_of = weight_of
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._offers: dict[str, Offer] = {}
         self._leases: dict[str, float] = {}  # of workers without volumes: monotonic end times
@@ -146,7 +152,7 @@ class Hosting:
         with self._lock:
             if offer.address:
                 self._check_id(offer)
-                self._leases[offer.worker] = time.monotonic() + LEASE_S
+                self._leases[offer.worker] = self._clock_s() + LEASE_S
             self._offers[offer.worker] = offer
 
     def _check_id(self, offer: Offer) -> None:
@@ -224,7 +230,7 @@ class Hosting:
     def _address_of(self, offer: Offer) -> str | None:
         """The address of a worker; None if it is not alive."""
         if offer.address:
-            return offer.address if time.monotonic() < self._leases.get(offer.worker, 0.0) else None
+            return offer.address if self._clock_s() < self._leases.get(offer.worker, 0.0) else None
         return self._membership.address_of(offer.worker, offer.instance)
 
     def able(self, function: RoutedFunction) -> list[str]:
@@ -326,8 +332,8 @@ class Hosting:
 
     def _await_hosts(self) -> None:
         """Wait for offers: just after the pool's start, workers need a moment."""
-        give_up = time.monotonic() + _OFFERS_TAKE_S
-        while not self.hosts() and time.monotonic() < give_up:
+        give_up = self._clock_s() + _OFFERS_TAKE_S
+        while not self.hosts() and self._clock_s() < give_up:
             time.sleep(_LOOK_AGAIN_S)
 
     def call_of(self, token: str) -> Call | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -425,7 +426,9 @@ def test_a_lull_is_over_when_users_pause_or_something_else_is_to_be_done() -> No
     assert next(busy, None) is None
     Tranquility(1.0, lambda: True, closed).lull(lambda: True)
     Tranquility(0.0, lambda: True, closed).lull(lambda: False)
-    Tranquility(1.0, lambda: True, closed).lull(lambda: False)  # users who do not pause at all are waited for in vain
+    seconds = count(0.0, 0.9)
+    Tranquility(1.0, lambda: True, closed, lambda: next(seconds)).lull(lambda: False)
+    assert next(seconds) > 2.0  # users who do not pause at all are waited for in vain
     closed.set()
     Tranquility(1.0, lambda: True, closed).lull(lambda: False)
 

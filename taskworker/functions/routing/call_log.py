@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from storage.errors import StorageError
+from storage.runtime import wall_ms
 from taskworker.calls.call import Call, CallReport
 from taskworker.calls.large_reports import conversion_permit
 from taskworker.functions.routing import former_records
@@ -39,6 +40,8 @@ class CallLog:
         path: directory that keeps them; None: a temporary one.
         bounds: limits on what is kept.
         statistics: the statistics to keep; restored at construction.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -46,9 +49,13 @@ class CallLog:
         path: Path | None = None,
         bounds: RecordBounds | None = None,
         statistics: StatisticsByFunction | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        self._records = _opened(path, bounds)
-        self._statistics = statistics or StatisticsByFunction()
+        self._clock_s = clock_s
+        self._now_ms = now_ms
+        self._records = _opened(path, bounds, now_ms)
+        self._statistics = statistics or StatisticsByFunction(clock_s)
         self._restore()
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -76,7 +83,7 @@ class CallLog:
     def finished(self, call: Call, worker: str, report: CallReport) -> None:
         """Record the output and outcome of a call; returns at once."""
         with conversion_permit(len(report.output)):
-            entries = _entries_of(call, worker, report)
+            entries = _entries_of(call, worker, report, self._now_ms)
         if not entries:
             return
         with self._changed:
@@ -121,18 +128,18 @@ class CallLog:
             log.warning("the figures of functions begin anew: %s", error)
 
     def _write_on(self) -> None:
-        old_at, pause_s = time.monotonic(), _WRITE_AFTER_S
-        figures_at = time.monotonic() + _FIGURES_EVERY_S
+        old_at, pause_s = self._clock_s(), _WRITE_AFTER_S
+        figures_at = self._clock_s() + _FIGURES_EVERY_S
         while not self._closing.is_set():
             self._arrived.wait(_FIGURES_EVERY_S)
             if self._closing.wait(pause_s):
                 return
-            begun = time.monotonic()
+            begun = self._clock_s()
             self._flush()
             if begun >= figures_at:
                 self._save_figures()
                 figures_at = begun + _FIGURES_EVERY_S
-            pause_s = min(_WRITE_AFTER_S_MAX, max(_WRITE_AFTER_S, _OF_DISK_TIME * (time.monotonic() - begun)))
+            pause_s = min(_WRITE_AFTER_S_MAX, max(_WRITE_AFTER_S, _OF_DISK_TIME * (self._clock_s() - begun)))
             if begun >= old_at:
                 self._try(self._records.drop_old)
                 old_at = begun + _DROP_OLD_EVERY_S
@@ -173,22 +180,22 @@ class CallLog:
         return not self._failing
 
 
-def _entries_of(call: Call, worker: str, report: CallReport) -> list[Entry]:
+def _entries_of(call: Call, worker: str, report: CallReport, now_ms: Callable[[], int]) -> list[Entry]:
     lines = [(one.time_ms, one.stream, one.text) for one in report.output]
     if report.error is not None:
         text = f"{type(report.error).__name__}: {report.error}"
-        lines.append((time.time_ns() // 1_000_000, "event", text))
+        lines.append((now_ms(), "event", text))
     return Entry.all_of(call.function, call.call_id, worker, lines)
 
 
-def _opened(path: Path | None, bounds: RecordBounds | None) -> CallRecords:
+def _opened(path: Path | None, bounds: RecordBounds | None, now_ms: Callable[[], int]) -> CallRecords:
     if path is None:
-        return CallRecords(None, bounds)
+        return CallRecords(None, bounds, now_ms)
     try:
-        records = CallRecords(path, bounds)
+        records = CallRecords(path, bounds, now_ms)
     except (StorageError, OSError) as error:
         log.warning("what functions print and how they do is kept until this process ends only: %s: %s", path, error)
-        return CallRecords(None, bounds)
+        return CallRecords(None, bounds, now_ms)
     former = path.with_name("calls.sqlite")
     try:
         former_records.take_over(former, records)

@@ -91,10 +91,17 @@ class ConcurrencyLimiter:
     Args:
         name: name of the function.
         weight_of: returns a user's weight; a user with twice the weight gets twice as many permits.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, name: str, weight_of: Callable[[str], float] = lambda _user: 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        weight_of: Callable[[str], float] = lambda _user: 1.0,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._concurrency = 0
         self._order = FairOrder(weight_of)
@@ -167,7 +174,7 @@ class ConcurrencyLimiter:
             self._came += 1
             mine = _Place(self._came, nested=nested)
             self._waiting.setdefault(user, deque()).append(mine)
-        started = time.monotonic()
+        started = self._clock_s()
         with running.ended_by(mine.woken.set):
             mine.woken.wait(timeout_s)
         with self._lock:
@@ -177,7 +184,7 @@ class ConcurrencyLimiter:
             self._forget_if_gone(user)
         if running.cancelled:
             raise CallAbandoned(f"the call of {self._name} was cancelled before its turn came")
-        waited_s = time.monotonic() - started
+        waited_s = self._clock_s() - started
         raise DeadlineExceeded(f"function {self._name}: its turn did not come within {waited_s:.1f} s")
 
     # These methods are called with the lock held.

@@ -38,9 +38,11 @@ class Dispatch:
 
     Args:
         weight_of: returns a user's weight; with twice the weight, a user gets twice as many places when users compete.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, weight_of: Callable[[str], float]) -> None:
+    def __init__(self, weight_of: Callable[[str], float], clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._order = FairOrder(weight_of)
         self._waiting: list[_Waiting] = []
@@ -125,7 +127,7 @@ class Dispatch:
                 if mine.found is not None:
                     return
                 again()
-                if time.monotonic() - self._looked_at > _LOOKS_S * len(self._waiting):
+                if self._clock_s() - self._looked_at > _LOOKS_S * len(self._waiting):
                     while self._hand_out():
                         pass
 
@@ -145,7 +147,7 @@ class Dispatch:
     def _hand_out(self, until: _Waiting | None = None) -> bool:
         """Give a place to the first call, up to ``until``, for which there is one; return whether to try again."""
         if until is None:
-            self._looked_at = time.monotonic()
+            self._looked_at = self._clock_s()
         for one in sorted(self._waiting, key=lambda waiting: (*self._order.rank(waiting.user), waiting.number)):
             one.found = one.look()
             if one.found is not None:

@@ -25,11 +25,11 @@ class Latencies:
     A worker that has not run the function lately counts as fast, so that it is tried again.
 
     Args:
-        now: clock in monotonic seconds.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._latencies: dict[tuple[str, str], _Pace] = {}
 
     def took(self, function: str, worker: str, seconds: float) -> None:
@@ -37,12 +37,12 @@ class Latencies:
         known = self._fresh(function, worker)
         if known is None:
             self._latencies.pop((function, worker), None)  # newest last
-            self._latencies[function, worker] = _Pace(seconds, self._now())
+            self._latencies[function, worker] = _Pace(seconds, self._clock_s())
             while len(self._latencies) > _KEPT:
                 del self._latencies[next(iter(self._latencies))]
         else:
             known.seconds += _WEIGHT * (seconds - known.seconds)
-            known.at = self._now()
+            known.at = self._clock_s()
 
     def slowness(self, function: str, workers: Sequence[str]) -> dict[str, float]:
         """How many times slower each worker is than the fastest of them; 1 if they are about equal."""
@@ -55,6 +55,6 @@ class Latencies:
 
     def _fresh(self, function: str, worker: str) -> _Pace | None:
         pace = self._latencies.get((function, worker))
-        if pace is None or self._now() - pace.at > _FRESH_S + 2 * pace.seconds:
+        if pace is None or self._clock_s() - pace.at > _FRESH_S + 2 * pace.seconds:
             return None
         return pace

@@ -15,7 +15,6 @@ import logging
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from storage.errors import FormatError
+from storage.runtime import wall_ms
 from storage.system.lmdb_env import Environment, Transaction
 from taskworker.functions.routing.record_formats import (
     _PIECE_BYTES,
@@ -89,9 +89,13 @@ class CallRecords:
     Args:
         path: directory of the environment; None: a temporary one.
         bounds: limits on what is kept.
+        now_ms: milliseconds since 1970.
     """
 
-    def __init__(self, path: Path | None = None, bounds: RecordBounds | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, bounds: RecordBounds | None = None, now_ms: Callable[[], int] = wall_ms
+    ) -> None:
+        self._now_ms = now_ms
         self._bounds = bounds or RecordBounds()
         self._temporary = None if path is not None else tempfile.TemporaryDirectory(prefix="taskworker-calls-")
         self._path = path if path is not None else Path(self._temporary.name)  # type: ignore[union-attr]
@@ -110,13 +114,13 @@ class CallRecords:
 
     def add(self, entries: Iterable[Entry], time_ms: int | None = None) -> None:
         """Add entries that arrived at this time (default: now); older ones are removed to make room."""
-        now_ms = time.time_ns() // 1_000_000 if time_ms is None else time_ms
+        now_ms = self._now_ms() if time_ms is None else time_ms
         for some in _in_parts(entries):
             self._write(lambda env, txn, some=some: _Writing(env, txn, self._bounds).add(some, now_ms))  # type: ignore[misc]
 
     def drop_old(self, time_ms: int | None = None) -> None:
         """Remove entries that have reached the maximum age."""
-        now_ms = time.time_ns() // 1_000_000 if time_ms is None else time_ms
+        now_ms = self._now_ms() if time_ms is None else time_ms
         before = _first_number(now_ms - int(self._bounds.age_s * 1000))
         while self._write(lambda env, txn: _Writing(env, txn, self._bounds).drop_before(before)):
             pass

@@ -65,6 +65,7 @@ class CallRouter:
         shares: the shares of users.
         places: limits how many calls run.
         clock_s: monotonic seconds.
+        rng: chooses the workers that are compared.
     """
 
     def __init__(
@@ -76,22 +77,24 @@ class CallRouter:
         shares: UserShares | None = None,
         places: Places | None = None,
         clock_s: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         self._shares = shares or UserShares()
         self._places = places or pool_places(self._shares.weight_of)
-        self._dispatch = Dispatch(self._shares.weight_of)
-        self._users = UserCalls(self._shares)
+        self._dispatch = Dispatch(self._shares.weight_of, clock_s)
+        self._users = UserCalls(self._shares, clock_s)
         self._find = find
         self._workers = workers
         self._finished = finished
         self._clock_s = clock_s
+        self._rng = rng or random.Random()
         self._lock = threading.Lock()
         self._outstanding: Counter[str] = Counter()
         self._latencies = Latencies(clock_s)
         self._homes: LRUCache[tuple[str, str], str] = LRUCache(_HOMES_MAX)  # which worker ran a user's last call
         self._limiters: WeakValueDictionary[str, ConcurrencyLimiter] = WeakValueDictionary()  # while there are calls
         self._running: dict[str, _Running] = {}  # calls that run on workers, by token
-        self._statistics = statistics or StatisticsByFunction()
+        self._statistics = statistics or StatisticsByFunction(clock_s)
         self._cache: TLRUCache[object, _Cached] = TLRUCache(
             maxsize=_CACHE_BYTES,
             ttu=lambda _key, cached, now: now + cached.ttl_s,
@@ -116,7 +119,7 @@ class CallRouter:
             CallAbandoned: ``running`` was ended.
             StorageError: the call itself failed.
         """
-        deadline, running = Until(timeout_s), running or RunningCall()
+        deadline, running = Until(timeout_s, self._clock_s), running or RunningCall()
         with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
             key = _cache_key(function, mine) if function.cache_ttl_s else None
@@ -146,10 +149,10 @@ class CallRouter:
             CallUncertain: as for :meth:`call`, and if the worker was lost after it gave an item.
             StorageError: as for :meth:`call`.
         """
-        deadline = Until(timeout_s)
+        deadline = Until(timeout_s, self._clock_s)
         with self._admitted(call, deadline, running) as mine:
             function = self._found(mine.function, deadline)
-            given = Given(items, function)
+            given = Given(items, function, self._clock_s)
             key = ("stream", _cache_key(function, mine)) if function.cache_ttl_s else None
             if key is not None and (found := self._cached(key)) is not None:
                 self._statistics_of(function.name).from_cache()
@@ -244,7 +247,7 @@ class CallRouter:
 
     def _limiter_of(self, name: str) -> ConcurrencyLimiter:
         with self._lock:
-            return self._limiters.setdefault(name, ConcurrencyLimiter(name, self._shares.weight_of))
+            return self._limiters.setdefault(name, ConcurrencyLimiter(name, self._shares.weight_of, self._clock_s))
 
     def _statistics_of(self, name: str) -> CallStatistics:
         return self._statistics.of(name)
@@ -387,7 +390,7 @@ class CallRouter:
         """The less busy of two workers; one of them is the worker with the user's process, if there is one."""
         if len(workers) == 1:
             return workers[0]
-        two = random.sample(workers, 2)
+        two = self._rng.sample(workers, 2)
         with self._lock:
             home = self._homes.get((function.name, user)) if function.keeps else None
             if home in workers and home not in two:

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,9 +67,14 @@ class FiguresChanged:
 
 
 class CallStatistics:
-    """Counts the calls of one function. Thread-safe."""
+    """Counts the calls of one function. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._changes = 0
         self._calls = self._errors = self._cached = self._moved = 0
@@ -80,7 +86,7 @@ class CallStatistics:
     def ended(self, taken_s: float, *, failed: bool) -> None:
         """Count a call that ended."""
         with self._lock:
-            self._note(time.monotonic(), taken_s)
+            self._note(self._clock_s(), taken_s)
             self._calls += 1
             self._errors += failed
             self._changes = next(_changes)
@@ -143,17 +149,23 @@ class CallStatistics:
             kept = min(self._ended, _KEPT)
             ended_at, taken_s = list(self._ended_at[:kept]), sorted(self._taken_s[:kept])
             counts = (self._calls, self._errors, self._cached, self._moved)
-        since = time.monotonic() - _RATE_WINDOW_S
+        now = self._clock_s()
+        since = now - _RATE_WINDOW_S
         recent = [at for at in ended_at if at >= since]
         # If the window has more calls than are kept, the kept ones determine its length.
-        over_s = _RATE_WINDOW_S if len(recent) < _KEPT else time.monotonic() - min(recent)
+        over_s = _RATE_WINDOW_S if len(recent) < _KEPT else now - min(recent)
         return CallFigures(*counts, len(recent) / over_s, *(_percentile(taken_s, share) for share in (0.5, 0.95, 0.99)))
 
 
 class StatisticsByFunction:
-    """The statistics of all functions that were called lately. Thread-safe."""
+    """The statistics of all functions that were called lately. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._by_function: dict[str, CallStatistics] = {}
         self._saved: dict[str, int] = {}
@@ -161,7 +173,7 @@ class StatisticsByFunction:
     def of(self, function: str) -> CallStatistics:
         """The statistics of a function that is being called; created if absent."""
         with self._lock:
-            found = self._by_function.pop(function, None) or CallStatistics()
+            found = self._by_function.pop(function, None) or CallStatistics(self._clock_s)
             self._by_function[function] = found  # most recently called last
             while len(self._by_function) > _FUNCTIONS_MAX:
                 del self._by_function[next(iter(self._by_function))]

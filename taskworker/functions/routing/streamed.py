@@ -25,9 +25,15 @@ class Given:
 
     A call has ended when its function's time is over, and a slow consumer of its items must not delay anything after
     that. So items that are not taken by then are dropped, until the worker reports how the call ended.
+
+    Args:
+        items: receives the items.
+        function: the function that is called.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, items: Items, function: RoutedFunction) -> None:
+    def __init__(self, items: Items, function: RoutedFunction, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._items = items
         self._function = function
         self._over_at = math.inf
@@ -39,7 +45,7 @@ class Given:
     def __call__(self, item: str, over: Callable[[], bool]) -> None:
         """Pass on one item."""
         if not self.any:
-            self._over_at = time.monotonic() + self._function.wall_s
+            self._over_at = self._clock_s() + self._function.wall_s
         self.any = True
         self._bytes += item_bytes(item)
         if self._bytes > CACHED_RESULT_BYTES_MAX:
@@ -51,7 +57,7 @@ class Given:
 
     def _is_late(self) -> bool:
         """Whether the call's time is over, so that an item that waits to be taken is dropped."""
-        self._late = time.monotonic() >= self._over_at
+        self._late = self._clock_s() >= self._over_at
         return self._late
 
     def require_all(self) -> None:
@@ -68,16 +74,22 @@ class Given:
 
 
 class Until:
-    """A point in time by which a call must have ended."""
+    """A point in time by which a call must have ended.
 
-    def __init__(self, timeout_s: float | None) -> None:
+    Args:
+        timeout_s: seconds until then; None: no limit.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, timeout_s: float | None, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s = timeout_s
-        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+        self._clock_s = clock_s
+        self._at = None if timeout_s is None else clock_s() + timeout_s
 
     @property
     def is_over(self) -> bool:
         """Whether this point in time has passed."""
-        return self._at is not None and time.monotonic() >= self._at
+        return self._at is not None and self._clock_s() >= self._at
 
     def left_s(self) -> float | None:
         """Seconds left; None: no limit.
@@ -87,7 +99,7 @@ class Until:
         """
         if self._at is None:
             return None
-        left = self._at - time.monotonic()
+        left = self._at - self._clock_s()
         if left <= 0:
             raise DeadlineExceeded(f"the call did not end within {self._timeout_s:.3g} s")
         return left

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,10 +67,16 @@ class _Calls:
 
 
 class UserCalls:
-    """Limits the running and waiting calls of each user. Thread-safe."""
+    """Limits the running and waiting calls of each user. Thread-safe.
 
-    def __init__(self, shares: UserShares) -> None:
+    Args:
+        shares: the limits.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, shares: UserShares, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._shares = shares
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._calls: dict[str, _Calls] = {}  # for users who have calls
 
@@ -121,7 +127,7 @@ class UserCalls:
         )
 
     def _wait(self, user: str, woken: threading.Event, timeout_s: float | None, running: RunningCall) -> None:
-        started = time.monotonic()
+        started = self._clock_s()
         with running.ended_by(woken.set):
             woken.wait(timeout_s)
         with self._lock:
@@ -132,7 +138,7 @@ class UserCalls:
         if running.cancelled:
             raise CallAbandoned("the call was cancelled before its turn came")
         raise DeadlineExceeded(
-            f"this user's calls under way did not end within {time.monotonic() - started:.1f} s, and no more may be"
+            f"this user's calls under way did not end within {self._clock_s() - started:.1f} s, and no more may be"
         )
 
     def _end(self, user: str) -> None:

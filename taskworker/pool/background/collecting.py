@@ -55,7 +55,7 @@ class Collector:
         self._every_s = every_s
         self._runtime = runtime
         self.signals = Signals()
-        self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing)
+        self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
         self._running: tuple[float, int, int] | None = None  # since when, done, total
         self._due_s = math.inf  # by the monotonic clock
         self._ended_s = -math.inf

@@ -99,9 +99,17 @@ class Tranquility:
         factor: multiples; 0: never rest.
         is_busy: whether users are at work.
         closed: ends a rest.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, factor: float, is_busy: Callable[[], bool], closed: threading.Event) -> None:
+    def __init__(
+        self,
+        factor: float,
+        is_busy: Callable[[], bool],
+        closed: threading.Event,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock_s = clock_s
         self._factor = factor
         self._is_busy = is_busy
         self._closed = closed
@@ -109,8 +117,8 @@ class Tranquility:
 
     def lull(self, is_over: Callable[[], bool]) -> None:
         """Return when users pause, something else is to be done (``is_over``), or after two seconds."""
-        give_up_s = time.monotonic() + _REST_S_MAX
-        while self._factor and self._is_busy() and not is_over() and time.monotonic() < give_up_s:
+        give_up_s = self._clock_s() + _REST_S_MAX
+        while self._factor and self._is_busy() and not is_over() and self._clock_s() < give_up_s:
             if self._closed.wait(_LOOK_S):
                 return
 
