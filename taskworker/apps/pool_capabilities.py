@@ -6,8 +6,11 @@ import functools
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from storage.runtime import wall_ms
 from taskworker.apps.pool_names import PoolDirectory
 from taskworker.calls.call import Call
 from taskworker.calls.capabilities import ApiRequest, ApiResponse, Capabilities
@@ -41,6 +44,8 @@ class PoolCapabilities:
         master_key: path of the master key that secrets are sealed with; default: ``master.key`` in ``directory``.
         egress: limits on calls of outside APIs.
         dns: how to resolve names, and the address to serve them on.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
 
     Raises:
         FormatError: the egress rules in the catalog cannot be read.
@@ -55,18 +60,23 @@ class PoolCapabilities:
         master_key: MasterKeySource | None,
         egress: EgressLimits,
         dns: DnsOptions | None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._functions = functions
         self._address = ""
         self._rules = RuleBook(pool.documents)
-        self.secrets = Secrets(pool.documents, master_key or KeyFile(Path(directory) / _MASTER_KEY))
+        self.secrets = Secrets(pool.documents, master_key or KeyFile(Path(directory) / _MASTER_KEY), now_ms, clock_s)
         self.egress = EgressProxy(
             self._rules,
             AuditLog(Path(directory) / _AUDIT_LOG),
             limits=egress,
             fill=RequestSecrets(self.secrets, functions.hosting.redactors.given_to).fill,
+            clock_s=clock_s,
+            now_ms=now_ms,
         )
-        self.names = Names(PoolDirectory(pool.pool_id, lambda: self._address, pool.membership, functions), dns)
+        names = PoolDirectory(pool.pool_id, lambda: self._address, pool.membership, functions)
+        self.names = Names(names, dns, clock_s=clock_s, now_ms=now_ms)
 
     def start(self) -> None:
         """Serve names over DNS.

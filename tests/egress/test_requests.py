@@ -390,6 +390,15 @@ def test_answers_are_kept_by_http_s_rules_each_user_s_apart(egress: Egress) -> N
     assert [one.outcome for one in egress.audit.read() if one].count("cache") == 1
 
 
+def test_answers_are_kept_for_a_day_at_most(make: Make) -> None:
+    now = [0.0]
+    egress = make(clock_s=lambda: now[0])
+    with Server(Counting("Cache-Control: max-age=10000000\r\n")) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+        for now[0], body in ((0.0, b"1"), (86_399.0, b"1"), (86_401.0, b"2")):
+            assert egress.request(url_of(server), cache=True).body == body
+
+
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "X-Anything"])
 def test_answers_to_other_credentials_are_kept_apart(make: Make, name: str) -> None:
     """A function may speak for several people by their tokens; and many hosts send no Vary."""

@@ -17,6 +17,7 @@ from taskworker.outbound.secrets.calls import CallSecrets, RequestSecrets
 from taskworker.outbound.secrets.master_key import KeyFile
 from taskworker.outbound.secrets.sealing import Grant
 from taskworker.outbound.secrets.store import VALUE_BYTES_MAX, Secrets
+from taskworker.outbound.secrets.uses import LastUses
 from taskworker.outbound.secrets.vault import DOCUMENT
 from tests.secrets.kept import secrets_in
 
@@ -54,6 +55,15 @@ def test_a_secret_s_life(kept: Secrets, tmp_path: Path, catalog: LmdbCatalog) ->
     kept.remove("api_key")
     assert kept.list() == []
     assert catalog.document(DOCUMENT) == b""
+
+
+def test_last_uses_are_written_once_a_minute(catalog: LmdbCatalog) -> None:
+    now_s = [0.0]
+    uses = LastUses(catalog, lambda: int(now_s[0] * 1000), lambda: now_s[0])
+    for now_s[0], written in ((59.0, None), (60.0, 60_000), (61.0, 60_000), (119.0, 60_000), (120.0, 120_000)):
+        uses.note("used")
+        assert LastUses(catalog, lambda: 0).of("used") == written
+    assert uses.of("used") == 120_000
 
 
 def test_the_last_use_is_kept(kept: Secrets, tmp_path: Path, catalog: LmdbCatalog) -> None:

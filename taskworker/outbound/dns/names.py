@@ -21,6 +21,7 @@ from dns.rdatatype import RdataType
 from dns.rdtypes.ANY.TXT import TXT
 
 from storage.errors import InvalidArgument, PermissionDenied
+from storage.runtime import wall_ms
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
 from taskworker.outbound.dns.answers import Answer
 from taskworker.outbound.dns.budget import ReplyBudget
@@ -84,14 +85,20 @@ class Names:
         directory: lists what is in the pool.
         options: the options.
         clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
-        self, directory: Directory, options: DnsOptions | None = None, *, clock_s: Callable[[], float] = time.monotonic
+        self,
+        directory: Directory,
+        options: DnsOptions | None = None,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         chosen = self._options = options or DnsOptions()
         self._resolver = Resolver(
-            Zone(directory, clock_s, serial=int(time.time()) & 0xFFFFFFFF),
+            Zone(directory, clock_s, serial=(now_ms() // 1000) & 0xFFFFFFFF),
             chosen.policy,
             Upstream(chosen.servers),
             clock_s=clock_s,

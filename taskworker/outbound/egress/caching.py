@@ -6,7 +6,7 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,10 +62,12 @@ class MemoryStorage(AsyncBaseStorage):
     Args:
         bytes_max: bytes of all responses.
         body_bytes_max: bytes of a body; larger ones are passed on but not cached.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, bytes_max: int, body_bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, body_bytes_max: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__(default_ttl=_TTL_S, max_stream_size=min(bytes_max // 4, body_bytes_max))
+        self._clock_s = clock_s
         self._bytes_max = bytes_max
         self._bytes = 0
         self._kept: OrderedDict[uuid.UUID, _Kept] = OrderedDict()
@@ -103,7 +105,7 @@ class MemoryStorage(AsyncBaseStorage):
         tti: float | None = None,
     ) -> Entry:
         """See ``AsyncBaseStorage``."""
-        until = time.monotonic() + (_TTL_S if ttl is None else ttl)
+        until = self._clock_s() + (_TTL_S if ttl is None else ttl)
         entry = Entry(uuid.uuid4(), request, response)
         saved = replace(entry, response=replace(response, stream=None, headers=Headers(dict(response.headers.items()))))
         return replace(entry, response=replace(response, stream=self._saving(response.stream, saved, key, until)))
@@ -115,7 +117,7 @@ class MemoryStorage(AsyncBaseStorage):
             kept = self._kept[identity]
             if kept.key != key:
                 continue
-            if kept.until < time.monotonic():
+            if kept.until < self._clock_s():
                 self._drop(identity)
                 continue
             self._kept.move_to_end(identity)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -35,14 +36,21 @@ class ConnectionPools:
         resolve: returns the addresses of a name; blocking.
         tls: the trusted authorities and TLS versions.
         limits: the pool's limits.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, resolve: Resolve, tls: ssl.SSLContext, limits: EgressLimits) -> None:
+    def __init__(
+        self,
+        resolve: Resolve,
+        tls: ssl.SSLContext,
+        limits: EgressLimits,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._resolve = resolve
         self._tls = tls
         self._limits = limits
         self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="egress-resolve")
-        self._shares = FunctionShares(self._threads)
+        self._shares = FunctionShares(self._threads, clock_s)
         self._open: OrderedDict[tuple[str, bool], _Connections] = OrderedDict()
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 import httpx
 
 from storage.errors import StorageError, StoreClosed
+from storage.runtime import wall_ms
 from taskworker.calls.capabilities import ApiRequest, ApiResponse
 from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.outbound.egress.addresses import Resolve, resolve_by_system
@@ -44,6 +45,8 @@ class EgressProxy:
         resolve: returns the addresses of a name.
         fill: fills in secrets.
         tls: the trusted authorities; None: those of certifi.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class EgressProxy:
         resolve: Resolve = resolve_by_system,
         fill: Fill = no_secrets,
         tls: ssl.SSLContext | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -62,10 +67,11 @@ class EgressProxy:
         self.audit = audit
         self._limits = limits
         self._fill = fill
-        self._limiter = RequestLimiter(limits)
+        self._now_ms = now_ms
+        self._limiter = RequestLimiter(limits, clock_s)
         self._loop = asyncio.new_event_loop()
         tls = tls or httpx.create_ssl_context(trust_env=False)
-        self._sender = Sender(ConnectionPools(resolve, tls, limits), rules, audit, limits)
+        self._sender = Sender(ConnectionPools(resolve, tls, limits, clock_s), rules, audit, limits, clock_s, now_ms)
         self._thread = threading.Thread(target=self._loop.run_forever, name="egress", daemon=True)
         self._closed = False
         self._starting = threading.Lock()
@@ -126,7 +132,7 @@ class EgressProxy:
             outgoing = prepare(request, url, filling, self._limits)
         except StorageError as error:
             method = request.method[:20]
-            now, kind = time.time_ns() // 1_000_000, type(error).__name__
+            now, kind = self._now_ms(), type(error).__name__
             self.audit.add(AuditRecord(now, function, user, host, method, 0, len(request.body), 0, 0.0, kind))
             raise
         return Exchange(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -19,6 +19,7 @@ from tenacity import (
 )
 
 from storage.errors import StorageError
+from storage.runtime import wall_ms
 from taskworker.calls.capabilities import ApiResponse
 from taskworker.errors import ApiLimitExceeded, ApiUnreachable, CallAbandoned, DeadlineExceeded
 from taskworker.outbound.egress.audit import AuditLog, AuditRecord
@@ -107,14 +108,32 @@ class Exchange:
 
 
 class Sender:
-    """Sends requests. For one event loop."""
+    """Sends requests. For one event loop.
 
-    def __init__(self, pools: ConnectionPools, rules: RuleBook, audit: AuditLog, limits: EgressLimits) -> None:
+    Args:
+        pools: the connections.
+        rules: which function may call which hosts.
+        audit: records every request.
+        limits: limits on requests.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        pools: ConnectionPools,
+        rules: RuleBook,
+        audit: AuditLog,
+        limits: EgressLimits,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
         self.limits = limits
+        self._now_ms = now_ms
         self._pools = pools
         self._rules = rules
         self._audit = audit
-        self._storage = MemoryStorage(limits.cache_bytes, limits.response_bytes)
+        self._storage = MemoryStorage(limits.cache_bytes, limits.response_bytes, clock_s)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -145,7 +164,7 @@ class Sender:
 
     async def _audited(self, exchange: Exchange) -> _Answer:
         exchange.permit.let_go()  # bytes of an earlier attempt
-        started, now = time.perf_counter(), time.time_ns() // 1_000_000
+        started, now = time.perf_counter(), self._now_ms()
         status, received, outcome = 0, 0, ""
         try:
             answer = await self._ask(exchange)

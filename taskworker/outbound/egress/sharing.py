@@ -27,9 +27,11 @@ class FunctionShare:
 
     Args:
         threads: the threads, shared by all functions; work in them cannot be cancelled.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, threads: Executor) -> None:
+    def __init__(self, threads: Executor, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.clock_s = clock_s
         self._threads = threads
         self._lookups = asyncio.Semaphore(_LOOKUPS)
         self._reading = asyncio.Lock()
@@ -61,17 +63,19 @@ class FunctionShares:
 
     Args:
         threads: see ``FunctionShare``.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, threads: Executor) -> None:
+    def __init__(self, threads: Executor, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._threads = threads
+        self._clock_s = clock_s
         self._shares: WeakValueDictionary[str, FunctionShare] = WeakValueDictionary()
 
     def of(self, function: str) -> FunctionShare:
         """The share of a function."""
         share = self._shares.get(function)
         if share is None:
-            share = self._shares[function] = FunctionShare(self._threads)
+            share = self._shares[function] = FunctionShare(self._threads, self._clock_s)
         return share
 
 
@@ -88,6 +92,7 @@ class SharedStream(httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream, share: FunctionShare) -> None:
         self._stream = stream
         self._share = share
+        self._clock_s = share.clock_s
         self._bytes = _FIRST_BYTES
         self._given_s: float | None = None
         self._unparsed = b""
@@ -95,7 +100,7 @@ class SharedStream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the port's
         """See ``AsyncNetworkStream``."""
         if self._given_s is not None:
-            slow = time.monotonic() - self._given_s > _STEP_S
+            slow = self._clock_s() - self._given_s > _STEP_S
             self._bytes = max(_LEAST_BYTES, self._bytes // 2) if slow else min(_MOST_BYTES, self._bytes * 2)
         self._given_s = None
         if not self._unparsed:
@@ -103,7 +108,7 @@ class SharedStream(httpcore.AsyncNetworkStream):
         # The reader may be cancelled here, and over HTTP/2, other requests go on with the data that has arrived.
         await self._share.read_turn()
         data, self._unparsed = self._unparsed, b""
-        self._given_s = time.monotonic()
+        self._given_s = self._clock_s()
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109

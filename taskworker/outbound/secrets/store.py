@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from storage.errors import InvalidArgument, PermissionDenied
+from storage.runtime import wall_ms
 from taskworker.calls import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret
@@ -66,17 +67,19 @@ class Secrets:
     Args:
         documents: a catalog that stores the sealed secrets.
         source: where the master key is kept.
-        now_ms: the time, ms since 1970.
+        now_ms: milliseconds since 1970.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
         self,
         documents: Documents,
         source: MasterKeySource,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = wall_ms,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vault = Vault(documents, source)
-        self._uses = LastUses(documents, now_ms)
+        self._uses = LastUses(documents, now_ms, clock_s)
         self._now_ms = now_ms
 
     def check(self) -> None:

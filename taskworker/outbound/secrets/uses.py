@@ -24,23 +24,27 @@ class LastUses:
 
     Args:
         documents: where they are stored.
-        now_ms: the time, ms since 1970.
+        now_ms: milliseconds since 1970.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, documents: Documents, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, documents: Documents, now_ms: Callable[[], int], clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._documents = documents
+        self._clock_s = clock_s
         self._now_ms = now_ms
         self._lock = threading.Lock()
         self._uses = _kept(documents)
         self._changed = False
-        self._kept_at_s = time.monotonic()
+        self._kept_at_s = self._clock_s()
 
     def note(self, name: str) -> None:
         """Note that a secret is used now."""
         with self._lock:
             self._uses[name] = self._now_ms()
             self._changed = True
-            due = time.monotonic() - self._kept_at_s >= _KEEP_EVERY_S
+            due = self._clock_s() - self._kept_at_s >= _KEEP_EVERY_S
         if due:
             self.keep()
 
@@ -57,7 +61,7 @@ class LastUses:
     def keep(self) -> None:
         """Save new times; failures are ignored, so that they do not keep secrets from being used."""
         with self._lock:
-            self._kept_at_s = time.monotonic()
+            self._kept_at_s = self._clock_s()
             if not self._changed:
                 return
             try:
