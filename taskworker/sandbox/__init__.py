@@ -1,4 +1,4 @@
-"""Calls of user code in processes that the kernel keeps in; knows nothing of gRPC or of the store."""
+"""Runs calls of user code in processes that the kernel confines. Independent of gRPC and of the store."""
 
 from taskworker.sandbox.answering import Asked
 from taskworker.sandbox.call import SandboxCall

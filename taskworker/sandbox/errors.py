@@ -1,4 +1,4 @@
-"""What can become of a sandbox and of calls in it. Texts say what was wrong and what to do."""
+"""Errors of sandboxes and of calls in them. Their texts say what was wrong and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskworker.sandbox.frames import Cause
 
 
 class SandboxError(Exception):
-    """The family: everything this room raises on purpose. They can be pickled, whatever they are made of."""
+    """Base class of all errors that this package raises. All of them can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_again, (type(self), self.args, self.__dict__)
@@ -22,26 +22,26 @@ def _made_again(cls: type[SandboxError], args: tuple[Any, ...], attributes: dict
 
 
 class SandboxUnavailable(SandboxError):
-    """Isolation that this machine cannot give, or that was found missing; nothing runs without it."""
+    """This machine cannot isolate functions, or a check found the isolation incomplete. Nothing runs without it."""
 
 
 class SandboxFull(SandboxUnavailable):
-    """The machine has no room for another process now; later, or on another one, there may be."""
+    """The machine has no room for another process now. A later attempt, or another machine, may succeed."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"this worker's machine has no room for another process of a function now: {why}")
 
 
 class FunctionBroken(SandboxError):
-    """The function's code could not be imported; the text is what it raised."""
+    """The function's code could not be imported; the text says what the import raised."""
 
 
 class LimitExceeded(SandboxError):
-    """A call took more than it may.
+    """A call exceeded one of its limits.
 
     Attributes:
-        limit: which one: ``memory``, ``cpu``, ``threads``, ``result``.
-        value: what it was set to, in bytes, seconds or threads.
+        limit: which limit: ``memory``, ``cpu``, ``threads`` or ``result``.
+        value: value of the limit, in bytes, seconds or threads.
     """
 
     def __init__(self, limit: str, value: float) -> None:
@@ -51,11 +51,11 @@ class LimitExceeded(SandboxError):
 
 
 class CallDeadline(SandboxError):
-    """A call was not done within its wall time.
+    """A call did not finish in time.
 
     Attributes:
         wall_s: the time it had, in seconds.
-        of_caller: whether its caller waited no longer; else that was the function's limit.
+        of_caller: whether that was its caller's deadline; otherwise it was the function's wall time limit.
     """
 
     def __init__(self, wall_s: float, *, of_caller: bool) -> None:
@@ -76,8 +76,8 @@ class CallCrashed(SandboxError):
     """A call's process ended without a result.
 
     Attributes:
-        signal: the number of the signal that ended it, if one did.
-        exit_code: what it exited with, if it did so itself.
+        signal: number of the signal that ended the process; None if no signal did.
+        exit_code: exit code of the process; None if it did not exit by itself.
     """
 
     def __init__(self, text: str, *, signal: int | None = None, exit_code: int | None = None) -> None:
@@ -87,7 +87,7 @@ class CallCrashed(SandboxError):
 
     @classmethod
     def by_signal(cls, number: int) -> CallCrashed:
-        """Say that a signal ended it."""
+        """Make the error for a process ended by a signal."""
         try:
             name = signal.Signals(number).name
         except ValueError:
@@ -96,16 +96,16 @@ class CallCrashed(SandboxError):
 
     @classmethod
     def by_exit(cls, code: int) -> CallCrashed:
-        """Say that it exited."""
+        """Make the error for a process that exited."""
         return cls(f"the function's process exited with code {code} before it gave a result", exit_code=code)
 
 
 class CallFailed(SandboxError):
-    """The program in the sandbox raised what it did not handle.
+    """The program in the sandbox failed with an unhandled exception.
 
     Attributes:
-        type_name: the name of the exception's class.
-        text: what it says.
+        type_name: name of the exception's class.
+        text: text of the exception.
     """
 
     def __init__(self, type_name: str, text: str) -> None:
@@ -115,12 +115,12 @@ class CallFailed(SandboxError):
 
 
 class CallRefused(SandboxError):
-    """The program in the sandbox ended the call without a result: not its own fault, but the call's.
+    """The call has no result because of its arguments, its function or the returned value.
 
     Attributes:
-        cause: whose: of the arguments, the function, or what it gave.
-        type_name: the name of the exception's class, if the function raised.
-        text: what it says.
+        cause: which of these: ``ARGUMENTS``, ``EXCEPTION`` (the function raised one) or ``RESULT``.
+        type_name: name of the exception's class if the function raised one; otherwise empty.
+        text: what went wrong.
     """
 
     def __init__(self, cause: Cause, type_name: str, text: str) -> None:
@@ -131,7 +131,7 @@ class CallRefused(SandboxError):
 
 
 class ProtocolViolation(SandboxError):
-    """What came out of the sandbox was not what may come; the call was ended."""
+    """The sandbox violated the protocol of its channel; the call was ended."""
 
 
 def _said(limit: str, value: float) -> str:
@@ -148,8 +148,8 @@ def _bytes(value: int) -> str:
 
 
 class Unbounded(SandboxUnavailable):
-    """This worker runs as root, and nothing bounds how many processes a function has."""
+    """This worker runs as root, and nothing bounds the number of a function's processes."""
 
 
 class Unjudged(SandboxUnavailable):
-    """The kernel does not hand over what processes start, so nothing but samples keeps each to its share."""
+    """The kernel does not report starts of threads to the host, so that the thread limit is only checked in samples."""

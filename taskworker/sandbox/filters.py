@@ -1,7 +1,7 @@
-"""The seccomp filters: which system calls user code may make at all.
+"""The seccomp filters: which system calls user code may make.
 
-Compiled by libseccomp on the host, which knows every architecture's numbers and kills what comes in by another
-one's (x32 included); what is not named here is refused with EPERM.
+They are compiled on the host by libseccomp, which knows the numbers on every architecture. A system call by the
+numbers of another architecture (including x32) kills the process. One that is not listed is refused with EPERM.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _ALLOWED = """
     timer_getoverrun timer_delete getpid gettid getppid getpgrp getpgid getsid setsid getuid geteuid getgid
     getegid getresuid getresgid getgroups getpriority getrlimit getrusage sysinfo uname getrandom
 """
-"""No new process image, no network, no signals to others, no mounts, no keys, no tracing, nothing of other
-processes, and no sendmsg: descriptors under way in sockets make work for the kernel that whoever sends or receives
-some, as the host does, has to wait for. `_zygote_filter` has besides what depends on its arguments."""
+"""Missing on purpose: new process images, network, signals to other processes, mounts, keys, tracing and anything about
+other processes. Also sendmsg: descriptors in flight on sockets cause kernel work that everyone who sends or receives
+descriptors, such as the host, has to wait for. `_zygote_filter` adds the system calls that depend on arguments."""
 
 _TO_BEGIN_WITH = ("chroot", "capset")
-"""What a call does before it puts its own filter on, which refuses it: it goes to its own root directory, and gives
-up the capability for that."""
+"""System calls of a call before it installs its own filter, which refuses them: it enters its own root directory and
+drops the capability for that."""
 
 _ERRNO_ENOSYS = ("clone3", "flock")
-"""Answered as a kernel without them would: the C library falls back to clone, whose flags a filter can see, and
-``inside.locks`` is in the place of flock."""
+"""Refused with ENOSYS, as by a kernel without them. Instead of clone3, the C library then uses clone, whose flags a
+filter can see; ``inside.locks`` replaces flock."""
 
 _DONE_ALREADY = ("fsync", "fdatasync", "sync_file_range", "msync", "fadvise64")
-"""Answered as done, and not done: what a call may write to is in memory. Of a file that it may only read, these would
-have the machine's disk write out what others wrote, and wait for it, or forget what others read."""
+"""Reported as successful without being executed: everything a call may write to is in memory. On a file that it may
+only read, they would make the machine flush what others wrote, and wait for the disk, or drop pages that others use."""
 
 _MAP_TYPE = 0x0F
 _MAP_PRIVATE = 0x02
 _MAP_SHARED = 0x01
 _MAP_ANONYMOUS = 0x20
-"""Anonymous and shared would be memory that a zygote has in common with all its calls: refused."""
+"""Refused together with `_MAP_SHARED`: a zygote would share such memory with all its calls."""
 _MAP_HUGETLB = 0x4_0000
-"""The machine's huge pages are few, reserved for somebody else, and no memory limit counts them: refused."""
+"""Refused: huge pages are few, reserved for other programs, and not counted by any memory limit."""
 _CLONE_THREAD = 0x0001_0000
 _CLONE_NAMESPACES = 0x7E02_0000
 """All CLONE_NEW* flags that clone takes."""
@@ -61,14 +61,15 @@ _PR_SET_SECCOMP = 22
 _PR_SET_NAME = 15
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032, 1033, 1034, 37, 38)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ,
-F_ADD_SEALS, F_GET_SEALS, and the locks of open files. No owner, signal, lease or notification; no F_SETPIPE_SZ:
-the memory of a call's output pipes counts for the worker's user, and that of others' pipes for the function's."""
+F_ADD_SEALS, F_GET_SEALS, and the locks of open files. Missing: owners, signals, leases and notifications, and
+F_SETPIPE_SZ, as the memory of a call's output pipes counts for the worker's user, and that of other pipes for the
+function's."""
 _O_ASYNC = 0x2000
 _SOCKET_OPTIONS = (3, 4, 7, 8, 30, 38, 39)
-"""SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN: what the standard library asks. Not
-who is at the other end, which is the host: SO_PEERCRED, SO_PEERPIDFD."""
+"""SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN: those used by the standard library.
+Missing: SO_PEERCRED and SO_PEERPIDFD, which would tell about the host at the other end."""
 _IOCTL_REQUESTS = (0x5401, 0x5421, 0x541B, 0x5413, 0x5451, 0x5450)
-"""TCGETS, FIONBIO, FIONREAD, TIOCGWINSZ, FIOCLEX, FIONCLEX: what the standard library asks of any descriptor."""
+"""TCGETS, FIONBIO, FIONREAD, TIOCGWINSZ, FIOCLEX, FIONCLEX: those that the standard library uses on any descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,12 @@ class Filters:
     """BPF programs, and numbers of system calls.
 
     Attributes:
-        starts: hands starts of threads and timers to the host; goes on first, as no descriptor can be sent later.
-        zygote: goes on before user code is imported.
-        call: goes on top of it in each call, and only refuses.
-        seccomp: number of that system call, or 0.
-        timer_create: number of that system call.
+        starts: passes starts of threads and timers to the host. It is installed first, as the later filters prevent
+            sending its descriptor to the host.
+        zygote: installed before user code is imported.
+        call: installed on top of it in each call; it only refuses.
+        seccomp: number of the system call seccomp; 0 if the host does not judge starts.
+        timer_create: number of the system call timer_create.
     """
 
     starts: bytes
@@ -91,10 +93,10 @@ class Filters:
 
 
 def compile_filters(*, judged: bool = True) -> Filters:
-    """Compile all.
+    """Compile all filters.
 
     Args:
-        judged: whether the host judges what processes start.
+        judged: whether the host judges starts of threads and timers.
 
     Raises:
         SandboxUnavailable: libseccomp is not on this machine.
@@ -166,7 +168,7 @@ def _call_filter(seccomp: Any) -> Any:
 
 
 class _Rules:
-    """A filter being made. Names that this libseccomp or this architecture has not are left out: so refused."""
+    """A filter under construction. Names unknown to this libseccomp or architecture get no rule: they are refused."""
 
     def __init__(self, seccomp: Any, default: int) -> None:
         self._seccomp = seccomp
@@ -187,7 +189,7 @@ class _Rules:
 
 def _exported(made: Any) -> bytes:
     descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
-    with open(descriptor, "w+b", buffering=0) as file:  # noqa: PTH123 - it has no path
+    with open(descriptor, "w+b", buffering=0) as file:  # noqa: PTH123 - the file has no path
         made.export_bpf(file)
         file.seek(0)
         return file.read()

@@ -1,4 +1,4 @@
-"""Makes processes ahead of their calls: init mounts a root directory, the zygote forks, the process says hello."""
+"""Forks processes ahead of their calls: init mounts a root directory, the zygote forks, the process sends a hello."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from taskworker.sandbox.room import SCARCE
 
 SPAWN_TIMEOUT_S = 10.0
 STILLBORN_MAX = 8
-"""Processes that end before their call begins, one after another, until all of the function is ended."""
+"""After this many processes in a row that ended before their call began, the function is ended."""
 _RETRY_S = 0.01
 _log = logging.getLogger(__name__)
 
 
 class Zygote(NamedTuple):
-    """What every process forked by it must show.
+    """A confined zygote, and what every process that it forks must have.
 
     Attributes:
-        pid: its own.
-        pid_namespace: that its processes are in, as /proc names it.
-        filters: seccomp filters that a call's process has.
-        limits: that are put on each process.
+        pid: process id of the zygote.
+        pid_namespace: pid namespace of its processes, as named in /proc.
+        filters: how many seccomp filters a call's process must have.
+        limits: limits for the host to set on each process.
     """
 
     pid: int
@@ -42,35 +42,35 @@ class Zygote(NamedTuple):
 
 
 class Maker(Protocol):
-    """Whom a :class:`Forking` tells what became of a process."""
+    """The owner of a `Forking`, which it notifies."""
 
     def made(self, prewarmed: PrewarmedProcess) -> None:
-        """It is ready for a call."""
+        """A process is ready for a call."""
 
     def no_room(self, prewarmed: PrewarmedProcess | None, why: str) -> None:
-        """It was given up for want of room, or could not even be begun."""
+        """A process was given up because the machine has no room; None if it could not even be begun."""
 
     def hear_zygote(self) -> None:
-        """Read one message of the zygote, if there is one."""
+        """Read one message of the zygote, if there is one, and act on it."""
 
     def kill(self) -> None:
-        """End the function: its init does not answer."""
+        """Kill the function because its init does not answer."""
 
     def close(self, failure: SandboxError) -> None:
-        """End the function for this reason."""
+        """End the function with this failure."""
 
     def lost_zygote(self) -> SandboxError:
-        """The failure that says that the zygote ended."""
+        """Return the failure for a zygote that has ended."""
 
 
 class Forking:
-    """Belongs to the host's loop: everything is called in its thread.
+    """Forks the processes of one function. All methods must be called in the thread of the host's event loop.
 
     Args:
-        loop: the host's.
-        image: the function's.
-        connections: to its init and its zygote.
-        maker: is told what became of each process.
+        loop: event loop of the host.
+        image: image of the function.
+        connections: sockets to its init and its zygote.
+        maker: notified of what becomes of each process.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Forking:
         return len(self._pending)
 
     def begin(self) -> None:
-        """Begin to make a process: first its root directory."""
+        """Begin to make a process by asking init for its root directory."""
         try:
             prewarmed = PrewarmedProcess(f"{next(self._numbers):0{init.NAME_CHARS}x}", self._image.limits.result_bytes)
         except OSError as error:
@@ -105,14 +105,14 @@ class Forking:
         self._ask_for_root(prewarmed.name)
 
     def use(self, zygote: Zygote) -> None:
-        """Fork what has its root directory: the zygote has imported the function's code."""
+        """Note that the zygote has imported the function's code, and fork the processes that have a root directory."""
         self._zygote = zygote
         for name in self._mounted:
             self._fork(name)
         self._mounted.clear()
 
     def mounted(self, name: str, root: int) -> None:
-        """Take a root directory; its process is forked as soon as the code is imported."""
+        """Take the root directory of a process, which is forked as soon as the code is imported."""
         prewarmed = self._pending.get(name)
         if prewarmed is None:
             os.close(root)
@@ -128,7 +128,7 @@ class Forking:
             self._fork(name)
 
     def refused_by_zygote(self, name: str, why: str) -> bool:
-        """Take a refusal to fork; False if the zygote was not asked to fork this one."""
+        """Take the zygote's refusal to fork a process; return False if it was not asked to fork this one."""
         if name not in self._refusable:
             return False
         self._refusable.remove(name)
@@ -136,14 +136,14 @@ class Forking:
         return True
 
     def refused(self, name: str, why: str) -> None:
-        """Give a process up that there was no room for."""
+        """Give up a process for which the machine has no room."""
         prewarmed = self._pending.pop(name, None)
         if prewarmed is not None:
             self._loop.remove_reader(prewarmed.channel.fileno())
         self._maker.no_room(prewarmed, why)
 
     def close(self) -> list[PrewarmedProcess]:
-        """Make no more; give the unfinished ones, to end."""
+        """Stop making processes; return the unfinished ones, to be ended."""
         pending = list(self._pending.values())
         for prewarmed in pending:
             self._loop.remove_reader(prewarmed.channel.fileno())
@@ -153,7 +153,7 @@ class Forking:
     def _ask_for_root(self, name: str) -> None:
         try:
             self._init.send(init.MOUNT + name.encode(), socket.MSG_NOSIGNAL)
-        except BlockingIOError:  # many are wanted at once, and it gets no time
+        except BlockingIOError:  # init has too many messages to read
             self._loop.call_later(_RETRY_S, self._ask_for_root, name)
         except OSError:
             self._maker.kill()
@@ -164,7 +164,7 @@ class Forking:
             return
         try:
             socket.send_fds(self._connection, [zygote.SPAWN + name.encode()], prewarmed.theirs, socket.MSG_NOSIGNAL)
-        except BlockingIOError:  # it is told much at once, and gets no time
+        except BlockingIOError:  # the zygote has too many messages to read
             self._loop.call_later(_RETRY_S, self._fork, name)
             return
         except OSError:
@@ -181,7 +181,7 @@ class Forking:
 
     def _greet(self, prewarmed: PrewarmedProcess) -> None:
         parent = self._zygote
-        assert parent is not None  # nothing was forked before
+        assert parent is not None  # set before the first fork
         try:
             if not prewarmed.greet(parent.limits, parent.pid_namespace, parent.pid, parent.filters):
                 return
@@ -202,8 +202,8 @@ class Forking:
         self._maker.made(prewarmed)
 
     def _ended_early(self, prewarmed: PrewarmedProcess, error: OSError) -> None:
-        """Note that a process ended, or could not be taken, before its call began."""
-        for _ in range(PENDING_MAX):  # if it was refused, its zygote has said so
+        """Handle a process that ended, or could not be taken over, before its call began."""
+        for _ in range(PENDING_MAX):  # if the zygote refused to fork it, its message is there
             if prewarmed.name in self._pending and self._zygote_has_spoken():
                 self._maker.hear_zygote()
         if prewarmed.name not in self._pending:
@@ -212,7 +212,7 @@ class Forking:
         if self._stillborn < STILLBORN_MAX or error.errno in SCARCE:
             self.refused(prewarmed.name, str(error))
         else:
-            _log.warning("processes of calls end before they begin: %s", error)
+            _log.warning("processes of calls end before their calls begin: %s", error)
             self._maker.close(self._maker.lost_zygote())
 
     def _zygote_has_spoken(self) -> bool:

@@ -1,7 +1,7 @@
-"""What travels over a call's channel: frames of one byte of kind, four of length, and that many of payload.
+"""Frames on a call's channel: one byte for the kind, four for the length, then the payload of that length.
 
-Both sides use this module, and it is bound into the sandbox beside ``inside``: the standard library only. What
-comes out of a sandbox is hostile, so a length is judged before anything is read or kept for it.
+Both sides use this module. It is also available in the sandbox, beside ``inside``, so it only imports the standard
+library. Bytes from a sandbox may be hostile, so a length is checked before its payload is read or memory is allocated.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 VERSION = 4
-"""Of these frames; the sandbox says it in its hello."""
+"""Version of the frames; the sandbox sends it in its hello."""
 
 HEADER = struct.Struct("!BI")
 HELLO = struct.Struct("!H")
 NUMBER = struct.Struct("!I")
-"""Before the content of an ask and of what answers it: the call may have several under way."""
+"""Number before the content of an ask and of its answer, as a call may have several asks under way."""
 FRAME_BYTES_MAX = 8 << 20
 ASK_BYTES_MAX = (5 << 20) + (64 << 10)
-"""The arguments of a nested call, and what describes them: 2^20 characters, be they of four bytes, or digits that are
-an argument each and have a length of four bytes each."""
+"""The arguments of a nested call and their description. Enough for 2^20 characters: of four bytes each, or as
+one-digit arguments with a length field of four bytes each."""
 ASKS_MAX = 16
-"""Asks of one call under way at once."""
+"""How many asks of one call may be under way at the same time."""
 ASKS_BYTES_MAX = 17 << 20
-"""What those have together: 16 of 1 MiB and what describes them. A worker holds that much for each call."""
+"""Bytes of all asks of one call that are under way: 16 of 1 MiB, and their descriptions. A worker holds that much for
+each call."""
 ANSWER_BYTES_MAX = FRAME_BYTES_MAX + (64 << 10)
-"""A result of a nested call, and what describes it."""
+"""The result of a nested call, and its description."""
 FAILURE_BYTES_MAX = 64 << 10
 TYPE_NAME_CHARS_MAX = 200
 TEXT_CHARS_MAX = 15_000
-"""Of a failure: at most four bytes a character, so that type and text fit into `FAILURE_BYTES_MAX`."""
+"""Length of a failure's text. With at most four bytes a character, type name and text fit into `FAILURE_BYTES_MAX`."""
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """Kinds of frames."""
 
     HELLO = 1
     REQUEST = 2
@@ -55,15 +56,15 @@ class Cause(IntEnum):
     """Why a call has no result."""
 
     RAISED = 0
-    """The program did, and did not handle it."""
+    """The program failed with an unhandled exception."""
     MEMORY = 1
     RESULT_TOO_LARGE = 2
     ARGUMENTS = 3
-    """They are not what the function takes."""
+    """The arguments do not fit the function."""
     EXCEPTION = 4
-    """The function raised it."""
+    """The function raised an exception."""
     RESULT = 5
-    """What the function gave cannot be sent."""
+    """The returned value cannot be sent."""
 
 
 FROM_SANDBOX: Mapping[Kind, int] = {
@@ -79,11 +80,11 @@ TO_SANDBOX: Mapping[Kind, int] = {
     Kind.ANSWER: ANSWER_BYTES_MAX,
     Kind.ANSWER_FAILED: FAILURE_BYTES_MAX,
 }
-"""The kinds that go each way, with the bytes that each may have at most."""
+"""The kinds of frames in each direction, with the largest payload of each in bytes."""
 
 
 class FrameError(ValueError):
-    """Bytes that are no frame, or not one that may come now."""
+    """The bytes are not a frame, or not one that is allowed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What stands in place of a result or an answer."""
+    """A failure in place of a result or an answer."""
 
     cause: Cause
     type_name: str
@@ -104,10 +105,10 @@ class Failure:
 
 
 def encode(kind: Kind, payload: bytes) -> bytes:
-    """Give the bytes of a frame.
+    """Return the bytes of a frame.
 
     Raises:
-        FrameError: the payload is larger than a frame of this kind may be.
+        FrameError: the payload is too large for a frame of this kind.
     """
     limit = FROM_SANDBOX.get(kind) or TO_SANDBOX[kind]
     if len(payload) > limit:
@@ -116,13 +117,13 @@ def encode(kind: Kind, payload: bytes) -> bytes:
 
 
 def encode_failure(cause: Cause, type_name: str, text: str, *, number: int | None = None) -> bytes:
-    """Give the bytes of a frame that says what went wrong; both texts are cut to what fits.
+    """Return the bytes of a frame that reports a failure; both texts are cut to their limits.
 
     Args:
-        cause: of the failure.
-        type_name: of the error.
-        text: of the error.
-        number: of the ask that failed; None: the call did.
+        cause: cause of the failure.
+        type_name: name of the error's class.
+        text: text of the error.
+        number: number of the ask that failed; None: the call itself failed.
     """
     name = type_name[:TYPE_NAME_CHARS_MAX].encode(errors="replace")
     head = bytes((cause, len(name) >> 8, len(name) & 255))
@@ -133,10 +134,10 @@ def encode_failure(cause: Cause, type_name: str, text: str, *, number: int | Non
 
 
 def split_number(payload: bytes) -> tuple[int, bytes]:
-    """Read the payload of an ask, or of what answers one: its number, and the content.
+    """Split the payload of an ask or an answer into its number and its content.
 
     Raises:
-        FrameError: it is too short to have a number.
+        FrameError: the payload is too short to have a number.
     """
     if len(payload) < NUMBER.size:
         raise FrameError("an ask, or an answer, without its number")
@@ -144,13 +145,13 @@ def split_number(payload: bytes) -> tuple[int, bytes]:
 
 
 def decode_failure(payload: bytes) -> Failure:
-    """Read what `encode_failure` wrote.
+    """Decode the payload of a failure frame made by `encode_failure`.
 
     Raises:
-        FrameError: it is none.
+        FrameError: the payload is not a failure.
     """
     if len(payload) < 3:
-        raise FrameError("a failure frame without its head")
+        raise FrameError("a failure frame without its header")
     size = payload[1] << 8 | payload[2]
     if size > len(payload) - 3:
         raise FrameError("a failure frame whose type name is longer than the frame")
@@ -161,10 +162,10 @@ def decode_failure(payload: bytes) -> Failure:
 
 
 class FrameDecoder:
-    """Makes frames of a stream of bytes.
+    """Splits a stream of bytes into frames.
 
     Args:
-        limits: the kinds that may come, each with the bytes of payload it may have.
+        limits: the allowed kinds, each with its largest payload in bytes.
     """
 
     __slots__ = ("_buffer", "_limits")
@@ -178,10 +179,10 @@ class FrameDecoder:
         self._buffer += data
 
     def next(self) -> Frame | None:
-        """Give the next whole frame, or None until more bytes come.
+        """Return the next complete frame; None if more bytes are needed.
 
         Raises:
-            FrameError: what came is no frame, of a kind that may not come, or too large.
+            FrameError: the bytes are not a frame, its kind is not allowed, or it is too large.
         """
         head = self.head()
         if head is None:
@@ -195,10 +196,10 @@ class FrameDecoder:
         return frame
 
     def head(self) -> tuple[Kind, int] | None:
-        """Give kind and length of the frame that is coming, or None until they are known.
+        """Return kind and length of the next frame; None until its header is complete.
 
         Raises:
-            FrameError: what came is no frame, of a kind that may not come, or too large.
+            FrameError: the bytes are not a frame, its kind is not allowed, or it is too large.
         """
         if len(self._buffer) < HEADER.size:
             return None
@@ -210,13 +211,13 @@ class FrameDecoder:
 
     @property
     def pending(self) -> int:
-        """Bytes that came and are of no frame yet."""
+        """How many bytes have been fed that are not yet part of a returned frame."""
         return len(self._buffer)
 
     def _kind(self, number: int) -> Kind:
         kind = _KINDS.get(number)
         if kind is None:
-            raise FrameError(f"a frame of kind {number}, which there is not")
+            raise FrameError(f"a frame of unknown kind {number}")
         if kind not in self._limits:
-            raise FrameError(f"a {kind.name} frame, which may not come from that side")
+            raise FrameError(f"a {kind.name} frame, which is not allowed in this direction")
         return kind

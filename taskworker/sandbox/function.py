@@ -1,4 +1,4 @@
-"""One warm function on the host's side: its init, its zygote, and processes forked ahead of their calls."""
+"""The host's handle on one warm function: its init, its zygote, and the processes of its calls."""
 
 from __future__ import annotations
 
@@ -49,30 +49,32 @@ from taskworker.sandbox.starts import Starts
 
 IMPORT_TIMEOUT_S = 60.0
 STRANGER_S = 15.0
-"""How long a process may be there that is no call's: longer than one being forked, or being reaped, takes."""
+"""How long a process that belongs to no call may exist: longer than forking or reaping one takes."""
 FILES_PER_MIB = 64
-"""Files and directories that a call may make, by its disk: an inode takes about a kilobyte of kernel memory."""
+"""Files and directories that a call may make per MiB of its disk: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
 _LOGGED_CHARS = 500
 _LAST_WORDS_MAX = 1024
-"""Messages of a zygote that are read after its end."""
+"""How many messages of a zygote are read after its end."""
 _MESSAGE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
 
 
 class FunctionSandbox:
-    """Belongs to the host's loop: all but what stands under "from any thread" is called in its thread.
+    """One function's sandbox.
+
+    The methods under "From any thread" are thread-safe; all others must be called in the thread of the host's loop.
 
     Args:
-        loop: the host's.
-        base: that forks its processes.
-        image: what to run.
-        code: the bundle's directory relative to the bundles'; empty for none.
+        loop: event loop of the host.
+        base: the base, which forks the function's processes.
+        image: image of the function.
+        code: the bundle's directory, relative to the directory of bundles; empty for none.
         filters: the compiled seccomp filters.
-        fence: bounds the processes of functions, where the kernel does not.
-        ids: gives it an id.
-        ended: called in the loop's thread when it is about to go.
-        scarce: called there when the machine had no room for a process.
+        fence: cgroup that bounds the processes of functions where the kernel does not; None: not needed.
+        ids: gives the function its user id.
+        ended: called in the loop's thread when the sandbox is about to end.
+        scarce: called in the loop's thread when the machine had no room for a process.
     """
 
     def __init__(
@@ -151,21 +153,21 @@ class FunctionSandbox:
     # From any thread.
 
     def await_warm(self) -> None:
-        """Wait until the code is imported, as :meth:`CallProcesses.await_warm` says."""
+        """Wait until the code is imported; see :meth:`CallProcesses.await_warm`."""
         self._processes.await_warm()
 
     def take(self, deadline: float, timeout_s: float, owner: str) -> PrewarmedProcess:
-        """Take a process for a call, as :meth:`CallProcesses.take` says."""
+        """Take a process for a call; see :meth:`CallProcesses.take`."""
         return self._processes.take(deadline, timeout_s, owner)
 
     def served(self, prewarmed: PrewarmedProcess, owner: str, look: Look) -> None:
-        """Take back the process of a call that ended well: it may serve the owner's next one, if it still can."""
+        """Take back the process of a successful call, and keep it for the owner's next call if it is still fit."""
         timers = 0 if self._starts is None else self._starts.timers_of(prewarmed.pid)
         if not self._processes.keep(owner, prewarmed, look, timers):
             self.dropped(prewarmed)
 
     def dropped(self, prewarmed: PrewarmedProcess) -> None:
-        """Take back the process of a call that has ended: it and its scratch files go, and one is made anew."""
+        """Take back the process of a call that has ended; end it with its scratch files, and fork another one."""
         self._processes.give_up(prewarmed)
         self._endings.forget(prewarmed.name)
         try:
@@ -174,12 +176,12 @@ class FunctionSandbox:
             prewarmed.close()
 
     def keep_none(self) -> None:
-        """There is another version in its place: no process serves a further call, unless there is one after all."""
+        """Note that another version has replaced this one: keep no process, unless another call comes nevertheless."""
         self._processes.keep_none()
 
     @property
     def failure(self) -> SandboxError | None:
-        """Why it is gone, if it is."""
+        """Why the sandbox has ended; None while it runs."""
         return self._processes.failure
 
     @property
@@ -189,22 +191,22 @@ class FunctionSandbox:
 
     @property
     def idle_s(self) -> float:
-        """For how long it has not been called."""
+        """Seconds since a call last took a process."""
         return self._processes.idle_s
 
     def ending_of(self, prewarmed: PrewarmedProcess) -> tuple[int, int] | None:
-        """Ask the zygote how a call's process ended: its wait status and peak bytes; None if it does not say."""
+        """Ask the zygote how a call's process ended; see :meth:`Endings.ask`."""
         return self._endings.ask(prewarmed.name)
 
     def kill(self) -> None:
-        """End everything in it at once; `ended` is called soon."""
+        """Kill all processes of the function; ``ended`` is called soon after."""
         with self._pidfd_open:
             if self._init_pidfd >= 0:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
 
     def view(self) -> WarmView | None:
-        """Say what it is doing; None unless it is warm."""
+        """Return the function's state; None unless it is warm."""
         with self._processes.lock:
             if not self._is_serving():
                 return None
@@ -218,10 +220,10 @@ class FunctionSandbox:
     # In the loop's thread.
 
     def close(self, failure: SandboxError) -> None:
-        """End it; whoever waits, or comes, gets ``failure``."""
+        """End the sandbox; waiting and later calls raise ``failure``."""
         if self.failure is not None:
             return
-        self._ended(self)  # first, so that who gets the failure finds another one when coming again
+        self._ended(self)  # first, so that callers that get the failure and retry find a new sandbox
         processes = self._processes.close(failure)
         self._endings.close()
         self._timer.cancel()
@@ -240,11 +242,11 @@ class FunctionSandbox:
         self._ids.give_back(self._uid)
 
     def fenced_off(self) -> bool:
-        """Remove its cgroup, if it has one; False while something in it has not ended."""
+        """Remove the function's cgroup, if there is one; return False while a process in it is still running."""
         return self._fence is None or self._fence.remove(self._fence_name)
 
     def inspect(self) -> None:
-        """End it if something runs in it that is no call's: forked by user code that got hold of its zygote."""
+        """End the sandbox if it has processes that belong to no call: user code in the zygote must have forked them."""
         if not self._is_serving():
             return
         before = self._processes.pids() | {self._init_pid, self._zygote_pid}
@@ -258,14 +260,14 @@ class FunctionSandbox:
             return
         now = time.monotonic()
         self._strangers = {pid: self._strangers.get(pid, now) for pid in strangers}
-        if strangers:  # most likely calls that ended after the zygote was last told something
-            with contextlib.suppress(OSError):  # it is told much at once, or gone, which is heard of elsewhere
+        if strangers:  # most likely ended calls that the zygote has not reaped, as it only does so at a message
+            with contextlib.suppress(OSError):  # too many messages at once, or it has ended, which is noticed elsewhere
                 self._zygote.send(zygote.REAP, socket.MSG_NOSIGNAL)
         if any(now - seen > STRANGER_S for seen in self._strangers.values()):
             self.close(ProtocolViolation("processes that are no calls were found in the function's sandbox"))
 
     def refill(self) -> None:
-        """Have as many processes forked as calls that come soon will need."""
+        """Fork processes for waiting calls and for those expected soon."""
         wanted = self._processes.wanted(len(self._forking))
         if wanted.displaced is not None:
             self._end(wanted.displaced)
@@ -273,7 +275,14 @@ class FunctionSandbox:
             self._forking.begin()
 
     def ended_unused(self, idle_s: float) -> bool:
-        """End it if it was replaced, or not called for so long, and no calls are under way or waiting."""
+        """End the sandbox if it is idle, and was replaced or not called for long.
+
+        Args:
+            idle_s: after so many seconds without a call, it is ended.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._processes.lock:  # no call may begin meanwhile
             if self._processes.busy:
                 return False
@@ -284,35 +293,35 @@ class FunctionSandbox:
             return self.failure is not None
 
     def drop_spent(self) -> None:
-        """End the processes that were kept and have served for long enough."""
+        """End the kept processes that have served or waited long enough."""
         for prewarmed in self._processes.drop_spent():
             self._end(prewarmed)
 
     @property
     def kept_load(self) -> KeptLoad:
-        """The processes that were kept and wait."""
+        """What the kept processes use."""
         return self._processes.kept_load
 
     def drop_oldest_kept(self) -> None:
-        """End the one that waits for longest."""
+        """End the kept process that has waited the longest."""
         oldest = self._processes.drop_oldest_kept()
         if oldest is not None:
             self._end(oldest)
 
     def rest(self) -> None:
-        """End the processes that wait for calls; the zygote stays warm."""
+        """End the processes that are ready for calls; the zygote stays warm."""
         for prewarmed in self._processes.rest():
             self._end(prewarmed)
 
-    # What becomes of a process that is being forked.
+    # As the `Maker` of its `Forking`.
 
     def made(self, prewarmed: PrewarmedProcess) -> None:
-        """Have it ready for a call."""
+        """Add the new process to those ready for a call."""
         self._processes.add(prewarmed)
         self.refill()
 
     def no_room(self, prewarmed: PrewarmedProcess | None, why: str) -> None:
-        """End it, and try others after a pause."""
+        """End the process, and fork others after a pause."""
         if prewarmed is not None:
             self._end(prewarmed)
         pause_s = self._processes.refused(why)
@@ -325,13 +334,13 @@ class FunctionSandbox:
         self.refill()
 
     def _end(self, prewarmed: PrewarmedProcess) -> None:
-        """End a process for good."""
+        """End a process and close its descriptors."""
         if self._starts is not None:
             self._starts.forget(prewarmed.pid)
         prewarmed.close()
 
     def _exceeded(self, pid: int) -> None:
-        """End a process that started more threads than it may; if it is the zygote, that is refused, and no more."""
+        """End a call's process that tried to start too many threads. For the zygote, the refusal is enough."""
         prewarmed = self._processes.by_pid(pid)
         if prewarmed is not None:
             prewarmed.exceeded = True
@@ -363,7 +372,7 @@ class FunctionSandbox:
             self._init_began(pid, bounded=message == init.BOUNDED)
 
     def _hear_last_words(self) -> None:
-        """Read what the zygote said before it ended: that is why it did."""
+        """Read the zygote's last messages, which may say why it ended, and end the sandbox."""
         for _ in range(_LAST_WORDS_MAX):
             if self.failure is None:
                 self.hear_zygote()
@@ -380,13 +389,13 @@ class FunctionSandbox:
         self._trust()
 
     def hear_zygote(self) -> None:
-        """Read one message of the zygote, if there is one."""
+        """Read one message of the zygote, if there is one, and act on it."""
         if self._judging and self._starts is None:
             self._hear_of_judging()
             return
         try:
             message, pid = proof.receive_with_pid(self._zygote, _MESSAGE_BYTES)
-        except BlockingIOError:  # what there was to read was read when a process it refused was seen to have ended
+        except BlockingIOError:  # `Forking` has read the message already, after a process had ended
             return
         except OSError:
             message, pid = b"", 0
@@ -404,7 +413,7 @@ class FunctionSandbox:
             self.close(self.lost_zygote())
 
     def _hear_of_judging(self) -> None:
-        """Take the zygote's first message, which no user's code had a hand in."""
+        """Take the zygote's first message, which it sends before it runs any user code."""
         try:
             message, _, listener = proof.receive_with_descriptor(self._zygote, _MESSAGE_BYTES)
         except BlockingIOError:
@@ -435,13 +444,13 @@ class FunctionSandbox:
         return CallCrashed(f"the function's zygote ended: {text[:_LOGGED_CHARS]}")
 
     def lost_zygote(self) -> SandboxError:
-        """The failure that says that the zygote ended."""
+        """Return the failure for a zygote that has ended."""
         if self._processes.warm:
             return CallCrashed("the function's zygote ended")
         return FunctionBroken("the function's process ended while its code was imported")
 
     def _trust(self) -> None:
-        """Look at the zygote from outside, and bound it, before it may import anything."""
+        """Once init and zygote have reported, check and limit the zygote from outside, then let it import user code."""
         if not self._init_pid or not self._zygote_pid:
             return
         try:

@@ -1,4 +1,4 @@
-"""The worker's side of all its sandboxes."""
+"""The host of all sandboxes of a worker."""
 
 from __future__ import annotations
 
@@ -31,36 +31,37 @@ from taskworker.sandbox.prewarmed import PrewarmedProcess
 from taskworker.sandbox.room import PATIENCE_S, memory_bytes
 
 SPARES_IDLE_S = 60.0
-"""How long processes wait for calls that do not come; the zygote stays."""
+"""After so many seconds without a call, a function's prewarmed processes are ended; its zygote stays."""
 _TICK_S = 0.25
 _INSPECT_S = 5.0
-"""How often functions are looked at for what should not be in them."""
+"""How often functions are searched for processes that do not belong to a call."""
 _START_TIMEOUT_S = 90.0
 
 _SELFTEST = b"program:taskworker.sandbox.inside.selftest\n"
 _BEGIN_TIMEOUT_S = 60.0
-"""For a call without a deadline of its own to get a process: its function may have to be imported first."""
+"""How long a call without a deadline waits for a process: its function may have to be imported first."""
 _ATTEMPTS = 3
-"""To begin a call: one for a function that was just ended, one for a base that was, and one that must do."""
+"""Attempts to begin a call: one may meet a function that just ended, one a base that just ended; the last must work."""
 _ROOM_RETRY_S = 0.05
 _DESCRIPTORS_WANTED = 16_384
-"""A warm function takes three, a process forked ahead or running four; the usual bound of 1024 would be few."""
+"""A warm function takes three descriptors, and each of its processes four. The usual limit of 1024 would be too low."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class SandboxHost:
-    """Runs functions in processes that the kernel keeps in. Safe to use from any thread.
+    """Runs functions in processes that the kernel confines. Thread-safe.
 
     Args:
-        bundles: the directory below which all images' roots are; it must exist.
-        warm_max: how many functions stay warm; of more, the one not used for longest is ended.
+        bundles: the directory that contains the roots of all images; it must exist.
+        warm_max: how many functions stay warm; beyond that, the one that was unused the longest is ended.
         idle_s: after so many seconds without a call, a function is ended.
-        pids_cgroup: bound functions' processes by a cgroup, as is done by itself for root before Linux 6.14.
-        kept_max: how many processes that have served a user wait for the next call; of more, the one that waits for
+        pids_cgroup: bound functions' processes by a cgroup. For root before Linux 6.14, this happens automatically.
+        kept_max: how many processes are kept for their owners' next calls; beyond that, the one that has waited the
             longest is ended.
-        kept_bytes_max: what those may have of memory and scratch files; None: a quarter of the machine's memory.
+        kept_bytes_max: how much memory and scratch files the kept processes may hold; None: a quarter of the machine's
+            memory.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class SandboxHost:
         self._closed = False
 
     def start(self) -> None:
-        """Start the base, and see whether a sandbox really confines.
+        """Start the base, and check that a sandbox really confines.
 
         Raises:
-            SandboxUnavailable: this machine, as it is set up, cannot; the text says what to do.
+            SandboxUnavailable: this machine cannot confine as it is set up; the text says what to do.
         """
         try:
             self._bwrap = bubblewrap.find()
@@ -116,17 +117,17 @@ class SandboxHost:
         self._loop.call_soon_threadsafe(self._inspect)
 
     def _give_ids(self) -> None:
-        """Choose ids for sandboxes, which must be able to get at the bundles then."""
+        """Choose the user ids of sandboxes; with ids of their own, they need access to the bundles."""
         self._ids = ids.find()
         self._function_ids = FunctionIds(self._ids)
         if self._ids is not None:
             self._bundles.chmod(stat.S_IMODE(self._bundles.stat().st_mode) | stat.S_IXOTH)
 
     def check(self) -> None:
-        """Run a program that tries what must not work.
+        """Run the self-test, a program that tries what a sandbox must prevent.
 
         Raises:
-            SandboxUnavailable: something of it did.
+            SandboxUnavailable: one of its attempts succeeded, or the self-test failed.
         """
         image = FunctionImage(f"selftest-{secrets.token_hex(8)}", self._bundles, _SELFTEST, Limits())
         while True:
@@ -136,7 +137,7 @@ class SandboxHost:
             except Unbounded:
                 self._fence = PidsCgroup()
             except Unjudged as error:
-                _log.warning("calls that start more threads than they may are noticed late on this machine: %s", error)
+                _log.warning("on this machine, calls that exceed their thread limit are noticed late: %s", error)
                 self._filters = compile_filters(judged=False)
         if worked:
             raise SandboxUnavailable(
@@ -145,7 +146,7 @@ class SandboxHost:
         self._in_loop(lambda: self._functions[image.key].close(CallCrashed("the self-test is over")))
 
     def close(self) -> None:
-        """End everything; calls under way raise. Once is enough, twice does no harm."""
+        """End all sandboxes; calls under way raise. Further calls of this method do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -153,17 +154,17 @@ class SandboxHost:
             self._in_loop(self._end_all)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.run_until_complete(asyncio.sleep(0))  # what calls that just ended have left to do
+            self._loop.run_until_complete(asyncio.sleep(0))  # callbacks of calls that just ended
         self._loop.close()
         if self._fence is not None:
             self._fence.close()
 
     def warm(self, image: FunctionImage) -> None:
-        """Have the function's code imported, if it is not.
+        """Import the function's code, unless it is imported already.
 
         Raises:
-            FunctionBroken: it cannot be; the text is of what it raised.
-            SandboxUnavailable: the sandbox does not confine as it should.
+            FunctionBroken: the import failed; the text says what it raised.
+            SandboxUnavailable: the sandbox does not confine.
         """
         self._patiently(time.monotonic() + PATIENCE_S, lambda: self._function(image).await_warm())
 
@@ -180,28 +181,28 @@ class SandboxHost:
         stopped: Callable[[], object] = lambda: None,
         owner: str = "",
     ) -> SandboxCall:
-        """Begin a call; the function is warmed if it is not.
+        """Begin a call; the function is warmed first if necessary.
 
         Args:
-            image: what to call.
-            request: handed to the program inside, opaque here.
-            timeout_s: what is left of the caller's deadline, waiting for a process included; the image's
-                ``wall_s``, from the request on, holds besides.
-            answer: gives the reply to an ask, in a thread of its own for each of those under way at once; what it
-                raises is told to the one who asked.
-            output: gets what the call writes: ``"stdout"`` or ``"stderr"``, and bytes.
-            item: gets the parts of a result that comes in parts, in the thread of `SandboxCall.result`; None: it
-                may not. What it raises ends the call.
-            check: looks at the result, in the same thread: what it raises is raised there, and ends the process.
-            stopped: told when the call is ended before it is done, so that ``answer`` need not go on; in a
-                thread that it must not hold up.
-            owner: whose processes may serve the call, where the image keeps processes.
+            image: the function to call.
+            request: bytes for the program inside the sandbox; opaque to the host.
+            timeout_s: seconds left until the caller's deadline, including the wait for a process; None: no deadline.
+                The image's ``wall_s``, counted from the request, applies as well.
+            answer: computes the reply to an ask. It is called in several threads at the same time, one for each ask
+                under way. An exception it raises is sent to the call.
+            output: receives the call's output: ``"stdout"`` or ``"stderr"``, and bytes.
+            item: receives the parts of a result that comes in parts, in the thread of `SandboxCall.result`; None: such
+                a result is refused. An exception it raises ends the call.
+            check: checks the result in the same thread. `SandboxCall.result` raises its exception, which also ends the
+                process.
+            stopped: called when the call is ended early, so that ``answer`` can give up. It must not block.
+            owner: owner of the call; processes kept for this owner may serve it.
 
         Raises:
-            FunctionBroken: its code cannot be imported.
-            CallDeadline: it could not begin in time.
-            SandboxUnavailable: the sandbox does not confine as it should.
-            FrameError: the request has more than 8 MiB.
+            FunctionBroken: the function's code cannot be imported.
+            CallDeadline: the call could not begin in time.
+            SandboxUnavailable: the sandbox does not confine.
+            FrameError: the request is larger than 8 MiB.
         """
         frame = encode(Kind.REQUEST, request)
         timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
@@ -239,15 +240,15 @@ class SandboxHost:
             raise SandboxUnavailable(f"the sandbox's self-test failed: {error}") from error
 
     def views(self) -> list[WarmView]:
-        """Say what is warm, and what it takes."""
+        """Return the state of all warm functions."""
         with self._lock:
             functions = list(self._functions.values())
         return [view for function in functions if (view := function.view()) is not None]
 
     def end_when_idle(self, key: str) -> None:
-        """An image is not called any more: end its processes, those of calls under way with the calls.
+        """End an image's processes soon, but those of calls under way only after their calls.
 
-        If it is called all the same, it stays.
+        For images that are not expected to be called again. If another call comes nevertheless, they stay.
         """
         with self._lock:
             function = self._functions.get(key)
@@ -255,14 +256,14 @@ class SandboxHost:
             function.keep_none()
 
     def keys(self) -> set[str]:
-        """The images that have processes, or are about to have some."""
+        """Return the keys of images that have processes or are being started."""
         with self._lock:
             return set(self._functions)
 
     def _taken(
         self, image: FunctionImage, deadline: float, timeout_s: float, owner: str
     ) -> tuple[FunctionSandbox, PrewarmedProcess]:
-        """Take a process for a call; a sandbox that ended before the call began is started again."""
+        """Take a process for a call; if the sandbox ends before the call begins, start it again."""
         for _ in range(_ATTEMPTS - 1):
             function = self._function(image)
             with contextlib.suppress(CallCrashed):
@@ -271,7 +272,7 @@ class SandboxHost:
         return function, function.take(deadline, timeout_s, owner)
 
     def _patiently(self, until: float, act: Callable[[], T]) -> T:
-        """Act, and again for a while if the machine has no room for processes, or no descriptors."""
+        """Call ``act``; while the machine has no room for processes or descriptors, retry until ``until``."""
         while True:
             try:
                 return act()
@@ -326,7 +327,7 @@ class SandboxHost:
         except ConnectionError:
             self._base_ended()
             function = self._new_function(image, code)
-        except OSError as error:  # what is there goes on
+        except OSError as error:  # running functions are not affected
             self._drop_oldest_kept()
             raise SandboxFull(str(error)) from error
         with self._lock:
@@ -353,13 +354,13 @@ class SandboxHost:
         return "" if relative == "." else relative
 
     def _make_room(self) -> None:
-        """End the function that was not used for longest, if there are as many as may be."""
+        """If there are `warm_max` functions, end the idle one that was unused the longest."""
         idle = [function for function in self._functions.values() if not function.busy]
         if len(self._functions) >= self._warm_max and idle:
             max(idle, key=lambda function: function.idle_s).close(CallCrashed("the function made room for another"))
 
     def _bound_kept(self) -> None:
-        """End the processes that wait for longest, whatever their function, until the others are within bounds."""
+        """End the kept processes that have waited the longest, of any function, until the rest is within bounds."""
         loads = self._kept_loads()
         while (
             sum(load.processes for load in loads.values()) > self._kept_max
@@ -370,7 +371,7 @@ class SandboxHost:
             loads[oldest] = oldest.kept_load
 
     def _drop_oldest_kept(self) -> None:
-        """The machine has no room for a process: one that only may be wanted gives its own."""
+        """End the kept process that has waited the longest, as the machine has no room for another process."""
         if loads := self._kept_loads():
             _waits_longest(loads).drop_oldest_kept()
 

@@ -1,4 +1,4 @@
-"""What is to run in a sandbox, within which limits, and what a sandbox is doing."""
+"""What runs in a sandbox and within which limits; the state of a warm function."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one call may take.
+    """Limits of one call.
 
     Attributes:
-        memory_bytes: address space beyond what the imported function has.
+        memory_bytes: address space beyond that of the imported function.
         cpu_s: processor time of all its threads, in seconds.
         wall_s: time from request to result, in seconds.
-        threads: at once, the main one included.
-        disk_bytes: in its private directory, which is in memory.
-        open_files: descriptors.
-        output_bytes: of standard output and error together; the rest is dropped.
-        result_bytes: of the result.
+        threads: threads at the same time, including the main one.
+        disk_bytes: files in its private directory, which is in memory.
+        open_files: open descriptors.
+        output_bytes: standard output and standard error together; the rest is dropped.
+        result_bytes: size of the result.
     """
 
     memory_bytes: int = 256 << 20
@@ -33,18 +33,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long a process goes on serving calls of one owner, one after another.
+    """How long a process serves calls of one owner, one after another.
 
     Attributes:
-        calls: at most.
-        seconds: from its first call to the beginning of its last, at most.
+        calls: the most calls it serves.
+        seconds: the longest time from the beginning of its first call to the beginning of its last.
     """
 
     calls: int
     seconds: float
 
     def within(self, most: Keep) -> Keep:
-        """As long, but no longer than that."""
+        """Return these bounds, each at most the one in ``most``."""
         return Keep(min(self.calls, most.calls), min(self.seconds, most.seconds))
 
 
@@ -53,12 +53,13 @@ class FunctionImage:
     """One version of a function.
 
     Attributes:
-        key: hash of its bundle; there is one sandbox per key.
-        root: the bundle's directory, below the host's bundles directory.
-        document: handed to the program inside, opaque to the sandbox.
-        limits: of each call.
-        keep: None: each call has a process of its own.
-        lean: whether it uses little of what is loaded ahead; if that is wrong, it takes longer to be warm.
+        key: hash of its bundle; there is one sandbox for each key.
+        root: the bundle's directory, below the host's directory of bundles.
+        document: bytes for the program inside the sandbox; opaque to the host.
+        limits: limits of each call.
+        keep: how long a process serves its owner; None: each call has a process of its own.
+        lean: whether the function uses few of the modules that can be preloaded, so that it is forked from the lean
+            base process. If this is wrong, it takes longer until the function is warm.
     """
 
     key: str
@@ -71,17 +72,17 @@ class FunctionImage:
 
 @dataclass(frozen=True, slots=True)
 class WarmView:
-    """One warm function, as seen from outside.
+    """The state of one warm function.
 
     Attributes:
-        key: the image's.
-        pids: of its init and its zygote, on this machine.
+        key: key of its image.
+        pids: process ids of its init and its zygote, on this machine.
         running: calls under way.
-        prewarmed_processes: processes forked ahead.
-        kept: processes that wait for the next call of whom they served.
-        pss_bytes: memory of init and zygote, shared pages counted by their share.
-        started: when, in seconds since the epoch.
-        used: when a call last began, likewise.
+        prewarmed_processes: processes forked ahead of calls.
+        kept: processes that wait for their owner's next call.
+        pss_bytes: memory of init and zygote as proportional set size: shared pages are divided by their users.
+        started: when it was started, in seconds since 1970.
+        used: when a call last took a process, in seconds since 1970.
     """
 
     key: str

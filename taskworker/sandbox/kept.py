@@ -1,4 +1,4 @@
-"""Processes that have served calls of an owner, and wait for the same owner's next one."""
+"""Processes kept after a call, to serve the next call of the same owner."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from taskworker.sandbox.image import Keep, Limits
 from taskworker.sandbox.prewarmed import Look, PrewarmedProcess
 
 KEPT_MAX = 64
-"""Of one function; the one that waits longest makes room."""
+"""Kept processes of one function; if there are more, the one that has waited the longest is ended."""
 IDLE_S = 60.0
-"""How long one waits for a call that does not come."""
+"""How long a process is kept without a call."""
 LEFT_SHARE_MAX = 0.5
-"""Of what a call may have of memory, descriptors and scratch files: with more in use, the next call would lack it."""
+"""The fraction of a call's memory, descriptors and scratch files that may still be in use after it. A process that uses
+more is not kept, as the next call would lack it."""
 STANDARD_DESCRIPTORS = 4
-"""That every call has: its channel, standard input, output and error."""
+"""Descriptors of every call: its channel, standard input, output and error."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptLoad:
-    """Processes that wait for calls.
+    """What the kept processes of a function use.
 
     Attributes:
-        processes: how many.
-        holds_bytes: what they have of memory and scratch files.
-        waits_since: when the call ended of the one that waits for longest, on the monotonic clock.
+        processes: how many there are.
+        holds_bytes: their memory and scratch files.
+        waits_since: when the last call ended in the process that has waited the longest, on the monotonic clock.
     """
 
     processes: int
@@ -36,27 +37,27 @@ class KeptLoad:
 
 
 class KeptProcesses:
-    """Of one function. Not thread-safe: who uses it holds a lock.
+    """The kept processes of one function. Not thread-safe: callers hold a lock.
 
     Args:
-        keep: how long a process may serve; None: none is kept.
-        limits: of each call.
+        keep: how long a process may serve; None: no process is kept.
+        limits: limits of each call.
 
     Attributes:
-        imported_bytes: the data that a process has before its first call.
+        imported_bytes: size of a process's data before its first call.
     """
 
     def __init__(self, keep: Keep | None, limits: Limits) -> None:
         self._keep = keep
         self._limits = limits
         self.imported_bytes = 0
-        self._waiting: OrderedDict[PrewarmedProcess, str] = OrderedDict()  # the one that came last is the last
+        self._waiting: OrderedDict[PrewarmedProcess, str] = OrderedDict()  # in the order in which they were put
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def take(self, owner: str) -> PrewarmedProcess | None:
-        """Take the owner's process that came last, if one is fit for another call; it is waiting no more."""
+        """Remove and return the owner's latest kept process that can serve another call; None if there is none."""
         for prewarmed in reversed(self._waiting):
             if self._waiting[prewarmed] == owner and self._is_fit(prewarmed):
                 del self._waiting[prewarmed]
@@ -64,13 +65,17 @@ class KeptProcesses:
         return None
 
     def put(self, owner: str, prewarmed: PrewarmedProcess, look: Look, timers: int) -> bool:
-        """Keep a process whose call has ended well; False if it has served for long enough, or left too much behind.
+        """Keep a process after a successful call.
 
         Args:
-            owner: of the call.
-            prewarmed: its process.
-            look: at it, after the result came.
-            timers: that it ever made (timer_create(2)): one may expire amid a later call.
+            owner: owner of the call.
+            prewarmed: process of the call.
+            look: its memory and threads, measured after the result came.
+            timers: how many POSIX timers it has made (timer_create(2)). A process with any is not kept, as a timer
+                may expire during a later call.
+
+        Returns:
+            Whether it is kept. It is not if it has served for long enough, or holds too much.
         """
         if self._keep is None or look.threads != 1 or timers:
             return False
@@ -93,7 +98,7 @@ class KeptProcesses:
         return True
 
     def drop_spent(self) -> list[PrewarmedProcess]:
-        """Give those that are to end: they have served or waited for long enough, are not quiet, or are too many."""
+        """Remove and return the processes to end: those that served or waited long enough, are active, or too many."""
         idle_since = time.monotonic() - IDLE_S
         spent = [one for one in self._waiting if one.rests_since < idle_since or not self._is_fit(one)]
         for prewarmed in spent:
@@ -103,18 +108,18 @@ class KeptProcesses:
         return spent
 
     def drop_oldest(self) -> PrewarmedProcess | None:
-        """Give the one that waits for longest, to end; None if none does."""
+        """Remove and return the process that has waited the longest, to be ended; None if there is none."""
         return self._waiting.popitem(last=False)[0] if self._waiting else None
 
     def drop_all(self) -> list[PrewarmedProcess]:
-        """Give all of them, to end."""
+        """Remove and return all processes, to be ended."""
         prewarmed_processes = list(self._waiting)
         self._waiting.clear()
         return prewarmed_processes
 
     @property
     def load(self) -> KeptLoad:
-        """How many wait, and what they have."""
+        """How many processes are kept, and what they use."""
         first = next(iter(self._waiting), None)
         return KeptLoad(
             len(self._waiting),
@@ -123,7 +128,7 @@ class KeptProcesses:
         )
 
     def pids(self) -> set[int]:
-        """Of those that wait."""
+        """Return the process ids of the kept processes."""
         return {prewarmed.pid for prewarmed in self._waiting}
 
     def _is_fit(self, prewarmed: PrewarmedProcess) -> bool:

@@ -1,9 +1,10 @@
-"""The program that starts bubblewrap within bounds that hold for all sandboxes of a worker together.
+"""The program that starts bubblewrap with limits on all sandboxes of a worker together.
 
-What processes in a user namespace take of limits that the kernel counts for each user (processes, signals that wait)
-counts for whoever made the namespace as well, up to the limits that it was made with. So a process with lower limits
-than the worker's makes it. A worker run as root also maps ids into it that are not root's. Those are steps for a
-process with one thread: this one runs by its path in an interpreter of its own, and imports nothing of ours.
+The kernel counts some resources per user, such as processes and pending signals. What processes in a user namespace
+use also counts for the user who made the namespace, up to the limits of the process that made it. Therefore a process
+with lower limits than the worker's makes the namespace. For a worker run as root, it also maps ids other than root's
+into the namespace. These steps need a process with a single thread: this program is run by its path in its own
+interpreter, and imports nothing else of this project.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from pathlib import Path
 from typing import NoReturn
 
 SHARE_OF_USER = 3, 4
-"""Of a limit that counts all processes of the worker's user, what its sandboxes may fill; the rest is the worker's."""
+"""The fraction of a per-user limit that sandboxes may use; the rest is left to the worker."""
 _CLONE_NEWUSER = 0x1000_0000
 _CAP_SETGID, _CAP_SETUID, _CAP_SETFCAP = 6, 7, 31
 NEEDED = 1 << _CAP_SETGID | 1 << _CAP_SETUID | 1 << _CAP_SETFCAP
-"""Capabilities for giving sandboxes user ids of their own."""
+"""Capabilities that a worker needs to give sandboxes user ids of their own."""
 
 
 def command(ids: range | None, bubblewrap: Sequence[str]) -> list[str]:
-    """Give the command that starts bubblewrap.
+    """Return the command that starts bubblewrap through this program.
 
     Args:
-        ids: user and group ids on this machine that sandboxes are to have; None: they have the worker's own.
-        bubblewrap: its command; with ``ids``, for a process that is root of a namespace in which ``ids`` are the
-            ids from 1 on.
+        ids: user and group ids on this machine for the sandboxes; None: they have the worker's own.
+        bubblewrap: the command of bubblewrap. With ``ids``, it runs as root of a user namespace in which ``ids`` are
+            mapped to 1 and up.
     """
     plan = json.dumps(None if ids is None else [ids.start, len(ids)])
     return [sys.executable, "-I", "-S", "-B", str(Path(__file__).resolve()), plan, *bubblewrap]
 
 
 def main() -> NoReturn:
-    """Bound this process, enter the namespace if there is to be one, and become bubblewrap."""
+    """Lower this process's limits, enter the user namespace if ids are given, and execute bubblewrap."""
     leave_a_share(resource.RLIMIT_SIGPENDING)
-    leave_a_share(resource.RLIMIT_NPROC)  # which the kernel does not hold root to
+    leave_a_share(resource.RLIMIT_NPROC)  # the kernel does not apply this one to root
     if (ids := json.loads(sys.argv[1])) is not None:
         _enter_namespace(*ids)
     os.execv(sys.argv[2], sys.argv[2:])
 
 
 def leave_a_share(kind: int) -> None:
-    """Lower a limit for good, so that sandboxes cannot use up what the worker's user may have of it."""
+    """Lower a limit permanently, so that sandboxes cannot use up all that the worker's user may have."""
     soft, _ = resource.getrlimit(kind)
     if soft != resource.RLIM_INFINITY:
         part, whole = SHARE_OF_USER
@@ -55,9 +56,9 @@ def leave_a_share(kind: int) -> None:
 
 
 def _enter_namespace(first: int, count: int) -> None:
-    """Enter a user namespace with ids from ``first`` on besides root's own, and be its root.
+    """Enter a user namespace as its root, with ``count`` ids from ``first`` on mapped besides root's own.
 
-    Maps of ids that are not this process's own may only be written by who stays outside: a child does.
+    Only a process outside the namespace may map ids other than this process's own: a forked child does it.
     """
     os.setgroups([])
     entered, tell_entered = os.pipe()

@@ -1,4 +1,4 @@
-"""Waiting for what a call's process sends, so that what it sends costs no more than it is worth."""
+"""Polling a call's descriptors, with short pauses that keep many tiny writes from waking the reader each time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Collection
 
 
 class Listening:
-    """Waits for several descriptors; each of them may be left alone for a while.
+    """Waits for several descriptors, and can skip each of them for a while.
 
-    Whoever writes byte by byte would have its reader wake up for each. Left alone, the bytes come together.
+    A process that writes byte by byte would wake its reader for every byte. While its descriptor is skipped, the bytes
+    gather and are then read together.
 
     Args:
-        descriptors: to wait for.
+        descriptors: the descriptors to wait for.
     """
 
     def __init__(self, descriptors: Collection[int]) -> None:
@@ -24,7 +25,7 @@ class Listening:
         self._alone: dict[int, float] = {}
 
     def wait(self, seconds: float) -> list[int]:
-        """Give the descriptors that have something, or have ended; none if nothing comes in time."""
+        """Return the descriptors that have data or have reached their end; an empty list after the timeout."""
         if self._alone:
             now = time.monotonic()
             for descriptor in [one for one, until in self._alone.items() if until <= now]:
@@ -34,10 +35,10 @@ class Listening:
         return [descriptor for descriptor, _ in self._poll.poll(max(0.0, math.ceil(seconds * 1000)))]
 
     def leave_alone(self, descriptor: int, seconds: float) -> None:
-        """Do not wait for a descriptor for so long."""
+        """Skip a descriptor for this many seconds."""
         self._poll.unregister(descriptor)
         self._alone[descriptor] = time.monotonic() + seconds
 
     def leave_out(self, descriptor: int) -> None:
-        """Do not wait for a descriptor any more."""
+        """Stop waiting for a descriptor."""
         self._poll.unregister(descriptor)

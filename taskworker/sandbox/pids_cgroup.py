@@ -1,6 +1,6 @@
-"""A bound on processes for workers that run as root, whom RLIMIT_NPROC does not bind.
+"""A bound on the number of processes for workers run as root, to which RLIMIT_NPROC does not apply.
 
-Needed only before Linux 6.14, since which a pid namespace has a bound of its own.
+Needed only before Linux 6.14; since then, a pid namespace has a bound of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _REFUSAL = (
 
 
 class PidsCgroup:
-    """A cgroup of this worker's, in which each function gets one of its own.
+    """This worker's cgroup, which contains one cgroup for each function.
 
     Raises:
-        SandboxUnavailable: it cannot be made; the text says what to do.
+        SandboxUnavailable: the cgroup cannot be made; the text says what to do.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,13 @@ class PidsCgroup:
             raise SandboxUnavailable(f"{_REFUSAL} ({error})") from error
 
     def enclose(self, name: str, pids: tuple[int, ...], most: int) -> None:
-        """Put processes, and all that they fork, into a cgroup ``name`` of at most ``most`` processes and threads."""
+        """Move processes, and thereby all that they fork, into a new cgroup.
+
+        Args:
+            name: name of the cgroup.
+            pids: the processes.
+            most: how many processes and threads the cgroup may contain.
+        """
         group = self._directory / name
         group.mkdir()
         (group / "pids.max").write_text(str(most))
@@ -47,7 +53,7 @@ class PidsCgroup:
             (group / "cgroup.procs").write_text(str(pid))
 
     def remove(self, name: str) -> bool:
-        """Remove a function's cgroup; False while something in it has not ended."""
+        """Remove a function's cgroup; return False while a process in it is still running."""
         try:
             (self._directory / name).rmdir()
         except FileNotFoundError:
@@ -57,7 +63,7 @@ class PidsCgroup:
         return True
 
     def close(self) -> None:
-        """Remove everything; what was in it must be ending."""
+        """Remove all cgroups. The processes in them must have been killed before."""
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         groups = [path for path in self._directory.iterdir() if path.is_dir()]
         while groups and time.monotonic() < deadline:
@@ -69,7 +75,7 @@ class PidsCgroup:
 
 
 def _parent() -> Path:
-    """Give this process's own cgroup of the pids controller, in either version's hierarchy."""
+    """Return this process's own cgroup of the pids controller, in the hierarchy of cgroups v1 or v2."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "pids" in controllers.split(","):

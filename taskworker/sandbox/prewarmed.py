@@ -1,4 +1,4 @@
-"""One call's process on the host's side: its channel, its output, and the means to end and to measure it."""
+"""The host's handle on the process of a call: its channel and output, and how to limit, measure and end it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from taskworker.sandbox.inside import init
 from taskworker.sandbox.protocol import CallProtocol
 
 FUNCTION_TASKS_MAX = 4096
-"""Processes and threads of one function; `processes_max` says how many calls have their whole share of them."""
+"""Processes and threads of one function. `processes_max` says for how many calls that is enough."""
 IMPORT_TASKS_MAX = 512
-"""The same while its code is imported."""
+"""Processes and threads of one function while its code is imported."""
 _TASKS_BESIDES = 96
-"""For its init and zygote, for calls that are ending, and for one more in each that has just been asked for."""
+"""Part of `FUNCTION_TASKS_MAX` for init and zygote, for calls that are ending, and for threads that are just being
+started."""
 SIGNALS_MAX = 8192
-"""Signals that wait, and POSIX timers, of all calls of one function together; of one, `starts.TIMERS_MAX`."""
+"""Pending signals and POSIX timers of all calls of one function together. One process has `starts.TIMERS_MAX`."""
 STACK_BYTES = 8 << 20
 KILLED_FIRST = 300
-"""Of 1000: by how much the processes of functions are likelier to be ended than the worker, if the machine's memory is
-used up, and its base. Of those, the one that has most memory, a call rather than a zygote, comes first."""
+"""``oom_score_adj``, out of 1000, of functions' processes. When the machine runs out of memory, the kernel ends them
+rather than the worker or the base, and first those with the most memory: calls rather than zygotes."""
 NO_CORE_BYTES = 1
-"""Less than any core has, and, unlike 0, the kernel pipes none to a program of the machine's either."""
+"""Limit on core dumps: smaller than any core. With 0, the kernel would still pipe cores to the machine's handler."""
 REST_CPU_S = 0.02
-"""Processor time that a process may take between two calls: it has to send its result and wait for a request."""
+"""Processor time that a kept process may use between two calls, to send its result and to wait for a request."""
 _RECEIVE_BYTES = 256 << 10
 _ROOM_S = 0.25
-"""How long a sender waits before it looks at its time again."""
+"""How long a sender waits for room before it checks its deadline again."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CPU_CLOCK = 2
 
@@ -53,30 +54,34 @@ _FOR_GOOD = (
     (resource.RLIMIT_STACK, STACK_BYTES),
 )
 CallLimits = tuple[tuple[int, tuple[int, int]], ...]
-"""Kinds of limits (``resource.RLIMIT_*``), each with the soft and the hard one."""
+"""Kinds of limits (``resource.RLIMIT_*``), each with its soft and hard value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a process takes, in bytes: of address space and of data."""
+    """Sizes of a process's address space and data, in bytes."""
 
     address_space: int
     data: int
 
 
 def size_of(pid: int) -> Size:
-    """Measure a process."""
+    """Measure the address space and data of a process."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return Size(int(fields[0]) * _PAGE_BYTES, int(fields[5]) * _PAGE_BYTES)
 
 
 def processes_max(limits: Limits) -> int:
-    """How many processes for calls a function has at most, so that each may have all the threads of its limits."""
+    """Return how many processes a function may have for calls, so that each can have all threads of its limits."""
     return max(1, (FUNCTION_TASKS_MAX - _TASKS_BESIDES) // limits.threads)
 
 
 def limit_zygote(pid: int, limits: Limits) -> None:
-    """Bound what a zygote takes for its import with soft limits, which it cannot raise; and the rest for good."""
+    """Limit a zygote before it imports user code.
+
+    Some limits are permanent. Those for the import are soft limits, which the zygote cannot raise, and which
+    `limit_calls` replaces.
+    """
     for kind, most in _FOR_GOOD:
         resource.prlimit(pid, kind, _allowed(pid, kind, most, most))
     Path(f"/proc/{pid}/oom_score_adj").write_text(str(KILLED_FIRST))
@@ -91,7 +96,16 @@ def limit_zygote(pid: int, limits: Limits) -> None:
 
 
 def limit_calls(pid: int, limits: Limits, calls: int = 1) -> CallLimits:
-    """Put on a zygote that has imported its code what its calls inherit; give what each of them gets of its own."""
+    """Limit a zygote that has imported its code; its calls inherit these limits.
+
+    Args:
+        pid: process id of the zygote.
+        limits: limits of each call.
+        calls: how many calls one process may serve.
+
+    Returns:
+        The limits to set on each call's process itself.
+    """
     begun_with = size_of(pid)
     for kind, most in (
         (resource.RLIMIT_AS, begun_with.address_space + limits.memory_bytes),
@@ -109,7 +123,7 @@ def limit_calls(pid: int, limits: Limits, calls: int = 1) -> CallLimits:
 
 
 def _allowed(pid: int, kind: int, soft: int, hard: int) -> tuple[int, int]:
-    """A limit that is never more than a process may have as it is, which may be less than what is wanted."""
+    """Return a soft and a hard limit, reduced to the hard limit that the process has already."""
     _, most = resource.prlimit(pid, kind)
     if most == resource.RLIM_INFINITY:
         return soft, hard
@@ -118,7 +132,7 @@ def _allowed(pid: int, kind: int, soft: int, hard: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a process has at the end of a call: the most memory it had and the data it has, in bytes; its threads."""
+    """A process at the end of a call: its peak memory and its data, in bytes, and its number of threads."""
 
     peak_bytes: int
     data_bytes: int
@@ -127,12 +141,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Leavings:
-    """What a call leaves to the next one in the same process.
+    """What a call leaves behind for the next one in the same process.
 
     Attributes:
-        descriptors: how many are open.
-        scratch_share: how much of the scratch directory is used, of its bytes or its files, whichever is more.
-        scratch_bytes: of its files.
+        descriptors: how many descriptors are open.
+        scratch_share: used fraction of the scratch directory's bytes or files, whichever is larger.
+        scratch_bytes: size of the scratch files.
     """
 
     descriptors: int
@@ -141,18 +155,18 @@ class Leavings:
 
 
 class PrewarmedProcess:
-    """A process forked for a call. Made before it: the descriptors in `theirs` are for the zygote.
+    """A process forked for a call. Created before the fork: the descriptors in `theirs` are for the zygote.
 
-    Nothing here waits for the process but `send`, which has a time to do so: what is at the other ends of these
-    descriptors is user code, or may be.
+    User code may be at the other ends of the descriptors, so nothing here blocks on them, except `send`, which has a
+    deadline.
 
     Attributes:
-        name: by which host, init and zygote mean it; no secret.
-        served: the calls that it was taken for.
-        exceeded: whether it started more threads than it may.
-        first_used: when it was for the first of them, on the monotonic clock.
-        rests_since: when the last of them ended, likewise.
-        holds_bytes: what it had then, of memory and scratch files.
+        name: name of the process in messages among host, init and zygote; not a secret.
+        served: how many calls it was taken for.
+        exceeded: whether it tried to start more threads than allowed.
+        first_used: when its first call began, on the monotonic clock.
+        rests_since: when its last call ended, on the monotonic clock.
+        holds_bytes: its memory and scratch files at that time.
     """
 
     __slots__ = (
@@ -192,7 +206,7 @@ class PrewarmedProcess:
             self.theirs.append(their_output)
             self.errors, their_errors = os.pipe2(os.O_CLOEXEC)
             self.theirs.append(their_errors)
-        except OSError:  # no descriptors
+        except OSError:  # no descriptors left
             self.close()
             raise
         self.channel.setblocking(False)
@@ -202,25 +216,33 @@ class PrewarmedProcess:
         self.protocol = CallProtocol(result_bytes)
 
     def rooted(self, root: int, *, watched: bool) -> None:
-        """Take its root directory; if it is to be ``watched``, its scratch files can be measured later."""
+        """Take the process's root directory.
+
+        Args:
+            root: descriptor of the root directory, for the zygote.
+            watched: whether `leavings` will be called, which measures the scratch files.
+        """
         self.theirs.append(root)
         if watched:
             self._scratch = os.open(init.SCRATCH.lstrip("/"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
 
     def handed_over(self) -> None:
-        """Close this process's copies of what the zygote has got."""
+        """Close the host's copies of the descriptors that were sent to the zygote."""
         for descriptor in self.theirs:
             os.close(descriptor)
         self.theirs.clear()
 
     def greet(self, limits: CallLimits, pid_namespace: str, zygote: int, filters: int) -> bool:
-        """Take the hello, and put on the process's own limits; False if it has not come whole.
+        """Receive the hello, check that the process is confined, and set its limits.
+
+        Returns:
+            False if the hello is not complete yet.
 
         Raises:
-            SandboxUnavailable: the process is not confined as it should be.
-            ProtocolViolation: it did not send a hello.
-            BlockingIOError: there is nothing to read, though it looked so: urgent data.
-            OSError: it is gone.
+            SandboxUnavailable: the process is not confined.
+            ProtocolViolation: it sent something other than a hello.
+            BlockingIOError: there is nothing to read, although poll reported data: it was urgent data.
+            OSError: the process has ended.
         """
         data, pid = proof.receive_with_pid(self.channel, _RECEIVE_BYTES)
         if not data or pid <= 0:
@@ -229,7 +251,7 @@ class PrewarmedProcess:
             return False
         self._pidfd = os.pidfd_open(pid)
         if os.readlink(f"/proc/{pid}/ns/pid") != pid_namespace or pid == zygote:
-            raise SandboxUnavailable("what answered is not of the sandbox")
+            raise SandboxUnavailable("the process that answered is not in the sandbox")
         proof.require_confined_call(pid, filters)
         for kind, limit in limits:
             resource.prlimit(pid, kind, limit)
@@ -238,20 +260,20 @@ class PrewarmedProcess:
         return True
 
     def send(self, data: bytes, left_s: Callable[[], float]) -> None:
-        """Send bytes on the channel; from any thread, one at a time.
+        """Send bytes on the channel. Callable from any thread, but only one at a time.
 
         Args:
-            data: all of which is sent.
-            left_s: says how many seconds there are left.
+            data: the bytes, all of which are sent.
+            left_s: returns how many seconds are left.
 
         Raises:
-            TimeoutError: they were not taken in time.
-            OSError: the process, or this object, is closed.
+            TimeoutError: the process did not read them in time.
+            OSError: the process has ended, or this object is closed.
         """
         view = memoryview(data)
         while view:
             try:
-                with self._sending:  # which keeps the descriptor from being closed, and becoming another one's
+                with self._sending:  # keeps the descriptor from being closed and reused
                     sent = self.channel.send(view)
             except BlockingIOError:
                 self._await_room(left_s())
@@ -261,13 +283,13 @@ class PrewarmedProcess:
     def _await_room(self, left_s: float) -> None:
         descriptor = self.channel.fileno()
         if left_s <= 0 or descriptor < 0:
-            raise TimeoutError("what was sent to a call was not taken in time")
+            raise TimeoutError("a call did not read what was sent to it in time")
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         poll.poll(math.ceil(min(left_s, _ROOM_S) * 1000))
 
     def begin_call(self) -> None:
-        """Note that it is taken for a call."""
+        """Note that the process is taken for a call."""
         if not self.served:
             self.first_used = time.monotonic()
         else:
@@ -275,7 +297,11 @@ class PrewarmedProcess:
         self.served += 1
 
     def allow_cpu(self, seconds: float) -> None:
-        """Have the kernel end it once it takes so much more processor time than it has taken."""
+        """Have the kernel end the process when it has used this much more processor time.
+
+        Args:
+            seconds: the additional processor time, in seconds.
+        """
         with contextlib.suppress(OSError):  # it is gone
             _, hard = resource.prlimit(self.pid, resource.RLIMIT_CPU)
             soft = math.ceil(self.cpu_s() + seconds)
@@ -283,20 +309,24 @@ class PrewarmedProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether its channel is open and nothing came on it."""
+        """Whether its channel is open, without unread data."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         return not poll.poll(0)
 
     def rests(self, holds_bytes: int) -> None:
-        """Note that a call has ended in it, and that it waits for the next one."""
+        """Note that a call has ended, and that the process waits for the next one.
+
+        Args:
+            holds_bytes: its memory and scratch files.
+        """
         self.rests_since = time.monotonic()
         self._rested_cpu_s = self.cpu_s()
         self.holds_bytes = holds_bytes
 
     @property
     def quiet(self) -> bool:
-        """Whether it did nothing since it `rests`: it has one thread, wrote nothing, and took no processor time."""
+        """Whether it has been inactive since `rests`: one thread, no output, almost no processor time."""
         poll = select.poll()
         for descriptor in (self.channel.fileno(), self.output, self.errors):
             poll.register(descriptor, select.POLLIN)
@@ -308,30 +338,30 @@ class PrewarmedProcess:
             return False
 
     def leavings(self) -> Leavings:
-        """Say what a call has left in it.
+        """Measure what a call has left behind in the process.
 
         Raises:
-            OSError: it is gone.
+            OSError: the process has ended.
         """
         disk = os.fstatvfs(self._scratch)
         share = max(1 - disk.f_bfree / disk.f_blocks, 1 - disk.f_ffree / disk.f_files)
         return Leavings(proof.descriptors_of(self.pid), share, (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def cpu_s(self) -> float:
-        """Give the processor time it has taken, in seconds; 0 when it is gone."""
+        """Return the processor time it has used, in seconds; 0 if it has ended."""
         try:
             return time.clock_gettime((~self.pid << 3) | _CPU_CLOCK)
         except OSError:
             return 0.0
 
     def look(self) -> Look:
-        """Say what it has, at the end of a call; zeros when it is gone."""
+        """Measure the process at the end of a call; all zeros if it has ended."""
         try:
             peak_kib, data_kib, threads = proof.numbers_of(self.pid, b"VmHWM", b"VmData", b"Threads")
         except OSError:
@@ -339,16 +369,16 @@ class PrewarmedProcess:
         return Look((peak_kib or 0) << 10, (data_kib or 0) << 10, threads or 0)
 
     def threads(self) -> int:
-        """Count its threads; 0 when it is gone."""
+        """Count its threads; 0 if it has ended."""
         try:
             return proof.threads_of(self.pid)
         except OSError:
             return 0
 
     def close(self) -> None:
-        """End it and close everything."""
+        """Kill the process and close all descriptors."""
         self.kill()
-        with contextlib.suppress(OSError):  # whoever sends an answer that is not taken waits no longer
+        with contextlib.suppress(OSError):  # wakes a thread that is blocked in `send`
             self.channel.shutdown(socket.SHUT_RDWR)
         for descriptor in (*self.theirs, self.output, self.errors, self._pidfd, self._scratch):
             if descriptor >= 0:

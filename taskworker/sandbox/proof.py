@@ -1,4 +1,4 @@
-"""Looks from outside whether a process is as confined as it should be, before it is trusted with anything."""
+"""Checks from outside that a process is confined, before the host gives it anything to run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _OF_ZYGOTE = ("CapPrm", "CapEff")
 _LINKS_OF_DIRECTORY = 2
 _CHROOT = 1 << 18
-"""What a zygote has of these, for its calls to begin with: to change the root directory."""
+"""CAP_SYS_CHROOT, the only one of these that a zygote has: its calls begin by changing their root directory."""
 _NONE_OF_CALL = b"\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
 
 
 def receive_with_pid(connection: socket.socket, most: int) -> tuple[bytes, int]:
-    """Receive, and say which process sent it, as the kernel knows it; the pid is of this process's namespace.
+    """Receive a message and the pid of its sender, as the kernel reports it, in this process's pid namespace.
 
-    ``SO_PASSCRED`` must have been set on the socket before.
+    ``SO_PASSCRED`` must have been set on the socket before. Without credentials, the pid is 0.
     """
     data, ancillary, _, _ = connection.recvmsg(most, socket.CMSG_SPACE(_CREDENTIALS.size))
     for level, kind, content in ancillary:
@@ -36,7 +36,7 @@ def receive_with_pid(connection: socket.socket, most: int) -> tuple[bytes, int]:
 
 
 def receive_with_descriptor(connection: socket.socket, most: int) -> tuple[bytes, int, int]:
-    """As `receive_with_pid`, with a descriptor that came along; -1 for none."""
+    """Like `receive_with_pid`, and also return a descriptor that came with the message; -1 for none."""
     room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_LEN(_DESCRIPTOR.size)
     data, ancillary, _, _ = connection.recvmsg(most, room, socket.MSG_CMSG_CLOEXEC)
     pid, descriptor = 0, -1
@@ -49,25 +49,25 @@ def receive_with_descriptor(connection: socket.socket, most: int) -> tuple[bytes
 
 
 def namespaces_of(pid: int | str) -> Mapping[str, str]:
-    """Give the identity of each namespace of a process."""
+    """Return the identity of each namespace of a process."""
     return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}
 
 
 def require_confined(pid: int, filters: int) -> Mapping[str, str]:
-    """Check a zygote and give its namespaces.
+    """Check that a zygote is confined, and return its namespaces.
 
     Args:
-        pid: of the process, on this machine.
-        filters: how many seccomp filters it must have.
+        pid: process id of the zygote, on this machine.
+        filters: how many seccomp filters it must have at least.
 
     Raises:
-        SandboxUnavailable: it has a right that it should not have; the text says which.
+        SandboxUnavailable: it has a right that it must not have; the text says which.
     """
     try:
         status = status_of(pid)
         namespaces = namespaces_of(pid)
     except OSError as error:
-        raise SandboxUnavailable(f"a sandboxed process could not be looked at: {error}") from error
+        raise SandboxUnavailable(f"a sandboxed process could not be inspected: {error}") from error
     wrong = [
         f"{name} is {status.get(name)}"
         for name in _CAPABILITIES
@@ -87,10 +87,10 @@ def require_confined(pid: int, filters: int) -> Mapping[str, str]:
 
 
 def require_other_user(pid: int) -> None:
-    """Check that a process has no user or group id in common with this one.
+    """Check that a process shares no user or group id with this one.
 
     Raises:
-        SandboxUnavailable: it has.
+        SandboxUnavailable: it shares one, or has supplementary groups.
     """
     status = status_of(pid)
     own = {"Uid": {os.getuid(), os.geteuid()}, "Gid": {os.getgid(), os.getegid()}}
@@ -102,22 +102,22 @@ def require_other_user(pid: int) -> None:
 
 
 def status_of(pid: int) -> dict[str, str]:
-    """Give ``/proc/PID/status`` as a mapping."""
+    """Return ``/proc/PID/status`` as a mapping."""
     lines = _status(pid).decode(errors="replace").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def numbers_of(pid: int, *fields: bytes) -> list[int | None]:
-    """Give numbers of ``/proc/PID/status``, None where the kernel does not say one.
+    """Return numbers from ``/proc/PID/status``; None for fields that the kernel does not report.
 
-    Every call is looked at: to make a mapping of sixty fields for some of them takes longer than to read them.
+    Faster than `status_of`, as this runs for every call: a mapping of sixty fields takes longer to build than to read.
     """
     return _numbers_in(_status(pid), *fields)
 
 
 def threads_of(pid: int) -> int:
-    """Count the threads of a process: quicker than to have the kernel write its status."""
-    return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_DIRECTORY  # noqa: PTH116 - several times a call
+    """Count the threads of a process, faster than by reading its status."""
+    return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_DIRECTORY  # noqa: PTH116 - runs several times a call
 
 
 def descriptors_of(pid: int) -> int:
@@ -141,14 +141,16 @@ def _status(pid: int) -> bytes:
 
 
 def require_confined_call(pid: int, filters: int) -> None:
-    """Check that a call's process has put its second filter on and has no capability; the rest is its zygote's.
+    """Check that a call's process has installed its second filter and has no capabilities.
+
+    Everything else is inherited from its zygote, which was checked by `require_confined`.
 
     Raises:
-        SandboxUnavailable: it has not, or has one.
+        SandboxUnavailable: a filter is missing, or a capability is left.
     """
     status = _status(pid)
     found, mode = _numbers_in(status, b"Seccomp_filters", b"Seccomp")
-    if found is None:  # before Linux 5.9: one filter looks like two
+    if found is None:  # before Linux 5.9, the number of filters is not reported
         found = filters if mode == 2 else 0
     if found < filters:
         raise SandboxUnavailable(f"a call's process has {found} seccomp filters, not {filters}")
@@ -157,10 +159,10 @@ def require_confined_call(pid: int, filters: int) -> None:
 
 
 def require_closed(pid: int) -> None:
-    """Check that a zygote has no descriptor but its socket and ``/dev/null``.
+    """Check that a zygote has no descriptors except its socket and ``/dev/null``.
 
     Raises:
-        SandboxUnavailable: it has another.
+        SandboxUnavailable: it has another one.
     """
     for name in os.listdir(f"/proc/{pid}/fd"):
         target = os.readlink(f"/proc/{pid}/fd/{name}")
@@ -169,35 +171,35 @@ def require_closed(pid: int) -> None:
 
 
 def require_alone(zygote: int, init: int) -> None:
-    """Check what the import of user code has left: no threads, which calls would not have, and no processes.
+    """Check that the import of user code has left no threads, which forked calls would lack, and no processes.
 
     Raises:
-        FunctionBroken: it has left some.
+        FunctionBroken: a thread or a process is left.
     """
     require_one_thread(zygote)
     if processes_below(init) - {zygote, init}:
-        raise FunctionBroken("the function's code starts processes while it is imported, which it may not")
+        raise FunctionBroken("the function's code starts processes while it is imported, which is not allowed")
 
 
 def require_one_thread(zygote: int) -> None:
-    """Check that a zygote runs nothing beside its own loop.
+    """Check that a zygote has a single thread.
 
     Raises:
-        FunctionBroken: it does.
+        FunctionBroken: it has more.
     """
     if threads_of(zygote) != 1:
         raise FunctionBroken(
-            "the function's code starts threads while it is imported, which its calls would not have: start them "
+            "the function's code starts threads while it is imported, which its calls would lack: start them "
             "in the function itself"
         )
 
 
 def processes_below(init: int) -> set[int]:
-    """Name the processes of a function: its init, what it forked, and what those forked."""
+    """Return the process ids of a function: its init and all descendants."""
     found, unvisited = {init}, [init]
     while unvisited:
         pid = unvisited.pop()
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             for task in os.listdir(f"/proc/{pid}/task"):
                 children = {int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()}
                 unvisited += children - found
@@ -206,7 +208,7 @@ def processes_below(init: int) -> set[int]:
 
 
 def pss_bytes(pid: int) -> int:
-    """A process's share of memory (proportional set size); 0 when it is gone."""
+    """Return a process's share of memory (proportional set size); 0 if the process has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

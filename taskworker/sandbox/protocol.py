@@ -1,4 +1,4 @@
-"""What may come over a call's channel, and when. Everything else is a violation."""
+"""Which frames a call may send, and when. Everything else is a protocol violation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskworker.sandbox.frames import (
 
 
 class State(Enum):
-    """Where a protocol is."""
+    """State of a call's channel; the value completes error texts."""
 
     STARTING = "before the hello"
     WAITING = "before the request"
@@ -47,10 +47,10 @@ _NEXT = {
 
 
 class CallProtocol:
-    """The host's side of one channel; holds no descriptor.
+    """The host's side of one channel, as a state machine without a descriptor.
 
     Args:
-        result_bytes: how large the result may be, and each item of one that comes in parts.
+        result_bytes: the largest size of the result, or of each item if the result comes in parts.
     """
 
     __slots__ = ("_asked", "_decoder", "_result_bytes", "_withdrawable", "state")
@@ -63,11 +63,11 @@ class CallProtocol:
         self._withdrawable = 0
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes that came; give the frames they complete.
+        """Take received bytes; return the frames they complete.
 
         Raises:
-            ProtocolViolation: they are not what may come now.
-            LimitExceeded: a result above the limit.
+            ProtocolViolation: the bytes are not allowed in this state.
+            LimitExceeded: the result is larger than allowed.
         """
         if not _MAY_COME[self.state]:
             raise ProtocolViolation(f"the sandbox sent {len(data)} bytes {self.state.value}")
@@ -85,7 +85,7 @@ class CallProtocol:
         return frames
 
     def again(self) -> None:
-        """After the end of a call: let the next request be sent."""
+        """After a call has ended, be ready for the next request."""
         self.state = State.WAITING
 
     def requested(self) -> None:
@@ -106,11 +106,11 @@ class CallProtocol:
         if frame.kind is Kind.ASK:
             number, _ = split_number(frame.payload)
             if number in self._asked or len(self._asked) >= ASKS_MAX:
-                raise ProtocolViolation(f"the sandbox asks under a number in use, or more than {ASKS_MAX} at once")
+                raise ProtocolViolation(f"the sandbox asks with a number in use, or more than {ASKS_MAX} at once")
             self._asked[number] = len(frame.payload)
             self._withdrawable += 1
         elif frame.kind is Kind.WITHDRAW:
-            # Not only of what is being answered: the answer may be on its way. But no oftener than was asked.
+            # The ask may have been answered already, as the answer may be on its way. So only the count is checked.
             split_number(frame.payload)
             self._withdrawable -= 1
             if self._withdrawable < 0:
@@ -119,7 +119,7 @@ class CallProtocol:
             raise ProtocolViolation(f"the sandbox sent a {frame.kind.name} frame while an ask is being answered")
 
     def _judge_head(self) -> None:
-        """Refuse a frame by its head, before its bytes are waited for."""
+        """Refuse a frame by its header, before its payload has arrived."""
         head = self._decoder.head()
         if head is None:
             return
@@ -132,14 +132,14 @@ class CallProtocol:
             raise LimitExceeded("result", self._result_bytes)
 
     def _asked_bytes(self) -> int:
-        return sum(list(self._asked.values()))  # of a copy, made in one step: answers are sent from other threads
+        return sum(list(self._asked.values()))  # an atomic copy: other threads send answers meanwhile
 
 
 def failure_of(frame: Frame) -> Failure:
-    """Read a FAILURE frame.
+    """Decode a FAILURE frame.
 
     Raises:
-        ProtocolViolation: it cannot be read.
+        ProtocolViolation: the frame cannot be decoded.
     """
     try:
         return decode_failure(frame.payload)

@@ -1,4 +1,4 @@
-"""Whether the machine has room for more processes of a function: pauses while it refuses, and when to give up."""
+"""Backoff while the machine has no room for another process of a function, and when a waiting call gives up."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ PATIENCE_S = 5.0
 _PAUSE_S = 0.02
 _PAUSE_MAX_S = 1.0
 SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EUSERS, errno.ENOBUFS)
-"""How the kernel says that there is no more of something now."""
+"""Errors by which the kernel reports that a resource is used up for now."""
 
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, or of this container if it may have less."""
+    """Return the memory of this machine, or of this container if its limit is lower."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # another version of cgroups, or no limit: "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file in this version of cgroups, or no limit: "max"
             most = min(most, int(path.read_text()))
     return most
 
 
 class Room:
-    """Of one function. Not thread-safe: who uses it holds a lock."""
+    """Refusals and pauses of one function. Not thread-safe: callers hold a lock."""
 
     def __init__(self) -> None:
         self._why = ""
@@ -39,30 +39,33 @@ class Room:
         self._pause_s = _PAUSE_S
 
     def refused(self, why: str) -> float:
-        """Note that there was none; give the seconds after which to try again."""
+        """Note that the machine refused a process; return the seconds to wait before the next attempt."""
         now = time.monotonic()
         if not self._why:
             self._since = now
         self._why = why
-        if now >= self._until:  # several that were refused at once make one pause
+        if now >= self._until:  # several refusals at once count as one pause
             self._until = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
         return self._until - now
 
     def given(self) -> None:
-        """Note that there was some."""
+        """Note that a process was made."""
         self._why, self._pause_s = "", _PAUSE_S
 
     @property
     def pausing(self) -> bool:
-        """Whether nothing is to be tried now."""
+        """Whether a pause after a refusal is running."""
         return bool(self._why) and time.monotonic() < self._until
 
     def require(self, waiting_since: float) -> None:
-        """Let a caller go on waiting.
+        """Check whether a caller may go on waiting.
+
+        Args:
+            waiting_since: when the caller began to wait, on the monotonic clock.
 
         Raises:
-            SandboxFull: it has waited for long, and there has been no room all the time.
+            SandboxFull: the machine has had no room during the last `PATIENCE_S` of the caller's wait.
         """
         if self._why and time.monotonic() - max(waiting_since, self._since) >= PATIENCE_S:
             raise SandboxFull(self._why)

@@ -1,7 +1,8 @@
-"""The read-only root that sandboxes see: the interpreter, its libraries, a few packages, and our code inside.
+"""The read-only root directory of sandboxes: the interpreter, its libraries, a few packages, and ``inside``.
 
-Nothing else of this machine. All of it is a copy, at paths of the sandbox's own, and compiled modules name these
-paths: two trees, the interpreter's and one of our own code, that workers share as `tree_cache` says.
+It contains nothing else of this machine. All files are copies at paths that only exist in sandboxes, and compiled
+modules name these paths. There are two trees, one with the interpreter and one with TaskWorker's own code; workers
+share them through `tree_cache`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ PACKAGE_NAMES = (
     "typing_extensions",
     "typing_inspection",
     "cloudpickle",
-    "tzdata",  # what zoneinfo reads: the machine's own zones are not there
+    "tzdata",  # read by zoneinfo, as the machine's own time zones are not in the root
 )
 OWN_DIRECTORY = ".root"
-"""Where a worker keeps trees of its own, below its directory of bundles, if it cannot share any."""
+"""Below a worker's directory of bundles: the trees of a worker that cannot share any."""
 SYSTEM_CACHE = Path("/var/cache")
 _STANDARD_LIBRARY = f"{PYTHON}/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
 _LEFT_OUT = frozenset(
@@ -57,24 +58,24 @@ _LEFT_OUT = frozenset(
         "ensurepip",
     ]
 )
-"""Directories of the standard library: others' packages, tests, windows, and installers."""
+"""Directories of the standard library that are left out: other packages, tests, user interfaces and installers."""
 _CONFIG = re.compile(r"config-\d")
-"""Likewise: what it takes to build an interpreter."""
+"""Also left out: files for building an interpreter."""
 _EXTENSIONS_LEFT_OUT = re.compile(
     r"(_tkinter|readline|_curses|_curses_panel|_dbm|_gdbm|nis|_crypt|spwd|_test.*|_ctypes_test|_xxtestfuzz|xx.*)\."
 )
-"""Terminals, windows and accounts, of which a sandbox has none; and what tests the interpreter."""
+"""Extension modules that are left out: for terminals, windows and accounts, which sandboxes lack, and for tests."""
 _BUILD_FACTS = "_sysconfigdata"
-"""A module whose text, not only the place it is compiled at, names the directories of this machine."""
+"""Begin of the name of a module whose text names directories of this machine, which are replaced."""
 _LOCALES = Path("/usr/lib/locale")
-"""Where the C library looks for them, unless it is told otherwise."""
+"""Where the C library looks for locales by default."""
 _LOCALE_NAMES = ("C.utf8", "C.UTF-8")
 _USER = "sandbox"
 _TEXTS = {
     "etc/passwd": f"{_USER}:x:{UID}:{UID}::{SCRATCH}:/nonexistent\n".encode(),
     "etc/group": f"{_USER}:x:{UID}:\n".encode(),
     "etc/nsswitch.conf": b"passwd: files\ngroup: files\n",
-    **{device.lstrip("/"): b"" for device in DEVICES},  # for the devices to be mounted on
+    **{device.lstrip("/"): b"" for device in DEVICES},  # mount points of the devices
 }
 _LIBRARY = re.compile(r"(?:=>\s+|^\s*)(/\S+)\s+\(0x", re.MULTILINE)
 _WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libatomic.so.1")
@@ -84,11 +85,11 @@ _log = logging.getLogger(__name__)
 
 
 class RuntimeRoot:
-    """The root in use, until it is closed.
+    """The trees of a root directory, in use until it is closed.
 
     Args:
-        top: the tree that is the root directory.
-        runtime: the tree of our own code, at `RUNTIME`.
+        top: the tree for the root directory.
+        runtime: the tree of TaskWorker's own code, for `RUNTIME`.
     """
 
     def __init__(self, top: Tree, runtime: Tree) -> None:
@@ -97,19 +98,19 @@ class RuntimeRoot:
         self.runtime = runtime.path
 
     def close(self) -> None:
-        """Let the trees go when their turn comes."""
+        """Stop using the trees, so that they may be removed."""
         for tree in self._trees:
             tree.close()
 
 
 def take(bundles: Path) -> RuntimeRoot:
-    """Give the root; made if it is not there, which takes a second or a few.
+    """Return the root; make it if it does not exist, which takes a few seconds.
 
     Args:
-        bundles: a directory of this worker's, in which trees are made if they cannot be shared.
+        bundles: this worker's directory of bundles, in which the trees are made if they cannot be shared.
 
     Raises:
-        SandboxUnavailable: it cannot be made; the text says why.
+        SandboxUnavailable: the root cannot be made; the text says why.
     """
     recipes = _root(), _runtime()
     for place in _shared():
@@ -124,17 +125,17 @@ def take(bundles: Path) -> RuntimeRoot:
 
 
 def interpreter() -> str:
-    """Give the interpreter's path inside."""
+    """Return the interpreter's path in the sandbox."""
     return f"{PYTHON}/bin/{_executable().name}"
 
 
 def module_path() -> tuple[str, ...]:
-    """Give what ``sys.path`` begins with inside, beside the standard library."""
+    """Return the first entries of ``sys.path`` in the sandbox, before the standard library."""
     return (RUNTIME, PACKAGES)
 
 
 def _shared() -> Iterator[Path]:
-    """Where workers of this user may share trees: the first place that will do."""
+    """Yield the places where workers of this user may share trees, in the order in which to try them."""
     below = Path("taskworker", "sandbox")
     named = os.environ.get("XDG_CACHE_HOME", "")
     if named.startswith("/"):
@@ -142,7 +143,7 @@ def _shared() -> Iterator[Path]:
     else:
         with contextlib.suppress(RuntimeError):  # this user has no home directory
             yield Path.home() / ".cache" / below
-    if os.geteuid() == 0:  # with the home directory of another user, as by sudo
+    if os.geteuid() == 0:  # sudo may have kept another user's home directory
         yield SYSTEM_CACHE / below
 
 
@@ -198,7 +199,7 @@ def _below_runtime(target: str) -> str:
 
 
 def _files_of(source: Source, content: bytes, top: str = "") -> Iterator[tuple[str, bytes]]:
-    """A file as it is; with a module, its code compiled for where it is inside."""
+    """Yield a file as it is and, for a module, its ``.pyc`` for its path in the sandbox."""
     target = PurePosixPath(source.target)
     path, mtime = source.path, source.mtime_ns // 1_000_000_000
     if target.name.startswith(_BUILD_FACTS):
@@ -212,14 +213,14 @@ def _files_of(source: Source, content: bytes, top: str = "") -> Iterator[tuple[s
 
 
 def _below(directory: Path, target: str, *, standard: bool = False) -> Iterator[Source]:
-    """The files of a package, or of the standard library but for what no sandbox has a use for."""
+    """Yield the files of a package; of the standard library, only those that are useful in a sandbox."""
     for place, directories, files in os.walk(directory):
         directories[:] = sorted(one for one in directories if not _is_left_out(one, standard=standard))
         below = os.path.relpath(place, directory)
         for name in sorted(files):
             if standard and _EXTENSIONS_LEFT_OUT.match(name) and name.endswith(".so"):
                 continue
-            with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+            with contextlib.suppress(FileNotFoundError):  # a broken link
                 yield Source.at(Path(place, name), _below_top(os.path.normpath(f"{target}/{below}/{name}")))
 
 
@@ -237,7 +238,7 @@ def _executable() -> Path:
     for candidate in (Path(sys.base_prefix) / "bin" / name, Path(own)):
         if candidate.exists():
             return candidate.resolve()
-    raise SandboxUnavailable(f"no interpreter is to be found below {sys.base_prefix}")
+    raise SandboxUnavailable(f"no interpreter was found below {sys.base_prefix}")
 
 
 def _packages() -> Iterator[Source]:
@@ -248,7 +249,7 @@ def _packages() -> Iterator[Source]:
             yield from _below(package, f"{PACKAGES}/{package.name}")
         else:
             yield Source.at(package, _below_top(f"{PACKAGES}/{package.name}"))
-        for told in sorted(package.parent.glob(f"{name}-*.dist-info/METADATA")):  # for those who ask for its version
+        for told in sorted(package.parent.glob(f"{name}-*.dist-info/METADATA")):  # importlib.metadata reads it
             yield Source.at(told, _below_top(f"{PACKAGES}/{told.parent.name}/{told.name}"))
 
 
@@ -260,7 +261,7 @@ def _origin(name: str) -> Path:
 
 
 def _locales() -> Iterator[Source]:
-    """What ``setlocale`` needs for the locale that a sandbox is told to have."""
+    """Yield the files that ``setlocale`` needs for the locale of sandboxes."""
     for name in _LOCALE_NAMES:
         yield from _below(_LOCALES / name, str(_LOCALES / name))
 
@@ -280,7 +281,7 @@ def _libraries() -> Sequence[Source]:
 
 
 def _of_wheels() -> Iterator[Path]:
-    """Libraries that compiled packages take for granted (PEP 600), as far as this machine has them."""
+    """Yield the libraries on which compiled packages may rely (PEP 600), as far as this machine has them."""
     known = {source.path.parent for source in _libraries_of([_executable()])}
     for name in _WHEEL_LIBRARIES:
         found = (directory / name for directory in (*sorted(known), *_LIBRARY_DIRECTORIES))
@@ -288,14 +289,14 @@ def _of_wheels() -> Iterator[Path]:
 
 
 def _libraries_of(objects: list[Path]) -> Iterator[Source]:
-    """Find the shared libraries of ``objects`` as the loader does; it itself stays where programs name it."""
+    """Yield the shared libraries that the loader finds for ``objects``. The loader itself keeps its path."""
     ldd = shutil.which("ldd")
     if ldd is None:
         raise SandboxUnavailable("functions need ldd, which comes with the C library, to find shared libraries")
     said = subprocess.run(
         [ldd, *map(str, objects)], capture_output=True, text=True, timeout=_LDD_TIMEOUT_S, check=False
     ).stdout
-    named = {str(path) for path in objects if path.name in _WHEEL_LIBRARIES}  # which ldd does not name itself
+    named = {str(path) for path in objects if path.name in _WHEEL_LIBRARIES}  # ldd does not list the objects themselves
     for path in sorted(named.union(_LIBRARY.findall(said))):
         name = Path(path).name
         target = path if name.startswith("ld-") else f"{LIBRARIES}/{name}"

@@ -1,12 +1,13 @@
-"""Directory trees that are made once and then shared by workers: what sandboxes see as their root.
+"""A cache of directory trees that are made once and shared by workers: the root directories of sandboxes.
 
-A cache has, for each key, ``KEY/tree``, ``KEY/manifest`` and ``KEY.lock``. Who uses a tree holds its lock shared, who
-makes or removes it exclusively, so the kernel lets go of it for who dies. A tree is made beside its place, as
-``KEY.new``, and renamed: what a killed process leaves counts as nothing, and the next to make it removes it.
+For each key, a cache has ``KEY/tree``, ``KEY/manifest`` and ``KEY.lock``. A process holds the lock shared while it uses
+the tree, and exclusively while it makes or removes it; the kernel releases the lock of a process that dies. A tree is
+made as ``KEY.new`` and then renamed, so that an unfinished tree is never used; the next process to make it removes the
+remains.
 
-A tree is used only if nobody could have changed it but the user of this process and root. That is looked at every time:
-owners and modes of all that is in it, of the cache, and of the directories on the way to it. Sizes and times
-must be those that the manifest notes; else, after a crash for instance, the tree is made again.
+A tree is only used if nobody but root and the user of this process could have changed it. Owners and modes of
+everything in it, of the cache and of the directories above it are checked every time. Sizes and times must be those in
+the manifest; otherwise, for instance after a crash, the tree is made again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNUSED_KEPT_S = 3600.0
-"""After so many seconds without use, a tree goes when another is made."""
+"""A tree that was unused for so many seconds is removed when another one is made."""
 LOCK_TIMEOUT_S = 30.0
 _LOCK_RETRY_S = 0.02
 _ATTEMPTS = 5
@@ -36,13 +37,13 @@ _ANY_EXECUTES = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of this machine, as it was when it was looked at.
+    """A file of this machine, with its size and time when it was inspected.
 
     Attributes:
-        path: where it is.
-        target: where it goes, below the tree.
-        size: in bytes.
-        mtime_ns: when it was changed.
+        path: path of the file.
+        target: its path in the tree.
+        size: its size in bytes.
+        mtime_ns: when it was last changed, in nanoseconds.
     """
 
     path: Path
@@ -52,15 +53,15 @@ class Source:
 
     @classmethod
     def at(cls, path: Path, target: str) -> Source:
-        """Look at a file."""
+        """Inspect a file."""
         status = path.stat()
         return cls(path, target, status.st_size, status.st_mtime_ns)
 
     def read(self) -> tuple[bytes, bool]:
-        """Give the content, and whether it may be executed.
+        """Return the content, and whether the file is executable.
 
         Raises:
-            OSError: it is not any more what was looked at.
+            OSError: the file cannot be read, or was changed since it was inspected.
         """
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -75,15 +76,15 @@ FilesOf = Callable[[Source, bytes], Iterator[tuple[str, bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a tree is made of. Trees of one key are the same.
+    """What a tree is made of. Equal recipes have the same key and yield the same tree.
 
     Attributes:
-        about: what the key depends on besides.
+        about: further text that the key depends on.
         sources: files of this machine.
-        texts: further files.
-        directories: that are to be there, even empty.
-        more: finds further sources, if the tree is to be made; which ones is noted.
-        files_of: what becomes of a source and its content: files with content.
+        texts: further files: path in the tree and content.
+        directories: directories to make even if they are empty.
+        more: finds further sources when the tree is made; the manifest lists them.
+        files_of: yields the files, with content, to make from a source and its content.
     """
 
     about: str
@@ -94,7 +95,7 @@ class Recipe:
     files_of: FilesOf
 
     def key(self) -> str:
-        """Give the name of the tree."""
+        """Return the key of the tree, a hash of the recipe without ``more``."""
         told = [
             _FORMAT,
             self.about,
@@ -115,26 +116,26 @@ class Tree:
         self._lock = lock
 
     def close(self) -> None:
-        """Let the tree be removed when its turn comes; again does nothing."""
+        """Stop using the tree, so that it may be removed. Further calls do nothing."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
 
 class TreeCache:
-    """Trees in a directory. Safe to use from any number of processes at once.
+    """A cache of trees in a directory. Any number of processes may use it at the same time.
 
     Args:
-        directory: made if absent.
-        trust_parents: do not look who may write to the directories around it.
+        directory: directory of the cache; it is made if it does not exist.
+        trust_parents: do not check who may write to the directories above it.
 
     Raises:
-        OSError: it cannot be made, programs in it could not be executed, or others may write there.
+        OSError: the directory cannot be made, is mounted noexec, or could be changed by other users.
     """
 
     def __init__(self, directory: Path, *, trust_parents: bool = False) -> None:
         if not trust_parents:
-            _require_own_way(directory)  # first: nothing is to be made in somebody else's directory
+            _require_own_way(directory)  # before mkdir: make nothing in a directory of another user
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory.resolve()
         _require_own(self._directory.lstat(), str(self._directory))
@@ -144,10 +145,10 @@ class TreeCache:
             raise OSError(errno.EACCES, f"{self._directory} is mounted noexec")
 
     def take(self, recipe: Recipe) -> Tree:
-        """Give the tree of a recipe; make it if it is not there, or not what it was.
+        """Return the tree of a recipe; make it if it does not exist or was changed.
 
         Raises:
-            OSError: that cannot be done.
+            OSError: it cannot be made, or its lock was not free within `LOCK_TIMEOUT_S`.
         """
         key = recipe.key()
         deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -165,15 +166,15 @@ class TreeCache:
                         self._make(key, recipe)
                         self._remove_unused()
             finally:
-                if lock >= 0:  # from exclusive to shared there is no way without a gap: so the next attempt looks again
+                if lock >= 0:  # exclusive to shared is not atomic, so the next attempt checks again
                     os.close(lock)
-        raise OSError(errno.EBUSY, f"{self._directory / key} is changed all the time")
+        raise OSError(errno.EBUSY, f"{self._directory / key} keeps being changed")
 
     def _lock_of(self, key: str) -> Path:
         return self._directory / f"{key}.lock"
 
     def _is_there(self, lock: int, key: str) -> bool:
-        """Whether what is locked is still the file of that name, and not one that was removed meanwhile."""
+        """Whether the locked file still has its name, and was not removed meanwhile."""
         try:
             return os.path.samestat(os.fstat(lock), self._lock_of(key).lstat())
         except FileNotFoundError:
@@ -188,7 +189,7 @@ class TreeCache:
             self._fill(new, recipe)
             new.rename(place)
         except BaseException:
-            shutil.rmtree(new, ignore_errors=True)  # on a full disk, for one
+            shutil.rmtree(new, ignore_errors=True)  # for example on a full disk
             raise
 
     def _fill(self, new: Path, recipe: Recipe) -> None:
@@ -208,7 +209,7 @@ class TreeCache:
         new.chmod(0o755)
 
     def _is_whole(self, key: str) -> bool:
-        """Whether the tree is there as it was made, by whom may make it, and of what this machine still has."""
+        """Whether tree and sources are unchanged since it was made, and no other user could have changed it."""
         place = self._directory / key
         try:
             if not all(map(_is_own, (place.lstat(), (place / "manifest").lstat()))):
@@ -222,7 +223,7 @@ class TreeCache:
             return False
 
     def _remove_unused(self) -> None:
-        """Remove the trees that nobody uses, nor has used lately. Nobody else's business fails by it."""
+        """Remove the trees that nobody uses or has used lately. Ignores errors, so that `take` does not fail."""
         for path in self._directory.glob("*.lock"):
             with contextlib.suppress(OSError), _opened(path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,7 +235,7 @@ class TreeCache:
 
 
 class _Maker:
-    """Writes files that everybody may read, whatever the umask: sandboxes may be another user."""
+    """Writes files that every user may read, regardless of the umask, as sandboxes may run as another user."""
 
     def __init__(self, top: Path) -> None:
         self.files: dict[str, list[int]] = {}
@@ -262,10 +263,10 @@ class _Maker:
 
 
 def _looked_at(top: str) -> Iterator[tuple[str, list[int]]]:
-    """Go through a tree; size and time of each file.
+    """Walk a tree; yield path, size and time of each file.
 
     Raises:
-        OSError: something in it is no file and no directory, or others could have changed it.
+        OSError: it contains something else than files and directories, or other users could have changed it.
     """
     unvisited = [""]
     _require_own(os.lstat(top), top)
@@ -292,18 +293,21 @@ def _require_own(status: os.stat_result, path: str) -> None:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether only root and the user of this process may change a file or directory."""
+    """Whether this is a file or directory that only root and the user of this process may change."""
     kind = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
     return kind and status.st_uid in (0, os.geteuid()) and not status.st_mode & _OTHERS_WRITE
 
 
 def _require_own_way(directory: Path) -> None:
-    """Check that nobody but root and the user of this process could put something else in the directory's place.
+    """Check that only root and the user of this process could replace the directory or one of its parents.
 
-    Where others may make files but not rename or remove those of this user, as in ``/tmp``, they cannot.
+    Parents in which others may make files, but not rename or remove those of this user, such as ``/tmp``, are fine.
+
+    Raises:
+        OSError: other users could replace it.
     """
     for parent in directory.resolve().parents:
-        with contextlib.suppress(FileNotFoundError):  # it is to be made in one that is looked at
+        with contextlib.suppress(FileNotFoundError):  # it will be made in a parent that is checked
             status = parent.lstat()
             if not _is_own(status) and not (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
                 raise OSError(errno.EPERM, f"{parent}, on the way to {directory}, could be changed by others")
@@ -315,7 +319,7 @@ def _lock(descriptor: int, operation: int, deadline: float) -> None:
             return fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "the lock of the sandboxes' root was not to be had") from None
+                raise TimeoutError(errno.ETIMEDOUT, "the lock of the sandboxes' root was not free in time") from None
         time.sleep(_LOCK_RETRY_S)
 
 

@@ -266,7 +266,7 @@ def test_arguments_without_number_are_refused_before_they_are_looked_at(store: F
 
 
 def test_what_is_not_to_be_had_is_told() -> None:
-    with pytest.raises(AttributeError, match=r"worker\.get_moon is not to be had inside a function"):
+    with pytest.raises(AttributeError, match=r"worker\.get_moon is not available inside a function"):
         FunctionWorker().get_moon  # noqa: B018
     with pytest.raises(RuntimeError, match="while a call runs"):
         FunctionWorker().storage.get("x")

@@ -162,9 +162,9 @@ def test_a_limit_that_is_met_says_how_it_is_raised(commands: Commands) -> None:
             "disk=1MiB",
             "disk",
             1,
-            "File too large (this call's limit disk is met; `deploy --limits disk=...` allows more)",
+            "File too large (this call has reached its limit disk; `deploy --limits disk=...` allows more)",
         ),
-        ("files=16", "files", 1, "(this call's limit files is met; `deploy --limits files=...` allows more)"),
+        ("files=16", "files", 1, "(this call has reached its limit files; `deploy --limits files=...` allows more)"),
         ("threads=2", "threads", 1, "threads limit of 2 exceeded; `deploy --limits threads=...`"),
     ):
         commands.run("deploy", "meets", "app:meets", "--limits", limits)

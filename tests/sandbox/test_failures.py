@@ -65,8 +65,8 @@ _Nowhere.__module__ = None  # type: ignore[assignment]
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (_Ends(), "(its text cannot be had: SystemExit)"),
-        (_SaysItself(), "(its text cannot be had: RecursionError)"),
+        (_Ends(), "(its text is not available: SystemExit)"),
+        (_SaysItself(), "(its text is not available: RecursionError)"),
         (_SaysOdd(), "odd ?"),
         (_Huge(), "x" * 4000 + "..."),
         (_Nameless("said"), "said"),
@@ -92,7 +92,7 @@ def test_a_module_that_does_not_give_its_source_costs_the_frames_alone() -> None
     with pytest.raises(ZeroDivisionError) as raised:
         module.f()
     frames = failures.frames_of(raised.value.__traceback__)
-    assert frames == ["(its frames cannot be had: SystemExit)"]
+    assert frames == ["(its frames are not available: SystemExit)"]
 
 
 class _Uncaused(Exception):
@@ -134,7 +134,7 @@ def test_what_caused_an_exception_is_told_within_bounds() -> None:
     assert failures.causes_of(_caught(hides)) == []
     assert failures.causes_of(_caught(handles)) == ["while handling KeyError: 'k'"]
     assert failures.causes_of(_caught(lambda: wraps(_Ends()))) == [
-        f"caused by {__name__}._Ends: (its text cannot be had: SystemExit)"
+        f"caused by {__name__}._Ends: (its text is not available: SystemExit)"
     ]
     long = failures.causes_of(_caught(lambda: wraps(_Huge(), times=9)))
     assert len(long) == 4
@@ -142,7 +142,7 @@ def test_what_caused_an_exception_is_told_within_bounds() -> None:
     loop = ValueError("loop")
     loop.__cause__ = loop
     assert failures.causes_of(loop) == ["caused by ValueError: loop"] * 4
-    assert failures.causes_of(_Uncaused()) == ["(what caused it cannot be had: SystemExit)"]
+    assert failures.causes_of(_Uncaused()) == ["(its cause is not available: SystemExit)"]
 
 
 def test_a_module_that_is_missing_amid_a_call_says_how_to_bring_it() -> None:

@@ -1,4 +1,4 @@
-"""Outside APIs inside a function: requests that the pool makes, and their responses as users of requests know them."""
+"""Calls of outside APIs from a function: the pool makes the requests; responses resemble those of ``requests``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
 class Connection(Protocol):
-    """Asks the worker that runs the call."""
+    """A connection to the worker that runs the call."""
 
     def ask(self, operation: str, data: bytes | memoryview = b"", **header: object) -> tuple[dict[str, Any], bytes]:
-        """One question and its answer."""
+        """Ask the worker; return the answer's header and its bytes."""
 
 
 class HTTPStatusError(Exception):
-    """A response whose status says that the request failed.
+    """The status of a response is 400 or above.
 
     Attributes:
         response: the response.
@@ -37,7 +37,7 @@ class HTTPStatusError(Exception):
 
 
 class Headers(Mapping[str, str]):
-    """Headers by name in any case; of several with one name, all values, separated by commas."""
+    """Headers by case-insensitive name. Values of headers with the same name are joined with commas."""
 
     def __init__(self, pairs: Iterable[Sequence[str]]) -> None:
         self._pairs = [(name, value) for name, value in pairs]
@@ -62,20 +62,20 @@ class Headers(Mapping[str, str]):
         return f"Headers({self._pairs!r})"
 
     def get_list(self, name: str) -> list[str]:
-        """All values of one name, as with Set-Cookie."""
+        """Return the values of all headers with this name, for instance Set-Cookie."""
         return [value for one, value in self._pairs if one.lower() == name.lower()]
 
 
 class Response:
-    """What an outside API answered.
+    """The response of an outside API.
 
     Attributes:
-        status_code: of HTTP; also ``status``.
-        headers: by name, in any case.
-        content: the body, decoded.
-        url: where redirects led.
-        from_cache: whether it was kept from before.
-        encoding: of ``text``; set it to read the body as another one.
+        status_code: HTTP status; also ``status``.
+        headers: headers by case-insensitive name.
+        content: the body, after undoing its content encoding.
+        url: final URL, after redirects.
+        from_cache: whether the response comes from the pool's cache.
+        encoding: text encoding for ``text``; may be set.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Response:
 
     @property
     def status(self) -> int:
-        """The status of HTTP."""
+        """HTTP status."""
         return self.status_code
 
     @property
@@ -100,19 +100,19 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The body as a text; what is not of its encoding is shown as U+FFFD."""
+        """The body as a text; bytes that are invalid in its encoding become U+FFFD."""
         return self.content.decode(self.encoding, "replace")
 
     def json(self, **options: Any) -> Any:
-        """The body read as JSON; ``options`` are those of ``json.loads``.
+        """Decode the body as JSON; ``options`` are those of ``json.loads``.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the body is not JSON.
         """
         return json.loads(self.content, **options)
 
     def raise_for_status(self) -> Response:
-        """Itself.
+        """Return this response, unless its status reports an error.
 
         Raises:
             HTTPStatusError: the status is 400 or above.
@@ -181,7 +181,7 @@ def _with_params(url: str, params: Pairs | str | None) -> str:
 
 
 def _encoded(pairs: Pairs | None) -> str:
-    """Names and values as forms have them; a secret's place stays as it is, and a list is several values."""
+    """Encode names and values as in a form. Placeholders of secrets stay as they are; a list gives several values."""
     found = []
     for name, value in _pairs(pairs):
         values = value if isinstance(value, list | tuple) else [value]
@@ -196,7 +196,7 @@ def _pairs(pairs: Pairs | None) -> Iterable[tuple[str, Any]]:
 
 
 def _quoted(value: Any) -> str:
-    from urllib.parse import quote_plus  # it has much loaded, and few functions ask outside APIs
+    from urllib.parse import quote_plus  # loads much, and few functions call outside APIs
 
     if isinstance(value, bool):
         value = str(value).lower()
@@ -210,7 +210,7 @@ def _header(value: Any) -> str:
 
 
 def _charset(content_type: str) -> str:
-    # The standard library's reader of such headers would bring its sockets into every sandbox.
+    # The standard library's parser for such headers would import sockets into every sandbox.
     found = _CHARSET.search(content_type)
     name = found[1] if found else "utf-8"
     try:

@@ -1,4 +1,4 @@
-"""From the strings of a call to the values of a function's parameters."""
+"""Converts the strings of a call to the values of a function's parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VALIDATION = "taskworker.sandbox.inside.validation"
 
 
 def value_of(text: str) -> Any:
-    """What a string of a call means: the JSON value it is, else the bare word itself.
+    """Return the value of a string: its JSON value if it is JSON, otherwise the string itself.
 
     Raises:
         ArgumentRefused: it is JSON that Python cannot read.
@@ -37,10 +37,10 @@ def value_of(text: str) -> Any:
 
 
 class Parameters:
-    """The parameters of a function, ready to take calls.
+    """The parameters of a function.
 
     Args:
-        function: whose annotations, if there are any, say what each parameter takes.
+        function: the function; its annotations, if there are any, determine the types.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -55,10 +55,12 @@ class Parameters:
         self._needed = sum(one.default is _EMPTY for one in parameters)
 
     def take(self, args: Sequence[str], kwargs: Mapping[str, str]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """What to call the function with; as `bind` says, and by a short way where arguments come by position.
+        """Return the positional and keyword arguments for the function.
+
+        Like `bind`, but faster if all arguments are positional.
 
         Raises:
-            ArgumentRefused: as `bind`.
+            ArgumentRefused: see `bind`.
         """
         if self._only_positional and not kwargs and self._needed <= len(args) <= len(self._names):
             return list(map(self._convert, self._names, args)), {}
@@ -66,10 +68,10 @@ class Parameters:
         return bound.args, bound.kwargs
 
     def bind(self, args: Sequence[str], kwargs: Mapping[str, str]) -> inspect.BoundArguments:
-        """The arguments as values of the right types.
+        """Convert the arguments to values of the right types.
 
         Raises:
-            ArgumentRefused: too few, too many, unknown or misfitting ones; the text names the parameter.
+            ArgumentRefused: arguments are missing, superfluous, unknown or do not fit; the text names the parameter.
         """
         try:
             bound = self._signature.bind(*args, **kwargs)
@@ -98,7 +100,7 @@ class Parameters:
             raise ArgumentRefused(f"parameter {shown or name!r}: {error}") from None
 
     def _validated(self, name: str, text: str) -> Any:
-        """What the short way is not sure of, as pydantic takes it."""
+        """Convert an argument with pydantic, after `plain` was unsure."""
         if name not in self._validators:
             self._validators[name] = _validator(self._hints[name])
         return self._validators[name](text)
@@ -113,5 +115,5 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):
-        # An annotation names what only a type checker sees: the values are taken as JSON has them.
+        # An annotation uses names that only a type checker sees: its values are taken as plain JSON.
         return {name: hint for name, hint in inspect.get_annotations(function).items() if not isinstance(hint, str)}

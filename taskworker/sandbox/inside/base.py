@@ -1,11 +1,12 @@
-"""The base: one process per worker from which every function's processes are forked. It runs trusted code only.
+"""The base of a worker, from which the processes of all functions are forked. It runs trusted code only.
 
-It sees all bundles, and a descriptor of the host's ``/proc`` for the id maps of new user namespaces; both are
-out of sight before any user code runs. What it is told of a function, its processes would inherit and those of others,
-too: so it is told nothing but to fork, and the fork is told the rest.
+It sees all bundles, and has a descriptor of the host's ``/proc`` for the id maps of new user namespaces. Both are
+hidden before any user code runs. All functions would inherit what the base is told about one of them; so it is only
+told to fork, and the fork is told the rest.
 
-There are two of it: the second, a fork of the first, has loaded more, for functions that use it. What a zygote
-has loaded costs each of its calls time, whether used or not: its memory is mapped for each, and let go again.
+The base consists of two processes. The second one, forked from the first, has more modules loaded, for functions that
+use them. Modules that a zygote has loaded cost each of its calls time even if they are not used, as their memory is
+mapped for each call and released again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LEAN = (
     "traceback",
     "typing",
 )
-"""What every function has loaded. Little: all that a zygote has loaded is copied for each call, or mapped."""
+"""Modules loaded for every function. Only a few, as everything loaded has to be mapped or copied for each call."""
 COMPLETE = (
     "asyncio",
     "base64",
@@ -59,7 +60,7 @@ COMPLETE = (
     "hashlib",
     "heapq",
     "hmac",
-    "importlib.resources",  # by which zoneinfo finds the zones
+    "importlib.resources",  # zoneinfo finds its data by it
     "pydantic",
     "random",
     "statistics",
@@ -69,24 +70,24 @@ COMPLETE = (
     "zoneinfo",
     "taskworker.sandbox.inside.validation",
 )
-"""What functions use most besides: loaded once, its memory is shared by all that use it."""
+"""Further modules that functions use most. They are loaded once, and all functions that use them share the memory."""
 DEAR = frozenset(
     {
         *("asyncio", "cloudpickle", "pydantic", "pydantic_core", "tempfile"),
-        # By whose types results may be that pydantic writes.
+        # Their types occur in results that pydantic writes.
         *("datetime", "decimal", "fractions", "statistics", "uuid", "zoneinfo"),
     }
 )
-"""Those of `COMPLETE`, and what comes with them, that a function had better not load for itself."""
+"""Modules of `COMPLETE`, and some that they import, that are expensive to load: better inherited than loaded again."""
 HANDED_DOWN = ("libpython", "libc.so")
-"""Begins of names of files that every call runs code of, all over them."""
+"""Beginnings of the names of files whose code all calls run, spread over the whole file."""
 PROGRAM = "taskworker.sandbox.inside.program"
 UID = 1000
 """User and group id of every function, in its own namespace."""
 
 
 def main() -> None:
-    """Serve starts of functions until the host hangs up: as a process that has loaded little, and one with more."""
+    """Start functions until the host hangs up, in two processes: the lean and the complete one."""
     lean, complete, proc = (int(argument) for argument in sys.argv[1:4])
     os.environ.clear()
     signal.signal(signal.SIGCHLD, _reap)
@@ -130,7 +131,7 @@ def _serve(connection: int, proc: int) -> NoReturn:
 
 
 def _use_pydantic(pydantic: Any) -> None:
-    """Make a model and validate with it: much of pydantic is loaded at its first use only."""
+    """Make a model and validate with it, as much of pydantic is only loaded at its first use."""
     datetime = sys.modules["datetime"]
     model = pydantic.create_model("Model", x=(int, ...), when=(datetime.datetime | None, None), y=(list[str], []))
     model.model_validate_json('{"x": "1"}').model_dump_json()
@@ -139,7 +140,7 @@ def _use_pydantic(pydantic: Any) -> None:
 
 
 def _start_function(descriptors: list[int], proc: int) -> None:
-    """Fork the process that enters new namespaces and forks the function's init, their first process."""
+    """Fork a process that enters new namespaces and forks their first process, the function's init."""
     if os.fork() != 0:
         return
     try:
@@ -162,16 +163,16 @@ def _start_function(descriptors: list[int], proc: int) -> None:
 
 
 def _tell_not_started(descriptors: list[int], error: OSError) -> None:
-    """Tell the host on the socket that the function's init would have had."""
+    """Report a failed start to the host, on the socket meant for the function's init."""
     if not descriptors:
         return
     own = socket.socket(fileno=descriptors[0])
-    with contextlib.suppress(OSError):  # nothing may be left unread: the host would read ECONNRESET instead
+    with contextlib.suppress(OSError):  # with unread messages, the host would get ECONNRESET of the report
         while own.recv(init.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
             pass
     with contextlib.suppress(OSError):  # the host has hung up
         own.send(init.NOT_STARTED + f"{error.errno} {error}".encode(), socket.MSG_NOSIGNAL)
-    own.detach()  # whoever gave the descriptor closes it
+    own.detach()  # the caller closes the descriptor
 
 
 def _reap(_number: int, _frame: object) -> None:

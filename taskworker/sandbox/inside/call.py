@@ -1,4 +1,4 @@
-"""A call's own process: forked ahead of its request, and used once, or for calls of one user one after another."""
+"""The process of a call: forked ahead of its request, and used once or for successive calls of one user."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from taskworker.sandbox.inside.failures import text_of
 from taskworker.sandbox.inside.init import SCRATCH
 
 CHANNEL = 3
-"""The one descriptor that a call has beside standard input, output and error."""
+"""The only descriptor of a call besides standard input, output and error."""
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 REHEARSALS = 24
-"""Code adapts after eight calls, and what it has adapted to is settled some calls later."""
+"""How many calls to rehearse: the interpreter specialises code after eight calls, and needs some more to settle."""
 
 
 def main(
@@ -30,18 +30,18 @@ def main(
     result_bytes: int,
     descriptors_end: int,
 ) -> None:
-    """Wait for a request, run it, give its result, and so on until the host hangs up; does not return.
+    """Serve requests until the host hangs up; does not return.
 
-    What is touched here is copied for every call, page by page: so as little as can be.
+    Every memory page that is written here is copied for each call, so this writes as little as possible.
 
     Args:
-        descriptors: its channel, where its output and its errors go, and its root directory.
-        program: with ``run``.
-        right: to change the root directory; given up when that is done.
-        second_filter: to be put on.
-        channel: of the descriptor `CHANNEL`, made ahead of the fork.
-        result_bytes: how large a result may be.
-        descriptors_end: no descriptor has this number, or a higher one.
+        descriptors: the channel, standard output, standard error, and the root directory.
+        program: module with ``run``.
+        right: capability to change the root directory; dropped after that.
+        second_filter: filter to install.
+        channel: channel over the descriptor `CHANNEL`, made before the fork.
+        result_bytes: the largest size of a result.
+        descriptors_end: all descriptors are lower than this number.
     """
     status = 1
     try:
@@ -68,17 +68,17 @@ def main(
 
 
 def _own_null_for(descriptor: int) -> None:
-    """Open ``/dev/null`` anew: the zygote's has flags and locks that all its calls would have in common."""
+    """Open ``/dev/null`` again, as all calls would share flags and locks of the zygote's open file."""
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, descriptor)
     os.close(null)
 
 
 def rehearse(program: ModuleType) -> None:
-    """Go through calls that call nothing, in the process from which calls will be forked.
+    """Run dummy calls in the process from which calls will be forked.
 
-    The interpreter adapts code to its use as it runs it (PEP 659), and writes into it to do so. What has adapted
-    before the fork is quicker in all calls, and their memory is not copied for it.
+    The interpreter specialises code as it runs it (PEP 659), which writes to the code's memory. Code specialised before
+    the fork runs faster in all calls, and its memory is not copied.
     """
     for _ in range(REHEARSALS):
         ours, theirs = socket.socketpair()
@@ -116,11 +116,11 @@ def _run(program: ModuleType, channel: Channel, request: bytes, result_bytes: in
 
 
 def _end() -> None:
-    """What the function has written goes first; and its alarms are none of a later call's in this process."""
+    """Flush the function's output before its result is sent, and clear its alarms for later calls in this process."""
     for timer in _TIMERS:
         signal.setitimer(timer, 0)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BaseException:  # closed by the function, or no stream at all: its result is no worse for that
+        except BaseException:  # the function may have closed or replaced it, which does not matter for its result
             continue

@@ -1,4 +1,4 @@
-"""A call's one way out: it gets its request, asks its worker, and gives its result."""
+"""A call's channel, its only connection to the outside: for its request, asks to its worker, and its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from taskworker.sandbox.frames import (
     split_number,
 )
 
-if TYPE_CHECKING:  # large; who awaits has imported it
+if TYPE_CHECKING:  # large; imported by code that awaits
     import asyncio
 
 _HELLO = encode(Kind.HELLO, HELLO.pack(VERSION))
@@ -38,11 +38,11 @@ _LOOK_S = 0.01
 
 
 class AskFailed(Exception):
-    """The worker did not answer what was asked.
+    """The worker refused an ask, or failed to answer it.
 
     Attributes:
-        type_name: the name of the error's class on the worker's side.
-        text: what it says.
+        type_name: name of the error's class on the worker's side.
+        text: text of that error.
     """
 
     def __init__(self, type_name: str, text: str) -> None:
@@ -52,12 +52,12 @@ class AskFailed(Exception):
 
 
 class CallFailure(Exception):
-    """The call has no result, for a reason that its caller is told.
+    """The call has no result; its caller is told why.
 
     Attributes:
-        cause: why.
-        type_name: the name of the exception's class, if there was one.
-        text: what it says.
+        cause: kind of the failure.
+        type_name: name of the exception's class; empty if there was no exception.
+        text: what went wrong.
     """
 
     def __init__(self, cause: Cause, type_name: str, text: str) -> None:
@@ -68,18 +68,18 @@ class CallFailure(Exception):
 
 
 class ChannelClosed(Exception):
-    """The call has ended: the worker hung up, or the result is given."""
+    """The call has ended: the worker hung up, or the result was sent."""
 
 
 class Channel:
-    """The sandbox's end of a call's channel. `ask` may be called from any thread, from several at the same time.
+    """The sandbox's end of a call's channel. `ask` may be called from several threads at the same time.
 
-    Of the threads that wait for answers one reads, and hands the others theirs. Where coroutines wait (`aask`), their
-    event loop reads while no thread does; it takes no thread.
+    Of the threads that wait for answers, one reads and hands the others their answers. If coroutines wait (`aask`),
+    their event loop reads while no thread does, without an extra thread.
 
     Args:
-        descriptor: of a connected stream socket. Not an object of ``socket``: each object that a call makes
-            and uses is memory copied.
+        descriptor: descriptor of a connected stream socket. A ``socket`` object would cost every call a copy of more
+            memory.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -99,8 +99,8 @@ class Channel:
         """Ask the worker and wait for its answer.
 
         Raises:
-            AskFailed: the worker refused, or failed.
-            ChannelClosed: the call is over.
+            AskFailed: the worker refused the ask, or failed.
+            ChannelClosed: the call has ended.
             FrameError: the payload is larger than an ask may be.
         """
         number = self._begun(len(payload) + NUMBER.size)
@@ -114,17 +114,17 @@ class Channel:
         return _content_of(answer)
 
     async def aask(self, payload: bytes) -> bytes:
-        """As `ask`, from a coroutine: its loop goes on meanwhile. If it is cancelled, the ask is withdrawn.
+        """Like `ask`, for coroutines. Cancelling it withdraws the ask.
 
         Raises:
-            AskFailed: the worker refused, or failed.
-            ChannelClosed: the call is over.
+            AskFailed: the worker refused the ask, or failed.
+            ChannelClosed: the call has ended.
             FrameError: the payload is larger than an ask may be.
         """
-        import asyncio  # who awaits has imported it
+        import asyncio  # already imported by code that awaits
 
         size = len(payload) + NUMBER.size
-        while (number := self._begun_at_once(size)) is None:  # noqa: ASYNC110 - threads that leave tell no loop
+        while (number := self._begun_at_once(size)) is None:  # noqa: ASYNC110 - threads do not notify loops
             await asyncio.sleep(_LOOK_S)
         try:
             frame = encode(Kind.ASK, NUMBER.pack(number) + payload)
@@ -145,20 +145,20 @@ class Channel:
             self._leave(number, loop)
 
     def hello(self) -> None:
-        """Say that this process is ready for its request."""
+        """Tell the host that this process is ready for its request."""
         self._send(_HELLO)
 
     def request(self) -> bytes:
         """Wait for a request.
 
         Raises:
-            ChannelClosed: there will be none.
+            ChannelClosed: the host hung up; no request will come.
         """
         self._over = False
         data = os.read(self._descriptor, _RECEIVE_BYTES)
         if not data:
             raise ChannelClosed
-        # Nearly always the request, all of it, and nothing else: what touches little of memory is copied little.
+        # The data is nearly always exactly one complete request. This shortcut writes to less memory than the decoder.
         if (
             data[:1] == _REQUEST
             and len(data) == HEADER.size + HEADER.unpack_from(data)[1]
@@ -169,10 +169,10 @@ class Channel:
         return self._receive().payload
 
     def item(self, content: bytes) -> None:
-        """Give a part of the result, before the rest of it.
+        """Send a part of the result.
 
         Raises:
-            CallFailure: it has more bytes than any result may.
+            CallFailure: the part is larger than any result may be.
         """
         if len(content) > FRAME_BYTES_MAX:
             raise _too_large(content)
@@ -181,7 +181,7 @@ class Channel:
             self._send(frame)
 
     def finish(self, result: bytes, most: int) -> None:
-        """Give the result, or say that it has more bytes than ``most``."""
+        """Send the result, or a failure if it is larger than ``most`` bytes."""
         if len(result) > min(most, FRAME_BYTES_MAX):
             failure = _too_large(result)
             self.fail(failure.cause, failure.type_name, failure.text)
@@ -191,7 +191,7 @@ class Channel:
             self._send(encode(Kind.RESULT, result))
 
     def fail(self, cause: Cause, type_name: str, text: str) -> None:
-        """Say why there is no result."""
+        """Send a failure instead of a result."""
         self._await_asks()
         with self._sending:
             self._send(encode_failure(cause, type_name, text))
@@ -203,12 +203,12 @@ class Channel:
             return self._numbered(size)
 
     def _begun_at_once(self, size: int) -> int | None:
-        """A number, if there is room for another ask."""
+        """Return a number for a new ask; None if there are too many under way."""
         with self._changed:
             return None if self._is_full(size) and not self._over else self._numbered(size)
 
     def _numbered(self, size: int) -> int:
-        """The lock is held."""
+        """Return the number of a new ask. The caller holds the lock."""
         if self._over:
             raise ChannelClosed
         self._last_number = number = (self._last_number + 1) % (1 << 32)
@@ -216,8 +216,8 @@ class Channel:
         return number
 
     def _leave(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
-        """A coroutine waits no longer; if its answer has not come, it is to come soon, and interests nobody."""
-        with self._sending:  # for all of it: nothing may be withdrawn after the result is sent
+        """Note that a coroutine waits no longer; if its answer has not come, withdraw its ask."""
+        with self._sending:  # throughout: nothing may be withdrawn after the result is sent
             with self._changed:
                 unanswered = self._futures.pop(number, None) is not None
                 if unanswered:
@@ -245,7 +245,7 @@ class Channel:
             return self._answers.pop(number)
 
     def _read_one(self) -> None:
-        """Read an answer, whoever's it is. The lock is held, but not while there is nothing to read."""
+        """Read an answer to any ask. The caller holds the lock, which is released while waiting."""
         self._reading = True
         self._changed.release()
         try:
@@ -254,12 +254,12 @@ class Channel:
             self._changed.acquire()
             self._reading = False
             self._changed.notify_all()
-        while frame is not None:  # what came with it, too: a loop reads only when something comes
+        while frame is not None:  # also answers already in the decoder, for which poll would not wake a loop
             self._hand_over(frame)
             frame = self._decoder.next()
 
     def _readable(self) -> None:
-        """Read for coroutines what has come, unless a thread reads; called by their loop."""
+        """Read answers for coroutines, unless a thread is reading. Called by their event loop."""
         with self._changed:
             if self._reading or not self._has_come():
                 return
@@ -279,7 +279,7 @@ class Channel:
         return bool(poll.poll(0))
 
     def _hand_over(self, frame: Frame) -> None:
-        """Give an answer to the one who waits for it; the lock is held."""
+        """Pass an answer to the thread or coroutine that waits for it. The caller holds the lock."""
         number, _ = split_number(frame.payload)
         if number in self._futures:
             self._answer_to(number, frame)
@@ -290,14 +290,14 @@ class Channel:
             self._answers[number] = frame
 
     def _answer_to(self, number: int, frame: Frame | None) -> None:
-        """Tell a coroutine its answer, or that there is none; the lock is held."""
+        """Pass an answer to a coroutine, or None if the channel was closed. The caller holds the lock."""
         answer = self._futures.pop(number)
         del self._asked[number]
         with contextlib.suppress(RuntimeError):  # its loop was closed
             answer.get_loop().call_soon_threadsafe(_settle, answer, frame)
 
     def _await_asks(self) -> None:
-        """Let no ask begin any more, and those under way end: an answer must not come after the result."""
+        """Allow no new asks, and wait for those under way: no answer may come after the result."""
         with self._changed:
             self._over = True
             if not self._asked and not self._withdrawn:
@@ -306,7 +306,7 @@ class Channel:
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
-                left = list(self._futures)  # of loops that run no more, or to no purpose
+                left = list(self._futures)  # of event loops that have stopped or are no longer needed
                 self._futures.clear()
                 self._withdrawn.update(left)
             for number in left:
@@ -316,7 +316,7 @@ class Channel:
                 self._await_change()
 
     def _await_change(self) -> None:
-        """Wait until something has changed; the lock is held. Coroutines may be kept from reading: then this does."""
+        """Wait for a change. The caller holds the lock. Reads itself if no thread does: a loop may be blocked."""
         if self._reading or not (self._futures or self._withdrawn):
             self._changed.wait()
         else:

@@ -1,4 +1,4 @@
-"""What a function sees as ``worker``: files on behalf of the caller, other functions, secrets, its caller."""
+"""The object ``worker`` of a function: the caller's files, other functions, secrets, outside APIs, the caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskworker.sandbox.frames import ASK_BYTES_MAX, ASKS_MAX, NUMBER
 from taskworker.sandbox.inside import api
 from taskworker.sandbox.inside.results import json_of
 
-if TYPE_CHECKING:  # large; who awaits has imported it
+if TYPE_CHECKING:  # large; imported by code that awaits
     import asyncio
 
 PART_BYTES = 512 << 10
@@ -35,14 +35,14 @@ class Asker(Protocol):
         """Ask, and wait for the answer."""
 
     async def aask(self, payload: bytes) -> bytes:
-        """As `ask`, from a coroutine; cancelling it withdraws the ask."""
+        """Like `ask`, for coroutines; cancelling it withdraws the ask."""
 
 
 class WorkerError(Exception):
-    """The pool refused what a function asked for.
+    """The pool refused a function's request.
 
     Attributes:
-        kind: name of the error, as ``FileNotFound`` or ``PermissionDenied``.
+        kind: name of the error, such as ``FileNotFound`` or ``PermissionDenied``.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -52,7 +52,7 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One version of a file of the pool; sizes in bytes."""
+    """One version of a file in the pool; ``size`` is in bytes."""
 
     file_id: str
     version_id: str
@@ -62,12 +62,12 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class FunctionCaller:
-    """Whom this call is for.
+    """The caller of a function.
 
     Attributes:
         user_id: the user on whose behalf the function was called.
-        call_id: names the call, and those it leads to, in logs.
-        ends_at: when it is ended, on the clock of ``time.monotonic``.
+        call_id: identifies the call, and the calls that it makes, in logs.
+        ends_at: deadline of the call, on the clock of ``time.monotonic``.
     """
 
     user_id: str
@@ -76,37 +76,37 @@ class FunctionCaller:
 
     @property
     def deadline_left(self) -> float:
-        """Seconds until the call is ended: of its limit ``wall``, or the caller's deadline if that is sooner."""
+        """Seconds until the call is ended by its limit ``wall`` or the caller's deadline, whichever is sooner."""
         return max(0.0, self.ends_at - time.monotonic())
 
 
 class _Connection:
-    """Questions to the worker: a JSON header, then bytes as they are."""
+    """Sends questions to the worker: a JSON header, followed by raw bytes."""
 
     def __init__(self) -> None:
         self.asker: Asker | None = None
 
     def ask(self, operation: str, data: bytes | memoryview = b"", **header: object) -> tuple[dict[str, Any], bytes]:
-        """One question and its answer.
+        """Ask the worker; return the answer's header and its bytes.
 
         Raises:
-            WorkerError: refused.
+            WorkerError: the question was refused.
         """
         return _told(self._reached().ask(_question(operation, data, header)))
 
     async def aask(
         self, operation: str, data: bytes | memoryview = b"", **header: object
     ) -> tuple[dict[str, Any], bytes]:
-        """As `ask`, from a coroutine.
+        """Like `ask`, for coroutines.
 
         Raises:
-            WorkerError: refused.
+            WorkerError: the question was refused.
         """
         return _told(await self._reached().aask(_question(operation, data, header)))
 
     def _reached(self) -> Asker:
         if self.asker is None:
-            raise RuntimeError("the worker can be asked while a call runs, not while the module is being imported")
+            raise RuntimeError("the worker is only available while a call runs, not while the module is being imported")
         return self.asker
 
 
@@ -116,7 +116,7 @@ def _question(operation: str, data: bytes | memoryview, header: Mapping[str, obj
     if len(question) > QUESTION_BYTES_MAX:
         raise WorkerError(
             "InvalidArgument",
-            f"what is asked of the worker has {len(question):,} bytes, at most {QUESTION_BYTES_MAX:,} are taken; "
+            f"a request of {len(question):,} bytes to the worker: at most {QUESTION_BYTES_MAX:,} are allowed; "
             "push a file and pass its id",
         )
     return question
@@ -131,21 +131,21 @@ def _told(answer: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 class _Config(dict[str, str]):
-    """Says of a key that is not there how it is set."""
+    """A dictionary whose error for a missing key says how to set it."""
 
     def __missing__(self, key: object) -> NoReturn:
         raise KeyError(
-            f"worker.config has no {key!r}: `deploy --set {key}=VALUE` sets it, each time; it has {sorted(self)}"
+            f"worker.config has no {key!r}: `deploy --set {key}=VALUE` sets it, every time; it has {sorted(self)}"
         )
 
 
 def _value_of(result: bytes) -> Any:
-    """What another function gave, from JSON."""
+    """Decode the result of another function from JSON."""
     try:
         return json.loads(result)
     except RecursionError:
         fault = "it is nested too deeply"
-    except ValueError:  # the pool has seen that it is JSON
+    except ValueError:  # the pool has checked that it is JSON
         fault = "it holds a number of too many digits; let the function return it as a text"
     raise WorkerError("FunctionFailed", f"the result cannot be read by Python: {fault}")
 
@@ -157,34 +157,34 @@ class Storage:
         self._connection = connection
 
     def stat(self, name: str, version_id: str | None = None) -> StoredFile:
-        """The head, or one version, of the file with this id or name."""
+        """Look up the file with this id or name: its newest version or, if given, another one."""
         told, _ = self._connection.ask("stat", name=name, version_id=version_id)
         return StoredFile(**told)
 
     def get(self, name: str, version_id: str | None = None) -> bytes:
-        """All bytes of the file with this id or name."""
+        """Return all bytes of the file with this id or name."""
         with self.open(name, version_id) as file:
             return file.read()
 
     def open(self, name: str, version_id: str | None = None) -> BinaryIO:
-        """A seekable reader; only what is read is fetched."""
+        """Open the file with this id or name as a seekable reader. Only the parts that are read are fetched."""
         return io.BufferedReader(_RangedReader(self._connection, self.stat(name, version_id)))
 
     def push(self, data: bytes | BinaryIO, filename: str) -> StoredFile:
-        """Store bytes, or all that a binary file holds, under a name: a new file or a new version of it."""
+        """Store bytes, or the content of a binary file, under a name, as a new file or a new version of it."""
         source = _source(data)
         begun, _ = self._connection.ask("push-begin", filename=filename)
         return self._sent(begun["push"], source)
 
     def write(self, name: str, data: bytes | BinaryIO, offset: int) -> StoredFile:
-        """Put bytes, or all that a binary file holds, into the file with this id or name: a new version of it.
+        """Write bytes, or the content of a binary file, into the file with this id or name, as a new version.
 
-        What is before ``offset`` and behind the bytes stays; a file may grow, from its end on.
+        The parts before ``offset`` and after the written bytes stay. Writing beyond the end makes the file larger.
 
         Args:
             name: the file's id or name.
             data: what to write.
-            offset: where the first byte goes: at most the file's size.
+            offset: position of the first byte; at most the file's size.
         """
         source = _source(data)
         begun, _ = self._connection.ask("write-begin", name=name, offset=offset)
@@ -197,11 +197,11 @@ class Storage:
         return StoredFile(**told)
 
     def delete(self, name: str) -> None:
-        """End the file with this id or name, with all its versions."""
+        """Delete the file with this id or name, with all its versions."""
         self._connection.ask("delete", name=name)
 
     def history(self, name: str) -> Iterator[StoredFile]:
-        """The versions of the file with this id or name, newest first."""
+        """Yield the versions of the file with this id or name, newest first."""
         before: str | None = None
         more = True
         while more:
@@ -212,7 +212,7 @@ class Storage:
             more = before is not None
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        """The user's files whose names begin with ``prefix``, by name."""
+        """Yield the user's files whose names begin with ``prefix``, sorted by name."""
         after: str | None = ""
         while after is not None:
             told, _ = self._connection.ask("list", prefix=prefix, after=after)
@@ -226,8 +226,8 @@ def _source(data: Any) -> BinaryIO:
         return io.BytesIO(data)
     if isinstance(data, io.TextIOBase) or not callable(getattr(data, "read", None)):
         raise TypeError(
-            f"what is stored is bytes or a file opened with 'rb', not {type(data).__name__}: encode a text, and store "
-            "a file of the scratch directory by worker.result_file(path)"
+            f"only bytes or a file opened with 'rb' can be stored, not {type(data).__name__}: encode a text, and store "
+            "a file of the scratch directory with worker.result_file(path)"
         )
     return data  # type: ignore[no-any-return]
 
@@ -242,13 +242,13 @@ class _Block(NamedTuple):
 
 
 class _RangedReader(io.RawIOBase):
-    """Fetches large blocks and keeps the last few: libraries read small pieces, backwards and at both ends, too."""
+    """Fetches large blocks and keeps the last few, as libraries read small pieces, also backwards and at both ends."""
 
     def __init__(self, connection: _Connection, file: StoredFile) -> None:
         self._connection = connection
         self._file = file
         self._position = 0
-        self._blocks: list[_Block] = []  # the one used last comes first
+        self._blocks: list[_Block] = []  # most recently used first
 
     def readable(self) -> bool:
         return True
@@ -292,7 +292,7 @@ class _RangedReader(io.RawIOBase):
         return None
 
     def _next_range(self) -> tuple[int, int]:
-        """The range to fetch that has the position: from there on, or up to a block that follows it closely."""
+        """Return the range to fetch: from the position on, or, if a kept block follows closely, up to that block."""
         end = min(self._position + PART_BYTES, self._file.size)
         following = [block.start for block in self._blocks if self._position < block.start <= end]
         if not following:
@@ -308,7 +308,7 @@ class _RangedReader(io.RawIOBase):
 
 
 class FunctionWorker:
-    """``worker`` inside a function. Declaring functions with it has no further effect here."""
+    """The object ``worker`` inside a function. Declaring functions with it has no effect here."""
 
     def __init__(self) -> None:
         self._connection = _Connection()
@@ -319,36 +319,36 @@ class FunctionWorker:
 
     @property
     def caller(self) -> FunctionCaller:
-        """Whom the call that runs now is for, and how much time it has left."""
+        """The caller of the running call, and how much time it has left."""
         if self._called_by is None:
-            raise RuntimeError("there is a caller while a call runs, not while the module is being imported")
+            raise RuntimeError("the caller is only known while a call runs, not while the module is being imported")
         return FunctionCaller(*self._called_by)
 
     @property
     def config(self) -> Mapping[str, str]:
-        """What the function was deployed with: `taskworker deploy --set KEY=VALUE`; not for secrets."""
+        """The settings that the function was deployed with: `taskworker deploy --set KEY=VALUE`. Not for secrets."""
         return self._config
 
     def call(self, function_name: str, *args: object, **kwargs: object) -> Any:
-        """Call another function of the pool, for the same user and within the same deadline; its result.
+        """Call another function of the pool, for the same user and within the same deadline, and return its result.
 
         Raises:
-            WorkerError: it failed, or could not be called.
+            WorkerError: the function failed, or could not be called.
             ValueError: an argument has no JSON form.
         """
         _, result = self._connection.ask("call", _packed(args, kwargs), name=function_name, args=len(args))
         return _value_of(result)
 
     async def acall(self, function_name: str, *args: object, **kwargs: object) -> Any:
-        """As :meth:`call`, for ``async def`` functions: what is gathered runs at the same time, up to 16 calls.
+        """Like :meth:`call`, for ``async def`` functions. With ``asyncio.gather``, up to 16 calls run at the same time.
 
-        It takes no thread. Cancelling it, as a timeout of ``asyncio`` does, ends the call.
+        It needs no thread. Cancelling it, for instance by a timeout of ``asyncio``, ends the call.
 
         Raises:
-            WorkerError: it failed, or could not be called.
+            WorkerError: the function failed, or could not be called.
             ValueError: an argument has no JSON form.
         """
-        import asyncio  # who awaits has imported it
+        import asyncio  # already imported by code that awaits
 
         packed = _packed(args, kwargs)
         async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(ASKS_MAX)):
@@ -356,22 +356,22 @@ class FunctionWorker:
         return _value_of(result)
 
     def result_file(self, path: str | Path, filename: str | None = None) -> StoredFile:
-        """Store a file of the scratch directory for the caller; to be returned in place of its bytes.
+        """Store a file of the scratch directory for the caller, and return it from the function instead of its bytes.
 
-        The caller gets its ``file_id``, ``version_id``, ``filename`` and ``size``, and downloads what it wants of it.
+        The caller gets its ``file_id``, ``version_id``, ``filename`` and ``size``, and can download any part of it.
 
         Args:
-            path: of the file.
-            filename: under which it is stored; by default the path's last part.
+            path: path of the file.
+            filename: name under which to store it; by default the last part of the path.
         """
         with Path(path).open("rb") as file:
             return self.storage.push(file, Path(path).name if filename is None else filename)
 
     def get_secret(self, name: str) -> str:
-        """A secret of the pool that is granted to this function: `taskworker secret grant NAME FUNCTION`.
+        """Return a secret of the pool that is granted to this function: `taskworker secret grant NAME FUNCTION`.
 
         Raises:
-            WorkerError: it is not granted, whether or not there is one (``kind`` is ``PermissionDenied``).
+            WorkerError: the secret is not granted or does not exist (``kind`` is ``PermissionDenied`` in both cases).
         """
         told, _ = self._connection.ask("secret", name=name)
         return str(told["value"])
@@ -388,27 +388,27 @@ class FunctionWorker:
         cache: bool = False,
         follow_redirects: bool = True,
     ) -> api.Response:
-        """Call an outside API, through the pool, if an operator allows this function to.
+        """Call an outside API through the pool, if an operator allows it to this function.
 
         ``{{secret:NAME}}`` in the query, in header values and in the body stands for a secret granted to the
         function; the pool fills it in.
 
         Args:
-            url: of http or https.
-            method: of HTTP.
-            headers: by name, or pairs.
-            params: added to the URL's query; a list is several values.
-            json: sent as the body.
-            data: sent as the body: bytes or a text as they are, names and values as a form.
-            timeout: seconds for all of it, redirects included: more than 0; None: as long as is allowed.
-            cache: whether an answer from before will do, by HTTP's rules.
-            follow_redirects: to hosts that the function may call, too.
+            url: http or https URL.
+            method: HTTP method.
+            headers: headers, as a mapping or as pairs.
+            params: parameters added to the URL's query; a list gives several values.
+            json: value sent as a JSON body.
+            data: body: bytes or a text are sent as they are, names and values as a form.
+            timeout: seconds for the whole request, including redirects; must be more than 0. None: as long as allowed.
+            cache: whether a cached response may be used, by the rules of HTTP.
+            follow_redirects: whether to follow redirects, to hosts that the function may call.
 
         Returns:
             The response, whatever its status; see ``raise_for_status``.
 
         Raises:
-            WorkerError: refused, or there is no answer; ``kind`` and text say why.
+            WorkerError: the request was refused, or got no response; ``kind`` and the text say why.
         """
         return api.call_external_api(
             self._connection,
@@ -424,38 +424,38 @@ class FunctionWorker:
         )
 
     def resolve(self, name: str, type: str = "A") -> list[str]:  # noqa: A002 - as users of DNS call it
-        """Records of a name as texts: of the pool's own names, and of hosts that this function may call.
+        """Return DNS records as texts, for the pool's own names and for hosts that this function may call.
 
         Args:
-            name: as ``worker_001.worker.hive`` or ``api.example.com``.
-            type: A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.
+            name: name such as ``worker_001.worker.hive`` or ``api.example.com``.
+            type: record type: A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.
 
         Raises:
-            WorkerError: it does not exist, has no such records, or this function may not resolve it.
+            WorkerError: the name does not exist, has no such records, or this function may not resolve it.
         """
         told, _ = self._connection.ask("resolve", name=name, type=type)
         return list(told["answers"])
 
     def function(self, name: str | None = None, **_options: object) -> Callable[[FunctionT], FunctionT]:
-        """The decorator that declares functions; they are declared already."""
+        """Return a decorator that does nothing: outside, it declares a function."""
         return lambda function: function
 
     def register_function(self, name: str, function: Callable[..., Any], **_options: object) -> None:
-        """Declares a function; it is declared already."""
+        """Do nothing: outside, this declares a function."""
 
     def __reduce__(self) -> tuple[Callable[..., FunctionWorker], tuple[()]]:
-        """A function that refers to it finds the one of its sandbox."""
+        """Pickle as a reference, so that functions find the worker of their own sandbox."""
         return inert_worker, ()
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
-            f"worker.{name} is not to be had inside a function; there are worker.storage, call, acall, caller, config, "
+            f"worker.{name} is not available inside a function; it has worker.storage, call, acall, caller, config, "
             "result_file, get_secret, call_external_api and resolve"
         )
 
 
 def _packed(args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
-    """Each text behind its length: within another JSON document they would be escaped once more."""
+    """Pack arguments as JSON texts, each after its length. In a JSON document, they would be escaped once more."""
     texts = [json_of(value, f"argument {number}") for number, value in enumerate(args, start=1)]
     for key, value in kwargs.items():
         texts += (key, json_of(value, f"argument {key}"))
@@ -467,31 +467,31 @@ def _packed(args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
 
 
 worker = FunctionWorker()
-"""The one worker that code in a sandbox sees."""
+"""The only worker in a sandbox."""
 
 
 def inert_worker(*_args: object, **_kwargs: object) -> FunctionWorker:
-    """Stands for the class ``TaskWorker`` in the module of a function: there is but one worker here."""
+    """Replaces the class ``TaskWorker`` in functions' modules: returns the only worker there is."""
     return worker
 
 
 def connect(asker: Asker | None, called_by: tuple[str, str, float] | None = None) -> None:
-    """Let ``worker`` reach the one that runs this call.
+    """Connect ``worker`` to the worker process that runs this call.
 
     Args:
-        asker: the channel to it.
-        called_by: what a `FunctionCaller` is made of.
+        asker: channel to that process; None: disconnect.
+        called_by: the fields of the `FunctionCaller`.
     """
     worker._connection.asker = asker
     worker._called_by = called_by
 
 
 def configure(config: Mapping[str, str]) -> None:
-    """Set what ``worker.config`` gives."""
+    """Set the content of ``worker.config``."""
     worker._config = MappingProxyType(_Config(config))
 
 
 def finish() -> None:
-    """The call is over: forget its event loops."""
+    """Forget the event loops of a call that has ended."""
     if worker._turns:
         worker._turns = {}

@@ -1,4 +1,4 @@
-"""An exception of user code, as it may be told to callers: the user's own frames, no paths of the machine."""
+"""Describes an exception of user code for callers: with the user's own frames, but without paths of the machine."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _CAUSES_MAX = 4
 _CAUSE_CHARS_MAX = 500
 _LIMITS: Mapping[int | None, str] = {errno.EFBIG: "disk", errno.ENOSPC: "disk", errno.EMFILE: "files"}
 _NAME_OF = type.__dict__["__qualname__"].__get__
-"""Of a class, whatever its metaclass says."""
+"""Returns the name of a class, without calling its metaclass."""
 
 
 def type_name(error: BaseException) -> str:
-    """The exception's class, with its module unless it is built in."""
+    """Return the name of the exception's class, with its module unless it is built in."""
     cls = type(error)
     name: str = _NAME_OF(cls)
-    said: object = cls.__module__  # a class may say anything
+    said: object = cls.__module__  # a user's class may set it to anything
     module = _of_class_str(said) if isinstance(said, str) else "builtins"
     plain = module in ("builtins", "__main__") or module.startswith("taskworker.")
     return name if plain else f"{module}.{name}"
 
 
 def text_of(error: BaseException) -> str:
-    """What the exception says, bounded; an exception that cannot even say it is told as such."""
+    """Return the exception's text, cut to a limit; a note in its place if the text cannot be computed."""
     try:
         text = _of_class_str(str(error)) + _limit_met(error)
-    except BaseException as failure:  # whatever the user's own __str__ raises, to end the process too
-        text = f"(its text cannot be had: {_NAME_OF(type(failure))})"
+    except BaseException as failure:  # the user's own __str__ may raise anything, even SystemExit
+        text = f"(its text is not available: {_NAME_OF(type(failure))})"
     return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
 
 
 def how_to_bring(error: BaseException) -> str:
-    """What to do about a module that is imported amid a call and is not there; empty for other exceptions."""
+    """Return advice for a module that was not found when it was imported; empty for other exceptions."""
     if type(error) is not ModuleNotFoundError or type(error.name) is not str:
         return ""
     if error.name.partition(".")[0] in sys.stdlib_module_names:
@@ -48,22 +48,22 @@ def how_to_bring(error: BaseException) -> str:
 
 
 def _of_class_str(text: str) -> str:
-    """The beginning of a text, without surrogates; if it is of a class of the user's, its methods are not called."""
+    """Return the beginning of a text, without surrogates. Calls no methods of a user's subclass of ``str``."""
     beginning = str.__getitem__(text, slice(_TEXT_MAX + 1))
     return beginning.encode("utf-8", "replace").decode()
 
 
 def _limit_met(error: BaseException) -> str:
     limit = _LIMITS.get(error.errno) if isinstance(error, OSError) else None
-    return f" (this call's limit {limit} is met; `deploy --limits {limit}=...` allows more)" if limit else ""
+    return f" (this call has reached its limit {limit}; `deploy --limits {limit}=...` allows more)" if limit else ""
 
 
 def frames_of(trace: TracebackType | None) -> list[str]:
-    """The user's own frames that an exception went through, outermost first: ``file:line in function: source``."""
+    """Return the user's own frames of a traceback, outermost first, as ``file:line in function: source``."""
     try:
         frames = [_told(frame) for frame in traceback.extract_tb(trace) if frame.filename.startswith(CODE)]
-    except BaseException as failure:  # modules of the user's say themselves where their source is
-        return [f"(its frames cannot be had: {_NAME_OF(type(failure))})"]
+    except BaseException as failure:  # a user's module may set its source to anything
+        return [f"(its frames are not available: {_NAME_OF(type(failure))})"]
     if len(frames) > _FRAMES_MAX:
         half = _FRAMES_MAX // 2
         frames = [*frames[:half], f"... {len(frames) - 2 * half} more ...", *frames[-half:]]
@@ -71,7 +71,7 @@ def frames_of(trace: TracebackType | None) -> list[str]:
 
 
 def causes_of(error: BaseException) -> list[str]:
-    """What led to an exception, the nearest first: what it was raised from, or was being handled."""
+    """Return descriptions of an exception's causes (``__cause__`` or ``__context__``), the nearest first."""
     causes: list[str] = []
     try:
         for _ in range(_CAUSES_MAX):
@@ -84,8 +84,8 @@ def causes_of(error: BaseException) -> list[str]:
             text = text if len(text) <= _CAUSE_CHARS_MAX else f"{text[:_CAUSE_CHARS_MAX]}..."
             causes.append(f"{how} {type_name(cause)}: {text}")
             error = cause
-    except BaseException as failure:  # classes of the user's may say anything of themselves
-        causes.append(f"(what caused it cannot be had: {_NAME_OF(type(failure))})")
+    except BaseException as failure:  # a user's class may override anything
+        causes.append(f"(its cause is not available: {_NAME_OF(type(failure))})")
     return causes
 
 

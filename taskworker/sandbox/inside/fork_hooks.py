@@ -1,8 +1,8 @@
-"""Keeps what the standard library does in every forked child out of the children of a process with one thread.
+"""Removes fork hooks of the standard library that are unnecessary in a process with one thread.
 
-``threading`` and ``logging`` make their locks anew after a fork, as a thread that is not in the child may have
-held one. A base and a zygote have one thread, which the host checks, so nobody can. Doing it all the same
-copied some 200 pages of memory in each call, a third of all that it touched.
+``threading`` and ``logging`` renew their locks in a forked child, as another thread of the parent may have held one.
+The base and the zygotes have a single thread, which the host checks, so no lock can be held. The hooks made each call
+copy some 200 pages of memory, a third of all that it touched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _IDLE = ("threading", "logging")
 
 
 def leave_out_idle() -> None:
-    """Have the hooks of modules that only renew locks not be registered. To be called before they are imported."""
+    """Ignore the fork hooks of modules that only renew locks. Must be called before these modules are imported."""
     register: Callable[..., None] = os.register_at_fork
 
     def register_unless_idle(**hooks: Any) -> None:

@@ -1,4 +1,4 @@
-"""Friendly refusals in place of puzzling ones. The kernel keeps code in; nothing here has to hold."""
+"""Helpful import errors for modules that do not work in a sandbox. No protection: the kernel confines the code."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ INSTEAD: Mapping[str, str] = {
     "mmap": _MEMORY,
     "resource": "limits are set where the function is declared or deployed",
 }
-"""Modules that a function's own code does not get, and what to use in their place."""
+"""Modules that a function's own code cannot import, and what to use instead."""
 
-# What is in the standard library's and the dependencies' own hands stays there: only the user's code is told.
+# Only the user's code is refused; the standard library and dependencies may import these modules.
 _USER_CODE = "/code/app/"
 _VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "site-packages"})
-"""Directories whose modules are others' libraries, though they lie among the user's."""
+"""Directories below the user's code that contain other people's libraries."""
 
 
 class ForbiddenImport(ImportError):
-    """User code imports a module that functions do not have."""
+    """User code imports a module that functions cannot use."""
 
 
 def refusal(module: str) -> str | None:
-    """Why user code does not get ``module``, or None if it does."""
+    """Return why user code cannot import ``module``; None if it can."""
     for name in (module, module.partition(".")[0]):
         if name in INSTEAD:
             return f"functions have no module {name!r}: {INSTEAD[name]}"
@@ -65,10 +65,10 @@ def refusal(module: str) -> str | None:
 
 
 def install(own_modules: frozenset[str]) -> None:
-    """Make imports of the modules in ``INSTEAD`` fail where user code asks for them.
+    """Make imports of the modules in ``INSTEAD`` fail in user code.
 
     Args:
-        own_modules: names of further modules that are the user's, beside the files of the bundle's app directory.
+        own_modules: names of further modules that are user code, besides the files in the bundle's app directory.
     """
     real: Callable[..., Any] = builtins.__import__
 

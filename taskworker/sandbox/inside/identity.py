@@ -1,4 +1,4 @@
-"""Leaving the ids of root: those of the base, and those of the process that becomes a function's init."""
+"""Changing from root to other user ids: in the base, and in the process that becomes a function's init."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import struct
 
 BASE_ID = 1
-"""In the namespace of a base that a worker run as root started; in there, 0 is that root's."""
+"""Id of the base in its user namespace if the worker runs as root; there, id 0 is the worker's root."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def leave_root() -> None:
-    """Have the base go on as `BASE_ID`, with the right to give ids to what it forks, and no other."""
+    """Switch the base from root to `BASE_ID`, keeping only the right to set the ids of processes that it forks."""
     if os.getuid() != 0:
         return
     _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities")
@@ -30,7 +30,7 @@ def leave_root() -> None:
 
 
 def become(uid: int) -> None:
-    """Take on an id, as user and as group; this process may still write the maps of a namespace it makes."""
+    """Switch to a user and group id. The process stays able to write the id maps of a namespace that it makes."""
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "keep /proc/self")

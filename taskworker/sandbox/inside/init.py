@@ -1,10 +1,10 @@
-"""A function's init: process 1 of its namespaces. Trusted; it alone may mount there.
+"""A function's init: process 1 of its pid namespace. It runs trusted code only, and only it may mount there.
 
-It forks the zygote, puts the function's code at ``/code`` and the other bundles out of sight, and from then on
-makes the root directories of calls: each is a copy of the function's mounts with an empty directory in memory at
-``/tmp``, attached nowhere, so that no process but one that is given its descriptor can reach it, whatever it knows.
-The kernel unmounts it with the last process in it. When init ends, by the host's hand or because the zygote ended,
-the kernel ends everything in the namespace.
+It forks the zygote, mounts the function's code at ``/code`` and hides all other bundles. Then it makes the root
+directories of calls. Each is a copy of the function's mounts with an empty in-memory directory at ``/tmp``. The copy is
+attached nowhere, so only a process that is given its descriptor can reach it. The kernel unmounts it when its last
+process ends. When init ends, because the host kills it or because the zygote has ended, the kernel kills everything in
+the namespace.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from taskworker.sandbox.inside import kernel
 
 NAMESPACES = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWNET
 DESCRIPTORS = 6
-"""That come with a start: the init's socket, the zygote's, the document, and the three filters."""
+"""Descriptors that come with a start: init's socket, the zygote's socket, the document, and the three filters."""
 MESSAGE_BYTES_MAX = 64 << 10
-"""Of what the host says of a function."""
+"""Size of the host's messages about a function."""
 START = b"s"
-"""What the base is told; the socket of the init has the rest."""
+"""Message to the base; everything else is on the socket of the function's init."""
 BUNDLES = "/bundles"
 CODE = "/code"
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
-"""The machine's own. No ``zero``: mapped shared, it would be memory that calls have in common."""
+"""Devices of the machine that sandboxes have. Not ``zero``: calls could share memory by mapping it."""
 SCRATCH = "/tmp"
-"""Each call's own; in the zygote it is an empty directory of the root, which is read-only."""
+"""Every call has its own; in the zygote it is an empty directory of the read-only root."""
 NAME_CHARS = 16
-"""Of the number, in hex, that a call's process is named by among host, init and zygote. It is no secret."""
+"""Length of the name of a call's process, a hexadecimal number that host, init and zygote use. Not a secret."""
 MOUNT = b"M"
 REFUSED = b"r"
-"""With the name and the reason: there was no room for a root directory."""
+"""Sent with the name and the reason: there was no room for a root directory."""
 NOT_STARTED = b"f"
-"""With an error number and a text, instead of anything else: the function's processes could not be started."""
+"""Sent alone, with an error number and a text: the function's processes could not be started."""
 MOUNTED = b"m"
-"""With a descriptor of the root directory."""
+"""Sent with the name and a descriptor of the root directory."""
 ZYGOTE_ENDED = b"e"
-"""The last that the init says, if it ends because its zygote did; whatever the zygote said was sent before."""
+"""Init's last message if it ends because its zygote did; all messages of the zygote were sent before."""
 BOUNDED = b"b"
 UNBOUNDED = b"u"
-"""What the init says first: whether the kernel bounds the pids of its namespace."""
+"""Init's first message: whether the kernel bounds the number of processes in its namespace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the host says first of a function to start, on the socket of its init. All its processes inherit it.
+    """The host's first message about a function, on the socket of its init. All of its processes inherit it.
 
     Attributes:
-        result_bytes: how large a result may be.
-        pids: the bound of the function's pid namespace, where the kernel has such a bound.
-        uid: the user and group id of its processes, as the base knows them; 0: those of the base.
-        seccomp: number of that system call, if the host judges what processes start; else 0.
+        result_bytes: the largest size of a result.
+        pids: bound on the pids of the function's namespace, where the kernel has such a bound.
+        uid: user and group id of its processes, in the base's namespace; 0: those of the base.
+        seccomp: number of the system call seccomp if the host judges starts of threads and timers; otherwise 0.
     """
 
     result_bytes: int
@@ -68,12 +68,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the host says next, which the init reads once it has forked the zygote: so calls know nothing of it.
+    """The host's second message. Init reads it after it has forked the zygote, so that calls do not inherit it.
 
     Attributes:
-        code: the bundle's directory, relative to the bundles'; empty for none.
-        disk_bytes: the size of each call's directory for scratch files.
-        files: how many files and directories it may hold.
+        code: the bundle's directory, relative to the directory of bundles; empty for none.
+        disk_bytes: size of each call's scratch directory.
+        files: how many files and directories the scratch directory may contain.
     """
 
     code: str
@@ -85,7 +85,7 @@ Zygote = Callable[[Start, int, int, int, int, int], None]
 
 
 def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> None:
-    """Set the namespace up, fork the zygote and serve; does not return."""
+    """Set up the namespace, fork the zygote, and make root directories for calls; does not return."""
     own, to_zygote, document, *filters = descriptors
     bounded = kernel.limit_pids(proc, start.pids)
     child = os.fork()
@@ -94,8 +94,8 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
         os.close(proc)
         zygote(start, to_zygote, document, *filters)
     place = Place(**json.loads(os.read(own, MESSAGE_BYTES_MAX)))
-    _mount_all(place.code)  # before the host, which waits for a word of this process, lets the zygote go on
-    kernel.unshare(kernel.CLONE_NEWNS)  # the zygote does not see what is mounted from here on
+    _mount_all(place.code)  # before this process reports to the host, which then lets the zygote go on
+    kernel.unshare(kernel.CLONE_NEWNS)  # later mounts are invisible to the zygote
     kernel.forbid_counted(proc, mounts=start.pids)
     os.close(proc)
     for descriptor in (to_zygote, document, *filters):
@@ -108,7 +108,7 @@ def main(start: Start, descriptors: list[int], proc: int, zygote: Zygote) -> Non
 
 
 def _mount_all(code: str) -> None:
-    """Mount what the function sees."""
+    """Make devices read-only, mount the function's code, and hide the bundles."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     for device in DEVICES:
         kernel.make_read_only(device)
@@ -119,12 +119,12 @@ def _mount_all(code: str) -> None:
 
 
 def _serve(connection: socket.socket, place: Place) -> None:
-    """Make a root directory for every message, until the host hangs up."""
+    """Make a root directory for each message, until the host hangs up."""
     options = f"size={place.disk_bytes},nr_inodes={place.files},mode=0700"
     while message := connection.recv(1 + NAME_CHARS):
         try:
             root = _root_with_scratch(options)
-        except OSError as error:  # there are calls to go on, and there may be room again
+        except OSError as error:  # running calls go on, and there may be room later
             connection.send(REFUSED + message[1:] + str(error).encode())
             continue
         socket.send_fds(connection, [MOUNTED + message[1:]], [root])
@@ -133,7 +133,7 @@ def _serve(connection: socket.socket, place: Place) -> None:
 
 
 def _root_with_scratch(options: str) -> int:
-    """Give a descriptor of a root directory of which there is no other one."""
+    """Make a root directory that is attached nowhere; return its only descriptor."""
     kernel.mount("none", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
     try:
         return kernel.copy_mounts("/")
@@ -142,7 +142,7 @@ def _root_with_scratch(options: str) -> int:
 
 
 def _reap(zygote: int, connection: socket.socket) -> None:
-    """Reap what was left to this process; without its zygote, it ends."""
+    """Reap orphaned processes; end if the zygote has ended."""
     try:
         while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
             if ended == zygote:

@@ -1,4 +1,4 @@
-"""The system calls that Python has no name for, and the steps that take a process's rights away."""
+"""System calls that Python does not offer, and the steps by which a process gives up its rights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MS_REC = 16384
 MNT_DETACH = 2
 
 _SYS_OPEN_TREE = 428
-"""On every architecture; glibc has no name for it before 2.36."""
+"""The same number on every architecture; glibc has no function for it before 2.36."""
 _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
 _AT_FDCWD = -100
@@ -38,7 +38,7 @@ _SECCOMP_MODE_FILTER = 2
 _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE = 1 << 5
-"""Since Linux 5.19: who waits for a judgement does not begin again for every signal."""
+"""Since Linux 5.19: a thread that waits for a judgement does not restart its system call at every signal."""
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPABILITIES_MAX = 64
 _CAP_SYS_CHROOT = 18
@@ -56,18 +56,18 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _wait4 = _libc.wait4
 
 _MAX_RSS = struct.Struct("32x l")
-"""Of ``struct rusage``, in KiB, behind two times."""
+"""The field of ``struct rusage`` after its two times, in KiB."""
 _RUSAGE_BYTES = 256
-"""More than it has."""
+"""Larger than ``struct rusage``."""
 _CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
 
 
 class Waiting:
-    """Reaps this process's children as `os.wait4` does, which touches thirty pages of memory more.
+    """Reaps this process's children like `os.wait4`, but writes to thirty fewer pages of memory.
 
     Attributes:
-        status: of the child that `ended` named last.
-        peak_bytes: the most memory that it had.
+        status: wait status of the child that `ended` returned last.
+        peak_bytes: peak memory of that child, in bytes.
     """
 
     __slots__ = ("_any", "_no_hang", "_status", "_status_at", "_usage", "_usage_at", "peak_bytes", "status")
@@ -79,9 +79,9 @@ class Waiting:
         self._status_at, self._usage_at = ctypes.byref(self._status), ctypes.byref(self._usage)
 
     def ended(self) -> int:
-        """Reap a child that has ended, and give its id; 0 if there is none."""
+        """Reap a child that has ended, and return its process id; 0 if there is none."""
         child: int = _wait4(self._any, self._status_at, self._no_hang, self._usage_at)
-        if child <= 0:  # none has ended, or there is none
+        if child <= 0:  # no child has ended, or there are no children
             return 0
         self.status = self._status.value
         self.peak_bytes = _MAX_RSS.unpack_from(self._usage)[0] << 10
@@ -95,28 +95,28 @@ class _Program(ctypes.Structure):
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces named by ``flags`` for new ones."""
+    """Move this process to new namespaces of the kinds in ``flags``."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    """Put a file system, or with MS_BIND another place, at ``target``."""
+    """Mount a file system, or with MS_BIND another directory or file, at ``target``."""
     done = _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
     _check(done, f"mount {kind or 'bind'} on {target}")
 
 
 def make_read_only(target: str) -> None:
-    """Have nothing at the mount ``target`` be changed, nor its attributes; devices work as before."""
+    """Make the mount ``target`` read-only, including its attributes. Devices still work."""
     mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NOEXEC)
 
 
 def unmount(target: str) -> None:
-    """Take a mount out of sight at once; it is gone when the last process in it is."""
+    """Detach a mount at once; it disappears when the last process stops using it."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
 
 
 def copy_mounts(top: str) -> int:
-    """Copy the mounts at and below ``top``; give a descriptor of the copy, which is attached nowhere."""
+    """Copy the mounts at and below ``top``; return a descriptor of the copy, which is attached nowhere."""
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
     descriptor: int = _libc.syscall(
         ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(_AT_FDCWD), top.encode(), ctypes.c_uint(flags)
@@ -127,22 +127,22 @@ def copy_mounts(top: str) -> int:
 
 
 def drop_capabilities_but_chroot() -> None:
-    """Give up every capability but that to change the root directory: bounding, ambient, inheritable ones, too.
+    """Drop all capabilities except CAP_SYS_CHROOT, also from the bounding, ambient and inheritable sets.
 
-    Forked processes give up that one with `RightToChroot`.
+    Forked processes drop that one with `RightToChroot`.
     """
     for capability in range(_CAPABILITIES_MAX):
         if _prctl(_PR_CAPBSET_DROP, capability, None, 0, 0) != 0:
-            break  # EINVAL: the kernel knows no more of them
+            break  # EINVAL: the kernel has no more capabilities
     _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, None, 0, 0), "drop ambient capabilities")
     kept = 1 << _CAP_SYS_CHROOT
     _check(_capset(_CAPABILITY_HEADER, struct.pack("=6I", kept, kept, 0, 0, 0, 0)), "drop capabilities")
 
 
 class RightToChroot:
-    """The one capability that a zygote has, for its calls to begin with.
+    """The only capability of a zygote, CAP_SYS_CHROOT, which its calls drop after they begin.
 
-    Made ahead of a fork: what a call touches is memory copied.
+    Made before the fork, so that calls write to less memory, which would be copied.
     """
 
     __slots__ = ("_header", "_none")
@@ -152,20 +152,20 @@ class RightToChroot:
         self._none = ctypes.c_char_p(bytes(24))
 
     def drop(self) -> None:
-        """Give it up, for good."""
+        """Drop the capability permanently."""
         _check(_capset(self._header, self._none), "drop the capability to change the root directory")
 
 
 def forbid_new_privileges() -> None:
-    """Let nothing that is executed from here on have more rights than this process."""
+    """Set no_new_privs: programs that this process executes get no more rights than it has."""
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0), "set no_new_privs")
 
 
 class Filter:
-    """A seccomp filter, compiled to BPF, ready to be put on.
+    """A seccomp filter that is ready to be installed.
 
     Args:
-        program: of the filter.
+        program: the filter, compiled to BPF.
     """
 
     __slots__ = ("_address", "_kept", "_made")
@@ -178,14 +178,14 @@ class Filter:
         self._address = ctypes.addressof(made)
 
     def install(self) -> None:
-        """Put it on this process and all that it forks."""
+        """Install the filter on this process and all that it forks."""
         _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._address, 0, 0), "install the seccomp filter")
 
     def install_judged(self, seccomp: int) -> int:
-        """As `install`; give a descriptor by which system calls are judged that the filter does not decide on.
+        """Install the filter, and return a descriptor for judging the system calls that it reports.
 
         Args:
-            seccomp: number of that system call, for which the C library has no name.
+            seccomp: number of the system call seccomp, for which the C library has no function.
         """
         for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
             descriptor: int = _libc.syscall(
@@ -198,13 +198,13 @@ class Filter:
 
 
 def map_own_ids(proc: int, inside: int, uid: int, gid: int) -> None:
-    """Map an id to those of this process, which has just entered its own user namespace; there is no other in it.
+    """Map a single user and group id in the user namespace that this process has just entered.
 
     Args:
-        proc: a descriptor of a ``/proc`` in which this process is to be seen.
-        inside: the user and group id in the namespace.
-        uid: the user id, in the namespace around.
-        gid: the group id, in the namespace around.
+        proc: descriptor of a ``/proc`` that contains this process.
+        inside: user and group id inside the namespace.
+        uid: user id of this process in the parent namespace.
+        gid: group id of this process in the parent namespace.
     """
     _write(proc, "self/setgroups", "deny")
     _write(proc, "self/uid_map", f"{inside} {uid} 1")
@@ -212,7 +212,7 @@ def map_own_ids(proc: int, inside: int, uid: int, gid: int) -> None:
 
 
 def limit_pids(proc: int, most: int) -> bool:
-    """Bound the pids of this process's pid namespace; False where the kernel (before Linux 6.14) cannot."""
+    """Bound the pids of this process's pid namespace; return False if the kernel cannot (before Linux 6.14)."""
     try:
         _write(proc, "sys/kernel/pid_max", str(most))
     except OSError:
@@ -221,13 +221,13 @@ def limit_pids(proc: int, most: int) -> bool:
 
 
 def forbid_counted(proc: int, mounts: int) -> None:
-    """Have nothing more be made in this process's user namespace that the kernel counts in it for each user.
+    """Forbid new objects that the kernel counts per user, in this process's user namespace.
 
-    That is namespaces, and instances and watches of inotify and fanotify.
+    These are namespaces, and instances and watches of inotify and fanotify.
 
     Args:
-        proc: a descriptor of a ``/proc``.
-        mounts: how many copies of mounts there may be nevertheless, each of which counts as a namespace.
+        proc: descriptor of a ``/proc``.
+        mounts: how many copies of mounts are still allowed; each counts as a mount namespace.
     """
     directory = os.open("sys/user", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
     try:
@@ -238,33 +238,33 @@ def forbid_counted(proc: int, mounts: int) -> None:
 
 
 def join_pages(proc: int) -> None:
-    """Have the kernel put this process's anonymous memory into huge pages, where it can: since Linux 6.1.
+    """Ask the kernel to move this process's anonymous memory into huge pages (since Linux 6.1).
 
-    Memory stays shared with what is forked afterwards, and is still copied by the small page. But the entries of
-    small pages that are neighbours in a huge one are copied at a fork and dropped at an exit many at a time (Linux
-    6.9), which takes a fifth off both.
+    The memory stays shared with forked processes, and is still copied in small pages. But since Linux 6.9, a fork
+    copies and an exit drops the entries of neighbouring small pages together, which makes both a fifth faster.
 
     Args:
-        proc: a descriptor of a ``/proc`` in which this process is to be seen.
+        proc: descriptor of a ``/proc`` that contains this process.
     """
     for area, rights, path in _mappings(proc):
         begin, end = (int(address, 16) for address in area.split("-"))
         begin, end = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
         if rights == "rw-p" and not path and begin < end:
-            _madvise(begin, end - begin, _MADV_COLLAPSE)  # advice: whether it is taken is the kernel's affair
+            _madvise(begin, end - begin, _MADV_COLLAPSE)  # only advice: the kernel may ignore it
 
 
 def hand_down_pages(proc: int, names: tuple[str, ...]) -> None:
-    """Have what is forked from here inherit the pages of code that are mapped here, where the kernel lets it.
+    """Let forked processes inherit the mapped pages of code, where the kernel permits it.
 
-    It leaves a mapping of a file to be mapped anew, by one fault for sixteen pages, unless a page of it is this
-    process's own. So one of each is made that, by writing a byte of it over itself, which only this file can.
+    At a fork, the kernel does not copy the page table of a file's mapping, and the child has a page fault for every
+    sixteen pages, unless the process has a private copy of a page in it. Therefore this makes one private page in each
+    mapping by overwriting a byte with itself, through ``/proc/self/mem``.
 
     Args:
-        proc: a descriptor of a ``/proc`` in which this process is to be seen.
-        names: what the names of the files begin with.
+        proc: descriptor of a ``/proc`` that contains this process.
+        names: beginnings of the names of the files.
     """
-    with contextlib.suppress(OSError):  # advice, as above: some kernels let nobody write so
+    with contextlib.suppress(OSError):  # only an optimisation: some kernels forbid such writes
         memory = os.open("self/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc)
         try:
             for area, rights, path in _mappings(proc):
@@ -276,14 +276,14 @@ def hand_down_pages(proc: int, names: tuple[str, ...]) -> None:
 
 
 def _mappings(proc: int) -> list[tuple[str, str, str]]:
-    """Addresses, rights and file of each mapping; no file: an empty name."""
+    """Return addresses, rights and file name of each mapping; the name is empty for anonymous memory."""
     with open("self/maps", opener=lambda name, flags: os.open(name, flags, dir_fd=proc)) as maps:
         lines = [line.split(None, 5) for line in maps]
     return [(line[0], line[1], line[5].rstrip() if line[4] != "0" else "") for line in lines]
 
 
 def close_all_but(kept: set[int]) -> None:
-    """Close every descriptor from 3 on that is not among ``kept``."""
+    """Close all descriptors from 3 on except those in ``kept``."""
     start = 3
     for descriptor in sorted(kept | {2}):
         if descriptor >= start:
@@ -293,7 +293,7 @@ def close_all_but(kept: set[int]) -> None:
 
 
 def to_null(*descriptors: int) -> None:
-    """Connect descriptors with ``/dev/null``."""
+    """Connect descriptors to ``/dev/null``."""
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in descriptors:
         os.dup2(null, descriptor)
@@ -302,7 +302,7 @@ def to_null(*descriptors: int) -> None:
 
 
 def descriptors_end() -> int:
-    """Give a number that no descriptor of this process has, nor a higher one."""
+    """Return a number higher than all descriptors of this process."""
     return max(os.sysconf("SC_OPEN_MAX"), 1024)
 
 

@@ -1,7 +1,8 @@
-"""``fcntl.flock`` by locks of open files, which only who may write a file can put on it for others to notice.
+"""``fcntl.flock`` implemented with open file description locks (``F_OFD_SETLK``).
 
-The system call is refused: it puts a lock on any file, those that all functions of a worker read among them, and so
-one function could tell another something.
+The system call flock is refused in the sandbox: it can lock any file, including those that all functions of a worker
+can read, so that functions could signal each other by locks. An exclusive open file description lock needs a file that
+is open for writing.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ import struct
 from typing import Protocol
 
 _FLOCK = struct.Struct("hhqqi4x")
-"""``struct flock``: type, whence, start, length (0: to the end), process (0: the lock is of the open file)."""
+"""``struct flock``: type, whence, start, length (0: to the end), process (0: the lock belongs to the open file)."""
 _KINDS = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
 class _File(Protocol):
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Return the descriptor."""
 
 
 def install() -> None:
-    """Put it in the place of the standard library's."""
+    """Replace the standard library's ``fcntl.flock``."""
     fcntl.flock = flock
 
 
 def flock(fd: int | _File, operation: int, /) -> None:
-    """See ``fcntl.flock``, with one difference, as on NFS: an exclusive lock needs a file opened for writing.
+    """Like ``fcntl.flock``, but an exclusive lock needs a file opened for writing, as on NFS.
 
-    What lies in a read-only place nobody changes: a lock of it is granted, and keeps out nobody.
+    On a read-only file system, where nobody can change files, every lock is granted and has no effect.
     """
     descriptor = fd if isinstance(fd, int) else fd.fileno()
     kind = _KINDS.get(operation & ~fcntl.LOCK_NB)
@@ -40,6 +41,6 @@ def flock(fd: int | _File, operation: int, /) -> None:
     if os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
         return
     if kind == fcntl.F_RDLCK and fcntl.fcntl(descriptor, fcntl.F_GETFL) & _ACCESS == os.O_WRONLY:
-        kind = fcntl.F_WRLCK  # a shared one needs a file opened for reading
+        kind = fcntl.F_WRLCK  # a shared lock needs a file opened for reading
     command = fcntl.F_OFD_SETLK if operation & fcntl.LOCK_NB else fcntl.F_OFD_SETLKW
     fcntl.fcntl(descriptor, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))

@@ -1,6 +1,6 @@
-"""Arguments of Python's own types, taken without pydantic where it is sure what pydantic would make of them.
+"""Converts arguments to Python's built-in types without pydantic, where the result is surely the same.
 
-Anything else, all that does not fit included, is `UNSURE`, and pydantic's to take or to refuse.
+For everything else, including texts that do not fit, the result is `UNSURE`, and pydantic decides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Union
 from taskworker.sandbox.inside.reading import SPACE, decode, read_alike
 
 UNSURE = object()
-"""In place of a value."""
+"""Returned instead of a value if pydantic has to decide."""
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,17}")
 _DIGITS_MAX = 18
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}|-?(?:0|[1-9][0-9]{0,14})\.[0-9]{1,15}")
@@ -25,7 +25,7 @@ Taker = Callable[[str], Any]
 
 
 def taker(hint: Any) -> Taker | None:
-    """What takes the texts of a parameter with this annotation; None if that is pydantic's affair from the outset."""
+    """Return the function that converts texts for this annotation; None if pydantic always has to do it."""
     inner = _but_none(hint)
     if inner is not None:
         take = taker(inner)
@@ -36,7 +36,7 @@ def taker(hint: Any) -> Taker | None:
 
 
 def _but_none(hint: Any) -> Any:
-    """``T`` of ``T | None``; None of anything else."""
+    """Return ``T`` for ``T | None``, and None for anything else."""
     if typing.get_origin(hint) not in (Union, types.UnionType):
         return None
     members = [one for one in typing.get_args(hint) if one is not types.NoneType]
@@ -54,7 +54,7 @@ def _or_none(take: Taker) -> Taker:
 
 def _integer(text: str) -> Any:
     if text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX and (text[0] != "0" or text == "0"):
-        return int(text)  # a match would be one more object
+        return int(text)  # saves the object of a match
     return int(text) if _INTEGER.fullmatch(text) else UNSURE
 
 
@@ -67,7 +67,7 @@ def _bool(text: str) -> Any:
 
 
 def _text(text: str) -> Any:
-    """A text in quotes is JSON, if it can be read; all else is wanted as it stands."""
+    """Decode a text in quotes as JSON; take any other text as it is."""
     if not text.lstrip(SPACE).startswith('"'):
         return text
     value = _json(text)
@@ -75,7 +75,7 @@ def _text(text: str) -> Any:
 
 
 def _json(text: str) -> Any:
-    if not read_alike(text) or "\\u" in text:  # of surrogates that have no partner, JSON readers think differently
+    if not read_alike(text) or "\\u" in text:  # JSON readers differ on lone surrogates
         return UNSURE
     try:
         return decode(text)
@@ -104,7 +104,7 @@ def _of_container(hint: Any) -> Taker:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type as it is, with nothing to be converted in it."""
+    """Whether a value has the annotated type without any conversion, including its elements."""
     if hint is Any:
         return True
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)

@@ -1,10 +1,10 @@
-"""What runs in a function's sandbox: load the function once, then answer one call in each child.
+"""The program in a function's sandbox: loads the function in the zygote, and answers calls in forks of it.
 
 Requests are JSON documents::
 
     {"args": [text], "kwargs": {name: text}, "user_id": text, "call_id": text, "left_s": number,
-     "in_parts": true if the items of a generator are wanted as they come}
-The result is a JSON document as it is, or empty if it came in parts.
+     "in_parts": true to send the items of a generator as they come}
+The result is a JSON document, or empty if it was sent in parts.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from taskworker.sandbox.inside.refusals import ArgumentRefused
 from taskworker.sandbox.inside.results import NoJson, json_of
 
 _scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
-"""Reads a JSON value that a text begins with."""
+"""Reads the JSON value at the beginning of a text."""
 _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
-"""Surely not awaitable; asking an abstract base class of any object takes longer."""
+"""Types that are surely not awaitable: faster than asking an abstract base class."""
 _TAKEN = object()
-"""In place of what a generator gave."""
+"""Stands for a result whose items have been taken from a generator."""
 _CODE, _APP = "/code", "/code/app"
 
 
 class EntryNotFound(Exception):
-    """The bundle does not hold the function that its document names."""
+    """The bundle does not contain the function that its document names."""
 
 
 class CannotLoad(Exception):
-    """The function's code raised while it was loaded.
+    """Loading the function's code raised an exception.
 
     Attributes:
-        broken_text: what it raised, as callers may see it.
+        broken_text: description of the exception for callers.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -58,7 +58,7 @@ class CannotLoad(Exception):
 REHEARSAL = (
     b'{"args": ["1", "a word"], "kwargs": {"c": "[2.5]"}, "user_id": "", "call_id": "", "left_s": 1, "in_parts": false}'
 )
-"""A call of what is called before a function is loaded."""
+"""Request of a rehearsal, which calls `_rehearsed` before a function is loaded."""
 
 
 def _rehearsed(a: int, b: str, c: list[float]) -> dict[str, object]:
@@ -74,7 +74,7 @@ class _Loaded:
         self.load(_rehearsed)
 
     def load(self, function: Callable[..., Any]) -> None:
-        """Have this one called."""
+        """Set the function to call."""
         self.parameters = Parameters(function)
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             importlib.import_module("asyncio")
@@ -88,7 +88,7 @@ def prepare(document: bytes) -> None:
     """Load the function that the document names: ``{"entry": "module:function" | "pickle:FILE", ...}``.
 
     Raises:
-        CannotLoad: its code fails when it is imported, or does not hold it.
+        CannotLoad: importing its code failed, or the code does not contain the function.
     """
     told = json.loads(document)
     sys.path[:0] = [_APP, *(f"{_CODE}/{directory}" for directory in told.get("packages", ()))]
@@ -104,7 +104,7 @@ def prepare(document: bytes) -> None:
 
 
 def _offer_worker() -> None:
-    """Let modules say ``from taskworker.inside import worker``, and ``TaskWorker(...)`` as they do outside."""
+    """Make ``from taskworker.inside import worker`` and ``TaskWorker(...)`` work in modules, as they do outside."""
     sys.modules["taskworker.inside"] = facade
     vars(sys.modules["taskworker"])["TaskWorker"] = facade.inert_worker
 
@@ -112,7 +112,7 @@ def _offer_worker() -> None:
 def _load(entry: str) -> Callable[..., Any]:
     place, _, name = entry.partition(":")
     if place == "pickle":
-        import pickle  # few functions travel so
+        import pickle  # few functions are pickled
 
         function: Any = pickle.loads(Path(_APP, name).read_bytes())
     else:
@@ -127,7 +127,7 @@ def _load(entry: str) -> Callable[..., Any]:
 
 
 def _meant(place: str, name: str) -> str:
-    import difflib  # few functions are ever deployed so
+    import difflib  # rarely needed
 
     offered = [other for other, value in vars(sys.modules[place]).items() if callable(value)]
     near = difflib.get_close_matches(name, offered, 1)
@@ -136,14 +136,17 @@ def _meant(place: str, name: str) -> str:
 
 class _Channel(facade.Asker, Protocol):
     def item(self, content: bytes) -> None:
-        """Give a part of the result."""
+        """Send a part of the result."""
 
 
 def run(request: bytes, channel: _Channel) -> bytes:
-    """Answer one call: its result as JSON, or nothing if that came in parts.
+    """Answer one call.
+
+    Returns:
+        The result as JSON; empty if it was sent in parts.
 
     Raises:
-        CallFailure: the arguments do not fit, the function raised, or gave what has no JSON form.
+        CallFailure: the arguments do not fit, the function raised, or its result has no JSON form.
     """
     told, _ = _scan(request.decode(), 0)
     facade.connect(channel, (told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
@@ -151,7 +154,7 @@ def run(request: bytes, channel: _Channel) -> bytes:
     try:
         return _result(told["args"], told["kwargs"], give)
     except (MemoryError, CallFailure):
-        raise  # the sandbox knows which limit of memory that was
+        raise  # the caller of `run` reports these itself
     except ArgumentRefused as error:
         raise CallFailure(Cause.ARGUMENTS, "", str(error)) from None
     except BaseException as error:
@@ -163,14 +166,14 @@ def run(request: bytes, channel: _Channel) -> bytes:
 
 
 def _result(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> bytes:
-    positional, named = _loaded.parameters.take(args, kwargs)  # which may run checks of the function's own
+    positional, named = _loaded.parameters.take(args, kwargs)  # may run the function's own checks
     value = _loaded.function(*positional, **named)
     if type(value) in _PLAIN:
         return _told(value)
     kept: list[Any] = []
     take = kept.append if give is None else functools.partial(_give, give)
     if inspect.isawaitable(value) or isinstance(value, AsyncGeneratorType):
-        import asyncio  # large; `load` has imported it if the function says that it needs it
+        import asyncio  # large; `load` has imported it for functions that are coroutines
 
         value = asyncio.run(_awaited(value, take))
     if isinstance(value, GeneratorType):
@@ -190,7 +193,7 @@ def _told(value: Any) -> bytes:
 
 
 async def _awaited(value: Any, take: Callable[[Any], None]) -> Any:
-    """What an awaitable gives; if that is an asynchronous generator, its items are taken in the same event loop."""
+    """Return an awaitable's result; if that is an asynchronous generator, take its items in the same event loop."""
     if not isinstance(value, AsyncGeneratorType):
         value = await value
     if not isinstance(value, AsyncGeneratorType):

@@ -1,7 +1,7 @@
-"""Why an argument is not taken."""
+"""The error for arguments that a function does not take."""
 
 from __future__ import annotations
 
 
 class ArgumentRefused(Exception):
-    """An argument does not fit its parameter; the text names it."""
+    """An argument does not fit its parameter. The text says why."""

@@ -1,4 +1,4 @@
-"""From what a function returned, or gives to another one, to JSON."""
+"""Converts to JSON what a function returns or passes to another function."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ _METHODS = {"numpy": ".item() or .tolist()", "pandas": ".to_dict() or .tolist()"
 
 
 class NoJson(ValueError):
-    """A value that JSON cannot hold; the text says why."""
+    """A value has no JSON form; the text says why."""
 
 
 def json_of(value: Any, what: str) -> str:
-    """``value`` as JSON: models and dataclasses as objects, times in ISO 8601, bytes in base64 (RFC 4648, section 4).
+    """Convert a value to JSON.
+
+    Models and dataclasses become objects; times are in ISO 8601, bytes in base64 (RFC 4648, section 4).
 
     Args:
-        value: to be written.
-        what: it is called in the text of the error.
+        value: the value.
+        what: name of the value in the error's text.
 
     Raises:
-        NoJson: it, or something in it, has no JSON form.
+        NoJson: the value, or something in it, has no JSON form.
     """
     short = _SHORT.get(type(value))
     try:
@@ -43,7 +45,7 @@ def json_of(value: Any, what: str) -> str:
         text.encode()
     except MemoryError:
         raise
-    except Exception as error:  # whatever the user's own serializers and attributes raise, too
+    except Exception as error:  # serializers and attributes of the user may raise anything
         raise NoJson(f"{what} cannot be sent as JSON: {_fault(error)}") from None
     return text
 
@@ -51,12 +53,12 @@ def json_of(value: Any, what: str) -> str:
 def _written(value: Any) -> str:
     try:
         return _encode(value)
-    except TypeError:  # a key that is neither text nor number
+    except TypeError:  # a key is neither a text nor a number
         return _encode(_with_plain_keys(value))
 
 
 def _plain(value: Any) -> Any:
-    """What is not of JSON's own types as something that is, or nearer to it."""
+    """Convert a value of another type to one of JSON's types, or one step closer to it."""
     if isinstance(value, _BYTES):
         return base64.b64encode(value).decode()
     if isinstance(value, _GATHERED):
@@ -72,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 
 def _by_pydantic(value: Any, **options: Any) -> Any:
-    from pydantic_core import to_jsonable_python  # large, and most results have no need of it
+    from pydantic_core import to_jsonable_python  # large, and most results do not need it
 
     return to_jsonable_python(value, **options)
 
@@ -85,11 +87,11 @@ _SHORT: dict[type, Callable[[Any], str]] = {
     bool: {True: "true", False: "false"}.__getitem__,
     type(None): {None: "null"}.__getitem__,
 }
-"""What needs no encoder, which is made anew for each value."""
+"""Types that need no encoder, as making one takes time for each value."""
 
 
 def _with_plain_keys(value: Any) -> Any:
-    """All of ``value`` in JSON's own types."""
+    """Convert a value, including its keys, to JSON's types."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
@@ -123,7 +125,7 @@ def _fault(error: Exception) -> str:
         return "a text has lone surrogates"
     if isinstance(error, UnicodeDecodeError):
         return (
-            "a model has bytes that are no text in UTF-8; let it say how they are written, by "
+            "a model has bytes that are not UTF-8 text; configure it to write bytes in another form, with "
             "ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')"
         )
     pydantic_core = sys.modules.get("pydantic_core")

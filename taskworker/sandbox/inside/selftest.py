@@ -1,6 +1,6 @@
-"""A program that tries what must not work, run at a worker's start.
+"""A self-test that tries what a sandbox must prevent, run when a worker starts.
 
-Its result names what did work, a line each: an empty one is the good one.
+Its result names the attempts that succeeded, one per line. It should be empty.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _PTRACE_TRACEME = 0
 
 
 def prepare(document: bytes) -> None:
-    """Do nothing: there is no code of a user's."""
+    """Do nothing: the self-test has no user code."""
 
 
 def run(_request: bytes, _channel: Channel) -> bytes:
-    """Try everything and give the names of what was not refused."""
+    """Make all attempts; return the names of those that succeeded."""
     return "\n".join(name for name, worked in _attempts() if _works(worked)).encode()
 
 

@@ -1,4 +1,7 @@
-"""Arguments of any type that pydantic knows. Loaded only where it is needed: pydantic is half of what calls inherit."""
+"""Converts arguments to any type known to pydantic.
+
+Loaded only when needed: pydantic makes up half of the memory that calls inherit.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ _OTHER_TYPE = frozenset[str](
         *("pattern_type", "fraction_type"),
     }
 )
-"""Errors of pydantic that say that a value is of another type, and nothing of what it is."""
+"""Errors of pydantic which only say that a value has the wrong type."""
 _BYTES_AS_BASE64 = ConfigDict(val_json_bytes="base64", arbitrary_types_allowed=True)
 
 
 class Validator:
-    """Takes the texts of a parameter.
+    """Converts the texts given for a parameter.
 
     Args:
-        hint: the parameter's annotation.
+        hint: annotation of the parameter.
     """
 
     def __init__(self, hint: Any) -> None:
@@ -41,27 +44,28 @@ class Validator:
         self._decimal = _is_decimal(hint)
 
     def __call__(self, text: str) -> Any:
-        """The value that a text means.
+        """Convert a text to a value.
 
         Raises:
             ArgumentRefused: it does not fit; the text says why.
         """
         try:
             if self._decimal and _NUMBER.fullmatch(text):
-                text = f'"{text}"'  # pydantic would read a number as a float, and so lose digits
+                text = f'"{text}"'  # pydantic would read a number as a float and lose digits
             return _validated(self._adapter, text)
         except ValidationError as error:
             raise ArgumentRefused(_in_words(error)) from None
 
 
 def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
-    """A JSON value or a bare word as the adapter's type.
+    """Convert a JSON value or a bare word to the adapter's type.
 
-    What is JSON may be wanted as it stands: 3 for a str. That is so if it fits the type in no other way, but not if
-    the function's own checks refuse it; and a text in quotes is never wanted with them.
+    A text that is JSON may still be meant as a plain text, such as 3 for a ``str``. It is taken as a plain text if its
+    JSON value has the wrong type, but not if the function's own checks refuse that value. A text in quotes always
+    counts as JSON.
 
     Raises:
-        ValidationError: it does not fit.
+        ValidationError: the text does not fit.
     """
     refusal: ValidationError | None = None
     if read_alike(text) or can_be_read(text):
@@ -80,13 +84,13 @@ def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
 
 def _is_of_other_type(error: ValidationError) -> bool:
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    # A place with two parts is inside a member of a union, which then has the right type.
+    # A location with two parts is inside a member of a union, which then has the right type.
     return all(one["type"] in _OTHER_TYPE and len(one["loc"]) < 2 for one in found)
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    # By another name: TypeAdapter refuses a configuration for dataclasses and typed dictionaries, though those without
-    # one of their own would take it. Models have their own.
+    # An alias, because TypeAdapter refuses a configuration for dataclasses and typed dictionaries, although those
+    # without a configuration of their own could take it. Models have their own.
     named: Any = TypeAliasType("Parameter", hint)
     return TypeAdapter(named, config=_BYTES_AS_BASE64)
 

@@ -1,7 +1,7 @@
-"""A function's zygote: user code is imported here, once, and every call is a fork of this process.
+"""A function's zygote: imports user code once, and forks a process for every call.
 
-What runs here after the import is in the hands of the user's code. So nothing relies on it: the kernel holds
-this process by what `main` takes away first, and the host checks from outside that it is gone.
+After the import, user code controls this process, so nothing relies on what it does. `main` gives up the process's
+rights first, the kernel enforces this, and the host checks it from outside.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from taskworker.sandbox.inside.init import CODE, SCRATCH, Start
 
 PROGRAM = "taskworker.sandbox.inside.program"
 PROGRAM_PREFIX = b"program:"
-"""A document that begins with it names, up to a line feed, the module to use in place of `PROGRAM`."""
+"""If a document begins with this, the rest of its first line is the module to use instead of `PROGRAM`."""
 _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "HOME": SCRATCH,
     "TMPDIR": SCRATCH,
-    # Libraries of numerics would start threads while they are imported, which the calls would not have.
+    # Numerical libraries would start threads at their import, which forked calls would not have.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
 THREAD_STACK_BYTES = 1 << 20
-"""Threads' stacks count as memory of the call: eight megabytes each, the usual, would be too many."""
+"""Stacks of threads count as the call's memory: the usual eight megabytes each would be too much."""
 TEXT_BYTES_MAX = 60_000
 JUDGED = b"J"
-"""The first that a zygote says: with a descriptor by which the host judges what processes start."""
+"""The zygote's first message: with a descriptor by which the host judges starts of threads and timers."""
 CONFINED = b"C"
 UNJUDGED = b"U"
-"""The kernel hands no system calls over for the host to judge; with the reason."""
+"""Sent with the reason: the kernel cannot pass system calls to the host for judgement."""
 GO = b"G"
 READY = b"R"
 BROKEN = b"B"
 SPAWN = b"S"
 REFUSED = b"N"
-"""With a call's name and the reason: there was no room for its process."""
+"""Sent with a call's name and the reason: there was no room for its process."""
 REAP = b"W"
-"""Reap calls that have ended; so is done before every fork, too."""
+"""Makes the zygote reap ended calls, as any other message also does."""
 STATUS = b"?"
 ENDED = b"X"
 ENDING = struct.Struct("!iQ")
-"""How a call's process ended: its wait status, and the most bytes it had in memory."""
+"""How a call's process ended: its wait status, and its peak memory in bytes."""
 ENDINGS_MAX = 256
 _MESSAGE_BYTES = 64
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * struct.calcsize("i"))
@@ -88,7 +88,7 @@ def main(
 
 
 def _have_starts_judged(filter_of_starts: kernel.Filter, seccomp: int, control: socket.socket) -> None:
-    """Put the filter on that hands starts to the host, if it judges them, and give it the descriptor for that."""
+    """If the host judges starts, install the filter that reports them, and send the host its descriptor."""
     if not seccomp:
         return
     try:
@@ -101,7 +101,7 @@ def _have_starts_judged(filter_of_starts: kernel.Filter, seccomp: int, control: 
 
 
 def _written_to(descriptor: int) -> TextIO:
-    """Open a stream that calls inherit; they have the descriptor point to a pipe of their own."""
+    """Open a text stream that calls inherit; each call connects the descriptor to its own pipe."""
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -118,29 +118,29 @@ def _prepare(control: socket.socket, document: bytes) -> ModuleType | None:
             name = first.removeprefix(PROGRAM_PREFIX).decode()
         program = importlib.import_module(name)
         program.prepare(document)
-        _set_scratch()  # who imports it finds it by TMPDIR, but not what is there only in calls
+        _set_scratch()  # user code may have imported tempfile, which cannot find the scratch directory here
     except BaseException as error:
         control.send(BROKEN + _text_of(error).encode(errors="replace")[-TEXT_BYTES_MAX:])
         return None
-    gc.freeze()  # no collection before: it would touch, and so copy, what all functions share
+    gc.freeze()  # without gc.collect(), which would write to, and thereby copy, memory shared by all functions
     control.send(READY)
     return program
 
 
 def _set_scratch() -> None:
-    """Have ``tempfile``, if it is loaded, not look for a directory that it can write to."""
+    """Tell ``tempfile``, if it is loaded, its directory, so that it does not search for a writable one."""
     if (tempfile := sys.modules.get("tempfile")) is not None:
         vars(tempfile)["tempdir"] = SCRATCH
 
 
 def _text_of(error: BaseException) -> str:
-    """Give what `FunctionBroken` says: the program's own text of it, where it has one."""
+    """Return the text for `FunctionBroken`: the exception's ``broken_text`` if it has one, else its traceback."""
     text = getattr(error, "broken_text", None)
     return text if isinstance(text, str) else "".join(traceback.format_exception(error))
 
 
 class _Zygote:
-    """After each fork, every page that is written to here is copied: so `serve` touches as little as it can."""
+    """Forks calls. After each fork, every memory page written here is copied, so `serve` writes to few of them."""
 
     def __init__(self, start: Start, control: socket.socket, program: ModuleType, second_filter: kernel.Filter) -> None:
         self._start = start
@@ -155,8 +155,8 @@ class _Zygote:
         self._endings: dict[bytes, bytes] = {}
 
     def serve(self) -> None:
-        """Fork a call for every message, and say on demand how one ended; return when the host has hung up."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no handler: it would run amid all else, and be copied
+        """Fork calls and report how they ended, as the host asks; return when the host hangs up."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a handler would run at any time, and cause copies of memory
         receive = self._control.recvmsg
         while True:
             content, ancillary, _, _ = receive(_MESSAGE_BYTES, _ANCILLARY_BYTES)
@@ -172,7 +172,7 @@ class _Zygote:
     def _spawn(self, name: bytes, descriptors: list[int]) -> None:
         try:
             child = os.fork()
-        except OSError as error:  # no processes, or no memory: there are others to serve, and more may come
+        except OSError as error:  # no room for processes or memory now, but later there may be
             self._control.send(REFUSED + name + str(error).encode()[:TEXT_BYTES_MAX])
             for descriptor in descriptors:
                 os.close(descriptor)
