@@ -28,8 +28,6 @@ CALL_THEM_DIRECTLY = {
     "storage/maintenance/set_aside.py",
     "storage/read/reader.py",
     "storage/shards/segment_writer.py",
-    "storage/system/backoff.py",
-    "taskworker/calls/nested.py",
     "taskworker/cli/demo_steps.py",
     "taskworker/cli/files.py",
     "taskworker/cli/functions.py",
@@ -40,8 +38,6 @@ CALL_THEM_DIRECTLY = {
     "taskworker/cli/sync.py",
     "taskworker/client/deadline.py",
     "taskworker/client/functions.py",
-    "taskworker/functions/hosting/host.py",
-    "taskworker/functions/hosting/output.py",
     "taskworker/rpc/serving.py",
     "taskworker/sandbox/answering.py",
     "taskworker/sandbox/call.py",
@@ -61,10 +57,6 @@ CALL_THEM_DIRECTLY = {
     "taskworker/services/shards.py",
     "taskworker/transport/append_sender.py",
     "taskworker/transport/remote_volume.py",
-    "taskworker/worker/functions.py",
-    "taskworker/worker/own_volume.py",
-    "taskworker/worker/self_scrub.py",
-    "taskworker/worker/volume.py",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 _FIRST_S = 0.25
 _LAST_S = 10.0
@@ -11,9 +12,18 @@ _STEADY_S = 60.0  # after working for so long, a failure counts as a new one
 
 
 class Backoff:
-    """Pauses that double with each failure. Callers must hold a lock."""
+    """Pauses that double with each failure. Callers must hold a lock.
 
-    def __init__(self, first_s: float = _FIRST_S, last_s: float = _LAST_S) -> None:
+    Args:
+        first_s: seconds of the first pause.
+        last_s: seconds of the longest pause.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(
+        self, first_s: float = _FIRST_S, last_s: float = _LAST_S, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock_s = clock_s
         self._first_s = first_s
         self._last_s = last_s
         self._pause_s = 0.0
@@ -22,7 +32,7 @@ class Backoff:
 
     def due(self) -> bool:
         """Whether another attempt is due."""
-        return time.monotonic() >= self._next_s
+        return self._clock_s() >= self._next_s
 
     def failed(self) -> None:
         """Note that an attempt failed, or that something has just failed for the first time."""
@@ -30,12 +40,12 @@ class Backoff:
             self._pause_s = 0.0
         self._well_since_s = math.inf
         self._pause_s = min(max(self._first_s, 2 * self._pause_s), self._last_s)
-        self._next_s = time.monotonic() + self._pause_s
+        self._next_s = self._clock_s() + self._pause_s
 
     def succeeded(self) -> None:
         """Note that an attempt succeeded."""
         self._next_s = 0.0
-        self._well_since_s = time.monotonic()
+        self._well_since_s = self._clock_s()
 
     def relapsed(self) -> None:
         """Note a failure after a success: retry at once, or after a longer pause if the success was only recent."""
@@ -45,4 +55,4 @@ class Backoff:
             self._pause_s = self._next_s = 0.0
 
     def _was_steady(self) -> bool:
-        return time.monotonic() - self._well_since_s >= _STEADY_S
+        return self._clock_s() - self._well_since_s >= _STEADY_S

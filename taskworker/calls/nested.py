@@ -18,28 +18,34 @@ def found_no_place(error: ServerBusy) -> bool:
     return type(error) is ServerBusy
 
 
-def patiently(call: Callable[[float | None], str], timeout_s: float | None, asking: RunningCall) -> str:
+def patiently(
+    call: Callable[[float | None], str],
+    timeout_s: float | None,
+    asking: RunningCall,
+    clock_s: Callable[[], float] = time.monotonic,
+) -> str:
     """Make a nested call, repeat it until it finds a place, and return its result.
 
     Args:
         call: makes the call; gets the seconds that are left.
         timeout_s: how long all attempts together may take.
         asking: the call that waits for the result; once it has ended, no further attempt is made.
+        clock_s: monotonic seconds.
 
     Raises:
         ServerBusy: no place became free in time.
         CallAbandoned: ``asking`` was ended.
         StorageError: ``call`` raised it.
     """
-    until = None if timeout_s is None else time.monotonic() + timeout_s
+    until = None if timeout_s is None else clock_s() + timeout_s
     ended, pause_s = threading.Event(), _AGAIN_S
     with asking.ended_by(ended.set):
         while True:
-            left_s = None if until is None else max(0.001, until - time.monotonic())
+            left_s = None if until is None else max(0.001, until - clock_s())
             try:
                 return call(left_s)
             except ServerBusy as error:
-                if not found_no_place(error) or (until is not None and time.monotonic() + pause_s >= until):
+                if not found_no_place(error) or (until is not None and clock_s() + pause_s >= until):
                     raise
             if ended.wait(pause_s):
                 raise CallAbandoned("the call that asked is over")

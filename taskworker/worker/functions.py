@@ -9,13 +9,14 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import grpc
 
 from storage import FileStorage
 from storage.errors import InvalidArgument, StorageError
+from storage.runtime import wall_ms
 from storage.system.forks import HomeProcess
 from taskworker.calls.bundle import PackedFunction
 from taskworker.calls.call import Call, RunningCall
@@ -69,6 +70,8 @@ class HostedFunctions:
         limits_max: the highest limits that a function may ask for.
         keep_max: how long a process may serve calls of one user at most.
         labels: labels of this worker, for functions that need some.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class HostedFunctions:
         limits_max: Limits = LIMITS_MAX,
         keep_max: Keep = KEEP_MAX,
         labels: Mapping[str, str] | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        self._clock_s = clock_s
         self._home = HomeProcess("this worker's host of functions")
         self._client = Client(pool_address)
         self._channel = dial(pool_address)
@@ -96,6 +102,8 @@ class HostedFunctions:
             lambda call, timeout_s, asking: RemoteCapabilities(outside, pool_address, call.token, timeout_s, asking),
             limits_max,
             keep_max,
+            clock_s,
+            now_ms,
         )
         self.unavailable: str | None = None
         self._try_at = 0.0
@@ -194,7 +202,7 @@ class HostedFunctions:
                 self.host.end_versions(answer.ended_versions)
                 if self._address and answer.lease_ms:
                     self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
-                if answer.functions_deployed and time.monotonic() >= self._try_at:
+                if answer.functions_deployed and self._clock_s() >= self._try_at:
                     self._bring_up()
             self._wanted.wait(self._every_s)
             self._wanted.clear()
@@ -218,7 +226,7 @@ class HostedFunctions:
             if self.unavailable is None:
                 log.warning("this worker runs no functions: %s", error)
             self.unavailable = str(error)
-            self._try_at = time.monotonic() + _TRY_AGAIN_S  # it may have failed because of a momentary load
+            self._try_at = self._clock_s() + _TRY_AGAIN_S  # it may have failed because of a momentary load
         else:
             if self.unavailable is not None:
                 self.unavailable = None
@@ -271,7 +279,7 @@ class HostedFunctions:
                 asked = self._pool.CallFunction.future(request, timeout=left_s, metadata=metadata)
                 return awaited(asked, asking).result
 
-        return patiently(ask, timeout_s, asking)
+        return patiently(ask, timeout_s, asking, self._clock_s)
 
 
 def _platform_tag() -> str:
@@ -286,9 +294,19 @@ class LocalFunctions:
         worker_id: the worker's name.
         store: the store with the files that functions work on.
         limits_max: the highest limits that a function may ask for.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
-    def __init__(self, worker_id: str, store: FileStorage, limits_max: Limits = LIMITS_MAX) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        store: FileStorage,
+        limits_max: Limits = LIMITS_MAX,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._clock_s = clock_s
         self._home = HomeProcess("this worker's host of functions")
         self._bundles = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
         self._remove_bundles = weakref.finalize(self, _remove_at_home, self._bundles, self._home)
@@ -297,9 +315,11 @@ class LocalFunctions:
             lambda user, _timeout_s: EmbeddedFiles(store, user),
             self._call_function,
             limits_max=limits_max,
+            clock_s=clock_s,
+            now_ms=now_ms,
         )
         workers = LocalWorkers(worker_id, self._host)
-        self._router = CallRouter(workers.find, workers, places=worker_places())
+        self._router = CallRouter(workers.find, workers, places=worker_places(), clock_s=clock_s)
 
     def register(self, functions: list[PackedFunction]) -> None:
         """Add functions that this program declares.
@@ -321,7 +341,7 @@ class LocalFunctions:
         }
 
     def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
-        return patiently(lambda left_s: self._router.call(call, left_s, asking), timeout_s, asking)
+        return patiently(lambda left_s: self._router.call(call, left_s, asking), timeout_s, asking, self._clock_s)
 
     def close(self) -> None:
         """End all calls and their processes. Does nothing in a forked child."""

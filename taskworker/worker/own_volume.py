@@ -32,14 +32,18 @@ class OwnVolume:
     Args:
         opened: the volume, open.
         again: reopens it.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, opened: LocalVolume, again: Callable[[], LocalVolume]) -> None:
+    def __init__(
+        self, opened: LocalVolume, again: Callable[[], LocalVolume], clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock_s = clock_s
         self._again = again
         self._opened: Opened | None = Opened(opened, new_instance())
         self._lock = threading.Lock()
         self._closed = False
-        self._retry = Backoff(first_s=0.5)
+        self._retry = Backoff(first_s=0.5, clock_s=clock_s)
         self._reason = ""
         self._failed_at_s = 0.0
 
@@ -63,7 +67,7 @@ class OwnVolume:
     @property
     def failing_s(self) -> float:
         """Seconds for which the volume has been unusable."""
-        return 0.0 if self._opened is not None else time.monotonic() - self._failed_at_s
+        return 0.0 if self._opened is not None else self._clock_s() - self._failed_at_s
 
     def tend(self) -> bool:
         """Check the volume; close it if it failed, and reopen it when the next attempt is due."""
@@ -94,7 +98,7 @@ class OwnVolume:
     def _let_go(self, volume: LocalVolume) -> None:
         state, cause = volume.state
         self._reason = cause if state == "failed" else f"volume {volume.path} was removed or unmounted"
-        self._failed_at_s = time.monotonic()
+        self._failed_at_s = self._clock_s()
         self._opened = None
         self._retry.relapsed()
         log.error("%s; it is opened anew", self._reason)

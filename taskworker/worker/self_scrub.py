@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from storage.errors import StorageError
+from storage.runtime import wall_ms
 from storage.shards import LocalVolume
 
 log = logging.getLogger(__name__)
@@ -65,11 +66,21 @@ class SelfScrub:
         stopping: ends the scrub when set.
         kept: file that keeps the progress, so that a restarted worker goes on from there; None: it starts over.
         first_s: seconds from the start until the first round begins.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
-        self, bytes_per_s: int, stopping: threading.Event, kept: Path | None = None, first_s: float = _FIRST_S
+        self,
+        bytes_per_s: int,
+        stopping: threading.Event,
+        kept: Path | None = None,
+        first_s: float = _FIRST_S,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        self._clock_s = clock_s
+        self._now_ms = now_ms
         self._bytes_per_s = bytes_per_s
         self._stopping = stopping
         self._path = kept
@@ -94,7 +105,7 @@ class SelfScrub:
     def _run(self, current: Callable[[], LocalVolume]) -> None:
         pause_s = self._first_s
         if self._kept.segment < 0 and self._kept.ended_ms:
-            pause_s = max(pause_s, min(_PAUSE_S, self._kept.ended_ms / 1000 + _PAUSE_S - time.time()))
+            pause_s = max(pause_s, min(_PAUSE_S, (self._kept.ended_ms - self._now_ms()) / 1000 + _PAUSE_S))
         while not self._wait(pause_s):
             pause_s = _PAUSE_S
             try:
@@ -106,20 +117,20 @@ class SelfScrub:
                 self.state = replace(self.state, done=0, total=0, errors=self.state.errors + 1)
 
     def _wait(self, pause_s: float) -> bool:
-        next_ms = int((time.time() + pause_s) * 1000)
+        next_ms = self._now_ms() + int(pause_s * 1000)
         self.state = replace(self.state, done=0, total=0, ended_ms=self._kept.ended_ms, next_ms=next_ms)
         return self._stopping.wait(pause_s)
 
     def _round(self, volume: LocalVolume) -> None:
         """Verify segment after segment, except those that were verified before the worker was last stopped."""
-        began_s, read = time.monotonic(), 0
+        began_s, read = self._clock_s(), 0
         sizes = {number: size for number, size in volume.segment_sizes().items() if number > self._kept.segment}
         self.state = replace(self.state, done=0, total=max(1, sum(sizes.values())), next_ms=0)
 
         def pace(count: int) -> None:
             nonlocal read
             read += count
-            taken_s = time.monotonic() - began_s
+            taken_s = self._clock_s() - began_s
             done = min(read, self.state.total)
             self.state = replace(self.state, done=done, bytes_per_s=read / max(taken_s, 1e-3))
             ahead_s = read / self._bytes_per_s - taken_s
@@ -131,7 +142,7 @@ class SelfScrub:
                 self.state = replace(self.state, found=self.state.found + 1)
                 log.warning("shard %s is rotten; it is made anew", key.hex())
             self._keep(_Kept(self._kept.ended_ms, number))
-        self._keep(_Kept(int(time.time() * 1000)))
+        self._keep(_Kept(self._now_ms()))
         self.state = replace(self.state, errors=0)
 
     def _load(self) -> _Kept:

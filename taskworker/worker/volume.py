@@ -19,6 +19,7 @@ import grpc
 from blake3 import blake3
 
 from storage.errors import FormatError, StorageError
+from storage.runtime import wall_ms
 from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.system.forks import HomeProcess
@@ -62,6 +63,9 @@ class VolumeWorker:
         capacity: its weight in the layout, in bytes; default: the size of the disk.
         scrub_bytes_per_s: rate of its scrub; 0: never scrub.
         functions: the functions that it also runs for the pool.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
+        rng: varies the pauses between heartbeats.
     """
 
     def __init__(
@@ -75,7 +79,12 @@ class VolumeWorker:
         capacity: int | None = None,
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
         functions: HostedFunctions | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
+        rng: random.Random | None = None,
     ) -> None:
+        self._clock_s = clock_s
+        self._rng = rng or random.Random()
         self._home = HomeProcess(f"worker {worker_id}")
         self._functions = functions
         self.worker_id = worker_id
@@ -96,9 +105,11 @@ class VolumeWorker:
         self._instance = ""  # the instance name under which it has joined
         self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
-        self._scrubber = SelfScrub(scrub_bytes_per_s, self._stopping, self.directory / "scrub.json")
+        self._scrubber = SelfScrub(
+            scrub_bytes_per_s, self._stopping, self.directory / "scrub.json", clock_s=clock_s, now_ms=now_ms
+        )
         self._heartbeat_s = 1.0
-        self._cpu_s = (time.monotonic(), 0.0)
+        self._cpu_s = (clock_s(), 0.0)
 
     @property
     def joined(self) -> bool:
@@ -123,7 +134,7 @@ class VolumeWorker:
         self._lock = StoreLock(self.directory)
         try:
             volume = self._open_volume(description)
-            self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity))
+            self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity), self._clock_s)
             handler = shard_handler(None, hide=(str(self.directory),), current=own.current)
             added = {SHARD_SERVICE: handler}
             if self._functions is not None:
@@ -228,8 +239,8 @@ class VolumeWorker:
             try:
                 return call()
             except StorageUnavailable as error:
-                if time.monotonic() >= told_at_s + _TOLD_EVERY_S:
-                    told_at_s = time.monotonic()
+                if self._clock_s() >= told_at_s + _TOLD_EVERY_S:
+                    told_at_s = self._clock_s()
                     log.warning("%s; waiting for it", error)
                 if self._stopping.wait(_RETRY_S):
                     raise
@@ -274,7 +285,7 @@ class VolumeWorker:
 
     def _keep_lease(self) -> None:
         pause_s, silent_s = self._heartbeat_s, 0.0
-        while not self._stopping.wait(pause_s * random.uniform(0.9, 1.0)):
+        while not self._stopping.wait(pause_s * self._rng.uniform(0.9, 1.0)):
             pause_s = self._heartbeat_s
             if not self._tend():
                 continue
@@ -327,7 +338,7 @@ class VolumeWorker:
         assert self._own is not None
         usage = self._own.current().volume.usage()
         used = resource.getrusage(resource.RUSAGE_SELF)
-        now, cpu = time.monotonic(), used.ru_utime + used.ru_stime
+        now, cpu = self._clock_s(), used.ru_utime + used.ru_stime
         then, before = self._cpu_s
         self._cpu_s = (now, cpu)
         scrub = self._scrubber.state

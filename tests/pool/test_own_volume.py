@@ -33,18 +33,28 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def own(path: Path, disk: FaultyDisk) -> OwnVolume:
+class Clock:
+    """A clock that is set."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def own(path: Path, disk: FaultyDisk, clock_s: Callable[[], float] = time.monotonic) -> OwnVolume:
     def again() -> object:
         if not (path / "VOLUME").exists():
             raise VolumeUnavailable(f"there is no volume in {path}")
         return open_volume(path, disk)
 
-    return OwnVolume(open_volume(path, disk), again)  # type: ignore[arg-type]
+    return OwnVolume(open_volume(path, disk), again, clock_s)  # type: ignore[arg-type]
 
 
 def test_a_directory_that_drops_out(tmp_path: Path) -> None:
-    path = tmp_path / "volume"
-    volume = own(path, FaultyDisk())
+    path, clock = tmp_path / "volume", Clock()
+    volume = own(path, FaultyDisk(), clock)
     before = volume.current()
     before.volume.append([shard_of(1)])
     before.volume.sync()
@@ -54,9 +64,10 @@ def test_a_directory_that_drops_out(tmp_path: Path) -> None:
     assert not path.exists(), "nothing is made where a disk may be missing"
     with pytest.raises(VolumeFailed, match=r"removed or unmounted|no volume in"):
         volume.current()
-    assert volume.failing_s > 0
+    clock.s += 10.0
+    assert volume.failing_s == 10.0
     (tmp_path / "away").rename(path)
-    eventually(volume.tend)
+    assert volume.tend()
     after = volume.current()
     assert after.instance != before.instance, "what was not synced may be gone"
     assert after.volume.read(shard_of(1).key) is not None
@@ -95,8 +106,8 @@ def test_one_failed_flush(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_again_and_again_is_not_opened_again_at_once(tmp_path: Path) -> None:
     """Each opening has the worker join the pool anew, which takes its shards to others and back."""
-    disk = FaultyDisk()
-    volume = own(tmp_path / "volume", disk)
+    disk, clock = FaultyDisk(), Clock()
+    volume = own(tmp_path / "volume", disk, clock)
     instances = set()
     disk.fail(errno.EIO, "datasync")
     for number in range(200):
@@ -108,7 +119,8 @@ def test_a_disk_that_fails_again_and_again_is_not_opened_again_at_once(tmp_path:
                 opened.volume.sync()
     assert len(instances) <= 2, "the first failure may have passed, the second one has not"
     disk.heal()
-    eventually(volume.tend)
+    clock.s += 10.0
+    assert volume.tend()
     volume.close()
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-
 from storage.system.backoff import Backoff
 
 
 class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("storage.system.backoff.time.monotonic", lambda: self.now_s)
+
+    def __call__(self) -> float:
+        return self.now_s
 
     def until_due(self, backoff: Backoff) -> float:
         """How long it takes until it is time, in seconds."""
@@ -20,8 +20,9 @@ class Clock:
         return self.now_s - began_s
 
 
-def test_pauses_double_up_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+def test_pauses_double_up_to_the_last() -> None:
+    clock = Clock()
+    backoff = Backoff(first_s=0.5, last_s=4.0, clock_s=clock)
     assert backoff.due()
     pauses = []
     for _ in range(6):
@@ -30,8 +31,9 @@ def test_pauses_double_up_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
 
 
-def test_what_fails_again_right_after_it_went_well_waits_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+def test_what_fails_again_right_after_it_went_well_waits_longer_each_time() -> None:
+    clock = Clock()
+    backoff = Backoff(first_s=0.5, last_s=4.0, clock_s=clock)
     pauses = []
     for _ in range(5):
         backoff.relapsed()
@@ -41,8 +43,9 @@ def test_what_fails_again_right_after_it_went_well_waits_longer_each_time(monkey
     assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0]
 
 
-def test_what_went_well_for_long_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+def test_what_went_well_for_long_is_tried_at_once() -> None:
+    clock = Clock()
+    backoff = Backoff(first_s=0.5, last_s=4.0, clock_s=clock)
     for _ in range(4):
         backoff.failed()
     backoff.succeeded()
@@ -53,8 +56,9 @@ def test_what_went_well_for_long_is_tried_at_once(monkeypatch: pytest.MonkeyPatc
     assert clock.until_due(backoff) == 0.5
 
 
-def test_failures_long_ago_make_no_pause_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, backoff = Clock(monkeypatch), Backoff(first_s=0.5, last_s=4.0)
+def test_failures_long_ago_make_no_pause_longer() -> None:
+    clock = Clock()
+    backoff = Backoff(first_s=0.5, last_s=4.0, clock_s=clock)
     for _ in range(4):
         backoff.failed()
     backoff.succeeded()

@@ -15,6 +15,7 @@ import msgspec
 from cachetools import LRUCache
 
 from storage.errors import InvalidArgument, StorageError
+from storage.runtime import wall_ms
 from taskworker.calls.bundle import (
     DEPENDENCIES,
     PLATFORMS,
@@ -108,6 +109,8 @@ class FunctionHost:
         capabilities_of: returns the capabilities of a call.
         limits_max: the highest limits that a function may ask for.
         keep_max: how long a process may serve calls of one user at most, whatever its function asks for.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -118,7 +121,11 @@ class FunctionHost:
         capabilities_of: CapabilitiesOf = lambda _call, _timeout_s, _asking: NoCapabilities(),
         limits_max: Limits = LIMITS_MAX,
         keep_max: Keep = KEEP_MAX,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        self._clock_s = clock_s
+        self._now_ms = now_ms
         self._keep_max = keep_max
         self._limits_max = limits_max
         self._capabilities_of = capabilities_of
@@ -316,13 +323,13 @@ class FunctionHost:
             running: lets other threads end the call.
             items: receives the items of a generator as they arrive, as JSON; None: they form the result.
         """
-        report, output, asking = CallReport(), _Output(), RunningCall()
+        report, output, asking = CallReport(), _Output(self._now_ms), RunningCall()
         redactor = self._redactor(function, call)
-        started = time.monotonic()
+        started = self._clock_s()
         until = None if timeout_s is None else started + timeout_s
 
         def left_s() -> float | None:
-            return None if until is None else max(0.001, until - time.monotonic())
+            return None if until is None else max(0.001, until - self._clock_s())
 
         wall_s = function.spec.limits.wall_s
         files = self._files_of(call.user_id, wall_s if timeout_s is None else min(wall_s, timeout_s))
@@ -341,7 +348,7 @@ class FunctionHost:
             report.error = error
         finally:
             bridge.close()
-        report.wall_s = time.monotonic() - started
+        report.wall_s = self._clock_s() - started
         report.output = output.lines(redactor)
         return report
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 
+from storage.runtime import wall_ms
 from taskworker.calls.call import LINE_CHARS_MAX, LINES_MAX, OutputLine
 from taskworker.calls.large_reports import conversion_permit
 from taskworker.calls.redaction import Redactor
 
 
 class Output:
-    """Collects the output of one call, looking at each byte once. The sandbox limits the number of bytes."""
+    """Collects the output of one call, looking at each byte once. The sandbox limits the number of bytes.
 
-    def __init__(self) -> None:
+    Args:
+        now_ms: milliseconds since 1970.
+    """
+
+    def __init__(self, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._now_ms = now_ms
         self._lock = threading.Lock()
         self._lines: list[tuple[int, str, bytes]] = []
         self._begun: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -21,7 +27,7 @@ class Output:
 
     def add(self, stream: str, piece: bytes) -> None:
         """Add a piece that was written to ``stdout`` or ``stderr``."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self._now_ms()
         with self._lock:
             begun = self._begun[stream]
             *complete, rest = piece.split(b"\n")
@@ -33,7 +39,7 @@ class Output:
 
     def lines(self, redactor: Redactor) -> list[OutputLine]:
         """Remove and return all lines: in order, redacted, long ones cut, with a note on what was dropped."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self._now_ms()
         with self._lock:
             for stream, begun in self._begun.items():
                 if begun:
