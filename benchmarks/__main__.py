@@ -43,12 +43,12 @@ SUITES = {
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6
-"""Of the memory that is available: the rest is left to others."""
+"""Fraction of the available memory to touch; the rest is left to other programs."""
 PLAIN_COLUMNS = 150
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
+    """Run the program; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = _console()
     if words[:1] == ["compare"]:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _console() -> Console:
-    """A console that does not squeeze tables when the output goes to a file."""
+    """Return a console that does not squeeze tables if the output goes to a file."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_COLUMNS)
 
@@ -136,7 +136,7 @@ def _touch_memory(session: Session) -> None:
 
 
 def _run_suite(console: Console, name: str, session: Session) -> SuiteResult | None:
-    """Run and show one suite; None when it failed, so that the others still get their turn."""
+    """Run one suite and show its figures; return None if it failed, so that the other suites still run."""
     session.progress.suite(name)
     start, before = time.monotonic(), machine.ProcessorTimes.now()
     try:
@@ -256,7 +256,7 @@ def _range(spread: Spread) -> str:
 
 @contextmanager
 def _directory(console: Console, chosen: Path | None) -> Iterator[Path]:
-    """The directory for stores; the default one is removed at the end."""
+    """Provide the directory for stores. The default one is removed at the end."""
     if chosen:
         chosen.mkdir(parents=True, exist_ok=True)
         directory = chosen.resolve()

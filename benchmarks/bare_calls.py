@@ -1,7 +1,7 @@
-"""A bare call over two hops: client to relay to end and back, handlers that do nothing, messages of given sizes.
+"""A bare call over two hops: from a client through a relay to an end and back, with messages of given sizes.
 
-The servers and channels are the project's own, with all their options; no protobuf, no wrapping, no checks.
-Run as a module it is the end or the relay, in a process of its own.
+The handlers do nothing. Servers and channels are the project's own, with all their options, but without protobuf,
+wrapping or checks. Run as a module, it is the relay or the end, in its own process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CALLS = 64
 
 
 class BareClient:
-    """Calls to a relay or an end; messages are bytes as they are."""
+    """Calls a relay or an end. Messages are raw bytes."""
 
     def __init__(self, address: str) -> None:
         self._channel = dial(address)
@@ -31,7 +31,7 @@ class BareClient:
 
 
 def _serve(answer_bytes: int, forward_to: str, forward_bytes: int) -> None:
-    """Serve until standard input ends; the port is printed once it is open."""
+    """Print the port once it is open, and serve until standard input is closed."""
     answer, forwarded = bytes(answer_bytes), bytes(forward_bytes)
     onward = BareClient(forward_to) if forward_to else None
 

@@ -1,9 +1,8 @@
-"""The bare relay: the way of a pool's data, client to relay to six sinks and back, with nothing done on it.
+"""A bare relay as a limit: data takes the path of a pool, from client to relay to six sinks and back, unprocessed.
 
-Messages are of 1 MiB of raw bytes and are passed on as they are. Up: every other message goes on twice, so
-that the sinks get 1.5 times the bytes, and each sink writes and fsyncs its sixth. Down: the relay reads from
-four sinks what they hold. No protobuf, no digests, no code. Run as a module it is a sink or the relay, in a
-process of its own.
+Messages have 1 MiB of raw bytes and are passed on unchanged. Push: every other message is passed on twice, so that the
+sinks get 1.5 times the bytes; each sink writes and fsyncs its sixth. Get: the relay reads from four sinks. There is no
+protobuf, no digests and no erasure code. Run as a module, it is a sink or the relay, in its own process.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Handlers = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
 
 
 class Peer:
-    """Calls to a relay or a sink."""
+    """A client of a relay or a sink."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -58,7 +57,7 @@ class Peer:
 
 
 class BareRelay:
-    """A relay and its sinks as processes, and a client of the relay in this one."""
+    """A relay and its sinks in their own processes, and a client of the relay in this one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -74,15 +73,15 @@ class BareRelay:
         self._running.__exit__(kind, error, trace)
 
     def push(self, path: Path) -> None:
-        """Send the file up; returns once the sinks have 1.5 times its bytes on disk."""
+        """Send the file; return when the sinks have 1.5 times its bytes on disk."""
         self._relay.store(pieces_of(path))
 
     def get(self, size: int) -> int:
-        """Have ``size`` bytes of what was sent up last sent down; returns the bytes received."""
+        """Receive ``size`` bytes of what was pushed last; return the number of bytes received."""
         return sum(len(message) for message in self._relay.load(b"%d" % size))
 
     def put(self, content: bytes) -> None:
-        """Send a small content up; returns once each sink has a quarter of it on disk."""
+        """Send a small content; return when each sink has a quarter of it on disk."""
         self._relay.put(content)
 
     def mend(self, size: int) -> None:
@@ -90,7 +89,7 @@ class BareRelay:
         self._relay.mend(b"%d" % size)
 
     def forget(self) -> None:
-        """Remove what was sent up."""
+        """Remove everything that was pushed."""
         self._relay.forget(b"")
 
     @contextmanager
@@ -109,7 +108,7 @@ class BareRelay:
 
 
 class _Sink:
-    """Keeps what it is sent in files of one directory."""
+    """Stores what it receives in files of one directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -155,7 +154,7 @@ class _Sink:
 
 
 class _Relay:
-    """Passes everything on."""
+    """Passes everything on to the sinks."""
 
     def __init__(self, sinks: Sequence[Peer]) -> None:
         self._sinks = sinks
@@ -210,7 +209,7 @@ def _spread(sinks: Sequence[Peer], messages: Iterator[bytes]) -> bytes:
 
 
 def serve(handlers: Handlers) -> None:
-    """Serve until standard input ends; the port is printed once it is open."""
+    """Print the port once it is open, and serve until standard input is closed."""
     server = grpc.server(ThreadPoolExecutor(4), options=CHANNEL_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")

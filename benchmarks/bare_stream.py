@@ -1,8 +1,8 @@
-"""The bare gRPC stream: 1 MiB messages of raw bytes, and handlers that do nothing but the disk's part.
+"""A bare gRPC stream as a limit: 1 MiB messages of raw bytes, and handlers that only do the disk's part.
 
-Up: the handler writes 1.5 times the bytes to six files and fsyncs them. Down: it reads a page-cached
-file and sends it. No protobuf, no digests, no code. Of grpc's Python servers the threaded one is used:
-it is the faster for this. Run as a module it is the server, in a process of its own.
+Push: the handler writes 1.5 times the bytes to six files and fsyncs them. Get: it reads a page-cached file and sends
+it. There is no protobuf, no digests and no erasure code. It uses grpc's threaded Python server, which is faster for
+this than the asyncio one. Run as a module, it is the server, in its own process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 8 * MIB), ("grpc.max_send
 
 
 def pieces_of(path: Path) -> Iterator[bytes]:
-    """The file as messages."""
+    """Yield the file in messages of `MESSAGE_BYTES`."""
     with path.open("rb", buffering=0) as file:
         while piece := file.read(MESSAGE_BYTES):
             yield piece
@@ -48,15 +48,15 @@ class BareClient:
         )
 
     def push(self, path: Path) -> None:
-        """Send the file up; returns once the server has its 1.5 times the bytes on disk."""
+        """Send the file to the server; return when the server has 1.5 times its bytes on disk."""
         self._push(pieces_of(path))
 
     def get(self, path: Path) -> int:
-        """Have the file sent down; returns the bytes received."""
+        """Receive the file from the server; return the number of bytes received."""
         return sum(len(message) for message in self._get(str(path).encode()))
 
     def call(self) -> None:
-        """One unary call with a small answer."""
+        """Make one unary call with a small answer."""
         self._call(b"")
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class BareClient:
 
 
 def serve(directory: Path) -> None:
-    """Serve until standard input ends; the port is printed once it is open."""
+    """Print the port once it is open, and serve until standard input is closed."""
     server = grpc.server(ThreadPoolExecutor(4), options=CHANNEL_OPTIONS)
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Push": grpc.stream_unary_rpc_method_handler(lambda stream, _: _store(directory, stream)),

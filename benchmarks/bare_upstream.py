@@ -1,4 +1,4 @@
-"""A name server that knows every name, in a process of its own: one address, for an hour."""
+"""A name server in its own process that answers every name with the same address, valid for an hour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ADDRESS = "198.41.0.4"
 
 
 def serve(server: socket.socket) -> None:
-    """Answer what is asked."""
+    """Answer questions until the process ends."""
     while True:
         wire, peer = server.recvfrom(4096)
         response = dns.message.make_response(dns.message.from_wire(wire), recursion_available=True)

@@ -1,6 +1,6 @@
-"""Other stores that spread a file 4-of-6 over six servers, measured in the same rounds, on loopback.
+"""Other stores that spread a file 4-of-6 over six servers on loopback, measured in the same rounds.
 
-Only those that are installed take part. What each does is not quite the same; ``note`` says what it is.
+Only installed ones take part. They do not all do the same work; ``note`` says what each one does.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ VOLUME = "benchmark"
 
 
 class PeerFailed(Exception):
-    """A peer cannot be run here; the text says why."""
+    """A peer cannot be run here, or failed; the text says why."""
 
 
 class ClusterPeer(Protocol):
-    """A running store of six servers that can take files and give them back."""
+    """A running store with six servers that can store and read files. Its methods return seconds."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name of the store in reports."""
 
     @property
     def note(self) -> str:
-        """What it does and does not do."""
+        """What the store does and does not do."""
 
     @property
     def repairs(self) -> bool:
-        """Whether ``repair`` can be asked for."""
+        """Whether ``repair`` is supported."""
 
     def push(self, source: Path) -> float:
-        """Seconds to store a file."""
+        """Store a file."""
 
     def get(self) -> float:
-        """Seconds to read the file stored last to its end."""
+        """Read the most recently stored file to its end."""
 
     def push_small(self, series: str, count: int, size: int) -> float:
-        """Seconds to store ``count`` small files, one after another."""
+        """Store ``count`` small files, one after another."""
 
     def repair(self) -> float:
-        """Seconds to make the file stored last whole after one server lost all its shares."""
+        """Repair the most recently stored file after one server has lost its shares."""
 
     def close(self) -> None:
-        """Stop all of it."""
+        """Stop the store."""
 
 
 class Tahoe:
-    """Tahoe-LAFS: an introducer, six storage servers and a gateway, whose web API is used.
+    """Tahoe-LAFS: an introducer, six storage servers and a gateway, used through its web API.
 
     Raises:
         PeerFailed: it cannot be run here.
@@ -142,7 +142,7 @@ class Tahoe:
         _run(self._program, command, *arguments, str(self._home / directory))
 
     def _run(self, directory: str) -> None:
-        command = [self._program, "run", str(self._home / directory)]  # it ends with its standard input
+        command = [self._program, "run", str(self._home / directory)]  # ends when its standard input is closed
         with (self._home / f"{directory}.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         self._running.callback(_end, process)
@@ -173,14 +173,14 @@ class Tahoe:
 
 
 class Gluster:
-    """GlusterFS: a dispersed volume of six bricks by a daemon of its own, and a FUSE mount.
+    """GlusterFS: a dispersed volume of six bricks, with its own daemon and a FUSE mount.
 
     Raises:
         PeerFailed: it cannot be run here.
     """
 
     name = "GlusterFS"
-    note = "each file is fsynced; mounted anew before the get, so that the mount has nothing cached"
+    note = "each file is fsynced; mounted again before the get, so that the mount has nothing cached"
     repairs = False
 
     def __init__(self, home: Path) -> None:
@@ -273,7 +273,7 @@ class Gluster:
     def _answers(self, daemon: subprocess.Popen[bytes]) -> bool:
         if daemon.poll() is not None:
             errors = [line for line in (self._home / "log" / "glusterd.log").read_text().splitlines() if " E " in line]
-            raise PeerFailed(f"glusterd ended: {errors[-1] if errors else 'no word why'}")
+            raise PeerFailed(f"glusterd ended: {errors[-1] if errors else 'no reason given'}")
         with suppress(PeerFailed):
             self._command("peer", "status")
             return True
@@ -294,7 +294,7 @@ class Gluster:
             _run("umount", str(self._mount))
 
     def _stop_bricks(self) -> None:
-        """End the daemon's own children, which are not ours: bricks and the healer."""
+        """Kill the daemon's children, the bricks and the healer, which are not children of this process."""
         for path in (self._home / "run").rglob("*.pid"):
             with suppress(ValueError, OSError):
                 os.kill(int(path.read_text()), 9)
@@ -302,13 +302,13 @@ class Gluster:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The peers that run here, and why others do not."""
+    """The peers that run here, and remarks about those that do not."""
 
     peers: list[ClusterPeer]
     remarks: list[str]
 
     def each(self, action: Callable[[ClusterPeer], None]) -> None:
-        """Do something with every peer; one that fails takes no further part."""
+        """Call ``action`` with every peer; remove a peer that fails."""
         for peer in list(self.peers):
             try:
                 action(peer)
@@ -318,7 +318,7 @@ class Found:
 
 
 def start(home: Path) -> Found:
-    """Start all peers that can be run here, each in a directory of its own in ``home``."""
+    """Start all peers that can be run here, each in its own directory below ``home``."""
     found = Found([], [])
     for name, make in (("Tahoe-LAFS", _tahoe), ("GlusterFS", _gluster)):
         directory = home / name.lower()
@@ -345,15 +345,15 @@ def _gluster(home: Path) -> ClusterPeer:
     if os.geteuid() != 0:
         raise PeerFailed("it needs root")
     if not Path("/dev/fuse").exists():
-        raise PeerFailed("its mount needs /dev/fuse, which is not there; modprobe fuse")
+        raise PeerFailed("its mount needs /dev/fuse, which does not exist; modprobe fuse")
     with socket.socket() as probe:
         if probe.connect_ex((HOST, GLUSTER_PORT)) == 0:
-            raise PeerFailed(f"another glusterd has port {GLUSTER_PORT}; stop it")
+            raise PeerFailed(f"another glusterd uses port {GLUSTER_PORT}; stop it")
     return Gluster(home)
 
 
 def _loopback_name() -> tuple[str, str]:
-    """A host name of this machine for loopback that is not "localhost", which GlusterFS refuses; its address."""
+    """Return a loopback host name other than "localhost", which GlusterFS refuses, and its address."""
     for line in Path("/etc/hosts").read_text().splitlines():
         address, *names = line.partition("#")[0].split() or [""]
         with suppress(ValueError):
@@ -361,7 +361,7 @@ def _loopback_name() -> tuple[str, str]:
                 for name in names:
                     if not name.startswith("localhost"):
                         return name, address
-    raise PeerFailed(f'it wants a host name; add one for {HOST} besides "localhost" to /etc/hosts')
+    raise PeerFailed(f'it needs a host name; add one for {HOST} besides "localhost" to /etc/hosts')
 
 
 def _free_ports(count: int) -> list[int]:
@@ -392,7 +392,7 @@ def _run(*command: str) -> None:
     except subprocess.TimeoutExpired:
         raise PeerFailed(f"{command[0]} did not end within {COMMAND_TIMEOUT_S:.0f} s") from None
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no word why").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
         raise PeerFailed(f"{Path(command[0]).name} {command[1]} failed: {last}")
 
 

@@ -1,4 +1,4 @@
-"""A pool, its workers and its clients, each a process of its own on loopback."""
+"""A pool, its workers and its clients, each in its own process, on loopback."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ LONG_LEASE_S = 3600.0
 
 
 class Cluster:
-    """A pool and its workers in processes of their own; all of them are killed at the end.
+    """A pool and its workers, each in its own process. All of them are killed at the end.
 
     Args:
-        home: a directory for it, which may not be there yet.
-        lease_s: how long a silent worker passes for a living one; it is lost right after. By default nobody
-            is lost, and nothing is mended, while a benchmark lasts.
-        module: what ``python -m`` runs as the pool.
+        home: a directory for their data; it need not exist.
+        lease_s: how long a silent worker counts as alive; after that it is lost at once. By default, no worker is lost,
+            and nothing is repaired, during a benchmark.
+        module: the module to run as the pool with ``python -m``.
     """
 
     def __init__(self, home: Path, lease_s: float = LONG_LEASE_S, module: str = "benchmarks.pool_process") -> None:
@@ -72,37 +72,37 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Where clients reach the pool."""
+        """The pool's address for clients."""
         return self._pool.address
 
     @property
     def pool_memory(self) -> PeakMemory:
-        """The pool's peak memory until now."""
+        """The pool's peak memory so far."""
         return self._pool.memory
 
     @property
     def workers(self) -> list[str]:
-        """The names of the workers, living or not."""
+        """The names of all workers, including killed ones."""
         return list(self._workers)
 
     def kill(self, *names: str) -> None:
-        """End workers without a word."""
+        """Kill workers as a crash would."""
         for name in names:
             self._workers[name].kill()
 
     def await_settled(self, workers: Collection[str]) -> None:
-        """Wait until the layout is of just these workers, and every shard is in its place by it.
+        """Wait until the layout consists of exactly these workers, and every shard is where the layout places it.
 
         Raises:
-            TaskFailed: that does not come about.
+            TaskFailed: this did not happen within `SETTLED_TIMEOUT_S`.
         """
         self._await(lambda: self._settled(set(workers)), "whole")
 
     def await_healed(self) -> None:
-        """Wait until what reads found missing has been made anew.
+        """Wait until everything that reads found missing has been made again.
 
         Raises:
-            TaskFailed: that does not come about.
+            TaskFailed: this did not happen within `SETTLED_TIMEOUT_S`.
         """
         self._await(lambda: all(work.state == "idle" for work in self._status().work if work.name == "heal"), "healed")
 
@@ -114,7 +114,7 @@ class Cluster:
             time.sleep(POLL_S)
 
     def lost_at(self, name: str) -> float:
-        """When the pool gave a worker up, in seconds since 1970."""
+        """Return when the pool declared a worker lost, in seconds since 1970."""
         events = [event for event in self._status().events if event.kind == "lost" and name in event.text]
         return events[-1].time_ms / 1000
 
@@ -135,10 +135,10 @@ class Cluster:
 
 
 class ClientProcess:
-    """A client in a process of its own that does what it is told.
+    """A client in its own process that runs tasks on request.
 
     Args:
-        module: what ``python -m`` runs; it calls :func:`obey`.
+        module: the module to run with ``python -m``; it must call :func:`obey`.
     """
 
     def __init__(self, module: str = "benchmarks.cluster_processes") -> None:
@@ -155,13 +155,13 @@ class ClientProcess:
         end_by_input(self._process)
 
     def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, Any]]:
-        """Have it do a task; what comes back waits for the outcome."""
+        """Start a task; return a function that waits for its outcome."""
         assert self._process.stdin is not None
         print(json.dumps([task, arguments], default=str), file=self._process.stdin, flush=True)
         return self._outcome
 
     def run(self, task: str, **arguments: object) -> dict[str, Any]:
-        """Have it do a task; its outcome."""
+        """Run a task and return its outcome."""
         return self.begin(task, **arguments)()
 
     def _outcome(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class ClientProcess:
 
 
 class _Tasks:
-    """What a client process can do; its channels stay open."""
+    """The tasks of a client process. Its channels stay open between tasks."""
 
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
@@ -185,11 +185,11 @@ class _Tasks:
         self._clients[address].find("none", user_id=USER)
 
     def push(self, address: str, name: str, source: str) -> None:
-        """Push a file of the disk."""
+        """Push a file from disk."""
         self._clients[address].push(Path(source), filename=name, user_id=USER)
 
     def push_random(self, address: str, name: str, size: int) -> None:
-        """Push ``size`` random bytes, others for every name."""
+        """Push ``size`` random bytes, which depend on the name."""
         pieces: Iterator[bytes] = RandomContent(name, size).pieces()
         self._clients[address].push(pieces, filename=name, user_id=USER)
 
@@ -203,7 +203,10 @@ class _Tasks:
 
 
 def obey(tasks: object) -> None:
-    """Do what standard input says with the methods of ``tasks``; what they return, if anything, is told as well."""
+    """Run the tasks named on standard input as methods of ``tasks``, and print their outcomes.
+
+    An outcome has the time and peak memory, and the values that the method returns, if any.
+    """
     for line in sys.stdin:
         name, arguments = json.loads(line)
         task: Callable[..., Any] = getattr(tasks, name)

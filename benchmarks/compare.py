@@ -1,8 +1,8 @@
-"""Two runs side by side: ratio of medians with its spread, and a verdict only where there can be one.
+"""Compares two runs: ratio of medians with its spread, and a verdict where the samples allow one.
 
-A figure differs when the ranges (lowest to highest round) of the two runs are apart, when there were
-enough rounds for that not to be luck, and when its ratio to the limit of its own run differs the same
-way: a figure that moved together with the limit tells of the machine, not of the program.
+A figure differs if the ranges (lowest to highest round) of the two runs do not overlap, if there were enough rounds
+for this not to be chance, and if its ratio to the limit of its own run differs in the same direction. A figure that
+moved together with the limit says something about the machine, not about the program.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from benchmarks.measure import Figure, Spread
 
 CHANCE_MAX = 0.01
-"""The ranges of n and m samples of the same thing are apart with chance 2 / C(n + m, n): 5 and 5 rounds do."""
+"""Highest accepted probability of a chance difference. The ranges of n and m samples from the same distribution do not
+overlap with probability 2 / C(n + m, n); 5 and 5 rounds are enough."""
 
 NO_DIFFERENCE = "no difference seen"
 
 
 @dataclass(frozen=True, slots=True)
 class RatioOfMedians:
-    """The second run's median over the first's, and the range the ratio of single rounds can have."""
+    """The second run's median divided by the first's, and the possible range of that ratio for single rounds."""
 
     median: float
     low: float
@@ -57,7 +58,7 @@ def compare_figures(first: Mapping[str, Sequence[Figure]], second: Mapping[str, 
 
 
 def verdict_on(first: Figure, second: Figure) -> str:
-    """``better``, ``worse`` or why neither can be said of the second run's figure."""
+    """Return ``better`` or ``worse`` for the second run's figure, or why neither can be said."""
     direction = _direction(first.samples, second.samples)
     if direction == 0:
         return NO_DIFFERENCE
@@ -81,7 +82,7 @@ def _compare(suite: str, first: Figure, second: Figure) -> Comparison:
 
 
 def _direction(first: Sequence[float], second: Sequence[float]) -> int:
-    """1 when all of ``second`` lies above ``first``, -1 when below, 0 when the ranges overlap."""
+    """Return 1 if all of ``second`` is above ``first``, -1 if all is below, 0 if the ranges overlap."""
     if min(second) > max(first):
         return 1
     return -1 if max(second) < min(first) else 0

@@ -1,4 +1,4 @@
-"""Sends datagrams and takes the answers: how many a second, and how long each takes."""
+"""Sends datagrams and receives the answers, measuring their rate and latency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a run of questions and answers came to; ``latencies_s`` sorted, ``truncated`` the answers sent to TCP."""
+    """Result of a run. ``latencies_s`` is sorted; ``truncated`` counts answers that told the client to use TCP."""
 
     count: int
     seconds: float
@@ -26,12 +26,12 @@ class Exchange:
 
     @property
     def p99_ms(self) -> float:
-        """Of a hundred answers, one takes longer than this."""
+        """The 99th percentile of the latencies, in milliseconds."""
         return self.latencies_s[len(self.latencies_s) * 99 // 100] * 1e3
 
 
 def exchange(port: int, questions: Sequence[bytes], count: int, in_flight: int) -> Exchange:
-    """Ask ``questions`` in turn until there are ``count`` answers, so many at a time under way.
+    """Ask ``questions`` in turn until there are ``count`` answers, with up to ``in_flight`` questions under way.
 
     Raises:
         TimeoutError: an answer was lost.

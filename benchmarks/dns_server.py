@@ -1,7 +1,7 @@
-"""A server of datagrams in a process of its own; it prints its port and ends with its standard input.
+"""A UDP server in its own process. It prints its port, and ends when its standard input is closed.
 
-``names`` serves the DNS over an upstream in the same process, ``echo`` sends back what it gets, with
-as many bytes more as an answer has, by asyncio's own transport.
+``names`` serves the pool's DNS, forwarding to an upstream server. ``echo`` uses asyncio's own transport to send back
+what it receives, with as many additional bytes as a DNS answer has.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ WORKERS = 100
 
 
 class Echo(asyncio.DatagramProtocol):
-    """Answers with what comes and so many bytes more."""
+    """Sends back each datagram with ``added_bytes`` more bytes."""
 
     def __init__(self, added_bytes: int) -> None:
         self._added = bytes(added_bytes)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
+        """Keep the transport."""
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        """Send it back."""
+        """Send the datagram back."""
         self._transport.sendto(data + self._added, addr)
 
 
 class Members:
-    """A pool of so many workers."""
+    """The directory of a pool with `WORKERS` workers."""
 
     def listing(self) -> Listing:
         """See ``Directory``."""
@@ -42,7 +42,7 @@ class Members:
 
 
 async def echo(added_bytes: int) -> None:
-    """Serve the echo."""
+    """Run the echo server."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: Echo(added_bytes), local_addr=("127.0.0.1", 0))
     print(transport.get_extra_info("sockname")[1], flush=True)
@@ -51,7 +51,7 @@ async def echo(added_bytes: int) -> None:
 
 
 def names(upstream_port: int) -> None:
-    """Serve names as a pool does, with the limits that a pool has."""
+    """Run the DNS server as a pool does, with a pool's limits."""
     options = DnsOptions(listen=Listen.parse("0"), servers=(NameServer("127.0.0.1", upstream_port),))
     served = Names(Members(), options)
     served.start()

@@ -1,6 +1,6 @@
-"""A pool, a worker of functions and a server of the outside, each in a process of its own.
+"""A pool, a worker with functions, and an HTTP server as the outside, each in its own process.
 
-Each prints its port, and ends with its standard input.
+Each prints its port, and ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from taskworker.sandbox import Limits
 CAPACITY = 1 << 40
 FUNCTIONS = ("egress-timed", "egress-held")
 HELD = 100
-"""Requests that the outside waits for before it answers any of them."""
+"""The server answers requests for ``/held`` only when this many have arrived."""
 BODY = b'{"ok": true, "text": "' + b"x" * 900 + b'"}'
 _HOLD_TIMEOUT_S = 60.0
-_RATE = 1e6  # as often as they can: that is what is measured
+_RATE = 1e6  # unlimited, in order to measure the possible rate
 _SAME = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 
 
 class _Outside:
-    """Answers ``/`` at once, and ``/held`` to many at once."""
+    """Answers ``/`` at once, and ``/held`` when `HELD` requests have arrived."""
 
     def __init__(self) -> None:
         self._held = 0
         self._all_there = asyncio.Event()
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection to its end."""
+        """Serve a connection until it is closed."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -55,14 +55,14 @@ class _Outside:
 
 
 async def serve_outside() -> None:
-    """Stand for the outside."""
+    """Run the HTTP server that stands for the outside."""
     server = await asyncio.start_server(_Outside().converse, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 
 def serve_pool(directory: str, outside_port: str) -> None:
-    """Run a pool whose functions may call the outside."""
+    """Run a pool whose functions may call that server."""
     pool = PoolServer(directory, egress=EgressLimits(rate=_RATE))
     for function in FUNCTIONS:
         pool.capabilities.egress.rules.allow(function, parse_rule(f"127.0.0.1:{outside_port}", private=True))
@@ -72,7 +72,7 @@ def serve_pool(directory: str, outside_port: str) -> None:
 
 
 async def serve_functions(name: str, pool_address: str, directory: str) -> None:
-    """Run a worker that brings the functions."""
+    """Run a worker that offers the functions."""
     worker = TaskWorker(name, node_pool_address=pool_address, volume=directory, capacity=CAPACITY)
 
     @worker.function("egress-timed", concurrency=100, limits=Limits(wall_s=120, cpu_s=60))
@@ -96,7 +96,7 @@ async def serve_functions(name: str, pool_address: str, directory: str) -> None:
 
 
 def main(role: str, *arguments: str) -> None:
-    """Be one of the three."""
+    """Run one of the three processes."""
     if role == "outside":
         asyncio.run(serve_outside())
     elif role == "pool":

@@ -1,4 +1,4 @@
-"""A pool that runs functions, a bare relay of the same hops, and callers of either: each a process of its own."""
+"""A pool that runs functions, a bare relay with the same hops, and callers of either, each in its own process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from taskworker.protos import functions_pb2, taskworker_pb2
 WORKERS = 3
 ADD = "add"
 ADD_KEPT = "add_kept"
-"""The same in processes that serve calls of one user one after another."""
+"""The same function with isolation="user": a process serves successive calls of one user."""
 ADD_MODULE = "def add(a: int, b: int) -> int:\n    return a + b\n"
 ARGUMENTS = ("3", "4")
 READY_TIMEOUT_S = 120.0
@@ -38,12 +38,12 @@ POLL_S = 0.05
 
 
 class FunctionPool:
-    """A pool and three workers. Each can run what is deployed, and offers the functions of its own program.
+    """A pool and three workers. Each worker can run deployed functions, and offers functions of its own program.
 
     Args:
-        home: a directory for it.
-        pause_s: how long a call of the worker's own function takes.
-        slower: how many times longer it takes on the last worker, in ``skewed``.
+        home: a directory for their data.
+        pause_s: how long a call of the workers' own functions takes.
+        slower: how many times longer ``skewed`` takes on the last worker.
     """
 
     def __init__(self, home: Path, *, pause_s: float, slower: float) -> None:
@@ -69,7 +69,7 @@ class FunctionPool:
         self._running.__exit__(kind, error, trace)
 
     def cpu_s(self) -> float:
-        """Processor seconds that pool, workers and sandboxes have taken until now."""
+        """Return the processor time that pool, workers and sandboxes have used so far, in seconds."""
         return cpu_s_of([process.pid for process in self._processes])
 
     def _worker(self, number: int, pause_s: float) -> ServerProcess:
@@ -89,7 +89,7 @@ class FunctionPool:
                 _until(functools.partial(functions.deploy, bundle, user_id=USER), "the pool takes no function")
 
     def _await_able(self) -> None:
-        """Wait until all workers can run all functions, and have them warm."""
+        """Wait until every function is warm on all workers."""
         wanted = {ADD, ADD_KEPT, BALANCED, SKEWED}
         users = map(str, itertools.count())
 
@@ -97,7 +97,7 @@ class FunctionPool:
             able_now = {one.function for one in functions.functions() if len(one.workers) == WORKERS}
             warm = {(one.function, warm.worker_id) for one in functions.functions() for warm in one.warm}
             if wanted - able_now or len(warm) < WORKERS * len(wanted):
-                for name in wanted:  # for another user each time: one user's calls stay where the user's process is
+                for name in wanted:  # a new user each time: calls of a user go to that user's process
                     client.call(name, ARGUMENTS if name in (ADD, ADD_KEPT) else (), user_id=next(users))
                 raise StorageError("not yet")
 
@@ -119,7 +119,7 @@ def _until(attempt: Callable[[], object], failure: str) -> None:
 
 
 def cpu_s_of(pids: Sequence[int]) -> float:
-    """Processor seconds of processes and all that came of them and still runs, or was waited for."""
+    """Return the processor time of processes and their descendants (running or waited for), in seconds."""
     total = 0.0
     for pid in pids:
         for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
@@ -131,7 +131,7 @@ def cpu_s_of(pids: Sequence[int]) -> float:
 
 
 class BareCalls:
-    """A bare relay and its end, with messages as large as those of a call of ``add``."""
+    """A bare relay and its end, with messages of the same sizes as for a call of ``add``."""
 
     def __enter__(self) -> Self:
         sizes = message_sizes()
@@ -151,12 +151,12 @@ class BareCalls:
         self._running.__exit__(kind, error, trace)
 
     def cpu_s(self) -> float:
-        """Processor seconds that relay and end have taken until now."""
+        """Return the processor time that relay and end have used so far, in seconds."""
         return cpu_s_of([process.pid for process in self._processes])
 
 
 def message_sizes() -> dict[str, int]:
-    """Bytes of the messages of one call of ``add``: to the pool, to the worker, and back."""
+    """Return the sizes of the messages for one call of ``add``: to the pool, to the worker, and back."""
     call = taskworker_pb2.FunctionCallRequest(function_name=ADD, args=ARGUMENTS, user_id=USER)
     invoke = functions_pb2.InvokeRequest(
         call_id="0" * 16,
@@ -174,10 +174,10 @@ def message_sizes() -> dict[str, int]:
 
 
 class _Tasks:
-    """What a process of callers can do."""
+    """The tasks of a process of callers."""
 
     def latencies(self, address: str, count: int, *, bare: bool, function: str = ADD) -> dict[str, object]:
-        """Call ``count`` times, one after the other; milliseconds of each."""
+        """Call ``count`` times, one after another; return the milliseconds of each call."""
         with _Calls(address, bare=bare, function=function) as calls:
             calls.once()
             taken = []
@@ -190,7 +190,7 @@ class _Tasks:
     def sustain(
         self, address: str, callers: int, seconds: float, *, bare: bool, function: str = ADD
     ) -> dict[str, object]:
-        """Have so many callers, a thread each, call for so long; how often they did."""
+        """Call from ``callers`` threads for ``seconds``; return the number of calls."""
         with _Calls(address, bare=bare, function=function) as calls:
             calls.once()
             begun = time.process_time()
@@ -198,7 +198,7 @@ class _Tasks:
             return {"calls": len(done), "cpu": time.process_time() - begun}
 
     def share(self, address: str, function: str, callers: int, count: int) -> dict[str, object]:
-        """Have so many callers call until so many calls are done; how many each worker ran."""
+        """Make ``count`` calls from ``callers`` threads; return how many each worker ran."""
         with Client(address) as client:
             left = iter(range(count))
 
@@ -210,7 +210,7 @@ class _Tasks:
 
 
 class _Calls:
-    """Calls of an addition through a pool, or bare ones of the same sizes; answers are checked."""
+    """Calls an addition through a pool, or makes bare calls of the same sizes. Checks the pool's answers."""
 
     def __init__(self, address: str, *, bare: bool, function: str) -> None:
         self._function = function
@@ -218,7 +218,7 @@ class _Calls:
         self._request = bytes(message_sizes()["call"])
 
     def once(self) -> object:
-        """Call, and see that the answer is right."""
+        """Call once, and check the answer."""
         if isinstance(self._client, BareClient):
             return self._client.call(self._request)
         told = self._client.call_texts(self._function, ARGUMENTS, {}, user_id=USER)
@@ -234,7 +234,13 @@ class _Calls:
 
 
 def _together(callers: int, seconds: float | None, once: Callable[[], object]) -> list[object]:
-    """What calls in so many threads gave, for so long, or until they give None."""
+    """Call ``once`` repeatedly in ``callers`` threads; return all results.
+
+    Args:
+        callers: how many threads.
+        seconds: for how long; None: until the calls return None.
+        once: makes one call.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     done: list[object] = []
     failures: list[BaseException] = []
@@ -243,7 +249,7 @@ def _together(callers: int, seconds: float | None, once: Callable[[], object]) -
         try:
             while (end is None or time.monotonic() < end) and (told := once()) is not None:
                 done.append(told)
-        except BaseException as error:  # raised again where it is seen
+        except BaseException as error:  # raised again below, in the main thread
             failures.append(error)
 
     threads = [threading.Thread(target=call) for _ in range(callers)]
@@ -257,7 +263,7 @@ def _together(callers: int, seconds: float | None, once: Callable[[], object]) -
 
 
 def caller_process() -> ClientProcess:
-    """A process of callers."""
+    """Return a process of callers."""
     return ClientProcess("benchmarks.function_processes")
 
 

@@ -1,4 +1,4 @@
-"""A pool with functions, or a worker with a program of its own, in a process; it ends with its standard input."""
+"""A pool that runs functions, or a worker with its own functions. The process ends when its input is closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serve_pool(directory: str) -> None:
 
 
 async def serve_worker(name: str, pool_address: str, directory: str, pause_s: float, skewed_s: float) -> None:
-    """Run a worker that offers two functions, each of which takes so long and returns the worker's name."""
+    """Run a worker that offers two functions, which take ``pause_s`` and ``skewed_s`` and return the worker's name."""
     worker = TaskWorker(name, pool_address, volume=directory, capacity=CAPACITY)
 
     @worker.function(BALANCED)

@@ -1,7 +1,7 @@
-"""The physical limits: what each part of the work costs when it is done alone, on one thread.
+"""The physical limits: the cost of each part of the work when it is done alone, on one thread.
 
-Reads are of page-cached files; writes end with fsync. Pieces are of the engine's own sizes (chunks of
-1 MiB, shards of a quarter of it), and the erasure code is computed by the codec the engine chose.
+Files to read are in the page cache; writes end with fsync. Pieces have the engine's sizes (chunks of 1 MiB, shards of
+a quarter of that), and the erasure code is computed by the engine's codec.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage.erasure import ErasureProfile, code_for
 
 CHUNK_BYTES = MIB
 HOT_CHUNKS = 4
-"""Chunks the limits cycle over: few enough to stay in the processor's cache, as a freshly read chunk is."""
+"""How many chunks the measurements cycle over: few enough to stay in the processor's cache, like a chunk just read."""
 RECORD_BYTES = 200
-"""About what one file's catalog entry takes (design: ~200 B a file)."""
+"""Approximate size of a file's catalog entry (by design about 200 bytes)."""
 LMDB_MAP_BYTES = 1 << 30
 SMALL_RECORDS = 20_000
 
@@ -31,11 +31,11 @@ Parts = dict[str, float]
 
 
 class PhysicalLimits:
-    """Measures single parts of the engine's work; every method returns seconds.
+    """Measures single parts of the engine's work. All methods return seconds.
 
     Args:
-        directory: where files are written; on the file system of the measured store.
-        profile: the erasure profile whose shards are written.
+        directory: where to write files; on the file system of the measured store.
+        profile: erasure profile that determines the shards.
     """
 
     def __init__(self, directory: Path, profile: ErasureProfile | None = None) -> None:
@@ -48,11 +48,11 @@ class PhysicalLimits:
 
     @property
     def stretch(self) -> float:
-        """Stored bytes for each byte of data (1.5 for 4-of-6)."""
+        """Stored bytes per byte of data (1.5 for 4-of-6)."""
         return self._profile.n / self._profile.k
 
     def push_parts(self, source: Path, size: int) -> Parts:
-        """The parts of a durable push of ``source``, each measured alone."""
+        """Measure the parts of a durable push of ``source``."""
         return {
             "read": self.read(source),
             "BLAKE3": self.hash_chunks(size),
@@ -62,24 +62,24 @@ class PhysicalLimits:
         }
 
     def get_parts(self, source: Path, size: int) -> Parts:
-        """The parts of a healthy get: read, verify, copy out."""
+        """Measure the parts of a healthy get: read, verify, copy out."""
         return {"read": self.read(source), "BLAKE3": self.hash_chunks(size), "copy out": self.copy_out(size)}
 
     def whole_get_parts(self, source: Path, size: int) -> Parts:
-        """The parts of a healthy get into one fresh piece of memory."""
+        """Measure the parts of a healthy get into newly allocated memory."""
         return self.get_parts(source, size) | {"copy out": self.copy_out_fresh(size)}
 
     def degraded_get_parts(self, source: Path, size: int) -> Parts:
-        """The parts of a get with two of six volumes gone.
+        """Measure the parts of a get without two of six volumes.
 
-        Slots are spread evenly over the volumes: of the 15 pairs of slots of a 4-of-6 stripe, 6 are two data
-        shards, 8 a data and a parity shard, and one needs no decoding.
+        Slots are spread evenly over the volumes. Of the 15 pairs of slots in a 4-of-6 stripe, 6 are two data shards, 8
+        are a data and a parity shard, and one is two parity shards, which needs no decoding.
         """
         both, single = int(size * 6 / 15), int(size * 8 / 15)
         return self.get_parts(source, size) | {"decode": self.decode(both, [0, 1]) + self.decode(single, [0])}
 
     def repair_parts(self, source: Path, size: int) -> Parts:
-        """The parts of making one lost volume again: it held k of n parts data shards, the others parity."""
+        """Measure the parts of making a lost volume again. k of n of its shards are data shards, the rest parity."""
         decoded = size * self._profile.k // self._profile.n
         return {
             "read": self.read(source),
@@ -90,7 +90,7 @@ class PhysicalLimits:
         }
 
     def stripe_parts(self, parent: Path) -> Parts:
-        """The parts of storing one changed chunk and committing it."""
+        """Measure the parts of storing and committing one changed chunk."""
         return {
             "BLAKE3": self.hash_chunks(CHUNK_BYTES),
             "encode": self.encode(CHUNK_BYTES),
@@ -100,7 +100,7 @@ class PhysicalLimits:
         }
 
     def read(self, path: Path) -> float:
-        """Read a page-cached file through one 1 MiB buffer."""
+        """Read a page-cached file through a 1 MiB buffer."""
         buffer = memoryview(bytearray(CHUNK_BYTES))
 
         def action() -> None:
@@ -111,11 +111,11 @@ class PhysicalLimits:
         return seconds_of(action)
 
     def hash_chunks(self, size: int) -> float:
-        """BLAKE3 over chunks."""
+        """Hash chunks with BLAKE3."""
         return self._each_chunk(size, lambda chunk: blake3(chunk).digest())
 
     def hash_shards(self, size: int, shards: int | None = None) -> float:
-        """BLAKE3 over each of the shards (all n unless told) that ``size`` bytes of data become."""
+        """Hash the shards of ``size`` bytes of data with BLAKE3: ``shards`` for each chunk, by default all n."""
         step, count = self._shard_bytes, shards or self._profile.n
         pieces = [self._chunks[0][i % self._profile.k * step :][:step] for i in range(count)]
 
@@ -126,11 +126,11 @@ class PhysicalLimits:
         return self._each_chunk(size, action)
 
     def encode(self, size: int) -> float:
-        """The erasure code's parity, computed by the engine's own codec."""
+        """Compute parity shards with the engine's codec."""
         return self._each_chunk(size, lambda chunk: self._code.encode(chunk, self._shard_bytes))
 
     def decode(self, size: int, lost: Sequence[int]) -> float:
-        """Data shards ``lost`` computed anew from the first k shards that are left."""
+        """Compute the data shards among ``lost`` from the first k of the other shards."""
         k, step = self._profile.k, self._shard_bytes
         chunk = self._chunks[0]
         stripe = [chunk[slot * step :][:step] for slot in range(k)]
@@ -143,7 +143,7 @@ class PhysicalLimits:
         return self._each_chunk(size, lambda _: self._code.decode_into(blocks, slots, wanted, out))
 
     def copy_out(self, size: int) -> float:
-        """Copy of verified chunks into a reader's buffer of several MiB."""
+        """Copy chunks into a buffer of several MiB, like that of a reader."""
         target = memoryview(bytearray(8 * CHUNK_BYTES))
         slots = [target[start:][:CHUNK_BYTES] for start in range(0, len(target), CHUNK_BYTES)]
 
@@ -154,7 +154,7 @@ class PhysicalLimits:
         return seconds_of(action)
 
     def copy_out_fresh(self, size: int) -> float:
-        """Copy of verified chunks into memory that the process did not have before."""
+        """Copy chunks into newly allocated memory."""
 
         def action() -> None:
             target = memoryview(bytearray(size))
@@ -166,7 +166,7 @@ class PhysicalLimits:
         return seconds_of(action)
 
     def write_shards(self, size: int, shards: int | None = None) -> float:
-        """Write what ``size`` bytes of data become (all n shards unless told), a file a slot, then fsync all."""
+        """Write the shards of ``size`` bytes of data, with a file for each slot (by default all n), then fsync."""
         with tempfile.TemporaryDirectory(dir=self._directory, prefix="limit-") as name:
             writer = ShardFiles(Path(name), self._profile, shards)
 
@@ -189,9 +189,9 @@ class PhysicalLimits:
 
 
 class ShardFiles:
-    """One plain file a slot in one directory: the least a durable erasure-coded write can do.
+    """One plain file for each slot in a directory: the least work of a durable erasure-coded write.
 
-    The parity files are given bytes of the data, as only their amount matters here.
+    The parity files get bytes of the data, as only the amount matters here.
     """
 
     def __init__(self, directory: Path, profile: ErasureProfile, shards: int | None = None) -> None:
@@ -201,14 +201,14 @@ class ShardFiles:
         self._files = [os.open(directory / f"shard-{slot}", flags, 0o644) for slot in range(shards or profile.n)]
 
     def append(self, chunk: memoryview) -> None:
-        """Write one chunk's shards."""
+        """Write the shards of a chunk."""
         step = -(-len(chunk) // self._k)
         for slot, file in enumerate(self._files):
             start = slot % self._k * step
             os.write(file, chunk[start : start + step])
 
     def sync(self) -> None:
-        """Make all of it durable, the directory's entries too."""
+        """Make the files and their directory entries durable."""
         for file in (*self._files, self._directory):
             os.fsync(file)
 
@@ -219,13 +219,13 @@ class ShardFiles:
 
 
 class DurableCommits:
-    """Raw LMDB: one small put in each transaction, every transaction synced."""
+    """Raw LMDB commits: one small put in each transaction, and a sync for each."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def run(self, count: int) -> float:
-        """Seconds of ``count`` commits, one after another, into a fresh environment."""
+        """Time ``count`` commits in a fresh environment, one after another, in seconds."""
         with (
             tempfile.TemporaryDirectory(dir=self._directory, prefix="lmdb-") as name,
             lmdb.open(name, map_size=LMDB_MAP_BYTES) as environment,
@@ -246,9 +246,9 @@ def _commit(environment: lmdb.Environment, key: bytes, value: bytes) -> None:
 
 
 class SmallReads:
-    """The least a get of a small file, a page of names or a look at a history can do.
+    """The least work of getting a small file, listing a page of names, or reading a history.
 
-    A look-up is an LMDB get of ~200 B; a get is a look-up, one pread from a page-cached file and BLAKE3.
+    A look-up is an LMDB get of about 200 bytes. A get is a look-up, a pread from a page-cached file, and BLAKE3.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
@@ -262,7 +262,7 @@ class SmallReads:
         self._file = os.open(self._root / "data", os.O_RDONLY)
 
     def gets(self, count: int) -> float:
-        """Seconds of ``count`` gets, one after another."""
+        """Time ``count`` gets, one after another, in seconds."""
 
         def action() -> None:
             for index in range(count):
@@ -272,7 +272,7 @@ class SmallReads:
         return seconds_of(action)
 
     def look_ups(self, count: int) -> float:
-        """Seconds of ``count`` look-ups of one record each."""
+        """Time ``count`` look-ups of one record each, in seconds."""
 
         def action() -> None:
             for index in range(count):
@@ -281,7 +281,7 @@ class SmallReads:
         return seconds_of(action)
 
     def pages(self, count: int, entries: int) -> float:
-        """Seconds of ``count`` walks over ``entries`` neighbouring records."""
+        """Time ``count`` walks over ``entries`` consecutive records, in seconds."""
 
         def action() -> None:
             for index in range(count):
@@ -305,7 +305,7 @@ class SmallReads:
 
 
 def plain_files(directory: Path, contents: Sequence[bytes]) -> float:
-    """Seconds to store each of ``contents`` as a plain file: create, write, fsync file and directory."""
+    """Time storing each of ``contents`` as a plain file, in seconds: create, write, fsync file and directory."""
     with tempfile.TemporaryDirectory(dir=directory, prefix="plain-") as name:
         folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -324,6 +324,6 @@ def plain_files(directory: Path, contents: Sequence[bytes]) -> float:
 
 
 def _lengths(size: int) -> list[int]:
-    """Lengths of the chunks of ``size`` bytes."""
+    """Return the lengths of the chunks of ``size`` bytes."""
     whole, rest = divmod(size, CHUNK_BYTES)
     return [CHUNK_BYTES] * whole + ([rest] if rest else [])

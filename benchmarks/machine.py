@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine on which the figures are measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Description of the machine, the software on it and the place the stores were put."""
+    """Description of the machine, its software, and the file system of the stores."""
 
     cpu: str
     cores: int
@@ -31,11 +31,11 @@ class Machine:
     load_at_start: float
 
     def as_json(self) -> dict[str, object]:
-        """Plain values for a JSON report."""
+        """Return plain values for a JSON report."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The description as short lines for people."""
+        """Return the description as short lines of text."""
         libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
         return [
             f"{self.cpu}, {self.cores} cores, {self.memory_bytes / (1 << 30):.1f} GiB memory",
@@ -63,7 +63,7 @@ def describe(directory: Path) -> Machine:
 
 
 def file_system(directory: Path) -> str:
-    """Type of the file system that holds ``directory``, as the kernel names it."""
+    """Return the type of the file system of ``directory``, as the kernel names it."""
     real = directory.resolve()
     best, kind = Path("/"), "unknown"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
@@ -75,13 +75,13 @@ def file_system(directory: Path) -> str:
 
 
 def in_memory(directory: Path) -> bool:
-    """True when ``directory`` is on a file system without a disk, where fsync costs nothing."""
+    """Whether ``directory`` is on a file system in memory, where fsync costs nothing."""
     return file_system(directory) in MEMORY_FILE_SYSTEMS
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessorTimes:
-    """Seconds of processor time since the machine started: of all processes, and of this one with its children."""
+    """Processor time since the machine started, in seconds: of all processes, and of this one with its children."""
 
     busy: float
     own: float
@@ -89,7 +89,7 @@ class ProcessorTimes:
 
     @classmethod
     def now(cls) -> ProcessorTimes:
-        """Read the clocks of the kernel. Children count once they have ended."""
+        """Read the kernel's counters. Children count once they have ended."""
         fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
         ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
         idle = ticks[3] + ticks[4]
@@ -98,13 +98,13 @@ class ProcessorTimes:
         return cls(sum(ticks) - idle, own, sum(ticks))
 
     def share_of_others(self, later: ProcessorTimes) -> float:
-        """The share of all processors that other work took between this moment and ``later``."""
+        """Return the fraction of processor time that other processes used between this moment and ``later``."""
         total = later.total - self.total
         return max(0.0, (later.busy - self.busy - (later.own - self.own)) / total) if total else 0.0
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Return how many bytes of memory are available without swapping."""
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) * 1024
@@ -112,10 +112,10 @@ def available_memory() -> int:
 
 
 def touch_memory(byte_count: int) -> None:
-    """Touch this much memory once and give it back.
+    """Touch this much memory once, and release it.
 
-    A virtual machine's memory gets its backing at the first touch, at about 0.5 GB/s where this was found;
-    page cache for writes is such memory too, so an untouched machine's disk seems five times slower than it is.
+    The host of a virtual machine provides memory when it is first touched, at about 0.5 GB/s where this was measured.
+    This includes the page cache for writes, so that without touching, the disk seems five times slower than it is.
     """
     held = [
         mmap.mmap(-1, TOUCH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)

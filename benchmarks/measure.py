@@ -1,7 +1,7 @@
-"""What a measurement is: samples of a figure, the limit beside it, and the ratio of the two.
+"""Data of a measurement: samples of a figure, samples of its limit, and their ratios.
 
-Subject and limit are measured in turn (A B A B ...), so that drift of the machine meets both; ratios
-are taken within each round and only then summarised.
+Figure and limit are measured alternately (A B A B ...), so that drift of the machine affects both. Ratios are computed
+within each round and then summarised.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A physical limit, sampled in the same rounds and the same unit as the figure it stands beside.
+    """A physical limit, sampled in the same rounds and the same unit as its figure.
 
-    ``parts`` are the median seconds of each part where the limit is a sum of parts.
+    If the limit is a sum of parts, ``parts`` are the median seconds of each part.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured figure: a sample a round."""
+    """A measured figure, with one sample per round."""
 
     name: str
     unit: str
@@ -73,7 +73,7 @@ class Figure:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Figure against limit, round by round; 1 is the limit itself and more is better."""
+        """Ratio of figure to limit in each round. 1 is the limit itself, and more is better."""
         if self.limit is None:
             return ()
         pairs = zip(self.samples, self.limit.samples, strict=True)
@@ -82,7 +82,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An acceptance figure with the bound it has to keep."""
+    """An acceptance target: samples, and the bound that their median has to keep."""
 
     mark: str
     text: str
@@ -92,9 +92,9 @@ class Target:
     samples: tuple[float, ...]
     figure: str = ""
     reduced: bool = False
-    """True when the run used smaller sizes than the target is stated for."""
+    """Whether the run used smaller sizes than those of the target."""
     needs_full_size: bool = False
-    """True when smaller sizes cannot tell: a bound of time against time that grows with the size."""
+    """Whether the target can only be judged at full size, because one of the compared times grows with the size."""
 
     @property
     def spread(self) -> Spread:
@@ -112,7 +112,7 @@ class Target:
 
     @property
     def within_noise(self) -> bool:
-        """True when some rounds kept the bound and others did not."""
+        """Whether some rounds kept the bound and others did not."""
         spread = self.spread
         return (
             spread.low < self.bound <= spread.high
@@ -123,7 +123,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """All that one suite found."""
+    """Results of one suite."""
 
     name: str
     figures: tuple[Figure, ...]
@@ -133,19 +133,19 @@ class SuiteResult:
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """Wall-clock seconds ``action`` takes."""
+    """Return the wall-clock seconds that ``action`` takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def rate(amount: float, seconds: Sequence[float]) -> tuple[float, ...]:
-    """``amount`` per second for each of ``seconds``."""
+    """Return ``amount`` per second for each of ``seconds``."""
     return tuple(amount / duration for duration in seconds)
 
 
 def megabytes_per_second(byte_count: int, seconds: Sequence[float]) -> tuple[float, ...]:
-    """Throughput in MB/s (10^6 bytes) for each of ``seconds``."""
+    """Return the throughput in MB/s (10^6 bytes) for each of ``seconds``."""
     return rate(byte_count / MEGABYTE, seconds)
 
 
@@ -157,7 +157,7 @@ class PartTimes:
 
     @property
     def totals(self) -> tuple[float, ...]:
-        """The sequential sum of the parts, by round."""
+        """Sum of the parts in each round, as if they ran one after another."""
         return tuple(sum(parts.values()) for parts in self.rounds)
 
     @property
@@ -166,9 +166,9 @@ class PartTimes:
         return {name: statistics.median(parts[name] for parts in self.rounds) for name in self.rounds[0]}
 
     def limit(self, name: str, amount: float) -> Limit:
-        """The limit as a rate: ``amount`` over the sequential sum."""
+        """Return the limit as a rate: ``amount`` divided by the sum of the parts."""
         return Limit(name, rate(amount, self.totals), self.medians)
 
     def limit_ms(self, name: str) -> Limit:
-        """The limit as a duration in milliseconds."""
+        """Return the limit as a duration in milliseconds."""
         return Limit(name, tuple(total * 1e3 for total in self.totals), self.medians)

@@ -1,4 +1,4 @@
-"""Functions with compiled packages beside a plain one: their starts, their calls, and what they hold while idle."""
+"""Functions with compiled packages compared with a plain one: cold starts, warm calls, and memory while idle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NO_INDEX = "No matching distribution"
 
 @dataclass(slots=True)
 class PackageSamples:
-    """Of one function, by round; how long its deployment took is measured once."""
+    """Samples of one function, by round. Its deployment is measured once."""
 
     deploy_s: list[float] = field(default_factory=list)
     cold_ms: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PackageSamples:
 
 
 class PackageFunctions:
-    """The functions that packages can be had for here.
+    """The functions whose packages can be installed here.
 
     Args:
         home: a directory for them.
@@ -63,7 +63,7 @@ class PackageFunctions:
         self._without = ""
 
     def deploy(self, address: str) -> None:
-        """Have them in a pool, all that pip does included."""
+        """Deploy the functions to a pool. The time includes pip's work."""
         for name, source in _SOURCES.items():
             module = f"uses_{name.lower()}"
             (self._home / f"{module}.py").write_text(source)
@@ -89,10 +89,10 @@ class PackageFunctions:
         return path
 
     def round(self, session: Session, home: Path) -> None:
-        """Start each in a sandbox, call it, and see what it holds.
+        """Start each function in a sandbox, call it, and measure its memory.
 
         Args:
-            session: says how often.
+            session: says how often to call.
             home: a directory for a store and for bundles.
         """
         with _host(home) as host:
@@ -114,13 +114,13 @@ class PackageFunctions:
                 samples.idle_mib.append(sum(held) / (1 << 20))
 
     def remarks(self) -> Iterator[str]:
-        """What a reader of the figures must know."""
+        """Yield what a reader of the figures has to know."""
         if self._without:
             yield self._without
-        yield "Cold starts are of functions that their worker has unpacked; modules are compiled as they are imported."
+        yield "At a cold start, the worker has already unpacked the bundle; modules are compiled as they are imported."
 
     def figures(self) -> Iterator[Figure]:
-        """Each beside the plain function."""
+        """Yield the figures of each function, with those of the plain one as the limit."""
         plain = self.samples[PLAIN]
         for name, samples in self.samples.items():
             for what, unit, values, others in (

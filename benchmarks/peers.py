@@ -1,6 +1,6 @@
-"""Other tools that keep a file, measured in the same rounds, each as durably as it can.
+"""Other tools that store a file, measured in the same rounds, each as durably as it can.
 
-Only those that are installed take part. What each does is not quite the same; ``note`` says what it is.
+Only installed tools take part. They do not all do the same work; ``note`` says what each one does.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Protocol
 
 from benchmarks.measure import seconds_of
 
-PASSWORD = "benchmark"  # restic insists on one
+PASSWORD = "benchmark"  # restic requires one
 
 
 class Peer(Protocol):
-    """A tool that can store one file and give it back. ``home`` is an empty directory for it."""
+    """A tool that can store a file and read it back. ``home`` is an empty directory for it."""
 
     @property
     def name(self) -> str:
-        """What the tool is called in reports."""
+        """Name of the tool in reports."""
 
     @property
     def note(self) -> str:
-        """What it does and does not do."""
+        """What the tool does and does not do."""
 
     def prepare(self, home: Path) -> None:
-        """Make an empty store; not timed."""
+        """Make an empty store. Not timed."""
 
     def push(self, source: Path, home: Path) -> None:
         """Store the file durably."""
@@ -61,7 +61,7 @@ class PlainCopy:
 
 @dataclass(frozen=True, slots=True)
 class ZfecTool:
-    """zfec's own file tool with the same 4-of-6 code; it does not sync, so ``sync FILE...`` follows."""
+    """zfec's file tool with the same 4-of-6 code. It does not sync, so ``sync FILE...`` is run after it."""
 
     encoder: str
     decoder: str
@@ -77,14 +77,14 @@ class ZfecTool:
         _run(["sync", *map(str, sorted(home.glob("share*.fec"))), str(home)])
 
     def get(self, source: Path, home: Path) -> None:
-        """Put the file together from its first four shares."""
+        """Restore the file from its first four shares."""
         shares = sorted(home.glob("share*.fec"))[:4]
         _run([self.decoder, "-f", "-o", str(home / "restored"), *map(str, shares)])
 
 
 @dataclass(frozen=True, slots=True)
 class Borg:
-    """borg without encryption and compression, the fastest it can be; it fsyncs its segments."""
+    """borg without encryption and compression, its fastest configuration. It fsyncs its segments."""
 
     name: str = "borg"
     note: str = "one copy, deduplicated, unencrypted, uncompressed"
@@ -99,7 +99,7 @@ class Borg:
         _run(command, self._environment(home), source.parent)
 
     def get(self, source: Path, home: Path) -> None:
-        """Extract the file to nowhere."""
+        """Extract the file and discard it."""
         _run(["borg", "extract", "--stdout", f"{home / 'repo'}::file", source.name], self._environment(home))
 
     def _environment(self, home: Path) -> dict[str, str]:
@@ -108,7 +108,7 @@ class Borg:
 
 @dataclass(frozen=True, slots=True)
 class Restic:
-    """restic without compression; it always encrypts, and fsyncs its packs."""
+    """restic without compression. It always encrypts, and fsyncs its packs."""
 
     name: str = "restic"
     note: str = "one copy, deduplicated, encrypted, uncompressed"
@@ -122,7 +122,7 @@ class Restic:
         _run(["restic", "backup", "--compression", "off", str(source)], self._environment(home))
 
     def get(self, source: Path, home: Path) -> None:
-        """Dump the file to nowhere."""
+        """Dump the file and discard it."""
         _run(["restic", "dump", "latest", str(source)], self._environment(home))
 
     def _environment(self, home: Path) -> dict[str, str]:
@@ -135,14 +135,14 @@ class Restic:
 
 @dataclass(frozen=True, slots=True)
 class PeerTimes:
-    """Seconds one peer took in one round."""
+    """Seconds that one peer took in one round."""
 
     push: float
     get: float
 
 
 def installed() -> list[Peer]:
-    """The peers that can be run here."""
+    """Return the peers that are installed."""
     peers: list[Peer] = [PlainCopy()]
     encoder, decoder = _script("zfec"), _script("zunfec")
     if encoder and decoder:
@@ -155,7 +155,7 @@ def installed() -> list[Peer]:
 
 
 def measure(peer: Peer, source: Path, home: Path) -> PeerTimes:
-    """One push and one get of ``source`` by ``peer``, in the empty directory ``home``."""
+    """Time one push and one get of ``source`` with ``peer``, in the empty directory ``home``."""
     peer.prepare(home)
     os.sync()
     push = seconds_of(lambda: peer.push(source, home))
@@ -164,7 +164,7 @@ def measure(peer: Peer, source: Path, home: Path) -> PeerTimes:
 
 
 def _script(name: str) -> str | None:
-    """A console script of this very Python environment, or of the PATH."""
+    """Find a console script in this Python environment or on the PATH."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else shutil.which(name)
 

@@ -1,6 +1,6 @@
-"""One picture a suite: how near each figure comes to its limit, with the targets drawn in.
+"""One plot for each suite: how close each figure comes to its limit, and the targets.
 
-Memory is drawn in MiB, as there a limit is a floor and not something to come near to.
+Memory is drawn in MiB, because its limit is a lower bound rather than a goal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LABEL_CHARACTERS = 46
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its value with spread, the text beside it, and the bound it should keep."""
+    """One bar: its value with spread, the text beside it, and the bound of its target."""
 
     label: str
     spread: Spread
@@ -37,7 +37,7 @@ class Bar:
 
 
 def draw(suite: SuiteResult, path: Path) -> Path | None:
-    """Draw the suite to ``path`` (the suffix chooses PNG or SVG); None when there is nothing to draw."""
+    """Draw the suite to ``path``, as PNG or SVG by its suffix; return None if there is nothing to draw."""
     ratio_bars = [
         _ratio_bar(figure, suite.targets) for figure in suite.figures if figure.ratios and figure.unit != "MiB"
     ]
@@ -107,7 +107,7 @@ def _target_bar(target: Target) -> Bar:
 
 
 def _is_own_comparison(target: Target, suite: SuiteResult) -> bool:
-    """True for ratios that are not a figure against its limit, such as degraded against healthy."""
+    """Whether the target's ratio is not that of a figure to its limit, such as degraded to healthy."""
     shown = any(figure.name == target.figure and figure.ratios == target.samples for figure in suite.figures)
     return target.unit == "x" and not shown
 

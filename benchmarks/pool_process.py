@@ -1,4 +1,4 @@
-"""A node pool in a process of its own; it prints its port and ends with its standard input."""
+"""A node pool in its own process. It prints its port, and ends when its standard input is closed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Work done in processes of its own: tasks whose peak memory counts, and servers.
+"""Child processes: tasks whose peak memory is measured, and servers.
 
-Peak memory is the kernel's own high-water mark of the process's resident set (VmHWM), which counts
-pages of mapped files as well; the anonymous part (RssAnon), which is what the process really holds, is
-sampled beside it.
+Peak memory is the kernel's high-water mark of the process's resident set (VmHWM), which includes pages of mapped files.
+The anonymous part (RssAnon), which the process itself holds, is sampled as well.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class PeakMemory:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a task gave back, and the memory it took."""
+    """The values that a task returned, and its peak memory."""
 
     values: Mapping[str, float]
     memory: PeakMemory
@@ -50,12 +49,12 @@ class MemoryWatch:
         self._thread.start()
 
     def peak(self) -> PeakMemory:
-        """The peaks seen until now."""
+        """Return the peaks so far."""
         self._sample()
         return PeakMemory(self._resident, self._anonymous)
 
     def stop(self) -> None:
-        """Take no more samples."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
@@ -74,16 +73,16 @@ class MemoryWatch:
 
 
 class TaskFailed(Exception):
-    """A child process ended with an error; its error output is the text."""
+    """A child process failed; the text says how, with its error output if there is any."""
 
 
 def run_task(
     name: str, arguments: Mapping[str, object], on_progress: Callable[[int, int], None] | None = None
 ) -> Outcome:
-    """Run one of ``benchmarks.tasks`` in a fresh process and return what it found.
+    """Run one of ``benchmarks.tasks`` in a fresh process and return its outcome.
 
     Raises:
-        TaskFailed: the process did not end well.
+        TaskFailed: the process ended without a result.
     """
     command = [sys.executable, "-m", "benchmarks.tasks", name, json.dumps(arguments, default=str)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -118,11 +117,11 @@ def _follow(
 
 
 class ServerProcess:
-    """A server in a process of its own; it prints its port, and ends when its standard input does.
+    """A server in its own process. It must print its port, and end when its standard input is closed.
 
     Args:
-        module: what ``python -m`` runs.
-        arguments: for the module.
+        module: the module to run with ``python -m``.
+        arguments: arguments for the module.
     """
 
     def __init__(self, module: str, *arguments: object) -> None:
@@ -147,16 +146,16 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
     @property
     def memory(self) -> PeakMemory:
-        """The server's peak memory until now."""
+        """The server's peak memory so far."""
         return self._watch.peak()
 
     def kill(self) -> None:
-        """End it without a word, as a crash would; it has ended when this returns."""
+        """Kill the server as a crash would, and wait for its end."""
         self._process.kill()
         self._process.wait()
 
@@ -165,7 +164,7 @@ class ServerProcess:
 
 
 def end_by_input(process: subprocess.Popen[str]) -> None:
-    """End a process that works until its input ends; by force if it takes too long."""
+    """End a process by closing its standard input; kill it if it takes too long."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.close()
@@ -179,7 +178,7 @@ def end_by_input(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def started_together(servers: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
-    """All of ``servers`` running; they start at the same time, as each takes a while."""
+    """Run all of ``servers``. They are started at the same time, as each takes a while."""
     with ExitStack() as stack:
         with ThreadPoolExecutor(len(servers)) as threads:
             for entered in [threads.submit(stack.enter_context, server) for server in servers]:
@@ -188,7 +187,7 @@ def started_together(servers: Sequence[AbstractContextManager[object]]) -> Itera
 
 
 def own_peak_resident() -> int:
-    """VmHWM of this very process, in bytes."""
+    """Return the peak resident memory (VmHWM) of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return _kibibytes(line.partition(":")[2])

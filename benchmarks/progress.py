@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a live bar on a terminal, plain lines otherwise."""
+"""Progress of a run: a live bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rich.progress import (
 )
 
 LINE_INTERVAL_S = 10.0
-"""Without a terminal, a counted step says at most this often how far it is."""
+"""Shortest time between two lines of a counted step, without a terminal."""
 
 
 class RunProgress:
-    """Shows suites, the step each is at, and how far counted steps have come."""
+    """Shows the current suite, its step, and the progress of counted steps."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -55,11 +55,11 @@ class RunProgress:
             self._bars.stop()
 
     def suite(self, name: str) -> None:
-        """A suite begins."""
+        """Begin a suite."""
         self._suite = name
 
     def step(self, text: str) -> None:
-        """The suite goes on to something of unknown length."""
+        """Begin a step of unknown length."""
         self._clear()
         if self._live:
             self._step = self._bars.add_task(f"{self._suite}: {text}", total=None)
@@ -67,12 +67,12 @@ class RunProgress:
             self._console.print(f"{self._suite}: {text}", highlight=False)
 
     def finish(self) -> None:
-        """The suite is over."""
+        """End the suite."""
         self._clear()
 
     @contextmanager
     def counted(self, text: str, total: int) -> Iterator[Counter]:
-        """A step with a known number of parts."""
+        """Run a step with a known number of parts."""
         self._clear()
         counter = Counter(self._console, f"{self._suite}: {text}", total, self._bars if self._live else None)
         try:
@@ -87,7 +87,7 @@ class RunProgress:
 
 
 class Counter:
-    """How far a counted step has come, with the time it will still take."""
+    """Progress of a counted step, with an estimate of the remaining time."""
 
     def __init__(self, console: Console, text: str, total: int, bars: Progress | None) -> None:
         self._console, self._text, self._total, self._bars = console, text, total, bars
@@ -101,11 +101,11 @@ class Counter:
             console.print(f"{text} (0 of {total:,})", highlight=False)
 
     def advance(self, count: int = 1) -> None:
-        """``count`` more parts are done."""
+        """Note that ``count`` more parts are done."""
         self.reach(self._done + count)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """``done`` parts are done by now (of ``total``, when that has changed)."""
+        """Note that ``done`` parts are done by now (of ``total``, if that has changed)."""
         if self._first_done is None:
             self._first_done = self._done
         self._done, self._total = done, total or self._total
@@ -116,7 +116,7 @@ class Counter:
             self._console.print(f"{self._text}: {done:,} of {self._total:,}{self._remaining()}", highlight=False)
 
     def close(self) -> None:
-        """The step is over."""
+        """End the step."""
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
 

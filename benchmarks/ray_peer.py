@@ -1,4 +1,4 @@
-"""Ray beside functions, if there is an interpreter that has it."""
+"""Ray for comparison with functions, if there is an interpreter that has it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SCRIPT = Path(__file__).with_name("ray_tasks.py")
 
 
 def interpreter(named: str | None) -> str | None:
-    """The interpreter that was named, or this one if it has Ray."""
+    """Return the interpreter to use for Ray: ``named`` or, if that is None, this one if it has Ray."""
     if named is None and importlib.util.find_spec("ray") is not None:
         return sys.executable
     return named
 
 
 class RayTasks:
-    """A driver of Ray in a process of its own.
+    """A driver of Ray in its own process.
 
     Args:
         python: an interpreter that has Ray.
 
     Attributes:
-        version: of Ray.
+        version: version of Ray.
     """
 
     def __init__(self, python: str) -> None:
@@ -59,12 +59,12 @@ class RayTasks:
         self._end()
 
     def latencies_ms(self, count: int) -> list[float]:
-        """Milliseconds of each of so many tasks, one after another."""
+        """Run ``count`` tasks one after another; return the milliseconds of each."""
         milliseconds: list[float] = self._asked(count=count)["milliseconds"]
         return milliseconds
 
     def rate(self, callers: int, seconds: float) -> float:
-        """Tasks a second of so many threads, each with one task at a time."""
+        """Run tasks from ``callers`` threads, each with one task at a time; return the tasks per second."""
         found = self._asked(callers=callers, seconds=seconds)
         return float(found["calls"] / found["seconds"])
 
@@ -78,7 +78,7 @@ class RayTasks:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise TaskFailed(f"{self._python} runs no tasks of Ray; try: {self._python} {_SCRIPT}")
+            raise TaskFailed(f"{self._python} cannot run tasks of Ray; try: {self._python} {_SCRIPT}")
         found: dict[str, Any] = json.loads(line)
         return found
 

@@ -1,7 +1,7 @@
-"""Additions as tasks of Ray, by one driver: a script for an interpreter that has Ray, which the project never needs.
+"""Measures additions as tasks of Ray, with one driver. A script for an interpreter with Ray, not otherwise required.
 
-For each line of standard input, ``{"count": 100}`` or ``{"callers": 16, "seconds": 2.0}``, it prints what it found as
-one line of JSON, and before them, one that says which Ray it is.
+It first prints the version of Ray as a line of JSON. For each line of standard input, ``{"count": 100}`` or
+``{"callers": 16, "seconds": 2.0}``, it prints its measurements as one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OBJECTS_BYTES = 100 << 20
 
 
 def main() -> None:
-    """Start Ray, serve the lines, and end it."""
+    """Start Ray, answer the lines of standard input, and stop Ray."""
     ray = importlib.import_module("ray")
     ray.init(
         num_cpus=PROCESSORS,

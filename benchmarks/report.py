@@ -1,4 +1,4 @@
-"""A run's results as JSON (for ``compare`` and for keeping) and as Markdown tables (for people)."""
+"""Writes a run's results as JSON, which ``compare`` reads, and as Markdown tables for people."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FORMAT = 1
 
 
 class ReportError(Exception):
-    """A file is not a report of this suite."""
+    """A file is not a report of these benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All suites of one run, and what they ran on."""
+    """The results of all suites of one run, and the machine they ran on."""
 
     machine: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Report:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write the report with every sample, and the summaries a reader would compute."""
+    """Write the report with all samples and their summaries."""
     document = {
         "format": FORMAT,
         "started": report.started,
@@ -45,10 +45,10 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def read_json(path: Path) -> Report:
-    """Read a report back.
+    """Read a report.
 
     Raises:
-        ReportError: the file is missing, or is no report, or one of another format.
+        ReportError: the file is missing, is not a report, or has another format.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Report:
 
 
 def markdown(report: Report, machine_lines: Sequence[str]) -> str:
-    """The whole report as Markdown."""
+    """Return the whole report as Markdown."""
     parts = ["# Benchmarks", "", f"Run of {report.started}.", "", *(f"- {line}" for line in machine_lines), ""]
     if report.settings.get("reduced"):
         parts += ["Sizes are smaller than those the targets are stated for.", ""]
@@ -75,7 +75,7 @@ def markdown(report: Report, machine_lines: Sequence[str]) -> str:
 
 
 def figure_table(suite: SuiteResult) -> list[str]:
-    """One row for each figure."""
+    """Return a table with one row for each figure."""
     rows = ["| figure | median (min-max) | limit | ratio (min-max) | note |", "|---|---|---|---|---|"]
     for figure in suite.figures:
         limit = with_unit(Spread.of(figure.limit.samples).median, figure.unit) if figure.limit else "-"
@@ -85,7 +85,7 @@ def figure_table(suite: SuiteResult) -> list[str]:
 
 
 def target_table(targets: Sequence[Target]) -> list[str]:
-    """One row for each target: what was asked, what was measured, and whether it is met."""
+    """Return a table with one row for each target: its bound, what was measured, and whether it was met."""
     rows = ["| | target | bound | measured (min-max) | |", "|---|---|---|---|---|"]
     for target in targets:
         bound = f"{target.bound_kind} {with_unit(target.bound, target.unit)}"
@@ -95,7 +95,7 @@ def target_table(targets: Sequence[Target]) -> list[str]:
 
 
 def verdict_text(target: Target) -> str:
-    """``met`` or ``missed``, and how far that can be trusted."""
+    """Return ``met`` or ``missed``, with doubts if there are any."""
     doubts = []
     if target.within_noise and target.verdict != "not judged":
         doubts.append("within noise")
@@ -105,12 +105,12 @@ def verdict_text(target: Target) -> str:
 
 
 def with_unit(value: float, unit: str) -> str:
-    """A value with its unit, with three significant figures or all digits before the point."""
+    """Format a value with its unit; see `number`."""
     return f"{number(value)} {unit}"
 
 
 def number(value: float) -> str:
-    """Three significant figures, or all digits before the point, with thousands set apart."""
+    """Format a number with three significant digits or, if it has more, all digits before the point."""
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:#.3g}" if abs(value) >= 0.001 else f"{value:.2g}"
@@ -123,7 +123,7 @@ def _ranged(spread: Spread, unit: str) -> str:
 
 
 def _limit_lines(suite: SuiteResult) -> list[str]:
-    """Each limit once, with its parts."""
+    """Return a line for each limit, with its parts."""
     limits = {figure.limit.name: figure.limit for figure in suite.figures if figure.limit}
     lines = []
     for limit in limits.values():

@@ -1,4 +1,4 @@
-"""Stores of very many tiny files: made in batches, so that a run that was stopped goes on where it was."""
+"""Stores with very many tiny files. They are made in batches, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from storage import FileStorage
 FILE_BYTES = 100
 BATCH_FILES = 5_000
 THREADS = 64
-"""Pushes waiting for the same fsync share it, so many threads make the build bearable."""
+"""Concurrent pushes share an fsync, so many threads make the build much faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleStore:
-    """A store at ``path`` that is to hold ``files`` files. Beside it lies a note of how many it holds."""
+    """A store at ``path`` that is built to hold ``files`` files. A file beside it notes how many it has so far."""
 
     path: Path
     files: int
 
     @property
     def built(self) -> int:
-        """Files that are certainly there."""
+        """How many files are certainly in the store."""
         try:
             return int(self._note.read_text())
         except FileNotFoundError:
             return 0
 
     def build(self, on_progress: Callable[[int], None]) -> None:
-        """Push what is missing. Files of a batch that was cut short are pushed again, which changes nothing."""
+        """Push the missing files. Files of an interrupted batch are pushed again, which changes nothing."""
         with FileStorage.open(self.path) as store, ThreadPoolExecutor(THREADS) as pool:
             for start in range(self.built, self.files, BATCH_FILES):
                 stop = min(start + BATCH_FILES, self.files)
@@ -46,7 +46,7 @@ class ScaleStore:
 
 
 def name_of(index: int) -> str:
-    """Name of the file ``index``; names are ordered as the indices are."""
+    """Name of the file ``index``. Names sort like the indices."""
     return f"{index:09d}"
 
 

@@ -1,4 +1,4 @@
-"""What every suite is given: where to work, how much to do, and how to report progress."""
+"""The parameters of every suite: where to work, how much to do, and how to report progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.progress import RunProgress
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much each suite does. The defaults are those the acceptance targets are stated for."""
+    """How much each suite does. The acceptance targets are stated for the defaults."""
 
     rounds: int = 5
     file_bytes: int = GIB
@@ -45,9 +45,9 @@ class Sizes:
     sandbox_cold_starts: int = 15
     sandbox_functions: int = 100
     touched_bytes: int = 12 * GIB
-    """Memory touched before the first measurement: the most a suite has in the page cache at once."""
+    """Memory to touch before the first measurement: the most that a suite has in the page cache."""
     reduced: bool = False
-    """True when sizes are below those of the targets."""
+    """Whether sizes are smaller than those of the targets."""
 
 
 QUICK = Sizes(
@@ -87,10 +87,10 @@ class Session:
     Attributes:
         directory: scratch space on the measured file system.
         sizes: how much to do.
-        progress: where to tell what is going on.
-        peers: whether other tools are measured as well.
-        keep: whether the stores of the scale suite are kept, and used again when found.
-        ray: an interpreter that has Ray, which is measured beside functions; None: there is none.
+        progress: where to report progress.
+        peers: whether to measure other tools as well.
+        keep: whether to keep the stores of the scale suite, and to reuse those of an earlier run.
+        ray: an interpreter that has Ray, for comparison with functions; None: there is none.
     """
 
     directory: Path
@@ -107,7 +107,7 @@ class Session:
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """A fresh directory that is removed afterwards."""
+        """Make a fresh directory, and remove it afterwards."""
         path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
         try:
             yield path
@@ -115,7 +115,7 @@ class Session:
             shutil.rmtree(path, ignore_errors=True)
 
     def rounds(self, text: str) -> Iterator[int]:
-        """Number the rounds of a measurement, telling how far it is; each starts with a quiet disk."""
+        """Yield the numbers of a measurement's rounds, showing progress. Each round starts with an idle disk."""
         with self.progress.counted(text, self.sizes.rounds) as counter:
             for number in range(self.sizes.rounds):
                 settle()
@@ -124,23 +124,23 @@ class Session:
 
 
 def settle() -> None:
-    """Let the kernel finish writing what earlier steps left, so that no one else pays for it."""
+    """Let the kernel finish writing the data of earlier steps, so that it does not slow down the next one."""
     os.sync()
 
 
 def sampled(parts: Callable[[], Mapping[str, float]], into: list[Mapping[str, float]]) -> None:
-    """Measure a limit once, after the disk is quiet, and keep its parts in ``into``."""
+    """Measure a limit once, with an idle disk, and append its parts to ``into``."""
     settle()
     into.append(parts())
 
 
 def times(samples: list[Mapping[str, float]]) -> PartTimes:
-    """The parts of all rounds as one value."""
+    """Combine the parts of all rounds."""
     return PartTimes(tuple(samples))
 
 
 def human_size(byte_count: int) -> str:
-    """``1 GiB``, ``128 MiB``, ``4 KiB``: exact multiples in the largest unit."""
+    """Format a size as a multiple of the largest unit that divides it: ``1 GiB``, ``128 MiB``, ``4 KiB``."""
     for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", 1024)):
         if byte_count >= size and byte_count % size == 0:
             return f"{byte_count // size} {unit}"

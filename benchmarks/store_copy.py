@@ -1,7 +1,7 @@
-"""Copies of a closed store, whole or with volumes gone.
+"""Copies of a closed store, complete or without some volumes.
 
-A measurement that changes the store (a repair, or a get that heals what it finds missing) works on a
-copy, so that each round meets the same store.
+Measurements that change the store (a repair, or a get that heals what it finds missing) work on a copy, so that every
+round starts with the same store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VOLUMES = "volumes"
 
 @dataclass(frozen=True, slots=True)
 class StoreCopy:
-    """Makes and opens copies of the store at ``original`` at ``path``, one at a time."""
+    """Copies the store at ``original`` to ``path`` and opens the copy. There is one copy at a time."""
 
     original: Path
     path: Path

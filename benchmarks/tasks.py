@@ -1,6 +1,6 @@
-"""Tasks that run in a child process, so that the peak memory measured is theirs alone.
+"""Tasks that run in their own child process, so that its peak memory can be measured.
 
-Prints JSON lines: progress as ``{"done", "total"}``, and last the result.
+The process prints lines of JSON: progress as ``{"done", "total"}``, and finally the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def nothing(_: Arguments) -> Values:
-    """Only import the engine: the least a process that uses it can take."""
+    """Only import the engine, to measure the least memory of a process that uses it."""
     return {}
 
 
@@ -44,7 +44,7 @@ def push(arguments: Arguments) -> Values:
 
 
 def get(arguments: Arguments) -> Values:
-    """Read ``filename`` to its end through one buffer."""
+    """Read ``filename`` to its end, into one reused buffer."""
     buffer = memoryview(bytearray(READ_BUFFER_BYTES))
     with FileStorage.open(arguments["store"]) as store:
         file_id = _file_id(store, arguments)
@@ -56,7 +56,7 @@ def get(arguments: Arguments) -> Values:
 
 
 def revise(arguments: Arguments) -> Values:
-    """Find the difference of ``source`` from the head of ``filename`` and apply it."""
+    """Compute the difference between ``source`` and the newest version of ``filename``, and apply it."""
     with FileStorage.open(arguments["store"]) as store:
         file_id = _file_id(store, arguments)
         start = time.perf_counter()
@@ -79,7 +79,7 @@ def scrub(arguments: Arguments) -> Values:
 
 
 def collect(arguments: Arguments) -> Values:
-    """Drop what no live version reaches, at once."""
+    """Drop everything that no version reaches, without a grace period."""
     with FileStorage.open(arguments["store"]) as store:
         start = time.perf_counter()
         report = store.collect(progress=_progress(), grace_s=0.0)
@@ -91,7 +91,7 @@ def collect(arguments: Arguments) -> Values:
 
 
 def rebuild(arguments: Arguments) -> Values:
-    """Make the catalog anew from the volumes."""
+    """Rebuild the catalog from the volumes."""
     with FileStorage.open(arguments["store"]) as store:
         start = time.perf_counter()
         report = store.rebuild(progress=_progress())

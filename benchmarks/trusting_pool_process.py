@@ -1,4 +1,7 @@
-"""A node pool that believes its workers, to see what it costs not to: it reads nothing back that it has written."""
+"""A node pool that trusts its workers: it does not read back what it has written.
+
+Compared with a normal pool, it shows what that verification costs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker of a node pool in a process of its own; it prints its port and ends with its standard input."""
+"""A worker of a node pool in its own process. It prints its port, and ends when its standard input is closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from taskworker.worker.volume import VolumeWorker
 
 
 def serve(worker_id: str, pool_address: str, directory: str, capacity: int) -> None:
-    """Offer the volume in ``directory`` to the pool; all workers of one capacity, so that all get the same share."""
+    """Offer the volume in ``directory`` to the pool. Workers with equal capacity get equal shares of the data."""
     worker = VolumeWorker(worker_id, pool_address, directory, capacity=capacity)
     print(worker.start("127.0.0.1:0"), flush=True)
     sys.stdin.read()

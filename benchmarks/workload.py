@@ -1,6 +1,6 @@
-"""Contents to store: random, distinct, reproducible and quick to make.
+"""Contents to store: random, distinct, reproducible and fast to make.
 
-BLAKE3's extendable output serves as generator: it makes several GB/s and can start at any offset.
+They are generated with BLAKE3's extendable output, which makes several GB/s and can start at any offset.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class RandomContent:
     size: int
 
     def pieces(self, piece_bytes: int = MIB) -> Iterator[bytes]:
-        """The content from its start, in pieces of ``piece_bytes`` (the last one shorter)."""
+        """Yield the content from its start, in pieces of ``piece_bytes`` (the last one may be shorter)."""
         generator = blake3(self.seed.encode())
         for offset in range(0, self.size, piece_bytes):
             yield generator.digest(min(piece_bytes, self.size - offset), seek=offset)
 
     def piece(self, index: int, piece_bytes: int = MIB) -> bytes:
-        """One piece alone."""
+        """Return the piece with this index."""
         offset = index * piece_bytes
         return blake3(self.seed.encode()).digest(min(piece_bytes, self.size - offset), seek=offset)
 
@@ -55,29 +55,29 @@ class RandomContent:
 
 
 def small_content(series: str, index: int, size: int) -> bytes:
-    """A small content, distinct for each ``series`` and ``index``."""
+    """Return a small content that is distinct for each ``series`` and ``index``."""
     return blake3(f"{series}/{index}".encode()).digest(size)
 
 
 class Discard(RawIOBase):
-    """Takes bytes and forgets them."""
+    """A binary file that discards everything written to it."""
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def write(self, data: ReadableBuffer) -> int:
-        """Take all of ``data``."""
+        """Discard ``data``."""
         return memoryview(data).nbytes
 
 
 class Digest(Discard):
-    """Takes bytes and keeps their BLAKE3."""
+    """A binary file that only keeps the BLAKE3 of everything written to it."""
 
     def __init__(self) -> None:
         self.hasher = blake3()
 
     def write(self, data: ReadableBuffer) -> int:
-        """Take all of ``data`` and hash it."""
+        """Hash ``data``."""
         self.hasher.update(memoryview(data))
         return super().write(data)

@@ -1,1 +1,1 @@
-"""The suites, each a module with one ``run`` function."""
+"""The suites: each is a module with a ``run`` function."""

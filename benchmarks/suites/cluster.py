@@ -1,4 +1,4 @@
-"""A pool of six workers, 4-of-6: push, get, loss and repair, against a bare relay of the same bytes and hops."""
+"""A 4-of-6 pool with six workers: push, get, loss and repair, compared with a bare relay of the same bytes and hops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEGRADED_MIN = 0.7
 CLIENTS_MIN = 0.9
 BESIDE_MIN = 0.7
 VERIFY_MAX = 1.1
-_FILLED = 4  # times the bytes pushed and got: more to move than is moved meanwhile
+_FILLED = 4  # files pushed first, so that shards are still being moved when push and get are done
 POOL_MIB_MAX = 300
 CLIENT_MIB_MAX = 150
 MARK = "h"
@@ -47,12 +47,12 @@ FACTORS = {
     "Tahoe-LAFS": {"push": 5.0, "get": 10.0, "small": 20.0, "repair": 5.0},
     "GlusterFS": {"push": 1.5, "get": 1.5, "small": 1.0},
 }
-"""How many times faster than a peer the pool is to be."""
+"""How many times faster than a peer the pool has to be."""
 
 
 @dataclass(slots=True)
 class Series:
-    """Seconds by round of one store: the pool, the bare relay, or a peer."""
+    """Seconds by round for one store: the pool, the bare relay, or a peer."""
 
     push: list[float] = field(default_factory=list)
     get: list[float] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Series:
 
 @dataclass(slots=True)
 class Samples:
-    """All that is measured."""
+    """All measurements of the suite."""
 
     pool: Series = field(default_factory=Series)
     bare: Series = field(default_factory=Series)
@@ -72,17 +72,17 @@ class Samples:
     together: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
     quiet: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
     beside: dict[str, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
-    """With nothing else going on in the pool, and while shards are moved off a worker."""
+    """Seconds in a quiet pool (``quiet``), and while shards are moved off a worker (``beside``)."""
     verifying: dict[str, list[float]] = field(default_factory=lambda: {"repair": [], "move": []})
     trusting: dict[str, list[float]] = field(default_factory=lambda: {"repair": [], "move": []})
-    """Seconds to mend a loss and drain a worker: of a pool that reads back what it wrote and of one that does not."""
+    """Seconds to repair a loss and to drain a worker, with reading back what was written, and without."""
     kill_to_whole: list[float] = field(default_factory=list)
     peaks: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Peak memory in MiB: at the end, and before the first byte."""
+    """Peak memory in MiB, at the end and before the first byte."""
 
 
 def run(session: Session) -> SuiteResult:
-    """Rounds on a healthy pool and on one that has lost two workers, then pools that mend a loss for good."""
+    """Measure a healthy pool and one without two of its workers, then background work, repair and verification."""
     samples = Samples()
     with ExitStack() as stack:
         root = stack.enter_context(session.scratch("cluster"))
@@ -100,7 +100,7 @@ def run(session: Session) -> SuiteResult:
 
 
 def _sources(session: Session, root: Path) -> list[Path]:
-    """A file for each round: content that the pool has already would not be sent again."""
+    """Make a file for each round, as content that the pool already has would not be sent again."""
     session.progress.step("making the files")
     size = session.sizes.cluster_bytes
     count = max(session.sizes.rounds, session.sizes.cluster_repairs)
@@ -157,7 +157,7 @@ def _round(
     samples.pool.get.append(_seconds_of_get(client, name))
     samples.bare.get.append(seconds_of(lambda: bare.get(size)))
     samples.pool.degraded.append(_seconds_of_get(survivor, name))
-    degraded.await_healed()  # what it found missing is made anew on the disk that the next ones use
+    degraded.await_healed()  # healing uses the disk that the next measurements use
     bare.forget()
     contents = [small_content(name, index, SMALL_BYTES) for index in range(session.sizes.cluster_small_pushes)]
     settle()
@@ -177,7 +177,7 @@ def _peer_round(session: Session, number: int, source: Path, samples: Samples, p
 
 
 def _warm_up(client: Client, size: int) -> None:
-    """Once through everything that the first round would otherwise be the first to do."""
+    """Do everything once, so that the first round does not include the cost of first use."""
     client.push(RandomContent("warm-up", size).pieces(), filename="warm-up", user_id=USER)
     _seconds_of_get(client, "warm-up")
     _push_each(client, "warm-up", [small_content("warm-up", 0, SMALL_BYTES)])
@@ -200,7 +200,7 @@ def _seconds_of_get(client: Client, name: str) -> float:
 
 
 def _check(client: Client, name: str, size: int) -> None:
-    """Read a file once, outside of all timing, and compare every byte by its digest."""
+    """Read a file once, untimed, and check its content by its digest."""
     content = RandomContent("cluster-0", size)
     received = Digest()
     found = client.find(name, user_id=USER)
@@ -208,13 +208,13 @@ def _check(client: Client, name: str, size: int) -> None:
     with BufferedWriter(received) as target:
         client.download(found.file_id, target, user_id=USER)
     if received.hasher.digest() != content.digest():
-        raise AssertionError(f"with {LOST} workers gone the pool gave back other bytes than were pushed")
+        raise AssertionError(f"without {LOST} workers, the pool returned other bytes than were pushed")
 
 
 def _many_clients(
     session: Session, number: int, pool: Cluster, clients: Sequence[ClientProcess], samples: Samples
 ) -> None:
-    """The same bytes by one client process, then by all of them at once."""
+    """Push and get the same number of bytes with one client process, then with all of them at the same time."""
     size = session.sizes.cluster_bytes
     share = size // len(clients)
     first = clients[0]
@@ -242,7 +242,7 @@ def _seconds_of_all(clients: Sequence[ClientProcess], task: str, arguments: Sequ
 
 
 def _memory(session: Session, root: Path, pool: Cluster, samples: Samples) -> None:
-    """The pool has done its rounds before: its peak is that of all this and of a large file."""
+    """Measure peak memory with a large file. The pool's peak also includes the rounds before."""
     size = session.sizes.cluster_memory_bytes
     session.progress.step(f"push and get of {human_size(size)} by a client in a process of its own")
     source = RandomContent("cluster-memory", size).write_to(root / "large")
@@ -260,7 +260,7 @@ def _memory(session: Session, root: Path, pool: Cluster, samples: Samples) -> No
 
 
 def _beside_background_work(session: Session, samples: Samples) -> None:
-    """In turns: push and get on a quiet pool, and on one that moves the shards of a worker being drained."""
+    """Alternate push and get on the pool while it is quiet, and while it moves the shards of a drained worker."""
     session.progress.step("filling a pool whose shards are to be moved")
     size = session.sizes.cluster_bytes
     with session.scratch("cluster-work") as home, Cluster(home) as pool, ClientProcess() as client:
@@ -270,7 +270,7 @@ def _beside_background_work(session: Session, samples: Samples) -> None:
         with PoolClient(pool.address) as operator:
             for number in session.rounds("push and get beside background work"):
                 drained = pool.workers[number % len(pool.workers)]
-                for cancel in (False, True):  # shards move off it, and back
+                for cancel in (False, True):  # shards move off the worker, and back
                     name = f"{number}-{cancel}"
                     _push_and_get(client, pool, f"quiet-{name}", size, samples.quiet)
                     operator.drain(drained, cancel=cancel)
@@ -278,7 +278,7 @@ def _beside_background_work(session: Session, samples: Samples) -> None:
                     _push_and_get(client, pool, f"beside-{name}", size, samples.beside)
                     status = operator.status()
                     if status is None or not status.is_mending:
-                        raise AssertionError("the pool had moved all shards before the client was done")
+                        raise AssertionError("the pool finished moving shards before the client was done")
                     _await(operator, lambda status: not status.is_mending)
 
 
@@ -296,7 +296,7 @@ def _await(operator: PoolClient, wanted: Callable[[PoolStatus], bool]) -> None:
     until = time.monotonic() + SETTLED_TIMEOUT_S
     while (status := operator.status()) is None or not wanted(status):
         if time.monotonic() > until:
-            raise TaskFailed(f"the pool did not get there: {status}")
+            raise TaskFailed(f"the pool did not reach the expected state: {status}")
         time.sleep(POLL_S)
 
 
@@ -304,7 +304,7 @@ def _await(operator: PoolClient, wanted: Callable[[PoolStatus], bool]) -> None:
 
 
 def _repairs(session: Session, sources: list[Path], bare: BareRelay, found: Found, samples: Samples) -> None:
-    """Each time a fresh pool with one file: one worker is killed, and five have all of it in the end."""
+    """Repair fresh pools with one file each: kill one worker, and wait until the other five have all shards."""
     count = session.sizes.cluster_repairs
     with session.progress.counted(f"repairs of {human_size(session.sizes.cluster_bytes)}", count) as counter:
         for number in range(count):
@@ -338,11 +338,11 @@ def _repair(pool: Cluster, samples: Samples) -> None:
     samples.pool.repair.append(whole - pool.lost_at(lost))
 
 
-# -- what it costs to believe no worker ------------------------------------------------------------
+# -- the cost of verifying what workers store -------------------------------------------------------
 
 
 def _verifying(session: Session, sources: list[Path], samples: Samples) -> None:
-    """In turns: a pool that reads back what it writes, and one that does not; both lose a worker, and drain one."""
+    """Alternate a pool that reads back what it writes and one that does not. Each loses a worker and drains one."""
     count = session.sizes.cluster_repairs
     pools = (("benchmarks.pool_process", samples.verifying), ("benchmarks.trusting_pool_process", samples.trusting))
     with session.progress.counted("repairs and drains with verification and without", 2 * count) as counter:
@@ -371,7 +371,7 @@ def _drain(operator: PoolClient, pool: Cluster, drained: str, left: list[str]) -
 
 
 def result_of(session: Session, samples: Samples, found: Found) -> SuiteResult:
-    """Figures and targets of what was measured."""
+    """Compute figures and targets from the samples."""
     sizes = session.sizes
     push, get, degraded, *_ = own = _figures(session, "pool", samples.pool, samples)
     whole = Figure(
@@ -433,7 +433,7 @@ def result_of(session: Session, samples: Samples, found: Found) -> SuiteResult:
 
 
 def _figures(session: Session, who: str, series: Series, samples: Samples, note: str = "") -> list[Figure]:
-    """The figures of one store beside the bare relay's."""
+    """Return the figures of one store, with the bare relay as the limit."""
     sizes = session.sizes
     size, label, count = sizes.cluster_bytes, human_size(sizes.cluster_bytes), sizes.cluster_small_pushes
     bare = samples.bare

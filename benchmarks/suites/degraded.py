@@ -1,4 +1,4 @@
-"""Get of one large file with any two of its six volumes gone, against the healthy get."""
+"""Get of one large file without two of its six volumes, compared with the healthy get."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from storage import FileStorage
 
 READ_BUFFER_BYTES = 4 * MIB
 PAIRS = ((0, 1), (2, 4), (3, 5))
-"""Three of the 15 pairs, every volume once. Slots are spread over the volumes chunk by chunk, so each pair
-has chunks with two, one and no data shards missing."""
+"""Three of the 15 pairs, with every volume once. Each chunk has its own assignment of slots to volumes, so that with
+each pair there are chunks with two, one and no missing data shards."""
 DECODING_LIMIT = "read + BLAKE3 + decode + copy out, one after another"
 
 
 def run(session: Session) -> SuiteResult:
-    """Measure healthy and degraded gets in turn; every degraded get reads a fresh copy of the store.
+    """Measure healthy and degraded gets alternately. Every degraded get reads a fresh copy of the store.
 
-    A fresh copy, because the engine re-makes what it finds missing: the second get would find it healed.
+    The copy must be fresh because the engine heals what it finds missing, so that a second get would be healthy.
     """
     content = RandomContent("degraded", session.sizes.file_bytes)
     healthy: list[float] = []
@@ -56,14 +56,14 @@ def _timed_get(copy: StoreCopy, lost: tuple[int, ...], file_id: str) -> float:
 
 
 def _check(copy: StoreCopy, lost: tuple[int, ...], file_id: str, content: RandomContent) -> None:
-    """Read a degraded copy once, outside of all timing, and compare every byte by its digest."""
+    """Read a degraded copy once, untimed, and check its content by its digest."""
     copy.make(lost)
     hasher = blake3()
     with copy.open() as store, store.open_file(file_id, user_id=USER) as reader:
         while piece := reader.read(READ_BUFFER_BYTES):
             hasher.update(piece)
     if hasher.digest() != content.digest():
-        raise AssertionError(f"with volumes {lost} gone the engine gave back other bytes than were pushed")
+        raise AssertionError(f"without volumes {lost}, the engine returned other bytes than were pushed")
 
 
 def _result(

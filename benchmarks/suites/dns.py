@@ -1,4 +1,4 @@
-"""Cached names over UDP, against a bare echo in Python with messages of the same sizes, and beside dnsmasq."""
+"""Cached DNS answers over UDP, compared with a bare echo in Python with the same message sizes, and with dnsmasq."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_S = 10.0
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured, by round."""
+    """Measurements by round."""
 
     cached: list[Exchange] = field(default_factory=list)
     internal: list[Exchange] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Each round: the server, the echo and dnsmasq turn by turn, all of them running throughout."""
+    """In each round, measure the server, the echo and dnsmasq one after another. All of them keep running."""
     count = session.sizes.dns_questions
     outside = [_question(f"host-{number:03}.example.com") for number in range(NAMES)]
     internal = [_question(f"worker_{number:03}.worker.hive") for number in range(WORKERS)]
@@ -65,7 +65,7 @@ def run(session: Session) -> SuiteResult:
 
 
 def _question(name: str) -> bytes:
-    """A question as a stub resolver sends it, without its id."""
+    """Return a question as a stub resolver sends it, without its id."""
     return dns.message.make_query(name, "A", use_edns=0, payload=1232).to_wire()[2:]
 
 
@@ -74,7 +74,7 @@ def _port(server: ServerProcess) -> int:
 
 
 def _added_bytes(port: int, question: bytes) -> int:
-    """How much longer an answer is than its question."""
+    """Return how much longer an answer is than its question, in bytes."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.connect(("127.0.0.1", port))
         one.settimeout(START_S)
@@ -84,7 +84,7 @@ def _added_bytes(port: int, question: bytes) -> int:
 
 @contextmanager
 def _dnsmasq(upstream: int) -> Iterator[int | None]:
-    """Dnsmasq's port, where it is installed; it forwards to the same server and caches."""
+    """Run dnsmasq, if it is installed, as a cache for the same upstream server; yield its port."""
     program = shutil.which("dnsmasq", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         yield None

@@ -1,4 +1,4 @@
-"""Outside APIs from inside functions, against the same requests made by httpx directly."""
+"""Calls of outside APIs from functions, compared with the same requests made directly with httpx."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_TIMEOUT_S = 120.0
 
 
 def run(session: Session) -> SuiteResult:
-    """Each round: requests from inside one warm call, and the same by httpx; at the end, many calls at once."""
+    """In each round, make requests inside one warm call and with httpx; at the end, make many calls at once."""
     inside: list[float] = []
     direct: list[float] = []
     count = session.sizes.egress_requests
@@ -58,21 +58,21 @@ def _pool(stack: ExitStack, root: Path, outside: str) -> str:
 
 
 def _await_function(call: Callable[[], object]) -> None:
-    """Return once the function can be called."""
+    """Wait until the function can be called."""
     until = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             call()
         except (FunctionNotFound, FunctionsUnavailable) as error:
             if time.monotonic() > until:
-                raise TaskFailed(f"no worker brings the functions after {START_TIMEOUT_S:.0f} s") from error
+                raise TaskFailed(f"no worker offers the functions after {START_TIMEOUT_S:.0f} s") from error
             time.sleep(0.05)
         else:
             return
 
 
 def _held(client: Client, url: str) -> int:
-    """How many requests the outside had under way at once, all of which it answered."""
+    """Return how many requests the server had under way at the same time, all of which it answered."""
     with ThreadPoolExecutor(HELD) as threads:
         calls = [threads.submit(client.call, "egress-held", [url], user_id=USER) for _ in range(HELD)]
         return min(int(call.result()) for call in calls)

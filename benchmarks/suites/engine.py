@@ -1,4 +1,4 @@
-"""Push and get of one large file through the embedded engine, against the sequential sum of their parts."""
+"""Push and get of one large file with the embedded engine, compared with the sequential sum of their parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Measure push, reader and get of one file of random bytes."""
+    """Measure push, read through an open file, and get of one file of random bytes."""
     content = RandomContent("engine", session.sizes.file_bytes)
     samples = Samples()
     others = peers.installed() if session.peers else []
@@ -62,7 +62,7 @@ def read_through(store: FileStorage, file_id: str, buffer: memoryview) -> None:
 
 
 def _subject(path: Path, source: Path, content: RandomContent, samples: Samples) -> None:
-    """One round: push into a fresh store, then read it back in both ways."""
+    """Run one round: push into a fresh store, then read the file in both ways."""
     buffer = memoryview(bytearray(READ_BUFFER_BYTES))
     with FileStorage.open(path) as store:
         settle()
@@ -73,7 +73,7 @@ def _subject(path: Path, source: Path, content: RandomContent, samples: Samples)
         samples.open_file.append(seconds_of(lambda: read_through(store, found.file_id, buffer)))
         samples.get.append(seconds_of(lambda: store.get(found.file_id, user_id=USER)))
         if len(samples.push) == 1 and blake3(store.get(found.file_id, user_id=USER)).digest() != content.digest():
-            raise AssertionError("the engine gave back other bytes than were pushed")
+            raise AssertionError("the engine returned other bytes than were pushed")
     shutil.rmtree(path)
 
 

@@ -1,4 +1,4 @@
-"""Calls of functions through a pool of three workers, against bare calls over the same hops; and how load spreads."""
+"""Function calls through a pool of three workers, compared with bare calls over the same hops; balance of the load."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PEER_PROGRAM = "import json, sys; print(json.dumps(sum(map(json.loads, sys.argv
 
 @dataclass(slots=True)
 class Samples:
-    """By round."""
+    """Samples by round."""
 
     latency_ms: list[float] = field(default_factory=list)
     bare_latency_ms: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Rounds of single calls, of many callers, of a process per call, and of shares."""
+    """In each round, measure single calls, many callers, a process for each call, and the workers' shares of calls."""
     samples = Samples()
     with ExitStack() as stack:
         root = stack.enter_context(session.scratch("functions"))
@@ -96,7 +96,7 @@ def run(session: Session) -> SuiteResult:
 def _latency_round(
     session: Session, pool: FunctionPool, bare: BareCalls, caller: ClientProcess, samples: Samples
 ) -> None:
-    """Blocks of calls in turn; between them there is time for what a call leaves to do."""
+    """Measure alternating blocks of calls, with pauses for the work that is left after a call."""
     mine: list[float] = []
     kept: list[float] = []
     theirs: list[float] = []
@@ -153,7 +153,7 @@ def _share_round(session: Session, pool: FunctionPool, caller: ClientProcess, sa
 
 
 def _peer(root: Path) -> Callable[[], None]:
-    """The same addition by a program started in a bubblewrap of its own."""
+    """Return a function that runs the same addition as a program in its own bubblewrap."""
     script = root / "peer.py"
     script.write_text(_PEER_PROGRAM)
     options = ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
@@ -176,7 +176,7 @@ def _median_ms(action: Callable[[], None], count: int) -> float:
 
 
 def result_of(session: Session, samples: Samples, packages: PackageFunctions) -> SuiteResult:
-    """Figures and targets of what was measured."""
+    """Compute figures and targets from the samples."""
     latency = Figure(
         "warm call, p50",
         "ms",
@@ -286,7 +286,7 @@ def result_of(session: Session, samples: Samples, packages: PackageFunctions) ->
 
 
 def _beside_ray(samples: Samples) -> tuple[Figure, ...]:
-    """Ray's figures, if it was measured."""
+    """Return Ray's figures, if it was measured."""
     if not samples.ray_ms:
         return ()
     return (

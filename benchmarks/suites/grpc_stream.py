@@ -1,4 +1,4 @@
-"""Push and get of one large file through gRPC, against a bare stream; client and server are apart."""
+"""Push and get of one large file through gRPC, compared with a bare stream. The server is a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALL_LIMIT = "bare unary call, 4 KiB back"
 
 @dataclass(slots=True)
 class Samples:
-    """Seconds by round; of a small get, the median of its calls."""
+    """Seconds by round; for small gets and bare calls, the median of the round."""
 
     push: list[float] = field(default_factory=list)
     bare_push: list[float] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Each round: a fresh server on a fresh store, and the bare server, turn by turn."""
+    """In each round, measure a fresh server with a fresh store, and the bare server, alternately."""
     content = RandomContent("grpc", session.sizes.file_bytes)
     samples = Samples()
     with session.scratch("grpc") as root:
@@ -78,7 +78,7 @@ def _median_call(call: Callable[[], object], count: int) -> float:
 
 
 def _small_gets_during_push(client: Client, small: str, size: int) -> float:
-    """Median seconds of a small get while another file is being pushed."""
+    """Return the median seconds of a small get while another file is being pushed."""
     pieces = RandomContent("grpc-other", size).pieces()
     pushing = threading.Thread(target=lambda: client.push(pieces, filename="other", user_id=USER))
     pushing.start()
@@ -94,7 +94,7 @@ def _check(client: Client, file_id: str, content: RandomContent) -> None:
     with BufferedWriter(received) as target:
         client.download(file_id, target, user_id=USER)
     if received.hasher.digest() != content.digest():
-        raise AssertionError("the server gave back other bytes than were pushed")
+        raise AssertionError("the server returned other bytes than were pushed")
 
 
 def _result(session: Session, samples: Samples) -> SuiteResult:

@@ -1,4 +1,4 @@
-"""Peak memory of processes that move files much larger than it."""
+"""Peak memory of processes that store and read files much larger than their memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVER_FLOOR = "the same server before its first push"
 
 
 def run(session: Session) -> SuiteResult:
-    """Push, get, revise and scrub in fresh processes, then many pushes at once into one server."""
+    """Measure push, get, revise and scrub in fresh processes, then a server with many concurrent pushes."""
     figures: list[Figure] = []
     targets: list[Target] = []
     with session.scratch("memory") as root:
@@ -50,7 +50,7 @@ def _engine_tasks(session: Session, root: Path) -> list[tuple[str, Outcome, Peak
 
 
 def _change_some_chunks(path: Path, size: int) -> None:
-    """Overwrite a byte in each of some chunks, evenly spread."""
+    """Change some chunks, spread evenly over the file."""
     with path.open("r+b") as file:
         for turn in range(CHANGED_CHUNKS):
             file.seek(size // CHANGED_CHUNKS * turn)
@@ -58,7 +58,7 @@ def _change_some_chunks(path: Path, size: int) -> None:
 
 
 def _server_under_pushes(session: Session, root: Path) -> tuple[PeakMemory, PeakMemory]:
-    """Peak memory of a server while all pushes run, and before the first."""
+    """Return the peak memory of a server after all pushes, and before the first one."""
     sizes = session.sizes
     session.progress.step(f"{sizes.server_pushes} pushes of {human_size(sizes.server_push_bytes)} at once")
     with ServerProcess("benchmarks.server", root / "store") as server:

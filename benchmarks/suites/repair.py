@@ -1,4 +1,4 @@
-"""What upkeep costs: scrub, repair of a lost volume, and rebuild of a lost catalog."""
+"""Maintenance: scrub, repair of a lost volume, and rebuild of a lost catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REBUILD_LIMIT = "read of every stored byte, one after another"
 
 @dataclass(slots=True)
 class Samples:
-    """Seconds by round, and what was done in them."""
+    """Seconds by round, and bytes processed in a round."""
 
     scrub: list[float] = field(default_factory=list)
     scrub_bytes: int = 0
@@ -36,7 +36,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Measure on copies of one store with one large file and some small ones."""
+    """Measure on copies of a store with one large file and some small ones."""
     content = RandomContent("repair", session.sizes.repair_bytes)
     samples = Samples()
     with session.scratch("repair") as root:

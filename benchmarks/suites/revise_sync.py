@@ -21,7 +21,7 @@ SHARD_HEADERS_BYTES = 6 * 256
 METADATA_COPIES = 6
 FAN_OUT, ID_BYTES = 1024, 32
 VERSION_BYTES = 1024
-"""A bound for a version object, the headers of its copies and of its manifest node's."""
+"""Upper bound for the size of a version object plus the headers of its copies and of those of its manifest node."""
 FASTER = 200.0
 REVISE_LIMIT = "BLAKE3 + encode + shard digests + write and fsync of one stripe + one LMDB commit"
 SYNCHRONIZE_LIMIT = "read + BLAKE3 of one chunk"
@@ -31,7 +31,7 @@ FIRST_CHANGED_CHUNK = 7
 
 @dataclass(slots=True)
 class Samples:
-    """What each round found; seconds unless the name says bytes."""
+    """Samples by round, in seconds unless the name says otherwise."""
 
     push: list[float] = field(default_factory=list)
     push_limit: list[Mapping[str, float]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Each round: push into a fresh store, push the same again, revise one chunk, synchronize an old copy."""
+    """In each round, push into a fresh store, push the same again, revise one chunk, and synchronize an old copy."""
     content = RandomContent("revise", session.sizes.file_bytes)
     samples = Samples()
     with session.scratch("revise") as root:
@@ -79,7 +79,7 @@ def _round(session: Session, store: FileStorage, source: Path, content: RandomCo
 
 
 def _push_again(store: FileStorage, source: Path, samples: Samples) -> None:
-    """The same content under another name: a new file, but not one new chunk."""
+    """Push the same content under another name: a new file without new chunks."""
     before = store.stats()
     settle()
     samples.again.append(seconds_of(lambda: store.push(source, filename="again", user_id=USER)))
@@ -109,7 +109,7 @@ def _synchronize(store: FileStorage, old: Version, samples: Samples) -> None:
 
 
 def wire_bytes(difference: ManifestDiff) -> int:
-    """Length of the diff as the gRPC services send it."""
+    """Return the size of the diff as the gRPC services send it."""
     return len(diff_to_proto(difference).SerializeToString())
 
 
@@ -176,7 +176,7 @@ def _targets(session: Session, samples: Samples, again: Figure) -> tuple[Target,
 
 
 def _path_bytes(size: int) -> int:
-    """A bound for what a change of one chunk stores beside the chunk: its manifest path and a version."""
+    """Return an upper bound for what a change of one chunk stores besides the chunk: manifest path and version."""
     chunks, path = -(-size // MIB), 0
     while True:
         path += min(chunks, FAN_OUT) * ID_BYTES + VERSION_BYTES

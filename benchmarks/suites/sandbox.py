@@ -1,4 +1,4 @@
-"""Functions on one host, without a network: warm calls, cold starts and memory, against bubblewrap with Python."""
+"""Functions on one host, without a network: warm calls, cold starts and memory, compared with Python in bubblewrap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskworker.sandbox import FunctionImage, Limits, SandboxHost, bubblewrap, r
 THREADS = 16
 REQUEST = b'{"name": "world"}'
 PAUSE_S = 0.01
-"""Between calls measured one by one: about what a caller's own work takes."""
+"""Pause between single calls, about as long as a caller's own work."""
 MARK = "7a"
 PROGRAM = """
 import json
@@ -44,7 +44,7 @@ SCRIPT_LIMIT = "bwrap with the same root, python and a script for every call"
 
 @dataclass(slots=True)
 class Samples:
-    """Values by round; times in milliseconds."""
+    """Samples by round; times are in milliseconds."""
 
     warm: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Measure all in turn, round by round, on one host with many warm functions."""
+    """Measure everything in each round, on one host with many warm functions."""
     sizes, samples = session.sizes, Samples()
     with session.scratch("sandbox") as bundles:
         host = SandboxHost(bundles, warm_max=sizes.sandbox_functions + sizes.rounds * sizes.sandbox_cold_starts * 2 + 1)
@@ -85,7 +85,7 @@ def run(session: Session) -> SuiteResult:
 
 
 def _images(bundles: Path) -> Iterator[FunctionImage]:
-    """Make function after function, each with a bundle of its own."""
+    """Make functions, each with its own bundle."""
     for number in itertools.count():
         root = bundles / str(number)
         root.mkdir()
@@ -127,7 +127,7 @@ def _memory(host: SandboxHost, samples: Samples) -> None:
 
 
 def _median(action: Callable[[], object], count: int, pause_s: float = 0.0) -> float:
-    """Give the median of the milliseconds that ``action`` takes."""
+    """Return the median of the milliseconds that ``action`` takes."""
     taken = []
     for _ in range(count):
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The same operations on a store of few and of very many files."""
+"""The same operations on a store with few files and on one with very many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPEN_SECONDS_MAX = 1.0
 UPKEEP_MIB_MAX = 200
 DELETED_FILES = 100
 WARM_UP_GETS = 20_000
-"""Enough to have most pages of the catalog and the indexes mapped: the first touch of each costs a page fault."""
+"""Enough to touch most pages of the catalog and the indexes, as the first access to a page costs a page fault."""
 OPERATIONS = {
     "push": "raw LMDB durable commit",
     "get": "LMDB look-up + pread + BLAKE3",
@@ -35,7 +35,7 @@ OPERATIONS = {
 
 @dataclass(slots=True)
 class Samples:
-    """Median seconds of one operation, by round; open times are of whole opens."""
+    """Samples by round: median seconds of one operation, and seconds of opening a store."""
 
     few: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in OPERATIONS})
     many: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in OPERATIONS})
@@ -46,7 +46,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Build both stores, measure them in turn, then collect and scrub each in a process of its own."""
+    """Build both stores, measure them alternately, then collect and scrub each of them in a fresh process."""
     sizes, samples = session.sizes, Samples()
     few = ScaleStore(session.directory / f"scale-{sizes.scale_files_few}", sizes.scale_files_few)
     many = ScaleStore(session.directory / f"scale-{sizes.scale_files_many}", sizes.scale_files_many)
@@ -71,7 +71,7 @@ def run(session: Session) -> SuiteResult:
 
 
 def _build(session: Session, store: ScaleStore) -> float:
-    """Make the store complete; returns the files pushed a second, 0 when it was there already."""
+    """Complete the store; return the files pushed per second, 0 if it was complete already."""
     before = store.built
     if before >= store.files:
         return 0.0
@@ -109,20 +109,20 @@ def _opened(store: ScaleStore, seconds: list[float]) -> Iterator[FileStorage]:
 
 
 class _Costs:
-    """Median seconds of single operations on one store."""
+    """Measures median seconds of single operations on one store."""
 
     def __init__(self, store: FileStorage, files: int, count: int) -> None:
         self._store, self._files, self._count = store, files, count
         self._series = f"{time.time_ns():x}"
 
     def warm_up(self) -> None:
-        """Use much of the store once: what is asked for is the cost in a process that has run for a while."""
+        """Use much of the store once, so as to measure the cost in a process that has run for a while."""
         rng = random.Random("warm-up")
         for _ in range(min(self._files, WARM_UP_GETS)):
             self._get(rng.randrange(self._files))()
 
     def median_of(self, operation: str, number: int) -> float:
-        """The median cost of ``operation`` in round ``number``, on files picked at random."""
+        """Return the median seconds of ``operation`` in round ``number``, on files picked at random."""
         rng = random.Random(number)
         picked = [rng.randrange(self._files) for _ in range(self._count)]
         actions: dict[str, Callable[[], list[Callable[[], object]]]] = {
@@ -190,7 +190,7 @@ def _result(session: Session, samples: Samples) -> tuple[list[Figure], list[Targ
 
 
 def _upkeep(session: Session, store: ScaleStore) -> tuple[list[Figure], list[Target]]:
-    """Collect (after some deletes) and scrub, each in a fresh process: time and peak memory."""
+    """Measure time and peak memory of collect (after some deletes) and scrub, each in a fresh process."""
     session.progress.step(f"deleting {DELETED_FILES} of {store.files:,} files")
     _delete_extra(store)
     bare = run_task("nothing", {})
@@ -219,7 +219,7 @@ def _memory_figure(name: str, outcome: Outcome, bare: Outcome) -> Figure:
 
 
 def _delete_extra(store: ScaleStore) -> None:
-    """Delete files that the measured pushes added, so that collect has something to do."""
+    """Delete files added by the measured pushes, so that collect has something to do."""
     with FileStorage.open(store.path) as engine:
         for version in engine.list_files(user_id=USER, prefix="extra-", limit=DELETED_FILES):
             engine.delete(version.file_id, user_id=USER)

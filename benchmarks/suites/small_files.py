@@ -1,4 +1,4 @@
-"""Files of 4 KiB, each with a content and a name of its own: durable pushes and gets."""
+"""Durable pushes and gets of 4 KiB files with distinct contents and names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Samples:
 
 
 def run(session: Session) -> SuiteResult:
-    """Measure durable pushes on 1 and on 16 threads, and gets on one."""
+    """Measure durable pushes with 1 and with 16 threads, and gets with one thread."""
     sizes, samples = session.sizes, Samples()
     with session.scratch("small") as root, FileStorage.open(root / "store") as store:
         raw_reads = SmallReads(root, FILE_BYTES)
@@ -78,7 +78,7 @@ def _push_threaded(store: FileStorage, series: str, count: int) -> float:
 
 
 def _gets(store: FileStorage, count: int) -> float:
-    """Seconds of ``count`` gets; names are walked in strides, so that no two neighbours in the store follow."""
+    """Time ``count`` gets, in seconds. Files are read in strides, so that successive files are not neighbours."""
     ids = [version.file_id for version in store.list_files(user_id=USER, limit=count)]
     order = [ids[index * 7919 % len(ids)] for index in range(count)]
 
