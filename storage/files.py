@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from storage.catalog import Catalog, FileEntry, name_key, user_key
-from storage.errors import FileNotFound, FormatError, VersionNotFound
+from storage.errors import ConflictError, FileNotFound, FormatError, VersionNotFound
 from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,25 @@ class Files:
             VersionNotFound: the file has no such version.
         """
         return self.stored(*self.entry(file_id, user_id), version_id)
+
+    def base(self, file_id: str, user_id: str, version_id: str) -> tuple[str, StoredVersion]:
+        """The name of a user's file, and a version of it to which a change can be applied.
+
+        Raises:
+            FileNotFound: there is none with this id, or it is another user's.
+            VersionNotFound: the file has no such version.
+            ConflictError: the version is not the head.
+        """
+        identifier, entry = self.entry(file_id, user_id)
+        base = self.stored(identifier, entry, version_id)
+        if base.version_id != entry.head:
+            raise ConflictError(
+                f"head is {entry.head.hex()}, the change was made against {version_id}; "
+                "synchronize, make the change again and retry",
+                head=entry.head.hex(),
+                base=version_id,
+            )
+        return entry.filename, base
 
     def find(self, filename: str, user_id: str) -> StoredVersion | None:
         """The head of the file with this name, None if there is none."""

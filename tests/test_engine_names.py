@@ -143,7 +143,7 @@ def test_without_such_a_module_both_names_give_the_engine(first: str, tmp_path: 
         assert taskworker.storage.errors is storage.errors
         assert taskworker.storage.write.upload.__name__ == "storage.write.upload"
         assert taskworker.storage.FileStorage is taskworker.FileStorage is storage.FileStorage
-        assert storage.FileStorage.__module__ == "storage.engine"
+        assert storage.FileStorage.__module__ == "storage.engine.store"
         try:
             import taskworker.storage.nothing
         except ModuleNotFoundError as error:
@@ -163,7 +163,7 @@ def test_a_module_that_comes_first_in_no_import_is_no_obstacle(tmp_path: Path) -
 
         assert storage is taskworker.storage
         assert storage.errors is taskworker.storage.errors
-        assert storage.FileStorage.__module__ == "taskworker.storage.engine"
+        assert storage.FileStorage.__module__ == "taskworker.storage.engine.store"
         print("works")
     """
     assert run(program, tmp_path) == "works\n"

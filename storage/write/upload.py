@@ -16,18 +16,18 @@ from types import TracebackType
 
 from blake3 import blake3
 
-from storage.batching import batched
 from storage.catalog import CatalogTransaction
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
-from storage.formats.manifest import FAN_OUT, Manifest, ManifestBuilder, RootNode
+from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode
 from storage.formats.versions import FILE_ID_BYTES, Version
 from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, kind_of, object_id_of
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
 from storage.shards import Shard
-from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
+from storage.write.claims import require_claims, stripes_of
 from storage.write.context import PushContext
 from storage.write.known import held_length, is_new
 from storage.write.pending import PendingVersion
@@ -215,7 +215,10 @@ class Upload:
     # -- the pipeline ----------------------------------------------------------------------------
 
     def _take_buffer(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(self._capacity)
+        try:
+            return self._free.pop()
+        except IndexError:  # asked for first, it could be taken by another thread in between
+            return bytearray(self._capacity)
 
     def _submit_buffer(self) -> None:
         buffer, length = self._buffer, self._filled
@@ -242,7 +245,7 @@ class Upload:
             self._accept(stripe, length)
 
     def _read_chunk(self, fd: int, offset: int, length: int) -> tuple[StripeKey, int]:
-        buffer = self._take_buffer_shared()
+        buffer = self._take_buffer()
         view, got = memoryview(buffer), 0
         while got < length:
             count = os.preadv(fd, [view[got:length]], offset + got)
@@ -252,12 +255,6 @@ class Upload:
                 )
             got += count
         return self._store_chunk(_padded(buffer, length, self._target.profile), length, buffer)
-
-    def _take_buffer_shared(self) -> bytearray:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return bytearray(self._capacity)
 
     def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
         """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
@@ -388,31 +385,13 @@ class Upload:
             volumes.sync_each()
         removals = self._context.pins.removals != self._removals
         if removals:
-            self._require_claims(root)
+            pinned = set(self._stripes)
+            chunks = (stripe for stripe in self._written(root) if kind_of(stripe) == Kind.CHUNK)
+            require_claims(self._context, self._target.user, (chunk for chunk in chunks if chunk not in pinned))
         self._epoch = settle(self._context.stripes, lambda: self._written(root), self._epoch, removals=removals)
 
-    def _require_claims(self, root: RootNode) -> None:
-        """See that a collect which ran meanwhile has left the claims of this upload."""
-        pinned = set(self._stripes)
-        claimed = (stripe for stripe in self._written(root) if kind_of(stripe) == Kind.CHUNK and stripe not in pinned)
-        for batch in batched(claimed, FAN_OUT):
-            if not all(self._context.catalog.holds(self._target.user, batch)):
-                raise IncompletePush("a part of this push was collected before its commit; push again")
-
     def _written(self, root: RootNode) -> Iterator[StripeKey]:
-        """Every stripe of what was pushed but its version."""
-        own = dict(self._nodes)
-        manifest = Manifest(root, lambda node_id: own.get(node_id) or self._node(node_id))
-        for node_id in manifest.node_ids():
-            yield metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
-        for chunk_id in manifest.chunk_ids():
-            yield chunk_stripe(chunk_id, root.profile)
-
-    def _node(self, node_id: bytes) -> bytes:
-        raw = self._context.catalog.node(node_id)
-        if raw is None:
-            raise IncompletePush("a part of this push was collected before its commit; push again")
-        return raw
+        return stripes_of(self._context, root, self._nodes)
 
     def _finish_input(self) -> dict[int, list[Shard]]:
         """Store what is left in buffers; the shards of a small file are returned to ride along instead."""

@@ -93,7 +93,7 @@ class WorkerAdmission:
             raise
         record = admission.record
         self._fleet.attach(record.slot, volume, record.owner)
-        self._store.mark(record.slot, anew=stale)
+        self._store.upkeep.mark(record.slot, anew=stale)
         self._startup_barrier.came(record.slot)
         if admission.emptied:
             self._fleet.note_emptied(record.slot)
@@ -138,7 +138,7 @@ class WorkerAdmission:
         behind = self._store.behind
         slot = next((record.slot for record in self._membership.records if record.worker == worker), None)
         try:
-            stale = self._store.meet(slot, volume, worker, application.owner)
+            stale = self._store.upkeep.meet(slot, volume, worker, application.owner)
         except StorageError as error:
             raise WorkerRefused(f"the volume of worker {worker} cannot be read ({error})") from error
         if self._store.behind and not behind:

@@ -113,7 +113,7 @@ class PoolCore:
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         needs_rebuild = self._settings.needs_rebuild()
         self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
-        self.store.on_rebuilt = self._rebuilt
+        self.store.upkeep.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run
         # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
         expected = [record.slot for record in self.membership.records if record.standing.is_counted_on]
@@ -289,7 +289,7 @@ class PoolCore:
     def _settled(self) -> None:
         """Every shard is in its place."""
         if self._layout.settle():
-            self.store.save_incomplete()
+            self.store.upkeep.save_incomplete()
 
     # -- the clock -------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class FileServer(Server):
 def _services_of(
     store: FileStorage, limits: ServerLimits, ready: Callable[[], None]
 ) -> dict[str, grpc.GenericRpcHandler]:
-    store.keep_interrupted(_RESUME_S)
+    store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
     gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
     return {

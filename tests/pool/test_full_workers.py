@@ -130,7 +130,7 @@ def test_nothing_is_dropped_for_what_a_full_worker_cannot_make_durable(cluster: 
     keys = [key for key in former.volume.records_by_key if key[32] == Kind.CHUNK]
     worker.volume.append([former.volume.records_by_key[key].shard for key in keys])
     slots = {record.worker: record.slot for record in cluster.pool.membership.records}
-    readback = cluster.pool.store.read_back()
+    readback = cluster.pool.store.upkeep.read_back()
     worker.volume.full = True
     assert readback.alike(keys, slots[former.name], slots[worker.name]) == []
     worker.volume.full = False
@@ -243,7 +243,7 @@ def test_what_a_full_worker_refused_of_a_push_is_missed_whoever_hears_of_it(clus
     with store.upload(filename="f", user_id="u") as upload:
         full.volume.full = True
         upload.write(data)
-        store.mark(slot, anew=True)  # has it make durable what it was given, as a collect does
+        store.upkeep.mark(slot, anew=True)  # has it make durable what it was given, as a collect does
         upload.commit()
     for stripe in chunks_of(data, cluster.profile):
         assert {key[35] for worker in cluster.workers for key in worker.volume.durable if key[:35] == stripe} == {

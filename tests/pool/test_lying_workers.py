@@ -345,11 +345,11 @@ def test_what_is_left_on_liars_is_no_reason_to_collect_again_and_again(cluster: 
         cluster.pool.fleet.note_lie(2, b"", "lies")
     cluster.pool.store.delete(next(iter(files.values())), user_id="u")
     cluster.pool.store.collect(grace_s=0)
-    assert not cluster.pool.store.is_collect_owed()
+    assert not cluster.pool.store.upkeep.is_collect_owed()
     cluster.pass_time(700.0)
     cluster.pool.tick()
     assert cluster.pool.fleet.trusts(2)
-    assert cluster.pool.store.is_collect_owed()
+    assert cluster.pool.store.upkeep.is_collect_owed()
 
 
 def test_audits_go_on_beside_users_who_are_always_at_work(cluster: Cluster) -> None:

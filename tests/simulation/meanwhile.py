@@ -45,7 +45,7 @@ class Meanwhile:
     def _would_wait(self, thread: str) -> bool:
         """Whether the thread at work holds what this one would wait for."""
         cluster = self.cluster
-        if self._nested or cluster.tables.writing or cluster.pool.store._pins.holds_up:
+        if self._nested or cluster.tables.writing or cluster.pool.store._parts.pushing.pins.holds_up:
             return True
         return thread in _MAKERS and cluster.pool.store._stripes._making.holds_up
 

@@ -400,7 +400,7 @@ def test_threads_that_mark_the_same_workers_leave_each_a_mark(calls: int) -> Non
     """Each mark has the worker's share of the store's secret, by which the catalog can be made again."""
     cluster = cluster_of(6)
     cluster.pool.store.push(CONTENT, filename="f", user_id="u")
-    lineage = cluster.pool.store._lineage
+    lineage = cluster.pool.store._parts.lineage
     cluster.network.after_calls(calls, lambda: lineage.plant(range(6), anew=True))
     lineage.plant(range(6), anew=True)
     for worker in cluster.workers:

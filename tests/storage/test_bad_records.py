@@ -303,9 +303,9 @@ def test_a_list_of_missed_collects_that_cannot_be_read_stops_no_collect(root: Pa
     catalog.save_document("collect-missed", b"\xc1")
     catalog.close()
     with open_store(root) as store:
-        assert store.is_collect_owed()  # any of them may have missed one
+        assert store.upkeep.is_collect_owed()  # any of them may have missed one
         assert store.collect(grace_s=0).bytes_freed > 0
-        assert not store.is_collect_owed()
+        assert not store.upkeep.is_collect_owed()
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
 
 
@@ -367,7 +367,7 @@ def test_a_time_that_cannot_be_read_keeps_what_uploads_have_stored(root: Path) -
     with open_store(root) as store:
         number = max(store._catalog.uploads())
         assert store.collect().bytes_freed == 0
-        assert store._uploads.begin() > number
+        assert store._parts.uploads.begin() > number
     with open_store(root) as store:
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
 
@@ -376,12 +376,12 @@ def test_settings_that_cannot_be_read_are_made_again(root: Path) -> None:
     """Which volumes wait for a repair is not known then: all do."""
     with open_store(root) as store:
         push(store, OTHERS["a"], "a")
-        before = store._settings
+        before = store._parts.settings
     spoil_record(root, b"settings")
     with open_store(root) as store:
         assert not store.needs_rebuild
-        assert msgspec.structs.replace(store._settings, incomplete=[]) == before
-        assert store._settings.incomplete == list(range(6))
+        assert msgspec.structs.replace(store._parts.settings, incomplete=[]) == before
+        assert store._parts.settings.incomplete == list(range(6))
         assert store.stats().losses_survivable == 0
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
         assert store.repair().complete

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from storage import engine
 from storage.budget import Budget
+from storage.engine import parts
 from storage.runtime import Runtime
 from storage.write import context
 from tests.storage.helpers import CHUNK, USER, content, get, open_store, push
@@ -70,7 +70,7 @@ def test_uploads_share_what_is_in_flight(
 def test_readers_share_what_is_read_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executors: dict[str, Counting]
 ) -> None:
-    monkeypatch.setattr(engine, "AHEAD_BYTES_ALL", 4 * CHUNK)
+    monkeypatch.setattr(parts, "AHEAD_BYTES_ALL", 4 * CHUNK)
     data = content(1, 12 * CHUNK)
     with open_store(tmp_path / "store") as store:
         file_id = push(store, data, "file").file_id

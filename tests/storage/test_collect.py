@@ -279,15 +279,15 @@ def test_a_volume_that_is_away_is_swept_when_it_is_back(root: Path) -> None:
     with open_store(root) as store:
         report = store.collect(grace_s=0)
         assert (report.objects_removed, report.stores_missed) == (6, 1)
-        assert store.stores_away() == [f"2 at {volume_dir(root, 2)}"]
-        assert not store.is_collect_owed()
+        assert store.upkeep.stores_away() == [f"2 at {volume_dir(root, 2)}"]
+        assert not store.upkeep.is_collect_owed()
     volume_dir(root, 2).unlink()
     (root / "away").rename(volume_dir(root, 2))
     with open_store(root) as store:
-        assert store.is_collect_owed()
+        assert store.upkeep.is_collect_owed()
         assert store.missing_chunks(IDS, user_id=USER) == [True] * len(IDS)
         assert store.collect(grace_s=0).stores_missed == 0
-        assert not store.is_collect_owed()
+        assert not store.upkeep.is_collect_owed()
         assert file_shards(store) == 6  # the tombstone
 
 

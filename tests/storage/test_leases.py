@@ -186,7 +186,7 @@ def test_an_upload_that_the_end_of_the_process_cut_off(root: Path, clocks: Clock
         store.collect()
         assert missing(store) == [False] * 4
     with open_at(copy, clocks) as store:
-        store.keep_interrupted(resume_s)
+        store.upkeep.keep_interrupted(resume_s)
         clocks.elapsed_s += 299
         store.collect(grace_s=0)
         assert missing(store) == [not resume_s] * 4

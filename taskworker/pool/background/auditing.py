@@ -43,7 +43,7 @@ class Auditor:
 
     def __init__(self, store: FileStorage, *, bytes_per_s: int, runtime: Runtime) -> None:
         self._store = store
-        self._readback = store.read_back()
+        self._readback = store.upkeep.read_back()
         self._bytes_per_s = bytes_per_s
         self._runtime = runtime
         self.signals = Signals()
@@ -91,7 +91,7 @@ class Auditor:
         """Audit a stripe chosen at random; how many bytes were fetched for it."""
         if self._store.needs_rebuild:
             return 0
-        stripe = self._store.any_stripe(self._runtime.token_bytes(32))
+        stripe = self._store.upkeep.any_stripe(self._runtime.token_bytes(32))
         if stripe is None:
             return 0
         found = self._readback.audit(stripe)

@@ -60,7 +60,7 @@ class Collector:
         self._due_s = math.inf  # by the monotonic clock
         self._ended_s = -math.inf
         self._kept_s = runtime.monotonic_s()
-        store.on_collected = self._note
+        store.upkeep.on_collected = self._note
         self._plan()
 
     def _plan(self) -> None:
@@ -123,7 +123,7 @@ class Collector:
         now_s = self._runtime.monotonic_s()
         if now_s - self._kept_s >= _LOOK_S_MAX:
             self._kept_s = now_s
-            self._store.keep_time()
+            self._store.upkeep.keep_time()
 
     def collect_if_due(self) -> bool:
         """Collect if it is time to; whether it was. A failure is kept in the journal, and is tried again later."""
@@ -155,11 +155,11 @@ class Collector:
     def _is_owed(self, now_s: float) -> bool:
         """Whether one is to be made up for: not at once, as the worker that missed it may come and go."""
         rested = now_s - self._ended_s >= _RETRY_S
-        return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.is_collect_owed()
+        return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.upkeep.is_collect_owed()
 
     def _awaits(self, now_s: float) -> str:
         """What one that is due waits for; empty: nothing."""
-        away = self._store.stores_away()
+        away = self._store.upkeep.stores_away()
         if away is None:
             return "no worker is there yet"
         if away and now_s - self._due_s < _WAIT_S_MAX:

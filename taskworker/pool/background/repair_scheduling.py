@@ -85,7 +85,7 @@ class RepairScheduler:
         self._at_once = threading.Event()
         self._pause_s: float | None = None
         self.tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
-        self._tidier = Tidier(fleet, store.read_back(), self.signals, self.tranquility.rest, runtime.monotonic_s)
+        self._tidier = Tidier(fleet, store.upkeep.read_back(), self.signals, self.tranquility.rest, runtime.monotonic_s)
         self._pass: RepairPass | None = None
         self._state = "idle"
         self.lost = 0

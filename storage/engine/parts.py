@@ -1,0 +1,160 @@
+"""The parts of an open store, put together, and whether they may be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from storage.activity import Activity
+from storage.budget import Budget
+from storage.catalog import Catalog, StoreSettings
+from storage.erasure import ErasureProfile
+from storage.errors import FormatError, StorageError, StoreClosed
+from storage.figures import Figures
+from storage.files import Files
+from storage.fleet.fleet import Fleet
+from storage.formats.authenticity import Authority
+from storage.keys import Kind, StripeKey, kind_of, object_id_of
+from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.heal import Healer
+from storage.maintenance.live import node_loader
+from storage.read.reader import AHEAD_BYTES_ALL
+from storage.runtime import Runtime
+from storage.stripes.stripes import StripeStore
+from storage.system.forks import HomeProcess
+from storage.write.commit import GroupCommit
+from storage.write.context import PushContext
+from storage.write.lineage import Lineage
+from storage.write.pins import Pins, Readings
+from storage.write.registry import Uploads
+
+log = logging.getLogger(__name__)
+
+
+class StoreParts:
+    """What an open store is made of.
+
+    Args:
+        path: the store directory.
+        settings: as kept in the catalog.
+        catalog: open.
+        volumes: the shard stores.
+        needs_rebuild: the catalog is empty, and is to be made again from the volumes.
+        runtime: threads, clocks and random bytes.
+        opening_s: see :class:`~storage.write.registry.Uploads`.
+
+    Attributes:
+        home: the process that opened the store.
+        needs_rebuild: as given, until a rebuild has ended.
+        closed: whether the store is being closed.
+    """
+
+    def __init__(
+        self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
+        *, needs_rebuild: bool, runtime: Runtime, opening_s: float,
+    ) -> None:  # fmt: skip
+        self.home = HomeProcess(f"the store at {path}")
+        self.path = path
+        self.settings = settings
+        self.profile = ErasureProfile(settings.k, settings.n)
+        self.catalog = catalog
+        self.volumes = volumes
+        self.runtime = runtime
+        self.needs_rebuild = needs_rebuild
+        self.closed = False
+        self.files = Files(catalog)
+        self.figures = Figures(catalog, volumes, settings)
+        self.stripes = StripeStore(volumes, runtime)
+        self._recount()
+        self.healer = Healer(self.stripes, runtime, self._is_needed)
+        self.stripes.heal_requests.damaged = self.healer.request
+        self.stripes.heal_requests.missing = self.healer.request_missing
+        pins = Pins()
+        volumes.is_pinned = pins.pinned
+        self.uploads = Uploads(catalog, runtime.monotonic_s, opening_s=opening_s)
+        self.readings = Readings()
+        self.activity = Activity(runtime.monotonic_s)
+        self.ahead = Budget(AHEAD_BYTES_ALL)
+        self.load_node = node_loader(catalog, self.stripes, settings.n)
+        self.authority = Authority()
+        self.lineage = Lineage(catalog, volumes, self.profile, self.authority, runtime)
+        threads = max(2, os.cpu_count() or 1)
+        self.readers = runtime.executor(threads, "read-chunks")
+        self.pushing = PushContext(
+            catalog=catalog,
+            stripes=self.stripes,
+            pins=pins,
+            uploads=self.uploads,
+            commits=GroupCommit(catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority),
+            workers=runtime.executor(threads, "store-chunks"),
+            flusher=runtime.executor(1, "flush"),
+            metadata_copies=settings.n,
+            runtime=runtime,
+            activity=self.activity,
+        )
+        self.maintenance = MaintenanceContext(
+            catalog=catalog,
+            stripes=self.stripes,
+            pins=pins,
+            uploads=self.uploads,
+            readings=self.readings,
+            load_node=self.load_node,
+            metadata_copies=settings.n,
+            scratch=path / "scratch",
+            runtime=runtime,
+        )
+
+    def check_usable(self) -> None:
+        """Check that the store is open, and used by the process that opened it.
+
+        Raises:
+            UsedAfterFork: another process opened it.
+            StoreClosed: it is closed.
+        """
+        self.home.check()
+        if self.closed:
+            raise StoreClosed(f"the store at {self.path} is closed")
+
+    def check_open(self) -> None:
+        """:meth:`check_usable`, and that there is a catalog.
+
+        Raises:
+            UsedAfterFork, StoreClosed: see :meth:`check_usable`.
+            FormatError: the catalog is gone.
+        """
+        self.check_usable()
+        if self.needs_rebuild:
+            raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+
+    def check_writable(self) -> None:
+        """:meth:`check_open`, and that the catalog knows all that the volumes know.
+
+        Raises:
+            UsedAfterFork, StoreClosed, FormatError: see :meth:`check_open`.
+            CatalogBehind: it does not.
+        """
+        self.check_open()
+        self.lineage.check_current()
+        self.volumes.check_present()
+
+    def stop(self) -> None:
+        """Let what is under way end, and stop the threads."""
+        self.stripes.close()
+        self.healer.close()
+        self.pushing.workers.shutdown()
+        self.pushing.flusher.shutdown()
+        self.readers.shutdown()
+
+    def _recount(self) -> None:
+        try:
+            self.catalog.recount()
+        except StorageError as error:
+            log.warning("totals and profiles of the catalog are counted whenever they are asked for: %s", error)
+
+    def _is_needed(self, stripe: StripeKey) -> bool:
+        """Whether a chunk or node may still be part of a file: a collect forgets it before its shards."""
+        if kind_of(stripe) == Kind.CHUNK:
+            return self.catalog.is_held(stripe)
+        return kind_of(stripe) != Kind.NODE or self.catalog.node(object_id_of(stripe)) is not None

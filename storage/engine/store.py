@@ -1,0 +1,491 @@
+"""FileStorage: the embeddable store. Files in, verified bytes out, whatever k volumes are left."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from storage.arguments import checked
+from storage.catalog import Catalog, Counters, FileEntry, ProfileCount, StoreSettings, user_key
+from storage.diff.manifest_diff import ManifestDiff
+from storage.engine.parts import StoreParts
+from storage.engine.reading import ReadableStore
+from storage.engine.upkeep import Upkeep
+from storage.erasure import ErasureProfile, accelerator_name
+from storage.files import name_of, permitted
+from storage.fleet.fleet import Fleet
+from storage.fleet.volumes import VolumeOptions
+from storage.formats.versions import Version
+from storage.maintenance.heal import Pace
+from storage.maintenance.repair import Watch
+from storage.opening import opened_parts
+from storage.options import PushOptions
+from storage.reports import CollectReport, HealingState, Progress, RebuildReport, RepairReport, ScrubReport, StoreStats
+from storage.runtime import Runtime
+from storage.stripes.stripes import chunk_stripe
+from storage.system.locking import StoreLock
+from storage.write import revising
+from storage.write.known import usable_stripes
+from storage.write.small import push_small
+from storage.write.sources import Source, feed, source_size
+from storage.write.target import PushTarget, push_target
+from storage.write.upload import INLINE_BYTES_MAX, Upload
+
+COLLECT_GRACE_S = 86400.0
+_OPENING_S = 3600.0  # of the store's time: a command opens it for moments only, and what it left must lapse some time
+
+
+class FileStorage(ReadableStore):
+    """A store of files in one directory, erasure-coded over its volumes.
+
+    Thread-safe: all methods may be called from any number of threads at once. One process at a time
+    owns a store directory; in a process forked from it, all methods but ``close``, which does nothing,
+    raise UsedAfterFork. When a push or revise returns, its version survives power loss; when it
+    raises, nothing of it is visible. Readers see a version as it was when they opened it.
+
+    Use :meth:`open`; close it, or use it as a context manager.
+
+    Attributes:
+        path: the store directory.
+        profile: erasure profile of new files.
+        chunk_size: bytes of the chunks of new files.
+        on_closing: called by :meth:`close` when nothing is under way any more and what waits for repair has been kept,
+            before the catalog is closed.
+        upkeep: does the maintenance, and knows stores that join, leave and come back.
+        read_patience_s: how long, after a store went away without which a chunk cannot be read, reads wait for it.
+    """
+
+    def __init__(
+        self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
+        *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        parts = StoreParts(
+            path,
+            settings,
+            catalog,
+            volumes,
+            needs_rebuild=needs_rebuild,
+            runtime=runtime or Runtime(),
+            opening_s=opening_s,
+        )
+        super().__init__(parts)
+        self.path = path
+        self.profile = parts.profile
+        self.chunk_size = settings.chunk_size
+        self.upkeep = Upkeep(parts)
+        self.on_closing: Callable[[], None] = lambda: None
+        self._catalog = catalog
+        self._volumes = volumes
+        self._stripes = parts.stripes
+        self._context = parts.pushing
+        self._lock = lock
+        self._closing = threading.Lock()
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    @classmethod
+    @checked
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        profile: ErasureProfile | None = None,
+        volumes: Sequence[str | os.PathLike[str]] | None = None,
+        chunk_size: int | None = None,
+        create: bool = True,
+        volume_options: VolumeOptions | None = None,
+        runtime: Runtime | None = None,
+    ) -> FileStorage:
+        """Open the store at ``path``, creating it if there is none.
+
+        Args:
+            path: the store directory.
+            profile: default (k, n) of a new store: 4-of-6. An existing store keeps its own.
+            volumes: directories of the volumes, in slot order, ideally one per disk; default
+                ``path/volumes/0`` … ``n-1``. For an existing store: where they are now.
+            chunk_size: default chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
+            create: make a new store if there is none.
+            volume_options: how volumes do their disk access; for tests and tuning.
+            runtime: threads, clocks and random bytes; the machine's own by default.
+
+        Raises:
+            StoreLocked: another process has it open.
+            FormatError: not a store, of a newer format, or a volume belongs elsewhere.
+            StoreUnavailable: its catalog is gone, and so are volumes to make it again from; or it cannot be read now.
+            InvalidArgument: no store there and ``create`` is False, or bad arguments.
+        """
+        with opened_parts(
+            Path(path),
+            profile=profile,
+            volumes=None if volumes is None else [Path(volume) for volume in volumes],
+            chunk_size=chunk_size,
+            create=create,
+            options=volume_options or VolumeOptions(),
+        ) as parts:
+            store = cls(
+                parts.root,
+                parts.settings,
+                parts.catalog,
+                parts.volumes,
+                parts.lock,
+                needs_rebuild=parts.needs_rebuild,
+                runtime=runtime,
+                opening_s=_OPENING_S,
+            )
+            parts.volumes.on_attached = store.upkeep.meet_again
+            store.upkeep.meet_all()
+        return store
+
+    @classmethod
+    def over(
+        cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False,
+    ) -> FileStorage:  # fmt: skip
+        """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
+
+        The store closes what it is given.
+
+        Args:
+            path: a directory of its own, for scratch files.
+            settings: as kept in ``catalog``.
+            catalog: the open catalog.
+            volumes: the shard stores.
+            lock: held on ``path``.
+            runtime: threads, clocks and random bytes; the machine's own by default.
+            needs_rebuild: the catalog is empty, and is to be made again from the volumes.
+        """
+        return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
+
+    def close(self) -> None:
+        """Finish what is under way, bring the indexes to disk and let go of the directory.
+
+        In a forked child this does nothing: all of it is the parent's.
+        """
+        if not self._parts.home.is_here:
+            return
+        with self._closing:
+            if self._parts.closed:
+                return
+            self._parts.closed = True
+        self._parts.stop()
+        self.upkeep.end()
+        self.on_closing()
+        self._volumes.close()
+        self._catalog.close()
+        self._lock.release()
+
+    def __enter__(self) -> FileStorage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def volume_paths(self) -> list[Path]:
+        """Directories of the volumes, by slot; none where the shards are on workers."""
+        return self._volumes.directories()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @checked
+    def push(
+        self,
+        source: Source,
+        *,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Store content under (user, filename); an existing name gets a new version, equal content none.
+
+        Equal content with another note gets one as well; what is returned says if it is ``unchanged``.
+
+        Args:
+            source: bytes, a path, a binary file object (read from its position), or an iterable of bytes.
+            filename: 1…1024 bytes of UTF-8.
+            user_id: the owner.
+            profile: erasure profile, default the store's.
+            chunk_size: default the store's.
+            time_ms: author's clock, default now.
+            note: free text kept in the version; given with equal content, it makes a version of its own.
+            sha256: hex SHA-256 of the content, checked before anything becomes visible.
+            progress: called with (bytes stored, bytes in all or 0).
+
+        Raises:
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            OSError: ``source`` cannot be read.
+            CatalogBehind: see :attr:`behind`.
+        """
+        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
+        if type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
+            return push_small(self._context, target, source)
+        upload = Upload(self._context, target, progress, source_size(source))
+        try:
+            feed(source, upload, in_order=sha256 is not None)
+            return upload.commit()
+        except BaseException:
+            upload.abort(keep_chunks=False)
+            raise
+
+    @checked
+    def upload(
+        self,
+        *,
+        filename: str,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        size_hint: int | None = None,
+        progress: Progress | None = None,
+    ) -> Upload:
+        """Begin a push whose bytes come piece by piece; arguments as for :meth:`push`."""
+        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
+        return Upload(self._context, target, progress, size_hint or 0)
+
+    @checked
+    def missing_chunks(
+        self, chunk_ids: Sequence[bytes], *, user_id: str, profile: ErasureProfile | None = None
+    ) -> list[bool]:
+        """Which chunks must be sent in a push: True for those this user has no whole copy of here.
+
+        Chunks that only other users have count as missing.
+        """
+        self._parts.check_open()
+        chosen = profile or self.profile
+        stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
+        usable = usable_stripes(self._context, user_key(user_id.encode()), stripes)
+        return [stripe not in usable for stripe in stripes]
+
+    @checked
+    def revise(
+        self,
+        file_id: str,
+        diff: ManifestDiff,
+        *,
+        user_id: str,
+        sha256: str | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+    ) -> Version:
+        """Apply a diff to the head of a file, atomically.
+
+        Args:
+            file_id: the file.
+            diff: from :meth:`diff`, or from outside; checked wholly before anything is kept.
+            user_id: the owner.
+            sha256: hex SHA-256 of the whole resulting content, checked (this reads the whole file).
+            time_ms: author's clock, default now.
+            note: free text kept in the version.
+
+        Raises:
+            ConflictError: the diff's base is not the head.
+            InvalidArgument: the diff is malformed; nothing was kept.
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            CatalogBehind: see :attr:`behind`.
+        """
+        self._parts.check_writable()
+        filename, base = self._parts.files.base(file_id, user_id, diff.base_version_id)
+        self._volumes.require_writable(base.root.profile)
+        options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
+        target = self._target(options, base.root.profile, base.root.chunk_size)
+        return revising.revise(self._context, target, base, diff, self._parts.load_node)
+
+    @checked
+    def delete(self, file_id: str, *, user_id: str) -> None:
+        """End a file: its name is free at once, its space after the next :meth:`collect`.
+
+        Raises:
+            FileNotFound: no such file, or another user's.
+            CatalogBehind: see :attr:`behind`.
+        """
+        self.delete_files([file_id], user_id=user_id)
+
+    @checked
+    def delete_files(self, file_ids: Sequence[str], *, user_id: str) -> None:
+        """End many files at once, as by :meth:`delete`: all of them, or none if one is not there.
+
+        A few hundred together take hardly longer than one.
+
+        Raises:
+            FileNotFound: no such file, or another user's; names it.
+            CatalogBehind: see :attr:`behind`.
+        """
+        self._parts.check_writable()
+        identifiers = dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)
+
+        def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
+            return permitted(entry, identifier.hex(), user_id)
+
+        if identifiers:
+            self._context.commits.delete(list(identifiers), check, partial(name_of, user_key(user_id.encode())))
+
+    # -- maintenance -----------------------------------------------------------------------------
+
+    @checked
+    def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
+        """Verify everything stored; rotten shards are quarantined for :meth:`repair` to make anew."""
+        return self.upkeep.scrub(progress)
+
+    @checked
+    def repair(
+        self,
+        *,
+        progress: Progress | None = None,
+        pace: Callable[[float], None] | None = None,
+        watch: Watch | None = None,
+    ) -> RepairReport:
+        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
+
+        Args:
+            progress: called with (objects done, objects in all).
+            pace: called with the seconds that each object took; may sleep, to leave room for others.
+            watch: told how far it is in more detail than ``progress``.
+        """
+        return self.upkeep.repair(progress, pace, watch)
+
+    @checked
+    def collect(
+        self,
+        *,
+        progress: Progress | None = None,
+        grace_s: float = COLLECT_GRACE_S,
+        pace: Callable[[float], None] | None = None,
+    ) -> CollectReport:
+        """Free the space of deleted files and of pushes that never committed, beside pushes in flight.
+
+        Args:
+            progress: called with (steps done, steps in all).
+            grace_s: how long chunks of interrupted pushes are kept to be resumed, counted while the store is open.
+            pace: called with the seconds that each step took; may sleep, to leave room for others.
+
+        Raises:
+            CatalogBehind: what the catalog does not know may be needed all the same; see :attr:`behind`.
+        """
+        return self.upkeep.collect(progress, grace_s, pace)
+
+    @checked
+    def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
+        """Make the catalog again from the volumes alone, when it is gone, or take in what only they know.
+
+        Where volumes are out of reach that may hold more, the report names what is ``undecided``. The store stays
+        :attr:`behind` then, so that nothing is written or freed, until another rebuild has examined all of them.
+
+        Raises:
+            InvalidArgument: the catalog is there, and not behind. To make it again anyway, close the store and
+                move its ``catalog`` directory away.
+            InsufficientWorkers: what the store has signed cannot be told; run it again when more volumes are there.
+        """
+        return self.upkeep.rebuild(progress)
+
+    @property
+    def needs_rebuild(self) -> bool:
+        """Whether the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work then."""
+        return self._parts.needs_rebuild
+
+    @property
+    def behind(self) -> bool:
+        """Whether the catalog is older than the volumes, as if restored from a backup.
+
+        Files can be read then, but nothing is written or freed until a :meth:`rebuild` has taken in what only the
+        volumes know.
+        """
+        return self._parts.lineage.behind
+
+    @property
+    def unfinished(self) -> str:
+        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        return self._parts.lineage.unfinished
+
+    def counts(self) -> Counters:
+        """Numbers of files and versions and their bytes, without asking the volumes."""
+        self._parts.check_usable()
+        return self._catalog.counters()
+
+    def profiles(self) -> list[ProfileCount]:
+        """The erasure profiles that are in use; the store's own one, with no files, while there are none.
+
+        Metadata counts as a profile of its own, as files cannot be read without it.
+        """
+        self._parts.check_usable()
+        return self._parts.figures.profiles()
+
+    def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
+        """How many losses all files survive, given how many a profile does.
+
+        No more than 0 while the catalog is behind, because what it knows of may have been deleted and collected,
+        unless a repair has ``verified`` since that all of it is there.
+        """
+        self._parts.check_usable()
+        survivable = self._parts.figures.survivable(losses)
+        return min(0, survivable) if self.behind and not verified else survivable
+
+    @property
+    def accelerator(self) -> str:
+        """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
+        return accelerator_name(self.profile)
+
+    def stats(self) -> StoreStats:
+        """The store at a glance; cheap at any size."""
+        self._parts.check_usable()
+        self._volumes.check_present()
+        return self._parts.figures.stats(
+            behind=self.behind, unfinished=self.unfinished, needs_rebuild=self.needs_rebuild
+        )
+
+    def trouble(self) -> str:
+        """Why the catalog cannot be used now, tried again if it could not be lately; empty if it can."""
+        self._parts.home.check()
+        return self._catalog.trouble()
+
+    @checked
+    def is_busy(self, within_s: float = 0.25) -> bool:
+        """Whether users' data moved within the last ``within_s`` seconds."""
+        self._parts.home.check()
+        return self._parts.activity.is_busy(within_s)
+
+    def pace_healing(self, pace: Pace) -> None:
+        """Let the healing of what reads find missing make way for users."""
+        self._parts.healer.pace = pace
+
+    def healing(self) -> HealingState:
+        """How far the healing of damage that reads have met is."""
+        self._parts.home.check()
+        return self._parts.healer.state()
+
+    def wait_for_healing(self) -> None:
+        """Return when the damage that reads have met so far has been dealt with."""
+        self._parts.home.check()
+        self._parts.healer.drain()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _push_target(self, options: PushOptions) -> PushTarget:
+        """Check that a push may begin, and what it is given."""
+        self._parts.check_writable()
+        chunk_size = self.chunk_size if options.chunk_size is None else options.chunk_size
+        target = self._target(options, options.profile or self.profile, chunk_size)
+        self._volumes.require_writable(target.profile)
+        return target
+
+    def _target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
+        return push_target(options, profile, chunk_size, self._volumes.epoch(), self._parts.runtime)

@@ -1,0 +1,232 @@
+"""Keeping a store whole: scrub, repair, collect and rebuild, and stores that join, leave and come back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from storage.arguments import checked
+from storage.catalog.port import DamagedSettings
+from storage.engine.parts import StoreParts
+from storage.errors import InvalidArgument, StoreFull, StoreUnavailable
+from storage.formats.voices import agreement_quorum, voices
+from storage.keys import StripeKey
+from storage.maintenance.agreement import Agreement
+from storage.maintenance.belief import Belief
+from storage.maintenance.collect import collect, missed_stores
+from storage.maintenance.readback import ReadBack
+from storage.maintenance.rebuild import rebuild
+from storage.maintenance.repair import Watch, repair
+from storage.maintenance.scrub import scrub
+from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
+from storage.settings import with_incomplete
+from storage.shards import ShardStore
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Of one store. Thread-safe.
+
+    Args:
+        parts: of the store.
+
+    Attributes:
+        on_collected: called with what each :meth:`collect` came to.
+        on_rebuilt: called when a :meth:`rebuild` has ended well.
+    """
+
+    def __init__(self, parts: StoreParts) -> None:
+        self._parts = parts
+        self._catalog = parts.catalog
+        self._volumes = parts.volumes
+        self._lineage = parts.lineage
+        self._commits = parts.pushing.commits
+        self.on_collected: Callable[[CollectReport], None] = lambda report: None
+        self.on_rebuilt: Callable[[], None] = lambda: None
+
+    # -- scrub, repair, collect, rebuild -----------------------------------------------------------
+
+    def scrub(self, progress: Progress | None) -> ScrubReport:
+        """See :meth:`storage.FileStorage.scrub`."""
+        self._parts.check_open()
+        self._volumes.check_present()
+        report = scrub(self._parts.maintenance, progress)
+        if not self._lineage.behind:
+            self._lineage.restore_marks()
+        return report
+
+    def repair(
+        self, progress: Progress | None, pace: Callable[[float], None] | None, watch: Watch | None
+    ) -> RepairReport:
+        """See :meth:`storage.FileStorage.repair`."""
+        self._parts.check_open()
+        self._volumes.check_present(at_once=True)
+        self._volumes.reattach()
+        if not self._lineage.behind:
+            self._commits.write_pending_tombstones()
+        waiting = set(self._volumes.incomplete)
+        report = repair(self._parts.maintenance, progress, pace, watch)
+        if self._lineage.behind:
+            self._volumes.incomplete |= waiting  # they may lack what this catalog knows nothing of
+        else:
+            self._lineage.plant(waiting - self._volumes.incomplete, anew=True)
+        self.save_incomplete()
+        return report
+
+    def collect(self, progress: Progress | None, grace_s: float, pace: Callable[[float], None] | None) -> CollectReport:
+        """See :meth:`storage.FileStorage.collect`."""
+        self._parts.check_open()
+        self._lineage.check_current()
+        self._lineage.renew_witnessed()
+        report = collect(self._parts.maintenance, grace_s, progress, pace)
+        self.on_collected(report)
+        return report
+
+    def rebuild(self, progress: Progress | None) -> RebuildReport:
+        """See :meth:`storage.FileStorage.rebuild`."""
+        parts = self._parts
+        parts.check_usable()
+        self._volumes.check_present(at_once=True)
+        if not parts.needs_rebuild and not self._lineage.behind:
+            raise InvalidArgument(
+                f"the catalog of {parts.path} is there, and knows all that the volumes know; to make it again from "
+                "them, close the store and move its 'catalog' directory away first"
+            )
+        self._lineage.recover()
+        now_s = parts.runtime.monotonic_s
+        liars_max = parts.profile.n - parts.profile.k if self._volumes.remote else 0
+        report = rebuild(self._catalog, parts.stripes, parts.settings.n, self._belief(), liars_max, now_s, progress)
+        if report.undecided:
+            self._lineage.left_unfinished(report.undecided)  # before the settings: without them, it must be run anyway
+        self._catalog.save_settings(parts.settings)
+        if not report.undecided:
+            self._lineage.rebuilt()
+        parts.needs_rebuild = False
+        self.save_incomplete()
+        self.on_rebuilt()
+        return report
+
+    def _belief(self) -> Belief:
+        """What a rebuild believes of what stores say."""
+        profile = self._parts.profile
+        # Also of stores that are away: were they not counted, the few that are there could agree on anything.
+        owners = {slot: self._volumes.owner(slot) for slot in self._volumes.slots}
+        voice_of = voices(owners, profile.n - profile.k + 1)
+        quorum = agreement_quorum(profile, len({*voice_of.values()})) if self._volumes.remote else 1
+        return Belief(self._parts.authority, Agreement(quorum, self._parts.maintenance.scratch, voice_of))
+
+    # -- what is due -------------------------------------------------------------------------------
+
+    def stores_away(self) -> list[str] | None:
+        """The stores for which a collect had better wait, by name; None: no store is there at all."""
+        if not self._volumes.online():
+            return None
+        return [self._volumes.name(slot) for slot in self._volumes.away()]
+
+    def is_collect_owed(self) -> bool:
+        """Whether a store is there that the latest collects have missed, so that what it holds is not freed yet.
+
+        Stores that are not trusted are swept by none, and are owed none until they are trusted again.
+        """
+        self._parts.check_open()
+        missed = missed_stores(self._catalog, self._volumes.slots)
+        return any(slot in missed and self._volumes.trusts(slot) for slot, _ in self._volumes.online())
+
+    def read_back(self) -> ReadBack:
+        """Compares what stores give back with what they say they hold."""
+        return ReadBack(self._parts.stripes, self._parts.maintenance.collecting.locked)
+
+    def any_stripe(self, near: bytes) -> StripeKey | None:
+        """A chunk's stripe, the first at or after this id; None if there is none."""
+        found = next(self._catalog.holdings(near), None) or next(self._catalog.holdings(), None)
+        return None if found is None else found.stripe
+
+    # -- stores that join, leave and come back -----------------------------------------------------
+
+    def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
+        """Compare a store with the catalog before it is taken into use; see :class:`~storage.write.lineage.Lineage`.
+
+        Args:
+            slot: which one it is; None for one that was never here.
+            volume: to be asked.
+            name: of whoever offers it.
+            owner: likewise, if that is told.
+
+        Returns:
+            Whether it is an older copy, which lacks what it should have.
+
+        Raises:
+            StorageError: it could not be asked.
+        """
+        if self._parts.needs_rebuild:
+            return False
+        stale = self._lineage.meet(slot, volume, name, owner)
+        if not self._lineage.behind:
+            # Tombstones wait for the next repair: written now, they would go to stand-ins for whoever joins later.
+            self._commits.catch_up(self._lineage.latest_shown)
+        return stale
+
+    def meet_all(self) -> None:
+        """Compare all volumes with the catalog, and write down what was found, if that can be done now."""
+        if self._parts.needs_rebuild:
+            return
+        self._lineage.meet_all()
+        try:
+            self.save_incomplete()
+            if not self._lineage.behind:
+                self._commits.catch_up(self._lineage.latest_shown)
+                self._commits.write_pending_tombstones()
+        except (StoreUnavailable, StoreFull) as error:
+            log.warning("the store at %s can only be read for now: %s", self._parts.path, error)
+
+    def meet_again(self, slot: int) -> None:
+        """A volume came back while the store was open: compare it, as it may be a copy that was put there meanwhile."""
+        if not self._parts.needs_rebuild:
+            self._lineage.meet_again(slot)
+
+    def mark(self, slot: int, *, anew: bool = False) -> None:
+        """Mark a store that was taken into use, unless it has a mark; ``anew``: also then. See :class:`Lineage`."""
+        if not self._parts.needs_rebuild and not self._lineage.behind:
+            self._lineage.plant([slot], anew=anew)
+
+    def save_incomplete(self) -> None:
+        """Keep in the catalog which stores wait for repair; for fleets whose stores come and go."""
+        try:
+            kept = self._catalog.settings()
+        except DamagedSettings:
+            kept = None  # they were made again when the store was opened
+        if kept is None:
+            self._catalog.save_settings(with_incomplete(self._parts.settings, self._volumes.incomplete))
+        elif kept.incomplete != sorted(self._volumes.incomplete):
+            # Compared once more within the transaction: a commit may enter another one just now, which must stay.
+            self._catalog.transact(lambda txn: txn.keep_incomplete(self._volumes.incomplete))
+
+    # -- time, and the end -------------------------------------------------------------------------
+
+    def keep_time(self) -> None:
+        """Keep in the catalog how long the store has been open, by which interrupted pushes lapse. Cheap."""
+        try:
+            self._parts.uploads.keep()
+        except StoreFull:
+            log.warning("no space to note for how long the store was open")
+
+    @checked
+    def keep_interrupted(self, resume_s: float) -> None:
+        """Let senders who are elsewhere take up, for a while, the pushes that the last end of the store cut off.
+
+        Args:
+            resume_s: for how many seconds from the opening on no collect takes what they left, whatever its grace.
+        """
+        self._parts.uploads.resume_s = resume_s
+
+    def end(self) -> None:
+        """Keep what the next opening has to know. Called once all else has ended."""
+        if self._parts.needs_rebuild:
+            return
+        try:
+            self.save_incomplete()
+            self.keep_time()
+        except (StoreUnavailable, StoreFull) as error:
+            log.warning("which volumes of %s wait for repair could not be kept: %s", self._parts.path, error)
+        self._lineage.end(self._commits.sequence)

@@ -1,0 +1,56 @@
+"""What a push has claimed so far, and whether all of it is still there when the push is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from storage.batching import batched
+from storage.errors import IncompletePush
+from storage.formats.manifest import FAN_OUT, Manifest, RootNode
+from storage.keys import Kind, StripeKey
+from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.write.context import PushContext
+
+_COLLECTED = "a part of this push was collected before its commit; push again"
+
+
+def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes, bytes]]) -> Iterator[StripeKey]:
+    """Every stripe of a push but that of its version.
+
+    Args:
+        context: of the store.
+        root: of the push's manifest.
+        nodes: ids and bytes of nodes that are not in the catalog yet.
+
+    Raises:
+        IncompletePush: a node is neither given nor in the catalog.
+    """
+    own = dict(nodes)
+
+    def load(node_id: bytes) -> bytes:
+        raw = own.get(node_id) or context.catalog.node(node_id)
+        if raw is None:
+            raise IncompletePush(_COLLECTED)
+        return raw
+
+    manifest = Manifest(root, load)
+    for node_id in manifest.node_ids():
+        yield metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
+    for chunk_id in manifest.chunk_ids():
+        yield chunk_stripe(chunk_id, root.profile)
+
+
+def require_claims(context: PushContext, user: bytes, chunks: Iterable[StripeKey]) -> None:
+    """Check that a user's claims on chunks are in the catalog: a collect that ran meanwhile may have dropped them.
+
+    Args:
+        context: of the store.
+        user: key of the user.
+        chunks: stripes of chunks.
+
+    Raises:
+        IncompletePush: a claim is not there.
+    """
+    for batch in batched(chunks, FAN_OUT):
+        if not all(context.catalog.holds(user, batch)):
+            raise IncompletePush(_COLLECTED)
